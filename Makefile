@@ -1,0 +1,42 @@
+# `make` alone lists the targets. PYTHON picks the interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+CODE := src tests scripts benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help install models test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1@\2/' | column -t -s @
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+install: $(READY) ## create .venv with prunectl (editable) and the development tools
+
+models: $(READY) ## fetch the real checkpoints that the tests use
+	$(BIN)/python scripts/fetch_models.py
+
+test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name" passes on)
+	PRUNECTL_REQUIRE_REAL=1 $(BIN)/python -m pytest --cov $(ARGS)
+
+lint: $(READY) ## check format, lint and types
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+format: $(READY) ## format, and fix what lint can fix
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(READY) ## measure speed and memory (ARGS="--size-gb 8" passes on)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+clean: ## remove .venv, caches and build output; the fetched models stay
+	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""``analyze``: one streamed pass, exact statistics."""

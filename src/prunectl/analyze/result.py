@@ -1,0 +1,206 @@
+"""What an analysis says: plain typed values, exact unless a name says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NEAR_ZERO = (1e-8, 1e-5, 1e-3)
+"""Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""
+
+SPARSITIES = tuple(step / 100 for step in range(5, 100, 5))
+"""The grid of the threshold table, 5% to 95%."""
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Quantiles of |w| by lower nearest rank: the ceil(q*n)-th smallest magnitude."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """Where the checkpoint came from and what it is made of.
+
+    Attributes:
+        model: as given. kind: ``hub``, ``folder`` or ``file``. format: ``safetensors`` or ``pickle``.
+        repo_id, revision, commit: if it came from the Hub.
+        architecture: the model class, or '' where unknown.
+        roles_from: ``modules`` (the model's own module tree) or ``headers``; roles_detail says more.
+        quantization: how it is quantized, '' if it is not.
+        dtypes: label -> number of weights.
+        shards, file_bytes, tensor_bytes, tensors, weights, prunable_weights, layers: counts.
+    """
+
+    model: str
+    kind: str
+    format: str
+    repo_id: str | None
+    revision: str | None
+    commit: str | None
+    architecture: str
+    roles_from: str
+    roles_detail: str
+    quantization: str
+    dtypes: dict[str, int]
+    shards: int
+    file_bytes: int
+    tensor_bytes: int
+    tensors: int
+    weights: int
+    prunable_weights: int
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatternFit:
+    """What one N:M pattern would do to one tensor.
+
+    Attributes:
+        norm_kept: share of the squared norm that stays; None if the tensor cannot take the pattern.
+        zeros: zeros afterwards, those that are there already included.
+        reason: why the tensor cannot take the pattern, '' if it can.
+    """
+
+    norm_kept: float | None
+    zeros: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Exact statistics of one tensor.
+
+    Attributes:
+        name, dtype (label), shape, numel, role, stack, layer, component: what it is.
+        prunable: whether it is pruned by default; reason: why not, '' if it is.
+        measured: False for integer and boolean tensors; the numbers below are then zero.
+        zeros: weights that are +0 or -0. near_zero: tolerance (as text; '0.01*std') -> weights with
+            |w| <= tolerance, zeros included.
+        nans, infs: such values; they are left out of minimum, maximum, mean, std, norm_squared.
+        std: population standard deviation. norm_squared: sum of squares, float64.
+        quantiles: q (as text) -> that quantile of |w|.
+        octaves: binary exponent e -> weights with 2^e <= |w| < 2^(e+1).
+        patterns: N:M -> fit, for prunable tensors.
+        sparsity: share of zeros that OMP gives this tensor at each of the threshold table's rows.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    numel: int
+    role: str
+    stack: str
+    layer: int | None
+    component: str
+    prunable: bool
+    reason: str
+    measured: bool
+    zeros: int = 0
+    near_zero: dict[str, int] = field(default_factory=dict)
+    nans: int = 0
+    infs: int = 0
+    minimum: float = 0.0
+    maximum: float = 0.0
+    mean: float = 0.0
+    std: float = 0.0
+    norm_squared: float = 0.0
+    quantiles: dict[str, float] = field(default_factory=dict)
+    octaves: dict[int, int] = field(default_factory=dict)
+    patterns: dict[str, PatternFit] = field(default_factory=dict)
+    sparsity: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """One row of the OMP table: one global threshold over all prunable weights.
+
+    Attributes:
+        sparsity: asked for. count: weights that are zero then, exactly floor(s*P + 0.5), or more if
+            more are zero already. threshold: magnitude of the largest weight that goes.
+        norm_kept: share of the squared norm of the prunable weights that stays.
+        ties: weights at exactly the threshold; ties_pruned: how many of them go.
+        roles, layers: share of zeros by role, and by 'stack.layer' (prunable tensors only).
+    """
+
+    sparsity: float
+    count: int
+    threshold: float
+    norm_kept: float
+    ties: int
+    ties_pruned: int
+    roles: dict[str, float]
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PatternSummary:
+    """One N:M pattern over the whole model.
+
+    Attributes:
+        pattern: as text. norm_kept: share of the squared norm of all prunable weights that stays if
+            every tensor that fits takes it. eligible, ineligible: tensors. reasons: reason -> tensors.
+        zeros, sparsity: of the prunable weights, afterwards. by_layer: norm kept per 'stack.layer'.
+        bytes_packed: values and 2-bit-like positions of the pruned tensors, everything else dense.
+    """
+
+    pattern: str
+    norm_kept: float
+    eligible: int
+    ineligible: int
+    reasons: dict[str, int]
+    zeros: int
+    sparsity: float
+    by_layer: dict[str, float]
+    bytes_packed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStats:
+    """Sums over tensors: one role, component or layer."""
+
+    tensors: int
+    weights: int
+    prunable_weights: int
+    nbytes: int
+    zeros: int
+    near_zero: dict[str, int]
+    std: float
+    largest: float
+    norm_squared: float
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The whole result of ``prunectl analyze``.
+
+    Attributes:
+        source: what was analyzed. tensors: in file order.
+        thresholds: the OMP table. patterns: one entry per N:M measured.
+        roles: by role. components: prunable ones by component (``self_attn.q_proj``).
+        layers: by 'stack.layer', in order.
+        octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
+        predicted_bytes: label -> bytes of all tensors stored that way (``dense``, ``bitmask at 40%``).
+        warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
+        advice: one sentence on what to try next.
+        from_cache: whether the pass over the weights was saved.
+        seconds: of the pass over the weights, when it was made.
+    """
+
+    source: SourceFacts
+    tensors: tuple[TensorStats, ...]
+    thresholds: tuple[Threshold, ...]
+    patterns: tuple[PatternSummary, ...]
+    roles: dict[str, GroupStats]
+    components: dict[str, GroupStats]
+    layers: dict[str, GroupStats]
+    octaves: dict[int, int]
+    prunable_zeros: int
+    predicted_bytes: dict[str, int]
+    warnings: tuple[str, ...]
+    advice: str
+    from_cache: bool = False
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; NaN and Inf, which JSON lacks, become strings."""
+        from prunectl.analyze.serialize import analysis_to_json
+
+        return analysis_to_json(self)

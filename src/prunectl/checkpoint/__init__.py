@@ -1,0 +1,1 @@
+"""SOURCE: a Hub id or path becomes headers, roles and readable bytes."""

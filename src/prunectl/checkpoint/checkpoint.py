@@ -1,0 +1,269 @@
+"""A checkpoint as its headers describe it: the source of every command."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunectl.checkpoint import hub
+from prunectl.checkpoint.index import (
+    PICKLE_SUFFIXES,
+    WeightSet,
+    check_index,
+    find_weights,
+    read_index,
+)
+from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.roles import RoleMap
+from prunectl.checkpoint.safetensors_file import read_safetensors
+from prunectl.checkpoint.sidefiles import list_folder, side_files, side_files_beside
+from prunectl.checkpoint.stored import StoredTensor, WeightFile
+from prunectl.checkpoint.torch_file import read_torch_file
+from prunectl.errors import BadCheckpoint, ModelNotFound, NoWeights, UnsupportedCheckpoint
+
+_QUANTIZED_PARTS = (
+    ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale", ".SCB",
+    ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".absmax",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's weights and side files, known from headers alone.
+
+    Attributes:
+        model: as the user named it.
+        kind: ``hub``, ``folder`` or ``file``.
+        folder: where the files are.
+        format: ``safetensors`` or ``pickle``.
+        files: the weight files, sorted by name.
+        tensors: in *file order*: files by name, then the order of bytes (safetensors) or of the
+            state dict (pickle). Ties between equal magnitudes are resolved in this order.
+        aliases: further names of tensors whose bytes are stored once -> the name in ``tensors``.
+        side_files: everything else that belongs to the model, relative to ``folder``.
+        repo_id, revision, commit: set if it came from the Hub.
+        quantization: what the config or the tensors' names say of quantization, or ''.
+        trust_remote_code: whether the model's own Python code may run to build its module tree.
+    """
+
+    model: str
+    kind: str
+    folder: Path
+    format: str
+    files: tuple[WeightFile, ...]
+    tensors: tuple[StoredTensor, ...]
+    aliases: dict[str, str]
+    side_files: tuple[str, ...]
+    repo_id: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    quantization: str = ""
+    trust_remote_code: bool = False
+    _roles: list[RoleMap] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def roles(self) -> RoleMap:
+        """What each tensor is. Built at the first use, from the module tree where possible."""
+        from prunectl.checkpoint.role_cache import load_roles
+
+        if not self._roles:
+            self._roles.append(load_roles(self))
+        return self._roles[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The parsed config.json, or an empty dict."""
+        return read_config(self.folder)
+
+    def open(self) -> WeightReader:
+        """A reader of the weight bytes; close it, or use it in a ``with`` block."""
+        return WeightReader(self.folder)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this very checkpoint: the commit, or path, size and mtime of every file."""
+        if self.commit:
+            return {
+                "repo_id": self.repo_id,
+                "commit": self.commit,
+                "files": [[file.name, file.size] for file in self.files],
+            }
+        return {
+            "folder": str(self.folder.resolve()),
+            "files": [[file.name, file.size, file.mtime_ns] for file in self.files],
+        }
+
+
+def open_checkpoint(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint by Hub id or path; reads headers, no weights.
+
+    Args:
+        model: a Hub id (``org/name``, ``org/name@revision``), a folder, or one weights file.
+        revision: branch, tag or commit on the Hub.
+        token: for private and gated repositories; default: what ``hf auth login`` stored.
+        cache_dir: the Hub cache to use; default: huggingface_hub's own.
+        trust_remote_code: let the model's own code build its module tree.
+
+    Raises:
+        SourceError: its subclasses tell what is wrong with the source.
+    """
+    text = os.fspath(model)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _open_folder(text, "folder", path, trust_remote_code=trust_remote_code)
+    if path.is_file():
+        return _open_file(text, path, trust_remote_code=trust_remote_code)
+    repo_id, inline = hub.split_revision(text)
+    if inline and revision and inline != revision:
+        raise ModelNotFound(text, f"names revision {inline}, --revision says {revision}")
+    if not hub.is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
+        raise ModelNotFound(
+            text,
+            "no such file or folder, and not a Hub id either",
+            hint="give org/name, a folder that holds a checkpoint, or one weights file",
+        )
+    snapshot = hub.fetch(
+        repo_id,
+        revision or inline,
+        token=token,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+    )
+    return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json as a dict; empty where it is missing or not an object."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _open_folder(
+    model: str,
+    kind: str,
+    folder: Path,
+    snapshot: hub.HubSnapshot | None = None,
+    *,
+    trust_remote_code: bool,
+) -> Checkpoint:
+    names = list_folder(folder)
+    if not names:
+        raise NoWeights(str(folder), "the folder is empty")
+    weights = find_weights(names, str(folder))
+    return _assemble(
+        model, kind, folder, weights, side_files(names), snapshot, trust_remote_code
+    )
+
+
+def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
+    if path.suffix == ".gguf":
+        raise UnsupportedCheckpoint(
+            path,
+            "GGUF is quantized for llama.cpp",
+            hint="use the safetensors checkpoint that it was made from",
+        )
+    if path.name.endswith(".index.json"):
+        return _open_folder(model, "folder", path.parent, trust_remote_code=trust_remote_code)
+    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
+        raise NoWeights(str(path), "not a weights file by its name")
+    format = "safetensors" if path.suffix == ".safetensors" else "pickle"
+    beside = side_files_beside(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    weights = WeightSet(format, (path.name,))
+    return _assemble(model, "file", path.parent, weights, beside, None, trust_remote_code)
+
+
+def _assemble(
+    model: str,
+    kind: str,
+    folder: Path,
+    weights: WeightSet,
+    sides: tuple[str, ...],
+    snapshot: hub.HubSnapshot | None,
+    trust_remote_code: bool,
+) -> Checkpoint:
+    names, weight_map = weights.files, None
+    if weights.index:
+        weight_map = read_index(folder / weights.index)
+        names = tuple(sorted(set(weight_map.values())))
+        for name in names:
+            if not (folder / name).is_file():
+                raise BadCheckpoint(folder / weights.index, f"names the shard {name}, which is missing")
+    files = tuple(_weight_file(folder, name) for name in names)
+    stored = [tensor for name in names for tensor in _read_header(folder, name, weights.format)]
+    tensors, aliases = _one_place_each(folder, stored)
+    if weight_map is not None and weights.index:
+        check_index(folder / weights.index, weight_map, {t.name: t.file for t in stored})
+    if not tensors:
+        raise NoWeights(str(folder), f"{', '.join(names[:3])}: no tensors inside")
+    return Checkpoint(
+        model, kind, folder, weights.format, files, tensors, aliases, sides,
+        repo_id=snapshot.repo_id if snapshot else None,
+        revision=snapshot.revision if snapshot else None,
+        commit=snapshot.commit if snapshot else None,
+        quantization=_quantization(read_config(folder), [t.name for t in tensors]),
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def _weight_file(folder: Path, name: str) -> WeightFile:
+    try:
+        status = (folder / name).stat()
+    except OSError as error:
+        raise BadCheckpoint(folder / name, f"cannot be opened: {error.strerror}") from None
+    return WeightFile(name, status.st_size, status.st_mtime_ns)
+
+
+def _read_header(folder: Path, name: str, format: str) -> list[StoredTensor]:
+    try:
+        if format == "safetensors":
+            return read_safetensors(folder / name, name)[0]
+        return read_torch_file(folder / name, name)
+    except OSError as error:
+        raise BadCheckpoint(folder / name, f"cannot be read: {error.strerror}") from None
+
+
+def _one_place_each(
+    folder: Path, stored: Iterable[StoredTensor]
+) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:
+    """Separate tensors that own their bytes from further names of the same bytes (tied weights)."""
+    owners: dict[object, StoredTensor] = {}
+    names: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    for tensor in stored:
+        if tensor.name in names:
+            raise BadCheckpoint(
+                folder, f"tensor '{tensor.name}' is in {names[tensor.name]} and in {tensor.file}"
+            )
+        names[tensor.name] = tensor.file
+        key = (tensor.file, tensor.offset, tensor.spec.dtype, tensor.spec.shape, tensor.strides)
+        owner = owners.setdefault(key, tensor) if tensor.spec.numel else tensor
+        if owner is not tensor:
+            aliases[tensor.name] = owner.name
+        elif not tensor.spec.numel:
+            owners[(tensor.name,)] = tensor
+    return tuple(owners.values()), aliases
+
+
+def _quantization(config: dict[str, Any], names: list[str]) -> str:
+    declared = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(declared, dict):
+        return str(declared.get("quant_method") or declared.get("format") or "quantized")
+    marks = {mark for name in names for mark in _QUANTIZED_PARTS if name.endswith(mark)}
+    return f"tensors such as *{min(marks)}" if marks else ""

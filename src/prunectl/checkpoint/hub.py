@@ -1,0 +1,177 @@
+"""The Hugging Face Hub: from a repository id to a folder in the standard cache.
+
+Only files that are used are fetched: the weights of one format, and the side files. The revision
+is pinned to a commit first, so that all files come from the same one.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunectl.checkpoint.index import WeightSet, find_weights, read_index
+from prunectl.checkpoint.sidefiles import list_folder, side_files
+from prunectl.errors import AccessDenied, HubUnreachable, ModelNotFound, PrunectlError
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class HubSnapshot:
+    """A repository's files at one commit, in the local cache."""
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    folder: Path
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """``org/name@revision`` -> its two parts; the revision is None where there is none."""
+    repo_id, _, revision = model.partition("@")
+    return repo_id, revision or None
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether ``text`` has the form of a Hub id: ``name`` or ``org/name``."""
+    return _REPO_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def fetch(
+    repo_id: str,
+    revision: str | None,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+) -> HubSnapshot:
+    """Download (or find in the cache) the weights and side files of a repository.
+
+    Raises:
+        ModelNotFound: no such repository or revision.
+        AccessDenied: private or gated, and no token that opens it.
+        HubUnreachable: no connection, or offline mode, and not all files are in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    model = f"{repo_id}@{revision}" if revision else repo_id
+    with _hub_errors(model):
+        try:
+            info = HfApi().model_info(repo_id, revision=revision, token=token)
+        except Exception as error:
+            if not _is_connection_error(error):
+                raise
+            return _from_cache(repo_id, revision, model, cache_dir, error)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        commit = info.sha or ""
+        weights = find_weights(names, model)
+
+        def download(files: list[str]) -> Path:
+            # allow_patterns are globs; names are meant literally.
+            return Path(
+                snapshot_download(
+                    repo_id,
+                    revision=commit,
+                    allow_patterns=[glob.escape(name) for name in files],
+                    token=token,
+                    cache_dir=cache_dir,
+                )
+            )
+
+        shards = list(weights.files)
+        if weights.index:
+            folder = download([weights.index])
+            shards = sorted(set(read_index(folder / weights.index).values()))
+        index = [weights.index] if weights.index else []
+        card = ["README.md"] if "README.md" in names else []
+        folder = download([*shards, *index, *side_files(names), *card])
+    return HubSnapshot(repo_id, revision, commit, folder)
+
+
+def _from_cache(
+    repo_id: str, revision: str | None, model: str, cache_dir: Path | None, error: Exception
+) -> HubSnapshot:
+    """What the cache holds of the repository, if that is a whole checkpoint."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    why = "the Hub cannot be reached"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        why = "offline mode is on (HF_HUB_OFFLINE)"
+    try:
+        # Incomplete snapshots are fine for hf as long as our own files are there.
+        folder = Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=True,
+                allow_patterns=["config.json"],
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise HubUnreachable(model, f"{why}, and the model is not in the local cache") from None
+    names = list_folder(folder)
+    try:
+        weights = find_weights(names, model)
+    except PrunectlError:
+        raise HubUnreachable(model, f"{why}, and the cache has no weights of it") from None
+    missing = _missing_shards(folder, weights)
+    if missing:
+        raise HubUnreachable(model, f"{why}, and the cache lacks {', '.join(missing[:3])}")
+    return HubSnapshot(repo_id, revision, folder.name, folder)
+
+
+def _missing_shards(folder: Path, weights: WeightSet) -> list[str]:
+    files = set(weights.files)
+    if weights.index:
+        files = set(read_index(folder / weights.index).values())
+    return sorted(name for name in files if not (folder / name).exists())
+
+
+def _is_connection_error(error: Exception) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, OfflineModeIsEnabled | HTTPError | ConnectionError | TimeoutError)
+
+
+@contextmanager
+def _hub_errors(model: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into ours; their texts may carry URLs, never tokens."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise AccessDenied(model, "access to this repository is gated") from None
+    except errors.RepositoryNotFoundError as error:
+        status = error.response.status_code if error.response is not None else 404
+        if status in (401, 403):
+            raise AccessDenied(
+                model, "not found on the Hub, or private and not open to this token"
+            ) from None
+        raise ModelNotFound(
+            model,
+            "neither a local path nor a repository on the Hub",
+            hint="check the spelling; for a private repository run 'hf auth login' or set HF_TOKEN",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelNotFound(
+            model, "the repository has no such revision", hint="give a branch, tag or commit"
+        ) from None
+    except errors.HFValidationError:
+        raise ModelNotFound(model, "neither a local path nor a Hub id (org/name)") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403):
+            raise AccessDenied(model, f"the Hub refused access (HTTP {status})") from None
+        raise HubUnreachable(model, f"the Hub answered HTTP {status}") from None
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError) as error:
+        raise HubUnreachable(
+            model, f"the download was cut off ({type(error).__name__})"
+        ) from None

@@ -1,0 +1,169 @@
+"""Which files of a folder are the weights, and what the index says of them.
+
+Works on lists of names, so that a Hub repository is decided on before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_TRAINING_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*"
+)
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.\w+")
+_INDEX_SUFFIX = ".index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSet:
+    """The weight files of one format that together are the checkpoint.
+
+    Attributes:
+        format: ``safetensors`` or ``pickle``.
+        files: their names, sorted; empty as long as only the index is known.
+        index: name of the index file, or None.
+    """
+
+    format: str
+    files: tuple[str, ...]
+    index: str | None = None
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file's name says optimizer, scheduler or random state: neither weights nor side file."""
+    return _TRAINING_STATE.fullmatch(name.rsplit("/", 1)[-1]) is not None
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether a file's name is one that prunectl reads weights from."""
+    suffixes = (".safetensors", *PICKLE_SUFFIXES)
+    return name.endswith(suffixes) and not is_training_state(name)
+
+
+def find_weights(names: Iterable[str], where: str) -> WeightSet:
+    """Choose the weights among a folder's top-level file names, as transformers would.
+
+    Safetensors go before pickles, a single file before an index, an index before loose shards.
+
+    Raises:
+        NoWeights: nothing that can be read; UnsupportedCheckpoint: GGUF, compressed or adapter only.
+        BadCheckpoint: several pickles that are not shards of one another.
+    """
+    top = sorted(name for name in names if "/" not in name)
+    tensors = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter_model")]
+    if any(name.endswith(".prunectl.safetensors") for name in tensors):
+        raise UnsupportedCheckpoint(
+            where,
+            "a compressed prunectl folder",
+            hint="turn it into a dense checkpoint first: prunectl export --layout dense",
+        )
+    found = _choose(top, tensors, "safetensors", "model.safetensors")
+    if found:
+        return found
+    pickles = [
+        n
+        for n in top
+        if n.endswith(PICKLE_SUFFIXES)
+        and not is_training_state(n)
+        and not n.startswith("adapter_model")
+    ]
+    found = _choose(top, pickles, "pickle", "pytorch_model.bin")
+    if found is None:
+        raise _nothing(top, where)
+    if found.index is None and len(found.files) > 1 and not _are_shards(found.files):
+        raise BadCheckpoint(
+            where,
+            f"holds several checkpoints ({', '.join(found.files[:4])}) and no index",
+            hint="name the one file that is meant",
+        )
+    return found
+
+
+def _choose(top: list[str], weights: list[str], format: str, standard: str) -> WeightSet | None:
+    if standard in weights:
+        return WeightSet(format, (standard,))
+    indexes = [n for n in top if n.endswith(_INDEX_SUFFIX) and _index_of(n, format)]
+    preferred = standard + _INDEX_SUFFIX
+    if preferred in indexes or len(indexes) == 1:
+        return WeightSet(format, (), preferred if preferred in indexes else indexes[0])
+    # Mistral's own consolidated.safetensors repeats the weights under other names.
+    loose = [n for n in weights if not n.startswith("consolidated")] or weights
+    return WeightSet(format, tuple(loose)) if loose else None
+
+
+def _index_of(name: str, format: str) -> bool:
+    suffixes = (".safetensors",) if format == "safetensors" else PICKLE_SUFFIXES
+    return name.removesuffix(_INDEX_SUFFIX).endswith(suffixes)
+
+
+def _are_shards(files: tuple[str, ...]) -> bool:
+    matches = [_SHARD.fullmatch(name) for name in files]
+    families = {(match[1], match[2]) for match in matches if match}
+    return all(matches) and len(families) == 1 and int(next(iter(families))[1]) == len(files)
+
+
+def _nothing(top: list[str], where: str) -> NoWeights | UnsupportedCheckpoint:
+    if any(name.endswith(".gguf") for name in top):
+        return UnsupportedCheckpoint(
+            where,
+            "holds GGUF only, which is quantized for llama.cpp",
+            hint="use the safetensors checkpoint that the GGUF was made from",
+        )
+    if any(name.startswith("adapter_model") for name in top):
+        return UnsupportedCheckpoint(
+            where,
+            "holds a PEFT adapter, not a whole model",
+            hint="merge it into its base model first (peft: merge_and_unload, save_pretrained)",
+        )
+    others = [n for n in top if n.endswith((".h5", ".msgpack", ".onnx", ".ot", ".ckpt"))]
+    return NoWeights(where, f"only {', '.join(others[:3])}" if others else "")
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read an index file: tensor name -> file name.
+
+    Raises:
+        BadCheckpoint: damaged, or naming files outside of the folder.
+    """
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadCheckpoint(path, f"not an index file: {error!r}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadCheckpoint(path, "its weight_map is not a list of tensors")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not is_plain_name(file):
+            raise BadCheckpoint(path, f"tensor '{tensor}' points outside of the folder: {file!r}")
+        if not is_weights_name(file):
+            raise BadCheckpoint(path, f"tensor '{tensor}' points at {file!r}, not a weights file")
+    return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is a file name and nothing else: no folder, no way up, no control characters."""
+    return bool(name) and name not in (".", "..") and not re.search(r"[/\\\x00-\x1f]", name)
+
+
+def check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, str]) -> None:
+    """Compare an index with what its shards hold.
+
+    Args:
+        path: of the index, for messages.
+        weight_map: tensor -> file as the index says.
+        tensors: tensor -> file as the shards' headers say.
+
+    Raises:
+        BadCheckpoint: a tensor that is missing or lies elsewhere.
+    """
+    for tensor, file in weight_map.items():
+        actual = tensors.get(tensor)
+        if actual != file:
+            where = f"is in {actual}" if actual else "is in none of the shards"
+            raise BadCheckpoint(path, f"says that tensor '{tensor}' is in {file}, but it {where}")

@@ -1,0 +1,198 @@
+"""A checkpoint's model class, built on the meta device, and where each stored tensor goes in it.
+
+Everything that depends on the inside of transformers is here. Nothing touches the network, no
+weight is allocated, and whatever transformers raises becomes :class:`UnknownArchitecture`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunectl.errors import UnknownArchitecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a stored tensor goes: the (first) parameter it becomes, and what is done on the way.
+
+    Attributes:
+        parameter: full name in the module tree.
+        transposes: whether loading swaps the last two axes of the stored tensor.
+        only_if_needed: whether it does so only when the shapes differ otherwise.
+    """
+
+    parameter: str
+    transposes: bool = False
+    only_if_needed: bool = False
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence warnings, logging and progress bars of transformers, then restore all three."""
+    from transformers.utils import logging as tlog
+
+    level, bars = tlog.get_verbosity(), tlog.is_progress_bar_enabled()
+    tlog.set_verbosity(tlog.CRITICAL + 1)
+    tlog.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tlog.set_verbosity(level)
+        if bars:
+            tlog.enable_progress_bar()
+
+
+@contextmanager
+def unknown_if_it_fails() -> Iterator[None]:
+    """Turn any exception into :class:`UnknownArchitecture` with its first line.
+
+    transformers, and even more so a model's own code, may raise anything at all.
+    """
+    try:
+        yield
+    except UnknownArchitecture:
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise UnknownArchitecture(f"{type(error).__name__}: {first[:200]}") from error
+
+
+def model_class(
+    folder: Path, *, trust_remote_code: bool
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that config.json names, or the base class of its ``model_type``; and the config.
+
+    Raises:
+        UnknownArchitecture: no usable config.json, an architecture that transformers does not
+            have, or code of the model's own that was not trusted.
+    """
+    raw = _read_config(folder)
+    names = [str(name) for name in raw.get("architectures") or []]
+    native = next((cls for name in names if (cls := _native_class(name)) is not None), None)
+    if "model_type" not in raw and "auto_map" not in raw:
+        # AutoConfig would guess from the folder's name here.
+        if native is None:
+            raise UnknownArchitecture("config.json has no model_type")
+        return native, native.config_class.from_pretrained(folder, local_files_only=True)
+
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    custom = _custom_class(folder, raw, names) if trust_remote_code else None
+    return custom or native or _base_class(config), config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnknownArchitecture("there is no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UnknownArchitecture(f"config.json cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise UnknownArchitecture("config.json is not a JSON object")
+    return raw
+
+
+def _native_class(name: str) -> type[PreTrainedModel] | None:
+    """transformers' own class of that name; fetched by name, since Auto classes import slowly."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return None
+
+
+def _custom_class(
+    folder: Path, raw: dict[str, Any], names: list[str]
+) -> type[PreTrainedModel] | None:
+    """The class from the model's own code that ``architectures`` names; needs trust."""
+    references = [
+        value[0] if isinstance(value, list) else value
+        for key, value in (raw.get("auto_map") or {}).items()
+        if key.startswith("AutoModel")
+    ]
+    named = [ref for ref in references if ref and ref.rpartition(".")[2] in names]
+    if not references:
+        return None
+
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    found: type[PreTrainedModel] = get_class_from_dynamic_module(
+        (named or references)[0], str(folder), local_files_only=True
+    )
+    return found
+
+
+def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    from transformers import MODEL_MAPPING
+
+    if type(config) not in MODEL_MAPPING:
+        raise UnknownArchitecture(f"no model class for model_type '{config.model_type}'")
+    found = MODEL_MAPPING[type(config)]
+    first: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    return first
+
+
+def build_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without storage: every parameter and buffer is on the meta device."""
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    with init_empty_weights(include_buffers=True), no_init_weights():
+        return cls(config)
+
+
+def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:
+    """Where ``from_pretrained`` would put the tensors of these names; unused ones are left out.
+
+    The same steps as transformers' ``convert_and_load_state_dict_in_model``: its renamings and
+    converters per architecture (legacy ``gamma``/``beta``, separate experts that are stacked,
+    DINOv2's old names), then the base model's prefix added or dropped.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        Transpose,
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    steps = get_model_conversion_mapping(model)
+    renamings = [s for s in steps if isinstance(s, WeightRenaming)]
+    converters = [s for s in steps if isinstance(s, WeightConverter)]
+    transposes = {
+        pattern: op
+        for c in converters
+        for op in c.operations
+        if isinstance(op, Transpose)
+        for pattern in c.source_patterns
+    }
+    state = model.state_dict()
+    prefix = model.base_model_prefix
+    targets: dict[str, Target] = {}
+    # Some renamings remember what they saw, so the order has to be transformers' own.
+    for name in sorted(names, key=dot_natural_key):
+        key, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if key not in state and name in state:
+            key, pattern = rename_source_key(name, [], [], prefix, state)
+        if key in state:
+            op = transposes.get(pattern) if pattern is not None else None
+            targets[name] = Target(key, op is not None, op is not None and op.check_dims)
+    return targets

@@ -1,0 +1,86 @@
+"""Roles of a checkpoint's tensors, remembered between runs.
+
+Importing transformers to build the module tree costs seconds, more than analyzing a small model.
+The answer depends on config.json, on the headers and on the versions of both libraries only, so it
+is kept under a hash of these.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import blake3
+
+from prunectl import __version__
+from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
+from prunectl.errors import UnknownArchitecture
+from prunectl.userdirs import cache_dir, write_cache_file
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+
+
+def load_roles(checkpoint: Checkpoint) -> RoleMap:
+    """Roles from the cache, else from the module tree, else from the headers alone.
+
+    The module tree is not built for a checkpoint that has no config.json.
+    """
+    specs = [tensor.spec for tensor in checkpoint.tensors]
+    if not (checkpoint.folder / "config.json").is_file():
+        found = roles_from_headers(specs)
+        return RoleMap(found.roles, found.origin, "there is no config.json")
+    if checkpoint.trust_remote_code:
+        # The model's code may answer otherwise tomorrow: it is asked each time.
+        return _build(checkpoint)
+    name = f"roles-{_key(checkpoint)}.json"
+    remembered = _read(name, [spec.name for spec in specs])
+    if remembered is not None:
+        return remembered
+    found = _build(checkpoint)
+    record = {
+        "origin": found.origin,
+        "detail": found.detail,
+        "roles": {tensor: asdict(role) for tensor, role in found.roles.items()},
+    }
+    write_cache_file(name, lambda file: file.write(json.dumps(record).encode()))
+    return found
+
+
+def _build(checkpoint: Checkpoint) -> RoleMap:
+    from prunectl.checkpoint.modules import roles_from_modules
+
+    specs = [tensor.spec for tensor in checkpoint.tensors]
+    try:
+        return roles_from_modules(
+            checkpoint.folder, specs, trust_remote_code=checkpoint.trust_remote_code
+        )
+    except UnknownArchitecture as error:
+        found = roles_from_headers(specs)
+        return RoleMap(found.roles, found.origin, error.why)
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    facts = {
+        "versions": [__version__, version("transformers"), version("accelerate")],
+        "config": (checkpoint.folder / "config.json").read_bytes().hex(),
+        "tensors": [[t.name, t.spec.dtype.name, t.spec.shape] for t in checkpoint.tensors],
+        "aliases": checkpoint.aliases,
+    }
+    return blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)
+
+
+def _read(name: str, tensors: list[str]) -> RoleMap | None:
+    """The remembered roles; None where there are none, or where they are damaged."""
+    try:
+        record: Any = json.loads((cache_dir() / name).read_bytes())
+        roles = {
+            tensor: TensorRole(**{**fields, "role": Role(fields["role"])})
+            for tensor, fields in record["roles"].items()
+        }
+        found = RoleMap(roles, str(record["origin"]), str(record["detail"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found if found.roles.keys() == set(tensors) else None

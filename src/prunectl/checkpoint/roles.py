@@ -1,0 +1,302 @@
+"""What each tensor of a checkpoint is: its role, its layer, and along which axis its inputs run.
+
+The rules here see names and shapes only (no torch). Where the model's own module tree can be
+built, :mod:`prunectl.checkpoint.modules` knows better and uses these for what is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prunectl.tensorspec import TensorSpec
+
+
+class Role(StrEnum):
+    """What a tensor is for. Only ``LINEAR`` is pruned by default."""
+
+    LINEAR = "block linear"
+    EMBEDDING = "embedding"
+    POSITION = "position"
+    NORM = "norm"
+    BIAS = "bias"
+    CONVOLUTION = "convolution"
+    ROUTER = "router"
+    POOLER = "pooler"
+    HEAD = "head"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRole:
+    """One tensor's place in the model.
+
+    Attributes:
+        role: see :class:`Role`.
+        stack: path of the list of blocks it is in, for example ``encoder.layer``; '' outside of blocks.
+        layer: number of its block in that stack; None outside of blocks.
+        component: path inside the block without the final ``.weight``, for example ``self_attn.q_proj``.
+        input_axis: the axis of the stored tensor along which the layer's inputs run (N:M groups
+            lie along it): last for nn.Linear, 0 for GPT-2's Conv1D, 1 or 2 for stacked 3-D experts;
+            None where the tensor is not a matrix of a linear layer.
+        tied: the file also holds, or the model also uses, this weight under another name.
+    """
+
+    role: Role
+    stack: str = ""
+    layer: int | None = None
+    component: str = ""
+    input_axis: int | None = None
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoleMap:
+    """Roles of all tensors of a checkpoint, and where they come from.
+
+    Attributes:
+        roles: by tensor name, as in the file.
+        origin: ``modules`` (the model's own module tree) or ``headers`` (names and shapes only).
+        detail: the model class, or why the module tree could not be used.
+    """
+
+    roles: dict[str, TensorRole]
+    origin: str
+    detail: str
+
+
+# --- words in names ---------------------------------------------------------------------------
+
+_NORM = re.compile(r"norm|^ln(_|\d|$)|_ln$", re.IGNORECASE)
+_POSITION = re.compile(
+    r"position|^wpe$|^pos_emb|^rel_pos(_[hw])?$|relative_attention_bias|rel_attn_bias"
+    r"|distance_embedding|inv_freq"
+)
+_EMBEDDING = re.compile(
+    r"embed(ding)?s?$|^embed_(tokens|in)|^wte$|^shared$|(cls|mask|dist\w*|register)_tokens?$"
+)
+_ROUTER = re.compile(r"router|^shared_expert_gate$", re.IGNORECASE)
+_POOLER = re.compile(r"pooler|pooling")
+_HEAD = re.compile(
+    r"head|^cls$|classifier|^score$|predictions|^qa_outputs$|^proj_out$|^embed_out$"
+    r"|^seq_relationship$|^vocab_(transform|projector)$|^bbox_|^logits"
+)
+_EXPERT = re.compile(r"expert|moe", re.IGNORECASE)
+_IN_A_BLOCK = re.compile(r"norm|^ln(_|\d|$)|att(n|ention)|mlp|ffn?s?$|feed_?forward", re.IGNORECASE)
+_WIDENS = re.compile(r"gate_up|gate|up|input|^w1$|^w3$|^wi", re.IGNORECASE)
+_NARROWS = re.compile(r"down|output|^w2$|^wo$", re.IGNORECASE)
+
+_CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
+
+
+def named_role(name: str, ndim: int) -> Role:
+    """The role of a tensor that is no linear layer of a block, by the words in its name.
+
+    Args:
+        name: a parameter's full name.
+        ndim: its number of dimensions. A vector is never a pooler or head.
+    """
+    path = name.split(".")
+    owner = path[-2] if len(path) > 1 else ""
+    if _NORM.search(owner):
+        return Role.NORM
+    if ndim >= 4 or "conv" in owner:
+        return Role.CONVOLUTION if path[-1] != "bias" else _bias_or_mask(ndim)
+    if path[-1].endswith("bias") and "relative" not in path[-1]:
+        return _bias_or_mask(ndim)
+    if any(_ROUTER.search(part) for part in path):
+        return Role.ROUTER
+    if _POSITION.search(owner) or _POSITION.search(path[-1]):
+        return Role.POSITION
+    if (_EMBEDDING.search(owner) or _EMBEDDING.search(path[-1])) and not _HEAD.search(owner):
+        return Role.EMBEDDING
+    if ndim >= 2 and any(_POOLER.search(part) for part in path):
+        return Role.POOLER
+    if ndim >= 2 and any(_HEAD.search(part) for part in path):
+        return Role.HEAD
+    return Role.OTHER
+
+
+def _bias_or_mask(ndim: int) -> Role:
+    # Old GPT-2 files keep the causal mask as `attn.bias`, (1, 1, n, n).
+    return Role.BIAS if ndim <= 2 else Role.OTHER
+
+
+def is_router_gate(name: str, siblings: Collection[str]) -> bool:
+    """Whether ``name`` (with or without ``.weight``) is a mixture's gate.
+
+    Many mixtures call their router plain ``gate``, which is a gated MLP's projection elsewhere;
+    what tells them apart is that experts live next to it.
+
+    Args:
+        siblings: names of what else lives in the same parent module.
+    """
+    owner = name.removesuffix(".weight").rpartition(".")[2]
+    return owner == "gate" and any("expert" in sibling for sibling in siblings)
+
+
+def experts_input_axis(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> int | None:
+    """The input axis of stacked experts, shapes ``(experts, a, b)``, from the shapes themselves.
+
+    Files hold either ``(experts, out, in)`` (axis 2: Mixtral, Qwen, Granite) or
+    ``(experts, in, out)`` (axis 1: Llama 4, GPT-OSS). Every expert widens ``hidden -> inner`` and
+    narrows ``inner -> hidden``. When gate and up are fused the widening side is twice the
+    narrowing one, so only one orientation fits; otherwise the model's width decides.
+
+    Args:
+        shapes: of the 3-D tensors of one expert module, by their own short names.
+        hidden: width of the model, if known.
+
+    Returns:
+        1 or 2, or None where the shapes fit both orientations or neither.
+    """
+    stacked = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+    wide = [s for n, s in stacked.items() if _WIDENS.search(n) and not _NARROWS.search(n)]
+    narrow = [s for n, s in stacked.items() if _NARROWS.search(n)]
+    fits: set[int] = set()
+    for (_, a, b), (_, c, d) in ((w, n) for w in wide for n in narrow):
+        fits |= {2} if b == c and a == 2 * d else set()
+        fits |= {1} if a == d and b == 2 * c else set()
+    if not fits and hidden is not None:
+        for _, a, b in wide:
+            fits |= ({1} if a == hidden else set()) | ({2} if b == hidden else set())
+        for _, a, b in narrow:
+            fits |= ({2} if a == hidden else set()) | ({1} if b == hidden else set())
+    return fits.pop() if len(fits) == 1 else None
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def place(name: str) -> tuple[str, int | None, str]:
+    """Split a name at its first number: the list of blocks, the block, the path inside it.
+
+    >>> place("encoder.layer.3.attention.self.query.weight")
+    ('encoder.layer', 3, 'attention.self.query')
+    """
+    path = name.split(".")
+    for i, part in enumerate(path):
+        if i > 0 and part.isdecimal() and i + 1 < len(path):
+            inner = ".".join(path[i + 1 :]).removesuffix(".weight")
+            return ".".join(path[:i]), int(part), inner
+    return "", None, name.removesuffix(".weight")
+
+
+def _block_lists(specs: Sequence[TensorSpec]) -> set[str]:
+    """The paths of numbered lists whose elements are blocks.
+
+    A block has a matrix and something named as a norm, attention or MLP inside of its number, or
+    is itself in a list named so (XLM). ``classifier.0.weight`` or a detection head's
+    ``bbox_embed.0.layers.1.weight`` have neither.
+    """
+    matrices: set[str] = set()
+    named: set[str] = set()
+    for spec in specs:
+        stack, layer, inner = place(spec.name)
+        if layer is None or any(_HEAD.search(part) for part in stack.split(".")):
+            continue
+        if len(spec.shape) >= 2:
+            matrices.add(stack)
+        parts = inner.split(".")
+        if any(_IN_A_BLOCK.search(p) for p in parts):
+            named.add(stack)
+        elif len(parts) > 1 and _IN_A_BLOCK.search(stack.rpartition(".")[2]):
+            named.add(stack)
+    return matrices & named
+
+
+# --- header rules -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Headers:
+    """What the rules need to know of the other tensors of the file."""
+
+    blocks: set[str]
+    conv1d: set[str]
+    """Block lists whose linear layers are GPT-2's Conv1D."""
+    children: dict[str, set[str]]
+    """By module path: names of what lives in it."""
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    """By module path: shapes of the tensors right below it, and of its children's weights."""
+    hidden: dict[tuple[str, int | None], int]
+    """By block: the length of its first norm, which is the width of the model."""
+
+
+def _survey(specs: Sequence[TensorSpec]) -> _Headers:
+    found = _Headers(_block_lists(specs), set(), defaultdict(set), defaultdict(dict), {})
+    for spec in specs:
+        stack, layer, inner = place(spec.name)
+        path = spec.name.split(".")
+        for i in range(1, len(path)):
+            found.children[".".join(path[:i])].add(path[i])
+        short = spec.name.removesuffix(".weight")
+        found.shapes[short.rpartition(".")[0]][short.rpartition(".")[2]] = spec.shape
+        if len(spec.shape) == 1 and re.search(r"norm|ln_\d", inner) and "bias" not in path[-1]:
+            if not re.search(r"att(n|ention)?\.(q|k|v|kv)", inner):
+                found.hidden.setdefault((stack, layer), spec.shape[0])
+        # GPT-2's Conv1D keeps (in, out); GPT-BigCode and Qwen-1 use nn.Linear under that name.
+        if path[-2:] == ["c_attn", "weight"] and len(spec.shape) == 2:
+            if spec.shape[1] == 3 * spec.shape[0]:
+                found.conv1d.add(stack)
+    return found
+
+
+def roles_from_headers(specs: Sequence[TensorSpec]) -> RoleMap:
+    """Give every tensor its role by its name and shape alone.
+
+    The fallback where the module tree cannot be built: a numbered path is a block, and a 2-D
+    weight inside of a block that is no norm, embedding or router is a linear layer, stored
+    ``(out, in)`` unless its names and shapes say GPT-2. Stacked 3-D experts whose orientation
+    cannot be told from the shapes get the commoner ``(experts, out, in)``.
+
+    Args:
+        specs: all tensors of the checkpoint, in any order.
+
+    Returns:
+        A map with origin ``headers``; ``tied`` is never set, since headers cannot tell.
+    """
+    headers = _survey(specs)
+    roles = {spec.name: _header_role(spec, headers) for spec in specs}
+    return RoleMap(roles, origin="headers", detail="names and shapes")
+
+
+def _header_role(spec: TensorSpec, headers: _Headers) -> TensorRole:
+    stack, layer, component = place(spec.name)
+    if stack not in headers.blocks:
+        role = named_role(spec.name, len(spec.shape))
+        return TensorRole(role, component=spec.name.removesuffix(".weight"))
+    role, axis = _block_role(spec, stack, layer, headers)
+    return TensorRole(role, stack, layer, component, axis)
+
+
+def _block_role(
+    spec: TensorSpec, stack: str, layer: int | None, headers: _Headers
+) -> tuple[Role, int | None]:
+    """Role and input axis of a tensor inside of a block."""
+    ndim = len(spec.shape)
+    short = spec.name.removesuffix(".weight")
+    parent, _, own = short.rpartition(".")
+    role = named_role(spec.name, ndim)
+    if role in (Role.NORM, Role.BIAS, Role.ROUTER, Role.POSITION) or not spec.dtype.is_float:
+        return role, None
+    if is_router_gate(short, headers.children[parent]):
+        return Role.ROUTER, None
+    if ndim == 3 and _EXPERT.search(spec.name) or ndim == 3 and _is_expert_pair(parent, headers):
+        hidden = headers.hidden.get((stack, layer))
+        return Role.LINEAR, experts_input_axis(headers.shapes[parent], hidden) or 2
+    if ndim == 3 and spec.name.endswith(".weight"):
+        return Role.CONVOLUTION, None
+    if role in (Role.EMBEDDING, Role.CONVOLUTION) or ndim != 2:
+        return role, None
+    if not spec.name.endswith((".weight", "_weight")):
+        return Role.OTHER, None
+    return Role.LINEAR, 0 if stack in headers.conv1d and own in _CONV1D_PARTS else 1
+
+
+def _is_expert_pair(parent: str, headers: _Headers) -> bool:
+    """JetMoE's experts: 3-D ``input_linear`` and ``output_linear`` without the word expert."""
+    return experts_input_axis(headers.shapes[parent], None) is not None

@@ -1,0 +1,113 @@
+"""Safetensors headers: read without trust, every invariant of the format in one place.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON
+object name -> {dtype, shape, data_offsets}, then the data, which the tensors cover without gap or
+overlap up to the last byte of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import BadCheckpoint
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that the safetensors library sets itself."""
+
+
+def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[str, str]]:
+    """Read one file's header.
+
+    Args:
+        path: the file.
+        name: the name to record as the tensors' ``file``.
+
+    Returns:
+        The tensors in the order of their bytes, and the file's ``__metadata__``.
+
+    Raises:
+        BadCheckpoint: truncated, not safetensors, or a header that contradicts itself or the file.
+    """
+    header, data_start, data_size = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise BadCheckpoint(path, "the header's __metadata__ is not an object")
+    entries = sorted(
+        (_entry(path, tensor, fields) for tensor, fields in header.items()),
+        key=lambda entry: (entry[1], entry[2]),
+    )
+    expected = 0
+    for spec, begin, end in entries:
+        if begin != expected:
+            what = "overlaps the tensor before it" if begin < expected else "leaves a gap before it"
+            raise BadCheckpoint(path, f"tensor '{spec.name}' {what}: the header lies about offsets")
+        expected = end
+    if expected > data_size:
+        raise BadCheckpoint(
+            path, f"truncated: the header promises {expected:,} bytes of data, {data_size:,} are there"
+        )
+    if expected < data_size:
+        raise BadCheckpoint(path, f"{data_size - expected:,} bytes after the last tensor")
+    tensors = [StoredTensor(spec, name, data_start + begin) for spec, begin, _ in entries]
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise BadCheckpoint(path, f"truncated: {size} bytes are too few for a safetensors file")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES:
+            raise BadCheckpoint(path, "not a safetensors file (impossible header length)")
+        if length > size - 8:
+            raise BadCheckpoint(path, "truncated inside the safetensors header")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(path, f"the safetensors header is not valid JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise BadCheckpoint(path, "the safetensors header is not a JSON object")
+    return header, 8 + length, size - 8 - length
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
+    def bad(why: str) -> BadCheckpoint:
+        return BadCheckpoint(path, f"tensor '{name}': {why}")
+
+    if not isinstance(fields, dict):
+        raise bad("its header entry is not an object")
+    dtype = DTYPES.get(str(fields.get("dtype")))
+    if dtype is None:
+        raise bad(f"unknown dtype {fields.get('dtype')!r}")
+    shape, offsets = fields.get("shape"), fields.get("data_offsets")
+    if not _is_sizes(shape):
+        raise bad(f"shape {shape!r} is not a list of sizes")
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        raise bad(f"data_offsets {offsets!r} are not two positions")
+    spec = TensorSpec(name, dtype, tuple(shape))
+    begin, end = offsets
+    if end - begin != spec.nbytes or spec.numel * dtype.bits % 8:
+        raise bad(
+            f"the header gives it {end - begin:,} bytes, its shape and dtype need {spec.nbytes:,}"
+        )
+    return spec, begin, end
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
+    )

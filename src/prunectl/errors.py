@@ -1,0 +1,229 @@
+"""The closed set of errors that prunectl raises on purpose.
+
+Each error carries its facts as fields and says in ``str()`` what happened and where; ``hint`` says
+what to do. ``exit_code`` is what the command line ends with: 1 failed, 2 usage, 3 verification
+found a difference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class PrunectlError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PrunectlError):
+    """The arguments cannot be meant as given."""
+
+    exit_code = 2
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+class InvalidPattern(UsageError):
+    """A pattern that is neither ``unstructured`` nor a valid N:M."""
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(
+            f"pattern '{text}' is not valid: {why}",
+            hint="use 'unstructured', or N:M with N kept of every M, such as 2:4",
+        )
+        self.text, self.why = text, why
+
+
+class InvalidSparsity(UsageError):
+    """A sparsity outside ``0 < s < 1``, or one that the pattern cannot reach."""
+
+    def __init__(self, value: object, why: str, *, hint: str = "") -> None:
+        super().__init__(
+            f"sparsity {value} is not valid: {why}",
+            hint=hint or "give the share of prunable weights to remove, for example --sparsity 0.4",
+        )
+        self.value, self.why = value, why
+
+
+class InvalidOption(UsageError):
+    """Another option whose value, or combination with others, has no meaning."""
+
+
+class RecipeError(UsageError):
+    """A recipe file that cannot be read or has an entry that is not understood."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(f"recipe {path}: {why}", hint="see docs/recipes.md for the format")
+        self.path, self.why = path, why
+
+
+class NoModelGiven(UsageError):
+    """MODEL was left out and nothing tells which one is meant."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no MODEL given",
+            hint="name a Hub id (org/name), a folder or a weights file; or set PRUNECTL_MODEL; "
+            "or run inside a folder that holds a checkpoint; or analyze a model first",
+        )
+
+
+# --- source ---------------------------------------------------------------------------------
+
+
+class SourceError(PrunectlError):
+    """The checkpoint cannot be used."""
+
+
+class ModelNotFound(SourceError):
+    """Neither a path nor a repository, revision or file on the Hub."""
+
+    def __init__(self, model: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{model}: {why}", hint=hint)
+        self.model, self.why = model, why
+
+
+class AccessDenied(SourceError):
+    """A gated or private repository, and no token that opens it."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(
+            f"{model}: {why}",
+            hint="ask for access on its Hub page, then run 'hf auth login' or set HF_TOKEN",
+        )
+        self.model, self.why = model, why
+
+
+class HubUnreachable(SourceError):
+    """Offline (asked for or not) and the files are not in the cache."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(
+            f"{model}: {why}",
+            hint="check the connection and HF_ENDPOINT, unset HF_HUB_OFFLINE, or give a local folder",
+        )
+        self.model, self.why = model, why
+
+
+class NoWeights(SourceError):
+    """A folder or repository without weight files that can be read."""
+
+    def __init__(self, where: str, found: str = "", *, hint: str = "") -> None:
+        super().__init__(
+            f"{where}: no weights found" + (f" ({found})" if found else ""),
+            hint=hint
+            or "expected *.safetensors, or torch pickles such as pytorch_model.bin, *.pt or *.pth",
+        )
+        self.where, self.found = where, found
+
+
+class BadCheckpoint(SourceError):
+    """A weights file, index or header that is damaged or contradicts itself."""
+
+    def __init__(self, file: Path | str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{file}: {why}", hint=hint or "download or copy the file again")
+        self.file, self.why = str(file), why
+
+
+class UnsafePickle(SourceError):
+    """A pickle that wants to run code, or that holds something else than tensors."""
+
+    def __init__(self, file: Path | str, why: str) -> None:
+        super().__init__(
+            f"{file}: not loaded, since this pickle needs more than tensors: {why}",
+            hint="pickles can run code; use a safetensors version of this checkpoint",
+        )
+        self.file, self.why = str(file), why
+
+
+class UnsupportedCheckpoint(SourceError):
+    """A format or state that is understood but cannot be pruned: GGUF, quantized, compressed."""
+
+    def __init__(self, where: Path | str, what: str, *, hint: str) -> None:
+        super().__init__(f"{where}: {what}", hint=hint)
+        self.where, self.what = str(where), what
+
+
+class NaNWeights(SourceError):
+    """A prunable tensor holds NaN, which has no magnitude."""
+
+    def __init__(self, tensor: str, count: int) -> None:
+        super().__init__(
+            f"tensor '{tensor}' holds {count} NaN value{'s' if count != 1 else ''}, which have no magnitude",
+            hint=f"the checkpoint is damaged; to leave this tensor as it is: --exclude '{tensor}'",
+        )
+        self.tensor, self.count = tensor, count
+
+
+class UnknownArchitecture(SourceError):
+    """The module tree cannot be built; callers fall back on header rules or report it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the model's module tree cannot be built: {why}")
+        self.why = why
+
+
+# --- plan -----------------------------------------------------------------------------------
+
+
+class NothingPrunable(UsageError):
+    """No tensor is left to prune after roles and filters."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"nothing to prune: {why}",
+            hint="see 'prunectl prune --dry-run' for each tensor's reason; --include adds tensors",
+        )
+        self.why = why
+
+
+# --- output ---------------------------------------------------------------------------------
+
+
+class OutputError(PrunectlError):
+    """The output cannot be written where it was asked for."""
+
+
+class OutputConflict(OutputError):
+    """Something is in the way at the output path."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path | str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{path}: {why}", hint=hint or "choose another -o")
+        self.path, self.why = str(path), why
+
+
+class NoSpace(OutputError):
+    """Not enough free space for the output."""
+
+    def __init__(self, path: Path | str, needed: int, free: int) -> None:
+        super().__init__(
+            f"{path}: {needed:,} bytes are needed and {free:,} are free",
+            hint="free some space or choose -o on another disk; nothing was written",
+        )
+        self.path, self.needed, self.free = str(path), needed, free
+
+
+class CannotWrite(OutputError):
+    """The system refused to write."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(f"{path}: cannot write: {why}", hint="choose a writable -o")
+        self.path, self.why = str(path), why
+
+
+class BadManifest(PrunectlError):
+    """``prunectl.json`` is missing, damaged, or of a newer version."""
+
+    def __init__(self, path: Path | str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{path}: {why}", hint=hint or "only folders written by prunectl have one")
+        self.path, self.why = str(path), why

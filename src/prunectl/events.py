@@ -1,0 +1,49 @@
+"""Progress as data: what long functions tell a caller while they work.
+
+A caller passes ``on_event``; the command line renders the events, a library user may ignore them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A long step begins; ``total`` is in bytes."""
+
+    phase: str
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """``count`` more bytes of the phase are done; ``item`` is the tensor or file just worked on."""
+
+    phase: str
+    count: int
+    item: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDone:
+    """The phase is over."""
+
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence for a person: something decided or found on the way. ``warning`` if it may matter."""
+
+    text: str
+    warning: bool = False
+
+
+Event = PhaseStarted | Advanced | PhaseDone | Note
+OnEvent = Callable[[Event], None]
+
+
+def ignore_events(event: Event) -> None:
+    """The default listener."""

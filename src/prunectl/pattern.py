@@ -1,0 +1,80 @@
+"""Sparsity patterns: which weights may be zero together.
+
+``unstructured`` lets any weight go. ``N:M`` keeps at most N of every M consecutive weights along
+the input dimension (the last axis of a Linear); N counts the *kept* weights, as in NVIDIA's 2:4.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from prunectl.errors import InvalidPattern
+
+MAX_GROUP = 64
+"""Largest M accepted: hardware and papers stop at 32, and group ranks are counted in O(M^2)."""
+
+_NM = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
+
+
+@dataclass(frozen=True, slots=True)
+class Unstructured:
+    """Any weight may be zero."""
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True, slots=True)
+class NM:
+    """At most ``n`` kept of every ``m`` consecutive weights along the input dimension."""
+
+    n: int
+    m: int
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity of a matrix that follows the pattern everywhere, ``1 - n/m``."""
+        return (self.m - self.n) / self.m
+
+
+Pattern = Unstructured | NM
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read ``unstructured`` or ``N:M``.
+
+    Raises:
+        InvalidPattern: not one of the two forms, or not ``0 < N < M <= MAX_GROUP``.
+    """
+    cleaned = text.strip().lower()
+    if cleaned == "unstructured":
+        return Unstructured()
+    match = _NM.fullmatch(cleaned)
+    if match is None:
+        raise InvalidPattern(text, "it is neither 'unstructured' nor N:M such as 2:4")
+    n, m = int(match[1]), int(match[2])
+    if n == 0:
+        raise InvalidPattern(text, "N is how many weights are kept of every M, so it is at least 1")
+    if n == m:
+        raise InvalidPattern(text, "keeping M of every M prunes nothing")
+    if n > m:
+        raise InvalidPattern(text, f"N is how many are kept of every M; did you mean {m}:{n}?")
+    if m > MAX_GROUP:
+        raise InvalidPattern(text, f"M is at most {MAX_GROUP}")
+    return NM(n, m)
+
+
+def parse_nm(text: str) -> NM:
+    """Read ``N:M`` only.
+
+    Raises:
+        InvalidPattern: as :func:`parse_pattern`, or ``unstructured``.
+    """
+    pattern = parse_pattern(text)
+    if isinstance(pattern, Unstructured):
+        raise InvalidPattern(text, "an N:M pattern such as 2:4 is needed here")
+    return pattern

@@ -1,0 +1,369 @@
+"""What will be done to every tensor, decided from headers alone. This is what ``--dry-run`` shows.
+
+Tensors that are compared together form a *pool*: those that one recipe rule matches, and all
+others. Numbers that depend on weights (thresholds, which matrices a budget takes) come later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from prunectl.checkpoint.roles import Role, TensorRole
+from prunectl.errors import InvalidOption, InvalidSparsity, NothingPrunable
+from prunectl.pattern import NM, Pattern, Unstructured
+from prunectl.tensorspec import TensorSpec
+
+
+class Scope(StrEnum):
+    """Which weights are compared with one another by unstructured pruning."""
+
+    GLOBAL = "global"
+    TENSOR = "tensor"
+    ROW = "row"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of a recipe: the first rule that matches a tensor decides.
+
+    Attributes:
+        match: selectors (see :func:`matches`).
+        sparsity, pattern, scope: None means the recipe's or command's default.
+        skip: leave these tensors dense.
+    """
+
+    match: tuple[str, ...]
+    sparsity: float | None = None
+    pattern: Pattern | None = None
+    scope: Scope | None = None
+    skip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """What the user asks for.
+
+    Attributes:
+        sparsity: share of the prunable weights to be zero; None with N:M means all that fit.
+        pattern: unstructured or N:M.
+        scope: for unstructured pruning.
+        include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
+        rules: a recipe's rules, in order.
+    """
+
+    sparsity: float | None = None
+    pattern: Pattern = field(default_factory=Unstructured)
+    scope: Scope = Scope.GLOBAL
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Tensors that share a target.
+
+    Attributes:
+        label: for people: ``default`` or the rule's selectors.
+        pattern, scope, sparsity: as in :class:`PruneSettings`.
+        members: names of its prunable tensors, in file order, those that do not fit an N:M
+            pattern included: they count in the sparsity's denominator.
+        weights: their elements in all.
+    """
+
+    label: str
+    pattern: Pattern
+    scope: Scope
+    sparsity: float | None
+    members: tuple[str, ...]
+    weights: int
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether an N:M pattern goes to whole matrices until a sparsity is reached."""
+        return (
+            isinstance(self.pattern, NM)
+            and self.sparsity is not None
+            and self.sparsity < self.pattern.sparsity
+        )
+
+    @property
+    def target_zeros(self) -> int:
+        """``k = floor(s*P + 0.5)``; for N:M without a sparsity, what the pattern gives at most."""
+        sparsity = self.sparsity
+        if sparsity is None:
+            assert isinstance(self.pattern, NM)
+            sparsity = self.pattern.sparsity
+        return count_for(sparsity, self.weights)
+
+
+def count_for(sparsity: float, weights: int) -> int:
+    """The exact count of zeros that ``sparsity`` means: ``floor(s*P + 0.5)``, in integers.
+
+    The product is formed from the float's exact ratio, so that 10^12 weights lose no unit.
+    """
+    numerator, denominator = sparsity.as_integer_ratio()
+    return (2 * numerator * weights + denominator) // (2 * denominator)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What is done to one tensor.
+
+    Attributes:
+        spec, role: what it is.
+        pool: index of its pool; None if it is copied.
+        pattern: its pool's pattern; None if it is copied.
+        prunable: whether it counts as prunable (it may still be copied, with a reason).
+        reason: why it is copied; '' if it is to be pruned.
+    """
+
+    spec: TensorSpec
+    role: TensorRole
+    pool: int | None
+    pattern: Pattern | None
+    prunable: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole plan: one entry per tensor in file order, and the pools."""
+
+    settings: PruneSettings
+    tensors: tuple[TensorPlan, ...]
+    pools: tuple[Pool, ...]
+
+    @property
+    def prunable_weights(self) -> int:
+        return sum(entry.spec.numel for entry in self.tensors if entry.prunable)
+
+    @property
+    def weights(self) -> int:
+        return sum(entry.spec.numel for entry in self.tensors)
+
+
+def matches(selector: str, name: str) -> bool:
+    """Whether a selector means a tensor: its name, a module that holds it, a glob, or ``re:``.
+
+    ``re:EXPR`` is searched for anywhere in the name.
+    """
+    if selector.startswith("re:"):
+        return re.search(selector[3:], name) is not None
+    return name == selector or name.startswith(selector + ".") or fnmatchcase(name, selector)
+
+
+def check_sparsity(value: float, pattern: Pattern) -> None:
+    """Raise InvalidSparsity unless ``0 < value < 1`` and the pattern can reach it."""
+    if not 0 < value < 1:
+        percent = 1 < value < 100
+        hint = f"a share between 0 and 1; did you mean {value / 100:g}?" if percent else ""
+        raise InvalidSparsity(f"{value:g}", "it must lie between 0 and 1, exclusive", hint=hint)
+    if isinstance(pattern, NM) and value > pattern.sparsity + 1e-9:
+        raise InvalidSparsity(
+            f"{value:g}",
+            f"pattern {pattern} keeps {pattern.n} of every {pattern.m} weights, "
+            f"so it reaches at most {pattern.sparsity:g}",
+            hint=f"lower --sparsity to {pattern.sparsity:g} or less, or choose another --pattern",
+        )
+
+
+def check_settings(settings: PruneSettings) -> None:
+    """Raise a UsageError for settings that contradict themselves."""
+    for selector in (
+        *settings.include,
+        *settings.exclude,
+        *(selector for rule in settings.rules for selector in rule.match),
+    ):
+        _check_selector(selector)
+    _check_target(settings.sparsity, settings.pattern, settings.scope, bool(settings.rules))
+    for rule in settings.rules:
+        if not rule.skip:
+            _check_target(*_target(rule, settings), False)
+
+
+def _check_selector(selector: str) -> None:
+    if not selector or selector == "re:":
+        raise InvalidOption("an empty selector", hint="give a name, a glob or re:EXPRESSION")
+    if selector.startswith("re:"):
+        try:
+            re.compile(selector[3:])
+        except re.error as error:
+            raise InvalidOption(
+                f"'{selector}' is not a regular expression: {error}", hint="see Python's re module"
+            ) from None
+
+
+def _check_target(
+    sparsity: float | None, pattern: Pattern, scope: Scope, may_be_missing: bool
+) -> None:
+    if sparsity is not None:
+        check_sparsity(sparsity, pattern)
+    elif isinstance(pattern, Unstructured) and not may_be_missing:
+        raise InvalidOption(
+            "no sparsity given",
+            hint="add --sparsity S (0 < S < 1), or a --pattern such as 2:4 that implies one",
+        )
+    if isinstance(pattern, NM) and scope is not Scope.GLOBAL:
+        raise InvalidOption(
+            f"scope '{scope}' has no meaning with pattern {pattern}",
+            hint="N:M compares weights inside each group; leave --scope out",
+        )
+
+
+def _target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Pattern, Scope]:
+    """A rule's target, with the defaults filled in.
+
+    A default sparsity is not carried over to a rule that names another pattern and no sparsity.
+    """
+    pattern = rule.pattern or settings.pattern
+    sparsity = rule.sparsity
+    if sparsity is None and (rule.pattern is None or isinstance(pattern, Unstructured)):
+        sparsity = settings.sparsity
+    return sparsity, pattern, rule.scope or settings.scope
+
+
+def make_plan(
+    specs: Sequence[TensorSpec], roles: Mapping[str, TensorRole], settings: PruneSettings
+) -> Plan:
+    """Decide what happens to every tensor. Pure: no weights, no files.
+
+    Args:
+        specs: the tensors in file order.
+        roles: of every tensor.
+        settings: what was asked for.
+
+    Raises:
+        UsageError: settings that contradict themselves; a selector or rule that matches nothing.
+        NothingPrunable: no tensor is left to prune.
+    """
+    check_settings(settings)
+    _check_matches(specs, settings)
+    has_default = settings.sparsity is not None or isinstance(settings.pattern, NM)
+    targets = [None if rule.skip else _target(rule, settings) for rule in settings.rules]
+    targets.append((settings.sparsity, settings.pattern, settings.scope) if has_default else None)
+    entries: list[TensorPlan] = []
+    members: list[list[TensorSpec]] = [[] for _ in targets]
+    for spec in specs:
+        reason = not_prunable_reason(spec, roles[spec.name], settings)
+        which = _rule_for(spec.name, settings)
+        target = targets[which]
+        if not reason and target is None:
+            reason = "skipped by the recipe" if which < len(settings.rules) else "no rule matches it"
+        if reason or target is None:
+            entries.append(TensorPlan(spec, roles[spec.name], None, None, False, reason))
+            continue
+        members[which].append(spec)
+        unfit = misfit_reason(spec, roles[spec.name], target[1])
+        if unfit:
+            entries.append(TensorPlan(spec, roles[spec.name], None, None, True, unfit))
+        else:
+            entries.append(TensorPlan(spec, roles[spec.name], which, target[1], True, ""))
+    return _assemble(settings, targets, entries, members)
+
+
+def _assemble(
+    settings: PruneSettings,
+    targets: list[tuple[float | None, Pattern, Scope] | None],
+    entries: list[TensorPlan],
+    members: list[list[TensorSpec]],
+) -> Plan:
+    """Number the pools that have members, and refuse a plan that prunes nothing."""
+    if not any(entry.pool is not None for entry in entries):
+        reasons = sorted({entry.reason for entry in entries if entry.prunable}) or [
+            "no tensor is a weight matrix of a transformer block, or filters took all of them"
+        ]
+        raise NothingPrunable("; ".join(reasons[:3]))
+    pools: list[Pool] = []
+    numbers: dict[int, int] = {}
+    for which, target in enumerate(targets):
+        if target is None or not members[which]:
+            continue
+        numbers[which] = len(pools)
+        rule = settings.rules[which] if which < len(settings.rules) else None
+        sparsity, pattern, scope = target
+        pools.append(
+            Pool(
+                label=", ".join(rule.match) if rule else "default",
+                pattern=pattern,
+                scope=scope,
+                sparsity=sparsity,
+                members=tuple(spec.name for spec in members[which]),
+                weights=sum(spec.numel for spec in members[which]),
+            )
+        )
+    numbered = tuple(
+        TensorPlan(e.spec, e.role, numbers[e.pool], e.pattern, e.prunable, e.reason)
+        if e.pool is not None
+        else e
+        for e in entries
+    )
+    return Plan(settings, numbered, tuple(pools))
+
+
+def _rule_for(name: str, settings: PruneSettings) -> int:
+    """Index of the first rule that matches; the number of rules where none does."""
+    for index, rule in enumerate(settings.rules):
+        if any(matches(selector, name) for selector in rule.match):
+            return index
+    return len(settings.rules)
+
+
+def _check_matches(specs: Sequence[TensorSpec], settings: PruneSettings) -> None:
+    """A selector that matches nothing is a typing mistake more often than not: refuse it."""
+    selectors: Iterable[tuple[str, str]] = [
+        *(("--include", s) for s in settings.include),
+        *(("--exclude", s) for s in settings.exclude),
+        *(("a recipe rule", s) for rule in settings.rules for s in rule.match),
+    ]
+    for origin, selector in selectors:
+        if not any(matches(selector, spec.name) for spec in specs):
+            raise InvalidOption(
+                f"{origin}: '{selector}' matches no tensor",
+                hint="see the names with 'prunectl analyze MODEL --all'",
+            )
+
+
+def not_prunable_reason(spec: TensorSpec, role: TensorRole, settings: PruneSettings) -> str:
+    """Why a tensor is not among the prunable ones; '' if it is."""
+    if any(matches(selector, spec.name) for selector in settings.exclude):
+        return "excluded"
+    if not spec.dtype.is_float:
+        return f"{spec.dtype.label} has no magnitudes"
+    if not spec.dtype.is_prunable:
+        return f"{spec.dtype.label} can be analyzed, not pruned"
+    if spec.numel == 0:
+        return "empty"
+    if any(matches(selector, spec.name) for selector in settings.include):
+        return ""
+    if role.role is not Role.LINEAR:
+        return f"{role.role} is not pruned by default"
+    if len(spec.shape) < 2:
+        return "not a matrix"
+    return ""
+
+
+def misfit_reason(spec: TensorSpec, role: TensorRole, pattern: Pattern) -> str:
+    """Why a prunable tensor cannot take ``pattern``; '' if it can."""
+    if isinstance(pattern, Unstructured):
+        return ""
+    axis = input_axis(spec, role)
+    if axis is None:
+        return "no input dimension known, which N:M needs"
+    length = spec.shape[axis]
+    if length < pattern.m:
+        return f"input dimension {length} is smaller than {pattern.m}"
+    if length % pattern.m:
+        return f"input dimension {length} is not divisible by {pattern.m}"
+    return ""
+
+
+def input_axis(spec: TensorSpec, role: TensorRole) -> int | None:
+    """The axis of the inputs; for an included tensor of no linear layer: the last of two."""
+    if role.input_axis is not None:
+        return role.input_axis
+    return 1 if len(spec.shape) == 2 else None

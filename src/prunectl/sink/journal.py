@@ -1,0 +1,162 @@
+"""The journal of an unfinished output: which shards are done, and that only one process works on it.
+
+One JSON line each: first the fingerprint and the work folder's inode, then one per finished shard.
+It lies beside the work folder, so that the finished folder never holds it, and names the folder by
+inode, so that an old output that was just exchanged into the work folder's place is not mistaken
+for half a new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from prunectl.errors import OutputConflict
+from prunectl.sink.shards import Shard
+from prunectl.sink.target import is_safe_relative
+
+FORMAT = 1
+
+JsonObject = dict[str, Any]
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""Some cluster file systems have no flock; there the lock is not held, and all else works."""
+
+
+class Journal:
+    """An open and locked journal file. ``OSError`` passes through all methods.
+
+    Raises:
+        OutputConflict: another process holds the lock.
+    """
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self._path = path
+        self._fd = _open_locked(path, target)
+
+    def load(self, fingerprint: str, work: Path) -> dict[str, JsonObject] | None:
+        """Entries by shard name whose file is in ``work``, complete; None if this is another job's.
+
+        What a kill left of a last line is cut off, so that the next line starts cleanly.
+        """
+        lines, length = _whole_lines(self._read())
+        if not lines or not work.is_dir():
+            return None
+        if lines[0] != _first_line(fingerprint, work):
+            return None
+        os.ftruncate(self._fd, length)
+        return {line["shard"]: line for line in lines[1:] if _is_complete(line, work)}
+
+    def restart(self, fingerprint: str, work: Path) -> None:
+        """Forget everything and begin with ``work``, which exists and is empty."""
+        os.ftruncate(self._fd, 0)
+        self._append(_first_line(fingerprint, work))
+
+    def add(self, shard: Shard, records: list[JsonObject]) -> JsonObject:
+        """Record a shard that is durable under its final name; returns once the line is durable."""
+        entry: JsonObject = {
+            "shard": shard.name,
+            "size": shard.size,
+            "header_size": len(shard.header.data),
+            "header_blake3": blake3(shard.header.data).hexdigest(),
+            "records": records,
+        }
+        self._append(entry)
+        return entry
+
+    def close(self) -> None:
+        """Release the lock; the journal stays for a later run."""
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """Delete the journal, then release the lock."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def _read(self) -> bytes:
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            return file.read()
+
+    def _append(self, line: JsonObject) -> None:
+        os.lseek(self._fd, 0, os.SEEK_END)
+        data = memoryview(_encode(line))
+        while data.nbytes:
+            data = data[os.write(self._fd, data) :]
+        os.fsync(self._fd)
+
+
+def is_entry_of(entry: JsonObject, shard: Shard) -> bool:
+    """Whether a journal entry is about exactly this shard: same tensors at the same offsets."""
+    return bool(entry["header_blake3"] == blake3(shard.header.data).hexdigest())
+
+
+def _open_locked(path: Path, target: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(fd)
+                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                    raise
+                raise OutputConflict(
+                    target,
+                    "another prunectl is writing this output now",
+                    hint="wait until it ends, or choose another -o",
+                ) from None
+        # The holder before us may have deleted the file between our open and our lock.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
+            return fd
+        os.close(fd)
+
+
+def _first_line(fingerprint: str, work: Path) -> JsonObject:
+    return {"prunectl_journal": FORMAT, "fingerprint": fingerprint, "folder": work.stat().st_ino}
+
+
+def _encode(line: JsonObject) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def _whole_lines(data: bytes) -> tuple[list[JsonObject], int]:
+    """The leading lines that are complete JSON objects, and their length in bytes."""
+    lines: list[JsonObject] = []
+    length = 0
+    for text in data.split(b"\n")[:-1]:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
+        length += len(text) + 1
+    return lines, length
+
+
+def _is_complete(entry: JsonObject, work: Path) -> bool:
+    match entry:
+        case {
+            "shard": str(name),
+            "size": int(size),
+            "header_size": int(header_size),
+            "header_blake3": str(digest),
+            "records": list(),
+        }:
+            path = work / name
+        case _:
+            return False
+    if not is_safe_relative(name) or path.is_symlink() or not path.is_file():
+        return False
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        return blake3(file.read(header_size)).hexdigest() == digest

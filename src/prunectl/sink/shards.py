@@ -1,0 +1,206 @@
+"""Which tensor goes into which file, and writing such a file at known positions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from prunectl.errors import InvalidOption
+from prunectl.sink.header import Header, encode_header, storage_order
+from prunectl.sink.osfiles import Buffer, allocate, create_file, os_errors, sync_folder
+from prunectl.tensorspec import TensorSpec
+
+INDEX_NAME = "model.safetensors.index.json"
+_FLOATING = ("F", "BF", "C")
+_UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as ``5GB`` or ``300MB``: decimal units, as in huggingface_hub; result in bytes.
+
+    Raises:
+        InvalidOption: not a positive number followed by TB, GB, MB or KB.
+    """
+    cleaned = text.strip()
+    unit = _UNITS.get(cleaned[-2:].upper())
+    why = "use a number and a decimal unit: 5GB, 300MB, 1TB or 64KB"
+    if unit is None:
+        raise InvalidOption(f"size '{text}' has no known unit", hint=why)
+    try:
+        value = float(cleaned[:-2])
+    except ValueError:
+        raise InvalidOption(f"size '{text}' has no number before its unit", hint=why) from None
+    if not math.isfinite(value) or value * unit < 1:
+        raise InvalidOption(f"size '{text}' is not a positive size", hint=why)
+    return int(value * unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One weights file to be: its name, its tensors in stored order, and its encoded header."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+    header: Header
+
+    @property
+    def size(self) -> int:
+        """Size of the complete file in bytes."""
+        return self.header.file_size
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """All weight files of an output.
+
+    Attributes:
+        shards: in the order of their numbers.
+        shard_of: file name by tensor name.
+    """
+
+    shards: tuple[Shard, ...]
+    shard_of: dict[str, str]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weight files, headers included."""
+        return sum(shard.size for shard in self.shards)
+
+    def index(self) -> bytes | None:
+        """The index file, as transformers 5 writes it; None where there is a single file.
+
+        ``total_parameters`` counts the elements of floating-point tensors: integer tensors in a
+        checkpoint are buffers, which transformers does not count as parameters.
+        """
+        if len(self.shards) < 2:
+            return None
+        specs = [spec for shard in self.shards for spec in shard.specs]
+        document = {
+            "metadata": {
+                "total_parameters": sum(s.numel for s in specs if s.dtype.name.startswith(_FLOATING)),
+                "total_size": sum(s.nbytes for s in specs),
+            },
+            "weight_map": self.shard_of,
+        }
+        return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardLayout:
+    """Split tensors into files by transformers' own rule and names.
+
+    Args:
+        specs: all tensors, in the order they are to be stored.
+        max_shard_size: limit on the tensors of a file, in bytes; a larger tensor gets its own file.
+
+    Raises:
+        OutputError: names that cannot be stored (see :func:`encode_header`).
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    by_name = {spec.name: spec for spec in specs}
+    if len(by_name) != len(specs):
+        encode_header(specs)  # raises, naming the duplicate
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    shards = []
+    for name, tensors in split.filename_to_tensors.items():
+        ordered = storage_order([by_name[tensor] for tensor in tensors])
+        shards.append(Shard(name, tuple(ordered), encode_header(ordered)))
+    return ShardLayout(tuple(shards), dict(split.tensor_to_filename))
+
+
+class ShardWriter:
+    """Writes one shard into ``folder`` as ``NAME.partial``; :meth:`close` gives it its name.
+
+    :meth:`write` may be called from several threads at once. Space is reserved first, so that a
+    full disk is found before the work and not after it.
+
+    Raises:
+        NoSpace, CannotWrite: the system refuses; also from :meth:`write` and :meth:`close`.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self.shard = shard
+        self._final = folder / shard.name
+        self._partial = folder / f"{shard.name}.partial"
+        self._lock = threading.Lock()
+        self._missing = {spec.name: spec.nbytes for spec in shard.specs}
+        self._sizes = dict(self._missing)
+        with os_errors(self._partial, shard.size):
+            self._fd: int | None = create_file(self._partial)
+        try:
+            with os_errors(self._partial, shard.size):
+                allocate(self._fd, shard.size)
+                _write_at(self._fd, shard.header.data, 0)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, offset: int, data: Buffer) -> None:
+        """Put bytes at ``offset`` (bytes) inside the stored tensor; each byte is written once.
+
+        Raises:
+            ValueError: the tensor is not in this shard, or the bytes are not inside of it.
+        """
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        if name not in self._sizes:
+            raise ValueError(f"tensor '{name}' is not in {self.shard.name}")
+        if offset < 0 or offset + view.nbytes > self._sizes[name]:
+            raise ValueError(f"bytes outside of tensor '{name}' in {self.shard.name}")
+        if self._fd is None:
+            raise ValueError(f"{self.shard.name} is closed")
+        with os_errors(self._partial, self.shard.size):
+            _write_at(self._fd, view, self.shard.header.offsets[name] + offset)
+        with self._lock:
+            self._missing[name] -= view.nbytes
+
+    def close(self) -> None:
+        """Make the file durable and give it its final name.
+
+        Raises:
+            ValueError: bytes of a tensor were not written, or written twice; the file is removed.
+        """
+        if self._fd is None:
+            raise ValueError(f"{self.shard.name} is closed")
+        wrong = [name for name, count in self._missing.items() if count]
+        if wrong:
+            self.abort()
+            raise ValueError(f"{self.shard.name}: tensor '{wrong[0]}' was not written exactly once")
+        with os_errors(self._partial, self.shard.size):
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = None
+            os.rename(self._partial, self._final)
+            sync_folder(self._final.parent)
+
+    def abort(self) -> None:
+        """Drop the partial file; does nothing after :meth:`close`."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.abort()
+
+
+def _write_at(fd: int, data: Buffer, position: int) -> None:
+    """``pwrite`` until everything is written; one call writes 2 GiB at most."""
+    view = memoryview(data)
+    while view.nbytes:
+        written = os.pwrite(fd, view, position)
+        view = view[written:]
+        position += written

@@ -1,0 +1,101 @@
+"""What all tests share: real checkpoints, and a world without the user's caches, token and network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fetch_models
+import pytest
+from hypothesis import settings
+
+REAL_MODELS = fetch_models.cache_dir()
+
+PERSONAL = (
+    "FORCE_COLOR",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_HUB_CACHE",
+    "NO_COLOR",
+    "PRUNECTL_DEBUG",
+    "PRUNECTL_MODEL",
+    "TRANSFORMERS_CACHE",
+)
+
+# huggingface_hub reads its settings once, when it is imported, so they have to be set before that;
+# the fixture below sets them again for each test, for the processes that a test starts.
+_HUB_HOME = tempfile.TemporaryDirectory(prefix="prunectl-tests-hf-")
+os.environ |= {"HF_HOME": _HUB_HOME.name, "HF_HUB_OFFLINE": "1"}
+for _name in PERSONAL:
+    os.environ.pop(_name, None)
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if IN_CI else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where there is no CUDA device; torch is asked only if there are any."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def isolated_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a user of its own: caches, state and Hub home in an empty folder, offline.
+
+    Returns that folder; prunectl's cache is its subfolder ``prunectl``.
+    """
+    home = tmp_path_factory.mktemp("user")
+    for name in PERSONAL:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(home / "prunectl"))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+    return home
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """A function from a name (``minilm``, ``rxnfp/bert_ft``) to the folder of that real model.
+
+    It skips the test if the model has not been fetched, and fails it in CI or with
+    ``PRUNECTL_REQUIRE_REAL=1``. Tests must not write to the folder.
+    """
+    required = IN_CI or os.environ.get("PRUNECTL_REQUIRE_REAL") == "1"
+
+    def folder_of(name: str) -> Path:
+        model = name.partition("/")[0]
+        if not fetch_models.is_complete(model, REAL_MODELS):
+            reason = f"{model} is not in {REAL_MODELS}: run scripts/fetch_models.py {model}"
+            if required:
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return REAL_MODELS / name
+
+    return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def real_models_stay_as_they_are() -> Iterator[None]:
+    """Fail the run if a test has changed a fetched model."""
+    before = {name for name in fetch_models.MODELS if fetch_models.is_complete(name, REAL_MODELS)}
+    yield
+    changed = [name for name in before if not fetch_models.is_complete(name, REAL_MODELS)]
+    assert not changed, f"tests have written to the real models: {changed}"

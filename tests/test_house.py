@@ -1,0 +1,193 @@
+"""The house stands as CONTRIBUTING.md draws it: who imports whom, what loads at startup, sizes."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "src" / "prunectl"
+MODULES = sorted(HOUSE.rglob("*.py"))
+
+# Top floor first. A floor imports only floors below it, and on one floor nobody imports in a circle.
+FLOORS: dict[str, set[str]] = {
+    "door": {"__init__", "__main__"},
+    "cli": {"cli"},
+    "report": {"report"},
+    "study": {"study"},
+    "verbs": {"analyze", "prune", "export", "verify", "load", "bench", "evaluate"},
+    "plan": {"plan", "recipe", "calibration"},
+    "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
+    "ground": {"pattern", "tensorspec", "errors", "events", "userdirs", "_version"},
+}
+HEIGHT = {
+    room: height
+    for height, rooms in enumerate(reversed(FLOORS.values()))
+    for room in rooms
+}
+
+# Parts of huggingface_hub that never touch the network.
+HUB_OFFLINE = {"ModelCard", "ModelCardData", "split_state_dict_into_shards_factory"}
+
+MAX_MODULE_LINES = 330
+MAX_FUNCTION_LINES = 66
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(HOUSE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Dotted names of all that a module imports, also inside functions and for types only.
+
+    ``from a import b`` gives ``a.b``, whether ``b`` is a module or a name in ``a``.
+    """
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            found |= {f"{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+def libraries_of(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(parse(path))}
+
+
+def rooms_used_by(path: Path) -> set[str]:
+    """Rooms that a module imports, other than its own."""
+    used = set()
+    for name in imports_of(parse(path)):
+        parts = name.split(".")
+        if parts[0] != "prunectl":
+            continue
+        # `from prunectl import x` means the room x if there is one, else a name of __init__.
+        used.add(parts[1] if len(parts) > 1 and parts[1] in HEIGHT else "__init__")
+    return used - {room_of(path)}
+
+
+def test_imports_are_read_from_every_kind_of_statement() -> None:
+    source = """
+import a.b
+from c import d as e
+def f():
+    from g.h import i
+    import j
+"""
+    assert imports_of(ast.parse(source)) == {"a.b", "c.d", "g.h.i", "j"}
+
+
+def test_every_room_has_a_floor_and_is_in_the_picture() -> None:
+    rooms = {room_of(path) for path in MODULES}
+    assert rooms <= set(HEIGHT), "give these a floor in FLOORS and a place in CONTRIBUTING.md"
+    picture = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    missing = {room for room in rooms if room not in picture}
+    assert not missing, f"not in the picture of CONTRIBUTING.md: {missing}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_floors_below(path: Path) -> None:
+    own = HEIGHT[room_of(path)]
+    above = {room for room in rooms_used_by(path) if HEIGHT[room] > own}
+    assert not above
+    if room_of(path) in FLOORS["rooms"]:
+        assert not rooms_used_by(path) & FLOORS["rooms"], "rooms do not know each other"
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        graph.setdefault(room_of(path), set()).update(rooms_used_by(path))
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_command_line_knows_typer_and_rich(path: Path) -> None:
+    libraries = libraries_of(path)
+    assert "click" not in libraries, "typer has its own copy of click"
+    if room_of(path) != "cli":
+        assert not libraries & {"typer", "rich"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_one_module_talks_to_the_hub(path: Path) -> None:
+    used = {name for name in imports_of(parse(path)) if name.startswith("huggingface_hub")}
+    if name_of(path) != "checkpoint/hub.py":
+        online = {
+            name
+            for name in used
+            if name.removeprefix("huggingface_hub.") not in HUB_OFFLINE
+            and not name.startswith(("huggingface_hub.errors.", "huggingface_hub.constants"))
+        }
+        assert not online
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_MODULE_LINES
+    long = {}
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            # Neither the docstring nor the options of a command, which are its arguments, count.
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            if lines > MAX_FUNCTION_LINES:
+                long[node.name] = lines
+    assert not long
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after it has run ``code``."""
+    report = (
+        "import atexit, json, sys\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", report + code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
+
+
+HEAVY = {"torch", "transformers", "accelerate", "numba", "numpy", "huggingface_hub"}
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import prunectl")
+    assert "prunectl" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_nothing_heavy(option: str) -> None:
+    if not (HOUSE / "__main__.py").exists():
+        pytest.skip("the command line is not there yet")
+    loaded = loaded_by(
+        f"sys.argv = ['prunectl', {option!r}]\nfrom prunectl.__main__ import main\nsys.exit(main())"
+    )
+    assert "typer" in loaded
+    assert not loaded & HEAVY
+
+
+def test_no_module_is_a_drawer_for_leftovers() -> None:
+    assert not [name_of(path) for path in MODULES if path.stem in {"utils", "helpers", "common"}]
