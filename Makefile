@@ -22,7 +22,7 @@ install: $(READY) ## create .venv with prunectl (editable) and the development t
 models: $(READY) ## fetch the real checkpoints that the tests use
 	$(BIN)/python scripts/fetch_models.py
 
-test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name" passes on)
+test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
 	PRUNECTL_REQUIRE_REAL=1 $(BIN)/python -m pytest --cov $(ARGS)
 
 lint: $(READY) ## check format, lint and types

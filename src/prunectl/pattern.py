@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from prunectl.errors import InvalidPattern
 
@@ -78,3 +79,13 @@ def parse_nm(text: str) -> NM:
     if isinstance(pattern, Unstructured):
         raise InvalidPattern(text, "an N:M pattern such as 2:4 is needed here")
     return pattern
+
+
+def pruned_count(sparsity: float, weights: int) -> int:
+    """The exact count of zeros that a sparsity means: ``k = floor(s*P + 0.5)``.
+
+    ``s`` is taken as the decimal that it prints as, so that 0.3 of 5 weights is 1.5 and not a bit
+    less, and the arithmetic is exact for any number of weights.
+    """
+    share = Fraction(repr(float(sparsity)))
+    return (2 * share.numerator * weights + share.denominator) // (2 * share.denominator)

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import InvalidOption, InvalidSparsity, NothingPrunable
-from prunectl.pattern import NM, Pattern, Unstructured
+from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
 from prunectl.tensorspec import TensorSpec
 
 
@@ -98,16 +98,7 @@ class Pool:
         if sparsity is None:
             assert isinstance(self.pattern, NM)
             sparsity = self.pattern.sparsity
-        return count_for(sparsity, self.weights)
-
-
-def count_for(sparsity: float, weights: int) -> int:
-    """The exact count of zeros that ``sparsity`` means: ``floor(s*P + 0.5)``, in integers.
-
-    The product is formed from the float's exact ratio, so that 10^12 weights lose no unit.
-    """
-    numerator, denominator = sparsity.as_integer_ratio()
-    return (2 * numerator * weights + denominator) // (2 * denominator)
+        return pruned_count(sparsity, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +209,15 @@ def _check_target(
 def _target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Pattern, Scope]:
     """A rule's target, with the defaults filled in.
 
-    A default sparsity is not carried over to a rule that names another pattern and no sparsity.
+    A default sparsity is not carried over to a rule that names another pattern and no sparsity,
+    nor a default scope to a rule that names N:M, which has none.
     """
     pattern = rule.pattern or settings.pattern
     sparsity = rule.sparsity
     if sparsity is None and (rule.pattern is None or isinstance(pattern, Unstructured)):
         sparsity = settings.sparsity
-    return sparsity, pattern, rule.scope or settings.scope
+    scope = Scope.GLOBAL if isinstance(rule.pattern, NM) else settings.scope
+    return sparsity, pattern, rule.scope or scope
 
 
 def make_plan(

@@ -51,7 +51,7 @@ def read_recipe(path: Path) -> Recipe:
             table = tomllib.load(file)
     except OSError as error:
         raise RecipeError(path, f"cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(path, f"not valid TOML: {error}") from None
     _check_keys(path, table, _TOP, "the recipe")
     rules = table.get("rules", [])
@@ -140,7 +140,10 @@ def _sparsity(path: Path, table: dict[str, Any], where: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecipeError(path, f"{where}: 'sparsity' must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecipeError(path, f"{where}: 'sparsity' is far too large") from None
 
 
 def _pattern(path: Path, table: dict[str, Any], where: str) -> Pattern | None:

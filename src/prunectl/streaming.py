@@ -72,7 +72,9 @@ class Scratch:
 
 def default_jobs() -> int:
     """One thread per core this process may use, eight at most."""
-    return max(1, min(len(os.sched_getaffinity(0)), 8))
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, min(len(os.sched_getaffinity(0)), 8))
+    return max(1, min(os.cpu_count() or 1, 8))
 
 
 def batches(tensors: Iterable[StoredTensor]) -> Iterator[list[StoredTensor]]:

@@ -15,7 +15,10 @@ import platformdirs
 def cache_dir() -> Path:
     """``$PRUNECTL_CACHE_DIR`` if set, else the platform's cache folder for prunectl."""
     chosen = os.environ.get("PRUNECTL_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("prunectl"))
+    if not chosen:
+        return Path(platformdirs.user_cache_dir("prunectl"))
+    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
+    return Path(os.path.expanduser(chosen))  # noqa: PTH111
 
 
 def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | None:

@@ -26,7 +26,8 @@ from prunectl.checkpoint.torch_file import read_torch_file
 from prunectl.errors import BadCheckpoint, ModelNotFound, NoWeights, UnsupportedCheckpoint
 
 _QUANTIZED_PARTS = (
-    ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale", ".SCB",
+    ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale",
+    ".weight_scale_inv", ".SCB",
     ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".absmax",
 )  # fmt: skip
 
@@ -123,10 +124,10 @@ def open_checkpoint(
         SourceError: its subclasses tell what is wrong with the source.
     """
     text = os.fspath(model)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = _local_path(text)
+    if path is not None and path.is_dir():
         return _open_folder(text, "folder", path, trust_remote_code=trust_remote_code)
-    if path.is_file():
+    if path is not None:
         return _open_file(text, path, trust_remote_code=trust_remote_code)
     repo_id, inline = hub.split_revision(text)
     if inline and revision and inline != revision:
@@ -144,6 +145,17 @@ def open_checkpoint(
         cache_dir=Path(cache_dir) if cache_dir else None,
     )
     return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
+
+
+def _local_path(text: str) -> Path | None:
+    """The folder or file that ``text`` names, or None; an empty text is not the current folder."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and (path.is_dir() or path.is_file()) else None
+    except RuntimeError:  # ~ of an unknown user
+        return None
+    except OSError as error:
+        raise ModelNotFound(text[:200], f"cannot be looked at: {error.strerror}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -180,13 +192,21 @@ def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint
             hint="use the safetensors checkpoint that it was made from",
         )
     if path.name.endswith(".index.json"):
-        return _open_folder(model, "folder", path.parent, trust_remote_code=trust_remote_code)
+        return _open_index(model, path, trust_remote_code=trust_remote_code)
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         raise NoWeights(str(path), "not a weights file by its name")
     format = "safetensors" if path.suffix == ".safetensors" else "pickle"
     beside = side_files_beside(entry.name for entry in path.parent.iterdir() if entry.is_file())
     weights = WeightSet(format, (path.name,))
     return _assemble(model, "file", path.parent, weights, beside, None, trust_remote_code)
+
+
+def _open_index(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
+    names = set(read_index(path).values())
+    format = "pickle" if all(name.endswith(PICKLE_SUFFIXES) for name in names) else "safetensors"
+    weights = WeightSet(format, (), path.name)
+    sides = side_files(list_folder(path.parent))
+    return _assemble(model, "folder", path.parent, weights, sides, None, trust_remote_code)
 
 
 def _assemble(

@@ -7,6 +7,7 @@ is pinned to a commit first, so that all files come from the same one.
 from __future__ import annotations
 
 import glob
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,13 @@ from pathlib import Path
 
 from prunectl.checkpoint.index import WeightSet, find_weights, read_index
 from prunectl.checkpoint.sidefiles import list_folder, side_files
-from prunectl.errors import AccessDenied, HubUnreachable, ModelNotFound, PrunectlError
+from prunectl.errors import (
+    AccessDenied,
+    HubUnreachable,
+    ModelNotFound,
+    PrunectlError,
+    SourceError,
+)
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -54,10 +61,13 @@ def fetch(
         ModelNotFound: no such repository or revision.
         AccessDenied: private or gated, and no token that opens it.
         HubUnreachable: no connection, or offline mode, and not all files are in the cache.
+        SourceError: the download cannot be stored.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     model = f"{repo_id}@{revision}" if revision else repo_id
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise AccessDenied(model, "the token holds characters that no token has")
     with _hub_errors(model):
         try:
             info = HfApi().model_info(repo_id, revision=revision, token=token)
@@ -67,6 +77,8 @@ def fetch(
             return _from_cache(repo_id, revision, model, cache_dir, error)
         names = [sibling.rfilename for sibling in info.siblings or []]
         commit = info.sha or ""
+        # Downloads by commit record no branch; offline, the branch is what the user will name.
+        HfApi().resolve_revision(repo_id, revision=revision, token=token, cache_dir=cache_dir)
         weights = find_weights(names, model)
 
         def download(files: list[str]) -> Path:
@@ -119,7 +131,7 @@ def _from_cache(
         weights = find_weights(names, model)
     except PrunectlError:
         raise HubUnreachable(model, f"{why}, and the cache has no weights of it") from None
-    missing = _missing_shards(folder, weights)
+    missing = _missing_shards(folder, weights) or _missing_side_files(repo_id, folder, cache_dir)
     if missing:
         raise HubUnreachable(model, f"{why}, and the cache lacks {', '.join(missing[:3])}")
     return HubSnapshot(repo_id, revision, folder.name, folder)
@@ -132,12 +144,26 @@ def _missing_shards(folder: Path, weights: WeightSet) -> list[str]:
     return sorted(name for name in files if not (folder / name).exists())
 
 
-def _is_connection_error(error: Exception) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+def _missing_side_files(repo_id: str, folder: Path, cache_dir: Path | None) -> list[str]:
+    """Those that the repository's listing names, if the cache knows the listing of this commit."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code >= 500
-    return isinstance(error, OfflineModeIsEnabled | HTTPError | ConnectionError | TimeoutError)
+    try:
+        tree = get_cached_repo_tree(repo_id, revision=folder.name, cache_dir=cache_dir)
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        return []
+    return [name for name in side_files(f.path for f in tree) if not (folder / name).exists()]
+
+
+def _is_connection_error(error: Exception) -> bool:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return status >= 500 or status == 429
+    no_answer = errors.HTTPError  # type: ignore[attr-defined]
+    return isinstance(error, (no_answer, ConnectionError, TimeoutError))
 
 
 @contextmanager
@@ -150,10 +176,9 @@ def _hub_errors(model: str) -> Iterator[None]:
     except errors.GatedRepoError:
         raise AccessDenied(model, "access to this repository is gated") from None
     except errors.RepositoryNotFoundError as error:
-        status = error.response.status_code if error.response is not None else 404
-        if status in (401, 403):
+        if error.response.status_code in (401, 403):
             raise AccessDenied(
-                model, "not found on the Hub, or private and not open to this token"
+                model, "not on the Hub, or private and no token given opens it"
             ) from None
         raise ModelNotFound(
             model,
@@ -167,11 +192,24 @@ def _hub_errors(model: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise ModelNotFound(model, "neither a local path nor a Hub id (org/name)") from None
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
+        status = error.response.status_code
         if status in (401, 403):
             raise AccessDenied(model, f"the Hub refused access (HTTP {status})") from None
         raise HubUnreachable(model, f"the Hub answered HTTP {status}") from None
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError) as error:
-        raise HubUnreachable(
-            model, f"the download was cut off ({type(error).__name__})"
+    except json.JSONDecodeError:
+        raise HubUnreachable(model, "what answered is not the Hub (no JSON)") from None
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
+        errors.FileMetadataError,
+        errors.XetDownloadError,
+        errors.HTTPError,  # type: ignore[attr-defined]
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise HubUnreachable(model, f"the download was cut off ({type(error).__name__})") from None
+    except OSError as error:
+        raise SourceError(
+            f"{model}: the download cannot be stored: {error.strerror or error}",
+            hint="free some space, or choose another cache with --cache-dir or HF_HOME",
         ) from None

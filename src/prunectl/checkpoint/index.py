@@ -17,7 +17,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*"
 )
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.\w+")
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.\w+")
 _INDEX_SUFFIX = ".index.json"
 
 
@@ -54,7 +54,7 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
 
     Raises:
         NoWeights: nothing that can be read; UnsupportedCheckpoint: GGUF, compressed or adapter only.
-        BadCheckpoint: several pickles that are not shards of one another.
+        BadCheckpoint: several pickles that are not shards of one another; shards that are missing.
     """
     top = sorted(name for name in names if "/" not in name)
     tensors = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter_model")]
@@ -66,6 +66,7 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
         )
     found = _choose(top, tensors, "safetensors", "model.safetensors")
     if found:
+        _check_families(found, where)
         return found
     pickles = [
         n
@@ -77,12 +78,13 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
     found = _choose(top, pickles, "pickle", "pytorch_model.bin")
     if found is None:
         raise _nothing(top, where)
-    if found.index is None and len(found.files) > 1 and not _are_shards(found.files):
+    if found.index is None and len(found.files) > 1 and not all(map(_SHARD.fullmatch, found.files)):
         raise BadCheckpoint(
             where,
             f"holds several checkpoints ({', '.join(found.files[:4])}) and no index",
             hint="name the one file that is meant",
         )
+    _check_families(found, where)
     return found
 
 
@@ -103,10 +105,21 @@ def _index_of(name: str, format: str) -> bool:
     return name.removesuffix(_INDEX_SUFFIX).endswith(suffixes)
 
 
-def _are_shards(files: tuple[str, ...]) -> bool:
-    matches = [_SHARD.fullmatch(name) for name in files]
-    families = {(match[1], match[2]) for match in matches if match}
-    return all(matches) and len(families) == 1 and int(next(iter(families))[1]) == len(files)
+def _check_families(found: WeightSet, where: str) -> None:
+    """Without an index, only the shards' own names tell that one of them is missing."""
+    families: dict[tuple[str, int], set[int]] = {}
+    for match in filter(None, map(_SHARD.fullmatch, found.files)):
+        families.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, count), numbers in families.items():
+        if len(numbers) != count:
+            raise BadCheckpoint(
+                where, f"has no index and {len(numbers)} of {count} shards of {stem}: some are missing"
+            )
+    if found.format == "pickle" and len(families) > 1:
+        stems = ", ".join(sorted(stem for stem, _ in families))
+        raise BadCheckpoint(
+            where, f"holds several checkpoints ({stems}) and no index", hint="leave one of them"
+        )
 
 
 def _nothing(top: list[str], where: str) -> NoWeights | UnsupportedCheckpoint:
@@ -134,6 +147,8 @@ def read_index(path: Path) -> dict[str, str]:
     """
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
+    except OSError as error:
+        raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCheckpoint(path, f"not an index file: {error!r}") from None
     if not isinstance(weight_map, dict) or not weight_map:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ def model_class(
         if native is None:
             raise UnknownArchitecture("config.json has no model_type")
         return native, native.config_class.from_pretrained(folder, local_files_only=True)
+    if "auto_map" in raw and native is None and not trust_remote_code:
+        raise UnknownArchitecture("its code comes with the model, and needs trust_remote_code")
 
     from transformers import AutoConfig
 
@@ -185,6 +188,11 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
         for pattern in c.source_patterns
     }
     state = model.state_dict()
+    tensors = chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    # Hooks of custom code can give keys to a state dict that no module has.
+    owned = {name for name, _ in tensors} & state.keys()
     prefix = model.base_model_prefix
     targets: dict[str, Target] = {}
     # Some renamings remember what they saw, so the order has to be transformers' own.
@@ -192,7 +200,7 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if key not in state and name in state:
             key, pattern = rename_source_key(name, [], [], prefix, state)
-        if key in state:
+        if key in owned:
             op = transposes.get(pattern) if pattern is not None else None
             targets[name] = Target(key, op is not None, op is not None and op.check_dims)
     return targets

@@ -7,7 +7,7 @@ is a block, and along which axis a layer's inputs run. It is built without weigh
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from prunectl.checkpoint.roles import (
     Role,
     RoleMap,
     TensorRole,
+    can_hold_blocks,
     experts_input_axis,
     is_router_gate,
     named_role,
@@ -71,9 +72,9 @@ def roles_from_modules(
 ) -> RoleMap:
     """Give every tensor its role by the module that it is loaded into.
 
-    Blocks are the elements of the outermost ``nn.ModuleList`` around a module, if these elements
-    hold linear layers with norms or attention. Tensors that the model does not use get their role
-    from :func:`~prunectl.checkpoint.roles.roles_from_headers`.
+    Blocks are the elements of the outermost ``nn.ModuleList`` (or ``nn.Sequential``) around a
+    module, if these elements hold linear layers with norms or attention. Tensors that the model
+    does not use get their role from :func:`~prunectl.checkpoint.roles.roles_from_headers`.
 
     Args:
         folder: holds config.json (and the model's own code, if any); the Hub is never asked.
@@ -119,6 +120,7 @@ def check_loadable(
         cls, config = model_class(folder, trust_remote_code=trust_remote_code)
         # The dtype plays no part in names and shapes, and not every stored one is a torch dtype.
         state = {s.name: torch.empty(s.shape, device="meta") for s in specs}
+        # What fails here is about the architecture; what fails below is about the tensors.
         build_on_meta(cls, config)
         try:
             _, info = cls.from_pretrained(
@@ -148,7 +150,8 @@ class _Tree:
     """What the role rules ask of a model."""
 
     modules: dict[str, nn.Module]
-    blocks: dict[str, nn.ModuleList]
+    blocks: set[str]
+    """Paths of the lists of blocks."""
     tied: dict[str, bool]
     """Parameters that share their values with another: whether one of them is an embedding's."""
     hidden: int | None
@@ -161,9 +164,11 @@ def _survey(model: PreTrainedModel) -> _Tree:
 
     modules = dict(model.named_modules(remove_duplicate=False))
     blocks = {
-        name: module
+        name
         for name, module in modules.items()
-        if isinstance(module, nn.ModuleList) and _is_list_of_blocks(module)
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        and can_hold_blocks(name)
+        and _is_list_of_blocks(module)
     }
     tied: dict[str, bool] = {}
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
@@ -177,7 +182,7 @@ def _survey(model: PreTrainedModel) -> _Tree:
     return _Tree(modules, blocks, tied, hidden if isinstance(hidden, int) else None, base)
 
 
-def _is_list_of_blocks(modules: nn.ModuleList) -> bool:
+def _is_list_of_blocks(modules: Iterable[nn.Module]) -> bool:
     """Whether elements have weight matrices together with a norm, attention or feed-forward.
 
     The heads of a detection model, or convolutions of a neck, are numbered too but are no blocks.
@@ -286,7 +291,7 @@ def _experts_input_is_last(path: str, tree: _Tree) -> bool:
 
     transformers' ``use_experts_implementation`` leaves ``is_transposed`` on the module, which says
     so for sure: True means ``(experts, in, out)``. Modules without it (Llama 4's text experts,
-    Granite's parallel ones) are judged by the shapes and the config's hidden size.
+    JetMoE's parallel ones) are judged by the shapes and the config's hidden size.
     """
     owner = tree.modules[path]
     flag = getattr(owner, "is_transposed", None)
@@ -294,11 +299,8 @@ def _experts_input_is_last(path: str, tree: _Tree) -> bool:
         return not flag
     shapes = {name: tuple(p.shape) for name, p in owner.named_parameters(recurse=False)}
     if set(shapes) == {"weight"}:
-        parent, _, own = path.rpartition(".")
-        siblings = tree.modules[parent].named_children()
-        shapes = {
-            name: tuple(child.weight.shape)
-            for name, child in siblings
-            if type(child) is type(owner) or name == own
-        }
+        # One module a projection: its sister tells the orientation.
+        for name, sister in tree.modules[path.rpartition(".")[0]].named_children():
+            if type(sister) is type(owner):
+                shapes[name] = tuple(sister.get_parameter("weight").shape)
     return experts_input_axis(shapes, tree.hidden) != 1

@@ -40,7 +40,7 @@ class WeightReader:
         if tensor.strides is not None:
             self._gather(tensor, start, out)
             return
-        view = memoryview(out)
+        view = out.data
         done = 0
         while done < len(view):
             got = os.preadv(self._descriptor(tensor.file), [view[done:]], tensor.offset + start + done)
@@ -57,8 +57,11 @@ class WeightReader:
             (length - 1) * stride
             for length, stride in zip(tensor.spec.shape, tensor.strides, strict=True)
         )
+        end = tensor.offset + span * itemsize
+        if os.fstat(self._descriptor(tensor.file)).st_size < end:
+            raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
         mapped = np.memmap(self._folder / tensor.file, dtype=np.uint8, mode="r")
-        flat = mapped[tensor.offset : tensor.offset + span * itemsize].view(kind)
+        flat = mapped[tensor.offset : end].view(kind)
         whole = np.lib.stride_tricks.as_strided(
             flat, tensor.spec.shape, [stride * itemsize for stride in tensor.strides], writeable=False
         )
@@ -68,7 +71,12 @@ class WeightReader:
     def _descriptor(self, file: str) -> int:
         found = self._descriptors.get(file)
         if found is None:
-            opened = os.open(self._folder / file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                opened = os.open(self._folder / file, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise BadCheckpoint(
+                    self._folder / file, f"cannot be opened: {error.strerror}"
+                ) from None
             # Two threads may open the same file; one descriptor wins, the other is closed.
             found = self._descriptors.setdefault(file, opened)
             if found != opened:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import blake3
 
-from prunectl import __version__
+from prunectl._version import __version__
 from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
 from prunectl.errors import UnknownArchitecture
 from prunectl.userdirs import cache_dir, write_cache_file
@@ -81,6 +81,6 @@ def _read(name: str, tensors: list[str]) -> RoleMap | None:
             for tensor, fields in record["roles"].items()
         }
         found = RoleMap(roles, str(record["origin"]), str(record["detail"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return found if found.roles.keys() == set(tensors) else None

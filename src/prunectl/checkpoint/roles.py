@@ -36,9 +36,9 @@ class TensorRole:
 
     Attributes:
         role: see :class:`Role`.
-        stack: path of the list of blocks it is in, for example ``encoder.layer``; '' outside of blocks.
+        stack: path of the list of blocks it is in, such as ``encoder.layer``; '' outside of blocks.
         layer: number of its block in that stack; None outside of blocks.
-        component: path inside the block without the final ``.weight``, for example ``self_attn.q_proj``.
+        component: path inside the block without the final ``.weight``, such as ``mlp.up_proj``.
         input_axis: the axis of the stored tensor along which the layer's inputs run (N:M groups
             lie along it): last for nn.Linear, 0 for GPT-2's Conv1D, 1 or 2 for stacked 3-D experts;
             None where the tensor is not a matrix of a linear layer.
@@ -72,7 +72,7 @@ class RoleMap:
 
 _NORM = re.compile(r"norm|^ln(_|\d|$)|_ln$", re.IGNORECASE)
 _POSITION = re.compile(
-    r"position|^wpe$|^pos_emb|^rel_pos(_[hw])?$|relative_attention_bias|rel_attn_bias"
+    r"position|^wpe$|^pos_emb|^rel_pos(_[hw]|_emb\w*)?$|relative_attention_bias|rel_attn_bias"
     r"|distance_embedding|inv_freq"
 )
 _EMBEDDING = re.compile(
@@ -84,10 +84,14 @@ _HEAD = re.compile(
     r"head|^cls$|classifier|^score$|predictions|^qa_outputs$|^proj_out$|^embed_out$"
     r"|^seq_relationship$|^vocab_(transform|projector)$|^bbox_|^logits"
 )
+_BRIDGE = re.compile(r"merger|projector|connector")
 _EXPERT = re.compile(r"expert|moe", re.IGNORECASE)
 _IN_A_BLOCK = re.compile(r"norm|^ln(_|\d|$)|att(n|ention)|mlp|ffn?s?$|feed_?forward", re.IGNORECASE)
-_WIDENS = re.compile(r"gate_up|gate|up|input|^w1$|^w3$|^wi", re.IGNORECASE)
-_NARROWS = re.compile(r"down|output|^w2$|^wo$", re.IGNORECASE)
+_WIDENS = re.compile(r"gate|up|input|^w1$|^w3$|^wi|^fc1$", re.IGNORECASE)
+_NARROWS = re.compile(r"down|output|^w2$|^wo$|^fc2$", re.IGNORECASE)
+
+_WIDTH_NORM = re.compile(r"^[^.]*(norm|ln_?\d)[^.]*$", re.IGNORECASE)
+"""Norms right below a block; those inside of attention have a head's width."""
 
 _CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
 
@@ -103,7 +107,7 @@ def named_role(name: str, ndim: int) -> Role:
     owner = path[-2] if len(path) > 1 else ""
     if _NORM.search(owner):
         return Role.NORM
-    if ndim >= 4 or "conv" in owner:
+    if ndim >= 4 or ("conv" in owner and ndim != 2):
         return Role.CONVOLUTION if path[-1] != "bias" else _bias_or_mask(ndim)
     if path[-1].endswith("bias") and "relative" not in path[-1]:
         return _bias_or_mask(ndim)
@@ -125,17 +129,14 @@ def _bias_or_mask(ndim: int) -> Role:
     return Role.BIAS if ndim <= 2 else Role.OTHER
 
 
-def is_router_gate(name: str, siblings: Collection[str]) -> bool:
-    """Whether ``name`` (with or without ``.weight``) is a mixture's gate.
+def is_router_gate(path: str, siblings: Collection[str]) -> bool:
+    """Whether a module (its ``path``) is a mixture's gate.
 
     Many mixtures call their router plain ``gate``, which is a gated MLP's projection elsewhere;
-    what tells them apart is that experts live next to it.
-
-    Args:
-        siblings: names of what else lives in the same parent module.
+    what tells them apart is that experts live next to it (``siblings``), or the parent's name.
     """
-    owner = name.removesuffix(".weight").rpartition(".")[2]
-    return owner == "gate" and any("expert" in sibling for sibling in siblings)
+    parent, _, own = path.rpartition(".")
+    return own == "gate" and (parent.endswith("moe") or any("expert" in s for s in siblings))
 
 
 def experts_input_axis(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> int | None:
@@ -185,6 +186,11 @@ def place(name: str) -> tuple[str, int | None, str]:
     return "", None, name.removesuffix(".weight")
 
 
+def can_hold_blocks(stack: str) -> bool:
+    """Whether a list at this path is no part of a head, nor of a bridge from vision to text."""
+    return not any(_HEAD.search(part) or _BRIDGE.search(part) for part in stack.split("."))
+
+
 def _block_lists(specs: Sequence[TensorSpec]) -> set[str]:
     """The paths of numbered lists whose elements are blocks.
 
@@ -196,14 +202,14 @@ def _block_lists(specs: Sequence[TensorSpec]) -> set[str]:
     named: set[str] = set()
     for spec in specs:
         stack, layer, inner = place(spec.name)
-        if layer is None or any(_HEAD.search(part) for part in stack.split(".")):
+        if layer is None or not can_hold_blocks(stack):
             continue
         if len(spec.shape) >= 2:
             matrices.add(stack)
         parts = inner.split(".")
-        if any(_IN_A_BLOCK.search(p) for p in parts):
-            named.add(stack)
-        elif len(parts) > 1 and _IN_A_BLOCK.search(stack.rpartition(".")[2]):
+        if len(parts) > 1:
+            parts.append(stack.rpartition(".")[2])
+        if any(_IN_A_BLOCK.search(part) for part in parts):
             named.add(stack)
     return matrices & named
 
@@ -235,13 +241,11 @@ def _survey(specs: Sequence[TensorSpec]) -> _Headers:
             found.children[".".join(path[:i])].add(path[i])
         short = spec.name.removesuffix(".weight")
         found.shapes[short.rpartition(".")[0]][short.rpartition(".")[2]] = spec.shape
-        if len(spec.shape) == 1 and re.search(r"norm|ln_\d", inner) and "bias" not in path[-1]:
-            if not re.search(r"att(n|ention)?\.(q|k|v|kv)", inner):
-                found.hidden.setdefault((stack, layer), spec.shape[0])
+        if len(spec.shape) == 1 and path[-1] != "bias" and _WIDTH_NORM.search(inner):
+            found.hidden.setdefault((stack, layer), spec.shape[0])
         # GPT-2's Conv1D keeps (in, out); GPT-BigCode and Qwen-1 use nn.Linear under that name.
-        if path[-2:] == ["c_attn", "weight"] and len(spec.shape) == 2:
-            if spec.shape[1] == 3 * spec.shape[0]:
-                found.conv1d.add(stack)
+        if path[-2:] == ["c_attn", "weight"] and spec.shape[1:] == (3 * spec.shape[0],):
+            found.conv1d.add(stack)
     return found
 
 
@@ -285,7 +289,7 @@ def _block_role(
         return role, None
     if is_router_gate(short, headers.children[parent]):
         return Role.ROUTER, None
-    if ndim == 3 and _EXPERT.search(spec.name) or ndim == 3 and _is_expert_pair(parent, headers):
+    if ndim == 3 and _are_experts(parent, headers):
         hidden = headers.hidden.get((stack, layer))
         return Role.LINEAR, experts_input_axis(headers.shapes[parent], hidden) or 2
     if ndim == 3 and spec.name.endswith(".weight"):
@@ -297,6 +301,7 @@ def _block_role(
     return Role.LINEAR, 0 if stack in headers.conv1d and own in _CONV1D_PARTS else 1
 
 
-def _is_expert_pair(parent: str, headers: _Headers) -> bool:
-    """JetMoE's experts: 3-D ``input_linear`` and ``output_linear`` without the word expert."""
-    return experts_input_axis(headers.shapes[parent], None) is not None
+def _are_experts(parent: str, headers: _Headers) -> bool:
+    # JetMoE's are a 3-D `input_linear` and `output_linear` without the word expert.
+    fused = experts_input_axis(headers.shapes[parent], None) is not None
+    return fused or _EXPERT.search(parent) is not None

@@ -8,6 +8,8 @@ overlap up to the last byte of the file.
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from prunectl.tensorspec import DTYPES, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets itself."""
+
+MAX_DIMENSIONS = 64
+"""As many as torch computes with; more would let a header ask for endless multiplications."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[str, str]]:
@@ -69,7 +76,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise BadCheckpoint(path, "truncated inside the safetensors header")
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_reject_duplicates)
+        # Bytes would be taken for UTF-16 or UTF-32 too, which the format does not allow.
+        header = json.loads(raw.decode(), object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(path, f"the safetensors header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
@@ -88,16 +96,19 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
     def bad(why: str) -> BadCheckpoint:
         return BadCheckpoint(path, f"tensor '{name}': {why}")
 
+    if _LONE_SURROGATE.search(name):
+        raise BadCheckpoint(path, f"tensor name {ascii(name)} is not valid Unicode")
     if not isinstance(fields, dict):
         raise bad("its header entry is not an object")
     dtype = DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
-        raise bad(f"unknown dtype {fields.get('dtype')!r}")
-    shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    if not _is_sizes(shape):
-        raise bad(f"shape {shape!r} is not a list of sizes")
+        raise bad(f"unknown dtype {reprlib.repr(fields.get('dtype'))}")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
+    if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise bad(f"shape {reprlib.repr(shape)} is not a list of sizes")
     if not _is_sizes(offsets) or len(offsets) != 2:
-        raise bad(f"data_offsets {offsets!r} are not two positions")
+        raise bad(f"data_offsets {reprlib.repr(offsets)} are not two positions")
     spec = TensorSpec(name, dtype, tuple(shape))
     begin, end = offsets
     if end - begin != spec.nbytes or spec.numel * dtype.bits % 8:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
-"""Keys under which training scripts put the state dict, looked at if no tensor is at the top."""
+"""Keys under which training scripts put the state dict, beside step counts and the like."""
 
 # Where a storage's bytes begin, by the storage's identity, and how many there are.
 _Places = dict[int, tuple[int, int]]
@@ -62,9 +62,11 @@ def _read_zip(path: Path) -> tuple[Any, _Places, Any]:
     places: _Places = {}
     storages = []
     for _, tensor in _tensors(loaded):
+        if tensor.layout is not torch.strided:
+            continue  # refused by name later
         storage = tensor.untyped_storage()
-        offset = storage._checkpoint_offset  # type: ignore[attr-defined]
-        if records.get(offset, -1) < storage.nbytes():
+        offset = storage._checkpoint_offset
+        if offset is None or records.get(offset, -1) < storage.nbytes():
             raise BadCheckpoint(path, "a tensor's bytes lie outside of their record in the archive")
         places[storage._cdata] = (offset, storage.nbytes())
         storages.append(storage)
@@ -132,7 +134,7 @@ def _read_legacy(path: Path) -> tuple[Any, _Places, Any]:
                 path, "saved on a big-endian machine or in an unknown version", hint="save it again"
             )
         unpickler = weights_only.Unpickler(file)
-        unpickler.persistent_load = persistent_load
+        unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
         loaded = unpickler.load()
         keys = weights_only.load(file)
         places = _legacy_places(path, file, keys, storages, itemsizes)
@@ -155,7 +157,10 @@ def _legacy_places(
             raise BadCheckpoint(path, "a storage that no tensor uses: the file is damaged")
         storage = storages[key]
         file.seek(position)
-        count = int.from_bytes(file.read(8), "little", signed=True)
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise BadCheckpoint(path, "truncated")
+        count = int.from_bytes(prefix, "little", signed=True)
         if count * itemsizes[key] != storage.nbytes():
             raise BadCheckpoint(path, "a storage's size differs from what its tensors need")
         if position + 8 + storage.nbytes() > size:
@@ -177,7 +182,7 @@ def _text(value: Any) -> str:
 
 def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The named tensors of what was unpickled; other entries (step counts, names) are not weights."""
-    if isinstance(loaded, dict) and not any(_is_tensor(value) for value in loaded.values()):
+    if isinstance(loaded, dict):
         for wrapper in _WRAPPERS:
             inner = loaded.get(wrapper)
             if isinstance(inner, dict) and any(_is_tensor(value) for value in inner.values()):
@@ -211,13 +216,13 @@ def _stored(
     path: Path, name: str, key: str, tensor: torch.Tensor, places: _Places
 ) -> StoredTensor:
     dtype = _dtype(path, key, tensor)
-    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    shape, strides = tuple(tensor.shape), tensor.stride()
     storage = tensor.untyped_storage()
     place = places.get(storage._cdata)
     if place is None:
         raise BadCheckpoint(path, f"tensor '{key}': its bytes are not in the file")
     start, size = place
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     itemsize = dtype.bits // 8
     if 0 not in shape and (first < 0 or min(strides, default=0) < 0 or (last + 1) * itemsize > size):
@@ -236,6 +241,8 @@ def _dtype(path: Path, key: str, tensor: torch.Tensor) -> DType:
     names = {
         torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
         torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
+        torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+        torch.float8_e8m0fnu: "F8_E8M0",
         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
         torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
         torch.bool: "BOOL",
@@ -247,15 +254,25 @@ def _dtype(path: Path, key: str, tensor: torch.Tensor) -> DType:
             f"tensor '{key}' is quantized or sparse ({tensor.dtype}, {tensor.layout})",
             hint="use the checkpoint from before that conversion",
         )
+    if tensor.is_conj() or tensor.is_neg():
+        raise UnsupportedCheckpoint(
+            path, f"tensor '{key}' is a lazy conjugate", hint="save it again after resolve_conj()"
+        )
     return DTYPES[name]
 
 
 def _explain(path: Path, error: Exception) -> PrunectlError:
-    """Torch's words for a refused or damaged pickle, made short."""
+    """What torch's many errors for a refused or damaged pickle mean."""
     text = str(error)
     wanted = re.search(r"GLOBAL ([\w.]+)", text)
     if wanted:
         return UnsafePickle(path, wanted[1])
+    if "Only persistent_load of storage" in text:
+        return UnsafePickle(path, "it refers to a whole module")
+    if "Quantized" in text:
+        return UnsupportedCheckpoint(
+            path, "holds quantized tensors", hint="use the checkpoint from before that conversion"
+        )
     if "operand" in text or "weights_only" in text or "Weights only" in text:
         return UnsafePickle(path, "it uses a pickle instruction that is not on torch's safe list")
     first_line = text.splitlines()[0][:200] if text else ""

@@ -36,6 +36,8 @@ _COPY_BLOCK = 4 << 20
 class OutputFolder:
     """Context manager for one output; leaving it without :meth:`commit` gives the output up.
 
+    Threads that write into its shards must have ended before it is left.
+
     Args:
         target: where the output shall be.
         fingerprint: digest of all that decides the output's bytes (source, arguments, tool
@@ -89,7 +91,7 @@ class OutputFolder:
                 self._check()
                 self._resume_or_start()
         except BaseException:
-            self._give_up()
+            self._give_up(keep=self.work.exists())
             raise
         return self
 
@@ -101,10 +103,10 @@ class OutputFolder:
         old = replaced_folder(self.target)
         if not old.exists():
             return
-        if self.target.exists():
+        if self.target.exists() and any(self.target.iterdir()):
             shutil.rmtree(old)
         else:
-            os.rename(old, self.target)
+            old.rename(self.target)
             self._on_event(Note(f"{self._asked}: the previous output was put back", warning=True))
 
     def _resume_or_start(self) -> None:
@@ -234,7 +236,7 @@ class OutputFolder:
 
     def _move_in(self) -> None:
         try:
-            os.rename(self.work, self.target)  # also over an empty folder, in one step
+            self.work.rename(self.target)  # also over an empty folder, in one step
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
@@ -245,11 +247,11 @@ class OutputFolder:
         if exchange(self.work, self.target):
             return self.work
         old = replaced_folder(self.target)
-        os.rename(self.target, old)
+        self.target.rename(old)
         try:
-            os.rename(self.work, self.target)
+            self.work.rename(self.target)
         except BaseException:
-            os.rename(old, self.target)
+            old.rename(self.target)
             raise
         return old
 
@@ -261,16 +263,17 @@ class OutputFolder:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._committed:
             self._closer.shutdown()
-            self._journal.remove()
+            with os_errors(self._asked):
+                self._journal.remove()
         else:
-            self._give_up()
+            self._give_up(keep=False)
 
-    def _give_up(self) -> None:
-        """Leave the target as it was; keep the work only if a later run can go on from it."""
+    def _give_up(self, *, keep: bool) -> None:
+        """Leave the target as it was, and the work too if a later run can go on from it."""
         self._closer.shutdown(cancel_futures=True)
         for writer in self._writers:
             writer.abort()
-        if self.finished:
+        if keep or self.finished:
             self._journal.close()
             return
         shutil.rmtree(self.work, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The journal of an unfinished output: which shards are done, and that only one process works on it.
+"""The journal of an unfinished output: what is done, and that only one process works on it.
 
 One JSON line each: first the fingerprint and the work folder's inode, then one per finished shard.
 It lies beside the work folder, so that the finished folder never holds it, and names the folder by

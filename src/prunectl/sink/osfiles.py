@@ -1,4 +1,4 @@
-"""The few file-system steps that everything in this room stands on: durable, atomic, clear errors."""
+"""The file-system steps that this room stands on: durable, atomic, with clear errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prunectl.errors import CannotWrite, NoSpace
 Buffer = bytes | bytearray | memoryview
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NOT_OFFERED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -42,7 +43,7 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write on the file system that holds, or would hold, ``path``."""
+    """Bytes this user may still write on the file system that holds, or would hold, ``path``."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -55,14 +56,16 @@ def create_file(path: Path) -> int:
 
 
 def allocate(fd: int, size: int) -> None:
-    """Give the file its final size, with the blocks reserved where the file system can do that."""
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
-                raise
+    """Give the file its final size, with the blocks reserved where the file system can do that.
+
+    Not ``os.posix_fallocate``: where the file system cannot, the C library writes into every block.
+    """
+    if size:
+        code = errno.EINTR
+        while code == errno.EINTR:
+            code = _c_call("fallocate", fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+        if code not in {0, *_NOT_OFFERED}:
+            raise OSError(code, os.strerror(code))
     os.ftruncate(fd, size)
 
 
@@ -81,20 +84,16 @@ def exchange(first: Path, second: Path) -> bool:
     Returns:
         False where the system or the file system cannot do it; nothing has changed then.
     """
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    renameat2.argtypes = [
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_uint,
-    ]
-    paths = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
-    if renameat2(*paths, _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
-        return False
+    names = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
+    code = _c_call("renameat2", *names, ctypes.c_uint(_RENAME_EXCHANGE))
+    if code in {0, *_NOT_OFFERED}:
+        return code == 0
     raise OSError(code, os.strerror(code), str(second))
+
+
+def _c_call(name: str, *arguments: object) -> int:
+    """Call the C library; returns 0 or the error number, ENOSYS if it has no such function."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        return errno.ENOSYS
+    return 0 if function(*arguments) == 0 else ctypes.get_errno()

@@ -58,12 +58,19 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
 def _check_place(target: Path, real: Path) -> None:
     if real.exists() and not real.is_dir():
         raise OutputConflict(target, "is a file; the output is a folder")
-    for taken, what in ((Path.cwd(), "current"), (Path.home(), "home")):
-        if _holds(real, taken.resolve()):
+    for taken, what in ((Path.cwd(), "current"), (_home(), "home")):
+        if taken is not None and _holds(real, taken.resolve()):
             raise OutputConflict(target, f"is or holds the {what} folder", hint="name a new folder")
     if os.path.ismount(real):
         why = "is a mount point, which cannot be replaced in one step"
         raise OutputConflict(target, why, hint=f"name a folder inside it: {target / 'model'}")
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container's user without HOME and without an entry in passwd
+        return None
 
 
 def _check_apart(target: Path, real: Path, protected: Path) -> None:
@@ -85,7 +92,7 @@ def _holds(outer: Path, inner: Path) -> bool:
     """Whether ``inner`` is ``outer`` or lies in it; by identity too, for mounts seen twice."""
     chain = (inner, *inner.parents)
     return outer in chain or (
-        outer.exists() and any(p.exists() and os.path.samefile(outer, p) for p in chain)
+        outer.exists() and any(p.exists() and outer.samefile(p) for p in chain)
     )
 
 

@@ -201,6 +201,6 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; NaN and Inf, which JSON lacks, become strings."""
-        from prunectl.analyze.serialize import analysis_to_json
+        from prunectl.plain import plain
 
-        return analysis_to_json(self)
+        return {"schema": "prunectl.analysis/1", **plain(self)}

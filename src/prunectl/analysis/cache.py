@@ -1,0 +1,82 @@
+"""Measurements kept between runs, so that ``prune`` after ``analyze`` need not read twice.
+
+Keyed by the exact source. Deleting the cache, or any damage to it, changes nothing but time.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import astuple
+from typing import Any, BinaryIO
+
+import blake3
+
+from prunectl._version import __version__
+from prunectl.analysis.measured import Measured, TensorFacts
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.magnitude.measure import PatternStats
+from prunectl.magnitude.store import HistogramStore
+from prunectl.userdirs import cache_dir, write_cache_file
+
+_MAGIC = b"prunectl measurements 1\n"
+_LIMIT = 2**31
+
+
+def load_measured(checkpoint: Checkpoint) -> Measured | None:
+    """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable."""
+    try:
+        with (cache_dir() / _name(checkpoint)).open("rb") as file:
+            return _read(file, checkpoint)
+    except (OSError, ValueError, TypeError, KeyError, struct.error, MemoryError, OverflowError):
+        return None
+
+
+def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
+    """Remember measurements; silently not, where the cache folder cannot be written."""
+    write_cache_file(_name(checkpoint), lambda file: _write(file, measured))
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    facts = {
+        "version": __version__,
+        "source": checkpoint.identity(),
+        "tensors": [[t.name, t.spec.dtype.name, t.spec.shape, t.offset] for t in checkpoint.tensors],
+    }
+    return f"measured-{blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)}.bin"
+
+
+def _write(file: BinaryIO, measured: Measured) -> None:
+    record = {
+        "facts": {name: astuple(facts) for name, facts in measured.facts.items()},
+        "patterns": [
+            [name, pattern, *astuple(stats)] for (name, pattern), stats in measured.patterns.items()
+        ],
+    }
+    body = json.dumps(record).encode()
+    file.write(_MAGIC + struct.pack("<Q", len(body)) + blake3.blake3(body).digest() + body)
+    measured.histograms.dump(file)
+
+
+def _read(file: BinaryIO, checkpoint: Checkpoint) -> Measured:
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("not a measurement file")
+    (size,) = struct.unpack("<Q", file.read(8))
+    digest = file.read(32)
+    body = file.read(min(size, _LIMIT))
+    if blake3.blake3(body).digest() != digest:
+        raise ValueError("damaged measurement file")
+    record: Any = json.loads(body)
+    facts = {str(name): TensorFacts(*values) for name, values in record["facts"].items()}
+    patterns = {
+        (str(name), str(pattern)): PatternStats(*stats) for name, pattern, *stats in record["patterns"]
+    }
+    histograms = HistogramStore.load(file)
+    numel = {tensor.name: tensor.spec.numel for tensor in checkpoint.tensors}
+    fits = facts.keys() == set(histograms.names) and all(
+        numel.get(name) == one.numel for name, one in facts.items()
+    )
+    if not fits:
+        histograms.close()
+        raise ValueError("measurements of another checkpoint")
+    return Measured(facts, histograms, patterns)

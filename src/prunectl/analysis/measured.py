@@ -1,0 +1,192 @@
+"""The streamed pass over the weights: exact facts of every tensor, histograms kept out of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.magnitude.codes import Codes, code_format
+from prunectl.magnitude.histogram import Histogram, Spans
+from prunectl.magnitude.measure import Measurement, PatternMeasure, PatternStats, TensorMeasure
+from prunectl.magnitude.refine import Refiner
+from prunectl.magnitude.select import quantile_bins
+from prunectl.magnitude.store import HistogramStore
+from prunectl.pattern import NM
+from prunectl.streaming import Bytes, Scratch, run_tensors
+
+Patterns = Mapping[str, tuple[NM, ...]]
+"""By tensor name: which N:M patterns to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """A tensor's :class:`Measurement` without its histogram, small enough to keep for all tensors."""
+
+    numel: int
+    zeros: int
+    nans: int
+    infs: int
+    minimum: float
+    maximum: float
+    sum: float
+    norm_squared: float
+
+    @classmethod
+    def of(cls, found: Measurement) -> TensorFacts:
+        return cls(
+            found.numel, found.zeros, found.nans, found.infs,
+            found.minimum, found.maximum, found.sum, found.norm_squared,
+        )  # fmt: skip
+
+    @property
+    def finite(self) -> int:
+        return self.numel - self.nans - self.infs
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.finite if self.finite else 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the finite values; 0 if there are none."""
+        if not self.finite:
+            return 0.0
+        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean**2))
+
+
+@dataclass
+class Measured:
+    """What passes over a checkpoint's weights have found so far.
+
+    Attributes:
+        facts: by tensor name.
+        histograms: by tensor name; wide types are exact only where they were refined.
+        patterns: by (tensor name, pattern as text).
+    """
+
+    facts: dict[str, TensorFacts] = field(default_factory=dict)
+    histograms: HistogramStore = field(default_factory=HistogramStore)
+    patterns: dict[tuple[str, str], PatternStats] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Drop the temporary file behind the histograms."""
+        self.histograms.close()
+
+
+def group_width(tensor: StoredTensor, axis: int) -> int:
+    """Elements from one input to the next in row-major order: 1 if inputs are the last axis."""
+    return math.prod(tensor.spec.shape[axis + 1 :])
+
+
+def as_groups(codes: Codes, m: int, width: int) -> Codes:
+    """A block of whole groups as [outer, axis, inner], the shape that N:M kernels take.
+
+    In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]
+    tiles, whatever lies outside of that axis.
+    """
+    return codes.reshape(1, -1, 1) if width == 1 else codes.reshape(-1, m, width)
+
+
+def measure(
+    checkpoint: Checkpoint,
+    names: Iterable[str],
+    patterns: Patterns,
+    axes: Mapping[str, int],
+    *,
+    into: Measured,
+    jobs: int | None,
+    on_event: OnEvent,
+    phase: str = "measuring weights",
+) -> None:
+    """Measure tensors in one pass: facts and histograms of ``names``, losses of ``patterns``.
+
+    Args:
+        names: float tensors whose facts and histograms are wanted.
+        patterns: N:M patterns by tensor; their input axis must be divisible by M.
+        axes: input axis of every tensor in ``patterns``.
+        into: receives the results, in file order.
+    """
+    wanted = set(names)
+    tensors = [t for t in checkpoint.tensors if t.name in wanted or patterns.get(t.name)]
+    if not tensors:
+        return
+    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in tensors)))
+    with ExitStack() as stack:
+        reader = stack.enter_context(checkpoint.open())
+
+        def work(
+            tensor: StoredTensor, scratch: Scratch
+        ) -> tuple[Measurement | None, list[tuple[str, PatternStats]]]:
+            todo = patterns.get(tensor.name, ())
+            width = group_width(tensor, axes[tensor.name]) if todo else 1
+            losses = [(p, PatternMeasure(tensor.spec.dtype, p)) for p in todo]
+            whole = TensorMeasure(tensor.spec.dtype) if tensor.name in wanted else None
+            unit = math.lcm(*(p.m for p in todo)) * width
+            uint = code_format(tensor.spec.dtype).uint
+            for _, block in scratch.blocks(reader, tensor, unit):
+                codes = block.view(uint)
+                if whole is not None:
+                    whole.update(codes)
+                for pattern, loss in losses:
+                    loss.update(as_groups(codes, pattern.m, width))
+            found = whole.finish() if whole is not None else None
+            return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
+
+        for tensor, (found, losses) in run_tensors(tensors, work, jobs):
+            if found is not None:
+                into.facts[tensor.name] = TensorFacts.of(found)
+                into.histograms.append(tensor.name, found.histogram)
+            for pattern, loss in losses:
+                into.patterns[tensor.name, pattern] = loss
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+    on_event(PhaseDone(phase))
+
+
+def refine(
+    checkpoint: Checkpoint,
+    requests: Mapping[str, Spans],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> Iterator[tuple[str, Histogram]]:
+    """Subdivide histogram bins of tensors by reading them again; yields in file order."""
+    tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
+    phase = "refining thresholds"
+    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in tensors)))
+    with checkpoint.open() as reader:
+
+        def work(tensor: StoredTensor, scratch: Scratch) -> Histogram:
+            refiner = Refiner(tensor.spec.dtype, requests[tensor.name])
+            uint = code_format(tensor.spec.dtype).uint
+            for _, block in scratch.blocks(reader, tensor):
+                refiner.update(block.view(uint))
+            return refiner.finish()
+
+        for tensor, fine in run_tensors(tensors, work, jobs):
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+            yield tensor.name, fine
+    on_event(PhaseDone(phase))
+
+
+def unresolved_bins(
+    histogram: Histogram, quantiles: Sequence[float], values: Iterable[float]
+) -> Spans:
+    """Wide bins that quantiles, or counts of weights up to ``values``, fall into."""
+    if not histogram.numel or not histogram.log2_widths.any():
+        return []
+    spans = set(quantile_bins(histogram, quantiles))
+    for value in values:
+        code = histogram.format.floor_code(value) + 1
+        spans.update(histogram.bins_split_by([code]))
+    return sorted(spans)
+
+
+__all__ = [
+    "Bytes", "Measured", "Patterns", "TensorFacts", "as_groups", "group_width", "measure", "refine",
+    "unresolved_bins",
+]  # fmt: skip

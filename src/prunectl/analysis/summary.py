@@ -1,0 +1,324 @@
+"""From measurements to the typed result of ``analyze``. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from prunectl.analysis.advice import advise, warnings_for
+from prunectl.analysis.measured import Measured
+from prunectl.analysis.result import (
+    QUANTILES,
+    SPARSITIES,
+    Analysis,
+    GroupStats,
+    PatternFit,
+    PatternSummary,
+    SourceFacts,
+    TensorStats,
+    Threshold,
+)
+from prunectl.analysis.thresholds import Share, Target, shares, tolerances
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.roles import TensorRole
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.magnitude.select import quantiles
+from prunectl.pattern import NM
+from prunectl.plan import PruneSettings, misfit_reason, not_prunable_reason
+
+
+def summarize(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    prunable: Sequence[str],
+    targets: Sequence[Target],
+    patterns: Sequence[NM],
+) -> Analysis:
+    """Put everything that was measured in order.
+
+    Args:
+        measured: with histograms refined as far as ``targets`` and statistics need.
+        prunable: names, in file order.
+        targets: one for each of ``SPARSITIES``; empty if nothing is prunable.
+        patterns: the N:M patterns to report.
+    """
+    table = _ThresholdTable(len(targets))
+    chosen = set(prunable)
+    by_share = shares(measured, prunable, targets)
+    tensors = []
+    for tensor in checkpoint.tensors:
+        role = checkpoint.roles.roles[tensor.name]
+        stats = _tensor_stats(tensor, role, measured, tensor.name in chosen, patterns)
+        if tensor.name in chosen:
+            _, tensor_shares = next(by_share)
+            stats = replace(stats, sparsity=tuple(s.zeros / stats.numel for s in tensor_shares))
+            table.add(stats, tensor_shares)
+        tensors.append(stats)
+    source = source_facts(checkpoint, tensors)
+    thresholds = table.rows(targets)
+    octaves: dict[int, int] = {}
+    for stats in tensors:
+        if stats.prunable:
+            for exponent, count in stats.octaves.items():
+                octaves[exponent] = octaves.get(exponent, 0) + count
+    summaries = tuple(_pattern_summary(pattern, tensors, source) for pattern in patterns)
+    return Analysis(
+        source=source,
+        tensors=tuple(tensors),
+        thresholds=thresholds,
+        patterns=summaries,
+        roles=group(tensors, lambda t: t.role),
+        components=group([t for t in tensors if t.prunable], lambda t: t.component),
+        layers=group([t for t in tensors if t.layer is not None], layer_label),
+        octaves=dict(sorted(octaves.items())),
+        prunable_zeros=sum(t.zeros for t in tensors if t.prunable),
+        predicted_bytes=_predicted_bytes(source, tensors, summaries),
+        warnings=warnings_for(source, tensors),
+        advice=advise(source, thresholds, summaries),
+    )
+
+
+def layer_label(tensor: TensorStats) -> str:
+    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
+    return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)
+
+
+def source_facts(checkpoint: Checkpoint, tensors: Sequence[TensorStats]) -> SourceFacts:
+    """The header of the report."""
+    dtypes: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.measured:
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numel
+    roles = checkpoint.roles
+    architectures = checkpoint.config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return SourceFacts(
+        model=checkpoint.model,
+        kind=checkpoint.kind,
+        format=checkpoint.format,
+        repo_id=checkpoint.repo_id,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        architecture=roles.detail if roles.origin == "modules" else str(named),
+        roles_from=roles.origin,
+        roles_detail=roles.detail,
+        quantization=checkpoint.quantization,
+        dtypes=dict(sorted(dtypes.items(), key=lambda item: -item[1])),
+        shards=len(checkpoint.files),
+        file_bytes=sum(file.size for file in checkpoint.files),
+        tensor_bytes=checkpoint.nbytes,
+        tensors=len(tensors),
+        weights=sum(t.numel for t in tensors if t.measured),
+        prunable_weights=sum(t.numel for t in tensors if t.prunable),
+        layers=len({(t.stack, t.layer) for t in tensors if t.layer is not None}),
+    )
+
+
+def _tensor_stats(
+    tensor: StoredTensor,
+    role: TensorRole,
+    measured: Measured,
+    prunable: bool,
+    patterns: Sequence[NM],
+) -> TensorStats:
+    spec = tensor.spec
+    reason = "" if prunable else not_prunable_reason(spec, role, PruneSettings())
+    stats = TensorStats(
+        spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role), role.stack,
+        role.layer, role.component, prunable, reason, spec.dtype.is_float,
+    )  # fmt: skip
+    facts = measured.facts.get(spec.name)
+    if facts is None or not facts.numel:
+        return stats
+    histogram = measured.histograms.get(spec.name)
+    near = tolerances(measured, spec.name)
+    codes = np.array([histogram.format.floor_code(v) + 1 for v in near.values()], np.uint64)
+    counts = histogram.counts_below(codes)
+    marks = quantiles(histogram, QUANTILES) if histogram.numel else []
+    octaves = histogram.octaves()
+    return replace(
+        stats,
+        zeros=facts.zeros,
+        near_zero={text: int(count) for text, count in zip(near, counts, strict=True)},
+        nans=facts.nans,
+        infs=facts.infs,
+        minimum=facts.minimum,
+        maximum=facts.maximum,
+        mean=facts.mean,
+        std=facts.std,
+        norm_squared=facts.norm_squared,
+        quantiles={f"{q:g}": value for q, value in zip(QUANTILES, marks, strict=False)},
+        octaves=dict(zip(octaves.exponents.tolist(), octaves.counts.tolist(), strict=True)),
+        patterns={
+            str(p): _fit(spec.name, role, tensor, measured, p) for p in patterns if prunable
+        },
+    )
+
+
+def _fit(
+    name: str, role: TensorRole, tensor: StoredTensor, measured: Measured, pattern: NM
+) -> PatternFit:
+    reason = misfit_reason(tensor.spec, role, pattern)
+    facts = measured.facts[name]
+    if reason:
+        return PatternFit(None, facts.zeros, reason)
+    stats = measured.patterns[name, str(pattern)]
+    kept = 1 - stats.lost_energy / facts.norm_squared if facts.norm_squared else 1.0
+    return PatternFit(kept, stats.zeros_after)
+
+
+@dataclass
+class _ThresholdTable:
+    """Sums over prunable tensors for every row of the threshold table."""
+
+    size: int
+    zeros: list[int] = field(init=False)
+    lost: list[float] = field(init=False)
+    quota: list[int] = field(init=False)
+    by_role: dict[str, list[int]] = field(default_factory=dict)
+    by_layer: dict[str, list[int]] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    norm_squared: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.zeros, self.quota = [0] * self.size, [0] * self.size
+        self.lost = [0.0] * self.size
+
+    def add(self, stats: TensorStats, tensor_shares: Sequence[Share]) -> None:
+        self.norm_squared += stats.norm_squared
+        keys = [(self.by_role, f"role {stats.role}", stats.role)]
+        if stats.layer is not None:
+            label = layer_label(stats)
+            keys.append((self.by_layer, f"layer {label}", label))
+        for _, counter, _ in keys:
+            self.weights[counter] = self.weights.get(counter, 0) + stats.numel
+        for i, share in enumerate(tensor_shares):
+            self.zeros[i] += share.zeros
+            self.lost[i] += share.lost
+            self.quota[i] += share.quota
+            for groups, _, label in keys:
+                groups.setdefault(label, [0] * self.size)[i] += share.zeros
+
+    def rows(self, targets: Sequence[Target]) -> tuple[Threshold, ...]:
+        def part(groups: dict[str, list[int]], kind: str, i: int) -> dict[str, float]:
+            return {
+                label: zeros[i] / self.weights[f"{kind} {label}"] for label, zeros in groups.items()
+            }
+
+        return tuple(
+            Threshold(
+                sparsity=sparsity,
+                count=self.zeros[i],
+                threshold=target.selected.value if target.selected else 0.0,
+                norm_kept=1 - self.lost[i] / self.norm_squared if self.norm_squared else 1.0,
+                ties=target.selected.at if target.selected else 0,
+                ties_pruned=self.quota[i],
+                roles=part(self.by_role, "role", i),
+                layers=part(self.by_layer, "layer", i),
+            )
+            for i, (sparsity, target) in enumerate(zip(SPARSITIES, targets, strict=False))
+        )
+
+
+def _pattern_summary(
+    pattern: NM, tensors: Sequence[TensorStats], source: SourceFacts
+) -> PatternSummary:
+    text = str(pattern)
+    fits = [(t, t.patterns[text]) for t in tensors if t.prunable]
+    reasons: dict[str, int] = {}
+    by_layer: dict[str, tuple[float, float]] = {}
+    kept = norm = 0.0
+    for tensor, fit in fits:
+        if fit.reason:
+            reasons[fit.reason] = reasons.get(fit.reason, 0) + 1
+        tensor_kept = tensor.norm_squared * (1.0 if fit.norm_kept is None else fit.norm_kept)
+        kept, norm = kept + tensor_kept, norm + tensor.norm_squared
+        if tensor.layer is not None:
+            label = layer_label(tensor)
+            old = by_layer.get(label, (0.0, 0.0))
+            by_layer[label] = (old[0] + tensor_kept, old[1] + tensor.norm_squared)
+    zeros = sum(fit.zeros for _, fit in fits)
+    eligible = [t for t, fit in fits if not fit.reason]
+    return PatternSummary(
+        pattern=text,
+        norm_kept=kept / norm if norm else 1.0,
+        eligible=len(eligible),
+        ineligible=len(fits) - len(eligible),
+        reasons=reasons,
+        zeros=zeros,
+        sparsity=zeros / source.prunable_weights if source.prunable_weights else 0.0,
+        by_layer={label: part / whole if whole else 1.0 for label, (part, whole) in by_layer.items()},
+        bytes_packed=source.tensor_bytes - sum(_saved(t, pattern) for t in eligible),
+    )
+
+
+def _saved(tensor: TensorStats, pattern: NM) -> int:
+    """Bytes saved by storing N values and N positions of ceil(log2 M) bits for each group."""
+    groups = tensor.numel // pattern.m
+    bits = _bits(tensor)
+    position_bits = (pattern.m - 1).bit_length()
+    return groups * (pattern.m * bits - pattern.n * (bits + position_bits)) // 8
+
+
+def _bits(tensor: TensorStats) -> int:
+    return {"fp64": 64, "fp32": 32, "fp16": 16, "bf16": 16}.get(tensor.dtype, 8)
+
+
+def _predicted_bytes(
+    source: SourceFacts, tensors: Iterable[TensorStats], patterns: Iterable[PatternSummary]
+) -> dict[str, int]:
+    """Bytes of all tensors: dense, and what storing only the survivors would take."""
+    prunable = [t for t in tensors if t.prunable]
+    result = {"dense (zeros stored like any weight)": source.tensor_bytes}
+    for sparsity in (0.3, 0.4, 0.5):
+        row = min(range(len(SPARSITIES)), key=lambda i: abs(SPARSITIES[i] - sparsity))
+        if not prunable:
+            break
+        saved = 0
+        for tensor in prunable:
+            zeros = round(tensor.sparsity[row] * tensor.numel)
+            saved += max(0, (zeros * _bits(tensor) - tensor.numel) // 8)
+        result[f"{sparsity:.0%} unstructured, as a bitmask and values"] = source.tensor_bytes - saved
+    for pattern in patterns:
+        result[f"{pattern.pattern}, as values and positions"] = pattern.bytes_packed
+    return result
+
+
+def group(
+    tensors: Iterable[TensorStats], key: Callable[[TensorStats], str]
+) -> dict[str, GroupStats]:
+    """Sums over the measured tensors that share a key, in order of first appearance."""
+    members: dict[str, list[TensorStats]] = {}
+    for tensor in tensors:
+        if tensor.measured:
+            members.setdefault(key(tensor), []).append(tensor)
+    return {label: _group_stats(part) for label, part in members.items()}
+
+
+def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
+    weights = sum(t.numel for t in tensors)
+    finite = sum(t.numel - t.nans - t.infs for t in tensors)
+    total = sum(t.mean * (t.numel - t.nans - t.infs) for t in tensors)
+    norm = sum(t.norm_squared for t in tensors)
+    mean = total / finite if finite else 0.0
+    near: dict[str, int] = {}
+    for tensor in tensors:
+        _add_counts(near, tensor.near_zero)
+    return GroupStats(
+        tensors=len(tensors),
+        weights=weights,
+        prunable_weights=sum(t.numel for t in tensors if t.prunable),
+        nbytes=sum(t.numel * _bits(t) // 8 for t in tensors),
+        zeros=sum(t.zeros for t in tensors),
+        near_zero=near,
+        std=float(max(0.0, norm / finite - mean**2) ** 0.5) if finite else 0.0,
+        largest=max((max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel), default=0.0),
+        norm_squared=norm,
+    )
+
+
+def _add_counts(into: dict[str, int], counts: Mapping[str, int]) -> None:
+    for key, count in counts.items():
+        into[key] = into.get(key, 0) + count

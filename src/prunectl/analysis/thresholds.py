@@ -1,0 +1,206 @@
+"""Exact global thresholds, and what each of them does to every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunectl.analysis.measured import Measured, refine, unresolved_bins
+from prunectl.analysis.result import NEAR_ZERO, QUANTILES
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.events import OnEvent
+from prunectl.magnitude.histogram import Histogram, Spans
+from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
+from prunectl.magnitude.store import HistogramStore
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One unstructured target over some tensors: ``zeros`` of their weights are to be zero."""
+
+    zeros: int
+    selected: Selected | None
+    """The magnitude of the last weight to go; None where nothing is to go."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one target does to one tensor.
+
+    Attributes:
+        code: in the tensor's own format: smaller magnitudes go.
+        quota: how many weights equal to ``code`` go too, the first ones in row-major order.
+        zeros: in the tensor afterwards.
+        lost: sum of squares that go.
+    """
+
+    code: int
+    quota: int
+    zeros: int
+    lost: float
+
+
+class Subset:
+    """Some tensors of a store, in the given order, as :func:`resolve` wants them."""
+
+    def __init__(self, store: Histograms, names: Sequence[str]) -> None:
+        self._store = store
+        self._names = names
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._names
+
+    def get(self, name: str) -> Histogram:
+        return self._store.get(name)
+
+
+class Refinements:
+    """Finer histograms of wide types, found in further passes, on top of measured ones."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured = measured
+        self._fine: dict[str, list[Histogram]] = {}
+
+    def current(self, name: str) -> Histogram:
+        """The finest histogram known."""
+        histogram = self._measured.histograms.get(name)
+        for part in self._fine.get(name, []):
+            histogram = histogram.refined(part)
+        return histogram
+
+    def add(self, name: str, part: Histogram) -> None:
+        self._fine.setdefault(name, []).append(part)
+
+    def keep(self) -> None:
+        """Put the refined histograms in the place of the coarse ones."""
+        if not self._fine:
+            return
+        replaced = HistogramStore()
+        for name in self._measured.histograms.names:
+            replaced.append(name, self.current(name))
+        self._measured.histograms.close()
+        self._measured.histograms = replaced
+        self._fine = {}
+
+
+def find_targets(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    names: Sequence[str],
+    zeros: Sequence[int],
+    *,
+    with_statistics: bool,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> list[Target]:
+    """Resolve targets over ``names`` exactly; refined histograms stay in ``measured``.
+
+    Args:
+        names: tensors compared with one another, in file order, without NaN.
+        zeros: how many of their weights are to be zero, for each target.
+        with_statistics: in the same pass, refine what quantiles and near-zero counts of all
+            measured tensors need.
+    """
+    refinements = Refinements(measured)
+
+    def own_needs() -> dict[str, Spans]:
+        if not with_statistics:
+            return {}
+        needs = {
+            name: unresolved_bins(
+                refinements.current(name), QUANTILES, tolerances(measured, name).values()
+            )
+            for name in measured.histograms.names
+        }
+        return {name: spans for name, spans in needs.items() if spans}
+
+    def run(requests: Mapping[str, Spans]) -> Iterator[tuple[str, Histogram]]:
+        needs = own_needs()
+        union = {
+            name: sorted({*requests.get(name, ()), *needs.get(name, ())})
+            for name in {*requests, *needs}
+        }
+        for name, part in refine(checkpoint, union, jobs=jobs, on_event=on_event):
+            refinements.add(name, part)
+            if name in requests:
+                yield name, part.within(requests[name])
+
+    ranks = [count for count in zeros if count > 0]
+    found = iter(resolve(Subset(measured.histograms, names), ranks, run))
+    targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
+    while own_needs():
+        for _ in run({}):
+            pass
+    refinements.keep()
+    return targets
+
+
+def find_own_targets(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    zeros: Mapping[str, int],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> dict[str, Target]:
+    """A target for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
+    refinements = Refinements(measured)
+    ranks = {name: count for name, count in zeros.items() if count > 0}
+    while True:
+        bins = {name: refinements.current(name).select(count) for name, count in ranks.items()}
+        wide = {name: [(b.start, b.log2_width)] for name, b in bins.items() if b.log2_width}
+        if not wide:
+            break
+        for name, part in refine(checkpoint, wide, jobs=jobs, on_event=on_event):
+            refinements.add(name, part)
+    refinements.keep()
+    targets = {}
+    for name, count in zeros.items():
+        selected = None
+        if count > 0:
+            histogram, code = measured.histograms.get(name), bins[name].start
+            selected = Selected(
+                histogram.format,
+                code,
+                histogram.format.value(code),
+                bins[name].below,
+                histogram.count_at(code),
+            )
+        targets[name] = Target(count, selected)
+    return targets
+
+
+def tolerances(measured: Measured, name: str) -> dict[str, float]:
+    """Near-zero tolerances of one tensor, by the text that names them."""
+    fixed = {f"{value:g}": value for value in NEAR_ZERO}
+    return {**fixed, "0.01*std": 0.01 * measured.facts[name].std}
+
+
+def shares(
+    measured: Measured, names: Sequence[str], targets: Sequence[Target]
+) -> Iterator[tuple[str, list[Share]]]:
+    """Per tensor, in order, what each target does to it.
+
+    Ties at a threshold go in file order, so each tensor takes what the ones before it left.
+    Yields one tensor at a time: nothing grows with the model.
+    """
+    left = [t.zeros - t.selected.below if t.selected else 0 for t in targets]
+    for name in names:
+        histogram = measured.histograms.get(name)
+        cuts = [cut_for(t.selected, histogram.format) if t.selected else (0, False) for t in targets]
+        codes = np.array([code for code, _ in cuts], np.uint64)
+        below = histogram.counts_below(codes)
+        energy = histogram.energies_below(codes)
+        ties = histogram.counts_at(codes)
+        present = measured.facts[name].zeros
+        result = []
+        for i, (code, has_ties) in enumerate(cuts):
+            quota = max(0, min(left[i], int(ties[i]))) if has_ties else 0
+            left[i] -= quota
+            square = histogram.format.value(code) ** 2 if quota else 0.0
+            zeros = max(int(below[i]) + quota, present)
+            result.append(Share(code, quota, zeros, float(energy[i]) + quota * square))
+        yield name, result

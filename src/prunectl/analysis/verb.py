@@ -1,0 +1,143 @@
+"""The ``analyze`` verb: measure what is not known yet, then sum up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.measured import Measured, measure
+from prunectl.analysis.result import SPARSITIES, Analysis
+from prunectl.analysis.summary import summarize
+from prunectl.analysis.thresholds import find_targets
+from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.errors import NaNWeights, UnsupportedCheckpoint
+from prunectl.events import OnEvent, ignore_events
+from prunectl.pattern import NM, pruned_count
+from prunectl.plan import PruneSettings, input_axis, misfit_reason, not_prunable_reason
+
+DEFAULT_PATTERNS = (NM(2, 4),)
+
+
+def analyze(
+    model: Checkpoint | str | os.PathLike[str],
+    *,
+    patterns: Sequence[NM] = DEFAULT_PATTERNS,
+    use_cache: bool = True,
+    jobs: int | None = None,
+    on_event: OnEvent = ignore_events,
+) -> Analysis:
+    """Measure a checkpoint's weights exactly, in one streamed pass (fp32 and fp64: two and four).
+
+    Args:
+        model: an open checkpoint, or what :func:`open_checkpoint` takes.
+        patterns: N:M patterns to measure on the prunable tensors.
+        use_cache: reuse, and keep, measurements of this very source.
+        jobs: threads; default one per core, eight at most.
+        on_event: receives progress.
+
+    Raises:
+        SourceError: the checkpoint cannot be used.
+        NaNWeights: a prunable tensor holds NaN.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    _refuse_packed(checkpoint)
+    started = time.perf_counter()
+    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
+    try:
+        known = _known(measured)
+        prunable = prunable_names(checkpoint)
+        measure_missing(
+            checkpoint, measured, patterns=patterns, jobs=jobs, on_event=on_event,
+            names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float],
+        )  # fmt: skip
+        refuse_nans(measured, prunable)
+        weights = sum(measured.facts[name].numel for name in prunable)
+        targets = find_targets(
+            checkpoint,
+            measured,
+            prunable,
+            [pruned_count(sparsity, weights) for sparsity in SPARSITIES] if weights else [],
+            with_statistics=True,
+            jobs=jobs,
+            on_event=on_event,
+        )
+        fresh = _known(measured) != known
+        if use_cache and fresh:
+            store_measured(checkpoint, measured)
+        result = summarize(checkpoint, measured, prunable, targets, patterns)
+        return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
+    finally:
+        measured.close()
+
+
+def _known(measured: Measured) -> tuple[int, int]:
+    return len(measured.facts), len(measured.patterns)
+
+
+def _refuse_packed(checkpoint: Checkpoint) -> None:
+    """Quantized weights have no magnitudes to look at, but for fp8, which is a float type."""
+    if checkpoint.quantization and not any(t.spec.dtype.is_float and t.spec.dtype.bits == 8
+                                           for t in checkpoint.tensors):  # fmt: skip
+        raise UnsupportedCheckpoint(
+            checkpoint.model,
+            f"the checkpoint is quantized ({checkpoint.quantization})",
+            hint="use the checkpoint from before quantization",
+        )
+
+
+def prunable_names(checkpoint: Checkpoint) -> list[str]:
+    """Tensors whose role makes them prunable, in file order; fp8 ones, which only analyze takes, too."""
+    names = []
+    for tensor in checkpoint.tensors:
+        reason = not_prunable_reason(
+            tensor.spec, checkpoint.roles.roles[tensor.name], PruneSettings()
+        )
+        if not reason or reason.endswith("can be analyzed, not pruned"):
+            names.append(tensor.name)
+    return names
+
+
+def measure_missing(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    *,
+    names: Sequence[str],
+    patterns: Sequence[NM],
+    jobs: int | None,
+    on_event: OnEvent,
+    pattern_names: Sequence[str] | None = None,
+) -> None:
+    """One pass for what ``measured`` lacks: facts of ``names``, ``patterns`` of prunable tensors."""
+    roles = checkpoint.roles.roles
+    specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
+    todo: dict[str, tuple[NM, ...]] = {}
+    axes: dict[str, int] = {}
+    for name in prunable_names(checkpoint) if pattern_names is None else pattern_names:
+        axis = input_axis(specs[name], roles[name])
+        missing = tuple(
+            pattern
+            for pattern in dict.fromkeys(patterns)
+            if (name, str(pattern)) not in measured.patterns
+            and not misfit_reason(specs[name], roles[name], pattern)
+        )
+        if missing and axis is not None:
+            todo[name], axes[name] = missing, axis
+    measure(
+        checkpoint,
+        [name for name in names if name not in measured.facts],
+        todo,
+        axes,
+        into=measured,
+        jobs=jobs,
+        on_event=on_event,
+    )
+
+
+def refuse_nans(measured: Measured, names: Sequence[str]) -> None:
+    """Raise NaNWeights for the first of ``names`` that holds NaN."""
+    for name in names:
+        if measured.facts[name].nans:
+            raise NaNWeights(name, measured.facts[name].nans)

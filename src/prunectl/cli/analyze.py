@@ -1,0 +1,93 @@
+"""``prunectl analyze``: what is in a checkpoint, and what pruning would take from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.model_argument import choose_model, remember_model
+from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.pattern import NM, parse_nm
+
+EPILOG = options.examples(
+    "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
+    "prunectl analyze ./my-model --all | less",
+    "prunectl analyze org/name@v1.0 --pattern 4:8 --pattern 1:4",
+    "prunectl analyze ./my-model --pattern none -o analysis.json",
+    "prunectl analyze ./my-model --json | jq .thresholds",
+)
+
+
+def analyze(
+    model: options.Model = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pattern",
+            "-p",
+            metavar="N:M",
+            help="Also measure N kept of every M weights, besides 2:4 (repeatable); "
+            "'none' drops 2:4.",
+        ),
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every layer, every threshold and every tensor.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Save the analysis as JSON."),
+    ] = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_cache: options.NoCache = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure a checkpoint: magnitudes, thresholds, and what sparsity would cost.
+
+    Reads the weights once, exactly and in little memory. The result is kept, so that a prune that
+    follows need not read them again.
+    """
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    patterns = wanted_patterns(pattern or [])
+    if output:
+        check_file(output)
+    checkpoint = options.open_source(
+        choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
+    )
+    from prunectl.analysis.verb import analyze
+
+    with out.progress() as on_event:
+        analysis = analyze(
+            checkpoint, patterns=patterns, use_cache=not no_cache, jobs=jobs, on_event=on_event
+        )
+    remember_model(checkpoint)
+    if output:
+        save_text(output, as_json(analysis.to_json()))
+        out.note(f"saved: {output}")
+    if json:
+        out.data(analysis.to_json())
+        return
+    from prunectl.cli.analyze_screen import analysis_screen
+
+    out.show(*analysis_screen(analysis, everything=all_, verbose=verbose))
+    for warning in analysis.warnings:
+        out.warn(warning)
+
+
+def wanted_patterns(texts: list[str]) -> tuple[NM, ...]:
+    """2:4 unless ``none`` is among the texts, then what they add, each once and in order.
+
+    Raises:
+        InvalidPattern: neither N:M nor ``none``.
+    """
+    named = [text for text in texts if text.strip().lower() != "none"]
+    first = [NM(2, 4)] if len(named) == len(texts) else []
+    return tuple(dict.fromkeys([*first, *map(parse_nm, named)]))

@@ -1,0 +1,248 @@
+"""An analysis as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunectl.cli import numbers
+from prunectl.cli.histogram import histogram_cells, histogram_rows
+from prunectl.cli.tables import columns, facts, heading, sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.analysis.result import Analysis, GroupStats, SourceFacts, TensorStats, Threshold
+
+REFERENCE = 0.5
+"""The sparsity at which layers and tensors are compared."""
+_ENDS, _MANY = 3, 14
+
+
+def analysis_screen(
+    analysis: Analysis, *, everything: bool = False, verbose: bool = False
+) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: every layer, threshold and tensor. verbose: also where the roles come from.
+    """
+    yield heading(analysis.source.model)
+    yield facts(_header(analysis.source, verbose=verbose))
+    yield from _histogram(analysis)
+    yield heading("By role")
+    yield columns(
+        ("role", "tensors", "weights", "size", "zero", "near zero", "std", "max |w|"),
+        [(role, *_group_cells(group)) for role, group in analysis.roles.items()],
+    )
+    yield from _layers(analysis, everything=everything)
+    yield from _thresholds(analysis, everything=everything)
+    yield from _patterns(analysis)
+    yield from _bytes(analysis)
+    if everything:
+        yield from _tensors(analysis)
+    if analysis.advice:
+        yield sentence(f"Next: {analysis.advice}")
+
+
+def _header(source: SourceFacts, *, verbose: bool) -> list[tuple[str, str]]:
+    prunable = source.prunable_weights / source.weights if source.weights else 0.0
+    dtypes = sorted(source.dtypes.items(), key=lambda item: -item[1])
+    dtype = dtypes[0][0] if len(dtypes) == 1 else ", ".join(
+        f"{label} ({numbers.share(weights / max(source.weights, 1))})" for label, weights in dtypes
+    )  # fmt: skip
+    files = numbers.plural(source.shards, f"{source.format} file")
+    hub = [source.repo_id or "", source.revision and f"at {source.revision}"]
+    hub += [source.commit and f"(commit {source.commit[:12]})"]
+    roles = {"modules": "the model's own modules", "headers": "names and shapes only"}
+    return [
+        ("architecture", source.architecture),
+        ("parameters", f"{numbers.count(source.weights)}, {numbers.count(source.prunable_weights)} "
+                       f"prunable ({numbers.share(prunable)})"),
+        ("layers", str(source.layers) if source.layers else ""),
+        ("dtype", dtype),
+        ("size", f"{numbers.size(source.file_bytes)} in {files}, "
+                 f"{numbers.plural(source.tensors, 'tensor')}"),
+        ("source", " ".join(part for part in hub if part) if source.repo_id else ""),
+        ("quantized", source.quantization),
+        ("roles from", roles.get(source.roles_from, source.roles_from)
+         + (f" ({source.roles_detail})" if verbose and source.roles_detail else "")),
+    ]  # fmt: skip
+
+
+def _histogram(analysis: Analysis) -> Iterator[RenderableType]:
+    tenths = [
+        (row.sparsity, row.threshold)
+        for row in analysis.thresholds
+        if round(row.sparsity * 100) % 10 == 0
+    ]
+    rows = histogram_rows(analysis.octaves, analysis.prunable_zeros, tenths)
+    if not rows:
+        return
+    yield heading("Magnitudes of the prunable weights, from each |w| to twice that")
+    yield columns(
+        ("|w|", "", "share", "up to here", "threshold of"),
+        histogram_cells(rows),
+        left=(0, 1, 4),
+    )
+
+
+def _group_cells(group: GroupStats) -> tuple[str, ...]:
+    near = group.near_zero.get("0.01*std")
+    return (
+        numbers.count(group.tensors),
+        numbers.count(group.weights),
+        numbers.size(group.nbytes),
+        numbers.share(group.zeros / group.weights) if group.weights else "",
+        numbers.share(near / group.weights) if near is not None and group.weights else "",
+        numbers.real(group.std),
+        numbers.real(group.largest),
+    )
+
+
+def _at(analysis: Analysis, sparsity: float) -> Threshold | None:
+    return next((t for t in analysis.thresholds if abs(t.sparsity - sparsity) < 1e-9), None)
+
+
+def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]:
+    if not analysis.layers:
+        return
+    reference = _at(analysis, REFERENCE)
+    pruned = reference.layers if reference else {}
+    names = list(analysis.layers)
+    shown = names if everything else _condensed(names, pruned)
+    stacks = {name.rpartition(".")[0] for name in names}
+    one_stack = stacks.pop() if len(stacks) == 1 else ""
+    rows: list[tuple[str, ...]] = []
+    previous = -1
+    for name in shown:
+        index = names.index(name)
+        if index > previous + 1:
+            rows.append(("...",) + ("",) * (6 + len(analysis.patterns)))
+        previous = index
+        rows.append(_layer_cells(analysis, name, one_stack, pruned))
+    yield heading(f"By layer{f' of {one_stack}' if one_stack else ''}")
+    yield columns(
+        (
+            *("layer", "prunable", "std", "max |w|", "zero"),
+            *(f"at {REFERENCE:.0%}", "norm share"),
+            *(f"{p.pattern} keeps" for p in analysis.patterns),
+        ),
+        rows,
+    )
+    if len(shown) < len(names):
+        yield f"  {len(names) - len(shown)} of {len(names)} layers are left out; --all shows them"
+
+
+def _layer_cells(
+    analysis: Analysis, name: str, one_stack: str, pruned: dict[str, float]
+) -> tuple[str, ...]:
+    group = analysis.layers[name]
+    norm = sum(layer.norm_squared for layer in analysis.layers.values())
+    kept = [pattern.by_layer.get(name) for pattern in analysis.patterns]
+    return (
+        name.removeprefix(f"{one_stack}.") if one_stack else name,
+        numbers.count(group.prunable_weights),
+        numbers.real(group.std),
+        numbers.real(group.largest),
+        numbers.share(group.zeros / group.weights) if group.weights else "",
+        numbers.share(pruned[name]) if name in pruned else "",
+        numbers.share(group.norm_squared / norm) if norm else "",
+        *(numbers.share(value) if value is not None else "" for value in kept),
+    )
+
+
+def _condensed(names: list[str], pruned: dict[str, float]) -> list[str]:
+    """The first and last layers and the two that the threshold hits most and least."""
+    if len(names) <= _MANY:
+        return names
+    chosen = {*names[:_ENDS], *names[-_ENDS:]}
+    if pruned:
+        chosen |= {max(pruned, key=pruned.__getitem__), min(pruned, key=pruned.__getitem__)}
+    return [name for name in names if name in chosen]
+
+
+def _thresholds(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]:
+    shown = [
+        row for row in analysis.thresholds if everything or round(row.sparsity * 100) % 10 == 0
+    ]
+    if not shown:
+        return
+    yield heading("One threshold for all prunable weights (unstructured, global)")
+    yield columns(
+        ("sparsity", "threshold", "zeros", "norm kept", "layers, least", "most"),
+        [
+            (
+                f"{row.sparsity:.0%}",
+                numbers.real(row.threshold),
+                numbers.count(row.count),
+                numbers.share(row.norm_kept, 2),
+                numbers.share(min(row.layers.values())) if row.layers else "",
+                numbers.share(max(row.layers.values())) if row.layers else "",
+            )
+            for row in shown
+        ],
+        left=(),
+    )
+
+
+def _patterns(analysis: Analysis) -> Iterator[RenderableType]:
+    if not analysis.patterns:
+        return
+    yield heading("N kept of every M weights along the inputs")
+    yield columns(
+        ("pattern", "sparsity", "norm kept", "tensors that fit", "that do not"),
+        [
+            (
+                row.pattern,
+                numbers.share(row.sparsity),
+                numbers.share(row.norm_kept, 2),
+                numbers.count(row.eligible),
+                numbers.count(row.ineligible),
+            )
+            for row in analysis.patterns
+        ],
+    )
+    for row in analysis.patterns:
+        for reason, tensors in row.reasons.items():
+            yield f"  {row.pattern}: {numbers.plural(tensors, 'tensor')} left dense: {reason}"
+
+
+def _bytes(analysis: Analysis) -> Iterator[RenderableType]:
+    sizes = analysis.predicted_bytes
+    if not sizes:
+        return
+    dense = analysis.source.tensor_bytes
+    yield heading("Size of all tensors, by how zeros would be stored (predicted)")
+    yield columns(
+        ("stored as", "size", "of dense"),
+        [
+            (label, numbers.size(nbytes), numbers.share(nbytes / dense) if dense else "")
+            for label, nbytes in sizes.items()
+        ],
+    )
+
+
+def _tensors(analysis: Analysis) -> Iterator[RenderableType]:
+    yield heading("By tensor")
+    index = next(
+        (i for i, t in enumerate(analysis.thresholds) if abs(t.sparsity - REFERENCE) < 1e-9), None
+    )
+    yield columns(
+        ("tensor", "role", "dtype", "shape", "zero", "std", f"at {REFERENCE:.0%}"),
+        [_tensor_cells(tensor, index) for tensor in analysis.tensors],
+        left=(0, 1),
+    )
+
+
+def _tensor_cells(tensor: TensorStats, index: int | None) -> tuple[str, ...]:
+    is_pruned = index is not None and index < len(tensor.sparsity)
+    return (
+        tensor.name,
+        tensor.role,
+        tensor.dtype,
+        "x".join(map(str, tensor.shape)) or "scalar",
+        numbers.share(tensor.zeros / tensor.numel) if tensor.measured and tensor.numel else "",
+        numbers.real(tensor.std) if tensor.measured else "",
+        numbers.share(tensor.sparsity[index]) if index is not None and is_pruned else "",
+    )

@@ -1,0 +1,54 @@
+"""The application: its commands and the options that stand before them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunectl._version import __version__
+from prunectl.cli import analyze, prune, verify
+from prunectl.cli.options import SETTINGS, examples
+
+# Without markup, help is plain text: it costs no import of rich and pipes well.
+app = typer.Typer(
+    name="prunectl",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+)
+app.command(epilog=analyze.EPILOG, short_help="Measure magnitudes, and what sparsity would cost.")(
+    analyze.analyze
+)
+app.command(epilog=prune.EPILOG, short_help="Write a pruned copy of a checkpoint.")(prune.prune)
+app.command(epilog=verify.EPILOG, short_help="Check that an output is what it should be.")(
+    verify.verify
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prunectl {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
+        "prunectl prune --sparsity 0.4 -o out/",
+        "prunectl verify out/",
+    ),
+)
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Prune transformer checkpoints in one shot: streamed, exact, verified."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

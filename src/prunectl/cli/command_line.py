@@ -1,0 +1,46 @@
+"""The command line as text that may be written down: without its secrets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+ARGV = "argv"
+"""Key of the arguments, as they were typed, in the object of typer's context."""
+
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
+_HIDDEN = "***"
+
+
+def recorded_command(argv: Sequence[str]) -> str:
+    """The command as the user typed it, quoted for a shell, without ``--token`` and its value.
+
+    Args:
+        argv: the arguments after the program's name.
+    """
+    return redact(shlex.join(["prunectl", *_split_tokens(argv)[0]]), argv)
+
+
+def redact(text: str, argv: Sequence[str]) -> str:
+    """``text`` with Hub tokens, and whatever was given as ``--token``, replaced by ``***``."""
+    for token in sorted(_split_tokens(argv)[1], key=len, reverse=True):
+        # A shorter value is no token; replacing it would only garble the text.
+        if len(token) >= 8:
+            text = text.replace(token, _HIDDEN)
+    return _HUB_TOKEN.sub(_HIDDEN, text)
+
+
+def _split_tokens(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the token option, and the values that it had."""
+    kept: list[str] = []
+    tokens: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--token":
+            tokens.append(next(arguments, ""))
+        elif argument.startswith("--token="):
+            tokens.append(argument.removeprefix("--token="))
+        else:
+            kept.append(argument)
+    return kept, tokens

@@ -1,0 +1,49 @@
+"""From an exception to an exit code and the words for a person."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from prunectl.cli.command_line import redact
+from prunectl.errors import PrunectlError
+
+FAILED, USAGE, DIFFERENCE, INTERRUPTED = 1, 2, 3, 130
+
+
+def describe(error: BaseException, argv: Sequence[str]) -> tuple[int, str]:
+    """Exit code and text for stderr; with ``PRUNECTL_DEBUG=1`` the traceback stands before it.
+
+    No token appears in the text: not one that was given, nor any that looks like the Hub's.
+    """
+    code, lines = _words(error)
+    if os.environ.get("PRUNECTL_DEBUG", "") not in ("", "0"):
+        lines.insert(0, "".join(traceback.format_exception(error)).rstrip())
+    return code, redact("\n".join(lines), argv)
+
+
+def _words(error: BaseException) -> tuple[int, list[str]]:
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, ["interrupted"]
+    if isinstance(error, PrunectlError):
+        hints = [f"hint: {_one_line(error.hint)}"] if error.hint else []
+        return error.exit_code, [f"error: {_one_line(error.message)}", *hints]
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "prunectl"
+        message = _one_line(error.format_message())
+        return error.exit_code, [
+            f"error: {message[:1].lower()}{message[1:]}",
+            f"hint: see '{command} --help'",
+        ]
+    hint = (
+        "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
+    )
+    return FAILED, [f"error: {type(error).__name__}: {_one_line(str(error))}".rstrip(": "), hint]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

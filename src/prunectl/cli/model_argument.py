@@ -1,0 +1,91 @@
+"""Which model is meant: the argument, or what stands in for it when it is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from prunectl.checkpoint.index import find_weights
+from prunectl.errors import InvalidOption, NoModelGiven, PrunectlError
+from prunectl.userdirs import cache_dir, write_cache_file
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.cli.output import Output
+
+VARIABLE = "PRUNECTL_MODEL"
+_LAST = "last-model.json"
+
+
+class ModelChoice(NamedTuple):
+    """A model as open_checkpoint takes it."""
+
+    model: str
+    revision: str | None
+
+
+def choose_model(given: str | None, revision: str | None, out: Output) -> ModelChoice:
+    """The given model; else ``$PRUNECTL_MODEL``, the current folder, the model analyzed last.
+
+    Says on stderr what was taken where it was not given.
+
+    Raises:
+        NoModelGiven: none of them is there. InvalidOption: the argument is empty.
+    """
+    if given is not None:
+        if not given.strip():
+            raise InvalidOption("MODEL is empty", hint="give a Hub id, a folder or a weights file")
+        return ModelChoice(given, revision)
+    if chosen := os.environ.get(VARIABLE, "").strip():
+        out.note(f"MODEL: {chosen} (from ${VARIABLE})")
+        return ModelChoice(chosen, revision)
+    if _holds_checkpoint(Path.cwd()):
+        out.note(f"MODEL: {Path.cwd()} (the current folder)")
+        return ModelChoice(".", revision)
+    last = _last_model(out)
+    if last is None:
+        raise NoModelGiven
+    last = last if revision is None else ModelChoice(last.model, revision)
+    at = f" at {last.revision}" if last.revision else ""
+    out.note(f"MODEL: {last.model}{at} (the one analyzed last)")
+    return last
+
+
+def remember_model(checkpoint: Checkpoint) -> None:
+    """Keep in the user's cache that this model was analyzed; a cache that fails costs nothing."""
+    if checkpoint.kind == "hub":
+        model, revision = checkpoint.repo_id, checkpoint.revision
+    else:
+        model, revision = str(Path(checkpoint.model).expanduser().resolve()), None
+    document = {"model": model, "revision": revision}
+    write_cache_file(_LAST, lambda file: file.write(json.dumps(document).encode()))
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint; a lone pickle without a config.json may be anything."""
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+        found = find_weights(names, str(folder))
+    except (PrunectlError, OSError):
+        return False
+    return found.format == "safetensors" or "config.json" in names
+
+
+def _last_model(out: Output) -> ModelChoice | None:
+    file = cache_dir() / _LAST
+    try:
+        document = json.loads(file.read_bytes())
+        model, revision = document["model"], document["revision"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        model = revision = None
+    if not isinstance(model, str) or not isinstance(revision, str | None):
+        out.note(f"ignored: {file} is damaged")
+        return None
+    if Path(model).is_absolute() and not Path(model).exists():
+        out.note(f"ignored: {model}, analyzed last, is not there any more")
+        return None
+    return ModelChoice(model, revision)

@@ -1,0 +1,102 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.cli.model_argument import ModelChoice
+    from prunectl.cli.output import Output
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def examples(*commands: str) -> str:
+    """An epilog of one command a line; the form feed keeps typer from joining the lines."""
+    return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Hub id (org/name or org/name@revision), folder, or weights file. Left out: "
+        "$PRUNECTL_MODEL, else the current folder if it holds a checkpoint, else the model "
+        "analyzed last.",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="TOKEN", help="Hub token; default: the one hf is logged in with."
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", metavar="DIR", help="Hub cache to use; default: that of hf."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the model's own Python code run, to learn its structure.",
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Read the weights even if their analysis is kept.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Threads; default: one per core, up to 8.",
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and no tables.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print only warnings and errors (and what --json prints)."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+
+def open_source(
+    choice: ModelChoice,
+    token: str | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    out: Output,
+) -> Checkpoint:
+    """Open the chosen model, with a word on what takes time or trust.
+
+    Raises:
+        SourceError: as :func:`prunectl.open_checkpoint`.
+    """
+    from prunectl.checkpoint.checkpoint import open_checkpoint
+    from prunectl.checkpoint.hub import is_repo_id, split_revision
+
+    if trust_remote_code:
+        out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
+    is_local = Path(choice.model).expanduser().exists()
+    if not is_local and is_repo_id(split_revision(choice.model)[0]):
+        out.note(f"looking for {choice.model} on the Hub and in its cache")
+    return open_checkpoint(
+        choice.model,
+        revision=choice.revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )

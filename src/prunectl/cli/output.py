@@ -1,0 +1,145 @@
+"""The one object that prints: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from prunectl.errors import CannotWrite
+from prunectl.events import Note, OnEvent
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_NO_EDGE = 1000
+"""Columns where there is no terminal: lines are as long as they are, for grep and for files."""
+
+
+class Output:
+    """What a command says, and where.
+
+    Attributes:
+        json: print one JSON document on stdout instead of tables.
+        quiet: no tables, notes or progress; warnings and errors stay.
+        verbose: say more.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        if quiet or not _is_terminal(sys.stderr):
+            # For downloads: huggingface_hub reads this when it is imported, which is later.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def note(self, text: str) -> None:
+        """A sentence on stderr that may be missed."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """A sentence on stderr that matters."""
+        print(f"warning: {text}", file=sys.stderr)
+
+    def show(self, *parts: RenderableType) -> None:
+        """A screen for people on stdout; nothing with ``--json`` or ``-q``."""
+        if self.json or self.quiet:
+            return
+        console = screen(sys.stdout)
+        with console.capture() as captured:
+            for part in parts:
+                console.print(part)
+        # Tables fill their last column with blanks, which only make lines wrap.
+        lines = [line.rstrip() for line in captured.get().splitlines()]
+        sys.stdout.write("\n".join(lines) + "\n")
+
+    def data(self, document: dict[str, Any]) -> None:
+        """The document of ``--json``; nothing without it."""
+        if self.json:
+            sys.stdout.write(as_json(document))
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[OnEvent]:
+        """A listener that draws the events of a long function on stderr while inside the block."""
+        from prunectl.cli.progress import LineProgress, bar_progress
+
+        def notes_only(event: object) -> None:
+            if isinstance(event, Note):
+                self.tell(event)
+
+        if self.quiet:
+            yield notes_only
+        elif _wants_bars():
+            with bar_progress(self.tell) as on_event:
+                yield on_event
+        else:
+            yield LineProgress(self.note, self.tell)
+
+    def tell(self, note: Note) -> None:
+        """A note from the library."""
+        (self.warn if note.warning else self.note)(note.text)
+
+
+def screen(stream: TextIO) -> Console:
+    """A console without markup, so that brackets in names stay, and without emoji or guessing."""
+    from rich.console import Console
+
+    is_terminal = _is_terminal(stream) or bool(os.environ.get("COLUMNS"))
+    return Console(
+        file=stream,
+        width=None if is_terminal else _NO_EDGE,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """Strict JSON, as it is printed and saved."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def check_file(path: Path) -> None:
+    """Find out before the work whether a file can be put at ``path``.
+
+    Raises:
+        CannotWrite: it is a folder, or its own folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise CannotWrite(path, "it is a folder")
+    if not path.parent.is_dir():
+        raise CannotWrite(path, f"there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise CannotWrite(path, f"{path.parent} is not writable")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file through a temporary name beside it, so that it is there whole or not at all.
+
+    Raises:
+        CannotWrite: the system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise CannotWrite(path, error.strerror or type(error).__name__) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _wants_bars() -> bool:
+    switched_off = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper()
+    is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    return (
+        _is_terminal(sys.stderr) and not is_dumb and switched_off not in ("1", "ON", "YES", "TRUE")
+    )

@@ -1,0 +1,142 @@
+"""What ``--dry-run`` shows: the plan, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunectl.cli import numbers
+from prunectl.cli.tables import columns, heading, sentence
+from prunectl.pattern import NM
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.plan import Plan, Pool, TensorPlan
+
+
+def plan_screen(plan: Plan, model: str, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: one row for every tensor too.
+    """
+    yield heading(f"Plan for {model}")
+    yield columns(
+        ("pool", "pattern", "scope", "sparsity", "prunable weights", "zeros"),
+        [_pool_cells(plan, pool) for pool in plan.pools],
+        left=(0, 1, 2),
+    )
+    yield heading("Tensors")
+    yield columns(
+        ("what is done", "tensors", "weights", "size"),
+        [
+            (
+                group.what,
+                numbers.count(group.tensors),
+                numbers.count(group.weights),
+                numbers.size(group.nbytes),
+            )
+            for group in _groups(plan)
+        ],
+    )
+    if everything:
+        yield heading("Every tensor")
+        yield columns(
+            ("tensor", "shape", "what is done"),
+            [
+                (e.spec.name, "x".join(map(str, e.spec.shape)) or "scalar", _what(plan, e))
+                for e in plan.tensors
+            ],
+            left=(0, 2),
+        )
+    yield sentence("Nothing was read but headers, and nothing was written.")
+
+
+def plan_document(plan: Plan, model: str) -> dict[str, Any]:
+    """The whole plan as plain JSON values."""
+    return {
+        "dry_run": True,
+        "model": model,
+        "weights": plan.weights,
+        "prunable_weights": plan.prunable_weights,
+        "nbytes": sum(entry.spec.nbytes for entry in plan.tensors),
+        "pools": [
+            {
+                "label": pool.label,
+                "pattern": str(pool.pattern),
+                "scope": None if isinstance(pool.pattern, NM) else str(pool.scope),
+                "sparsity": pool.sparsity,
+                "weights": pool.weights,
+                "zeros": planned_zeros(plan, pool),
+                "members": list(pool.members),
+            }
+            for pool in plan.pools
+        ],
+        "tensors": [
+            {
+                "name": entry.spec.name,
+                "dtype": entry.spec.dtype.label,
+                "shape": list(entry.spec.shape),
+                "role": str(entry.role.role),
+                "layer": entry.role.layer,
+                "action": "copy" if entry.pool is None else "prune",
+                "pool": entry.pool,
+                "pattern": None if entry.pattern is None else str(entry.pattern),
+                "prunable": entry.prunable,
+                "reason": entry.reason,
+            }
+            for entry in plan.tensors
+        ],
+    }
+
+
+def planned_zeros(plan: Plan, pool: Pool) -> int:
+    """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow."""
+    if not isinstance(pool.pattern, NM):
+        return pool.target_zeros
+    index = plan.pools.index(pool)
+    fitting = sum(e.spec.numel for e in plan.tensors if e.pool == index)
+    most = fitting // pool.pattern.m * (pool.pattern.m - pool.pattern.n)
+    return min(pool.target_zeros, most) if pool.is_budget else most
+
+
+def _pool_cells(plan: Plan, pool: Pool) -> tuple[str, ...]:
+    about = "about " if pool.is_budget else ""
+    return (
+        "all prunable" if pool.label == "default" else pool.label,
+        str(pool.pattern),
+        "" if isinstance(pool.pattern, NM) else str(pool.scope),
+        "all that fit" if pool.sparsity is None else numbers.share(pool.sparsity),
+        numbers.count(pool.weights),
+        about + numbers.count(planned_zeros(plan, pool)),
+    )
+
+
+@dataclass(slots=True)
+class _Group:
+    what: str
+    tensors: int = 0
+    weights: int = 0
+    nbytes: int = 0
+
+
+def _groups(plan: Plan) -> list[_Group]:
+    """Tensors of which the same is done, the pruned ones first."""
+    groups: dict[str, _Group] = {}
+    for entry in sorted(plan.tensors, key=lambda e: (e.pool is None, not e.prunable)):
+        group = groups.setdefault(_what(plan, entry), _Group(_what(plan, entry)))
+        group.tensors += 1
+        group.weights += entry.spec.numel
+        group.nbytes += entry.spec.nbytes
+    return list(groups.values())
+
+
+def _what(plan: Plan, entry: TensorPlan) -> str:
+    if entry.pool is None:
+        return f"copy: {entry.reason}"
+    pool = plan.pools[entry.pool]
+    verb = "may take" if pool.is_budget else "prune"
+    which = f" ({pool.label})" if len(plan.pools) > 1 else ""
+    return f"{verb} {pool.pattern}{which}"

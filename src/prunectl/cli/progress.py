@@ -1,0 +1,106 @@
+"""Draws the events of long functions: bars on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from prunectl.cli import numbers
+from prunectl.events import Advanced, Event, Note, OnEvent, PhaseDone, PhaseStarted
+
+INTERVAL = 60.0
+"""Seconds between two lines."""
+
+
+@contextmanager
+def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
+    """A bar for each phase: bytes, rate, time left. It is wiped away at the end.
+
+    Args:
+        tell: prints a note.
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from prunectl.cli.output import screen
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    bars: dict[str, TaskID] = {}
+    # Notes go through stderr itself, which rich moves above the bars while they are drawn.
+    with Progress(*columns, console=screen(sys.stderr), transient=True) as progress:
+
+        def on_event(event: Event) -> None:
+            match event:
+                case PhaseStarted(phase, total):
+                    bars[phase] = progress.add_task(phase, total=total)
+                case Advanced(phase, count) if phase in bars:
+                    progress.advance(bars[phase], count)
+                case PhaseDone(phase) if phase in bars:
+                    progress.remove_task(bars.pop(phase))
+                case Note():
+                    tell(event)
+
+        yield on_event
+
+
+@dataclass(slots=True)
+class _Phase:
+    total: int
+    started: float
+    told: float
+    done: int = 0
+
+
+class LineProgress:
+    """For logs: nothing for short phases, one line a minute for long ones."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        tell: Callable[[Note], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._tell, self._clock = say, tell, clock
+        self._phases: dict[str, _Phase] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case PhaseStarted(phase, total):
+                now = self._clock()
+                self._phases[phase] = _Phase(total, now, now)
+            case Advanced(phase, count) if phase in self._phases:
+                self._phases[phase].done += count
+                self._maybe_say(phase, self._phases[phase])
+            case PhaseDone(phase):
+                self._phases.pop(phase, None)
+            case Note():
+                self._tell(event)
+
+    def _maybe_say(self, name: str, phase: _Phase) -> None:
+        now = self._clock()
+        if now - phase.told < INTERVAL or phase.done >= phase.total:
+            return
+        phase.told = now
+        elapsed = now - phase.started
+        left = elapsed * (phase.total - phase.done) / max(phase.done, 1)
+        self._say(
+            f"{name}: {numbers.size(phase.done)} of {numbers.size(phase.total)} "
+            f"({numbers.share(phase.done / phase.total, 0)}), "
+            f"{numbers.rate(phase.done, elapsed)}, {numbers.duration(left)} left"
+        )

@@ -1,0 +1,184 @@
+"""``prunectl prune``: write a pruned copy of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.model_argument import choose_model
+from prunectl.cli.output import Output
+from prunectl.errors import InvalidOption
+from prunectl.pattern import parse_pattern
+from prunectl.plan import PruneSettings, Scope, check_settings
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+
+EPILOG = options.examples(
+    "prunectl prune org/name --sparsity 0.4 -o out/",
+    "prunectl prune --sparsity 0.4 --pattern 2:4 -o out/",
+    "prunectl prune ./my-model --pattern 2:4 --exclude '*.down_proj.weight' -o out/",
+    "prunectl prune ./my-model -s 0.3 --scope row --dry-run",
+    "prunectl prune ./my-model --recipe recipe.toml -o out/ --force",
+)
+
+
+def prune(
+    context: typer.Context,
+    model: options.Model = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            "--sparsity",
+            "-s",
+            metavar="S",
+            help="Share of the prunable weights to be zero, 0 < S < 1. With N:M: how many matrices "
+            "take the pattern; left out, all that fit.",
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            "-p",
+            metavar="PATTERN",
+            help="'unstructured' (default), or N:M: at most N kept of every M weights.",
+        ),
+    ] = None,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            "--scope", help="What is compared together (unstructured only); default: global."
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="NAME",
+            help="Also prune these tensors: a name, a module, a glob, re:EXPRESSION (repeatable).",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="NAME", help="Leave these tensors as they are (repeatable)."
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", metavar="FILE", help="TOML file with rules for parts of the model."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder to write; must not hold anything."
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weights file.")
+    ] = "5GB",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the plan; read no weights and write nothing."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is at --output, once all is written.")
+    ] = False,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_cache: options.NoCache = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Set the weights of lowest magnitude to zero, and write a checkpoint that loads as before.
+
+    The source is not touched. The output is complete or absent; a run that was cut off goes on
+    where it stopped when the same command is given again.
+    """
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe)
+    shard_size = _size(max_shard_size)
+    if output is None and not dry_run:
+        raise InvalidOption(
+            "no output folder given", hint="add -o DIR, or --dry-run to see only the plan"
+        )
+    checkpoint = options.open_source(
+        choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
+    )
+    if output is None or dry_run:
+        _show_plan(checkpoint, settings, out)
+        return
+    from prunectl.pruning.verb import prune
+
+    with out.progress() as on_event:
+        result = prune(
+            checkpoint,
+            output,
+            settings,
+            max_shard_size=shard_size,
+            force=force,
+            use_cache=not no_cache,
+            jobs=jobs,
+            command=recorded_command(context.obj[ARGV]),
+            on_event=on_event,
+        )
+    if json:
+        out.data(result.to_json())
+        return
+    from prunectl.cli.prune_screen import prune_screen
+
+    out.show(*prune_screen(result, everything=verbose))
+    for warning in result.warnings:
+        out.warn(warning)
+
+
+def _settings(
+    sparsity: float | None,
+    pattern: str | None,
+    scope: Scope | None,
+    include: list[str],
+    exclude: list[str],
+    recipe: Path | None,
+) -> PruneSettings:
+    """Flags and recipe together, checked before anything is opened."""
+    from prunectl.recipe import combine, read_recipe
+
+    settings = combine(
+        read_recipe(recipe) if recipe else None,
+        sparsity=sparsity,
+        pattern=parse_pattern(pattern) if pattern is not None else None,
+        scope=scope,
+        include=tuple(include),
+        exclude=tuple(exclude),
+    )
+    check_settings(settings)
+    return settings
+
+
+def _size(text: str) -> int:
+    from prunectl.sink.shards import parse_size
+
+    return parse_size(text)
+
+
+def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> None:
+    from prunectl.cli.plan_screen import plan_document, plan_screen
+    from prunectl.plan import make_plan
+
+    specs = [tensor.spec for tensor in checkpoint.tensors]
+    plan = make_plan(specs, checkpoint.roles.roles, settings)
+    if out.json:
+        out.data(plan_document(plan, checkpoint.model))
+    else:
+        out.show(*plan_screen(plan, checkpoint.model, everything=out.verbose))

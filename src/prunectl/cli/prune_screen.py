@@ -1,0 +1,154 @@
+"""What a prune has done, as people read it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunectl.cli import numbers
+from prunectl.cli.tables import columns, facts, heading, sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
+
+MOST_AFFECTED = 5
+VISIBLE = 0.0005
+"""Requested and achieved sparsity that differ by less look the same when printed."""
+
+
+def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: all pruned tensors instead of the five most affected.
+    """
+    yield heading(f"{result.model} -> {result.output}")
+    yield columns(("zeros", "requested", "achieved", "zeros", "of weights"), _sparsities(result))
+    if len(result.pools) > 1:
+        yield heading("By pool")
+        yield columns(
+            ("pool", "pattern", "scope", "pruned", "requested", "achieved", "threshold"),
+            [_pool_cells(pool) for pool in result.pools],
+            left=(0, 1, 2),
+        )
+    yield facts(_facts(result))
+    yield from _affected(result, everything=everything)
+    for pool in result.pools:
+        if why := difference(pool):
+            yield sentence(why)
+    yield sentence(
+        "The zeros are stored like any other weight: they make neither the files smaller nor the "
+        "model faster. The pruned model loads wherever the original did."
+    )
+    yield sentence(f"Next: prunectl verify {shlex.quote(str(result.output))}")
+
+
+def difference(pool: PoolOutcome) -> str:
+    """A sentence on why a pool has visibly more or fewer zeros than requested; '' if it has not."""
+    where = "" if pool.label == "default" else f" in {pool.label}"
+    if pool.requested is None:
+        if not pool.dense_tensors:
+            return ""
+        left = numbers.plural(pool.dense_tensors, "tensor")
+        return f"{left}{where} cannot take {pool.pattern} and stay dense; -v with --dry-run says why."
+    if abs(pool.achieved - pool.requested) < VISIBLE:
+        return ""
+    requested, achieved = numbers.share(pool.requested), numbers.share(pool.achieved)
+    asked = f"{requested} requested, {achieved} achieved{where}: "
+    if pool.budget:
+        return asked + f"whole matrices take {pool.pattern}, and this is the nearest they come."
+    if pool.achieved > pool.requested:
+        return asked + "more weights were zero already, and they stay."
+    if pool.pattern != "unstructured":
+        left = numbers.plural(pool.dense_tensors, "tensor")
+        return asked + f"{left} cannot take {pool.pattern} and stay dense."
+    return asked + f"the number of zeros is rounded for each {pool.scope}."
+
+
+def _sparsities(result: PruneResult) -> list[tuple[str, ...]]:
+    requested = ""
+    if len(result.pools) == 1:
+        asked = result.pools[0].requested
+        requested = "all that fit" if asked is None else numbers.share(asked, 2)
+    return [
+        (
+            "of the prunable weights",
+            requested,
+            numbers.share(result.sparsity, 2),
+            f"{result.prunable_zeros:,}",
+            f"{result.prunable_weights:,}",
+        ),
+        (
+            "overall",
+            "",
+            numbers.share(result.overall_sparsity, 2),
+            f"{result.zeros:,}",
+            f"{result.weights:,}",
+        ),
+    ]
+
+
+def _facts(result: PruneResult) -> list[tuple[str, str]]:
+    pool = result.pools[0] if len(result.pools) == 1 else None
+    pruned = sum(tensor.action == "prune" for tensor in result.tensors)
+    resumed = f", {result.resumed_shards} of them kept from before" if result.resumed_shards else ""
+    rate = numbers.rate(result.nbytes, result.seconds)
+    return [
+        ("", " "),
+        ("pattern", _pattern(pool) if pool else ""),
+        ("threshold", _threshold(pool) if pool else ""),
+        ("tensors", f"{numbers.count(pruned)} pruned, "
+                    f"{numbers.count(len(result.tensors) - pruned)} copied"),
+        ("written", f"{numbers.size(result.nbytes)} in "
+                    f"{numbers.plural(result.shards, 'file')}{resumed}"),
+        ("time", numbers.duration(result.seconds) + (f", {rate}" if rate else "")),
+    ]  # fmt: skip
+
+
+def _pattern(pool: PoolOutcome) -> str:
+    return f"unstructured, {pool.scope} scope" if pool.pattern == "unstructured" else pool.pattern
+
+
+def _threshold(pool: PoolOutcome) -> str:
+    return "" if pool.threshold is None else f"|w| <= {numbers.real(pool.threshold)}"
+
+
+def _pool_cells(pool: PoolOutcome) -> tuple[str, ...]:
+    return (
+        "all others" if pool.label == "default" else pool.label,
+        pool.pattern,
+        pool.scope if pool.pattern == "unstructured" else "",
+        f"{pool.pruned_tensors} of {pool.pruned_tensors + pool.dense_tensors}",
+        "all that fit" if pool.requested is None else numbers.share(pool.requested),
+        numbers.share(pool.achieved),
+        "" if pool.threshold is None else numbers.real(pool.threshold),
+    )
+
+
+def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableType]:
+    pruned = [tensor for tensor in result.tensors if tensor.action == "prune" and tensor.numel]
+    pruned.sort(key=_newly_zero, reverse=True)  # stable: equal ones stay in file order
+    if not pruned:
+        return
+    shown = pruned if everything else pruned[:MOST_AFFECTED]
+    title = "Pruned tensors" if everything else "Most affected tensors"
+    yield heading(f"{title} (of {len(pruned)})")
+    yield columns(
+        ("tensor", "weights", "zero before", "zero now"),
+        [
+            (
+                tensor.name,
+                numbers.count(tensor.numel),
+                numbers.share(tensor.zeros_before / tensor.numel),
+                numbers.share(tensor.zeros / tensor.numel),
+            )
+            for tensor in shown
+        ],
+    )
+
+
+def _newly_zero(tensor: TensorOutcome) -> float:
+    return (tensor.zeros - tensor.zeros_before) / tensor.numel

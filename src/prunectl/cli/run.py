@@ -1,0 +1,48 @@
+"""Runs the application and turns whatever ends it into an exit code and words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from prunectl.cli.command_line import ARGV
+from prunectl.cli.errors import INTERRUPTED, describe
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name.
+
+    Returns:
+        0 done, 1 failed, 2 usage, 3 verification found a difference, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A bar or a name that the terminal's encoding lacks must not end the command.
+            stream.reconfigure(errors="replace")
+    try:
+        from prunectl.cli.app import app
+
+        typed = {ARGV: list(argv)}
+        code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = describe(error, argv)
+        print(text, file=sys.stderr)
+        return int(code)
+    if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+        print(describe(KeyboardInterrupt(), argv)[1], file=sys.stderr)
+    return int(code)
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter's last flush go nowhere: who read our output has closed the pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,88 @@
+"""``prunectl verify``: whether an output is what its manifest says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.errors import DIFFERENCE
+from prunectl.cli.model_argument import ModelChoice
+from prunectl.cli.output import Output
+from prunectl.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+
+EPILOG = options.examples(
+    "prunectl verify out/",
+    "prunectl verify out/ --source ./my-model",
+    "prunectl verify out/ --no-source -q && echo intact",
+    "prunectl verify out/ --json | jq .differences",
+)
+
+
+def verify(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", show_default=False, help="A folder written by prunectl prune."
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="The model it was made from; default: what the manifest says.",
+        ),
+    ] = None,
+    no_source: Annotated[
+        bool,
+        typer.Option("--no-source", help="Do not compare with the source, only with the manifest."),
+    ] = False,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Read an output again and compare it with its manifest and, where reachable, its source.
+
+    Exit code 0: all is as it should be. 3: differences were found; they are listed.
+    """
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    if source is not None and no_source:
+        raise InvalidOption("--source and --no-source are both given", hint="leave one of them out")
+    if source is None and (revision or token or cache_dir):
+        raise InvalidOption(
+            "--revision, --token and --cache-dir say where --source is, which is not given",
+            hint="add --source MODEL",
+        )
+    compared: Checkpoint | Literal["auto"] | None = None if no_source else "auto"
+    if source is not None:
+        choice = ModelChoice(source, revision)
+        compared = options.open_source(choice, token, cache_dir, trust_remote_code, out)
+    from prunectl.verification.verb import verify
+
+    with out.progress() as on_event:
+        report = verify(
+            folder,
+            source=compared,
+            trust_remote_code=trust_remote_code,
+            jobs=jobs,
+            on_event=on_event,
+        )
+    if json:
+        out.data(report.to_json())
+    else:
+        from prunectl.cli.verify_screen import verify_screen
+
+        out.show(*verify_screen(report, everything=verbose))
+    if not report.ok:
+        raise typer.Exit(DIFFERENCE)

@@ -1,0 +1,321 @@
+"""Histograms of magnitudes in dyadic bins of codes: exact where it matters, coarse elsewhere.
+
+A bin holds the codes ``start .. start + 2**log2_width - 1`` with start a multiple of its width, so any
+two bins are nested or disjoint. A bin of width 1 is one exact magnitude.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.magnitude.codes import CodeFormat, Codes, code_format, widen
+from prunectl.tensorspec import DTYPES
+
+Spans = list[tuple[int, int]]
+"""Bins by (start, log2_width)."""
+
+
+class Bin(NamedTuple):
+    """A bin: its first code, log2 of its width, and how many magnitudes are below it."""
+
+    start: int
+    log2_width: int
+    below: int
+
+
+@dataclass(frozen=True)
+class Octaves:
+    """Counts per binary exponent: ``counts[i]`` magnitudes w have floor(log2 w) == ``exponents[i]``."""
+
+    exponents: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    zeros: int
+    infs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts and energies of magnitudes, NaN excluded. Immutable.
+
+    Attributes:
+        format: what the codes mean.
+        starts: u64[n], first code of each bin, increasing; empty bins are absent.
+        log2_widths: u8[n].
+        counts: i64[n], all > 0.
+        energies: f64[n], sum of squares of the finite values; recomputed where the width is 1.
+
+    Raises:
+        ValueError: the arrays are not such a histogram.
+    """
+
+    format: CodeFormat
+    starts: NDArray[np.uint64]
+    log2_widths: NDArray[np.uint8]
+    counts: NDArray[np.int64]
+    energies: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        kinds = (np.uint64, np.uint8, np.int64, np.float64)
+        names = ("starts", "log2_widths", "counts", "energies")
+        arrays = [np.asarray(getattr(self, n), k) for n, k in zip(names, kinds, strict=True)]
+        _check(self.format, *arrays)
+        starts, logs, counts, energies = arrays
+        squares = _squares(self.format, starts)
+        with np.errstate(over="ignore"):
+            energies = np.where(logs == 0, counts * squares, energies)
+        for name, array in zip(names, (starts, logs, counts, energies), strict=True):
+            own = array.view()
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
+
+    @cached_property
+    def ends(self) -> NDArray[np.uint64]:
+        """u64[n], one past the last code of each bin."""
+        return self.starts + (np.uint64(1) << self.log2_widths.astype(np.uint64))
+
+    @cached_property
+    def _totals(self) -> NDArray[np.int64]:
+        return np.concatenate(([0], np.cumsum(self.counts)))
+
+    @cached_property
+    def _energy_totals(self) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):
+            return np.concatenate(([0.0], np.cumsum(self.energies)))
+
+    @property
+    def numel(self) -> int:
+        """How many magnitudes were counted."""
+        return int(self._totals[-1])
+
+    def count_below(self, code: int) -> int:
+        """How many magnitude codes are < ``code``.
+
+        Raises:
+            ValueError: ``code`` is strictly inside a wide bin.
+        """
+        return int(self._totals[self._position(code)])
+
+    def energy_below(self, code: int) -> float:
+        """Sum of squares of the finite magnitudes below ``code``; raises as :meth:`count_below`."""
+        return float(self._energy_totals[self._position(code)])
+
+    def count_at(self, code: int) -> int:
+        """How many magnitudes have exactly this code.
+
+        Raises:
+            ValueError: ``code`` is in a wide bin.
+        """
+        i = self._position(code)
+        if i == self.starts.size or int(self.starts[i]) != code:
+            return 0
+        if self.log2_widths[i]:
+            raise ValueError(f"code {code} is in a bin of many codes")
+        return int(self.counts[i])
+
+    def _position(self, code: int) -> int:
+        i = int(np.searchsorted(self.starts, np.uint64(code)))
+        if i and int(self.ends[i - 1]) > code:
+            raise ValueError(f"code {code} is inside a bin of many codes")
+        return i
+
+    def select(self, k: int) -> Bin:
+        """The bin that holds the k-th smallest magnitude, k from 1.
+
+        Raises:
+            ValueError: k is not in 1..numel.
+        """
+        if not 1 <= k <= self.numel:
+            raise ValueError(f"rank {k} is not in 1..{self.numel}")
+        i = int(np.searchsorted(self._totals, k)) - 1
+        return Bin(int(self.starts[i]), int(self.log2_widths[i]), int(self._totals[i]))
+
+    def refined(self, fine: Histogram) -> Histogram:
+        """This histogram with the bins that ``fine`` subdivides replaced by those of ``fine``.
+
+        Raises:
+            ValueError: other formats, a bin of ``fine`` outside, or counts that do not agree.
+        """
+        if fine.format != self.format:
+            raise ValueError("cannot refine with another format")
+        if not fine.starts.size:
+            return self
+        owner = np.searchsorted(self.starts, fine.starts, side="right") - 1
+        if owner[0] < 0 or (fine.ends > self.ends[owner]).any():
+            raise ValueError("a fine bin is in no bin of the histogram")
+        gone = np.unique(owner)
+        sums = np.add.reduceat(fine.counts, np.searchsorted(owner, gone))
+        if (sums != self.counts[gone]).any():
+            raise ValueError("fine counts do not add up to those of the bins they subdivide")
+        kept = np.delete(np.arange(self.starts.size), gone)
+        parts = [self._columns(kept), fine._columns(np.arange(fine.starts.size))]
+        columns = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+        order = np.argsort(columns[0])
+        return Histogram(self.format, *(c[order] for c in columns))
+
+    def _columns(self, index: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        arrays = (self.starts, self.log2_widths, self.counts, self.energies)
+        return tuple(a[index] for a in arrays)
+
+    def widened(self, target: CodeFormat) -> Histogram:
+        """The same magnitudes as codes of a wider format (see :func:`codes.widen`).
+
+        A bin becomes the smallest dyadic bin that holds its ends: the very same range but for bins
+        of subnormals, which may grow and absorb others.
+        """
+        if target == self.format:
+            return self
+        first = widen(self.starts, self.format, target).astype(np.uint64)
+        last = widen(_last_codes(self), self.format, target).astype(np.uint64)
+        logs = np.array([int(d).bit_length() for d in first ^ last], np.uint8)
+        wide = logs.astype(np.uint64)
+        return _absorbed(target, first >> wide << wide, logs, self.counts, self.energies)
+
+    def octaves(self) -> Octaves:
+        """Counts per binary exponent. A wide bin that starts at 0 counts as zeros."""
+        zero = self.starts == 0
+        inf = self.starts >= self.format.inf_code
+        finite = ~(zero | inf)
+        _, exponents = np.frexp(self.format.values(self.starts[finite].astype(self.format.uint)))
+        unique, group = np.unique(exponents - 1, return_inverse=True)
+        counts = np.zeros(unique.size, np.int64)
+        np.add.at(counts, group, self.counts[finite])
+        zeros, infs = int(self.counts[zero].sum()), int(self.counts[inf].sum())
+        return Octaves(unique.astype(np.int64), counts, zeros, infs)
+
+    def to_bytes(self) -> bytes:
+        """A compact, checksummed record; :meth:`from_bytes` is its inverse, bit for bit."""
+        steps = np.diff(self.starts, prepend=np.uint64(0))
+        gaps, counts = _narrowest(steps), _narrowest(self.counts.astype(np.uint64))
+        wide = self.log2_widths > 0
+        logs = self.log2_widths if wide.any() else self.log2_widths[:0]
+        body = b"".join(
+            a.tobytes() for a in (gaps, counts, logs, self.energies[wide].astype("<f8"))
+        )
+        name = self.format.dtype.name.encode()
+        fields = (name, gaps.itemsize, counts.itemsize, self.starts.size, int(wide.sum()))
+        record = _HEADER.pack(*fields) + body
+        return struct.pack("<I", zlib.crc32(record)) + record
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Histogram:
+        """Read :meth:`to_bytes`.
+
+        Raises:
+            ValueError: anything that :meth:`to_bytes` would not have written.
+        """
+        check_record(data)
+        name, gap, count, n, wide = _HEADER.unpack_from(data, 4)
+        dtype = DTYPES.get(name.rstrip(b"\0").decode("ascii", "replace"))
+        size = n * (gap + count + bool(wide)) + 8 * wide
+        if dtype is None or {gap, count} - {1, 2, 4, 8} or size != len(data) - 4 - _HEADER.size:
+            raise ValueError("damaged histogram: the header does not fit the record")
+        at = 4 + _HEADER.size
+        steps = np.frombuffer(data, f"<u{gap}", n, at).astype(np.uint64)
+        counts = np.frombuffer(data, f"<u{count}", n, at + n * gap)
+        at += n * (gap + count)
+        logs = np.frombuffer(data, np.uint8, n, at) if wide else np.zeros(n, np.uint8)
+        if int((logs > 0).sum()) != wide:
+            raise ValueError("damaged histogram: the header does not fit the widths")
+        energies = np.zeros(n)
+        energies[logs > 0] = np.frombuffer(data, "<f8", wide, at + n * bool(wide))
+        return cls(code_format(dtype), np.cumsum(steps), logs, counts.astype(np.int64), energies)
+
+
+_HEADER = struct.Struct("<12sBBQQ")
+
+
+def check_record(data: bytes) -> None:
+    """Raise ValueError unless ``data`` is as long as a record and has its own checksum."""
+    if len(data) < 4 + _HEADER.size or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        raise ValueError("damaged histogram: the checksum differs")
+
+
+def _narrowest(values: NDArray[np.uint64]) -> NDArray[Any]:
+    """The same values as the smallest little-endian unsigned type that holds them."""
+    top = int(values.max(initial=0))
+    size = next(s for s in (1, 2, 4, 8) if top < 1 << 8 * s)
+    return values.astype(f"<u{size}")
+
+
+def _squares(format: CodeFormat, codes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Squares of the finite values, 0 for Inf."""
+    values = format.values(codes.astype(format.uint))
+    with np.errstate(over="ignore"):
+        return np.where(codes < format.inf_code, values * values, 0.0)
+
+
+def _last_codes(histogram: Histogram) -> Codes:
+    """The last code of each bin that is not NaN."""
+    format = histogram.format
+    last: Codes = np.minimum(histogram.ends - np.uint64(1), np.uint64(format.nan_code - 1))
+    return last
+
+
+def _check(
+    format: CodeFormat,
+    starts: NDArray[np.uint64],
+    logs: NDArray[np.uint8],
+    counts: NDArray[np.int64],
+    energies: NDArray[np.float64],
+) -> None:
+    if not starts.ndim == 1 or not starts.shape == logs.shape == counts.shape == energies.shape:
+        raise ValueError("histogram arrays differ in shape")
+    if not starts.size:
+        return
+    if logs.max() >= format.bits or starts.max() >= format.nan_code:
+        raise ValueError("a bin is outside of the format")
+    ends = starts + (np.uint64(1) << logs.astype(np.uint64))
+    if (starts & (ends - starts - np.uint64(1))).any():
+        raise ValueError("a bin does not start at a multiple of its width")
+    if (starts[1:] < ends[:-1]).any():
+        raise ValueError("bins overlap or are not in order")
+    if counts.min() < 1:
+        raise ValueError("a bin is empty")
+    if (np.isnan(energies) | (energies < 0)).any():
+        raise ValueError("an energy is not a sum of squares")
+
+
+def _absorbed(
+    format: CodeFormat,
+    starts: NDArray[Any],
+    logs: NDArray[Any],
+    counts: NDArray[Any],
+    energies: NDArray[Any],
+) -> Histogram:
+    """Sum equal bins; where bins nest, the widest takes in the others. Adds in the given order."""
+    order = np.lexsort((-logs.astype(np.int64), starts))
+    starts, logs = starts[order], logs[order]
+    ends = starts + (np.uint64(1) << logs.astype(np.uint64))
+    reach = np.maximum.accumulate(ends)
+    new = np.ones(starts.size, bool)
+    new[1:] = starts[1:] >= reach[:-1]
+    group = np.cumsum(new) - 1
+    total = np.zeros(int(new.sum()), np.int64)
+    energy = np.zeros(total.size)
+    np.add.at(total, group, counts[order])
+    with np.errstate(over="ignore"):
+        np.add.at(energy, group, energies[order])
+    return Histogram(format, starts[new], logs[new], total, energy)
+
+
+def merge(histograms: Sequence[Histogram]) -> Histogram:
+    """The histogram of all magnitudes together. Where bins nest, the widest absorbs the others.
+
+    Energies are added in the order of the list, so equal lists give equal bits.
+
+    Raises:
+        ValueError: an empty list, or more than one format.
+    """
+    if len({h.format for h in histograms}) != 1:
+        raise ValueError("merge needs histograms of one format")
+    parts = [h._columns(np.arange(h.starts.size)) for h in histograms]
+    columns = [np.concatenate(p) for p in zip(*parts, strict=True)]
+    return _absorbed(histograms[0].format, *columns)

@@ -1,0 +1,147 @@
+"""Pruning in place on codes: thresholds, rows, N:M. And checking what was pruned.
+
+A pruned weight becomes code 0, which is +0.0. Every other weight keeps its bits, whatever they are:
+-0.0, subnormals, Inf. Whether a weight is zero is asked of its magnitude, so -0.0 is a zero. NaN is the
+caller's to rule out. All functions take u16, u32 or u64 arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunectl.magnitude.codes import Codes
+from prunectl.magnitude.kernels import counting, cutting, grouping
+
+
+def _mask(codes: Codes) -> Any:
+    """All bits but the sign, as a scalar of the codes' type."""
+    bits = 8 * codes.dtype.itemsize
+    if codes.dtype.kind != "u" or bits < 16:
+        raise ValueError(f"codes are u16, u32 or u64, not {codes.dtype}")
+    return codes.dtype.type((1 << (bits - 1)) - 1)
+
+
+def pruned_count(sparsity: float, numel: int) -> int:
+    """k = floor(s * n + 0.5), the zeros among ``numel`` weights at a sparsity."""
+    return math.floor(sparsity * numel + 0.5)
+
+
+def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:
+    """Zero all magnitudes below ``code``, and the first ``quota`` of those equal to it.
+
+    Args:
+        codes: [n], contiguous, changed in place.
+        code: magnitude code of the threshold.
+        quota: how many ties may go; what is left after this block is ``quota - ties_used``.
+
+    Returns:
+        (zeros_after, ties_used).
+    """
+    mask = _mask(codes)
+    zeros, used = cutting.cut(codes, mask, codes.dtype.type(code), np.int64(quota))
+    return int(zeros), int(used)
+
+
+def cut_rows(codes: Codes, sparsity: float) -> int:
+    """Prune each row of [outer, axis, inner] (along the axis) on its own, in place.
+
+    Each row gets exactly :func:`pruned_count` zeros; its zeros from before count first, and a row that
+    has more stays as it is. Of equal magnitudes the lower index goes first.
+
+    Returns:
+        zeros after.
+    """
+    mask, bits = _mask(codes), 8 * codes.dtype.itemsize
+    outer, axis, inner = codes.shape
+    k = pruned_count(sparsity, axis)
+    if inner == 1 and codes.flags.c_contiguous:
+        return int(cutting.cut_rows(codes.reshape(outer, axis), mask, k, bits))
+    return int(cutting.cut_columns(codes, mask, k, bits))
+
+
+def nm(codes: Codes, n: int, m: int) -> int:
+    """Keep the n largest of every m consecutive along the axis of [outer, axis, inner], in place.
+
+    Of equal magnitudes the lower index is kept.
+
+    Returns:
+        zeros after.
+
+    Raises:
+        ValueError: the axis is not a multiple of m.
+    """
+    mask = _grouped(codes, m)
+    if codes.shape[2] == 1 and codes.flags.c_contiguous:
+        return int(grouping.nm_flat(m)(codes.reshape(-1), mask, codes.dtype.type(n)))
+    return int(grouping.nm_strided(m)(codes, mask, codes.dtype.type(n)))
+
+
+def nm_violations(codes: Codes, n: int, m: int) -> int:
+    """How many groups of m along the axis of [outer, axis, inner] have more than n nonzeros.
+
+    Raises:
+        ValueError: the axis is not a multiple of m.
+    """
+    mask = _grouped(codes, m)
+    if codes.shape[2] == 1 and codes.flags.c_contiguous:
+        return int(grouping.violations_flat(m)(codes.reshape(-1), mask, codes.dtype.type(n)))
+    return int(grouping.violations_strided(codes, mask, n, m))
+
+
+def _grouped(codes: Codes, m: int) -> Any:
+    if codes.shape[1] % m:
+        raise ValueError(f"an axis of {codes.shape[1]} is not a multiple of {m}")
+    return _mask(codes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A pruned block beside its source; blocks of one tensor add up with ``+``.
+
+    Attributes:
+        zeros: zeros of the output, of both signs.
+        changed: positions where the output is neither the source's bits nor +0.0.
+        pruned: positions where the output is +0.0 and the source is not.
+        largest_pruned: the largest source magnitude code among the pruned; None if none.
+        smallest_kept: the smallest nonzero magnitude code that kept its bits; None if none.
+    """
+
+    zeros: int = 0
+    changed: int = 0
+    pruned: int = 0
+    largest_pruned: int | None = None
+    smallest_kept: int | None = None
+
+    def __add__(self, other: Comparison) -> Comparison:
+        large = [c for c in (self.largest_pruned, other.largest_pruned) if c is not None]
+        small = [c for c in (self.smallest_kept, other.smallest_kept) if c is not None]
+        return Comparison(
+            self.zeros + other.zeros,
+            self.changed + other.changed,
+            self.pruned + other.pruned,
+            max(large, default=None),
+            min(small, default=None),
+        )
+
+
+def compare(source: Codes, output: Codes) -> Comparison:
+    """Compare two blocks of codes, [n] each, contiguous.
+
+    Raises:
+        ValueError: they differ in type or length.
+    """
+    if source.dtype != output.dtype or source.shape != output.shape:
+        raise ValueError("source and output differ in type or length")
+    mask = _mask(source)
+    zeros, changed, pruned, largest, smallest = counting.compare(source, output, mask)
+    return Comparison(
+        int(zeros),
+        int(changed),
+        int(pruned),
+        int(largest) - 1 if largest else None,
+        int(smallest) + 1 if smallest <= mask else None,
+    )

@@ -1,0 +1,262 @@
+"""What one streamed pass over a tensor's codes tells: counts, sums, histogram, N:M losses.
+
+Blocks come in file order; nothing here grows with the tensor. For 8- and 16-bit types everything
+follows from exact counts, whatever the blocks. For 32- and 64-bit types the histogram is coarse (the
+top 16 magnitude bits) and float sums depend on where blocks begin: use the same block size to get the
+same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.magnitude.codes import CodeFormat, Codes, code_format
+from prunectl.magnitude.histogram import Histogram
+from prunectl.magnitude.kernels import counting, grouping
+from prunectl.pattern import NM
+from prunectl.tensorspec import DType
+
+_FLUSH = 2**32 - 1
+"""Elements after which the u32 tables might overflow."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Facts about one tensor.
+
+    Attributes:
+        numel: elements, NaN included.
+        zeros: of both signs.
+        nans, infs: of any kind, both signs.
+        minimum, maximum: of the values that are not NaN, Inf included; NaN if there are none.
+        sum, norm_squared: over the finite values, float64.
+        histogram: of the magnitudes that are not NaN.
+    """
+
+    numel: int
+    zeros: int
+    nans: int
+    infs: int
+    minimum: float
+    maximum: float
+    sum: float
+    norm_squared: float
+    histogram: Histogram
+
+    @property
+    def finite(self) -> int:
+        """Elements that are neither NaN nor Inf."""
+        return self.numel - self.nans - self.infs
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values; NaN if there are none."""
+        return self.sum / self.finite if self.finite else math.nan
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the finite values; NaN if there are none."""
+        if not self.finite:
+            return math.nan
+        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean**2))
+
+
+class TensorMeasure:
+    """Measures one tensor: ``update`` with each block of codes, then ``finish``."""
+
+    def __init__(self, dtype: DType) -> None:
+        format = code_format(dtype)
+        self._way: _Narrow | _Wide = _Narrow(format) if format.bits <= 16 else _Wide(format)
+
+    def update(self, codes: Codes) -> None:
+        """Add the next block, u8/u16/u32/u64[n], contiguous."""
+        self._way.update(codes)
+
+    def finish(self) -> Measurement:
+        """The measurement of all blocks so far."""
+        return self._way.finish()
+
+
+class _Narrow:
+    """8 and 16 bits: counts of all signed codes say everything."""
+
+    def __init__(self, format: CodeFormat) -> None:
+        self._format = format
+        self._tables = np.zeros((4, 1 << format.bits), np.uint32)
+        self._counts = np.zeros(1 << format.bits, np.int64)
+        self._pending = 0
+
+    def update(self, codes: Codes) -> None:
+        if self._pending + codes.size > _FLUSH:
+            self._flush()
+        counting.tally(codes, self._tables)
+        self._pending += codes.size
+
+    def _flush(self) -> None:
+        for table in self._tables:
+            self._counts += table
+        self._tables[:] = 0
+        self._pending = 0
+
+    def finish(self) -> Measurement:
+        self._flush()
+        format, half = self._format, 1 << (self._format.bits - 1)
+        plus, minus = self._counts[:half], self._counts[half:]
+        both = plus + minus
+        codes = np.flatnonzero(both[: format.nan_code])
+        n = codes.size
+        values = format.values(codes.astype(format.uint))
+        finite = codes < format.inf_code
+        counts, real = both[codes], values[finite]
+        signed = (plus[codes] - minus[codes])[finite]
+        present = np.concatenate((-values[minus[codes] > 0], values[plus[codes] > 0]))
+        return Measurement(
+            numel=int(both.sum()),
+            zeros=int(both[0]),
+            nans=int(both[format.nan_code :].sum()),
+            infs=int(both[format.inf_code : format.nan_code].sum()),
+            minimum=float(present.min()) + 0.0 if n else math.nan,
+            maximum=float(present.max()) + 0.0 if n else math.nan,
+            sum=math.fsum(signed * real),
+            norm_squared=math.fsum(counts[finite] * (real * real)),
+            histogram=Histogram(
+                format, codes.astype(np.uint64), np.zeros(n, np.uint8), counts, np.zeros(n)
+            ),
+        )
+
+
+class _Wide:
+    """32 and 64 bits: coarse bins of 2**15 or 2**47 codes, with energies.
+
+    Zeros and Inf are counted by themselves; if a coarse bin holds nothing else, it becomes exact.
+    """
+
+    def __init__(self, format: CodeFormat) -> None:
+        self._format = format
+        self._shift = format.bits - 17
+        self._table = np.zeros((1 << 16, 2))
+        self._lanes = np.zeros(counting.LANES)
+        self._zeros = self._nans = self._infs = self._numel = 0
+        self._low, self._high = 2**format.bits, -1
+
+    def update(self, codes: Codes) -> None:
+        f, kind = self._format, self._format.uint.type
+        reals = codes.view(f"f{f.bits // 8}")
+        limits = (kind(f.mask), kind(f.inf_code), kind(f.nan_code), kind(self._shift))
+        zeros, nans, infs = counting.coarse(codes, reals, *limits, self._table, self._lanes)
+        self._zeros += zeros
+        self._nans += nans
+        self._infs += infs
+        self._numel += codes.size
+        numbers = codes[(codes & kind(f.mask)) < kind(f.nan_code)] if nans else codes
+        if numbers.size:
+            low, high = counting.extremes(numbers, kind(f.mask))
+            self._low, self._high = min(self._low, int(low)), max(self._high, int(high))
+
+    def finish(self) -> Measurement:
+        none = self._high < 0
+        return Measurement(
+            numel=self._numel,
+            zeros=self._zeros,
+            nans=self._nans,
+            infs=self._infs,
+            minimum=math.nan if none else self._of_key(self._low),
+            maximum=math.nan if none else self._of_key(self._high),
+            sum=_total(self._lanes),
+            norm_squared=_total(self._table[:, 1]),
+            histogram=self._histogram(),
+        )
+
+    def _of_key(self, key: int) -> float:
+        f = self._format
+        sign = f.mask + 1
+        return f.value(key ^ sign if key & sign else key ^ (sign | f.mask)) + 0.0
+
+    def _histogram(self) -> Histogram:
+        f = self._format
+        index = np.flatnonzero(self._table[:, 0])
+        counts = self._table[index, 0].astype(np.int64)
+        energies = self._table[index, 1]
+        starts = index.astype(np.uint64) << np.uint64(self._shift)
+        logs = np.full(index.size, self._shift, np.uint8)
+        if index.size and index[0] == 0 and counts[0] == self._zeros:
+            logs[0] = 0
+        if self._infs:
+            starts = np.append(starts, np.uint64(f.inf_code))
+            logs, energies = np.append(logs, np.uint8(0)), np.append(energies, 0.0)
+            counts = np.append(counts, self._infs)
+        return Histogram(f, starts, logs, counts, energies)
+
+
+def _total(terms: NDArray[np.float64]) -> float:
+    """The sum, added in order (numpy's order depends on the machine); fp64 may overflow to Inf."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.cumsum(terms)[-1])
+
+
+@dataclass(frozen=True)
+class PatternStats:
+    """What an N:M pattern would do to a tensor.
+
+    Attributes:
+        lost_energy: sum of squares of the finite weights that it drops, float64.
+        zeros_after: zeros that the tensor would have, those from before included.
+        groups: groups of M.
+    """
+
+    lost_energy: float
+    zeros_after: int
+    groups: int
+
+
+class PatternMeasure:
+    """Measures what N:M along the middle axis would lose, without changing anything.
+
+    Ties and Inf are treated as :func:`masks.nm` treats them; NaN is the caller's to rule out.
+    """
+
+    def __init__(self, dtype: DType, pattern: NM) -> None:
+        self._format, self._pattern = code_format(dtype), pattern
+        wide = self._format.bits == 64
+        self._bits: Codes = np.zeros(grouping.TILE, np.uint64 if wide else np.uint32)
+        self._reals: NDArray[np.floating] = self._bits.view(np.float64 if wide else np.float32)
+        self._lanes = np.zeros(grouping.TILE)
+        self._zeros = self._groups = 0
+
+    def update(self, codes: Codes) -> None:
+        """Add a block [outer, axis, inner].
+
+        Raises:
+            ValueError: the axis is not a multiple of M.
+        """
+        f, n, m = self._format, self._pattern.n, self._pattern.m
+        if codes.shape[1] % m:
+            raise ValueError(f"an axis of {codes.shape[1]} is not a multiple of {m}")
+        kind, word = f.uint.type, self._bits.dtype.type
+        shift, scale = _AS_FLOAT[f.dtype.name]
+        limits = (kind(f.mask), kind(n), kind(f.inf_code), word(shift), scale)
+        scratch = (self._bits, self._reals, self._lanes)
+        if codes.shape[2] == 1 and codes.flags.c_contiguous:
+            self._zeros += grouping.loss_flat(m)(codes.reshape(-1), *limits, *scratch)
+        else:
+            self._zeros += grouping.loss_strided(m)(codes, *limits, *scratch)
+        self._groups += codes.size // m
+
+    def finish(self) -> PatternStats:
+        """The numbers of all blocks so far."""
+        return PatternStats(_total(self._lanes), self._zeros, self._groups)
+
+
+_AS_FLOAT: dict[str, tuple[int, float]] = {
+    "F64": (0, 1.0),
+    "F32": (0, 1.0),
+    "BF16": (16, 1.0),
+    "F16": (13, 2.0**112),
+    "F8_E5M2": (21, 2.0**112),
+    "F8_E4M3": (20, 2.0**120),
+}
+"""Shift that aligns exponent and mantissa with fp32's (or fp64's), and what makes up for the bias."""

@@ -1,0 +1,125 @@
+"""Per-tensor histograms of a whole model, kept out of memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import IO, Any, Self
+
+from prunectl.magnitude.histogram import Histogram, check_record
+
+_MAGIC = b"prunectl histograms 1\n"
+_SPOOL = 64 * 2**20
+
+
+class HistogramStore:
+    """Append-only histograms by tensor name; beyond 64 MiB they live in a temporary file.
+
+    Threads may share it. Close it, or use it in a ``with`` statement.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL)  # noqa: SIM115
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the temporary file; the store cannot be used afterwards."""
+        self._file.close()
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Tensor names in the order they were appended."""
+        return self._places.keys()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def append(self, name: str, histogram: Histogram) -> None:
+        """Add one tensor's histogram.
+
+        Raises:
+            ValueError: the name is there already.
+        """
+        self._append_record(name, histogram.to_bytes())
+
+    def _append_record(self, name: str, record: bytes) -> None:
+        with self._lock:
+            if name in self._places:
+                raise ValueError(f"tensor '{name}' has a histogram already")
+            self._file.seek(self._end)
+            self._file.write(record)
+            self._places[name] = (self._end, len(record))
+            self._end += len(record)
+
+    def get(self, name: str) -> Histogram:
+        """One tensor's histogram. Raises KeyError for an unknown name."""
+        return Histogram.from_bytes(self._record(name))
+
+    def _record(self, name: str) -> bytes:
+        with self._lock:
+            place, size = self._places[name]
+            self._file.seek(place)
+            return self._file.read(size)
+
+    def dump(self, file: IO[bytes]) -> None:
+        """Write everything to a binary file, one record at a time."""
+        index = json.dumps([[name, size] for name, (_, size) in self._places.items()]).encode()
+        file.write(_MAGIC + len(index).to_bytes(8, "little") + index)
+        for name in self._places:
+            file.write(self._record(name))
+
+    @classmethod
+    def load(cls, file: IO[bytes]) -> Self:
+        """Read :meth:`dump`; checks the index and each record's checksum.
+
+        Raises:
+            ValueError: damaged, cut short, or followed by something else.
+        """
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError("not a histogram file of this version")
+        store = cls()
+        try:
+            for name, size in _index(file):
+                record = file.read(size)
+                check_record(record)
+                store._append_record(name, record)
+            if file.read(1):
+                raise ValueError("damaged histogram file: something follows its end")
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+
+def _index(file: IO[bytes]) -> list[tuple[str, int]]:
+    """Names and record sizes, checked."""
+    size = int.from_bytes(file.read(8), "little")
+    text = file.read(min(size, 2**31))
+    try:
+        entries: Any = json.loads(text)
+    except ValueError as error:
+        raise ValueError("damaged histogram file: its index cannot be read") from error
+    if not isinstance(entries, list):
+        raise ValueError("damaged histogram file: its index is not a list")
+    for entry in entries:
+        match entry:
+            case [str(), int(length)] if 0 < length < 2**31:
+                continue
+        raise ValueError("damaged histogram file: an entry of its index is not understood")
+    return [(name, length) for name, length in entries]

@@ -1,0 +1,1 @@
+"""``prune``: plan, resolve, transform, write."""

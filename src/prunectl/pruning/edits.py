@@ -1,0 +1,94 @@
+"""What exactly happens to one tensor's weights, with all numbers known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from prunectl.checkpoint.roles import TensorRole
+from prunectl.magnitude.codes import Codes
+from prunectl.magnitude.masks import cut, cut_rows, nm
+from prunectl.pattern import NM
+from prunectl.tensorspec import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Every byte stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Magnitudes below ``code`` go, and the first ``quota`` of those equal to it.
+
+    Attributes:
+        code: magnitude code in the tensor's own format.
+        quota: ties that go, in row-major order.
+        threshold: the magnitude of the largest weight that goes; None if none does.
+    """
+
+    code: int
+    quota: int
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CutRows:
+    """Each row along the input axis is cut to ``sparsity`` on its own."""
+
+    sparsity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """At most N of every M along the input axis stay."""
+
+    pattern: NM
+
+
+Edit = Copy | Cut | CutRows | Groups
+
+
+def axis_view(spec: TensorSpec, role_axis: int | None) -> tuple[int, int]:
+    """(length of the input axis, elements from one input to the next) in row-major order."""
+    axis = len(spec.shape) - 1 if role_axis is None else role_axis
+    return spec.shape[axis], math.prod(spec.shape[axis + 1 :])
+
+
+def block_unit(edit: Edit, spec: TensorSpec, axis: int | None) -> int:
+    """Elements that must come in one block: whole groups, whole rows, or single weights."""
+    if isinstance(edit, Groups):
+        return edit.pattern.m * axis_view(spec, axis)[1]
+    if isinstance(edit, CutRows):
+        return math.prod(axis_view(spec, axis))
+    return 1
+
+
+class Editor:
+    """Applies one edit to a tensor's blocks, in order, in place.
+
+    Attributes:
+        zeros: zeros of both signs in all blocks so far, after the edit.
+    """
+
+    def __init__(self, edit: Edit, spec: TensorSpec, role: TensorRole) -> None:
+        self.edit = edit
+        self._length, self._width = axis_view(spec, role.input_axis)
+        self._quota = edit.quota if isinstance(edit, Cut) else 0
+        self.zeros = 0
+
+    def apply(self, codes: Codes) -> None:
+        """Edit one block [n] of whole units in place."""
+        edit = self.edit
+        if isinstance(edit, Cut):
+            zeros, used = cut(codes, edit.code, self._quota)
+            self._quota -= used
+        elif isinstance(edit, CutRows):
+            zeros = cut_rows(codes.reshape(-1, self._length, self._width), edit.sparsity)
+        elif isinstance(edit, Groups):
+            m = edit.pattern.m
+            shape = (1, -1, 1) if self._width == 1 else (-1, m, self._width)
+            zeros = nm(codes.reshape(shape), edit.pattern.n, m)
+        else:
+            raise TypeError("a copied tensor is not edited")
+        self.zeros += zeros

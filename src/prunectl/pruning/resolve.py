@@ -1,0 +1,169 @@
+"""From a plan to edits: exact thresholds, and which matrices an N:M budget takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunectl.analysis.measured import Measured
+from prunectl.analysis.thresholds import Target, find_own_targets, find_targets, shares
+from prunectl.analysis.verb import measure_missing, refuse_nans
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.events import OnEvent
+from prunectl.pattern import NM, Unstructured, pruned_count
+from prunectl.plan import Plan, Pool, Scope
+from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Edits by tensor name, reasons for prunable tensors that stay dense, thresholds by pool."""
+
+    edits: dict[str, Edit]
+    reasons: dict[str, str]
+    thresholds: tuple[float | None, ...]
+
+
+def resolve_plan(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    measured: Measured,
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> Resolution:
+    """Find the numbers that depend on the weights; reads only what ``measured`` lacks.
+
+    Raises:
+        NaNWeights: a tensor whose magnitudes are compared holds NaN.
+    """
+    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event)
+    edits: dict[str, Edit] = {}
+    reasons: dict[str, str] = {}
+    thresholds: list[float | None] = []
+    for index, pool in enumerate(plan.pools):
+        fitting = [entry.spec.name for entry in plan.tensors if entry.pool == index]
+        threshold = None
+        if pool.is_budget:
+            taken = take_budget(pool, fitting, measured)
+            for name in fitting:
+                if name in taken:
+                    edits[name] = Groups(_nm(pool))
+                else:
+                    edits[name] = Copy()
+                    reasons[name] = "kept dense: the budget is spent on matrices that lose less"
+        elif isinstance(pool.pattern, NM):
+            edits.update((name, Groups(pool.pattern)) for name in fitting)
+        elif pool.scope is Scope.ROW:
+            assert pool.sparsity is not None
+            edits.update((name, CutRows(pool.sparsity)) for name in fitting)
+        else:
+            threshold = _cut(checkpoint, pool, measured, edits, jobs=jobs, on_event=on_event)
+        thresholds.append(threshold)
+    return Resolution(edits, reasons, tuple(thresholds))
+
+
+def _measure(
+    checkpoint: Checkpoint, plan: Plan, measured: Measured, *, jobs: int | None, on_event: OnEvent
+) -> None:
+    """One pass for everything that the pools' targets depend on."""
+    compared = [
+        name
+        for pool in plan.pools
+        if isinstance(pool.pattern, Unstructured) and pool.scope is not Scope.ROW
+        for name in pool.members
+    ]
+    budgeted = [name for pool in plan.pools if pool.is_budget for name in pool.members]
+    patterns = list(dict.fromkeys(_nm(pool) for pool in plan.pools if pool.is_budget))
+    measure_missing(
+        checkpoint,
+        measured,
+        names=[*compared, *budgeted],
+        patterns=patterns,
+        pattern_names=budgeted,
+        jobs=jobs,
+        on_event=on_event,
+    )
+    refuse_nans(measured, [*compared, *budgeted])
+
+
+def _nm(pool: Pool) -> NM:
+    assert isinstance(pool.pattern, NM)
+    return pool.pattern
+
+
+def _cut(
+    checkpoint: Checkpoint,
+    pool: Pool,
+    measured: Measured,
+    edits: dict[str, Edit],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> float | None:
+    """Cuts for scopes global and tensor; returns the pool's one threshold, if it has one."""
+    assert pool.sparsity is not None
+    facts = measured.facts
+    if pool.scope is Scope.TENSOR:
+        counts = {name: pruned_count(pool.sparsity, facts[name].numel) for name in pool.members}
+        own = find_own_targets(checkpoint, measured, counts, jobs=jobs, on_event=on_event)
+        for name, target in own.items():
+            edits.update(_cuts(measured, [name], target))
+        return None
+    (target,) = find_targets(
+        checkpoint,
+        measured,
+        pool.members,
+        [pool.target_zeros],
+        with_statistics=False,
+        jobs=jobs,
+        on_event=on_event,
+    )
+    edits.update(_cuts(measured, pool.members, target))
+    return target.selected.value if target.selected else None
+
+
+def _cuts(measured: Measured, names: Sequence[str], target: Target) -> dict[str, Edit]:
+    """A cut for each tensor; none where more weights are zero already than are to be."""
+    present = sum(measured.facts[name].zeros for name in names)
+    if target.selected is None or present > target.zeros:
+        return {name: Cut(0, 0, None) for name in names}
+    return {
+        name: Cut(share.code, share.quota, target.selected.value)
+        for name, (share,) in shares(measured, names, [target])
+    }
+
+
+def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[str]:
+    """Which matrices take the pattern: those that lose least, until the zeros are nearest to k.
+
+    The measure is the squared norm lost per weight pruned, relative to the matrix's own squared norm
+    per weight. It is rounded to nine digits before it is compared, since the last bits of float sums
+    differ between machines; equal ones go in file order.
+
+    Args:
+        pool: an N:M pool with a sparsity below the pattern's own.
+        fitting: its tensors that can take the pattern, in file order.
+        measured: with facts of all members, and the pattern's losses of ``fitting``.
+    """
+    text = str(pool.pattern)
+    ranked = sorted(
+        range(len(fitting)), key=lambda i: (_relative_loss(measured, fitting[i], text), i)
+    )
+    zeros = sum(measured.facts[name].zeros for name in pool.members)
+    best, best_distance = 0, abs(zeros - pool.target_zeros)
+    for count, i in enumerate(ranked, 1):
+        stats = measured.patterns[fitting[i], text]
+        zeros += stats.zeros_after - measured.facts[fitting[i]].zeros
+        distance = abs(zeros - pool.target_zeros)
+        if distance < best_distance:
+            best, best_distance = count, distance
+    return {fitting[i] for i in ranked[:best]}
+
+
+def _relative_loss(measured: Measured, name: str, pattern: str) -> float:
+    facts, stats = measured.facts[name], measured.patterns[name, pattern]
+    pruned = stats.zeros_after - facts.zeros
+    if not pruned or not facts.norm_squared:
+        return 0.0
+    return float(f"{stats.lost_energy / pruned / (facts.norm_squared / facts.numel):.9g}")

@@ -1,0 +1,110 @@
+"""What ``prune`` did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOutcome:
+    """One pool of tensors that shared a target.
+
+    Attributes:
+        label: ``default`` or the recipe rule's selectors. pattern, scope: as text.
+        requested: sparsity asked for; None if an N:M pattern alone was.
+        achieved: zeros / weights. weights, zeros: of its prunable tensors.
+        threshold: the global threshold; None for other scopes and N:M.
+        budget: whether N:M went to some of the matrices only.
+        pruned_tensors, dense_tensors: of its prunable tensors.
+    """
+
+    label: str
+    pattern: str
+    scope: str
+    requested: float | None
+    achieved: float
+    weights: int
+    zeros: int
+    threshold: float | None
+    budget: bool
+    pruned_tensors: int
+    dense_tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOutcome:
+    """One tensor of the output. ``action`` is ``prune`` or ``copy``; ``reason`` says why copied."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    numel: int
+    prunable: bool
+    action: str
+    pattern: str | None
+    zeros: int
+    zeros_before: int
+    threshold: float | None
+    reason: str
+    blake3: str
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.numel if self.numel else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """The whole outcome.
+
+    Attributes:
+        output: the folder. model: the source as given.
+        pools, tensors: in order. prunable_weights, prunable_zeros: tied tensors count once.
+        weights, zeros: of all float tensors. prunable_zeros_before, zeros_before: in the source.
+        nbytes: of the weight files written. source_bytes: of the source's. shards: files.
+        resumed_shards: taken over from an interrupted run.
+        seconds: wall time. warnings: sentences.
+    """
+
+    output: Path
+    model: str
+    pools: tuple[PoolOutcome, ...]
+    tensors: tuple[TensorOutcome, ...]
+    prunable_weights: int
+    prunable_zeros: int
+    prunable_zeros_before: int
+    weights: int
+    zeros: int
+    zeros_before: int
+    nbytes: int
+    source_bytes: int
+    shards: int
+    resumed_shards: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros / prunable weights."""
+        return self.prunable_zeros / self.prunable_weights if self.prunable_weights else 0.0
+
+    @property
+    def overall_sparsity(self) -> float:
+        """Zeros / all weights."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        from prunectl.plain import plain
+
+        return {
+            "schema": "prunectl.prune/1",
+            **plain(self),
+            "sparsity": self.sparsity,
+            "overall_sparsity": self.overall_sparsity,
+        }

@@ -1,0 +1,200 @@
+"""The model card: the source's own card, kept, with metadata and a section on what was done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
+from prunectl.sink.manifest import Count
+from prunectl.sink.target import MANIFEST_NAME
+
+START = "<!-- prunectl:start -->"
+END = "<!-- prunectl:end -->"
+_HEADING = "## Pruned with prunectl"
+
+# Only a section with our heading right after the marker is ours; a card may talk about the markers.
+_SECTION = re.compile(
+    rf"^{re.escape(START)}\r?\n{re.escape(_HEADING)}\r?\n"
+    rf"(?:(?!{re.escape(START)})[\s\S])*?^{re.escape(END)}[ \t]*(?:\r?\n|\Z)",
+    re.MULTILINE,
+)
+_SPARSITY_TAG = re.compile(r"sparsity-[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRow:
+    """Totals of the tensors of one role."""
+
+    role: str
+    tensors: int
+    count: Count
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the section says.
+
+    Attributes:
+        model: the source as the user gave it.
+        repo_id, commit: of a Hub source, else None.
+        version: of prunectl.
+        method: for example ``one-shot magnitude pruning``.
+        pattern, scope: as in the arguments.
+        prunable, overall: totals; ``prunable.requested`` is the sparsity asked for.
+        roles: a row a role, in the order to show.
+        command: the exact command line; the caller leaves tokens out.
+        auto_class: the transformers class that loads the folder, for example
+            ``AutoModelForCausalLM``.
+    """
+
+    model: str
+    version: str
+    method: str
+    pattern: str
+    scope: str
+    prunable: Count
+    overall: Count
+    roles: Sequence[RoleRow]
+    command: str
+    repo_id: str | None = None
+    commit: str | None = None
+    auto_class: str = "AutoModel"
+
+
+def model_card(source_card: str | None, facts: CardFacts) -> str:
+    """The text of README.md for the output.
+
+    The source's text stays byte for byte, apart from a byte order mark; our section stands between
+    markers before it, or where an earlier one stood. In the metadata ``tags`` grow, ``base_model``
+    names a Hub source, and ``model-index`` goes, since its scores are of the dense model. A front
+    matter that is not valid YAML stays in the text, and the metadata starts anew.
+
+    Args:
+        source_card: the source's README.md, read with ``newline=""``; None if it has none.
+        facts: what was done.
+    """
+    card = split_card(source_card or "")
+    newline = "\r\n" if "\r\n" in (source_card or "") else "\n"
+    changes: dict[str, object] = {}
+    remove = {"model-index"}
+    if facts.repo_id is not None:
+        changes["base_model"] = facts.repo_id
+        # The Hub knows the relations adapter, merge, quantized and finetune; pruning is none of
+        # them, and the source's own value is about another base.
+        remove.add("base_model_relation")
+    changes["tags"] = _tags(card.members.get("tags"), facts.prunable.achieved)
+    front = update_yaml(card, changes, remove)
+    section = _section(facts, card)
+    if newline != "\n":
+        front = re.sub(r"\r?\n", newline, front)
+        section = section.replace("\n", newline)
+    return f"---{newline}{front}---{newline}{_place(section, card.body, newline)}"
+
+
+def _tags(given: object, sparsity: float) -> list[str]:
+    tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    kept = [tag for tag in tags if isinstance(tag, str)]
+    if "prunectl" in kept:  # ours, of an earlier run
+        kept = [tag for tag in kept if not _SPARSITY_TAG.fullmatch(tag)]
+    ours = ["pruned", "prunectl", f"sparsity-{round(100 * sparsity)}"]
+    return list(dict.fromkeys(kept + ours))
+
+
+def _place(section: str, body: str, newline: str) -> str:
+    earlier = _SECTION.search(body)
+    if earlier is not None:
+        return body[: earlier.start()] + section + body[earlier.end() :]
+    # The blank line belongs to our front matter, not to the section: a later run keeps it.
+    gap = "" if not body or body.startswith(("\n", "\r")) else newline
+    return newline + section + gap + body
+
+
+def _section(facts: CardFacts, card: SplitCard) -> str:
+    source = _code(facts.model) if facts.repo_id is None else _hub_link(facts)
+    lines = [
+        START,
+        _HEADING,
+        "",
+        f"These are the weights of {source} after {_plain(facts.method)}, without any training "
+        f"(prunectl {_plain(facts.version)}; pattern {_code(facts.pattern)}, scope "
+        f"{_code(facts.scope)}). `{MANIFEST_NAME}` lists what was done to every tensor.",
+        "",
+        "| sparsity | requested | achieved | zeros | weights |",
+        "|---|---:|---:|---:|---:|",
+        _total_row("of the prunable weights", facts.prunable),
+        _total_row("overall", facts.overall),
+        "",
+        "| role | tensors | weights | zeros | sparsity |",
+        "|---|---:|---:|---:|---:|",
+        *map(_role_row, facts.roles),
+        "",
+        "Made with:",
+        "",
+        *_fenced("bash", facts.command),
+        "",
+        "Load it as any other checkpoint:",
+        "",
+        *_fenced("python", _load_snippet(facts.auto_class)),
+        "",
+        "Limits: the zeros are stored densely. By themselves they change neither the size of the "
+        "files nor the speed. Any evaluation results below are those of the source, not of these "
+        "weights.",
+    ]
+    if card.broken:
+        lines += [
+            "",
+            "The metadata of the source's card could not be read "
+            f"({_plain(card.broken)}); it is kept as text below.",
+        ]
+    if "model-index" in card.members:
+        lines += ["", "The source's evaluation metadata (`model-index`) was left out."]
+    return "\n".join([*lines, END, ""])
+
+
+def _hub_link(facts: CardFacts) -> str:
+    commit = f" at commit {_code(facts.commit)}" if facts.commit else ""
+    return f"[{_plain(facts.repo_id or '')}](https://huggingface.co/{facts.repo_id}){commit}"
+
+
+def _total_row(label: str, count: Count) -> str:
+    requested = "" if count.requested is None else f"{count.requested:.4%}"
+    return f"| {label} | {requested} | {count.achieved:.4%} | {count.zeros:,} | {count.weights:,} |"
+
+
+def _role_row(row: RoleRow) -> str:
+    count = row.count
+    return (
+        f"| {_plain(row.role)} | {row.tensors:,} | {count.weights:,} | {count.zeros:,} "
+        f"| {count.achieved:.2%} |"
+    )
+
+
+def _load_snippet(auto_class: str) -> str:
+    return (
+        f"from transformers import {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("path/to/this/folder", dtype="auto")'
+    )
+
+
+def _plain(text: str) -> str:
+    """One line of text that cannot end a table cell, a comment or our section."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    return flat.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(text: str) -> str:
+    """Inline code, whatever the text holds."""
+    flat = " ".join(text.split())
+    longest = max((len(run) for run in re.findall(r"`+", flat)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest else ""
+    return f"{fence}{pad}{flat.replace('<!--', '< !--')}{pad}{fence}"
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """A fenced block, whatever the text holds; it cannot hold one of our markers."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text.replace("<!-- prunectl:", "<!-- prunectl :"), fence]

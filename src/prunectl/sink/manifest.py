@@ -1,0 +1,318 @@
+"""``prunectl.json``: what was done to every tensor, from what source, and how each is stored.
+
+docs/manifest.md explains every field; docs/manifest.schema.json is its JSON Schema. There is no
+time and no machine in it: the same source and arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from prunectl.errors import BadManifest
+from prunectl.sink.fields import Fields
+from prunectl.sink.target import MANIFEST_NAME
+
+SCHEMA_VERSION = "1.0"
+
+SourceKind = Literal["hub", "folder", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A side file of the output: its relative name, size in bytes and BLAKE3 digest."""
+
+    name: str
+    size: int
+    blake3: str
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        return cls(fields.file_name("name"), fields.count("size"), fields.digest("blake3"))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A weights file of the source: name, size in bytes, SHA-256 where the Hub states it."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        return cls(
+            fields.file_name("name"),
+            fields.count("size"),
+            fields.optional("sha256", fields.text),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """Where the weights came from.
+
+    Attributes:
+        model: as the user gave it.
+        kind: ``hub``, ``folder`` or ``file``.
+        repo_id, revision, commit, endpoint: of a Hub source; ``revision`` as asked for, ``commit``
+            as resolved. Credentials inside ``endpoint`` are not written.
+        files: the weight files that were read.
+    """
+
+    model: str
+    kind: SourceKind
+    repo_id: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    endpoint: str | None = None
+    files: tuple[SourceFile, ...] = ()
+
+    def to_object(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "kind": self.kind,
+            "repo_id": self.repo_id,
+            "revision": self.revision,
+            "commit": self.commit,
+            "endpoint": self.endpoint and _without_credentials(self.endpoint),
+            "files": [_plain(file) for file in self.files],
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        kind: SourceKind
+        match fields.text("kind"):
+            case "hub" | "folder" | "file" as kind:
+                pass
+            case other:
+                fields.fail("kind", f"'{other}' is none of {', '.join(get_args(SourceKind))}")
+        return cls(
+            model=fields.text("model"),
+            kind=kind,
+            repo_id=fields.optional("repo_id", fields.text),
+            revision=fields.optional("revision", fields.text),
+            commit=fields.optional("commit", fields.text),
+            endpoint=fields.optional("endpoint", fields.text),
+            files=tuple(SourceFile.from_fields(file) for file in fields.objects("files")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Zeros among some weights, before and after; ``requested`` is a sparsity, 0..1, or None."""
+
+    weights: int
+    zeros_before: int
+    zeros: int
+    requested: float | None = None
+
+    @property
+    def achieved(self) -> float:
+        """Sparsity afterwards: zeros / weights, 0..1; 0 where there are no weights."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def to_object(self) -> dict[str, Any]:
+        return {**_plain(self), "achieved": self.achieved}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        count = cls(
+            fields.count("weights"),
+            fields.count("zeros_before"),
+            fields.count("zeros"),
+            fields.optional("requested", fields.number),
+        )
+        if max(count.zeros, count.zeros_before) > count.weights:
+            fields.fail("zeros", "is more than there are weights")
+        if fields.number("achieved") != count.achieved:
+            fields.fail("achieved", "is not zeros / weights")
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """One tensor of the output.
+
+    Attributes:
+        name, dtype, shape: as in the weights file (dtype as safetensors names it).
+        file: the weights file that holds it.
+        role, layer: what it is in the model; ``layer`` None outside of the blocks.
+        pattern: ``unstructured`` or ``N:M`` if it was pruned, else None.
+        sparsity: what was asked of this tensor alone (scope tensor or row, or a recipe), else None.
+        zeros, zeros_before: exact counts of +0.0 and -0.0 in output and source.
+        threshold: largest magnitude that was pruned by comparing magnitudes, else None.
+        layout: how it is stored.
+        blake3: digest of the stored bytes.
+        reason: why it was not pruned; None if it was.
+    """
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    pattern: str | None
+    sparsity: float | None
+    zeros: int
+    zeros_before: int
+    threshold: float | None
+    blake3: str
+    layout: str = "dense"
+    reason: str | None = None
+
+    def to_object(self) -> dict[str, Any]:
+        return _plain(self)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        record = cls(
+            name=fields.text("name"),
+            file=fields.file_name("file"),
+            dtype=fields.dtype("dtype"),
+            shape=fields.shape("shape"),
+            role=fields.text("role"),
+            layer=fields.optional("layer", fields.count),
+            pattern=fields.optional("pattern", fields.pattern),
+            sparsity=fields.optional("sparsity", fields.number),
+            zeros=fields.count("zeros"),
+            zeros_before=fields.count("zeros_before"),
+            threshold=fields.optional("threshold", fields.number),
+            layout=fields.text("layout"),
+            blake3=fields.digest("blake3"),
+            reason=fields.optional("reason", fields.text),
+        )
+        if max(record.zeros, record.zeros_before) > math.prod(record.shape):
+            fields.fail("zeros", "is more than there are weights")
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole document.
+
+    Attributes:
+        version: of the prunectl that wrote it.
+        arguments: what was asked for, JSON-ready; the caller keeps tokens out of it.
+        prunable, overall: totals over the prunable weights and over all of them.
+        tensors: in the order of the weight files.
+        files: side files, the model card and the index; not the manifest itself.
+    """
+
+    version: str
+    source: SourceRecord
+    arguments: dict[str, Any]
+    prunable: Count
+    overall: Count
+    tensors: tuple[TensorRecord, ...]
+    files: tuple[FileRecord, ...]
+    tool: str = "prunectl"
+    schema: str = field(default=SCHEMA_VERSION)
+
+    def to_json(self) -> bytes:
+        """The file's bytes: ASCII JSON, one line a tensor; floats are written so that they read
+        back exactly.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which JSON cannot hold.
+        """
+        members: dict[str, Any] = {
+            "schema": self.schema,
+            "tool": self.tool,
+            "version": self.version,
+            "source": self.source.to_object(),
+            "arguments": self.arguments,
+            "totals": {
+                "prunable": self.prunable.to_object(),
+                "overall": self.overall.to_object(),
+            },
+            "files": [_plain(file) for file in self.files],
+            "tensors": [tensor.to_object() for tensor in self.tensors],
+        }
+        body = ",\n".join(f' "{key}": {_lines(value)}' for key, value in members.items())
+        return f"{{\n{body}\n}}\n".encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str, path: Path | str = MANIFEST_NAME) -> Self:
+        """Read a manifest that may be damaged or hostile.
+
+        Raises:
+            BadManifest: not JSON, a member missing or of a wrong type, a file name that leaves the
+                folder, a tensor named twice, or written by a newer prunectl.
+        """
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadManifest(path, f"is not JSON ({error})") from error
+        fields = Fields(document, path)
+        _check_schema(fields)
+        totals = fields.member("totals")
+        manifest = cls(
+            schema=fields.text("schema"),
+            tool=fields.text("tool"),
+            version=fields.text("version"),
+            source=SourceRecord.from_fields(fields.member("source")),
+            arguments=fields.member("arguments").members,
+            prunable=Count.from_fields(totals.member("prunable")),
+            overall=Count.from_fields(totals.member("overall")),
+            tensors=tuple(TensorRecord.from_fields(item) for item in fields.objects("tensors")),
+            files=tuple(FileRecord.from_fields(item) for item in fields.objects("files")),
+        )
+        _check_unique(fields, "tensors", [tensor.name for tensor in manifest.tensors])
+        _check_unique(fields, "files", [file.name for file in manifest.files])
+        return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``prunectl.json`` of an output folder.
+
+    Raises:
+        BadManifest: it is missing or cannot be used.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadManifest(path, error.strerror or str(error)) from error
+    return Manifest.from_json(data, path)
+
+
+def _lines(value: object) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, allow_nan=False)
+    return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
+
+
+def _plain(record: FileRecord | SourceFile | Count | TensorRecord) -> dict[str, Any]:
+    return {key: getattr(record, key) for key in record.__slots__}
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _check_schema(fields: Fields) -> None:
+    schema = fields.text("schema")
+    major, _, minor = schema.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        fields.fail("schema", f"'{schema[:40]}' is not a version")
+    if major != SCHEMA_VERSION.partition(".")[0]:
+        raise BadManifest(
+            fields.path,
+            f"has schema version {schema[:40]}; this prunectl reads {SCHEMA_VERSION}",
+            hint="a newer prunectl is needed: pip install -U prunectl",
+        )
+
+
+def _check_unique(fields: Fields, key: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            fields.fail(key, f"name '{name}' twice")
+        seen.add(name)

@@ -1,0 +1,1 @@
+"""``verify``: an output against its manifest, its source, and what transformers expects."""

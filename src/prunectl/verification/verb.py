@@ -1,0 +1,278 @@
+"""The ``verify`` verb."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import blake3
+
+from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.checkpoint.index import read_index
+from prunectl.checkpoint.sidefiles import list_folder
+from prunectl.errors import BadManifest, PrunectlError, SourceError, UnknownArchitecture
+from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.plan import Plan
+from prunectl.sink.manifest import Manifest, read_manifest
+from prunectl.sink.shards import INDEX_NAME
+from prunectl.sink.target import MANIFEST_NAME
+from prunectl.verification.result import Check, Difference, VerifyReport
+from prunectl.verification.weights import Source, check_weights, source_tensors
+
+CARD_NAME = "README.md"
+_CHECKS = {
+    "files": "every file is listed, none is missing or stray",
+    "side files": "side files have the bytes that were written",
+    "index": "the index lists every tensor where it is",
+    "shapes": "names, dtypes and shapes are those of the manifest",
+    "hashes": "stored bytes have the hashes of the manifest",
+    "zeros": "zeros are as many as the manifest says",
+    "pattern": "N:M holds in every group",
+    "survivors": "survivors are bit-identical to the source",
+    "untouched": "tensors that were not pruned are bit-identical to the source",
+    "threshold": "no larger weight was pruned than one that was kept",
+    "side files of the source": "side files are identical to the source's",
+    "loads": "transformers finds every weight, in its shape",
+}
+_NEED_SOURCE = ("survivors", "untouched", "threshold", "side files of the source")
+
+
+@dataclass
+class _Findings:
+    """Differences so far, and checks that could not be made."""
+
+    differences: list[Difference] = field(default_factory=list)
+    impossible: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str, detail: str) -> None:
+        self.differences.append(Difference(kind, where, detail))
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    source: Checkpoint | Literal["auto"] | None = "auto",
+    trust_remote_code: bool = False,
+    jobs: int | None = None,
+    on_event: OnEvent = ignore_events,
+) -> VerifyReport:
+    """Re-read an output of ``prune`` and compare it with its manifest and its source.
+
+    Args:
+        folder: the output.
+        source: the checkpoint it was made from; ``auto`` opens what the manifest names, if it is
+            reachable and still the same; None leaves these checks out.
+        trust_remote_code: let the model's own code build its module tree.
+        jobs: threads.
+        on_event: receives progress.
+
+    Returns:
+        A report; differences are listed in it, not raised.
+
+    Raises:
+        BadManifest: there is no manifest that can be read.
+    """
+    started = time.perf_counter()
+    path = Path(folder)
+    manifest = read_manifest(path)
+    findings = _Findings()
+    _check_files(path, manifest, findings)
+    origin = _find_source(manifest, source, findings, on_event)
+    zeros = tensors = 0
+    try:
+        output = open_checkpoint(path, trust_remote_code=trust_remote_code)
+    except SourceError as error:
+        findings.add("files", path.name, f"cannot be read as a checkpoint: {error.message}")
+        skipped = set(_CHECKS) - {"files", "side files"}
+        findings.impossible.update(dict.fromkeys(skipped, "the weights cannot be read"))
+    else:
+        _check_index(output, manifest, findings)
+        zeros = _check_tensors(output, manifest, origin, findings, jobs, on_event)
+        tensors = len(output.tensors)
+        _check_loads(output, findings)
+    if origin is not None:
+        _check_source_files(path, manifest, origin, findings)
+    return VerifyReport(
+        path, tensors, zeros, tuple(_checks(findings)), tuple(findings.differences),
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _checks(findings: _Findings) -> Iterator[Check]:
+    counts = Counter(difference.kind for difference in findings.differences)
+    for kind, sentence in _CHECKS.items():
+        if counts[kind]:
+            yield Check(kind, False, f"{sentence}: {counts[kind]:,} differences")
+        elif kind in findings.impossible:
+            yield Check(kind, None, findings.impossible[kind])
+        else:
+            yield Check(kind, True, sentence)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _check_files(folder: Path, manifest: Manifest, findings: _Findings) -> None:
+    weights = {tensor.file for tensor in manifest.tensors}
+    listed = {file.name for file in manifest.files} | weights
+    present = set(_all_files(folder))
+    for name in sorted(listed - present):
+        findings.add("files", name, "is missing")
+    for name in sorted(present - listed - {MANIFEST_NAME, CARD_NAME}):
+        findings.add("files", name, "is not in the manifest")
+    for file in manifest.files:
+        if file.name in present:
+            path = folder / file.name
+            if path.stat().st_size != file.size or _digest(path) != file.blake3:
+                findings.add("side files", file.name, "its bytes differ from those that were written")
+
+
+def _all_files(folder: Path) -> list[str]:
+    """Files of the output; hidden ones at the top too, but not a repository's own folders."""
+    return [name for name in list_folder(folder) if not name.startswith(".git/")]
+
+
+def _digest(path: Path) -> str:
+    digest = blake3.blake3()
+    digest.update_mmap(path)
+    return digest.hexdigest()
+
+
+def _check_source_files(
+    folder: Path, manifest: Manifest, origin: Source, findings: _Findings
+) -> None:
+    listed = {file.name for file in manifest.files} - {INDEX_NAME}
+    expected = set(origin.checkpoint.side_files)
+    for name in sorted(expected - listed):
+        findings.add("side files of the source", name, "is in the source, not in the output")
+    for name in sorted(listed & expected):
+        ours, theirs = folder / name, origin.checkpoint.folder / name
+        if ours.is_file() and _digest(ours) != _digest(theirs):
+            findings.add("side files of the source", name, "differs from the source's")
+
+
+def _check_index(output: Checkpoint, manifest: Manifest, findings: _Findings) -> None:
+    files = {tensor.file for tensor in manifest.tensors}
+    path = output.folder / INDEX_NAME
+    if not path.is_file():
+        if len(files) > 1:
+            findings.add("index", INDEX_NAME, "is missing, and there are several weight files")
+        return
+    where = read_index(path)
+    for tensor in manifest.tensors:
+        if where.get(tensor.name) != tensor.file:
+            findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
+    for name in sorted(where.keys() - {tensor.name for tensor in manifest.tensors}):
+        findings.add("index", name, "is in the index and not in the manifest")
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+def _find_source(
+    manifest: Manifest,
+    source: Checkpoint | Literal["auto"] | None,
+    findings: _Findings,
+    on_event: OnEvent,
+) -> Source | None:
+    why = "left out as asked"
+    checkpoint = source if isinstance(source, Checkpoint) else None
+    if source == "auto":
+        try:
+            checkpoint = _open_recorded(manifest)
+        except PrunectlError as error:
+            why = f"the source is not reachable ({error.message})"
+    if checkpoint is None:
+        findings.impossible.update(dict.fromkeys(_NEED_SOURCE, why))
+        if source == "auto":
+            on_event(Note(f"checked without the source: {why}"))
+        return None
+    return Source(checkpoint, source_tensors(checkpoint))
+
+
+def _open_recorded(manifest: Manifest) -> Checkpoint:
+    record = manifest.source
+    checkpoint = (
+        open_checkpoint(record.repo_id, revision=record.commit)
+        if record.kind == "hub" and record.repo_id
+        else open_checkpoint(record.model)
+    )
+    recorded = {file.name: file.size for file in record.files}
+    present = {file.name: file.size for file in checkpoint.files}
+    if recorded != present:
+        raise BadManifest(record.model, "its weight files are not the ones that were pruned")
+    return checkpoint
+
+
+def _check_tensors(
+    output: Checkpoint,
+    manifest: Manifest,
+    origin: Source | None,
+    findings: _Findings,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> int:
+    records = {record.name: record for record in manifest.tensors}
+    present = {tensor.name for tensor in output.tensors}
+    for name in sorted(records.keys() - present):
+        findings.add("shapes", name, "is missing")
+    for name in sorted(present - records.keys()):
+        findings.add("shapes", name, "is not in the manifest")
+    if origin is not None:
+        # A further name of a tied tensor need not be written; every tensor must be, under one name.
+        names = {t: {t} for t in (tensor.name for tensor in origin.checkpoint.tensors)}
+        for alias, owner in origin.checkpoint.aliases.items():
+            names[owner].add(alias)
+        for owner, spellings in names.items():
+            if not spellings & present:
+                findings.add("untouched", owner, "is in the source and missing here")
+    zeros = overall = 0
+    for record, found, differences in check_weights(
+        output, records, origin, jobs=jobs, on_event=on_event
+    ):
+        findings.differences += differences
+        zeros += found.zeros if record.pattern else 0
+        overall += found.zeros
+    _check_totals(manifest, findings)
+    return overall
+
+
+def _check_totals(manifest: Manifest, findings: _Findings) -> None:
+    pruned = sum(record.zeros for record in manifest.tensors if record.pattern)
+    if pruned > manifest.prunable.zeros and not _has_copies(manifest):
+        findings.add("zeros", MANIFEST_NAME, "its total of zeros is less than its tensors' zeros")
+
+
+def _has_copies(manifest: Manifest) -> bool:
+    """Whether two tensors have the same bytes: tied ones, written under two names."""
+    digests = [record.blake3 for record in manifest.tensors]
+    return len(set(digests)) < len(digests)
+
+
+def _check_loads(output: Checkpoint, findings: _Findings) -> None:
+    from prunectl.checkpoint.modules import check_loadable
+
+    try:
+        found = check_loadable(
+            output.folder,
+            [tensor.spec for tensor in output.tensors],
+            trust_remote_code=output.trust_remote_code,
+        )
+    except UnknownArchitecture as error:
+        findings.impossible["loads"] = error.message
+        return
+    for names, what in (
+        (found.missing, "is missing: transformers would make it up at random"),
+        (found.unexpected, "is not part of the model"),
+        (found.mismatched, "has another shape than the model"),
+    ):
+        for name in names:
+            findings.add("loads", name, f"{what} ({found.model_class})")
+
+
+__all__ = ["Callable", "Plan", "verify"]

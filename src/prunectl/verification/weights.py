@@ -1,0 +1,205 @@
+"""Every tensor of an output against the manifest and, where there is one, its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import blake3
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.roles import TensorRole
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import PrunectlError
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.magnitude.codes import code_format
+from prunectl.magnitude.masks import Comparison, compare, count_zeros, nm_violations
+from prunectl.pattern import NM, Unstructured, parse_pattern
+from prunectl.plan import input_axis
+from prunectl.pruning.edits import axis_view
+from prunectl.sink.manifest import TensorRecord
+from prunectl.streaming import Scratch, run_tensors
+from prunectl.verification.result import Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tensor came from: the checkpoint, and its tensor by the output's name."""
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was counted in one tensor of the output."""
+
+    zeros: int
+    digest: str
+    violations: int
+    comparison: Comparison | None
+    same_bytes: bool
+
+
+def check_weights(
+    output: Checkpoint,
+    records: Mapping[str, TensorRecord],
+    source: Source | None,
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> Iterator[tuple[TensorRecord, Found, list[Difference]]]:
+    """Read every tensor once; yields its record, what was counted, and the differences."""
+    tensors = [tensor for tensor in output.tensors if tensor.name in records]
+    phase = "verifying weights"
+    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    with ExitStack() as stack:
+        reader = stack.enter_context(output.open())
+        origin = stack.enter_context(source.checkpoint.open()) if source else None
+
+        def work(tensor: StoredTensor, scratch: Scratch) -> Found:
+            record = records[tensor.name]
+            role = output.roles.roles[tensor.name]
+            original = source.tensors.get(tensor.name) if source else None
+            if original is not None and original.spec.dtype != tensor.spec.dtype:
+                original = None
+            if original is not None and original.spec.shape != tensor.spec.shape:
+                original = None
+            read = None if original is None or origin is None else _reader_of(origin, original)
+            return _examine(tensor, record, role, reader, read, scratch)
+
+        for tensor, found in run_tensors(tensors, work, jobs):
+            record = records[tensor.name]
+            yield record, found, list(_judge(tensor, record, found, source))
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+    on_event(PhaseDone(phase))
+
+
+ReadSource = Callable[[int, int, Scratch], object]
+
+
+def _reader_of(reader: WeightReader, tensor: StoredTensor) -> ReadSource:
+    def read(start: int, size: int, scratch: Scratch) -> object:
+        block = scratch.buffer(size, "source")
+        reader.read(tensor, start, block)
+        return block
+
+    return read
+
+
+def _pattern(record: TensorRecord) -> NM | None:
+    """The N:M pattern that the manifest promises, or None."""
+    if record.pattern is None:
+        return None
+    pattern = parse_pattern(record.pattern)
+    return None if isinstance(pattern, Unstructured) else pattern
+
+
+def _examine(
+    tensor: StoredTensor,
+    record: TensorRecord,
+    role: TensorRole,
+    reader: WeightReader,
+    read_source: ReadSource | None,
+    scratch: Scratch,
+) -> Found:
+    spec = tensor.spec
+    digest = blake3.blake3()
+    format = code_format(spec.dtype) if spec.dtype.is_float else None
+    pattern = _pattern(record) if format else None
+    length, width = axis_view(spec, input_axis(spec, role)) if spec.shape else (1, 1)
+    if pattern is not None and length % pattern.m:
+        pattern, violations = None, spec.numel
+    else:
+        violations = 0
+    zeros, same = 0, True
+    comparison = Comparison() if read_source and format and format.bits >= 16 else None
+    for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
+        digest.update(block)
+        original = read_source(start, len(block), scratch) if read_source else None
+        if format is not None:
+            codes = block.view(format.uint)
+            if comparison is not None:
+                part = compare(original.view(format.uint), codes)  # type: ignore[attr-defined]
+                comparison += part
+                zeros += part.zeros
+            else:
+                zeros += count_zeros(codes)
+            if pattern is not None:
+                shape = (1, -1, 1) if width == 1 else (-1, pattern.m, width)
+                violations += nm_violations(codes.reshape(shape), pattern.n, pattern.m)
+        if original is not None and same:
+            same = bool((original == block).all())  # type: ignore[attr-defined]
+    return Found(zeros, digest.hexdigest(), violations, comparison, same)
+
+
+def _judge(
+    tensor: StoredTensor, record: TensorRecord, found: Found, source: Source | None
+) -> Iterator[Difference]:
+    name, spec = tensor.name, tensor.spec
+    if spec.dtype.name != record.dtype or spec.shape != record.shape:
+        yield Difference(
+            "shapes",
+            name,
+            f"is {spec.dtype.name} {list(spec.shape)}, "
+            f"the manifest says {record.dtype} {list(record.shape)}",
+        )
+    if tensor.file != record.file:
+        yield Difference("shapes", name, f"is in {tensor.file}, the manifest says {record.file}")
+    if found.digest != record.blake3:
+        yield Difference("hashes", name, "its bytes differ from those that were written")
+    if spec.dtype.is_float and found.zeros != record.zeros:
+        yield Difference("zeros", name, f"{found.zeros:,} zeros, the manifest says {record.zeros:,}")
+    if found.violations:
+        yield Difference(
+            "pattern", name, f"{found.violations:,} groups have more nonzeros than {record.pattern}"
+        )
+    if source is not None:
+        yield from _judge_source(tensor, record, found, source)
+
+
+def _judge_source(
+    tensor: StoredTensor, record: TensorRecord, found: Found, source: Source
+) -> Iterator[Difference]:
+    name = tensor.name
+    original = source.tensors.get(name)
+    if original is None:
+        yield Difference("source", name, "is not in the source")
+        return
+    if original.spec.dtype != tensor.spec.dtype or original.spec.shape != tensor.spec.shape:
+        yield Difference("source", name, "has another dtype or shape than in the source")
+        return
+    if record.pattern is None:
+        if not found.same_bytes:
+            yield Difference("untouched", name, "was not to be pruned, but differs from the source")
+        return
+    comparison = found.comparison
+    if comparison is None:
+        return
+    if comparison.changed:
+        yield Difference(
+            "survivors",
+            name,
+            f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
+        )
+    largest, smallest = comparison.largest_pruned, comparison.smallest_kept
+    one_threshold = record.threshold is not None
+    if one_threshold and largest is not None and smallest is not None and largest > smallest:
+        format = code_format(tensor.spec.dtype)
+        yield Difference(
+            "threshold",
+            name,
+            f"a weight of magnitude {format.value(largest):.6g} was pruned, "
+            f"one of {format.value(smallest):.6g} was kept",
+        )
+
+
+def source_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Tensors by every name they have, further names of tied ones included."""
+    own = {tensor.name: tensor for tensor in checkpoint.tensors}
+    return {**own, **{alias: own[name] for alias, name in checkpoint.aliases.items()}}
+
+
+__all__ = ["Found", "PrunectlError", "Source", "check_weights", "source_tensors"]

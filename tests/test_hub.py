@@ -1,0 +1,388 @@
+"""The Hub, against a real server on 127.0.0.1: what is fetched, what is kept, what can go wrong.
+
+huggingface_hub reads its settings when it is imported, so each look at the Hub is made by a process
+of its own, as a user's would be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import TOKEN, Hub, Repo, serve
+from safetensors.torch import save as to_safetensors
+
+from prunectl.checkpoint.hub import is_repo_id, split_revision
+
+COMMIT = Repo({}).commit
+
+LOOK = """
+import json, sys
+from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.errors import PrunectlError
+model, kwargs = json.loads(sys.argv[1])
+try:
+    c = open_checkpoint(model, **kwargs)
+except PrunectlError as error:
+    print(json.dumps({"error": type(error).__name__, "text": str(error), "hint": error.hint}))
+else:
+    print(json.dumps({
+        "model": c.model, "kind": c.kind, "folder": str(c.folder), "format": c.format,
+        "files": [f.name for f in c.files], "tensors": [t.name for t in c.tensors],
+        "side_files": list(c.side_files), "repo_id": c.repo_id, "revision": c.revision,
+        "commit": c.commit, "identity": c.identity(),
+    }))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as running:
+        yield running
+
+
+def look(hub_url: str, model: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
+    """Open ``model`` in a new process, whose Hub is at ``hub_url``.
+
+    Its output must never show the token, not even in a log line or traceback.
+    """
+    env = os.environ | {
+        "HF_ENDPOINT": hub_url,
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, json.dumps([model, kwargs])],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    secret = kwargs.get("token") or env.get("HF_TOKEN") or TOKEN
+    assert secret not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def weights(*names: str) -> bytes:
+    return to_safetensors({name: torch.ones(2, 2) for name in names})
+
+
+def single() -> dict[str, bytes]:
+    """A repository with the same weights in many formats, and much that is none of our business."""
+    return {
+        ".gitattributes": b"* lfs",
+        "README.md": b"# card",
+        "LICENSE": b"free",
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+        "model.safetensors": weights("a", "b"),
+        "pytorch_model.bin": b"pickle",
+        "tf_model.h5": b"h5",
+        "flax_model.msgpack": b"flax",
+        "rust_model.ot": b"rust",
+        "onnx/model.onnx": b"onnx",
+        "optimizer.pt": b"state",
+        "training_args.bin": b"args",
+        "checkpoint-500/model.safetensors": b"old",
+    }
+
+
+WANTED = [
+    ".gitattributes",
+    "1_Pooling/config.json",
+    "LICENSE",
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+]
+
+
+def sharded() -> dict[str, bytes]:
+    shards = {f"model-0000{i}-of-00002.safetensors": weights(f"t{i}") for i in (1, 2)}
+    names = {f"t{i}": f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    index = json.dumps({"metadata": {}, "weight_map": names}).encode()
+    return {
+        "config.json": b"{}",
+        "model.safetensors.index.json": index,
+        "pytorch_model.bin": b"pickle",
+        **shards,
+    }
+
+
+def test_only_what_is_needed_is_fetched_once(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo(single())
+    found = look(hub.url, "org/name")
+    assert hub.fetched() == WANTED
+    assert found["files"] == ["model.safetensors"]
+    assert found["tensors"] == ["a", "b"]
+    assert found["kind"] == "hub"
+    assert (found["repo_id"], found["revision"], found["commit"]) == ("org/name", None, COMMIT)
+    assert found["identity"]["commit"] == COMMIT
+    assert Path(found["folder"]).name == COMMIT
+    assert set(found["side_files"]) == set(WANTED) - {"model.safetensors", "README.md"}
+
+    hub.requests.clear()
+    assert look(hub.url, "org/name") == found
+    assert hub.fetched() == []
+
+
+def test_the_cache_is_hf_s_own_and_the_given_one(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["org/name"] = Repo(single())
+    folder = Path(look(hub.url, "org/name")["folder"])
+    home = Path(os.environ["HF_HOME"])
+    assert folder == home / "hub" / "models--org--name" / "snapshots" / COMMIT
+    assert (home / "hub" / "models--org--name" / "refs" / "main").read_text() == COMMIT
+
+    other = Path(look(hub.url, "org/name", cache_dir=str(tmp_path))["folder"])
+    assert other == tmp_path / "models--org--name" / "snapshots" / COMMIT
+    shutil.rmtree(home / "hub")
+    found = look(hub.url, "org/name", offline=True, cache_dir=str(tmp_path))
+    assert Path(found["folder"]) == other
+
+
+def test_shards_are_those_of_the_index(hub: Hub) -> None:
+    files = sharded() | {"model-00003-of-00003.safetensors": b"stray"}
+    hub.repos["org/name"] = Repo(files)
+    found = look(hub.url, "org/name")
+    assert found["tensors"] == ["t1", "t2"]
+    assert hub.fetched() == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+@pytest.mark.parametrize("offline", ["asked for", "refused", "500", "503", "429"])
+def test_without_the_hub_the_cache_answers(hub: Hub, offline: str) -> None:
+    hub.repos["org/name"] = Repo(sharded())
+    found = look(hub.url, "org/name")
+    hub.fail = int(offline) if offline.isdecimal() else 0
+    url = closed_port() if offline == "refused" else hub.url
+    hub.requests.clear()
+    assert look(url, "org/name", offline=offline == "asked for") == found
+    assert offline != "asked for" or hub.requests == []
+    by_commit = look(url, f"org/name@{COMMIT}", offline=offline == "asked for")
+    assert by_commit["commit"] == COMMIT
+
+
+def closed_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("how", ["offline", "refused", "500", "503", "html"])
+def test_unreachable_and_not_cached(hub: Hub, how: str) -> None:
+    hub.repos["org/name"] = Repo(single())
+    hub.fail = int(how) if how.isdecimal() else 0
+    hub.html = how == "html"
+    url = closed_port() if how == "refused" else hub.url
+    found = look(url, "org/name", offline=how == "offline")
+    assert found["error"] == "HubUnreachable"
+    assert found["text"].startswith("org/name: ")
+    expected = {"offline": "HF_HUB_OFFLINE", "html": "not the Hub"}.get(how, "not in the local cache")
+    assert expected in found["text"]
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
+def test_an_interrupted_download_is_not_taken_for_the_model(hub: Hub, lost: str) -> None:
+    hub.repos["org/name"] = Repo(sharded() | {"tokenizer.json": b"{}"})
+    folder = Path(look(hub.url, "org/name")["folder"])
+    (folder / lost).unlink()
+    found = look(hub.url, "org/name", offline=True)
+    assert found["error"] == "HubUnreachable"
+    assert lost in found["text"]
+    assert look(hub.url, "org/name")["tensors"] == ["t1", "t2"], "online, it is fetched again"
+
+
+def test_a_cache_that_others_filled_partly(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo(single())
+    folder = Path(look(hub.url, "org/name")["folder"])
+    (folder / "model.safetensors").unlink()
+    found = look(hub.url, "org/name", offline=True)
+    assert found["error"] == "HubUnreachable"
+    assert "the cache has no weights of it" in found["text"]
+
+
+def test_a_download_that_is_cut_off(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo(single() | {"model.safetensors": weights("a") * 10})
+    hub.cut = {"model.safetensors"}
+    # Every resumed part is whole again, so that the file is complete in the end, or an error.
+    found = look(hub.url, "org/name")
+    assert found.get("error") == "BadCheckpoint"
+    blob = Path(os.environ["HF_HOME"]) / "hub/models--org--name/snapshots" / COMMIT
+    assert (blob / "model.safetensors").read_bytes() == weights("a") * 10
+
+
+def test_an_unknown_repository(hub: Hub) -> None:
+    found = look(hub.url, "org/missing", token=TOKEN)
+    assert found["error"] == "ModelNotFound"
+    assert "org/missing: neither a local path nor a repository on the Hub" in found["text"]
+    # The real Hub does not tell strangers whether a repository exists.
+    found = look(hub.url, "org/missing")
+    assert found["error"] == "AccessDenied"
+    assert "org/missing: not on the Hub, or private" in found["text"]
+    assert "HF_TOKEN" in found["hint"]
+
+
+@pytest.mark.parametrize("given", ["inline", "option"])
+def test_an_unknown_revision(hub: Hub, given: str) -> None:
+    hub.repos["org/name"] = Repo(single())
+    found = (
+        look(hub.url, "org/name@v9")
+        if given == "inline"
+        else look(hub.url, "org/name", revision="v9")
+    )
+    assert found["error"] == "ModelNotFound"
+    assert "org/name@v9: the repository has no such revision" in found["text"]
+
+
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", COMMIT])
+def test_a_revision_is_pinned_to_its_commit(hub: Hub, revision: str) -> None:
+    hub.repos["org/name"] = Repo(single(), branches=("main", "v1", "refs/pr/4"))
+    found = look(hub.url, f"org/name@{revision}")
+    assert (found["revision"], found["commit"]) == (revision, COMMIT)
+    assert look(hub.url, "org/name", revision=revision)["commit"] == COMMIT
+    assert look(hub.url, f"org/name@{revision}", offline=True)["commit"] == COMMIT
+
+
+def test_revisions_that_contradict_each_other(hub: Hub) -> None:
+    found = look(hub.url, "org/name@v1", revision="v2")
+    assert found["error"] == "ModelNotFound"
+    assert "v1" in found["text"]
+    assert "v2" in found["text"]
+    assert hub.requests == []
+
+
+def test_private_and_gated_repositories(hub: Hub) -> None:
+    hub.repos["org/private"] = Repo(single(), private=True)
+    hub.repos["org/gated"] = Repo(single(), gated=True)
+    for model, kwargs in (
+        ("org/private", {}),
+        ("org/private", {"token": "hf_ofSomebodyElse"}),
+        ("org/gated", {}),
+        ("org/gated", {"token": TOKEN}),
+    ):
+        found = look(hub.url, model, **kwargs)
+        assert found["error"] == "AccessDenied", (model, kwargs)
+        assert found["text"].startswith(f"{model}: ")
+        assert "HF_TOKEN" in found["hint"]
+        assert model != "org/gated" or "gated" in found["text"]
+
+
+def test_a_token_opens_and_is_sent_with_every_request(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/private"] = Repo(single(), private=True)
+    assert look(hub.url, "org/private", token=TOKEN)["tensors"] == ["a", "b"]
+    assert {token for _, _, token in hub.requests} == {TOKEN}
+
+    hub.requests.clear()
+    shutil.rmtree(os.environ["HF_HOME"])
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert look(hub.url, "org/private")["tensors"] == ["a", "b"]
+    assert {token for _, _, token in hub.requests} == {TOKEN}
+
+
+@pytest.mark.parametrize("token", ["hf_new\nline", "hf_\u00e9t\u00e9", "hf_null\0"])
+def test_a_token_that_cannot_be_sent_is_not_shown(hub: Hub, token: str) -> None:
+    hub.repos["org/name"] = Repo(single())
+    found = look(hub.url, "org/name", token=token)
+    assert found["error"] == "AccessDenied"
+    assert hub.requests == []
+
+
+def test_a_repository_without_weights(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo({"config.json": b"{}", "tf_model.h5": b"x"})
+    found = look(hub.url, "org/name")
+    assert found["error"] == "NoWeights"
+    assert "tf_model.h5" in found["text"]
+    assert hub.fetched() == []
+
+
+def test_a_repository_that_is_quantized_for_llama_cpp(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo({"README.md": b"", "model.Q4_K_M.gguf": b"x"})
+    found = look(hub.url, "org/name")
+    assert found["error"] == "UnsupportedCheckpoint"
+    assert "GGUF" in found["text"]
+    assert hub.fetched() == []
+
+
+def test_an_index_that_names_a_shard_the_repository_lacks(hub: Hub) -> None:
+    files = sharded()
+    del files["model-00002-of-00002.safetensors"]
+    hub.repos["org/name"] = Repo(files)
+    found = look(hub.url, "org/name")
+    assert found["error"] == "BadCheckpoint"
+    assert "model-00002-of-00002.safetensors, which is missing" in found["text"]
+
+
+def test_names_are_no_patterns(hub: Hub) -> None:
+    name = "model[1]*.safetensors"
+    hub.repos["org/name"] = Repo({name: weights("a"), "model1x.h5": b"no", "config.json": b"{}"})
+    assert look(hub.url, "org/name")["files"] == [name]
+    assert hub.fetched() == ["config.json", name]
+
+
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["org/name"] = Repo(single())
+    (tmp_path / "file").write_text("in the way")
+    found = look(hub.url, "org/name", cache_dir=str(tmp_path / "file"))
+    assert found["error"] == "SourceError"
+    assert "org/name: the download cannot be stored" in found["text"]
+    assert "--cache-dir" in found["hint"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_id"),
+    [
+        ("gpt2", True),
+        ("org/name", True),
+        ("org/name-1.5_b", True),
+        ("a/b/c", False),
+        ("", False),
+        ("/etc/passwd", False),
+        ("../x", False),
+        ("org/..", False),
+        ("org/a..b", False),
+        ("org/a--b", False),
+        ("org/na me", False),
+        ("./org", False),
+        ("-x/y", False),
+        ("org/", False),
+        ("org/name\n", False),
+    ],
+)
+def test_what_looks_like_a_hub_id(text: str, is_id: bool) -> None:
+    assert is_repo_id(text) == is_id
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("org/name", ("org/name", None)),
+        ("org/name@main", ("org/name", "main")),
+        ("org/name@refs/pr/4", ("org/name", "refs/pr/4")),
+        ("org/name@a@b", ("org/name", "a@b")),
+        ("org/name@", ("org/name", None)),
+    ],
+)
+def test_a_revision_behind_an_at(text: str, parts: tuple[str, str | None]) -> None:
+    assert split_revision(text) == parts

@@ -1,0 +1,581 @@
+"""The output folder: refusals, resume, lock, replacement, and kills at every stage."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunectl.errors import CannotWrite, NoSpace, OutputConflict
+from prunectl.events import Event, Note
+from prunectl.sink import folder as folder_module
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.shards import plan_shards
+from prunectl.sink.target import check_space, check_target, journal_file, work_folder
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
+
+# A whole run, as a caller writes it; the tests let it die at chosen places.
+JOB = """
+import os, signal, sys
+from pathlib import Path
+from prunectl.sink import folder as folder_module
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.shards import ShardWriter, plan_shards
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
+
+def job(target, fill, on_event=lambda event: None):
+    wrote = []
+    with OutputFolder(target, f"fp-{fill}", force=True, protected=[], on_event=on_event) as out:
+        for shard in LAYOUT.shards:
+            if out.records_of(shard) is None:
+                wrote.append(shard.name)
+                writer = out.open_shard(shard)
+                for spec in shard.specs:
+                    half = spec.nbytes // 2
+                    writer.write(spec.name, 0, bytes([fill]) * half)
+                    writer.write(spec.name, half, bytes([fill]) * (spec.nbytes - half))
+                out.finish(writer, [{"fill": fill}])
+                out._closing[-1].result()
+        out.write_bytes("config.json", b'{"model_type": "bert"}')
+        out.write_bytes("prunectl.json", str(fill).encode())
+        out.commit()
+    return wrote
+"""
+namespace: dict[str, object] = {}
+exec(JOB, namespace)
+job: Callable[..., list[str]] = namespace["job"]  # type: ignore[assignment]
+SHARDS = [shard.name for shard in LAYOUT.shards]
+
+
+def state(target: Path) -> int | None:
+    """Which complete output is at the target; None if there is nothing. Anything else fails."""
+    if not target.exists():
+        return None
+    assert sorted(p.name for p in target.iterdir()) == ["config.json", *SHARDS, "prunectl.json"]
+    fill = int((target / "prunectl.json").read_text())
+    for shard in LAYOUT.shards:
+        data = (target / shard.name).read_bytes()
+        assert data == shard.header.data + bytes([fill]) * 256
+    return fill
+
+
+def left_over(target: Path) -> list[str]:
+    return sorted(p.name for p in target.parent.iterdir() if p != target)
+
+
+def run_until_killed(target: Path, fill: int, hook: str) -> None:
+    """Run the job in a process of its own that ``hook`` has prepared to kill itself."""
+    code = JOB + textwrap.dedent(hook) + f"\njob(Path({str(target)!r}), {fill})\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+DIE = """
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(owner, name, times=1):
+    whole, calls = getattr(owner, name), []
+    def wrapped(*args, **kwargs):
+        result = whole(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == times:
+            die()
+        return result
+    setattr(owner, name, wrapped)
+
+def before(owner, name, times=1):
+    whole, calls = getattr(owner, name), []
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == times:
+            die()
+        return whole(*args, **kwargs)
+    setattr(owner, name, wrapped)
+"""
+
+# (name, hook, shards the next run still has to write, whether the kill came after the switch)
+STAGES = [
+    ("work folder just made", "after(Path, 'mkdir')", 3, False),
+    ("middle of the first shard", "after(ShardWriter, 'write', 1)", 3, False),
+    ("middle of the third shard", "after(ShardWriter, 'write', 5)", 1, False),
+    ("shard written, not durable", "before(ShardWriter, 'close', 2)", 2, False),
+    ("shard renamed, not in the journal", "after(ShardWriter, 'close', 2)", 2, False),
+    ("journal line written", "after(folder_module.Journal, 'add', 2)", 1, False),
+    ("between side files", "after(OutputFolder, 'write_bytes', 1)", 0, False),
+    ("before the commit", "before(OutputFolder, 'commit')", 0, False),
+    ("before the switch", "before(OutputFolder, '_move_in'); before(OutputFolder, '_swap')", 0, 0),
+    ("after the switch", "after(OutputFolder, '_move_in'); after(OutputFolder, '_swap')", 3, True),
+    ("before the journal goes", "before(folder_module.Journal, 'remove')", 3, True),
+]
+
+
+@pytest.mark.parametrize("old", [None, 7], ids=["fresh", "replacing"])
+@pytest.mark.parametrize(("hook", "to_write", "switched"), [s[1:] for s in STAGES],
+                         ids=[s[0] for s in STAGES])  # fmt: skip
+def test_killed_at_any_stage(
+    tmp_path: Path, hook: str, to_write: int, switched: bool, old: int | None
+) -> None:
+    target = tmp_path / "out"
+    if old is not None:
+        job(target, old)
+    run_until_killed(target, 1, DIE + hook)
+    assert state(target) == (1 if switched else old)
+    assert len(job(target, 1)) == to_write
+    assert state(target) == 1
+    assert left_over(target) == []
+
+
+NO_EXCHANGE = "\nfolder_module.exchange = lambda first, second: False\n"
+
+
+@pytest.mark.parametrize(
+    ("hook", "found"),
+    [
+        ("before(Path, 'rename', 4)", 7),
+        ("after(Path, 'rename', 4)", None),
+        ("after(Path, 'rename', 5)", 1),
+    ],
+    ids=["before both renames", "between them", "after both"],
+)
+def test_killed_where_folders_cannot_be_exchanged(
+    tmp_path: Path, hook: str, found: int | None
+) -> None:
+    target = tmp_path / "out"
+    job(target, 7)
+    run_until_killed(target, 1, DIE + NO_EXCHANGE + hook)
+    assert state(target) == found
+    with pytest.raises(OutputConflict), OutputFolder(target, "x", force=False, protected=[]):
+        pass
+    assert state(target) == (found or 7)  # entering puts the old output back
+    job(target, 1)
+    assert state(target) == 1
+    assert left_over(target) == []
+
+
+def test_a_failed_second_rename_puts_the_old_output_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    job(target, 7)
+    whole = Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self == work_folder(target):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(self, to)
+
+    monkeypatch.setattr(folder_module, "exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(CannotWrite, match="Input/output"):
+        job(target, 1)
+    assert state(target) == 7
+    monkeypatch.undo()
+    assert job(target, 1) == []
+    assert state(target) == 1
+
+
+def test_the_end_of_a_torn_journal_is_ignored(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+    with journal_file(target).open("ab") as file:
+        file.write(b'{"shard": "model-00003-of-0000')
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    assert job(target, 1) == []
+    assert state(target) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "gone", "symlink"])
+def test_a_finished_shard_that_changed_is_written_again(tmp_path: Path, damage: str) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    shard = work_folder(target) / SHARDS[1]
+    if damage == "cut":
+        os.truncate(shard, 100)
+    elif damage == "header":
+        shard.write_bytes(shard.read_bytes().replace(b'"b"', b'"x"'))
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        shard.rename(tmp_path / "elsewhere")
+        shard.symlink_to(tmp_path / "elsewhere")
+    assert job(target, 1) == [SHARDS[1]]
+    assert state(target) == 1
+
+
+@pytest.mark.parametrize(
+    "journal", [b"", b"\xff\n", b"[]\n", b"{}\n", b'{"prunectl_journal":1}\n{"shard":3}\n']
+)
+def test_a_journal_of_nonsense_is_a_fresh_start(tmp_path: Path, journal: bytes) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    journal_file(target).write_bytes(journal)
+    assert job(target, 1) == SHARDS
+    assert state(target) == 1
+
+
+def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    events: list[Event] = []
+    assert job(target, 2, events.append) == SHARDS
+    assert state(target) == 2
+    assert any(isinstance(e, Note) and "discarded" in e.text for e in events)
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+    events: list[Event] = []
+    with OutputFolder(target, "fp-1", force=False, protected=[], on_event=events.append) as out:
+        assert [out.records_of(s) for s in LAYOUT.shards] == [[{"fill": 1}], [{"fill": 1}], None]
+        other = plan_shards([TensorSpec("z", DTYPES["F32"], (64,)), *LAYOUT.shards[0].specs], 256)
+        assert out.records_of(other.shards[0]) is None
+    assert any(isinstance(e, Note) and "2 finished shards" in e.text for e in events)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(fd: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    job(tmp_path / "out", 1)
+    assert state(tmp_path / "out") == 1
+
+
+def test_a_lock_file_deleted_between_open_and_lock_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, whole, calls = tmp_path / "out", fcntl.flock, []
+
+    def other_run_ends_first(fd: int, how: int) -> None:
+        if not calls:
+            journal_file(target).unlink()
+        calls.append(fd)
+        whole(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", other_run_ends_first)
+    with OutputFolder(target, "x", force=False, protected=[]):
+        assert len(calls) == 2
+        assert journal_file(target).exists()
+
+
+def test_only_one_process_writes_an_output(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with OutputFolder(target, "fp-1", force=False, protected=[]):
+        code = JOB + f"job(Path({str(target)!r}), 1)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "another prunectl is writing this output now" in done.stderr
+    job(target, 1)
+    assert state(target) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("finished", [0, 1])
+def test_an_exception_leaves_the_target_and_finished_work(
+    tmp_path: Path, error: type[BaseException], finished: int
+) -> None:
+    target = tmp_path / "new" / "deep" / "out"
+
+    def stopped_job() -> None:
+        with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
+            for shard in LAYOUT.shards[:finished]:
+                writer = out.open_shard(shard)
+                writer.write(shard.specs[0].name, 0, b"\1" * 256)
+                out.finish(writer, [{"fill": 1}])
+                out._closing[-1].result()
+            out.open_shard(LAYOUT.shards[2])
+            out.write_bytes("config.json", b"{}")
+            raise error
+
+    with pytest.raises(error):
+        stopped_job()
+    if finished:
+        assert not target.exists()
+        assert not list(target.parent.rglob("*.partial"))
+        assert job(target, 1) == SHARDS[1:]
+        assert state(target) == 1
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_without_commit_gives_up(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
+        out.write_bytes("a", b"b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_left_open_cannot_be_committed(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
+        out.open_shard(LAYOUT.shards[0])
+        with pytest.raises(ValueError, match="not finished"):
+            out.commit()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_closing_in_the_background_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
+        writer = out.open_shard(LAYOUT.shards[0])
+        writer.write("a", 0, bytes(256))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            out.finish(writer, [])
+            with pytest.raises(NoSpace):
+                out.commit()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"source")
+    return folder
+
+
+def refused(target: Path, match: str, *, force: bool = True, source: Path | None = None) -> None:
+    """The check says no, and so does the folder, and nothing changes."""
+    root = target.absolute().anchor
+    before = sorted(target.parent.glob(".*prunectl*")) if str(target) != root else []
+    protected = [source] if source else []
+    with pytest.raises(OutputConflict, match=match):
+        check_target(target, force=force, protected=protected)
+    with pytest.raises(OutputConflict), OutputFolder(target, "x", force=force, protected=protected):
+        pass
+    if str(target) != root:
+        assert sorted(target.parent.glob(".*prunectl*")) == before
+
+
+def test_the_source_is_never_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint(tmp_path / "models" / "source")
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "linked-parent").symlink_to(tmp_path / "models")
+    refused(source, "is the source", source=source)
+    refused(tmp_path / "link", "is the source", source=source)
+    refused(source, "is the source", source=tmp_path / "link")
+    refused(source / "out", "inside the source", source=source)
+    refused(tmp_path / "link" / "a" / "b", "inside the source", source=source)
+    refused(tmp_path / "models" / "x" / ".." / "source", "is the source", source=source)
+    refused(tmp_path / "models", "holds the source", source=source)
+    refused(tmp_path / "linked-parent", "holds the source", source=source)
+    refused(source, "holds the source", source=source / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    refused(Path("models/source"), "is the source", source=source)
+    assert (source / "model.safetensors").read_bytes() == b"source"
+    assert check_target(tmp_path / "source", force=False, protected=[source]) == tmp_path / "source"
+
+
+def test_the_work_folder_is_never_the_source(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / ".out.prunectl-partial")
+    with pytest.raises(OutputConflict, match="needs"):
+        check_target(tmp_path / "out", force=True, protected=[source])
+
+
+def test_what_is_not_a_checkpoint_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    refused(file, "is a file")
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "thesis.tex").write_text("years of work")
+    refused(papers, "is not empty", force=False)
+    refused(papers, "not a checkpoint")
+    (papers / "config.json").write_text('{"name": "some other program"}')
+    refused(papers, "not a checkpoint")
+    (papers / "config.json").write_text('{"model_type": "bert"}')
+    (papers / ".git").mkdir()
+    refused(papers, "git")
+    refused(Path("/"), "current|home")
+    home = checkpoint(tmp_path / "home")
+    monkeypatch.setenv("HOME", str(home))
+    refused(home, "home")
+    here = checkpoint(tmp_path / "a" / "b")
+    monkeypatch.chdir(here)
+    refused(Path(), "current")
+    refused(here.parent, "current")
+    assert (papers / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("kind", ["prunectl.json", "a.safetensors", "pytorch_model.bin"])
+def test_force_replaces_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / kind).write_bytes(b"x")
+    (target / "sub").mkdir()
+    with pytest.raises(OutputConflict, match="not empty"):
+        check_target(target, force=False, protected=[])
+    job(target, 1)
+    assert state(target) == 1
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    job(tmp_path / "out", 1)
+    assert state(tmp_path / "out") == 1
+
+
+def test_an_empty_folder_and_a_link_to_a_folder_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    job(tmp_path / "link", 1)
+    assert (tmp_path / "link").is_symlink()
+    assert state(tmp_path / "real") == 1
+
+
+def test_something_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with OutputFolder(target, "x", force=False, protected=[]) as out:
+        out.write_bytes("a", b"b")
+        target.mkdir()
+        (target / "theirs").write_text("x")
+        with pytest.raises(OutputConflict):
+            out.commit()
+    assert (target / "theirs").read_text() == "x"
+    assert left_over(target) == []
+
+
+def test_a_refusal_on_entry_keeps_an_unfinished_output(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    checkpoint(target)
+    with (
+        pytest.raises(OutputConflict),
+        OutputFolder(target, "fp-1", force=False, protected=[]),
+    ):
+        pass
+    shutil.rmtree(target)
+    assert job(target, 1) == []
+
+
+def test_a_folder_that_may_not_be_written() -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from prunectl.errors import CannotWrite
+from prunectl.sink.folder import OutputFolder
+import prunectl.sink.journal
+if os.getuid() == 0:
+    os.setuid(65534)  # root may write everywhere
+for name in ("out", "a/b/out"):
+    try:
+        OutputFolder(Path(sys.argv[1]) / name, "x", force=False, protected=[]).__enter__()
+    except CannotWrite as error:
+        print(error)
+"""
+    # Not tmp_path: pytest shuts its folders to other users.
+    with tempfile.TemporaryDirectory() as shut:
+        Path(shut).chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", code, shut], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.count("cannot write: Permission denied") == 2, done.stderr
+        assert list(Path(shut).iterdir()) == []
+        Path(shut).chmod(0o755)
+
+
+def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with (
+        pytest.raises(CannotWrite, match="Read-only"),
+        OutputFolder(tmp_path / "a" / "out", "x", force=False, protected=[]),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_is_counted_with_what_is_already_there(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    free = shutil.disk_usage(tmp_path).free
+    check_space(target, free // 2)
+    with pytest.raises(NoSpace) as caught:
+        check_space(target, 2 * free + (1 << 40))
+    assert caught.value.needed == 2 * free + (1 << 40)
+    work_folder(target).mkdir()
+    held = work_folder(target) / SHARDS[0]
+    held.write_bytes(bytes(1 << 20))
+    with held.open("rb+") as file:
+        os.fsync(file.fileno())
+    with pytest.raises(NoSpace) as caught:
+        check_space(target, 1 << 60)
+    now = shutil.disk_usage(tmp_path).free
+    assert abs(caught.value.free - now - held.stat().st_blocks * 512) < 1 << 26
+
+
+# --- side files ---------------------------------------------------------------------------------
+
+
+def test_side_files_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    source = tmp_path / "tokenizer.model"
+    source.write_bytes(os.urandom(5 << 20))
+    source.chmod(0o700)
+    (tmp_path / "link").symlink_to(source)
+    target = tmp_path / "out"
+    with OutputFolder(target, "x", force=False, protected=[]) as out:
+        record = out.write_side_file("sub/folder/tokenizer.model", tmp_path / "link")
+        out.write_bytes("note.txt", b"")
+        out.commit()
+    copy = target / "sub" / "folder" / "tokenizer.model"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert copy.read_bytes() == source.read_bytes()
+    assert not copy.is_symlink()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o666 & ~umask
+    assert (record.name, record.size) == ("sub/folder/tokenizer.model", 5 << 20)
+    from blake3 import blake3
+
+    assert record.blake3 == blake3(source.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "./a", "a\\..\\b", "a\0b", SHARDS[0]],
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    with OutputFolder(tmp_path / "in" / "out", "x", force=False, protected=[]) as out:
+        out.open_shard(LAYOUT.shards[0])
+        with pytest.raises(CannotWrite):
+            out.write_bytes(name, b"x")
+        with pytest.raises(CannotWrite):
+            out.write_side_file(name, Path(__file__))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "in"]
+
+
+def test_a_side_file_that_is_gone(tmp_path: Path) -> None:
+    with (
+        OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out,
+        pytest.raises(CannotWrite, match="No such file"),
+    ):
+        out.write_side_file("a", tmp_path / "gone")

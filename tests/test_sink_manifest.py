@@ -1,0 +1,232 @@
+"""The manifest: its schema, its round trip, and what somebody else may have put into one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunectl.errors import BadManifest
+from prunectl.sink.manifest import (
+    Count,
+    FileRecord,
+    Manifest,
+    SourceFile,
+    SourceRecord,
+    TensorRecord,
+    read_manifest,
+)
+from prunectl.tensorspec import DTYPES
+
+DOCS = Path(__file__).parent.parent / "docs"
+SCHEMA = json.loads((DOCS / "manifest.schema.json").read_text())
+DIGEST = "0123456789abcdef" * 4
+
+EXAMPLE = Manifest(
+    version="0.1.0",
+    source=SourceRecord(
+        "org/name@main", "hub", "org/name", "main", "c" * 40, "https://user:secret@hub.example/x?t=1",
+        (SourceFile("sub/model.safetensors", 1000, "a" * 64), SourceFile("b.bin", 5, None)),
+    ),
+    arguments={"method": "omp", "sparsity": 0.4, "exclude": ["*.q_proj"], "recipe": None},
+    prunable=Count(100, 1, 40, 0.4),
+    overall=Count(300, 2, 41),
+    tensors=(
+        TensorRecord("a.weight", "model.safetensors", "BF16", (10, 10), "block linear", 3,
+                     "unstructured", None, 40, 1, 0.1, DIGEST),
+        TensorRecord("b.bias", "model.safetensors", "F32", (), "bias", None, None, None, 1, 1,
+                     None, DIGEST, reason="bias"),
+    ),
+    files=(FileRecord("config.json", 12, DIGEST),),
+)  # fmt: skip
+
+
+def validate(manifest: Manifest) -> None:
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(manifest.to_json()))
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_example_validates_and_comes_back() -> None:
+    validate(EXAMPLE)
+    back = Manifest.from_json(EXAMPLE.to_json())
+    endpoint = "https://hub.example/x"
+    assert back == dataclasses.replace(
+        EXAMPLE, source=dataclasses.replace(EXAMPLE.source, endpoint=endpoint)
+    )
+    assert b"secret" not in EXAMPLE.to_json()
+    assert back.to_json() == EXAMPLE.to_json()
+
+
+def test_one_line_a_tensor() -> None:
+    lines = EXAMPLE.to_json().decode().splitlines()
+    assert json.loads(next(x for x in lines if "a.weight" in x).rstrip(","))["layer"] == 3
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=20)
+paths = st.from_regex(r"[a-z_\-]{1,5}(/[a-z]{1,3})?\.[a-z]{1,4}", fullmatch=True)
+finite = st.floats(0, allow_infinity=False, allow_nan=False)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> TensorRecord:
+    shape = tuple(draw(st.lists(st.integers(0, 9), max_size=3)))
+    weights = 1
+    for size in shape:
+        weights *= size
+    return TensorRecord(
+        name=draw(names),
+        file=draw(paths),
+        dtype=draw(st.sampled_from(sorted(DTYPES))),
+        shape=shape,
+        role=draw(names),
+        layer=draw(st.none() | st.integers(0, 200)),
+        pattern=draw(st.sampled_from([None, "unstructured", "2:4", "1:2"])),
+        sparsity=draw(st.none() | st.floats(0, 1)),
+        zeros=draw(st.integers(0, weights)),
+        zeros_before=draw(st.integers(0, weights)),
+        threshold=draw(st.none() | finite),
+        blake3=DIGEST,
+        reason=draw(st.none() | names),
+    )
+
+
+@given(
+    drawn=st.lists(tensors(), max_size=4, unique_by=lambda t: t.name),
+    files=st.lists(paths, max_size=3, unique=True),
+)
+def test_any_manifest_validates_and_comes_back_exactly(
+    drawn: list[TensorRecord], files: list[str]
+) -> None:
+    manifest = dataclasses.replace(
+        EXAMPLE,
+        source=SourceRecord("m", "folder"),
+        tensors=tuple(drawn),
+        files=tuple(FileRecord(name, 1, DIGEST) for name in files),
+    )
+    validate(manifest)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_numbers_that_json_cannot_hold_are_not_written() -> None:
+    broken = dataclasses.replace(EXAMPLE.tensors[0], threshold=float("inf"))
+    with pytest.raises(ValueError, match="JSON"):
+        dataclasses.replace(EXAMPLE, tensors=(broken,)).to_json()
+
+
+Document = dict[str, Any]
+
+
+def put(*place: str | int, value: object) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        inner: Any = document
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+
+    return change
+
+
+def drop(*place: str | int) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        inner: Any = document
+        for key in place[:-1]:
+            inner = inner[key]
+        del inner[place[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop("schema"), "schema is missing"),
+        (put("schema", value=1.0), "schema is not a string"),
+        (put("schema", value="one"), "not a version"),
+        (put("schema", value="-1.0"), "not a version"),
+        (put("source", value=[]), "source is not a JSON object"),
+        (put("source", "kind", value="ftp"), "none of hub, folder, file"),
+        (put("source", "files", 0, "name", value="../../x"), "leaves the folder"),
+        (put("tensors", value={}), "tensors is not a list"),
+        (put("tensors", 0, value=None), r"tensors\[0\] is not a JSON object"),
+        (put("tensors", 1, "file", value="/etc/passwd"), r"tensors\[1\].file.*leaves the folder"),
+        (put("tensors", 1, "file", value="..\\x"), "leaves the folder"),
+        (put("tensors", 0, "zeros", value=True), r"tensors\[0\].zeros is not a whole number"),
+        (put("tensors", 0, "zeros", value=-1), "whole number"),
+        (put("tensors", 0, "zeros", value=101), "more than there are weights"),
+        (put("tensors", 0, "zeros", value=2**70), "whole number"),
+        (put("tensors", 0, "layer", value="3"), "whole number"),
+        (put("tensors", 0, "shape", value=[10, 1.5]), "shape is not a list of whole numbers"),
+        (put("tensors", 0, "shape", value="10"), "shape is not a list"),
+        (put("tensors", 0, "shape", value=[1] * 100), "more than 64 dimensions"),
+        (put("tensors", 0, "dtype", value="F33"), "not a dtype"),
+        (put("tensors", 0, "pattern", value="4:2"), "did you mean 2:4"),
+        (put("tensors", 0, "threshold", value=10**400), "too large"),
+        (put("tensors", 0, "threshold", value=float("nan")), "finite"),
+        (put("tensors", 0, "threshold", value=False), "not a number"),
+        (put("tensors", 0, "blake3", value="ABC"), "not a BLAKE3 digest"),
+        (put("tensors", 0, "blake3", value=DIGEST + "\n"), "not a BLAKE3 digest"),
+        (put("tensors", 1, "name", value="a.weight"), "'a.weight' twice"),
+        (put("files", 0, "name", value=""), "leaves the folder"),
+        (put("totals", "prunable", "achieved", value=0.5), "not zeros / weights"),
+        (put("totals", "overall", "zeros", value=500), "more than there are weights"),
+        (put("arguments", value="--all"), "arguments is not a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_named(change: Callable[[Document], None], said: str) -> None:
+    document = json.loads(EXAMPLE.to_json())
+    change(document)
+    with pytest.raises(BadManifest, match=said):
+        Manifest.from_json(json.dumps(document), "out/prunectl.json")
+
+
+def test_a_newer_major_version_asks_for_a_newer_prunectl() -> None:
+    with pytest.raises(BadManifest, match=r"schema version 2\.0") as caught:
+        Manifest.from_json('{"schema": "2.0", "anything": "else"}')
+    assert "newer prunectl" in caught.value.hint
+
+
+def test_a_newer_minor_version_is_read() -> None:
+    document = json.loads(EXAMPLE.to_json())
+    document["schema"] = "1.7"
+    document["tensors"][0]["new"] = "member"
+    assert Manifest.from_json(json.dumps(document)).tensors == EXAMPLE.tensors
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{", b"[" * 200_000, b"null", b"[]", b'"x"'])
+def test_what_is_no_manifest_at_all(data: bytes) -> None:
+    with pytest.raises(BadManifest):
+        Manifest.from_json(data)
+
+
+@given(data=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(list(json.loads(EXAMPLE.to_json()))), inner)
+)))  # fmt: skip
+def test_nothing_else_than_a_manifest_is_taken_for_one(data: object) -> None:
+    with pytest.raises(BadManifest):
+        Manifest.from_json(json.dumps(data))
+
+
+def test_read_manifest(tmp_path: Path) -> None:
+    with pytest.raises(BadManifest, match="No such file"):
+        read_manifest(tmp_path)
+    (tmp_path / "prunectl.json").write_bytes(EXAMPLE.to_json())
+    assert read_manifest(tmp_path).tensors == EXAMPLE.tensors
+
+
+def test_the_page_explains_every_member() -> None:
+    page = (DOCS / "manifest.md").read_text()
+    members = set(SCHEMA["properties"]) - {"totals"} | set(SCHEMA["$defs"]["tensor"]["properties"])
+    members |= set(SCHEMA["$defs"]["source"]["properties"]) | {"totals.prunable", "totals.overall"}
+    members |= set(SCHEMA["$defs"]["count"]["properties"])
+    assert {m for m in members if f"`{m}`" not in page} == set()

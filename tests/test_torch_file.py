@@ -1,0 +1,331 @@
+"""Torch pickles of both formats: the bytes that torch.load gives, and no code of the file run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.torch_file import read_torch_file
+from prunectl.errors import BadCheckpoint, SourceError, UnsafePickle, UnsupportedCheckpoint
+
+FORMATS = {"zip": True, "legacy": False}
+
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint16,
+    torch.uint8, torch.bool, torch.complex64,
+)  # fmt: skip
+
+TORCH_CANNOT_LOAD = {torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16}
+"""torch writes these into legacy files, and its weights_only loader fails on its own output."""
+
+
+@pytest.fixture(params=FORMATS)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def save(value: Any, path: Path, form: str) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=FORMATS[form])
+    return path
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes in row-major order."""
+    flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes())
+
+
+def read_all(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name -> dtype, shape, bytes, as prunectl finds them."""
+    found = {}
+    with WeightReader(path.parent) as reader:
+        for tensor in read_torch_file(path, path.name):
+            out = np.empty(tensor.spec.nbytes, np.uint8)
+            reader.read(tensor, 0, out)
+            found[tensor.name] = (tensor.spec.dtype.name, tensor.spec.shape, out.tobytes())
+    return found
+
+
+def expect_bytes(path: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = read_all(path)
+    assert list(found) == list(expected), "in the order of the state dict"
+    for name, tensor in expected.items():
+        assert found[name][1:] == (tuple(tensor.shape), raw(tensor)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_and_view_has_the_bytes_of_torch_load(
+    tmp_path: Path, form: str, dtype: torch.dtype
+) -> None:
+    w = (torch.rand(6, 8) * 50).to(dtype)
+    cube = (torch.rand(3, 4, 5) * 50).to(dtype)
+    state = {
+        "plain": w,
+        "tied": w,
+        "parameter": torch.nn.Parameter(w.clone(), requires_grad=False),
+        "scalar": w[1, 2].clone(),
+        "scalar_view": w[3, 4],
+        "empty": w[:0].clone(),
+        "empty_view": w[:, 3:3],
+        "transposed": w.t(),
+        "rows": w[2:4],
+        "columns": w[:, 2:5],
+        "every_second": w[::2, 1::3],
+        "expanded": w[:, :1].expand(6, 4),
+        "permuted": cube.permute(2, 0, 1),
+        "one_row": w[:1].t(),
+        "reshaped": w.view(2, 24),
+    }
+    path = save(state, tmp_path / "m.bin", form)
+    expect_bytes(path, state)
+    if form == "zip" or dtype not in TORCH_CANNOT_LOAD:
+        expect_bytes(path, torch.load(path, weights_only=True))
+
+
+def test_dtypes_have_their_safetensors_names(tmp_path: Path, form: str) -> None:
+    names = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U16 U8 BOOL C64".split()
+    state = {n: torch.zeros(3).to(d) for n, d in zip(names, DTYPES, strict=True)}
+    found = read_all(save(state, tmp_path / "m.bin", form))
+    assert {name: dtype for name, (dtype, _, _) in found.items()} == dict(zip(names, names))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4),
+    order=st.randoms(use_true_random=False),
+    step=st.integers(1, 3),
+    start=st.integers(0, 2),
+)
+def test_any_strided_view_has_the_bytes_of_torch_load(
+    tmp_path: Path, form: str, shape: list[int], order: Any, step: int, start: int
+) -> None:
+    base = torch.arange(float(np.prod([n * 3 + 2 for n in shape]))).reshape(
+        [n * 3 + 2 for n in shape]
+    )
+    view = base[tuple(slice(start, start + n * step, step) for n in shape)]
+    axes = list(range(len(shape)))
+    order.shuffle(axes)
+    state = {"view": view.permute(axes), "base": base}
+    path = save(state, tmp_path / "m.bin", form)
+    expect_bytes(path, torch.load(path, weights_only=True))
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "model_state_dict"])
+def test_a_wrapped_state_dict_is_found(tmp_path: Path, form: str, key: str) -> None:
+    weights = OrderedDict(a=torch.rand(2, 3), b=torch.rand(4))
+    wrapped = {"epoch": 3, "step": torch.tensor(7), "args": {"lr": 0.1}, key: weights}
+    path = save(wrapped, tmp_path / "m.pt", form)
+    expect_bytes(path, torch.load(path, weights_only=True)[key])
+
+
+def test_other_entries_beside_tensors_are_not_weights(tmp_path: Path, form: str) -> None:
+    path = save({"a": torch.ones(2), "version": 3, "names": ["x"]}, tmp_path / "m.pt", form)
+    assert list(read_all(path)) == ["a"]
+
+
+def test_tied_tensors_are_stored_once(tmp_path: Path, form: str) -> None:
+    w = torch.rand(3, 4)
+    state = {"embed": w, "other": torch.rand(3, 4), "head": w, "turned": w.t(), "part": w[1:]}
+    checkpoint = open_checkpoint(save(state, tmp_path / "m.bin", form))
+    assert checkpoint.aliases == {"head": "embed"}
+    assert [t.name for t in checkpoint.tensors] == ["embed", "other", "turned", "part"]
+
+
+# --- pickles that are more than tensors -------------------------------------------------------
+
+
+class Attack:
+    """Unpickles by creating a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("where", ["beside", "instead", "raw"])
+def test_a_pickle_that_wants_to_run_code_runs_none(tmp_path: Path, form: str, where: str) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "evil.bin"
+    attack = Attack(marker)
+    if where == "raw":
+        path.write_bytes(pickle.dumps(attack, protocol=2))
+    else:
+        save({"w": torch.ones(2), "x": attack} if where == "beside" else attack, path, form)
+    with pytest.raises(UnsafePickle) as caught:
+        read_torch_file(path, path.name)
+    assert caught.value.file == str(path)
+    assert "mkdir" in caught.value.why
+    assert not marker.exists()
+    # The attack is real: plain unpickling runs it.
+    if where == "raw":
+        pickle.loads(path.read_bytes())
+        assert marker.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path, form: str) -> None:
+    path = save(torch.nn.Linear(2, 2), tmp_path / "m.pt", form)
+    with pytest.raises(UnsafePickle, match=r"m\.pt.*Linear"):
+        read_torch_file(path, path.name)
+
+
+def test_a_module_of_the_old_format_is_refused(tmp_path: Path) -> None:
+    class Old(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("module", "torch.nn.Linear", "x.py", "code") if value == "here" else None
+
+    path = tmp_path / "m.pt"
+    with path.open("wb") as file:
+        for head in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(head, file, protocol=2)
+        Old(file, protocol=2).dump({"model": "here"})
+        pickle.dump([], file, protocol=2)
+    with pytest.raises(UnsafePickle, match="whole module"):
+        read_torch_file(path, path.name)
+
+
+def test_numpy_arrays_are_refused(tmp_path: Path, form: str) -> None:
+    path = save({"w": torch.ones(2), "n": np.ones(2)}, tmp_path / "m.pt", form)
+    with pytest.raises(UnsafePickle, match="numpy"):
+        read_torch_file(path, path.name)
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    with pytest.warns(DeprecationWarning):
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with pytest.raises(UnsupportedCheckpoint, match=r"m\.pt: a TorchScript") as caught:
+        read_torch_file(path, path.name)
+    assert "state_dict" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "complex", "conjugate"])
+def test_tensors_that_are_no_plain_weights_are_refused(
+    tmp_path: Path, form: str, kind: str
+) -> None:
+    tensor = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "complex": lambda: torch.ones(2, dtype=torch.complex128),
+        "conjugate": lambda: torch.ones(2, dtype=torch.complex64).conj(),
+    }[kind]()
+    path = save({"odd": tensor}, tmp_path / "m.bin", form)
+    with pytest.raises(UnsupportedCheckpoint, match=r"m\.bin") as caught:
+        read_torch_file(path, path.name)
+    assert kind == "quantized" or "'odd'" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[torch.ones(2)], torch.ones(2), 7, "text"], ids=repr)
+def test_what_is_no_dict_is_refused(tmp_path: Path, form: str, value: Any) -> None:
+    path = save(value, tmp_path / "m.bin", form)
+    with pytest.raises(BadCheckpoint, match="not a state dict"):
+        read_torch_file(path, path.name)
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def test_truncated_at_any_byte_is_refused(tmp_path: Path, form: str) -> None:
+    whole = save({"a": torch.rand(3, 4), "b": torch.rand(5)}, tmp_path / "m.bin", form).read_bytes()
+    cut = tmp_path / "cut.bin"
+    step = 1 if form == "legacy" else 7
+    for length in [*range(0, len(whole), step), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises((BadCheckpoint, UnsafePickle)) as caught:
+            read_torch_file(cut, cut.name)
+        assert caught.value.file == str(cut)
+        if length > len(whole) * 0.9:
+            assert "truncated" in caught.value.why
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10**6), value=st.integers(0, 255))
+def test_one_damaged_byte_never_escapes_as_another_error(
+    tmp_path: Path, form: str, at: int, value: int
+) -> None:
+    path = save({"a": torch.rand(3, 4), "b": torch.rand(5).half()}, tmp_path / "m.bin", form)
+    content = bytearray(path.read_bytes())
+    content[at % len(content)] = value
+    path.write_bytes(content)
+    try:
+        stored = read_torch_file(path, path.name)
+    except SourceError:
+        return
+    for tensor in stored:
+        if tensor.strides is None:
+            assert 0 <= tensor.offset <= tensor.offset + tensor.spec.nbytes <= len(content)
+
+
+def legacy_parts(path: Path) -> tuple[bytes, int]:
+    """A legacy file's bytes, and where its last storage (count, then bytes) begins."""
+    tensor = read_torch_file(path, path.name)[0]
+    return path.read_bytes(), tensor.offset - 8
+
+
+@pytest.mark.parametrize("count", [-1, 0, 11, 13, 2**62])
+def test_a_legacy_storage_of_another_size_is_refused(tmp_path: Path, count: int) -> None:
+    path = save({"a": torch.rand(3, 4)}, tmp_path / "m.bin", "legacy")
+    content, at = legacy_parts(path)
+    assert int.from_bytes(content[at : at + 8], "little") == 12
+    path.write_bytes(content[:at] + count.to_bytes(8, "little", signed=True) + content[at + 8 :])
+    with pytest.raises(BadCheckpoint, match=r"m\.bin: a storage's size differs"):
+        read_torch_file(path, path.name)
+
+
+def rewrite(source: Path, target: Path, change: Any, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A copy of an archive with each record passed through ``change(name, bytes)``."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, change(info.filename, old.read(info)))
+    return target
+
+
+def test_an_archive_with_a_short_record_is_refused(tmp_path: Path) -> None:
+    path = save({"a": torch.rand(3, 4)}, tmp_path / "m.bin", "zip")
+    short = rewrite(
+        path, tmp_path / "s.bin", lambda name, data: data[:-4] if "/data/" in name else data
+    )
+    with pytest.raises(BadCheckpoint, match=r"s\.bin"):
+        read_torch_file(short, short.name)
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    path = save({"a": torch.zeros(300, 4)}, tmp_path / "m.bin", "zip")
+    packed = rewrite(path, tmp_path / "p.bin", lambda _, data: data, zipfile.ZIP_DEFLATED)
+    with pytest.raises(BadCheckpoint, match=r"p\.bin"):
+        read_torch_file(packed, packed.name)
+
+
+def test_a_big_endian_archive_is_refused(tmp_path: Path) -> None:
+    path = save({"a": torch.zeros(3)}, tmp_path / "m.bin", "zip")
+    big = rewrite(
+        path, tmp_path / "b.bin", lambda name, data: b"big" if "byteorder" in name else data
+    )
+    with pytest.raises(UnsupportedCheckpoint, match="big-endian"):
+        read_torch_file(big, big.name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"hello", b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>",
+     bytes(1000), pickle.dumps({"a": 1}, protocol=2), b"PK\x05\x06" + bytes(18)],
+)  # fmt: skip
+def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(content)
+    with pytest.raises((BadCheckpoint, UnsafePickle), match=r"pytorch_model\.bin"):
+        read_torch_file(path, path.name)
