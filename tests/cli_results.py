@@ -16,6 +16,7 @@ from prunectl.analysis.result import (
     Threshold,
 )
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
+from prunectl.verification.result import Check, Difference, VerifyReport
 
 SOURCE = SourceFacts(
     model="org/tiny",
@@ -117,7 +118,7 @@ def analysis(layers: int = 2) -> Analysis:
         layers={name: group(1_000_000 // layers) for name in names},
         octaves={-24: 10, -10: 100, -7: 99_890, -6: 200_000, -5: 399_000, -4: 290_000, -3: 10_000},
         prunable_zeros=1000,
-        predicted_bytes={"dense": 4_200_000, "40% as a bitmask and values": 3_500_000},
+        predicted_bytes={"dense": 4_200_000, "bitmask and values at 40%": 3_500_000},
         warnings=("Tensor 'x' holds Inf.",),
         advice="Try --sparsity 0.3 first.",
         from_cache=False,
@@ -177,12 +178,33 @@ def prune_result(*pools: PoolOutcome) -> PruneResult:
         ),
         prunable_weights=1_000_000,
         prunable_zeros=400_000,
+        prunable_zeros_before=890,
         weights=2_000_000,
         zeros=400_123,
+        zeros_before=1_013,
         nbytes=4_000_000_000,
         source_bytes=4_000_000_000,
         shards=2,
         resumed_shards=1,
         seconds=4.0,
         warnings=(),
+    )
+
+
+def verify_report(differences: int = 0) -> VerifyReport:
+    """A report of three checks, one not possible, one failed if there are differences."""
+    return VerifyReport(
+        output=Path("out"),
+        tensors=41,
+        zeros=400_123,
+        checks=(
+            Check("hashes", True, "2 files"),
+            Check("zeros", not differences, ""),
+            Check("source", None, "org/tiny: offline"),
+        ),
+        differences=tuple(
+            Difference("zeros", f"t{i}.weight", "3 zeros, the manifest says 4")
+            for i in range(differences)
+        ),
+        seconds=1.25,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from magnitude_reference import PRUNABLE, blocks, seeds, sizes, weights
+from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, torch_values, weights
 
 from prunectl.magnitude import masks
 from prunectl.magnitude.codes import code_format
@@ -165,6 +165,16 @@ def test_compare(dtype: DType, size: int, seed: int, share: float, broken: bool)
     half = size // 2
     first = masks.compare(source[:half], output[:half])
     assert first + masks.compare(source[half:], output[half:]) == got
+
+
+@given(dtype=st.sampled_from(FLOATS), size=sizes, seed=seeds)
+def test_counting_zeros_and_odd_codes(dtype: DType, size: int, seed: int) -> None:
+    codes = weights(dtype, size, seed, inf=True, nan=True)
+    values = torch_values(dtype, codes)
+    assert masks.count_zeros(codes) == (values == 0).sum()
+    if dtype.is_prunable:
+        want = (np.isnan(values).sum(), np.isinf(values).sum())
+        assert masks.odd_codes(codes, code_format(dtype)) == want
 
 
 def test_bad_arguments() -> None:

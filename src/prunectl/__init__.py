@@ -1,0 +1,72 @@
+"""prunectl: make pre-trained transformer checkpoints smaller and cheaper without a training run.
+
+The public API; importing it loads neither torch nor numpy::
+
+    import prunectl
+
+    checkpoint = prunectl.open_checkpoint("org/name")
+    analysis = prunectl.analyze(checkpoint)
+    result = prunectl.prune(checkpoint, "out/", prunectl.PruneSettings(sparsity=0.4))
+    report = prunectl.verify("out/")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prunectl._version import __version__
+
+if TYPE_CHECKING:
+    from prunectl.analysis.result import Analysis
+    from prunectl.analysis.verb import analyze
+    from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from prunectl.errors import PrunectlError
+    from prunectl.pattern import NM, Unstructured, parse_pattern
+    from prunectl.plan import Plan, PruneSettings, Rule, Scope
+    from prunectl.pruning.result import PruneResult
+    from prunectl.pruning.verb import plan_prune, prune
+    from prunectl.recipe import read_recipe
+    from prunectl.verification.result import VerifyReport
+    from prunectl.verification.verb import verify
+
+_HOMES = {
+    "Analysis": "prunectl.analysis.result",
+    "analyze": "prunectl.analysis.verb",
+    "Checkpoint": "prunectl.checkpoint.checkpoint",
+    "open_checkpoint": "prunectl.checkpoint.checkpoint",
+    "PrunectlError": "prunectl.errors",
+    "NM": "prunectl.pattern",
+    "Unstructured": "prunectl.pattern",
+    "parse_pattern": "prunectl.pattern",
+    "Plan": "prunectl.plan",
+    "PruneSettings": "prunectl.plan",
+    "Rule": "prunectl.plan",
+    "Scope": "prunectl.plan",
+    "PruneResult": "prunectl.pruning.result",
+    "plan_prune": "prunectl.pruning.verb",
+    "prune": "prunectl.pruning.verb",
+    "read_recipe": "prunectl.recipe",
+    "VerifyReport": "prunectl.verification.result",
+    "verify": "prunectl.verification.verb",
+}
+
+__all__ = [
+    "NM", "Analysis", "Checkpoint", "Plan", "PruneResult", "PruneSettings", "PrunectlError", "Rule",
+    "Scope", "Unstructured", "VerifyReport", "__version__", "analyze", "open_checkpoint",
+    "parse_pattern", "plan_prune", "prune", "read_recipe", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'prunectl' has no attribute '{name}'")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
@@ -17,7 +19,7 @@ from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
 from prunectl.pattern import NM
-from prunectl.streaming import Bytes, Scratch, run_tensors
+from prunectl.streaming import Scratch, run_tensors
 
 Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
@@ -180,13 +182,7 @@ def unresolved_bins(
     if not histogram.numel or not histogram.log2_widths.any():
         return []
     spans = set(quantile_bins(histogram, quantiles))
-    for value in values:
-        code = histogram.format.floor_code(value) + 1
-        spans.update(histogram.bins_split_by([code]))
+    codes = [histogram.format.floor_code(value) + 1 for value in values]
+    spans.update(histogram.bins_split_by(np.array(codes, np.uint64)))
     return sorted(spans)
 
-
-__all__ = [
-    "Bytes", "Measured", "Patterns", "TensorFacts", "as_groups", "group_width", "measure", "refine",
-    "unresolved_bins",
-]  # fmt: skip

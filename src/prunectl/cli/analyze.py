@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunectl.cli import options
+from prunectl.cli import numbers, options
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.pattern import NM, parse_nm
@@ -69,6 +69,9 @@ def analyze(
             checkpoint, patterns=patterns, use_cache=not no_cache, jobs=jobs, on_event=on_event
         )
     remember_model(checkpoint)
+    if verbose:
+        how = "kept from before" if analysis.from_cache else "from all weights"
+        out.note(f"analysis {how}, {numbers.duration(analysis.seconds)}")
     if output:
         save_text(output, as_json(analysis.to_json()))
         out.note(f"saved: {output}")

@@ -30,7 +30,7 @@ def analysis_screen(
     yield heading(analysis.source.model)
     yield facts(_header(analysis.source, verbose=verbose))
     yield from _histogram(analysis)
-    yield heading("By role")
+    yield heading("By role (near zero: |w| <= 0.01 std of its tensor)")
     yield columns(
         ("role", "tensors", "weights", "size", "zero", "near zero", "std", "max |w|"),
         [(role, *_group_cells(group)) for role, group in analysis.roles.items()],
@@ -121,7 +121,8 @@ def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]
             rows.append(("...",) + ("",) * (6 + len(analysis.patterns)))
         previous = index
         rows.append(_layer_cells(analysis, name, one_stack, pruned))
-    yield heading(f"By layer{f' of {one_stack}' if one_stack else ''}")
+    which = f" of {one_stack}" if one_stack else ""
+    yield heading(f"By layer{which} (at {REFERENCE:.0%}: its zeros with one threshold for all)")
     yield columns(
         (
             *("layer", "prunable", "std", "max |w|", "zero"),

@@ -10,7 +10,7 @@ from prunectl.cli import numbers
 
 BAR_WIDTH = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_TAIL = 0.001
+_TAIL = 0.005
 """Exponents at the low end that together hold less than this share make one row."""
 _MAX_ROWS = 20
 
@@ -100,7 +100,7 @@ def _magnitudes(row: HistogramRow, *, is_open: bool) -> str:
         return "zero"
     if is_open:
         return f"below 2^{row.high + 1}"
-    return f"2^{row.low:<4} {numbers.real(2.0**row.low)}"
+    return f"2^{row.low:<4} {2.0**row.low:.3g}"
 
 
 def _bar(part: float) -> str:

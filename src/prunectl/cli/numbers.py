@@ -29,8 +29,8 @@ def share(part: float, digits: int = 1) -> str:
 
 
 def real(value: float) -> str:
-    """Three significant digits: ``0.0312``, ``1.2e-06``."""
-    return f"{value:.3g}"
+    """Three significant digits: ``0.0310``, ``1.20e-06``."""
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 def duration(seconds: float) -> str:

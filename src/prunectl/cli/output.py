@@ -53,7 +53,7 @@ class Output:
             for part in parts:
                 console.print(part)
         # Tables fill their last column with blanks, which only make lines wrap.
-        lines = [line.rstrip() for line in captured.get().splitlines()]
+        lines = [line.rstrip() for line in captured.get().lstrip("\n").splitlines()]
         sys.stdout.write("\n".join(lines) + "\n")
 
     def data(self, document: dict[str, Any]) -> None:

@@ -174,10 +174,9 @@ def _size(text: str) -> int:
 
 def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> None:
     from prunectl.cli.plan_screen import plan_document, plan_screen
-    from prunectl.plan import make_plan
+    from prunectl.pruning.verb import plan_prune
 
-    specs = [tensor.spec for tensor in checkpoint.tensors]
-    plan = make_plan(specs, checkpoint.roles.roles, settings)
+    plan = plan_prune(checkpoint, settings)
     if out.json:
         out.data(plan_document(plan, checkpoint.model))
     else:

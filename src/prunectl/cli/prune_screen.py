@@ -26,7 +26,7 @@ def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[R
         everything: all pruned tensors instead of the five most affected.
     """
     yield heading(f"{result.model} -> {result.output}")
-    yield columns(("zeros", "requested", "achieved", "zeros", "of weights"), _sparsities(result))
+    yield columns(("sparsity", "requested", "achieved", "zeros", "of weights"), _sparsities(result))
     if len(result.pools) > 1:
         yield heading("By pool")
         yield columns(
@@ -53,7 +53,9 @@ def difference(pool: PoolOutcome) -> str:
         if not pool.dense_tensors:
             return ""
         left = numbers.plural(pool.dense_tensors, "tensor")
-        return f"{left}{where} cannot take {pool.pattern} and stay dense; -v with --dry-run says why."
+        return (
+            f"{left}{where} cannot take {pool.pattern} and stay dense; -v with --dry-run says why."
+        )
     if abs(pool.achieved - pool.requested) < VISIBLE:
         return ""
     requested, achieved = numbers.share(pool.requested), numbers.share(pool.achieved)
@@ -113,7 +115,7 @@ def _pattern(pool: PoolOutcome) -> str:
 
 
 def _threshold(pool: PoolOutcome) -> str:
-    return "" if pool.threshold is None else f"|w| <= {numbers.real(pool.threshold)}"
+    return "" if pool.threshold is None else f"|w| up to {numbers.real(pool.threshold)}"
 
 
 def _pool_cells(pool: PoolOutcome) -> tuple[str, ...]:

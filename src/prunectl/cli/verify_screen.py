@@ -11,7 +11,7 @@ from prunectl.cli.tables import columns, heading, sentence
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.verification.report import VerifyReport
+    from prunectl.verification.result import VerifyReport
 
 MOST_DIFFERENCES = 20
 _WORDS = {True: "ok", False: "FAILED", None: "not possible"}

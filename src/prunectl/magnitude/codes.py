@@ -1,7 +1,7 @@
 """Codes: a float's raw bits as an unsigned integer.
 
-A *magnitude code* is a code without its sign bit. Magnitudes are ordered as these integers (IEEE 754
-binary formats and their 8-bit relatives), so comparing codes compares magnitudes exactly.
+A *magnitude code* is a code without its sign bit. Magnitudes are ordered as these integers (in
+IEEE 754 binary formats and their 8-bit relatives), so comparing codes compares magnitudes exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CodeFormat:
         bits: bits of a code.
         mask: all bits but the sign.
         inf_code: first magnitude code that is not finite. Codes from here up to, not including,
-            ``nan_code`` are Inf: one code, or none in e4m3fn, which has no Inf (there the two are equal).
+            ``nan_code`` are Inf: one code; none in e4m3fn, which has no Inf (there both are equal).
         nan_code: smallest magnitude code that is NaN; all above are NaN too.
     """
 
@@ -105,7 +105,7 @@ def code_format(dtype: DType) -> CodeFormat:
 
 
 def common_format(formats: set[CodeFormat]) -> CodeFormat:
-    """The narrowest of the given format itself, fp32 and fp64 that holds all of ``formats`` exactly.
+    """The format itself if there is one, else fp32 or fp64: it holds all of ``formats`` exactly.
 
     Raises:
         ValueError: no formats.

@@ -1,13 +1,11 @@
 """Histograms of magnitudes in dyadic bins of codes: exact where it matters, coarse elsewhere.
 
-A bin holds the codes ``start .. start + 2**log2_width - 1`` with start a multiple of its width, so any
-two bins are nested or disjoint. A bin of width 1 is one exact magnitude.
+A bin holds the codes ``start .. start + 2**log2_width - 1`` with start a multiple of its width, so
+any two bins are nested or disjoint. A bin of width 1 is one exact magnitude.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl.magnitude import records
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format, widen
-from prunectl.tensorspec import DTYPES
 
 Spans = list[tuple[int, int]]
 """Bins by (start, log2_width)."""
@@ -33,7 +31,7 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class Octaves:
-    """Counts per binary exponent: ``counts[i]`` magnitudes w have floor(log2 w) == ``exponents[i]``."""
+    """Counts per binary exponent: ``counts[i]`` magnitudes have floor(log2) ``exponents[i]``."""
 
     exponents: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -120,6 +118,47 @@ class Histogram:
             raise ValueError(f"code {code} is in a bin of many codes")
         return int(self.counts[i])
 
+    def counts_below(self, codes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """:meth:`count_below` for many codes, u64[k]."""
+        return self._totals[self._positions(codes)]
+
+    def energies_below(self, codes: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """:meth:`energy_below` for many codes, u64[k]."""
+        return self._energy_totals[self._positions(codes)]
+
+    def counts_at(self, codes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """:meth:`count_at` for many codes, u64[k]; those in a wide bin count as absent."""
+        at = self._positions(codes)
+        here = np.minimum(at, self.starts.size - 1) if self.starts.size else at
+        if not self.starts.size:
+            return np.zeros(codes.size, np.int64)
+        found = (at < self.starts.size) & (self.starts[here] == codes)
+        return np.where(found & (self.log2_widths[here] == 0), self.counts[here], 0)
+
+    def bins_split_by(self, codes: NDArray[np.uint64]) -> Spans:
+        """Wide bins that a code lies strictly inside of: they must be refined to count below it."""
+        owner = np.searchsorted(self.starts, codes, side="right") - 1
+        held = (owner >= 0) & (self.starts[owner] < codes) & (self.ends[owner] > codes)
+        return sorted(
+            {(int(self.starts[i]), int(self.log2_widths[i])) for i in np.unique(owner[held])}
+        )
+
+    def within(self, spans: Spans) -> Histogram:
+        """The bins that lie inside of ``spans``."""
+        kept = np.zeros(self.starts.size, bool)
+        for start, log in spans:
+            kept |= (self.starts >= np.uint64(start)) & (
+                self.starts <= np.uint64(start + (1 << log) - 1)
+            )
+        return Histogram(self.format, *self._columns(np.flatnonzero(kept)))
+
+    def _positions(self, codes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        at = np.searchsorted(self.starts, codes)
+        before = np.maximum(at - 1, 0)
+        if self.starts.size and ((at > 0) & (self.ends[before] > codes)).any():
+            raise ValueError("a code is inside a bin of many codes")
+        return at
+
     def _position(self, code: int) -> int:
         i = int(np.searchsorted(self.starts, np.uint64(code)))
         if i and int(self.ends[i - 1]) > code:
@@ -192,17 +231,8 @@ class Histogram:
 
     def to_bytes(self) -> bytes:
         """A compact, checksummed record; :meth:`from_bytes` is its inverse, bit for bit."""
-        steps = np.diff(self.starts, prepend=np.uint64(0))
-        gaps, counts = _narrowest(steps), _narrowest(self.counts.astype(np.uint64))
-        wide = self.log2_widths > 0
-        logs = self.log2_widths if wide.any() else self.log2_widths[:0]
-        body = b"".join(
-            a.tobytes() for a in (gaps, counts, logs, self.energies[wide].astype("<f8"))
-        )
-        name = self.format.dtype.name.encode()
-        fields = (name, gaps.itemsize, counts.itemsize, self.starts.size, int(wide.sum()))
-        record = _HEADER.pack(*fields) + body
-        return struct.pack("<I", zlib.crc32(record)) + record
+        columns = (self.starts, self.log2_widths, self.counts, self.energies)
+        return records.pack(self.format.dtype, *columns)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Histogram:
@@ -211,38 +241,8 @@ class Histogram:
         Raises:
             ValueError: anything that :meth:`to_bytes` would not have written.
         """
-        check_record(data)
-        name, gap, count, n, wide = _HEADER.unpack_from(data, 4)
-        dtype = DTYPES.get(name.rstrip(b"\0").decode("ascii", "replace"))
-        size = n * (gap + count + bool(wide)) + 8 * wide
-        if dtype is None or {gap, count} - {1, 2, 4, 8} or size != len(data) - 4 - _HEADER.size:
-            raise ValueError("damaged histogram: the header does not fit the record")
-        at = 4 + _HEADER.size
-        steps = np.frombuffer(data, f"<u{gap}", n, at).astype(np.uint64)
-        counts = np.frombuffer(data, f"<u{count}", n, at + n * gap)
-        at += n * (gap + count)
-        logs = np.frombuffer(data, np.uint8, n, at) if wide else np.zeros(n, np.uint8)
-        if int((logs > 0).sum()) != wide:
-            raise ValueError("damaged histogram: the header does not fit the widths")
-        energies = np.zeros(n)
-        energies[logs > 0] = np.frombuffer(data, "<f8", wide, at + n * bool(wide))
-        return cls(code_format(dtype), np.cumsum(steps), logs, counts.astype(np.int64), energies)
-
-
-_HEADER = struct.Struct("<12sBBQQ")
-
-
-def check_record(data: bytes) -> None:
-    """Raise ValueError unless ``data`` is as long as a record and has its own checksum."""
-    if len(data) < 4 + _HEADER.size or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-        raise ValueError("damaged histogram: the checksum differs")
-
-
-def _narrowest(values: NDArray[np.uint64]) -> NDArray[Any]:
-    """The same values as the smallest little-endian unsigned type that holds them."""
-    top = int(values.max(initial=0))
-    size = next(s for s in (1, 2, 4, 8) if top < 1 << 8 * s)
-    return values.astype(f"<u{size}")
+        dtype, columns = records.unpack(data)
+        return cls(code_format(dtype), *columns)
 
 
 def _squares(format: CodeFormat, codes: NDArray[np.uint64]) -> NDArray[np.float64]:

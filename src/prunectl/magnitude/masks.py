@@ -1,20 +1,20 @@
 """Pruning in place on codes: thresholds, rows, N:M. And checking what was pruned.
 
 A pruned weight becomes code 0, which is +0.0. Every other weight keeps its bits, whatever they are:
--0.0, subnormals, Inf. Whether a weight is zero is asked of its magnitude, so -0.0 is a zero. NaN is the
-caller's to rule out. All functions take u16, u32 or u64 arrays.
+-0.0, subnormals, Inf. Whether a weight is zero is asked of its magnitude, so -0.0 is a zero. NaN is
+the caller's to rule out. Functions that prune take u16, u32 or u64 arrays.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from prunectl.magnitude.codes import Codes
+from prunectl.magnitude.codes import CodeFormat, Codes
 from prunectl.magnitude.kernels import counting, cutting, grouping
+from prunectl.pattern import pruned_count
 
 
 def _mask(codes: Codes) -> Any:
@@ -25,9 +25,20 @@ def _mask(codes: Codes) -> Any:
     return codes.dtype.type((1 << (bits - 1)) - 1)
 
 
-def pruned_count(sparsity: float, numel: int) -> int:
-    """k = floor(s * n + 0.5), the zeros among ``numel`` weights at a sparsity."""
-    return math.floor(sparsity * numel + 0.5)
+def count_zeros(codes: Codes) -> int:
+    """How many of ``codes`` [n], contiguous, u8 too, are zero (of either sign)."""
+    if codes.dtype == np.uint8:
+        return int(codes.size - np.count_nonzero(codes & np.uint8(0x7F)))
+    return int(cutting.count_less(codes, _mask(codes), codes.dtype.type(1)))
+
+
+def odd_codes(codes: Codes, format: CodeFormat) -> tuple[int, int]:
+    """How many of ``codes`` [n], contiguous, are (NaN, Inf); u16, u32 or u64."""
+    mask, kind = _mask(codes), format.uint.type
+    numbers = int(cutting.count_less(codes, mask, kind(format.nan_code)))
+    return codes.size - numbers, numbers - int(
+        cutting.count_less(codes, mask, kind(format.inf_code))
+    )
 
 
 def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:
@@ -49,8 +60,8 @@ def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:
 def cut_rows(codes: Codes, sparsity: float) -> int:
     """Prune each row of [outer, axis, inner] (along the axis) on its own, in place.
 
-    Each row gets exactly :func:`pruned_count` zeros; its zeros from before count first, and a row that
-    has more stays as it is. Of equal magnitudes the lower index goes first.
+    Each row gets exactly :func:`pruned_count` zeros; its zeros from before count first, and a row
+    that has more stays as it is. Of equal magnitudes the lower index goes first.
 
     Returns:
         zeros after.

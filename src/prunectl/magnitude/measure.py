@@ -1,9 +1,9 @@
 """What one streamed pass over a tensor's codes tells: counts, sums, histogram, N:M losses.
 
 Blocks come in file order; nothing here grows with the tensor. For 8- and 16-bit types everything
-follows from exact counts, whatever the blocks. For 32- and 64-bit types the histogram is coarse (the
-top 16 magnitude bits) and float sums depend on where blocks begin: use the same block size to get the
-same bits.
+follows from exact counts, whatever the blocks. For 32- and 64-bit types the histogram is coarse
+(the top 16 magnitude bits) and float sums depend on where blocks begin: use the same block size to
+get the same bits.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Narrow:
 
     def __init__(self, format: CodeFormat) -> None:
         self._format = format
-        self._tables = np.zeros((4, 1 << format.bits), np.uint32)
+        self._tables = np.zeros((2, 1 << format.bits), np.uint32)
         self._counts = np.zeros(1 << format.bits, np.int64)
         self._pending = 0
 
@@ -259,4 +259,4 @@ _AS_FLOAT: dict[str, tuple[int, float]] = {
     "F8_E5M2": (21, 2.0**112),
     "F8_E4M3": (20, 2.0**120),
 }
-"""Shift that aligns exponent and mantissa with fp32's (or fp64's), and what makes up for the bias."""
+"""Shift that aligns exponent and mantissa with fp32's or fp64's; what makes up for the bias."""

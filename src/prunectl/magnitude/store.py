@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import IO, Any, Self
 
-from prunectl.magnitude.histogram import Histogram, check_record
+from prunectl.magnitude import records
+from prunectl.magnitude.histogram import Histogram
 
 _MAGIC = b"prunectl histograms 1\n"
 _SPOOL = 64 * 2**20
@@ -97,7 +98,7 @@ class HistogramStore:
         try:
             for name, size in _index(file):
                 record = file.read(size)
-                check_record(record)
+                records.check(record)
                 store._append_record(name, record)
             if file.read(1):
                 raise ValueError("damaged histogram file: something follows its end")

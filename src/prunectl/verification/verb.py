@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,6 @@ from prunectl.checkpoint.index import read_index
 from prunectl.checkpoint.sidefiles import list_folder
 from prunectl.errors import BadManifest, PrunectlError, SourceError, UnknownArchitecture
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.plan import Plan
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import MANIFEST_NAME
@@ -274,5 +273,3 @@ def _check_loads(output: Checkpoint, findings: _Findings) -> None:
         for name in names:
             findings.add("loads", name, f"{what} ({found.model_class})")
 
-
-__all__ = ["Callable", "Plan", "verify"]

@@ -12,7 +12,6 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import Comparison, compare, count_zeros, nm_violations
@@ -201,5 +200,3 @@ def source_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     own = {tensor.name: tensor for tensor in checkpoint.tensors}
     return {**own, **{alias: own[name] for alias, name in checkpoint.aliases.items()}}
 
-
-__all__ = ["Found", "PrunectlError", "Source", "check_weights", "source_tensors"]

@@ -19,16 +19,17 @@ _jit: Callable[..., Any] = njit(nogil=True, cache=True)
 
 @_jit
 def tally(codes, hist):  # type: ignore[no-untyped-def]
-    """Add codes to ``hist`` u32[4, 2**bits]: four tables, since repeats of one code would wait."""
-    whole = codes.size - codes.size % 4
-    h0, h1, h2, h3 = hist[0], hist[1], hist[2], hist[3]
-    for i in range(0, whole, 4):
-        h0[codes[i]] += 1
-        h1[codes[i + 1]] += 1
-        h2[codes[i + 2]] += 1
-        h3[codes[i + 3]] += 1
-    for i in range(whole, codes.size):
-        h0[codes[i]] += 1
+    """Add codes to ``hist`` u32[2, 2**bits].
+
+    Two tables, since repeats of one code wait for each other; not more, for the sake of the cache.
+    """
+    whole = codes.size - codes.size % 2
+    even, odd = hist[0], hist[1]
+    for i in range(0, whole, 2):
+        even[codes[i]] += 1
+        odd[codes[i + 1]] += 1
+    if whole < codes.size:
+        even[codes[whole]] += 1
 
 
 @_jit

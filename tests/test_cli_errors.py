@@ -1,0 +1,166 @@
+"""What ends a command: exit codes, one or two lines on stderr, and never a token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from prunectl.checkpoint import checkpoint as checkpoint_module
+from prunectl.cli.run import run
+from prunectl.errors import NoModelGiven
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "hf_" + "a1B2c3D4" * 4
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def recipe() -> None:
+    Path("r.toml").write_text("sparsity = 0.3\n")
+    Path("bad.toml").write_text("sparsitty = 0.3\n")
+    Path("empty").mkdir()
+    Path("model.gguf").touch()
+
+
+@pytest.mark.usefixtures("recipe")
+@pytest.mark.parametrize(
+    ("argv", "code", "error", "hint"),
+    [
+        ("analyze", 2, "no MODEL given", "PRUNECTL_MODEL"),
+        ("analyze ''", 2, "MODEL is empty", ""),
+        ("analyze ./nothing", 1, "no such file or folder", "org/name"),
+        ("analyze empty", 1, "the folder is empty", ""),
+        ("analyze model.gguf", 1, "GGUF", "safetensors"),
+        ("analyze org/name", 1, "offline mode is on", "HF_HUB_OFFLINE"),
+        ("analyze m --pattern 4:2", 2, "did you mean 2:4?", "N kept of every M"),
+        ("analyze m --pattern none --pattern unstructured", 2, "an N:M pattern", ""),
+        ("analyze m -o no/such/folder.json", 1, "there is no folder no/such", "-o"),
+        ("analyze m -o empty", 1, "it is a folder", "-o"),
+        ("analyze m --jobs 0", 2, "invalid value for '--jobs'", "prunectl analyze --help"),
+        ("prune m -s 0.4", 2, "no output folder given", "--dry-run"),
+        ("prune m -o out", 2, "no sparsity given", "--sparsity"),
+        ("prune m -s 40 -o out", 2, "sparsity 40 is not valid", "did you mean 0.4?"),
+        ("prune m -s 0 -o out", 2, "sparsity 0 is not valid", ""),
+        ("prune m -s 1 -o out", 2, "sparsity 1 is not valid", ""),
+        ("prune m -s -0.1 -o out", 2, "sparsity -0.1 is not valid", ""),
+        ("prune m -s nan -o out", 2, "sparsity nan is not valid", ""),
+        ("prune m -s half -o out", 2, "invalid value for '--sparsity'", "prunectl prune --help"),
+        ("prune m -s 0.6 -p 2:4 -o out", 2, "reaches at most 0.5", "lower --sparsity"),
+        ("prune m -p 4:2 -o out", 2, "did you mean 2:4?", ""),
+        ("prune m -p 0:4 -o out", 2, "pattern '0:4' is not valid", ""),
+        ("prune m -p 2:3x -o out", 2, "pattern '2:3x' is not valid", ""),
+        ("prune m -p 3:3 -o out", 2, "prunes nothing", ""),
+        ("prune m -p 2:4 --scope row -o out", 2, "scope 'row' has no meaning", ""),
+        ("prune m -s 0.4 --scope column -o out", 2, "'column' is not", "prune --help"),
+        ("prune m -s 0.4 --exclude re:( -o out", 2, "not a regular expression", ""),
+        ("prune m -s 0.4 --max-shard-size 5 -o out", 2, "size '5'", "5GB"),
+        ("prune m -s 0.4 --recipe r.toml -o out", 2, "--sparsity and the recipe", "leave one"),
+        ("prune m --recipe bad.toml -o out", 2, "unknown key 'sparsitty'", "recipes.md"),
+        ("prune m --recipe none.toml -o out", 2, "cannot be read", ""),
+        ("prune m --sparsty 0.4 -o out", 2, "no such option: --sparsty", "prune --help"),
+        ("prune m n -s 0.4 -o out", 2, "unexpected extra argument", "prune --help"),
+        ("verify", 2, "missing argument 'DIR'", "verify --help"),
+        ("verify out --source m --no-source", 2, "--source and --no-source", ""),
+        ("verify out --revision v1", 2, "--revision, --token and --cache-dir", "--source"),
+        ("prone", 2, "no such command 'prone'", "prunectl --help"),
+        ("--verson", 2, "no such option: --verson", "prunectl --help"),
+    ],
+)
+def test_known_errors(
+    argv: str, code: int, error: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["" if word == "''" else word for word in argv.split()]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("looking for ")]
+    assert lines[0].startswith("error: ")
+    assert error in lines[0]
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert len(lines) <= 2
+    assert hint in lines[-1]
+    assert not Path("out").exists()
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let opening a checkpoint, which all commands do, end like this."""
+
+    def raise_it(*args: object, **options: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "open_checkpoint", raise_it)
+
+
+def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(ZeroDivisionError("first\nsecond"), monkeypatch)
+    assert run(["analyze", "m"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-2] == "error: ZeroDivisionError: first second"
+    assert "PRUNECTL_DEBUG=1" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("what"), NoModelGiven()])
+def test_debug_shows_the_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(error, monkeypatch)
+    monkeypatch.setenv("PRUNECTL_DEBUG", "1")
+    assert run(["analyze", "m"]) in (1, 2)
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert "raise_it" in err
+    assert "\nerror: " in err
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+@pytest.mark.parametrize("token", [TOKEN, "a-token-of-another-form"])
+def test_no_token_is_shown(
+    token: str, debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(RuntimeError(f"GET https://user:{token}@hub"), monkeypatch)
+    monkeypatch.setenv("PRUNECTL_DEBUG", debug)
+    assert run(["analyze", "m", "--token", token]) == 1
+    out, err = capsys.readouterr()
+    assert "user:***@hub" in err
+    assert token not in out + err
+
+
+def test_a_token_in_the_wrong_place_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["analyze", "m", TOKEN]) == 2
+    assert TOKEN not in capsys.readouterr().err
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert run(["analyze", "./m", "-q"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["prune", "--help"], ["--version"]])
+def test_a_closed_pipe_is_no_error_message(argv: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "prunectl", *argv],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1

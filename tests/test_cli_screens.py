@@ -1,0 +1,312 @@
+"""What the screens show, from hand-made results, at 80 and 120 columns and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+import cli_results
+import pytest
+from rich.console import RenderableType
+
+from prunectl.checkpoint.roles import Role, TensorRole
+from prunectl.cli.analyze_screen import analysis_screen
+from prunectl.cli.output import Output
+from prunectl.cli.plan_screen import plan_document, plan_screen
+from prunectl.cli.progress import LineProgress
+from prunectl.cli.prune_screen import difference, prune_screen
+from prunectl.cli.verify_screen import verify_screen
+from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
+from prunectl.pattern import NM
+from prunectl.plan import Plan, PruneSettings, Rule, make_plan
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+
+@pytest.fixture(params=[80, 120, None], ids=["80", "120", "pipe"])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    if request.param:
+        monkeypatch.setenv("COLUMNS", str(request.param))
+    else:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    width: int | None = request.param
+    return width
+
+
+def shown(parts: Iterable[RenderableType], monkeypatch: pytest.MonkeyPatch) -> str:
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    Output().show(*parts)
+    return stdout.getvalue()
+
+
+def check_lines(text: str, width: int | None) -> None:
+    """Plain text that fits and has no escape codes, box lines, or blanks at the ends of lines."""
+    assert not set(text) & set("\x1b│─┌└╭╰━┃…")
+    for line in text.splitlines():
+        assert line == line.rstrip()
+        assert len(line) <= (width or 200)
+
+
+def row(text: str, start: str) -> list[str]:
+    """The cells of the only line that starts with a word, blanks between them dropped."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return line.split()
+
+
+# --- analyze --------------------------------------------------------------------------------
+
+
+def test_analysis_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(analysis_screen(cli_results.analysis()), monkeypatch)
+    check_lines(text, width)
+    assert "2.00 M, 1.00 M prunable (50.0%)" in text
+    assert "bf16 (95.0%), fp32 (5.0%)" in text
+    assert "4.20 MB in 2 safetensors files, 41 tensors" in text
+    assert "org/tiny at main (commit 0123456789ab)" in text
+    assert row(text, "block linear")[2:] == (
+        ["4", "1.00", "M", "2.00", "MB", "0.1%", "1.1%", "0.0500", "1.50"]
+    )
+    assert row(text, "40%") == ["40%", "0.0400", "400", "k", "93.60%", "20.0%", "40.0%"]
+    assert row(text, "2:4 ") == ["2:4", "49.0%", "91.30%", "3", "1"]
+    assert "2:4: 1 tensor left dense: input dimension 6 is not divisible by 4" in text
+    assert row(text, "bitmask and")[-3:] == ["3.50", "MB", "83.3%"]
+    assert text.endswith("Next: Try --sparsity 0.3 first.\n")
+    assert "mlp.up_proj.weight" not in text
+
+
+def test_histogram_marks_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(analysis_screen(cli_results.analysis()), monkeypatch)
+    # Thresholds are s/10, so 0.04 .. 0.06 lie between 2^-5 and 2^-4.
+    assert row(text, "2^-5")[-3:] == ["40%", "..", "60%"]
+    assert row(text, "2^-7")[-1] == "10%"
+    assert row(text, "below 2^-7")[-2:] == ["<0.1%", "0.1%"]
+
+
+def test_many_layers_are_condensed(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = cli_results.analysis(32)
+    middle = {**analysis.thresholds[9].layers, "model.layers.17": 0.999}
+    thresholds = list(analysis.thresholds)
+    thresholds[9] = replace(thresholds[9], layers=middle)
+    assert thresholds[9].sparsity == 0.5
+    text = shown(analysis_screen(replace(analysis, thresholds=tuple(thresholds))), monkeypatch)
+    check_lines(text, width)
+    table = text.partition("By layer of model.layers (")[2].partition("left out")[0].splitlines()
+    numbers = [line.split()[0] for line in table[2:]]
+    assert numbers == ["0", "1", "2", "...", "17", "...", "29", "30", "31", "25"]
+    assert "25 of 32 layers are left out; --all shows them" in text
+
+
+def test_all_shows_every_layer_threshold_and_tensor(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(analysis_screen(cli_results.analysis(32), everything=True), monkeypatch)
+    check_lines(text, width)
+    assert "left out" not in text
+    assert row(text, "31 ")[0] == "31"
+    assert row(text, "95%")[0] == "95%"
+    joined = "".join(text.split())
+    assert "model.layers.1.self_attn.[q].weight" in joined or width == 80
+    if width is None:
+        assert row(text, "model.layers.0.mlp.up_proj.weight")[-1] == "50.0%"
+
+
+def test_stacks_are_named_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = cli_results.analysis()
+    layers = {"encoder.block.0": cli_results.group(10), "decoder.block.0": cli_results.group(10)}
+    text = shown(analysis_screen(replace(analysis, layers=layers)), monkeypatch)
+    assert "By layer (at 50%" in text
+    assert row(text, "encoder.block.0")[1] == row(text, "decoder.block.0")[1] == "10"
+
+
+def test_a_model_with_nothing_prunable(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = replace(
+        cli_results.analysis(),
+        source=replace(cli_results.SOURCE, prunable_weights=0, layers=0),
+        thresholds=(),
+        patterns=(),
+        layers={},
+        octaves={},
+        prunable_zeros=0,
+    )
+    text = shown(analysis_screen(empty), monkeypatch)
+    check_lines(text, width)
+    assert "0 prunable (0.0%)" in text
+    assert "Magnitudes" not in text
+    assert "By layer" not in text
+
+
+# --- prune ----------------------------------------------------------------------------------
+
+
+def test_prune_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(prune_screen(cli_results.prune_result()), monkeypatch)
+    check_lines(text, width)
+    assert row(text, "of the prunable")[4:] == ["40.00%", "40.00%", "400,000", "1,000,000"]
+    assert row(text, "overall")[1:] == ["20.01%", "400,123", "2,000,000"]
+    assert "|w| up to 0.0312" in text
+    assert "4.00 GB in 2 files, 1 of them kept from before" in text
+    assert "4.0 s, 1.00 GB/s" in text
+    affected = [line.split()[0] for line in text.splitlines() if line.strip().startswith("t")]
+    # Seven are pruned; t0 is mostly zero, but was so before.
+    assert affected[affected.index("t6.weight") :] == [f"t{i}.weight" for i in (6, 5, 4, 3, 2)]
+    assert "make neither the files smaller nor the model faster" in " ".join(text.split())
+    assert text.endswith("Next: prunectl verify 'my out'\n")
+
+
+def test_verbose_shows_all_pruned_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(prune_screen(cli_results.prune_result(), everything=True), monkeypatch)
+    assert row(text, "t0.weight") == ["t0.weight", "1,000", "89.0%", "90.0%"]
+    assert "norm.weight" not in text
+
+
+def test_pools_are_shown_where_there_are_several(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = (
+        cli_results.pool(),
+        cli_results.pool(
+            label="*.mlp.*",
+            pattern="2:4",
+            achieved=0.41,
+            threshold=None,
+            budget=True,
+            pruned_tensors=3,
+            dense_tensors=1,
+        ),
+    )
+    text = shown(prune_screen(cli_results.prune_result(*pools)), monkeypatch)
+    check_lines(text, width)
+    assert row(text, "*.mlp.*") == ["*.mlp.*", "2:4", "3", "of", "4", "40.0%", "41.0%"]
+    assert row(text, "all others")[2:4] == ["unstructured", "global"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"achieved": 0.40004}, ""),
+        ({"achieved": 0.5}, "more weights were zero already, and they stay"),
+        ({"achieved": 0.39, "scope": "row"}, "rounded for each row"),
+        ({"achieved": 0.41, "pattern": "2:4", "budget": True}, "whole matrices take 2:4"),
+        ({"requested": 0.5, "pattern": "2:4", "dense_tensors": 2}, "2 tensors cannot take 2:4"),
+        ({"requested": None, "pattern": "2:4"}, ""),
+        ({"requested": None, "pattern": "2:4", "dense_tensors": 1}, "1 tensor cannot take 2:4"),
+    ],
+)
+def test_a_visible_difference_is_explained(changes: dict[str, object], words: str) -> None:
+    sentence = difference(cli_results.pool(**changes))
+    assert bool(sentence) == bool(words)
+    assert words in sentence
+
+
+# --- verify ---------------------------------------------------------------------------------
+
+
+def test_verify_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(verify_screen(cli_results.verify_report()), monkeypatch)
+    check_lines(text, width)
+    assert row(text, "hashes") == ["hashes", "ok", "2", "files"]
+    assert row(text, "source") == "source not possible org/tiny: offline".split()
+    assert "41 tensors with 400,123 zeros checked in 1.2 s. 1 check could not" in (
+        " ".join(text.split())
+    )
+    assert "Differences" not in text
+
+
+def test_differences_are_counted_and_shown_up_to_twenty(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = cli_results.verify_report(differences=23)
+    text = shown(verify_screen(report), monkeypatch)
+    check_lines(text, width)
+    assert [line.split() for line in text.splitlines() if line.endswith("FAILED")] == (
+        [["zeros", "FAILED"]]
+    )
+    assert text.count("the manifest says 4") == 20
+    assert "... and 3 more; -v shows them." in text
+    assert "FAILED: 23 differences" in text
+    everything = shown(verify_screen(report, everything=True), monkeypatch)
+    assert everything.count("the manifest says 4") == 23
+    assert "more; -v" not in everything
+
+
+# --- the plan -------------------------------------------------------------------------------
+
+
+def small_plan(settings: PruneSettings) -> Plan:
+    roles = {
+        "embed.weight": TensorRole(Role.EMBEDDING),
+        "layers.0.up.weight": TensorRole(Role.LINEAR, "layers", 0, "up", 1),
+        "layers.0.odd.weight": TensorRole(Role.LINEAR, "layers", 0, "odd", 1),
+        "norm.weight": TensorRole(Role.NORM),
+    }
+    shapes = {"embed": (50, 8), "layers.0.up": (10, 8), "layers.0.odd": (10, 6), "norm": (8,)}
+    specs = [TensorSpec(name, DTYPES["BF16"], shapes[name[:-7]]) for name in roles]
+    return make_plan(specs, roles, settings)
+
+
+def test_plan_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(PruneSettings(pattern=NM(2, 4)))
+    text = shown(plan_screen(plan, "my-model"), monkeypatch)
+    check_lines(text, width)
+    assert row(text, "all prunable") == "all prunable 2:4 all that fit 140 40".split()
+    assert row(text, "prune 2:4") == "prune 2:4 1 80 160 B".split()
+    assert "copy: input dimension 6 is not divisible by 4" in text
+    assert "copy: embedding is not pruned by default" in text
+    assert "layers.0" not in text
+
+
+def test_plan_of_every_tensor(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PruneSettings(sparsity=0.3, rules=(Rule(("re:up",), sparsity=0.5),))
+    text = shown(plan_screen(small_plan(settings), "my-model", everything=True), monkeypatch)
+    check_lines(text, width)
+    assert row(text, "layers.0.up.weight")[1:] == "10x8 prune unstructured (re:up)".split()
+    assert row(text, "layers.0.odd.weight")[1:] == "10x6 prune unstructured (default)".split()
+
+
+def test_plan_document_has_exact_numbers() -> None:
+    document = plan_document(small_plan(PruneSettings(sparsity=0.4)), "my-model")
+    (pool,) = document["pools"]
+    assert (pool["weights"], pool["zeros"], pool["scope"]) == (140, 56, "global")
+    assert document["weights"] == 400 + 140 + 8
+    assert [t["action"] for t in document["tensors"]] == ["copy", "prune", "prune", "copy"]
+    budget = plan_document(small_plan(PruneSettings(sparsity=0.2, pattern=NM(2, 4))), "m")
+    assert budget["pools"][0]["zeros"] == 28
+    # Only the 80 weights of one matrix fit 2:4, so 40 zeros are the most there can be.
+    most = plan_document(small_plan(PruneSettings(sparsity=0.49, pattern=NM(2, 4))), "m")
+    assert most["pools"][0]["zeros"] == 40
+
+
+# --- progress -------------------------------------------------------------------------------
+
+
+def test_lines_of_progress_come_once_a_minute() -> None:
+    said: list[str] = []
+    told: list[Note] = []
+    now = 0.0
+    listen = LineProgress(said.append, told.append, clock=lambda: now)
+    listen(PhaseStarted("reading", 4_000_000_000))
+    for now in range(0, 200, 5):
+        listen(Advanced("reading", 100_000_000, "a.weight"))
+    assert said == [
+        "reading: 1.30 GB of 4.00 GB (32%), 21.7 MB/s, 2 min 05 s left",
+        "reading: 2.50 GB of 4.00 GB (62%), 20.8 MB/s, 1 min 12 s left",
+        "reading: 3.70 GB of 4.00 GB (92%), 20.6 MB/s, 15 s left",
+    ]
+    listen(PhaseDone("reading"))
+    now = 1000
+    listen(Advanced("reading", 1))
+    assert len(said) == 3
+    listen(Note("odd", warning=True))
+    assert told == [Note("odd", warning=True)]
+
+
+def test_short_phases_leave_no_line() -> None:
+    said: list[str] = []
+    listen = LineProgress(said.append, lambda note: None)
+    listen(PhaseStarted("reading", 10))
+    listen(Advanced("reading", 10))
+    listen(PhaseDone("reading"))
+    assert not said

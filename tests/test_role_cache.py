@@ -1,0 +1,145 @@
+"""Roles remembered between runs, and forgotten as soon as anything they depend on changes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import build
+
+from prunectl.checkpoint import role_cache
+from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.roles import RoleMap, roles_from_headers
+from prunectl.userdirs import cache_dir, write_cache_file
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    build("bert", tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that the module tree is really built."""
+    calls: list[str] = []
+    original = role_cache._build
+
+    def counted(checkpoint: object) -> RoleMap:
+        calls.append("built")
+        return original(checkpoint)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(role_cache, "_build", counted)
+    return calls
+
+
+def cached() -> list[Path]:
+    return sorted(cache_dir().glob("roles-*.json"))
+
+
+def test_the_second_time_they_are_remembered(bert: Path, builds: list[str]) -> None:
+    first = open_checkpoint(bert).roles
+    assert first.origin == "modules"
+    second = open_checkpoint(bert)
+    assert second.roles == first
+    assert second.roles is second.roles
+    assert builds == ["built"]
+    assert len(cached()) == 1
+
+
+@pytest.mark.parametrize("change", ["config", "tensors", "version"])
+def test_what_they_depend_on(
+    bert: Path, builds: list[str], change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert open_checkpoint(bert).roles.origin == "modules"
+    if change == "config":
+        with (bert / "config.json").open("a") as file:
+            file.write("\n")
+    elif change == "tensors":
+        (bert / "model.safetensors").unlink()
+        save_file({"x": torch.ones(2, 2)}, bert / "model.safetensors")
+    else:
+        monkeypatch.setattr(role_cache, "version", lambda package: f"{package} of tomorrow")
+    open_checkpoint(bert).roles  # noqa: B018
+    assert builds == ["built", "built"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"roles": {}}', b'{"roles": 3}',
+     b'{"origin": "modules", "detail": "", "roles": {"a": {"role": "norm"}}}',
+     b'{"origin": "modules", "detail": "", "roles": {"a": {"role": "king"}}}',
+     b'{"origin": "modules", "detail": "", "roles": {"a": {"role": "norm", "x": 1}}}'],
+)  # fmt: skip
+def test_a_damaged_cache_costs_only_time(bert: Path, builds: list[str], damaged: bytes) -> None:
+    expected = open_checkpoint(bert).roles
+    (path,) = cached()
+    good = path.read_bytes()
+    path.write_bytes(damaged)
+    assert open_checkpoint(bert).roles == expected
+    assert builds == ["built", "built"]
+    assert path.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(tmp_path / "file"))
+    assert open_checkpoint(bert).roles.origin == "modules"
+
+
+def test_trusted_code_is_asked_each_time(bert: Path, builds: list[str]) -> None:
+    for _ in range(2):
+        assert open_checkpoint(bert, trust_remote_code=True).roles.origin == "modules"
+    assert builds == ["built", "built"]
+    assert cached() == []
+
+
+def test_without_config_the_headers_decide(bert: Path, builds: list[str]) -> None:
+    (bert / "config.json").unlink()
+    checkpoint = open_checkpoint(bert)
+    assert checkpoint.roles.roles == roles_from_headers([t.spec for t in checkpoint.tensors]).roles
+    assert (checkpoint.roles.origin, checkpoint.roles.detail) == (
+        "headers",
+        "there is no config.json",
+    )
+    assert builds == []
+
+
+def test_an_unknown_architecture_falls_back_and_says_why(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(
+        json.dumps(config | {"model_type": "zzz", "architectures": ["ZzzModel"]})
+    )
+    found = open_checkpoint(bert).roles
+    assert found.origin == "headers"
+    assert "zzz" in found.detail.lower()
+    assert open_checkpoint(bert).roles == found
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", "~/somewhere")
+    assert cache_dir() == Path.home() / "somewhere"
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", "~nobody_of_that_name/x")
+    assert cache_dir() == Path("~nobody_of_that_name/x")
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", "")
+    assert cache_dir().name == "prunectl"
+    assert os.environ["XDG_CACHE_HOME"] in str(cache_dir())
+
+
+def test_a_cache_file_is_whole_or_absent(tmp_path: Path) -> None:
+    def fail(file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    assert write_cache_file("x", lambda file: file.write(b"old")) == cache_dir() / "x"
+    assert write_cache_file("x", fail) is None
+    assert (cache_dir() / "x").read_bytes() == b"old"
+    with pytest.raises(KeyError):
+        write_cache_file("x", lambda _: {}["bug"])
+    assert [path.name for path in cache_dir().iterdir()] == ["x"]

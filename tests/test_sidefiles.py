@@ -1,0 +1,109 @@
+"""Which files go along with the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunectl.checkpoint.sidefiles import (
+    is_side_file,
+    list_folder,
+    side_files,
+    side_files_beside,
+)
+
+GO_ALONG = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "modeling_custom.py",
+    "LICENSE",
+    "modules.json",
+    "1_Pooling/config.json",
+    "2_Dense/model.safetensors",
+    "2_Dense/pytorch_model.bin",
+    "additional_chat_templates/tool.jinja",
+    ".gitattributes",
+]
+
+STAY = [
+    "model.safetensors",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "consolidated.00.pth",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "rust_model.ot",
+    "model.gguf",
+    "model.onnx",
+    "model.onnx_data",
+    "lightning.ckpt",
+    "onnx/config.json",
+    "openvino/openvino_model.bin",
+    "original/params.json",
+    "checkpoint-500/config.json",
+    "a/checkpoint-500/config.json",
+    "runs/events.out.tfevents.1",
+    "training_args.bin",
+    "optimizer.pt",
+    "trainer_state.json",
+    "2_Dense/optimizer.pt",
+    ".git/config",
+    ".cache/huggingface/x.lock",
+    "README.md",
+    "prunectl.json",
+]
+
+
+def test_what_goes_along_and_what_stays() -> None:
+    assert side_files([*STAY, *GO_ALONG]) == tuple(sorted(GO_ALONG))
+    assert [name for name in STAY if is_side_file(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    [
+        ("config.json", True),
+        ("tokenizer.json", True),
+        ("tokenizer_config.json", True),
+        ("vocab.json", True),
+        ("LICENSE.txt", True),
+        ("id_rsa", False),
+        (".env", False),
+        (".netrc", False),
+        ("passwords.txt", False),
+        ("holiday.jpg", False),
+        ("my config.json", False),
+        ("thesis.docx", False),
+        ("model_b.safetensors", False),
+        ("sub/config.json", False),
+        ("main.py", False),
+        ("vocab.safetensors", False),
+        ("README.md", False),
+    ],
+)
+def test_beside_one_file_only_a_model_s_own_names(name: str, goes: bool) -> None:
+    assert side_files_beside([name]) == ((name,) if goes else ())
+
+
+def test_a_folder_is_listed_without_hidden_folders_and_links_out(tmp_path: Path) -> None:
+    root, outside = tmp_path / "model", tmp_path / "outside"
+    for file in ("a.txt", "b/c/d.txt", "b/.x", ".hidden/e", "b/.git/f"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    outside.mkdir()
+    (outside / "secret").touch()
+    (root / "link").symlink_to(outside)
+    (root / "blob").symlink_to(outside / "secret")
+    assert list_folder(root) == ["a.txt", "b/.x", "b/c/d.txt", "blob"]
