@@ -105,7 +105,7 @@ def analysis(layers: int = 2) -> Analysis:
                 reasons={"input dimension 6 is not divisible by 4": 1},
                 zeros=490_000,
                 sparsity=0.49,
-                by_layer={name: 0.9 for name in names},
+                by_layer=dict.fromkeys(names, 0.9),
                 bytes_packed=2_700_000,
             ),
         ),

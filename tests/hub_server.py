@@ -51,7 +51,9 @@ class Hub:
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were asked for, sorted; each request counts."""
         gets = [path for method, path, _ in self.requests if method == "GET"]
-        return sorted(path.split("/resolve/")[1].split("/", 1)[1] for path in gets if "/resolve/" in path)
+        return sorted(
+            path.split("/resolve/")[1].split("/", 1)[1] for path in gets if "/resolve/" in path
+        )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 
 import pytest
@@ -112,8 +113,8 @@ def test_histogram_loses_nothing(
     assert sum(row.count for row in rows) == total
     assert len(rows) <= 22
     spans = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]
-    assert all(high + 1 == low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
-    assert all(a.cumulative <= b.cumulative for a, b in zip(rows, rows[1:], strict=False))
+    assert all(high + 1 == low for (_, high), (low, _) in itertools.pairwise(spans))
+    assert all(a.cumulative <= b.cumulative for a, b in itertools.pairwise(rows))
     if total:
         assert rows[-1].cumulative == 1.0
         cells = histogram_cells(rows)

@@ -208,7 +208,7 @@ def test_verify_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> No
     text = shown(verify_screen(cli_results.verify_report()), monkeypatch)
     check_lines(text, width)
     assert row(text, "hashes") == ["hashes", "ok", "2", "files"]
-    assert row(text, "source") == "source not possible org/tiny: offline".split()
+    assert row(text, "source") == ["source", "not", "possible", "org/tiny:", "offline"]
     assert "41 tensors with 400,123 zeros checked in 1.2 s. 1 check could not" in (
         " ".join(text.split())
     )
@@ -251,8 +251,10 @@ def test_plan_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None
     plan = small_plan(PruneSettings(pattern=NM(2, 4)))
     text = shown(plan_screen(plan, "my-model"), monkeypatch)
     check_lines(text, width)
-    assert row(text, "all prunable") == "all prunable 2:4 all that fit 140 40".split()
-    assert row(text, "prune 2:4") == "prune 2:4 1 80 160 B".split()
+    assert row(text, "all prunable") == (
+        ["all", "prunable", "2:4", "all", "that", "fit", "140", "40"]
+    )
+    assert row(text, "prune 2:4") == ["prune", "2:4", "1", "80", "160", "B"]
     assert "copy: input dimension 6 is not divisible by 4" in text
     assert "copy: embedding is not pruned by default" in text
     assert "layers.0" not in text
@@ -262,8 +264,8 @@ def test_plan_of_every_tensor(width: int | None, monkeypatch: pytest.MonkeyPatch
     settings = PruneSettings(sparsity=0.3, rules=(Rule(("re:up",), sparsity=0.5),))
     text = shown(plan_screen(small_plan(settings), "my-model", everything=True), monkeypatch)
     check_lines(text, width)
-    assert row(text, "layers.0.up.weight")[1:] == "10x8 prune unstructured (re:up)".split()
-    assert row(text, "layers.0.odd.weight")[1:] == "10x6 prune unstructured (default)".split()
+    assert row(text, "layers.0.up.weight")[1:] == ["10x8", "prune", "unstructured", "(re:up)"]
+    assert row(text, "layers.0.odd.weight")[1:] == ["10x6", "prune", "unstructured", "(default)"]
 
 
 def test_plan_document_has_exact_numbers() -> None:
@@ -285,10 +287,10 @@ def test_plan_document_has_exact_numbers() -> None:
 def test_lines_of_progress_come_once_a_minute() -> None:
     said: list[str] = []
     told: list[Note] = []
-    now = 0.0
-    listen = LineProgress(said.append, told.append, clock=lambda: now)
+    clock = [0.0]
+    listen = LineProgress(said.append, told.append, clock=lambda: clock[0])
     listen(PhaseStarted("reading", 4_000_000_000))
-    for now in range(0, 200, 5):
+    for clock[0] in range(0, 200, 5):
         listen(Advanced("reading", 100_000_000, "a.weight"))
     assert said == [
         "reading: 1.30 GB of 4.00 GB (32%), 21.7 MB/s, 2 min 05 s left",
@@ -296,7 +298,7 @@ def test_lines_of_progress_come_once_a_minute() -> None:
         "reading: 3.70 GB of 4.00 GB (92%), 20.6 MB/s, 15 s left",
     ]
     listen(PhaseDone("reading"))
-    now = 1000
+    clock[0] = 1000
     listen(Advanced("reading", 1))
     assert len(said) == 3
     listen(Note("odd", warning=True))
@@ -310,3 +312,71 @@ def test_short_phases_leave_no_line() -> None:
     listen(Advanced("reading", 10))
     listen(PhaseDone("reading"))
     assert not said
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Replace stderr; not a fixture, since pytest replaces it again before the test itself."""
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    return stderr
+
+
+def work(out: Output) -> None:
+    with out.progress() as on_event:
+        on_event(PhaseStarted("reading [x]", 4_000_000))
+        on_event(Advanced("reading [x]", 1_000_000, "a.weight"))
+        on_event(Note("half of it is odd", warning=True))
+        on_event(Advanced("reading [x]", 3_000_000))
+        on_event(PhaseDone("reading [x]"))
+
+
+def test_a_terminal_shows_a_bar_with_bytes_and_the_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    work(Output())
+    drawn = terminal.getvalue()
+    assert "reading [x]" in drawn
+    assert "/4.0 MB" in drawn
+    assert "warning: half of it is odd\n" in drawn
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TERM", "dumb")]
+)
+def test_bars_can_be_switched_off(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setenv(variable, value)
+    work(Output())
+    assert terminal.getvalue() == "warning: half of it is odd\n"
+
+
+def test_no_color_draws_bars_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    work(Output())
+    assert "\x1b[32m" in terminal.getvalue()
+    terminal.truncate(0)
+    monkeypatch.setenv("NO_COLOR", "1")
+    work(Output())
+    assert "/4.0 MB" in terminal.getvalue()
+    assert "\x1b[32m" not in terminal.getvalue()
+
+
+def test_quiet_and_pipes_draw_no_bars(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    work(Output(quiet=True))
+    assert terminal.getvalue() == "warning: half of it is odd\n"
+    monkeypatch.undo()
+    work(Output())
+    assert capsys.readouterr() == ("", "warning: half of it is odd\n")

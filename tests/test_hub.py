@@ -199,7 +199,9 @@ def test_unreachable_and_not_cached(hub: Hub, how: str) -> None:
     found = look(url, "org/name", offline=how == "offline")
     assert found["error"] == "HubUnreachable"
     assert found["text"].startswith("org/name: ")
-    expected = {"offline": "HF_HUB_OFFLINE", "html": "not the Hub"}.get(how, "not in the local cache")
+    expected = {"offline": "HF_HUB_OFFLINE", "html": "not the Hub"}.get(
+        how, "not in the local cache"
+    )
     assert expected in found["text"]
 
 

@@ -176,14 +176,14 @@ def test_an_index_is_read(tmp_path: Path) -> None:
 )
 def test_an_index_that_leads_out_of_the_folder(tmp_path: Path, file: Any) -> None:
     path = write_index(tmp_path, {"layer.weight": file})
-    with pytest.raises(BadCheckpoint, match="'layer.weight' points outside") as caught:
+    with pytest.raises(BadCheckpoint, match=r"'layer\.weight' points outside") as caught:
         read_index(path)
     assert caught.value.file == str(path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "training_args.bin", "passwd", "x.pkl"])
 def test_an_index_that_points_at_no_weights(tmp_path: Path, file: str) -> None:
-    with pytest.raises(BadCheckpoint, match="'t' points at .*not a weights file"):
+    with pytest.raises(BadCheckpoint, match=r"'t' points at .*not a weights file"):
         read_index(write_index(tmp_path, {"t": file}))
 
 

@@ -39,7 +39,8 @@ def refined(dtype: DType, parts: list[np.ndarray], bins: Spans) -> Histogram:
 def refined_fully(dtype: DType, codes: np.ndarray) -> Histogram:
     h = measured(dtype, [codes]).histogram
     while wide := [(int(s), int(w)) for s, w in zip(h.starts, h.log2_widths, strict=True) if w]:
-        h = h.refined(refined(dtype, [codes], wide))
+        for i in range(0, len(wide), 64):
+            h = h.refined(refined(dtype, [codes], wide[i : i + 64]))
     return h
 
 

@@ -1,4 +1,4 @@
-"""Patterns, the exact count that a sparsity means, and what errors and tensors say of themselves."""
+"""Patterns, the exact count that a sparsity means, and what errors say."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_parse_nm_refuses_unstructured() -> None:
         parse_nm("unstructured")
 
 
-@given(
-    sparsity=st.floats(0, 1, exclude_min=True, exclude_max=True), weights=st.integers(0, 10**12)
-)
+@given(sparsity=st.floats(0, 1, exclude_min=True, exclude_max=True), weights=st.integers(0, 10**12))
 def test_the_count_is_exact(sparsity: float, weights: int) -> None:
     with localcontext(prec=1200):
         exact = Decimal(repr(sparsity)) * weights + Decimal("0.5")
@@ -115,9 +113,7 @@ def test_counts_where_floats_go_wrong(sparsity: float, weights: int, count: int)
     assert pruned_count(sparsity, weights) == count
 
 
-@given(
-    st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.integers(0, 10**12)
-)
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.integers(0, 10**12))
 def test_a_higher_sparsity_never_prunes_less(a: float, b: float, weights: int) -> None:
     low, high = sorted((a, b))
     assert pruned_count(low, weights) <= pruned_count(high, weights)
@@ -173,7 +169,9 @@ def test_errors_say_what_where_and_what_to_do() -> None:
         assert error.message == str(error)
         assert error.hint
         assert "\n" not in str(error)
-        assert error.exit_code == (2 if isinstance(error, UsageError | errors.OutputConflict) else 1)
+        assert error.exit_code == (
+            2 if isinstance(error, UsageError | errors.OutputConflict) else 1
+        )
     assert "holds 1 NaN value," in str(errors.NaNWeights("t", 1))
     assert "holds 2 NaN values," in str(errors.NaNWeights("t", 2))
     assert "1,000,000,000 bytes are needed and 5 are free" in str(errors.NoSpace("o", 10**9, 5))

@@ -20,6 +20,10 @@ from prunectl.checkpoint.torch_file import read_torch_file
 from prunectl.errors import BadCheckpoint
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def by_name(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
@@ -71,12 +75,12 @@ def test_many_threads_share_one_reader(
         reader.read((plain, turned)[i % 2], 2 * i, out)
         return out.view(np.int16).tolist()
 
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_files()
     with WeightReader(tmp_path) as reader, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(read, range(900)))
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 3
+        assert open_files() <= descriptors + 3
     assert results == [list(range(i, i + 10)) for i in range(900)]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() == descriptors
 
 
 def test_short_reads_are_continued(

@@ -246,7 +246,9 @@ def make_plan(
         which = _rule_for(spec.name, settings)
         target = targets[which]
         if not reason and target is None:
-            reason = "skipped by the recipe" if which < len(settings.rules) else "no rule matches it"
+            reason = (
+                "skipped by the recipe" if which < len(settings.rules) else "no rule matches it"
+            )
         if reason or target is None:
             entries.append(TensorPlan(spec, roles[spec.name], None, None, False, reason))
             continue

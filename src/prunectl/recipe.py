@@ -116,7 +116,9 @@ def _rule(path: Path, table: dict[str, Any], number: int) -> Rule:
         raise RecipeError(path, f"{where}: 'skip' is true or false")
     others = set(table) - {"match", "skip"}
     if skip and others:
-        raise RecipeError(path, f"{where} skips its tensors and also sets {', '.join(sorted(others))}")
+        raise RecipeError(
+            path, f"{where} skips its tensors and also sets {', '.join(sorted(others))}"
+        )
     return Rule(
         match,
         sparsity=_sparsity(path, table, where),

@@ -28,7 +28,7 @@ BLOCK_BYTES = 1 << 20
 """Bytes that are read, worked on, hashed and written at a time: they stay in a core's L2 cache."""
 
 BATCH_BYTES = 4 << 20
-"""Small tensors are handed to a thread together, so that 100,000 of them cost no 100,000 hand-overs."""
+"""Small tensors are handed to a thread together: 100,000 of them cost no 100,000 hand-overs."""
 
 
 class Scratch:
@@ -130,7 +130,9 @@ def run_tensors(
 ) -> Iterator[tuple[StoredTensor, Result]]:
     """``run_ordered`` over tensors, small ones in batches; yields each tensor with its result."""
 
-    def work_batch(batch: list[StoredTensor], scratch: Scratch) -> list[tuple[StoredTensor, Result]]:
+    def work_batch(
+        batch: list[StoredTensor], scratch: Scratch
+    ) -> list[tuple[StoredTensor, Result]]:
         return [(tensor, work(tensor, scratch)) for tensor in batch]
 
     for done in run_ordered(batches(tensors), work_batch, jobs):

@@ -179,9 +179,7 @@ def _open_folder(
     if not names:
         raise NoWeights(str(folder), "the folder is empty")
     weights = find_weights(names, str(folder))
-    return _assemble(
-        model, kind, folder, weights, side_files(names), snapshot, trust_remote_code
-    )
+    return _assemble(model, kind, folder, weights, side_files(names), snapshot, trust_remote_code)
 
 
 def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
@@ -224,7 +222,9 @@ def _assemble(
         names = tuple(sorted(set(weight_map.values())))
         for name in names:
             if not (folder / name).is_file():
-                raise BadCheckpoint(folder / weights.index, f"names the shard {name}, which is missing")
+                raise BadCheckpoint(
+                    folder / weights.index, f"names the shard {name}, which is missing"
+                )
     files = tuple(_weight_file(folder, name) for name in names)
     stored = [tensor for name in names for tensor in _read_header(folder, name, weights.format)]
     tensors, aliases = _one_place_each(folder, stored)

@@ -37,7 +37,7 @@ class WeightSet:
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file's name says optimizer, scheduler or random state: neither weights nor side file."""
+    """Whether a file's name says optimizer, scheduler or random state: no weights, no side file."""
     return _TRAINING_STATE.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
@@ -53,7 +53,8 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
     Safetensors go before pickles, a single file before an index, an index before loose shards.
 
     Raises:
-        NoWeights: nothing that can be read; UnsupportedCheckpoint: GGUF, compressed or adapter only.
+        NoWeights: nothing that can be read.
+        UnsupportedCheckpoint: GGUF, compressed, or an adapter only.
         BadCheckpoint: several pickles that are not shards of one another; shards that are missing.
     """
     top = sorted(name for name in names if "/" not in name)
@@ -113,7 +114,8 @@ def _check_families(found: WeightSet, where: str) -> None:
     for (stem, count), numbers in families.items():
         if len(numbers) != count:
             raise BadCheckpoint(
-                where, f"has no index and {len(numbers)} of {count} shards of {stem}: some are missing"
+                where,
+                f"has no index and {len(numbers)} of {count} shards of {stem}: some are missing",
             )
     if found.format == "pickle" and len(families) > 1:
         stems = ", ".join(sorted(stem for stem, _ in families))
@@ -162,7 +164,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether ``name`` is a file name and nothing else: no folder, no way up, no control characters."""
+    """Whether ``name`` is a file name and nothing else: no folder, way up or control character."""
     return bool(name) and name not in (".", "..") and not re.search(r"[/\\\x00-\x1f]", name)
 
 

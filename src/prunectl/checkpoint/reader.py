@@ -43,7 +43,9 @@ class WeightReader:
         view = out.data
         done = 0
         while done < len(view):
-            got = os.preadv(self._descriptor(tensor.file), [view[done:]], tensor.offset + start + done)
+            got = os.preadv(
+                self._descriptor(tensor.file), [view[done:]], tensor.offset + start + done
+            )
             if got == 0:
                 raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
             done += got
@@ -63,7 +65,10 @@ class WeightReader:
         mapped = np.memmap(self._folder / tensor.file, dtype=np.uint8, mode="r")
         flat = mapped[tensor.offset : end].view(kind)
         whole = np.lib.stride_tricks.as_strided(
-            flat, tensor.spec.shape, [stride * itemsize for stride in tensor.strides], writeable=False
+            flat,
+            tensor.spec.shape,
+            [stride * itemsize for stride in tensor.strides],
+            writeable=False,
         )
         first = start // itemsize
         out[:] = whole.flat[first : first + len(out) // itemsize].view(np.uint8)

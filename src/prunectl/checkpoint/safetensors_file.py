@@ -55,7 +55,8 @@ def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[st
         expected = end
     if expected > data_size:
         raise BadCheckpoint(
-            path, f"truncated: the header promises {expected:,} bytes of data, {data_size:,} are there"
+            path,
+            f"truncated: the header promises {expected:,} bytes of data, {data_size:,} are there",
         )
     if expected < data_size:
         raise BadCheckpoint(path, f"{data_size - expected:,} bytes after the last tensor")
@@ -97,7 +98,7 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
         return BadCheckpoint(path, f"tensor '{name}': {why}")
 
     if _LONE_SURROGATE.search(name):
-        raise BadCheckpoint(path, f"tensor name {ascii(name)} is not valid Unicode")
+        raise BadCheckpoint(path, f"tensor name {name!a} is not valid Unicode")
     if not isinstance(fields, dict):
         raise bad("its header entry is not an object")
     dtype = DTYPES.get(str(fields.get("dtype")))

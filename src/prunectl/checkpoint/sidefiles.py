@@ -39,9 +39,7 @@ def is_side_file(name: str) -> bool:
         return False
     if folders:
         return True
-    if base.endswith(".index.json") or is_weights_name(base) or base in _REPLACED:
-        return False
-    return True
+    return not (base.endswith(".index.json") or is_weights_name(base) or base in _REPLACED)
 
 
 def side_files(names: Iterable[str]) -> tuple[str, ...]:

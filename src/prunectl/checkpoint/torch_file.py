@@ -119,9 +119,7 @@ def _read_legacy(path: Path) -> tuple[Any, _Places, Any]:
         if key not in storages:
             storages[key] = torch.UntypedStorage(numel * dtype.itemsize, device="meta")
             itemsizes[key] = dtype.itemsize
-        return torch.storage.TypedStorage(
-            wrap_storage=storages[key], dtype=dtype, _internal=True
-        )
+        return torch.storage.TypedStorage(wrap_storage=storages[key], dtype=dtype, _internal=True)
 
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04":
@@ -129,7 +127,9 @@ def _read_legacy(path: Path) -> tuple[Any, _Places, Any]:
         file.seek(0)
         if weights_only.load(file) != _LEGACY_MAGIC:
             raise BadCheckpoint(path, "not a torch file", hint="expected the output of torch.save")
-        if weights_only.load(file) != _LEGACY_PROTOCOL or not _is_little_endian(weights_only.load(file)):
+        if weights_only.load(file) != _LEGACY_PROTOCOL or not _is_little_endian(
+            weights_only.load(file)
+        ):
             raise UnsupportedCheckpoint(
                 path, "saved on a big-endian machine or in an unknown version", hint="save it again"
             )
@@ -181,7 +181,7 @@ def _text(value: Any) -> str:
 
 
 def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named tensors of what was unpickled; other entries (step counts, names) are not weights."""
+    """The named tensors of what was unpickled; step counts and the like are not weights."""
     if isinstance(loaded, dict):
         for wrapper in _WRAPPERS:
             inner = loaded.get(wrapper)
@@ -190,7 +190,9 @@ def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 break
     if not isinstance(loaded, dict):
         raise BadCheckpoint(
-            path, f"holds a {type(loaded).__name__}, not a state dict", hint="save model.state_dict()"
+            path,
+            f"holds a {type(loaded).__name__}, not a state dict",
+            hint="save model.state_dict()",
         )
     for key, value in loaded.items():
         if _is_tensor(value):
@@ -212,9 +214,7 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _stored(
-    path: Path, name: str, key: str, tensor: torch.Tensor, places: _Places
-) -> StoredTensor:
+def _stored(path: Path, name: str, key: str, tensor: torch.Tensor, places: _Places) -> StoredTensor:
     dtype = _dtype(path, key, tensor)
     shape, strides = tuple(tensor.shape), tensor.stride()
     storage = tensor.untyped_storage()
@@ -225,7 +225,9 @@ def _stored(
     first = int(tensor.storage_offset())
     last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     itemsize = dtype.bits // 8
-    if 0 not in shape and (first < 0 or min(strides, default=0) < 0 or (last + 1) * itemsize > size):
+    if 0 not in shape and (
+        first < 0 or min(strides, default=0) < 0 or (last + 1) * itemsize > size
+    ):
         raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside of its storage")
     return StoredTensor(
         TensorSpec(key, dtype, shape),

@@ -20,7 +20,8 @@ _BUFFER = 1 << 15
 class Refiner:
     """Histogram of only those magnitudes that fall into given bins, each split into up to 2**16.
 
-    Hits go to a small buffer first, so that a small tensor never pays for the full tables.
+    Hits go to a small buffer first, so that a small tensor never pays for the full tables. These
+    take up to 1 MiB a bin: ask for some dozens of bins at a time.
 
     Args:
         dtype: F32 or F64 (narrower types are exact already).

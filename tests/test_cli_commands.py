@@ -1,0 +1,256 @@
+"""The three commands as a user types them: in processes of their own, on a small real checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import typer
+from safetensors.numpy import load_file
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from prunectl._version import __version__
+from prunectl.cli.app import app
+from prunectl.cli.run import run
+from prunectl.userdirs import cache_dir
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "hf_" + "a1B2c3D4" * 4
+Typed = Callable[..., tuple[int, str, str]]
+Prunectl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    tiny_models.build("bert", folder)
+    return folder
+
+
+@pytest.fixture
+def prunectl(tmp_path: Path) -> Prunectl:
+    """Runs ``prunectl ARGS`` in an empty folder."""
+
+    def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "prunectl", *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | env,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Typed:
+    """Runs ``prunectl ARGS`` in this process, which spares importing torch once more."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*args: str | Path) -> tuple[int, str, str]:
+        code = run(list(map(str, args)))
+        return code, *capsys.readouterr()
+
+    return run_it
+
+
+def one_document(text: str) -> dict[str, Any]:
+    document, end = json.JSONDecoder().raw_decode(text)
+    assert text[end:] == "\n"
+    assert isinstance(document, dict)
+    return document
+
+
+# --- help -----------------------------------------------------------------------------------
+
+
+def help_of(*command: str) -> str:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_version_and_help() -> None:
+    version = CliRunner().invoke(app, ["--version"])
+    assert (version.exit_code, version.output) == (0, f"prunectl {__version__}\n")
+    bare = CliRunner().invoke(app, [])
+    assert bare.exit_code == 0
+    assert bare.output.split() == help_of().split()
+    assert CliRunner().invoke(app, ["prune", "-h"]).output == help_of("prune")
+
+
+def examples_in(text: str) -> list[str]:
+    _, found, tail = text.partition("Examples:\n\n")
+    assert found
+    lines = tail.rstrip("\n").splitlines()
+    assert all(line.strip().startswith("prunectl ") for line in lines)
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("command", [(), ("analyze",), ("prune",), ("verify",)])
+def test_every_help_ends_with_examples_that_parse(command: tuple[str, ...]) -> None:
+    examples = examples_in(help_of(*command))
+    assert len(examples) >= 3
+    group = get_command(app)
+    for example in examples:
+        # What follows a pipe or && is the shell's.
+        name, *rest = shlex.split(example.split(" | ")[0].split(" && ")[0])[1:]
+        assert name == command[0] if command else name in ("analyze", "prune", "verify")
+        with typer.Context(group, info_name="prunectl") as context:  # type: ignore[attr-defined]
+            found = group.commands[name]  # type: ignore[attr-defined]
+            found.make_context(name, rest, parent=context)
+
+
+def test_a_mistyped_example_would_not_parse() -> None:
+    group = get_command(app)
+    with pytest.raises(typer.TyperException, match="No such option"):
+        group.commands["prune"].make_context("prune", ["m", "--sparsty", "1"])  # type: ignore[attr-defined]
+
+
+# --- analyze, prune, verify --------------------------------------------------------------------
+
+
+def test_the_three_commands_one_after_the_other(
+    prunectl: Prunectl, bert: Path, tmp_path: Path
+) -> None:
+    analysis = prunectl("analyze", bert, COLUMNS="80")
+    assert analysis.returncode == 0, analysis.stderr
+    assert analysis.stderr == ""
+    assert "By layer of bert.encoder.layer" in analysis.stdout
+    assert max(map(len, analysis.stdout.splitlines())) <= 80
+    assert "\x1b" not in analysis.stdout
+
+    # MODEL is left out: the one that was analyzed.
+    pruned = prunectl(*"prune --sparsity 0.4 --pattern 2:4 -o out/".split())
+    assert pruned.returncode == 0, pruned.stderr
+    assert pruned.stderr == f"MODEL: {bert} (the one analyzed last)\n"
+    assert pruned.stdout.endswith("Next: prunectl verify out\n")
+    assert "whole matrices take 2:4" in pruned.stdout
+
+    verified = prunectl("verify", "out/")
+    assert verified.returncode == 0, verified.stdout
+    assert verified.stderr == ""
+    assert "FAILED" not in verified.stdout
+
+    weights = tmp_path / "out" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 0xFF
+    weights.write_bytes(data)
+    broken = prunectl("verify", "out/")
+    assert broken.returncode == 3
+    assert "FAILED" in broken.stdout
+    assert broken.stderr == ""
+
+
+def test_json_is_one_document_with_exact_numbers(
+    prunectl: Prunectl, bert: Path, tmp_path: Path
+) -> None:
+    plan = prunectl("prune", bert, "-s", "0.4", "--dry-run", "--json")
+    planned = one_document(plan.stdout)
+    assert plan.stderr == ""
+    assert planned["pools"][0]["zeros"] == (planned["prunable_weights"] * 4 + 5) // 10
+    assert list(tmp_path.iterdir()) == []
+
+    argv = ["prune", bert, "-s", "0.4", "-o", "out", "--json", "--token", TOKEN]
+    pruned = prunectl(*argv)
+    assert pruned.returncode == 0, pruned.stderr
+    result = one_document(pruned.stdout)
+    assert result["prunable_zeros"] == planned["pools"][0]["zeros"]
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    names = planned["pools"][0]["members"]
+    assert sum(int((stored[name] == 0).sum()) for name in names) == result["prunable_zeros"]
+
+    report = one_document(prunectl("verify", "out", "--json").stdout)
+    assert report["ok"] is True
+    assert report["tensors"] == len(planned["tensors"])
+
+    manifest = (tmp_path / "out" / "prunectl.json").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert TOKEN not in manifest + card
+    command = f"prunectl prune {shlex.quote(str(bert))} -s 0.4 -o out --json"
+    assert command in manifest
+
+
+def test_saved_and_printed_analysis_are_the_same(typed: Typed, bert: Path, tmp_path: Path) -> None:
+    done = typed("analyze", bert, "--json", "-o", "a.json", "-p", "none", "-p", "1:4")
+    assert done[0] == 0, done[2]
+    assert done[2] == "saved: a.json\n"
+    assert (tmp_path / "a.json").read_text() == done[1]
+    assert [row["pattern"] for row in one_document(done[1])["patterns"]] == ["1:4"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_quiet_prints_nothing(typed: Typed, bert: Path) -> None:
+    for argv in (
+        ["analyze", bert, "-q"],
+        ["prune", "-s", "0.3", "--dry-run", "-q"],
+        ["prune", "-s", "0.3", "-o", "out", "-q"],
+        ["verify", "out", "-q"],
+    ):
+        done = typed(*argv)
+        assert done == (0, "", "")
+
+
+def test_analyze_all_lists_every_tensor_uncut_in_a_pipe(typed: Typed, bert: Path) -> None:
+    done = typed("analyze", bert, "--all")
+    first_words = {line.split()[0] for line in done[1].splitlines() if line.strip()}
+    names = set(load_file(bert / "model.safetensors"))
+    assert names <= first_words
+
+
+def test_a_dry_run_leaves_the_weights_alone(typed: Typed, bert: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.json").write_bytes((bert / "config.json").read_bytes())
+    data = (bert / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    # All weights are NaN, which prune would refuse.
+    (copy / "model.safetensors").write_bytes(data[:header] + b"\xff" * (len(data) - header))
+    plan = typed("prune", copy, "-s", "0.4", "--dry-run")
+    assert plan[0] == 0, plan[2]
+    assert "40.0%" in plan[1]
+    real = typed("prune", copy, "-s", "0.4", "-o", "out")
+    assert real[0] == 1
+    assert real[2].startswith("error: tensor '")
+    assert "NaN" in real[2]
+
+
+def test_an_output_in_the_way_is_kept(typed: Typed, bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    done = typed("prune", bert, "-s", "0.4", "-o", "out")
+    assert done[0] == 2
+    assert "--force" in done[2]
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    inside = typed("prune", bert, "-s", "0.4", "-o", bert / "out")
+    assert inside[0] == 2
+    assert not (bert / "out").exists()
+
+
+def test_what_is_not_a_prunectl_folder_cannot_be_verified(typed: Typed, bert: Path) -> None:
+    done = typed("verify", bert)
+    assert done[0] == 1
+    assert done[1] == ""
+    assert "prunectl.json" in done[2]
+
+
+def test_the_model_is_remembered_by_analyze_only(typed: Typed, bert: Path) -> None:
+    typed("prune", bert, "-s", "0.4", "--dry-run")
+    assert not (cache_dir() / "last-model.json").exists()
+    typed("analyze", bert, "-q")
+    document = json.loads((cache_dir() / "last-model.json").read_text())
+    assert document == {"model": str(bert.resolve()), "revision": None}
