@@ -83,6 +83,25 @@ def test_many_threads_share_one_reader(
     assert open_files() == descriptors
 
 
+def test_a_file_that_two_threads_open_at_once_is_open_once(
+    tmp_path: Path, plain: StoredTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system_open, out = os.open, np.empty(20, np.uint8)
+    descriptors = open_files()
+    with WeightReader(tmp_path) as reader:
+
+        def slow_open(path: Path, flags: int) -> int:
+            monkeypatch.setattr(os, "open", system_open)
+            reader.read(plain, 0, out)  # the other thread is faster
+            return system_open(path, flags)
+
+        monkeypatch.setattr(os, "open", slow_open)
+        reader.read(plain, 2, out)
+        assert open_files() == descriptors + 1
+    assert out.view(np.int16)[0] == 1
+    assert open_files() == descriptors
+
+
 def test_short_reads_are_continued(
     tmp_path: Path, plain: StoredTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

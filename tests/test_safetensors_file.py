@@ -148,6 +148,7 @@ def test_bytes_after_the_last_tensor_are_refused(good: Path) -> None:
         ({"a": entry(0, 4, [1], ["F32"])}, 4, "'a': unknown dtype"),
         ({"a": entry(0, 4, [1], "F" * 5000)}, 4, "'a': unknown dtype"),
         ({"a": entry(0, 1, [1], "F4")}, 1, "'a': the header gives it 1 bytes"),
+        ({"a": entry(0, 0, [1], "F4")}, 0, "'a': the header gives it 0 bytes"),
         ({"a": [0, 4]}, 4, "'a': its header entry is not an object"),
         ({"a": {"dtype": "F32", "shape": [1]}}, 4, "'a': data_offsets None"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}, 4, "'a': data_offsets"),

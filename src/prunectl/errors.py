@@ -108,7 +108,8 @@ class HubUnreachable(SourceError):
     def __init__(self, model: str, why: str) -> None:
         super().__init__(
             f"{model}: {why}",
-            hint="check the connection and HF_ENDPOINT, unset HF_HUB_OFFLINE, or give a local folder",
+            hint="check the connection and HF_ENDPOINT, unset HF_HUB_OFFLINE, "
+            "or give a local folder",
         )
         self.model, self.why = model, why
 
@@ -157,7 +158,8 @@ class NaNWeights(SourceError):
 
     def __init__(self, tensor: str, count: int) -> None:
         super().__init__(
-            f"tensor '{tensor}' holds {count} NaN value{'s' if count != 1 else ''}, which have no magnitude",
+            f"tensor '{tensor}' holds {count} NaN value{'s' if count != 1 else ''}, "
+            "which have no magnitude",
             hint=f"the checkpoint is damaged; to leave this tensor as it is: --exclude '{tensor}'",
         )
         self.tensor, self.count = tensor, count

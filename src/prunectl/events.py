@@ -35,7 +35,7 @@ class PhaseDone:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A sentence for a person: something decided or found on the way. ``warning`` if it may matter."""
+    """A sentence for a person, about something decided or found; ``warning`` if it may matter."""
 
     text: str
     warning: bool = False

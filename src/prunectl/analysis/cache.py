@@ -41,7 +41,9 @@ def _name(checkpoint: Checkpoint) -> str:
     facts = {
         "version": __version__,
         "source": checkpoint.identity(),
-        "tensors": [[t.name, t.spec.dtype.name, t.spec.shape, t.offset] for t in checkpoint.tensors],
+        "tensors": [
+            [t.name, t.spec.dtype.name, t.spec.shape, t.offset] for t in checkpoint.tensors
+        ],
     }
     return f"measured-{blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)}.bin"
 
@@ -69,7 +71,8 @@ def _read(file: BinaryIO, checkpoint: Checkpoint) -> Measured:
     record: Any = json.loads(body)
     facts = {str(name): TensorFacts(*values) for name, values in record["facts"].items()}
     patterns = {
-        (str(name), str(pattern)): PatternStats(*stats) for name, pattern, *stats in record["patterns"]
+        (str(name), str(pattern)): PatternStats(*stats)
+        for name, pattern, *stats in record["patterns"]
     }
     histograms = HistogramStore.load(file)
     numel = {tensor.name: tensor.spec.numel for tensor in checkpoint.tensors}

@@ -1,4 +1,4 @@
-"""The streamed pass over the weights: exact facts of every tensor, histograms kept out of memory."""
+"""The streamed pass over the weights: exact facts, with histograms kept out of memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Patterns = Mapping[str, tuple[NM, ...]]
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """A tensor's :class:`Measurement` without its histogram, small enough to keep for all tensors."""
+    """A tensor's :class:`Measurement` without its histogram: small, kept for all tensors."""
 
     numel: int
     zeros: int
@@ -185,4 +185,3 @@ def unresolved_bins(
     codes = [histogram.format.floor_code(value) + 1 for value in values]
     spans.update(histogram.bins_split_by(np.array(codes, np.uint64)))
     return sorted(spans)
-

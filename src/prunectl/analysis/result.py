@@ -20,10 +20,10 @@ class SourceFacts:
     """Where the checkpoint came from and what it is made of.
 
     Attributes:
-        model: as given. kind: ``hub``, ``folder`` or ``file``. format: ``safetensors`` or ``pickle``.
+        model: as given. kind: ``hub``, ``folder``, ``file``. format: ``safetensors``, ``pickle``.
         repo_id, revision, commit: if it came from the Hub.
         architecture: the model class, or '' where unknown.
-        roles_from: ``modules`` (the model's own module tree) or ``headers``; roles_detail says more.
+        roles_from: ``modules`` (the model's own module tree) or ``headers``; roles_detail: why.
         quantization: how it is quantized, '' if it is not.
         dtypes: label -> number of weights.
         shards, file_bytes, tensor_bytes, tensors, weights, prunable_weights, layers: counts.
@@ -136,7 +136,7 @@ class PatternSummary:
 
     Attributes:
         pattern: as text. norm_kept: share of the squared norm of all prunable weights that stays if
-            every tensor that fits takes it. eligible, ineligible: tensors. reasons: reason -> tensors.
+            every tensor that fits takes it. eligible, ineligible: tensors. reasons: why -> tensors.
         zeros, sparsity: of the prunable weights, afterwards. by_layer: norm kept per 'stack.layer'.
         bytes_packed: values and 2-bit-like positions of the pruned tensors, everything else dense.
     """
@@ -177,7 +177,7 @@ class Analysis:
         roles: by role. components: prunable ones by component (``self_attn.q_proj``).
         layers: by 'stack.layer', in order.
         octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
-        predicted_bytes: label -> bytes of all tensors stored that way (``dense``, ``bitmask at 40%``).
+        predicted_bytes: how stored (text) -> bytes of all tensors then.
         warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
         advice: one sentence on what to try next.
         from_cache: whether the pass over the weights was saved.

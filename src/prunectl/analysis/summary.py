@@ -151,9 +151,7 @@ def _tensor_stats(
         norm_squared=facts.norm_squared,
         quantiles={f"{q:g}": value for q, value in zip(QUANTILES, marks, strict=False)},
         octaves=dict(zip(octaves.exponents.tolist(), octaves.counts.tolist(), strict=True)),
-        patterns={
-            str(p): _fit(spec.name, role, tensor, measured, p) for p in patterns if prunable
-        },
+        patterns={str(p): _fit(spec.name, role, tensor, measured, p) for p in patterns if prunable},
     )
 
 
@@ -249,7 +247,9 @@ def _pattern_summary(
         reasons=reasons,
         zeros=zeros,
         sparsity=zeros / source.prunable_weights if source.prunable_weights else 0.0,
-        by_layer={label: part / whole if whole else 1.0 for label, (part, whole) in by_layer.items()},
+        by_layer={
+            label: part / whole if whole else 1.0 for label, (part, whole) in by_layer.items()
+        },
         bytes_packed=source.tensor_bytes - sum(_saved(t, pattern) for t in eligible),
     )
 
@@ -280,7 +280,9 @@ def _predicted_bytes(
         for tensor in prunable:
             zeros = round(tensor.sparsity[row] * tensor.numel)
             saved += max(0, (zeros * _bits(tensor) - tensor.numel) // 8)
-        result[f"{sparsity:.0%} unstructured, as a bitmask and values"] = source.tensor_bytes - saved
+        result[f"{sparsity:.0%} unstructured, as a bitmask and values"] = (
+            source.tensor_bytes - saved
+        )
     for pattern in patterns:
         result[f"{pattern.pattern}, as values and positions"] = pattern.bytes_packed
     return result

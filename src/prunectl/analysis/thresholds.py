@@ -190,7 +190,9 @@ def shares(
     left = [t.zeros - t.selected.below if t.selected else 0 for t in targets]
     for name in names:
         histogram = measured.histograms.get(name)
-        cuts = [cut_for(t.selected, histogram.format) if t.selected else (0, False) for t in targets]
+        cuts = [
+            cut_for(t.selected, histogram.format) if t.selected else (0, False) for t in targets
+        ]
         codes = np.array([code for code, _ in cuts], np.uint64)
         below = histogram.counts_below(codes)
         energy = histogram.energies_below(codes)

@@ -89,7 +89,7 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
 
 
 def prunable_names(checkpoint: Checkpoint) -> list[str]:
-    """Tensors whose role makes them prunable, in file order; fp8 ones, which only analyze takes, too."""
+    """Tensors whose role makes them prunable, in file order; with fp8, which only analyze takes."""
     names = []
     for tensor in checkpoint.tensors:
         reason = not_prunable_reason(
@@ -110,7 +110,7 @@ def measure_missing(
     on_event: OnEvent,
     pattern_names: Sequence[str] | None = None,
 ) -> None:
-    """One pass for what ``measured`` lacks: facts of ``names``, ``patterns`` of prunable tensors."""
+    """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
     roles = checkpoint.roles.roles
     specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
     todo: dict[str, tuple[NM, ...]] = {}

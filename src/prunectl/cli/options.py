@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from prunectl.cli.output import NO_BARS
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -93,10 +98,24 @@ def open_source(
     is_local = Path(choice.model).expanduser().exists()
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
-    return open_checkpoint(
-        choice.model,
-        revision=choice.revision,
-        token=token,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
-    )
+    with _no_download_bars(out):
+        return open_checkpoint(
+            choice.model,
+            revision=choice.revision,
+            token=token,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+@contextlib.contextmanager
+def _no_download_bars(out: Output) -> Iterator[None]:
+    """Where we draw no bars, huggingface_hub draws none: it is imported inside the block."""
+    if out.draws_bars or NO_BARS in os.environ:
+        yield
+        return
+    os.environ[NO_BARS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[NO_BARS]

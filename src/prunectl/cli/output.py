@@ -16,6 +16,8 @@ from prunectl.events import Note, OnEvent
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+
 _NO_EDGE = 1000
 """Columns where there is no terminal: lines are as long as they are, for grep and for files."""
 
@@ -31,9 +33,6 @@ class Output:
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
-        if quiet or not _is_terminal(sys.stderr):
-            # For downloads: huggingface_hub reads this when it is imported, which is later.
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def note(self, text: str) -> None:
         """A sentence on stderr that may be missed."""
@@ -61,6 +60,11 @@ class Output:
         if self.json:
             sys.stdout.write(as_json(document))
 
+    @property
+    def draws_bars(self) -> bool:
+        """Whether progress is drawn as bars."""
+        return not self.quiet and _wants_bars()
+
     @contextlib.contextmanager
     def progress(self) -> Iterator[OnEvent]:
         """A listener that draws the events of a long function on stderr while inside the block."""
@@ -72,7 +76,7 @@ class Output:
 
         if self.quiet:
             yield notes_only
-        elif _wants_bars():
+        elif self.draws_bars:
             with bar_progress(self.tell) as on_event:
                 yield on_event
         else:
@@ -138,7 +142,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _wants_bars() -> bool:
-    switched_off = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper()
+    switched_off = os.environ.get(NO_BARS, "").upper()
     is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
     return (
         _is_terminal(sys.stderr) and not is_dumb and switched_off not in ("1", "ON", "YES", "TRUE")

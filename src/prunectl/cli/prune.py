@@ -113,14 +113,17 @@ def prune(
         raise InvalidOption(
             "no output folder given", hint="add -o DIR, or --dry-run to see only the plan"
         )
-    checkpoint = options.open_source(
-        choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
-    )
+    choice = choose_model(model, revision, out)
+    checkpoint = options.open_source(choice, token, cache_dir, trust_remote_code, out)
     if output is None or dry_run:
         _show_plan(checkpoint, settings, out)
         return
     from prunectl.pruning.verb import prune
 
+    # Recorded so that it means the same to others, but without a local path that was not typed.
+    typed = context.obj[ARGV]
+    if model is None and checkpoint.kind == "hub":
+        typed = [typed[0], choice.model, *typed[1:]]
     with out.progress() as on_event:
         result = prune(
             checkpoint,
@@ -130,7 +133,7 @@ def prune(
             force=force,
             use_cache=not no_cache,
             jobs=jobs,
-            command=recorded_command(context.obj[ARGV]),
+            command=recorded_command(typed),
             on_event=on_event,
         )
     if json:

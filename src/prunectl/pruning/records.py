@@ -94,9 +94,7 @@ def _pool_outcome(
 ) -> PoolOutcome:
     pool = plan.pools[index]
     zeros = sum(written[name].zeros for name in pool.members)
-    pruned = sum(
-        not isinstance(resolution.edits.get(name, Copy()), Copy) for name in pool.members
-    )
+    pruned = sum(not isinstance(resolution.edits.get(name, Copy()), Copy) for name in pool.members)
     return PoolOutcome(
         label=pool.label,
         pattern=str(pool.pattern),
@@ -138,16 +136,12 @@ def write_papers(
     command: str,
 ) -> None:
     """Write side files, index, model card and, last, the manifest."""
-    files = [
-        sink.write_side_file(name, checkpoint.folder / name) for name in checkpoint.side_files
-    ]
+    files = [sink.write_side_file(name, checkpoint.folder / name) for name in checkpoint.side_files]
     index = layout.index()
     if index is not None:
         files.append(sink.write_bytes(INDEX_NAME, index))
     prunable, overall = _counts(result)
-    card = model_card(
-        _source_card(checkpoint), _card_facts(checkpoint, result, arguments, command)
-    )
+    card = model_card(_source_card(checkpoint), _card_facts(checkpoint, result, arguments, command))
     # A card is for people to edit, so its bytes are not part of what verify checks.
     sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
     manifest = Manifest(
@@ -234,7 +228,8 @@ def _card_facts(
     named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     auto = next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
     return CardFacts(
-        model=checkpoint.model,
+        # The card is for others: of a local path only the last part, which says what it was.
+        model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
         method="one-shot magnitude pruning",
         pattern=arguments["pattern"] if len(result.pools) == 1 else "by recipe",

@@ -10,12 +10,12 @@ import blake3
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.roles import TensorRole
 from prunectl.errors import NaNWeights
-from prunectl.magnitude.codes import code_format
+from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.masks import count_zeros, odd_codes
 from prunectl.plan import input_axis
 from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.outputs import OutputTensor
-from prunectl.streaming import Bytes, Scratch
+from prunectl.streaming import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def write_tensor(
     role: TensorRole,
     edit: Edit,
     reader: WeightReader,
-    write: Callable[[int, Bytes], None],
+    write: Callable[[int, memoryview], None],
     scratch: Scratch,
 ) -> Written:
     """Stream one tensor from the source into the output.
@@ -66,14 +66,14 @@ def write_tensor(
             else:
                 infs += _check_block(codes, format, spec.name)
                 editor.apply(codes)
-        digest.update(block)
-        write(offset, block)
+        digest.update(block.data)
+        write(offset, block.data)
     if editor is not None:
         zeros = editor.zeros
     return Written(spec.name, zeros, zeros_before, infs, digest.hexdigest())
 
 
-def _check_block(codes: Bytes, format: object, name: str) -> int:
+def _check_block(codes: Codes, format: CodeFormat, name: str) -> int:
     """Inf values of a block; NaN stops, since it has no place in an order of magnitudes."""
     nans, infs = odd_codes(codes, format)
     if nans:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,12 @@ def prune(
     )
     with folder as sink:
         written, resumed = _write_weights(job, resolution, sink, jobs, on_event)
-        result = build_result(target, checkpoint, plan, resolution, outputs, layout, written, resumed)
-        write_papers(sink, job.checkpoint, result, _arguments(job, max_shard_size), layout, job.command)
+        result = build_result(
+            target, checkpoint, plan, resolution, outputs, layout, written, resumed
+        )
+        write_papers(
+            sink, job.checkpoint, result, _arguments(job, max_shard_size), layout, job.command
+        )
         sink.commit()
     for text in result.warnings:
         on_event(Note(text, warning=True))
@@ -162,7 +167,7 @@ def _fingerprint(job: Job) -> str:
         "source": job.checkpoint.identity(),
         "arguments": _arguments(job, 0),
         "roles": plain(job.checkpoint.roles.roles),
-        "shards": [[shard.name, [spec.name for spec in shard.specs]] for shard in job.layout.shards],
+        "shards": [[s.name, [spec.name for spec in s.specs]] for s in job.layout.shards],
     }
     return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -197,7 +202,8 @@ def _write_weights(
     with job.checkpoint.open() as reader:
 
         def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
-            return batch, [_one(job, resolution, reader, batch.writer, n, scratch) for n in batch.names]
+            one = partial(_one, job, resolution, reader, batch.writer, scratch)
+            return batch, [one(name) for name in batch.names]
 
         for batch, results in run_ordered(_batches(todo, sink), work, jobs):
             written.update((result.name, result) for result in results)
@@ -230,8 +236,8 @@ def _one(
     resolution: Resolution,
     reader: WeightReader,
     writer: ShardWriter,
-    name: str,
     scratch: Scratch,
+    name: str,
 ) -> Written:
     tensor = job.outputs[name]
     owner = tensor.source.name

@@ -128,7 +128,8 @@ def _check_files(folder: Path, manifest: Manifest, findings: _Findings) -> None:
         if file.name in present:
             path = folder / file.name
             if path.stat().st_size != file.size or _digest(path) != file.blake3:
-                findings.add("side files", file.name, "its bytes differ from those that were written")
+                detail = "its bytes differ from those that were written"
+                findings.add("side files", file.name, detail)
 
 
 def _all_files(folder: Path) -> list[str]:
@@ -272,4 +273,3 @@ def _check_loads(output: Checkpoint, findings: _Findings) -> None:
     ):
         for name in names:
             findings.add("loads", name, f"{what} ({found.model_class})")
-

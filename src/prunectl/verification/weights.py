@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import blake3
+import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
@@ -19,7 +20,7 @@ from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan import input_axis
 from prunectl.pruning.edits import axis_view
 from prunectl.sink.manifest import TensorRecord
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.streaming import Bytes, Scratch, run_tensors
 from prunectl.verification.result import Difference
 
 
@@ -76,11 +77,11 @@ def check_weights(
     on_event(PhaseDone(phase))
 
 
-ReadSource = Callable[[int, int, Scratch], object]
+ReadSource = Callable[[int, int, Scratch], Bytes]
 
 
 def _reader_of(reader: WeightReader, tensor: StoredTensor) -> ReadSource:
-    def read(start: int, size: int, scratch: Scratch) -> object:
+    def read(start: int, size: int, scratch: Scratch) -> Bytes:
         block = scratch.buffer(size, "source")
         reader.read(tensor, start, block)
         return block
@@ -116,12 +117,12 @@ def _examine(
     zeros, same = 0, True
     comparison = Comparison() if read_source and format and format.bits >= 16 else None
     for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
-        digest.update(block)
+        digest.update(block.data)
         original = read_source(start, len(block), scratch) if read_source else None
         if format is not None:
             codes = block.view(format.uint)
-            if comparison is not None:
-                part = compare(original.view(format.uint), codes)  # type: ignore[attr-defined]
+            if comparison is not None and original is not None:
+                part = compare(original.view(format.uint), codes)
                 comparison += part
                 zeros += part.zeros
             else:
@@ -130,7 +131,7 @@ def _examine(
                 shape = (1, -1, 1) if width == 1 else (-1, pattern.m, width)
                 violations += nm_violations(codes.reshape(shape), pattern.n, pattern.m)
         if original is not None and same:
-            same = bool((original == block).all())  # type: ignore[attr-defined]
+            same = bool(np.array_equal(original, block))
     return Found(zeros, digest.hexdigest(), violations, comparison, same)
 
 
@@ -150,7 +151,8 @@ def _judge(
     if found.digest != record.blake3:
         yield Difference("hashes", name, "its bytes differ from those that were written")
     if spec.dtype.is_float and found.zeros != record.zeros:
-        yield Difference("zeros", name, f"{found.zeros:,} zeros, the manifest says {record.zeros:,}")
+        detail = f"{found.zeros:,} zeros, the manifest says {record.zeros:,}"
+        yield Difference("zeros", name, detail)
     if found.violations:
         yield Difference(
             "pattern", name, f"{found.violations:,} groups have more nonzeros than {record.pattern}"
@@ -199,4 +201,3 @@ def source_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Tensors by every name they have, further names of tied ones included."""
     own = {tensor.name: tensor for tensor in checkpoint.tensors}
     return {**own, **{alias: own[name] for alias, name in checkpoint.aliases.items()}}
-
