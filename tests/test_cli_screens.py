@@ -20,7 +20,8 @@ from prunectl.cli.prune_screen import difference, prune_screen
 from prunectl.cli.verify_screen import verify_screen
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
-from prunectl.plan import Plan, PruneSettings, Rule, make_plan
+from prunectl.plan import Plan, make_plan
+from prunectl.settings import PruneSettings, Rule
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 

@@ -21,10 +21,10 @@ FLOORS: dict[str, set[str]] = {
     "cli": {"cli"},
     "report": {"report"},
     "study": {"study"},
-    "verbs": {"analyze", "prune", "export", "verify", "load", "bench", "evaluate"},
-    "plan": {"plan", "recipe", "calibration", "streaming"},
+    "verbs": {"analysis", "pruning", "export", "verification", "load", "bench", "evaluate"},
+    "plan": {"settings", "plan", "recipe", "calibration", "streaming"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
-    "ground": {"pattern", "tensorspec", "errors", "events", "userdirs", "_version"},
+    "ground": {"pattern", "tensorspec", "errors", "events", "plain", "userdirs", "_version"},
 }
 HEIGHT = {room: height for height, rooms in enumerate(reversed(FLOORS.values())) for room in rooms}
 

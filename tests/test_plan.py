@@ -18,16 +18,8 @@ from prunectl.errors import (
     UsageError,
 )
 from prunectl.pattern import NM, Unstructured
-from prunectl.plan import (
-    Plan,
-    PruneSettings,
-    Rule,
-    Scope,
-    check_settings,
-    check_sparsity,
-    make_plan,
-    matches,
-)
+from prunectl.plan import Plan, make_plan
+from prunectl.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity, matches
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NM24 = NM(2, 4)

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
     from prunectl.errors import PrunectlError
     from prunectl.pattern import NM, Unstructured, parse_pattern
-    from prunectl.plan import Plan, PruneSettings, Rule, Scope
+    from prunectl.plan import Plan
     from prunectl.pruning.result import PruneResult
     from prunectl.pruning.verb import plan_prune, prune
     from prunectl.recipe import read_recipe
+    from prunectl.settings import PruneSettings, Rule, Scope
     from prunectl.verification.result import VerifyReport
     from prunectl.verification.verb import verify
 
@@ -40,9 +41,9 @@ _HOMES = {
     "Unstructured": "prunectl.pattern",
     "parse_pattern": "prunectl.pattern",
     "Plan": "prunectl.plan",
-    "PruneSettings": "prunectl.plan",
-    "Rule": "prunectl.plan",
-    "Scope": "prunectl.plan",
+    "PruneSettings": "prunectl.settings",
+    "Rule": "prunectl.settings",
+    "Scope": "prunectl.settings",
     "PruneResult": "prunectl.pruning.result",
     "plan_prune": "prunectl.pruning.verb",
     "prune": "prunectl.pruning.verb",

@@ -6,61 +6,14 @@ others. Numbers that depend on weights (thresholds, which matrices a budget take
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 
 from prunectl.checkpoint.roles import Role, TensorRole
-from prunectl.errors import InvalidOption, InvalidSparsity, NothingPrunable
+from prunectl.errors import InvalidOption, NothingPrunable
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
+from prunectl.settings import PruneSettings, Scope, check_settings, matches, rule_target
 from prunectl.tensorspec import TensorSpec
-
-
-class Scope(StrEnum):
-    """Which weights are compared with one another by unstructured pruning."""
-
-    GLOBAL = "global"
-    TENSOR = "tensor"
-    ROW = "row"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One entry of a recipe: the first rule that matches a tensor decides.
-
-    Attributes:
-        match: selectors (see :func:`matches`).
-        sparsity, pattern, scope: None means the recipe's or command's default.
-        skip: leave these tensors dense.
-    """
-
-    match: tuple[str, ...]
-    sparsity: float | None = None
-    pattern: Pattern | None = None
-    scope: Scope | None = None
-    skip: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PruneSettings:
-    """What the user asks for.
-
-    Attributes:
-        sparsity: share of the prunable weights to be zero; None with N:M means all that fit.
-        pattern: unstructured or N:M.
-        scope: for unstructured pruning.
-        include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
-        rules: a recipe's rules, in order.
-    """
-
-    sparsity: float | None = None
-    pattern: Pattern = field(default_factory=Unstructured)
-    scope: Scope = Scope.GLOBAL
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    rules: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,88 +91,6 @@ class Plan:
         return sum(entry.spec.numel for entry in self.tensors)
 
 
-def matches(selector: str, name: str) -> bool:
-    """Whether a selector means a tensor: its name, a module that holds it, a glob, or ``re:``.
-
-    ``re:EXPR`` is searched for anywhere in the name.
-    """
-    if selector.startswith("re:"):
-        return re.search(selector[3:], name) is not None
-    return name == selector or name.startswith(selector + ".") or fnmatchcase(name, selector)
-
-
-def check_sparsity(value: float, pattern: Pattern) -> None:
-    """Raise InvalidSparsity unless ``0 < value < 1`` and the pattern can reach it."""
-    if not 0 < value < 1:
-        percent = 1 < value < 100
-        hint = f"a share between 0 and 1; did you mean {value / 100:g}?" if percent else ""
-        raise InvalidSparsity(f"{value:g}", "it must lie between 0 and 1, exclusive", hint=hint)
-    if isinstance(pattern, NM) and value > pattern.sparsity + 1e-9:
-        raise InvalidSparsity(
-            f"{value:g}",
-            f"pattern {pattern} keeps {pattern.n} of every {pattern.m} weights, "
-            f"so it reaches at most {pattern.sparsity:g}",
-            hint=f"lower --sparsity to {pattern.sparsity:g} or less, or choose another --pattern",
-        )
-
-
-def check_settings(settings: PruneSettings) -> None:
-    """Raise a UsageError for settings that contradict themselves."""
-    for selector in (
-        *settings.include,
-        *settings.exclude,
-        *(selector for rule in settings.rules for selector in rule.match),
-    ):
-        _check_selector(selector)
-    _check_target(settings.sparsity, settings.pattern, settings.scope, bool(settings.rules))
-    for rule in settings.rules:
-        if not rule.skip:
-            _check_target(*_target(rule, settings), False)
-
-
-def _check_selector(selector: str) -> None:
-    if not selector or selector == "re:":
-        raise InvalidOption("an empty selector", hint="give a name, a glob or re:EXPRESSION")
-    if selector.startswith("re:"):
-        try:
-            re.compile(selector[3:])
-        except re.error as error:
-            raise InvalidOption(
-                f"'{selector}' is not a regular expression: {error}", hint="see Python's re module"
-            ) from None
-
-
-def _check_target(
-    sparsity: float | None, pattern: Pattern, scope: Scope, may_be_missing: bool
-) -> None:
-    if sparsity is not None:
-        check_sparsity(sparsity, pattern)
-    elif isinstance(pattern, Unstructured) and not may_be_missing:
-        raise InvalidOption(
-            "no sparsity given",
-            hint="add --sparsity S (0 < S < 1), or a --pattern such as 2:4 that implies one",
-        )
-    if isinstance(pattern, NM) and scope is not Scope.GLOBAL:
-        raise InvalidOption(
-            f"scope '{scope}' has no meaning with pattern {pattern}",
-            hint="N:M compares weights inside each group; leave --scope out",
-        )
-
-
-def _target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Pattern, Scope]:
-    """A rule's target, with the defaults filled in.
-
-    A default sparsity is not carried over to a rule that names another pattern and no sparsity,
-    nor a default scope to a rule that names N:M, which has none.
-    """
-    pattern = rule.pattern or settings.pattern
-    sparsity = rule.sparsity
-    if sparsity is None and (rule.pattern is None or isinstance(pattern, Unstructured)):
-        sparsity = settings.sparsity
-    scope = Scope.GLOBAL if isinstance(rule.pattern, NM) else settings.scope
-    return sparsity, pattern, rule.scope or scope
-
-
 def make_plan(
     specs: Sequence[TensorSpec], roles: Mapping[str, TensorRole], settings: PruneSettings
 ) -> Plan:
@@ -237,7 +108,7 @@ def make_plan(
     check_settings(settings)
     _check_matches(specs, settings)
     has_default = settings.sparsity is not None or isinstance(settings.pattern, NM)
-    targets = [None if rule.skip else _target(rule, settings) for rule in settings.rules]
+    targets = [None if rule.skip else rule_target(rule, settings) for rule in settings.rules]
     targets.append((settings.sparsity, settings.pattern, settings.scope) if has_default else None)
     entries: list[TensorPlan] = []
     members: list[list[TensorSpec]] = [[] for _ in targets]

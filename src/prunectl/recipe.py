@@ -22,7 +22,7 @@ from typing import Any
 
 from prunectl.errors import InvalidOption, PrunectlError, RecipeError
 from prunectl.pattern import Pattern, Unstructured, parse_pattern
-from prunectl.plan import PruneSettings, Rule, Scope
+from prunectl.settings import PruneSettings, Rule, Scope
 
 _TOP = {"sparsity", "pattern", "scope", "include", "exclude", "rules"}
 _RULE = {"match", "sparsity", "pattern", "scope", "skip"}

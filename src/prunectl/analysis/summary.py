@@ -26,7 +26,8 @@ from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.select import quantiles
 from prunectl.pattern import NM
-from prunectl.plan import PruneSettings, misfit_reason, not_prunable_reason
+from prunectl.plan import misfit_reason, not_prunable_reason
+from prunectl.settings import PruneSettings
 
 
 def summarize(

@@ -16,7 +16,8 @@ from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, pruned_count
-from prunectl.plan import PruneSettings, input_axis, misfit_reason, not_prunable_reason
+from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
+from prunectl.settings import PruneSettings
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 

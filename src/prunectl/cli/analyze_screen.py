@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 REFERENCE = 0.5
 """The sparsity at which layers and tensors are compared."""
 _ENDS, _MANY = 3, 14
+_MOST_PATTERNS = 3
+"""N:M columns in the table by layer: more do not fit into 80 columns."""
 
 
 def analysis_screen(
@@ -111,6 +113,8 @@ def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]
     pruned = reference.layers if reference else {}
     names = list(analysis.layers)
     shown = names if everything else _condensed(names, pruned)
+    patterns = [pattern for pattern in analysis.patterns if pattern.eligible][:_MOST_PATTERNS]
+    has_zeros = any(group.zeros for group in analysis.layers.values())
     stacks = {name.rpartition(".")[0] for name in names}
     one_stack = stacks.pop() if len(stacks) == 1 else ""
     rows: list[tuple[str, ...]] = []
@@ -118,16 +122,23 @@ def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]
     for name in shown:
         index = names.index(name)
         if index > previous + 1:
-            rows.append(("...",) + ("",) * (6 + len(analysis.patterns)))
+            rows.append(("...",) + ("",) * (5 + has_zeros + len(patterns)))
         previous = index
-        rows.append(_layer_cells(analysis, name, one_stack, pruned))
+        kept = [pattern.by_layer.get(name) for pattern in patterns]
+        rows.append(
+            (
+                name.removeprefix(f"{one_stack}.") if one_stack else name,
+                *_layer_cells(analysis, name, pruned, has_zeros=has_zeros),
+                *("" if value is None else numbers.share(value) for value in kept),
+            )
+        )
     which = f" of {one_stack}" if one_stack else ""
     yield heading(f"By layer{which} (at {REFERENCE:.0%}: its zeros with one threshold for all)")
     yield columns(
         (
-            *("layer", "prunable", "std", "max |w|", "zero"),
+            *("layer", "prunable", "std", "max |w|", *(["zero"] if has_zeros else [])),
             *(f"at {REFERENCE:.0%}", "norm share"),
-            *(f"{p.pattern} keeps" for p in analysis.patterns),
+            *(p.pattern if len(patterns) > 2 else f"{p.pattern} keeps" for p in patterns),
         ),
         rows,
     )
@@ -136,21 +147,17 @@ def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]
 
 
 def _layer_cells(
-    analysis: Analysis, name: str, one_stack: str, pruned: dict[str, float]
-) -> tuple[str, ...]:
+    analysis: Analysis, name: str, pruned: dict[str, float], *, has_zeros: bool
+) -> Iterator[str]:
     group = analysis.layers[name]
     norm = sum(layer.norm_squared for layer in analysis.layers.values())
-    kept = [pattern.by_layer.get(name) for pattern in analysis.patterns]
-    return (
-        name.removeprefix(f"{one_stack}.") if one_stack else name,
-        numbers.count(group.prunable_weights),
-        numbers.real(group.std),
-        numbers.real(group.largest),
-        numbers.share(group.zeros / group.weights) if group.weights else "",
-        numbers.share(pruned[name]) if name in pruned else "",
-        numbers.share(group.norm_squared / norm) if norm else "",
-        *(numbers.share(value) if value is not None else "" for value in kept),
-    )
+    yield numbers.count(group.prunable_weights)
+    yield numbers.real(group.std)
+    yield numbers.real(group.largest)
+    if has_zeros:
+        yield numbers.share(group.zeros / group.weights) if group.weights else ""
+    yield numbers.share(pruned[name]) if name in pruned else ""
+    yield numbers.share(group.norm_squared / norm) if norm else ""
 
 
 def _condensed(names: list[str], pruned: dict[str, float]) -> list[str]:

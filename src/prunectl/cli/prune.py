@@ -13,7 +13,7 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_pattern
-from prunectl.plan import PruneSettings, Scope, check_settings
+from prunectl.settings import PruneSettings, Scope, check_settings
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint

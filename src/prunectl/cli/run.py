@@ -29,7 +29,8 @@ def run(argv: Sequence[str]) -> int:
 
         typed = {ARGV: list(argv)}
         code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed) or 0
-        sys.stdout.flush()
+        if sys.stdout:  # None where the caller has closed it
+            sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
         return 1

@@ -11,8 +11,9 @@ from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.events import OnEvent
 from prunectl.pattern import NM, Unstructured, pruned_count
-from prunectl.plan import Plan, Pool, Scope
+from prunectl.plan import Plan, Pool
 from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups
+from prunectl.settings import Scope
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ def _cuts(measured: Measured, names: Sequence[str], target: Target) -> dict[str,
 def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[str]:
     """Which matrices take the pattern: those that lose least, until the zeros are nearest to k.
 
-    The measure is the squared norm lost per weight pruned, relative to the matrix's own squared norm
-    per weight. It is rounded to nine digits before it is compared, since the last bits of float sums
-    differ between machines; equal ones go in file order.
+    The measure is the squared norm lost per weight pruned, relative to the matrix's own squared
+    norm per weight. It is rounded to nine digits before it is compared, since the last bits of
+    float sums differ between machines; equal ones go in file order.
 
     Args:
         pool: an N:M pool with a sparsity below the pattern's own.

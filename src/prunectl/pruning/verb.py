@@ -21,13 +21,14 @@ from prunectl.checkpoint.reader import WeightReader
 from prunectl.errors import UnsupportedCheckpoint
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.plain import plain
-from prunectl.plan import Plan, PruneSettings, make_plan
+from prunectl.plan import Plan, make_plan
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.outputs import OutputTensor, output_tensors
 from prunectl.pruning.records import build_result, write_papers
 from prunectl.pruning.resolve import Resolution, resolve_plan
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.transform import Written, write_tensor
+from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.shards import Shard, ShardLayout, ShardWriter, plan_shards
 from prunectl.sink.target import check_space, check_target
