@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from prunectl._version import __version__
+from prunectl.checkpoint import checkpoint as checkpoint_module
 from prunectl.cli.app import app
 from prunectl.cli.run import run
 from prunectl.userdirs import cache_dir
@@ -254,3 +256,17 @@ def test_the_model_is_remembered_by_analyze_only(typed: Typed, bert: Path) -> No
     typed("analyze", bert, "-q")
     document = json.loads((cache_dir() / "last-model.json").read_text())
     assert document == {"model": str(bert.resolve()), "revision": None}
+
+
+def test_the_recorded_command_names_a_hub_model_that_was_left_out(
+    typed: Typed, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = checkpoint_module.open_checkpoint(bert)
+    fetched = replace(local, model="org/bert", kind="hub", repo_id="org/bert", commit="0" * 40)
+    monkeypatch.setattr(checkpoint_module, "open_checkpoint", lambda model, **options: fetched)
+    monkeypatch.setenv("PRUNECTL_MODEL", "org/bert")
+    code, _, err = typed("prune", "-s", "0.3", "-o", "out")
+    assert code == 0, err
+    assert err.splitlines()[0] == "MODEL: org/bert (from $PRUNECTL_MODEL)"
+    card = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert "prunectl prune org/bert -s 0.3 -o out" in card

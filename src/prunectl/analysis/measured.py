@@ -58,7 +58,7 @@ class TensorFacts:
         """Population standard deviation of the finite values; 0 if there are none."""
         if not self.finite:
             return 0.0
-        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean**2))
+        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean * self.mean))
 
 
 @dataclass
@@ -178,10 +178,13 @@ def refine(
 def unresolved_bins(
     histogram: Histogram, quantiles: Sequence[float], values: Iterable[float]
 ) -> Spans:
-    """Wide bins that quantiles, or counts of weights up to ``values``, fall into."""
+    """Wide bins that quantiles, or counts of weights up to ``values``, fall into.
+
+    And the one that starts at 0, since the smallest magnitudes in it are no zeros.
+    """
     if not histogram.numel or not histogram.log2_widths.any():
         return []
     spans = set(quantile_bins(histogram, quantiles))
-    codes = [histogram.format.floor_code(value) + 1 for value in values]
+    codes = [1, *(histogram.format.floor_code(value) + 1 for value in values)]
     spans.update(histogram.bins_split_by(np.array(codes, np.uint64)))
     return sorted(spans)

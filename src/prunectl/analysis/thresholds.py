@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunectl.analysis.measured import Measured, refine, unresolved_bins
 from prunectl.analysis.result import NEAR_ZERO, QUANTILES
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.events import OnEvent
+from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
 from prunectl.magnitude.store import HistogramStore
+
+
+_FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,7 @@ class Target:
     """The magnitude of the last weight to go; None where nothing is to go."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Share:
     """What one target does to one tensor.
 
@@ -175,8 +182,7 @@ def find_own_targets(
 
 def tolerances(measured: Measured, name: str) -> dict[str, float]:
     """Near-zero tolerances of one tensor, by the text that names them."""
-    fixed = {f"{value:g}": value for value in NEAR_ZERO}
-    return {**fixed, "0.01*std": 0.01 * measured.facts[name].std}
+    return {**_FIXED_TOLERANCES, "0.01*std": 0.01 * measured.facts[name].std}
 
 
 def shares(
@@ -188,21 +194,32 @@ def shares(
     Yields one tensor at a time: nothing grows with the model.
     """
     left = [t.zeros - t.selected.below if t.selected else 0 for t in targets]
+    cuts_of = functools.cache(functools.partial(_cuts, targets))
     for name in names:
         histogram = measured.histograms.get(name)
-        cuts = [
-            cut_for(t.selected, histogram.format) if t.selected else (0, False) for t in targets
-        ]
-        codes = np.array([code for code, _ in cuts], np.uint64)
+        codes, with_ties, squares = cuts_of(histogram.format)
         below = histogram.counts_below(codes)
         energy = histogram.energies_below(codes)
         ties = histogram.counts_at(codes)
         present = measured.facts[name].zeros
         result = []
-        for i, (code, has_ties) in enumerate(cuts):
+        for i, has_ties in enumerate(with_ties):
             quota = max(0, min(left[i], int(ties[i]))) if has_ties else 0
             left[i] -= quota
-            square = histogram.format.value(code) ** 2 if quota else 0.0
             zeros = max(int(below[i]) + quota, present)
-            result.append(Share(code, quota, zeros, float(energy[i]) + quota * square))
+            lost = float(energy[i]) + (quota * squares[i] if quota else 0.0)
+            result.append(Share(int(codes[i]), quota, zeros, lost))
         yield name, result
+
+
+def _cuts(
+    targets: Sequence[Target], format: CodeFormat
+) -> tuple[NDArray[np.uint64], list[bool], list[float]]:
+    """For each target in one format: the code, whether values equal to it are ties, its square.
+
+    As everywhere, Inf adds nothing to squared norms.
+    """
+    cuts = [cut_for(t.selected, format) if t.selected else (0, False) for t in targets]
+    values = [format.value(code) for code, _ in cuts]
+    squares = [value * value if math.isfinite(value) else 0.0 for value in values]
+    return np.array([code for code, _ in cuts], np.uint64), [ties for _, ties in cuts], squares

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_
 
 
 def examples(*commands: str) -> str:
-    """An epilog of one command a line; the form feed keeps typer from joining the lines."""
+    """An epilog of one command a line; the backspace keeps typer from joining the lines."""
     return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
 
 

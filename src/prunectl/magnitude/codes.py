@@ -71,11 +71,25 @@ class CodeFormat:
         """
         if math.isnan(value) or value < 0:
             raise ValueError(f"a magnitude is at least 0, not {value}")
-        low, high = 0, self.nan_code
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.value(middle) <= value else (low, middle)
-        return low
+        if self.dtype.name == "F8_E4M3":
+            numbers = _e4m3_values()[: self.nan_code]
+            return int(np.searchsorted(numbers, value, side="right")) - 1
+        # A narrower type is the top bits of a wider one, so cutting them off rounds down.
+        kind, cut = _CONTAINERS[self.dtype.name]
+        with np.errstate(over="ignore", under="ignore"):
+            near = np.float64(value).astype(kind)
+        code = int(near.view(f"u{near.itemsize}")) & (1 << (8 * near.itemsize - 1)) - 1
+        return (code - (float(near) > value)) >> cut
+
+
+_CONTAINERS: dict[str, tuple[type[np.floating], int]] = {
+    "F64": (np.float64, 0),
+    "F32": (np.float32, 0),
+    "F16": (np.float16, 0),
+    "BF16": (np.float32, 16),
+    "F8_E5M2": (np.float16, 8),
+}
+"""numpy's type that holds a format, and how many more mantissa bits it has."""
 
 
 @functools.cache

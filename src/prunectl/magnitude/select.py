@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -218,7 +218,14 @@ def _quantile_rank(q: float, numel: int) -> int:
     """k = max(1, ceil(q * n)), with q the decimal that it prints as (0.1 is a tenth)."""
     if not 0 <= q <= 1:
         raise ValueError(f"a quantile is in 0..1, not {q}")
-    return max(1, math.ceil(Fraction(repr(float(q))) * numel))
+    top, bottom = _ratio(float(q))
+    return max(1, -(-top * numel // bottom))
+
+
+@functools.lru_cache(64)
+def _ratio(q: float) -> tuple[int, int]:
+    """The decimal that ``q`` prints as, as a ratio."""
+    return Fraction(repr(q)).as_integer_ratio()
 
 
 def quantile_bins(histogram: Histogram, quantiles: Sequence[float]) -> Spans:
