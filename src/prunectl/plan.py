@@ -88,7 +88,8 @@ class Plan:
 
     @property
     def weights(self) -> int:
-        return sum(entry.spec.numel for entry in self.tensors)
+        """All weights: elements of float tensors."""
+        return sum(entry.spec.numel for entry in self.tensors if entry.spec.dtype.is_float)
 
 
 def make_plan(

@@ -11,6 +11,9 @@ from typing import BinaryIO
 
 import platformdirs
 
+KEPT_PER_KIND = 64
+"""Cache files of one kind that are kept; a measurement of a 7B model takes about 20 MB."""
+
 
 def cache_dir() -> Path:
     """``$PRUNECTL_CACHE_DIR`` if set, else the platform's cache folder for prunectl."""
@@ -38,6 +41,7 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
             write(file)
         target = folder / name
         Path(temporary).replace(target)
+        _forget_oldest(folder, name)
     except OSError:
         return None
     else:
@@ -45,3 +49,11 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
     finally:
         with contextlib.suppress(OSError):
             Path(temporary).unlink(missing_ok=True)
+
+
+def _forget_oldest(folder: Path, name: str) -> None:
+    """Keep the newest files of a kind (the name up to its first '-'), so that nothing piles up."""
+    kind = f"{name.partition('-')[0]}-*"
+    by_age = sorted(folder.glob(kind), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in by_age[KEPT_PER_KIND:]:
+        path.unlink(missing_ok=True)

@@ -74,7 +74,8 @@ class TensorStats:
         measured: False for integer and boolean tensors; the numbers below are then zero.
         zeros: weights that are +0 or -0. near_zero: tolerance (as text; '0.01*std') -> weights with
             |w| <= tolerance, zeros included.
-        nans, infs: such values; they are left out of minimum, maximum, mean, std, norm_squared.
+        nans, infs: such values; they are left out of mean, std, norm_squared, octaves.
+        minimum, maximum: of the values that are not NaN; NaN if there are none.
         std: population standard deviation. norm_squared: sum of squares, float64.
         quantiles: q (as text) -> that quantile of |w|.
         octaves: binary exponent e -> weights with 2^e <= |w| < 2^(e+1).

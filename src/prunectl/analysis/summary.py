@@ -29,6 +29,8 @@ from prunectl.pattern import NM
 from prunectl.plan import misfit_reason, not_prunable_reason
 from prunectl.settings import PruneSettings
 
+_QUANTILE_NAMES = tuple(f"{q:g}" for q in QUANTILES)
+
 
 def summarize(
     checkpoint: Checkpoint,
@@ -150,7 +152,7 @@ def _tensor_stats(
         mean=facts.mean,
         std=facts.std,
         norm_squared=facts.norm_squared,
-        quantiles={f"{q:g}": value for q, value in zip(QUANTILES, marks, strict=False)},
+        quantiles=dict(zip(_QUANTILE_NAMES, marks, strict=False)),
         octaves=dict(zip(octaves.exponents.tolist(), octaves.counts.tolist(), strict=True)),
         patterns={str(p): _fit(spec.name, role, tensor, measured, p) for p in patterns if prunable},
     )
@@ -316,8 +318,10 @@ def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
         nbytes=sum(t.numel * _bits(t) // 8 for t in tensors),
         zeros=sum(t.zeros for t in tensors),
         near_zero=near,
-        std=float(max(0.0, norm / finite - mean**2) ** 0.5) if finite else 0.0,
-        largest=max((max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel), default=0.0),
+        std=float(max(0.0, norm / finite - mean * mean) ** 0.5) if finite else 0.0,
+        largest=max(
+            (max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel > t.nans), default=0.0
+        ),
         norm_squared=norm,
     )
 

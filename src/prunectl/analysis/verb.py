@@ -18,6 +18,7 @@ from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, pruned_count
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
 from prunectl.settings import PruneSettings
+from prunectl.tensorspec import DTYPES
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 
@@ -93,11 +94,11 @@ def prunable_names(checkpoint: Checkpoint) -> list[str]:
     """Tensors whose role makes them prunable, in file order; with fp8, which only analyze takes."""
     names = []
     for tensor in checkpoint.tensors:
-        reason = not_prunable_reason(
-            tensor.spec, checkpoint.roles.roles[tensor.name], PruneSettings()
-        )
-        if not reason or reason.endswith("can be analyzed, not pruned"):
-            names.append(tensor.name)
+        spec = tensor.spec
+        if spec.dtype.is_float and not spec.dtype.is_prunable:
+            spec = replace(spec, dtype=DTYPES["BF16"])
+        if not not_prunable_reason(spec, checkpoint.roles.roles[spec.name], PruneSettings()):
+            names.append(spec.name)
     return names
 
 

@@ -61,7 +61,7 @@ class _Pool:
     def add(self, histogram: Histogram) -> None:
         self._waiting.append((histogram.starts, histogram.log2_widths, histogram.counts))
         self._waiting_bins += histogram.starts.size
-        if self._waiting_bins > 2**20:
+        if self._waiting_bins > 2**18:
             self.settle()
 
     def settle(self) -> None:

@@ -13,11 +13,11 @@ from prunectl.magnitude import records
 from prunectl.magnitude.histogram import Histogram
 
 _MAGIC = b"prunectl histograms 1\n"
-_SPOOL = 64 * 2**20
+_SPOOL = 16 * 2**20
 
 
 class HistogramStore:
-    """Append-only histograms by tensor name; beyond 64 MiB they live in a temporary file.
+    """Append-only histograms by tensor name; beyond 16 MiB they live in a temporary file.
 
     Threads may share it. Close it, or use it in a ``with`` statement.
     """

@@ -51,6 +51,8 @@ Edit = Copy | Cut | CutRows | Groups
 
 def axis_view(spec: TensorSpec, role_axis: int | None) -> tuple[int, int]:
     """(length of the input axis, elements from one input to the next) in row-major order."""
+    if not spec.shape:
+        return 1, 1
     axis = len(spec.shape) - 1 if role_axis is None else role_axis
     return spec.shape[axis], math.prod(spec.shape[axis + 1 :])
 

@@ -121,7 +121,8 @@ def _cut(
         on_event=on_event,
     )
     edits.update(_cuts(measured, pool.members, target))
-    return target.selected.value if target.selected else None
+    first = edits[pool.members[0]]
+    return first.threshold if isinstance(first, Cut) else None
 
 
 def _cuts(measured: Measured, names: Sequence[str], target: Target) -> dict[str, Edit]:

@@ -14,11 +14,11 @@ from typing import Any
 import blake3
 
 from prunectl._version import __version__
-from prunectl.analysis.cache import load_measured
+from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from prunectl.checkpoint.reader import WeightReader
-from prunectl.errors import UnsupportedCheckpoint
+from prunectl.errors import BadCheckpoint, NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.plain import plain
 from prunectl.plan import Plan, make_plan
@@ -106,29 +106,53 @@ def prune(
     check_target(target, force=force, protected=protected)
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     layout = plan_shards([tensor.spec for tensor in outputs.values()], max_shard_size)
-    sides = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.side_files)
-    check_space(target, layout.total_bytes + sides)
+    check_space(target, layout.total_bytes + _side_bytes(checkpoint))
     job = Job(checkpoint, plan, settings, outputs, layout, command or "")
     measured = (load_measured(checkpoint) if use_cache else None) or Measured()
     try:
+        known = len(measured.facts), len(measured.patterns)
         resolution = resolve_plan(checkpoint, plan, measured, jobs=jobs, on_event=on_event)
+        if use_cache and known != (len(measured.facts), len(measured.patterns)):
+            store_measured(checkpoint, measured)
     finally:
         measured.close()
     folder = OutputFolder(
         target, _fingerprint(job), force=force, protected=protected, on_event=on_event
     )
-    with folder as sink:
-        written, resumed = _write_weights(job, resolution, sink, jobs, on_event)
-        result = build_result(
-            target, checkpoint, plan, resolution, outputs, layout, written, resumed
-        )
-        write_papers(
-            sink, job.checkpoint, result, _arguments(job, max_shard_size), layout, job.command
-        )
-        sink.commit()
+    try:
+        with folder as sink:
+            written, resumed = _write_weights(job, resolution, sink, jobs, on_event)
+            result = build_result(
+                target, checkpoint, plan, resolution, outputs, layout, written, resumed
+            )
+            write_papers(
+                sink, job.checkpoint, result, _arguments(job, max_shard_size), layout, job.command
+            )
+            sink.commit()
+    except NaNWeights:
+        _discard_shards(target)
+        raise
     for text in result.warnings:
         on_event(Note(text, warning=True))
     return replace(result, seconds=time.perf_counter() - started)
+
+
+def _side_bytes(checkpoint: Checkpoint) -> int:
+    """Size of all side files; one that cannot be read is found here, before anything is written."""
+    size = 0
+    for name in checkpoint.side_files:
+        path = checkpoint.folder / name
+        try:
+            size += path.stat().st_size
+        except OSError as error:
+            raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
+    return size
+
+
+def _discard_shards(target: Path) -> None:
+    """Drop finished shards: the same call would fail at the same weight, so none goes on."""
+    with OutputFolder(target, "discarded", force=True, protected=()):
+        pass
 
 
 def _protected(checkpoint: Checkpoint) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -15,11 +16,18 @@ import blake3
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from prunectl.checkpoint.index import read_index
 from prunectl.checkpoint.sidefiles import list_folder
-from prunectl.errors import BadManifest, PrunectlError, SourceError, UnknownArchitecture
+from prunectl.errors import (
+    BadManifest,
+    ModelNotFound,
+    PrunectlError,
+    SourceError,
+    UnknownArchitecture,
+)
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.sink.manifest import Manifest, read_manifest
+from prunectl.sink.manifest import Manifest, TensorRecord, read_manifest
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import MANIFEST_NAME
+from prunectl.tensorspec import DTYPES
 from prunectl.verification.result import Check, Difference, VerifyReport
 from prunectl.verification.weights import Source, check_weights, source_tensors
 
@@ -32,13 +40,14 @@ _CHECKS = {
     "hashes": "stored bytes have the hashes of the manifest",
     "zeros": "zeros are as many as the manifest says",
     "pattern": "N:M holds in every group",
+    "source": "every tensor is in the source, with its dtype and shape",
     "survivors": "survivors are bit-identical to the source",
     "untouched": "tensors that were not pruned are bit-identical to the source",
     "threshold": "no larger weight was pruned than one that was kept",
     "side files of the source": "side files are identical to the source's",
     "loads": "transformers finds every weight, in its shape",
 }
-_NEED_SOURCE = ("survivors", "untouched", "threshold", "side files of the source")
+_NEED_SOURCE = ("source", "survivors", "untouched", "threshold", "side files of the source")
 
 
 @dataclass
@@ -81,16 +90,16 @@ def verify(
     manifest = read_manifest(path)
     findings = _Findings()
     _check_files(path, manifest, findings)
+    _check_index(path, manifest, findings)
     origin = _find_source(manifest, source, findings, on_event)
     zeros = tensors = 0
     try:
         output = open_checkpoint(path, trust_remote_code=trust_remote_code)
     except SourceError as error:
         findings.add("files", path.name, f"cannot be read as a checkpoint: {error.message}")
-        skipped = set(_CHECKS) - {"files", "side files"}
+        skipped = set(_CHECKS) - {"files", "side files", "index"}
         findings.impossible.update(dict.fromkeys(skipped, "the weights cannot be read"))
     else:
-        _check_index(output, manifest, findings)
         zeros = _check_tensors(output, manifest, origin, findings, jobs, on_event)
         tensors = len(output.tensors)
         _check_loads(output, findings)
@@ -126,8 +135,7 @@ def _check_files(folder: Path, manifest: Manifest, findings: _Findings) -> None:
         findings.add("files", name, "is not in the manifest")
     for file in manifest.files:
         if file.name in present:
-            path = folder / file.name
-            if path.stat().st_size != file.size or _digest(path) != file.blake3:
+            if _digest(folder / file.name) != file.blake3:
                 detail = "its bytes differ from those that were written"
                 findings.add("side files", file.name, detail)
 
@@ -137,9 +145,13 @@ def _all_files(folder: Path) -> list[str]:
     return [name for name in list_folder(folder) if not name.startswith(".git/")]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> str | None:
+    """BLAKE3 of a file; None if it cannot be read, for example a link that leads nowhere."""
     digest = blake3.blake3()
-    digest.update_mmap(path)
+    try:
+        digest.update_mmap(path)
+    except OSError:
+        return None
     return digest.hexdigest()
 
 
@@ -156,14 +168,18 @@ def _check_source_files(
             findings.add("side files of the source", name, "differs from the source's")
 
 
-def _check_index(output: Checkpoint, manifest: Manifest, findings: _Findings) -> None:
+def _check_index(folder: Path, manifest: Manifest, findings: _Findings) -> None:
     files = {tensor.file for tensor in manifest.tensors}
-    path = output.folder / INDEX_NAME
+    path = folder / INDEX_NAME
     if not path.is_file():
         if len(files) > 1:
             findings.add("index", INDEX_NAME, "is missing, and there are several weight files")
         return
-    where = read_index(path)
+    try:
+        where = read_index(path)
+    except SourceError as error:
+        findings.add("index", INDEX_NAME, error.message)
+        return
     for tensor in manifest.tensors:
         if where.get(tensor.name) != tensor.file:
             findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
@@ -197,6 +213,9 @@ def _find_source(
 
 def _open_recorded(manifest: Manifest) -> Checkpoint:
     record = manifest.source
+    if record.kind != "hub" and not Path(record.model).expanduser().exists():
+        # A relative path seen from another folder must not be taken for a Hub id.
+        raise ModelNotFound(record.model, "no such file or folder")
     checkpoint = (
         open_checkpoint(record.repo_id, revision=record.commit)
         if record.kind == "hub" and record.repo_id
@@ -243,15 +262,28 @@ def _check_tensors(
 
 
 def _check_totals(manifest: Manifest, findings: _Findings) -> None:
-    pruned = sum(record.zeros for record in manifest.tensors if record.pattern)
-    if pruned > manifest.prunable.zeros and not _has_copies(manifest):
-        findings.add("zeros", MANIFEST_NAME, "its total of zeros is less than its tensors' zeros")
+    """Compare the manifest's totals with its tensors.
+
+    A tied tensor that was written under two names counts once; which ones are tied is not recorded,
+    so tensors of equal bytes count once or each.
+    """
+    records = [record for record in manifest.tensors if DTYPES[record.dtype].is_float]
+    unique = {record.blake3: record for record in records}.values()
+    for what, count in (("overall", manifest.overall), ("prunable", manifest.prunable)):
+        least = [one for one in unique if what == "overall" or one.pattern]
+        for field_name, total in (("weights", count.weights), ("zeros", count.zeros)):
+            low = sum(_count_of(record, field_name) for record in least)
+            high = sum(_count_of(record, field_name) for record in records)
+            if not low <= total <= high:
+                findings.add(
+                    "zeros",
+                    MANIFEST_NAME,
+                    f"its {what} {field_name} are {total:,}, its tensors' are {low:,} to {high:,}",
+                )
 
 
-def _has_copies(manifest: Manifest) -> bool:
-    """Whether two tensors have the same bytes: tied ones, written under two names."""
-    digests = [record.blake3 for record in manifest.tensors]
-    return len(set(digests)) < len(digests)
+def _count_of(record: TensorRecord, what: str) -> int:
+    return record.zeros if what == "zeros" else math.prod(record.shape)
 
 
 def _check_loads(output: Checkpoint, findings: _Findings) -> None:
@@ -266,6 +298,9 @@ def _check_loads(output: Checkpoint, findings: _Findings) -> None:
     except UnknownArchitecture as error:
         findings.impossible["loads"] = error.message
         return
+    if found.error:
+        what = f"{found.model_class} cannot be loaded: {found.error}"
+        findings.add("loads", output.folder.name, what)
     for names, what in (
         (found.missing, "is missing: transformers would make it up at random"),
         (found.unexpected, "is not part of the model"),

@@ -109,7 +109,7 @@ def _examine(
     digest = blake3.blake3()
     format = code_format(spec.dtype) if spec.dtype.is_float else None
     pattern = _pattern(record) if format else None
-    length, width = axis_view(spec, input_axis(spec, role)) if spec.shape else (1, 1)
+    length, width = axis_view(spec, input_axis(spec, role))
     if pattern is not None and length % pattern.m:
         pattern, violations = None, spec.numel
     else:
