@@ -17,7 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from prunectl.errors import BadCheckpoint, ModelNotFound, NoWeights, UnsupportedCheckpoint
+from prunectl.errors import (
+    BadCheckpoint,
+    InvalidOption,
+    ModelNotFound,
+    NoWeights,
+    UnsupportedCheckpoint,
+)
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -416,3 +422,17 @@ def test_a_config_that_is_damaged_is_no_config(sharded: Path) -> None:
     for damaged in (b"{", b"\xff\xfe", b"[" * 100_000, b"[1]", b""):
         (sharded / "config.json").write_bytes(damaged)
         assert open_checkpoint(sharded).config == {}
+
+
+def test_a_revision_of_a_local_path_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="for Hub ids"):
+        open_checkpoint(tmp_path, revision="main")
+
+
+def test_a_folder_without_weights_is_refused_before_what_is_below_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.setattr("prunectl.checkpoint.sidefiles.os.walk", lambda *_: pytest.fail("walked"))
+    with pytest.raises(NoWeights):
+        open_checkpoint(tmp_path)

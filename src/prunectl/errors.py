@@ -182,7 +182,7 @@ class NothingPrunable(UsageError):
     def __init__(self, why: str) -> None:
         super().__init__(
             f"nothing to prune: {why}",
-            hint="see 'prunectl prune --dry-run' for each tensor's reason; --include adds tensors",
+            hint="see names and roles with 'prunectl analyze MODEL --all'; --include adds tensors",
         )
         self.why = why
 

@@ -38,11 +38,13 @@ def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
 
 
 def _name(checkpoint: Checkpoint) -> str:
+    roles = checkpoint.roles.roles  # N:M losses are along the input axis that these name
     facts = {
         "version": __version__,
         "source": checkpoint.identity(),
         "tensors": [
-            [t.name, t.spec.dtype.name, t.spec.shape, t.offset] for t in checkpoint.tensors
+            [t.name, t.spec.dtype.name, t.spec.shape, t.offset, roles[t.name].input_axis]
+            for t in checkpoint.tensors
         ],
     }
     return f"measured-{blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)}.bin"

@@ -19,7 +19,6 @@ from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
 from prunectl.magnitude.store import HistogramStore
 
-
 _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
 
@@ -112,15 +111,15 @@ def find_targets(
             measured tensors need.
     """
     refinements = Refinements(measured)
+    wide = [t.name for t in checkpoint.tensors if t.spec.dtype.bits > 16] if with_statistics else []
 
     def own_needs() -> dict[str, Spans]:
-        if not with_statistics:
-            return {}
         needs = {
             name: unresolved_bins(
                 refinements.current(name), QUANTILES, tolerances(measured, name).values()
             )
-            for name in measured.histograms.names
+            for name in wide
+            if name in measured.facts
         }
         return {name: spans for name, spans in needs.items() if spans}
 

@@ -23,7 +23,13 @@ from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.sidefiles import list_folder, side_files, side_files_beside
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
 from prunectl.checkpoint.torch_file import read_torch_file
-from prunectl.errors import BadCheckpoint, ModelNotFound, NoWeights, UnsupportedCheckpoint
+from prunectl.errors import (
+    BadCheckpoint,
+    InvalidOption,
+    ModelNotFound,
+    NoWeights,
+    UnsupportedCheckpoint,
+)
 
 _QUANTIZED_PARTS = (
     ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale",
@@ -122,9 +128,15 @@ def open_checkpoint(
 
     Raises:
         SourceError: its subclasses tell what is wrong with the source.
+        InvalidOption: a revision of a local path.
     """
     text = os.fspath(model)
     path = _local_path(text)
+    if path is not None and revision:
+        raise InvalidOption(
+            f"--revision {revision} is for Hub ids, and {text} is a local path",
+            hint="leave --revision out",
+        )
     if path is not None and path.is_dir():
         return _open_folder(text, "folder", path, trust_remote_code=trust_remote_code)
     if path is not None:
@@ -175,11 +187,13 @@ def _open_folder(
     *,
     trust_remote_code: bool,
 ) -> Checkpoint:
-    names = list_folder(folder)
-    if not names:
+    top = [entry.name for entry in folder.iterdir()]
+    if not top:
         raise NoWeights(str(folder), "the folder is empty")
-    weights = find_weights(names, str(folder))
-    return _assemble(model, kind, folder, weights, side_files(names), snapshot, trust_remote_code)
+    # Weights are looked for before anything below is listed: it may be somebody's home.
+    weights = find_weights(top, str(folder))
+    sides = side_files(list_folder(folder))
+    return _assemble(model, kind, folder, weights, sides, snapshot, trust_remote_code)
 
 
 def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:

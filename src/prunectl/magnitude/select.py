@@ -243,4 +243,5 @@ def quantiles(histogram: Histogram, quantiles: Sequence[float]) -> list[float]:
     bins = [histogram.select(_quantile_rank(q, histogram.numel)) for q in quantiles]
     if any(b.log2_width for b in bins):
         raise ValueError("a quantile is in a bin of many codes; refine it first")
-    return [histogram.format.value(b.start) for b in bins]
+    codes = np.array([b.start for b in bins], histogram.format.uint)
+    return histogram.format.values(codes).tolist()

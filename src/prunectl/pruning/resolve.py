@@ -126,9 +126,9 @@ def _cut(
 
 
 def _cuts(measured: Measured, names: Sequence[str], target: Target) -> dict[str, Edit]:
-    """A cut for each tensor; none where more weights are zero already than are to be."""
+    """A cut for each tensor; none where as many weights are zero already as are to be."""
     present = sum(measured.facts[name].zeros for name in names)
-    if target.selected is None or present > target.zeros:
+    if target.selected is None or present >= target.zeros:
         return {name: Cut(0, 0, None) for name in names}
     return {
         name: Cut(share.code, share.quota, target.selected.value)

@@ -134,10 +134,8 @@ def _check_files(folder: Path, manifest: Manifest, findings: _Findings) -> None:
     for name in sorted(present - listed - {MANIFEST_NAME, CARD_NAME}):
         findings.add("files", name, "is not in the manifest")
     for file in manifest.files:
-        if file.name in present:
-            if _digest(folder / file.name) != file.blake3:
-                detail = "its bytes differ from those that were written"
-                findings.add("side files", file.name, detail)
+        if file.name in present and _digest(folder / file.name) != file.blake3:
+            findings.add("side files", file.name, "its bytes differ from those that were written")
 
 
 def _all_files(folder: Path) -> list[str]:
