@@ -165,6 +165,18 @@ class NaNWeights(SourceError):
         self.tensor, self.count = tensor, count
 
 
+class SourceChanged(SourceError):
+    """The weights are not the ones that were measured: the files changed in between."""
+
+    def __init__(self, model: str, tensor: str, expected: int, found: int) -> None:
+        super().__init__(
+            f"{model}: tensor '{tensor}' has {found:,} zeros after pruning where its measurement "
+            f"gives {expected:,}: the file changed since it was measured",
+            hint="repeat the command with --no-cache",
+        )
+        self.model, self.tensor, self.expected, self.found = model, tensor, expected, found
+
+
 class UnknownArchitecture(SourceError):
     """The module tree cannot be built; callers fall back on header rules or report it."""
 

@@ -22,19 +22,27 @@ from prunectl.userdirs import cache_dir, write_cache_file
 _MAGIC = b"prunectl measurements 1\n"
 _LIMIT = 2**31
 
+_DAMAGE = (
+    OSError, ValueError, TypeError, KeyError, struct.error,
+    MemoryError, OverflowError, RecursionError,
+)  # fmt: skip
+"""What reading anything but a good file may raise."""
+
 
 def load_measured(checkpoint: Checkpoint) -> Measured | None:
     """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable."""
+    name = _name(checkpoint)
     try:
-        with (cache_dir() / _name(checkpoint)).open("rb") as file:
-            return _read(file, checkpoint)
-    except (OSError, ValueError, TypeError, KeyError, struct.error, MemoryError, OverflowError):
+        with (cache_dir() / name).open("rb") as file:
+            return _read(file, checkpoint, name)
+    except _DAMAGE:
         return None
 
 
 def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
     """Remember measurements; silently not, where the cache folder cannot be written."""
-    write_cache_file(_name(checkpoint), lambda file: _write(file, measured))
+    name = _name(checkpoint)
+    write_cache_file(name, lambda file: _write(file, measured, name))
 
 
 def _name(checkpoint: Checkpoint) -> str:
@@ -50,8 +58,9 @@ def _name(checkpoint: Checkpoint) -> str:
     return f"measured-{blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)}.bin"
 
 
-def _write(file: BinaryIO, measured: Measured) -> None:
+def _write(file: BinaryIO, measured: Measured, name: str) -> None:
     record = {
+        "name": name,
         "facts": {name: astuple(facts) for name, facts in measured.facts.items()},
         "patterns": [
             [name, pattern, *astuple(stats)] for (name, pattern), stats in measured.patterns.items()
@@ -62,7 +71,7 @@ def _write(file: BinaryIO, measured: Measured) -> None:
     measured.histograms.dump(file)
 
 
-def _read(file: BinaryIO, checkpoint: Checkpoint) -> Measured:
+def _read(file: BinaryIO, checkpoint: Checkpoint, name: str) -> Measured:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("not a measurement file")
     (size,) = struct.unpack("<Q", file.read(8))
@@ -71,6 +80,8 @@ def _read(file: BinaryIO, checkpoint: Checkpoint) -> Measured:
     if blake3.blake3(body).digest() != digest:
         raise ValueError("damaged measurement file")
     record: Any = json.loads(body)
+    if record["name"] != name:
+        raise ValueError("a measurement file under another name")
     facts = {str(name): TensorFacts(*values) for name, values in record["facts"].items()}
     patterns = {
         (str(name), str(pattern)): PatternStats(*stats)

@@ -132,25 +132,27 @@ def _pool_cells(pool: PoolOutcome) -> tuple[str, ...]:
 
 def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableType]:
     pruned = [tensor for tensor in result.tensors if tensor.action == "prune" and tensor.numel]
-    pruned.sort(key=_newly_zero, reverse=True)  # stable: equal ones stay in file order
+    pruned.sort(key=_effect, reverse=True)  # stable: equal ones stay in file order
     if not pruned:
         return
     shown = pruned if everything else pruned[:MOST_AFFECTED]
     title = "Pruned tensors" if everything else "Most affected tensors"
     yield heading(f"{title} (of {len(pruned)})")
     yield columns(
-        ("tensor", "weights", "zero before", "zero now"),
+        ("tensor", "weights", "zero before", "zero now", "norm lost"),
         [
             (
                 tensor.name,
                 numbers.count(tensor.numel),
                 numbers.share(tensor.zeros_before / tensor.numel),
                 numbers.share(tensor.zeros / tensor.numel),
+                "" if tensor.norm_lost is None else numbers.share(tensor.norm_lost),
             )
             for tensor in shown
         ],
     )
 
 
-def _newly_zero(tensor: TensorOutcome) -> float:
-    return (tensor.zeros - tensor.zeros_before) / tensor.numel
+def _effect(tensor: TensorOutcome) -> tuple[float, float]:
+    """Share of the norm that went, where it is known; else the share of weights that did."""
+    return tensor.norm_lost or 0.0, (tensor.zeros - tensor.zeros_before) / tensor.numel

@@ -77,9 +77,9 @@ class CodeFormat:
         # A narrower type is the top bits of a wider one, so cutting them off rounds down.
         kind, cut = _CONTAINERS[self.dtype.name]
         with np.errstate(over="ignore", under="ignore"):
-            near = np.float64(value).astype(kind)
+            near: np.floating[Any] = kind(value)
         code = int(near.view(f"u{near.itemsize}")) & (1 << (8 * near.itemsize - 1)) - 1
-        return (code - (float(near) > value)) >> cut
+        return (code - int(float(near) > value)) >> cut
 
 
 _CONTAINERS: dict[str, tuple[type[np.floating], int]] = {

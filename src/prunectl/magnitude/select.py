@@ -244,4 +244,4 @@ def quantiles(histogram: Histogram, quantiles: Sequence[float]) -> list[float]:
     if any(b.log2_width for b in bins):
         raise ValueError("a quantile is in a bin of many codes; refine it first")
     codes = np.array([b.start for b in bins], histogram.format.uint)
-    return histogram.format.values(codes).tolist()
+    return [float(value) for value in histogram.format.values(codes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import SourceChanged
 from prunectl.pattern import NM
 from prunectl.plan import Plan, TensorPlan
 from prunectl.pruning.edits import Copy, Cut
@@ -16,6 +18,7 @@ from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.transform import Written
+from prunectl.settings import Scope
 from prunectl.sink.card import CardFacts, RoleRow, model_card
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Count, Manifest, SourceFile, SourceRecord, TensorRecord
@@ -23,6 +26,19 @@ from prunectl.sink.shards import INDEX_NAME, ShardLayout
 from prunectl.sink.target import MANIFEST_NAME
 
 CARD_NAME = "README.md"
+
+
+def check_counts(
+    checkpoint: Checkpoint, resolution: Resolution, written: Mapping[str, Written]
+) -> None:
+    """Compare the zeros that were written with those that the thresholds were found for.
+
+    Raises:
+        SourceChanged: they differ, so the weights are not the ones that were measured.
+    """
+    for name, forecast in resolution.forecasts.items():
+        if name in written and written[name].zeros != forecast.zeros:
+            raise SourceChanged(checkpoint.model, name, forecast.zeros, written[name].zeros)
 
 
 def build_result(
@@ -42,7 +58,7 @@ def build_result(
     for name, tensor in outputs.items():
         entry, one = planned[tensor.source.name], written[name]
         counted.setdefault(tensor.source.name, one)
-        tensors.append(_tensor_outcome(name, entry, resolution, layout.shard_of[name], one))
+        tensors.append(_tensor_outcome(name, entry, plan, resolution, layout.shard_of[name], one))
     prunable = [entry for entry in plan.tensors if entry.prunable]
     floats = [entry for entry in plan.tensors if entry.spec.dtype.is_float]
     return PruneResult(
@@ -66,8 +82,11 @@ def build_result(
 
 
 def _tensor_outcome(
-    name: str, entry: TensorPlan, resolution: Resolution, file: str, one: Written
+    name: str, entry: TensorPlan, plan: Plan, resolution: Resolution, file: str, one: Written
 ) -> TensorOutcome:
+    pool = None if entry.pool is None else plan.pools[entry.pool]
+    alone = pool is not None and not isinstance(pool.pattern, NM) and pool.scope != Scope.GLOBAL
+    forecast = resolution.forecasts.get(entry.spec.name)
     edit = resolution.edits.get(entry.spec.name, Copy())
     reason = resolution.reasons.get(entry.spec.name, entry.reason)
     return TensorOutcome(
@@ -86,6 +105,8 @@ def _tensor_outcome(
         threshold=edit.threshold if isinstance(edit, Cut) else None,
         reason=reason,
         blake3=one.blake3,
+        requested=pool.sparsity if pool and alone else None,
+        norm_lost=forecast.norm_lost if forecast else None,
     )
 
 
@@ -150,7 +171,7 @@ def write_papers(
         arguments=arguments,
         prunable=prunable,
         overall=overall,
-        tensors=tuple(_tensor_record(one, result) for one in result.tensors),
+        tensors=tuple(_tensor_record(one) for one in result.tensors),
         files=tuple(files),
     )
     sink.write_bytes(MANIFEST_NAME, manifest.to_json())
@@ -167,9 +188,7 @@ def _counts(result: PruneResult) -> tuple[Count, Count]:
     )
 
 
-def _tensor_record(one: TensorOutcome, result: PruneResult) -> TensorRecord:
-    scopes = {pool.scope for pool in result.pools}
-    alone = len(result.pools) == 1 and scopes <= {"tensor", "row"}
+def _tensor_record(one: TensorOutcome) -> TensorRecord:
     return TensorRecord(
         name=one.name,
         file=one.file,
@@ -178,10 +197,11 @@ def _tensor_record(one: TensorOutcome, result: PruneResult) -> TensorRecord:
         role=one.role,
         layer=one.layer,
         pattern=one.pattern,
-        sparsity=result.pools[0].requested if alone and one.pattern else None,
+        sparsity=one.requested,
         zeros=one.zeros,
         zeros_before=one.zeros_before,
-        threshold=one.threshold,
+        # JSON has no Inf, the threshold where so many go that Inf does too.
+        threshold=one.threshold if one.threshold != math.inf else None,
         blake3=one.blake3,
         reason=one.reason or None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunectl.analysis.measured import Measured
@@ -16,13 +16,29 @@ from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups
 from prunectl.settings import Scope
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an edit must give: zeros afterwards, and the share of the squared norm that goes."""
+
+    zeros: int
+    norm_lost: float
+
+
 @dataclass(frozen=True)
 class Resolution:
-    """Edits by tensor name, reasons for prunable tensors that stay dense, thresholds by pool."""
+    """The numbers of a plan.
+
+    Attributes:
+        edits: by tensor name; tensors that are not in it are copied.
+        reasons: why prunable tensors stay dense after all.
+        thresholds: by pool; None where a pool has no one threshold.
+        forecasts: by tensor name, where the measurements tell before the weights are written.
+    """
 
     edits: dict[str, Edit]
     reasons: dict[str, str]
     thresholds: tuple[float | None, ...]
+    forecasts: dict[str, Forecast]
 
 
 def resolve_plan(
@@ -42,6 +58,7 @@ def resolve_plan(
     edits: dict[str, Edit] = {}
     reasons: dict[str, str] = {}
     thresholds: list[float | None] = []
+    forecasts: dict[str, Forecast] = {}
     for index, pool in enumerate(plan.pools):
         fitting = [entry.spec.name for entry in plan.tensors if entry.pool == index]
         threshold = None
@@ -59,9 +76,13 @@ def resolve_plan(
             assert pool.sparsity is not None
             edits.update((name, CutRows(pool.sparsity)) for name in fitting)
         else:
-            threshold = _cut(checkpoint, pool, measured, edits, jobs=jobs, on_event=on_event)
+            cuts, found = _cut(checkpoint, pool, measured, jobs=jobs, on_event=on_event)
+            edits.update(cuts)
+            forecasts.update(found)
+            threshold = _one_threshold(pool, cuts)
         thresholds.append(threshold)
-    return Resolution(edits, reasons, tuple(thresholds))
+    forecasts.update(_group_forecasts(edits, measured))
+    return Resolution(edits, reasons, tuple(thresholds), forecasts)
 
 
 def _measure(
@@ -97,20 +118,23 @@ def _cut(
     checkpoint: Checkpoint,
     pool: Pool,
     measured: Measured,
-    edits: dict[str, Edit],
     *,
     jobs: int | None,
     on_event: OnEvent,
-) -> float | None:
-    """Cuts for scopes global and tensor; returns the pool's one threshold, if it has one."""
+) -> tuple[dict[str, Cut], dict[str, Forecast]]:
+    """Cuts for scopes global and tensor, and what they give."""
     assert pool.sparsity is not None
     facts = measured.facts
     if pool.scope is Scope.TENSOR:
         counts = {name: pruned_count(pool.sparsity, facts[name].numel) for name in pool.members}
         own = find_own_targets(checkpoint, measured, counts, jobs=jobs, on_event=on_event)
-        for name, target in own.items():
-            edits.update(_cuts(measured, [name], target))
-        return None
+        cuts: dict[str, Cut] = {}
+        forecasts: dict[str, Forecast] = {}
+        for name, one in own.items():
+            cut, forecast = _cuts(measured, [name], one)
+            cuts |= cut
+            forecasts |= forecast
+        return cuts, forecasts
     (target,) = find_targets(
         checkpoint,
         measured,
@@ -120,20 +144,41 @@ def _cut(
         jobs=jobs,
         on_event=on_event,
     )
-    edits.update(_cuts(measured, pool.members, target))
-    first = edits[pool.members[0]]
-    return first.threshold if isinstance(first, Cut) else None
+    return _cuts(measured, pool.members, target)
 
 
-def _cuts(measured: Measured, names: Sequence[str], target: Target) -> dict[str, Edit]:
+def _one_threshold(pool: Pool, cuts: dict[str, Cut]) -> float | None:
+    return cuts[pool.members[0]].threshold if pool.scope is Scope.GLOBAL else None
+
+
+def _cuts(
+    measured: Measured, names: Sequence[str], target: Target
+) -> tuple[dict[str, Cut], dict[str, Forecast]]:
     """A cut for each tensor; none where as many weights are zero already as are to be."""
     present = sum(measured.facts[name].zeros for name in names)
     if target.selected is None or present >= target.zeros:
-        return {name: Cut(0, 0, None) for name in names}
-    return {
-        name: Cut(share.code, share.quota, target.selected.value)
-        for name, (share,) in shares(measured, names, [target])
-    }
+        stay = {name: Forecast(measured.facts[name].zeros, 0.0) for name in names}
+        return {name: Cut(0, 0, None) for name in names}, stay
+    cuts, forecasts = {}, {}
+    for name, (share,) in shares(measured, names, [target]):
+        cuts[name] = Cut(share.code, share.quota, target.selected.value)
+        forecasts[name] = _forecast(measured, name, share.zeros, share.lost)
+    return cuts, forecasts
+
+
+def _group_forecasts(edits: Mapping[str, Edit], measured: Measured) -> dict[str, Forecast]:
+    """For N:M, where its losses were measured: always for a budget, else if analyze did."""
+    found = {}
+    for name, edit in edits.items():
+        stats = isinstance(edit, Groups) and measured.patterns.get((name, str(edit.pattern)))
+        if stats and name in measured.facts:
+            found[name] = _forecast(measured, name, stats.zeros_after, stats.lost_energy)
+    return found
+
+
+def _forecast(measured: Measured, name: str, zeros: int, lost: float) -> Forecast:
+    norm = measured.facts[name].norm_squared
+    return Forecast(zeros, lost / norm if norm else 0.0)
 
 
 def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[str]:

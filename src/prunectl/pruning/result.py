@@ -35,7 +35,13 @@ class PoolOutcome:
 
 @dataclass(frozen=True, slots=True)
 class TensorOutcome:
-    """One tensor of the output. ``action`` is ``prune`` or ``copy``; ``reason`` says why copied."""
+    """One tensor of the output.
+
+    Attributes:
+        action: ``prune`` or ``copy``; reason: why it was copied.
+        requested: sparsity asked of this tensor's weights alone (scope tensor or row), else None.
+        norm_lost: share of its squared norm that went, where it was measured, else None.
+    """
 
     name: str
     file: str
@@ -52,6 +58,8 @@ class TensorOutcome:
     threshold: float | None
     reason: str
     blake3: str
+    requested: float | None = None
+    norm_lost: float | None = None
 
     @property
     def sparsity(self) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,13 @@ from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from prunectl.checkpoint.reader import WeightReader
-from prunectl.errors import BadCheckpoint, NaNWeights, UnsupportedCheckpoint
+from prunectl.errors import BadCheckpoint, NaNWeights, SourceChanged, UnsupportedCheckpoint
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.plain import plain
 from prunectl.plan import Plan, make_plan
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.outputs import OutputTensor, output_tensors
-from prunectl.pruning.records import build_result, write_papers
+from prunectl.pruning.records import build_result, check_counts, write_papers
 from prunectl.pruning.resolve import Resolution, resolve_plan
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.transform import Written, write_tensor
@@ -119,9 +120,11 @@ def prune(
     folder = OutputFolder(
         target, _fingerprint(job), force=force, protected=protected, on_event=on_event
     )
+    missing = [parent for parent in target.parents if not parent.exists()]
     try:
         with folder as sink:
             written, resumed = _write_weights(job, resolution, sink, jobs, on_event)
+            check_counts(checkpoint, resolution, written)
             result = build_result(
                 target, checkpoint, plan, resolution, outputs, layout, written, resumed
             )
@@ -129,8 +132,8 @@ def prune(
                 sink, job.checkpoint, result, _arguments(job, max_shard_size), layout, job.command
             )
             sink.commit()
-    except NaNWeights:
-        _discard_shards(target)
+    except (NaNWeights, SourceChanged):
+        _discard_shards(target, missing)
         raise
     for text in result.warnings:
         on_event(Note(text, warning=True))
@@ -149,10 +152,13 @@ def _side_bytes(checkpoint: Checkpoint) -> int:
     return size
 
 
-def _discard_shards(target: Path) -> None:
-    """Drop finished shards: the same call would fail at the same weight, so none goes on."""
+def _discard_shards(target: Path, parents: Sequence[Path]) -> None:
+    """Drop finished shards, and parents made for them: the same call would fail again."""
     with OutputFolder(target, "discarded", force=True, protected=()):
         pass
+    with suppress(OSError):  # something else was put there meanwhile
+        for parent in parents:
+            parent.rmdir()
 
 
 def _protected(checkpoint: Checkpoint) -> list[Path]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,37 +25,11 @@ from prunectl.sink.manifest import Manifest, TensorRecord, read_manifest
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
-from prunectl.verification.result import Check, Difference, VerifyReport
+from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
+from prunectl.verification.result import VerifyReport
 from prunectl.verification.weights import Source, check_weights, source_tensors
 
 CARD_NAME = "README.md"
-_CHECKS = {
-    "files": "every file is listed, none is missing or stray",
-    "side files": "side files have the bytes that were written",
-    "index": "the index lists every tensor where it is",
-    "shapes": "names, dtypes and shapes are those of the manifest",
-    "hashes": "stored bytes have the hashes of the manifest",
-    "zeros": "zeros are as many as the manifest says",
-    "pattern": "N:M holds in every group",
-    "source": "every tensor is in the source, with its dtype and shape",
-    "survivors": "survivors are bit-identical to the source",
-    "untouched": "tensors that were not pruned are bit-identical to the source",
-    "threshold": "no larger weight was pruned than one that was kept",
-    "side files of the source": "side files are identical to the source's",
-    "loads": "transformers finds every weight, in its shape",
-}
-_NEED_SOURCE = ("source", "survivors", "untouched", "threshold", "side files of the source")
-
-
-@dataclass
-class _Findings:
-    """Differences so far, and checks that could not be made."""
-
-    differences: list[Difference] = field(default_factory=list)
-    impossible: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: str, where: str, detail: str) -> None:
-        self.differences.append(Difference(kind, where, detail))
 
 
 def verify(
@@ -88,7 +59,7 @@ def verify(
     started = time.perf_counter()
     path = Path(folder)
     manifest = read_manifest(path)
-    findings = _Findings()
+    findings = Findings()
     _check_files(path, manifest, findings)
     _check_index(path, manifest, findings)
     origin = _find_source(manifest, source, findings, on_event)
@@ -97,7 +68,7 @@ def verify(
         output = open_checkpoint(path, trust_remote_code=trust_remote_code)
     except SourceError as error:
         findings.add("files", path.name, f"cannot be read as a checkpoint: {error.message}")
-        skipped = set(_CHECKS) - {"files", "side files", "index"}
+        skipped = set(CHECKS) - {"files", "side files", "index"}
         findings.impossible.update(dict.fromkeys(skipped, "the weights cannot be read"))
     else:
         zeros = _check_tensors(output, manifest, origin, findings, jobs, on_event)
@@ -106,26 +77,15 @@ def verify(
     if origin is not None:
         _check_source_files(path, manifest, origin, findings)
     return VerifyReport(
-        path, tensors, zeros, tuple(_checks(findings)), tuple(findings.differences),
+        path, tensors, zeros, tuple(findings.checks()), tuple(findings.differences),
         time.perf_counter() - started,
     )  # fmt: skip
-
-
-def _checks(findings: _Findings) -> Iterator[Check]:
-    counts = Counter(difference.kind for difference in findings.differences)
-    for kind, sentence in _CHECKS.items():
-        if counts[kind]:
-            yield Check(kind, False, f"{sentence}: {counts[kind]:,} differences")
-        elif kind in findings.impossible:
-            yield Check(kind, None, findings.impossible[kind])
-        else:
-            yield Check(kind, True, sentence)
 
 
 # --- files ------------------------------------------------------------------------------------
 
 
-def _check_files(folder: Path, manifest: Manifest, findings: _Findings) -> None:
+def _check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
     weights = {tensor.file for tensor in manifest.tensors}
     listed = {file.name for file in manifest.files} | weights
     present = set(_all_files(folder))
@@ -154,7 +114,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _check_source_files(
-    folder: Path, manifest: Manifest, origin: Source, findings: _Findings
+    folder: Path, manifest: Manifest, origin: Source, findings: Findings
 ) -> None:
     listed = {file.name for file in manifest.files} - {INDEX_NAME}
     expected = set(origin.checkpoint.side_files)
@@ -166,7 +126,7 @@ def _check_source_files(
             findings.add("side files of the source", name, "differs from the source's")
 
 
-def _check_index(folder: Path, manifest: Manifest, findings: _Findings) -> None:
+def _check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
     files = {tensor.file for tensor in manifest.tensors}
     path = folder / INDEX_NAME
     if not path.is_file():
@@ -191,7 +151,7 @@ def _check_index(folder: Path, manifest: Manifest, findings: _Findings) -> None:
 def _find_source(
     manifest: Manifest,
     source: Checkpoint | Literal["auto"] | None,
-    findings: _Findings,
+    findings: Findings,
     on_event: OnEvent,
 ) -> Source | None:
     why = "left out as asked"
@@ -202,7 +162,7 @@ def _find_source(
         except PrunectlError as error:
             why = f"the source is not reachable ({error.message})"
     if checkpoint is None:
-        findings.impossible.update(dict.fromkeys(_NEED_SOURCE, why))
+        findings.impossible.update(dict.fromkeys(NEED_SOURCE, why))
         if source == "auto":
             on_event(Note(f"checked without the source: {why}"))
         return None
@@ -230,7 +190,7 @@ def _check_tensors(
     output: Checkpoint,
     manifest: Manifest,
     origin: Source | None,
-    findings: _Findings,
+    findings: Findings,
     jobs: int | None,
     on_event: OnEvent,
 ) -> int:
@@ -259,7 +219,7 @@ def _check_tensors(
     return overall
 
 
-def _check_totals(manifest: Manifest, findings: _Findings) -> None:
+def _check_totals(manifest: Manifest, findings: Findings) -> None:
     """Compare the manifest's totals with its tensors.
 
     A tied tensor that was written under two names counts once; which ones are tied is not recorded,
@@ -284,7 +244,7 @@ def _count_of(record: TensorRecord, what: str) -> int:
     return record.zeros if what == "zeros" else math.prod(record.shape)
 
 
-def _check_loads(output: Checkpoint, findings: _Findings) -> None:
+def _check_loads(output: Checkpoint, findings: Findings) -> None:
     from prunectl.checkpoint.modules import check_loadable
 
     try:

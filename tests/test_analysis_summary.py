@@ -1,0 +1,368 @@
+"""Statistics of every tensor, N:M fits and sums over tensors against plain numpy; memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from analysis_reference import facts, finite_energy, stored, values_of, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from magnitude_reference import FLOATS, PRUNABLE, seeds, weights
+from safetensors.torch import load_file
+
+from prunectl.analysis.result import NEAR_ZERO, QUANTILES, Analysis, TensorStats
+from prunectl.analysis.verb import analyze
+from prunectl.pattern import NM, parse_nm
+from prunectl.tensorspec import DTYPES, DType
+
+LINEAR = "model.layers.{}.mlp.up_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+DTYPES_BY_LABEL = {dtype.label: dtype for dtype in DTYPES.values()}
+NORM = "model.layers.0.input_layernorm.weight"
+
+
+def check_statistics(got: TensorStats, values: np.ndarray) -> None:
+    """Compare one tensor's numbers with sorting and comparing its values."""
+    numbers, finite = values[~np.isnan(values)], values[np.isfinite(values)]
+    magnitudes = np.sort(np.abs(numbers.reshape(-1)))
+    assert got.measured
+    assert got.numel == values.size
+    assert got.zeros == (values == 0).sum()
+    assert (got.nans, got.infs) == (np.isnan(values).sum(), np.isinf(values).sum())
+    for tolerance in NEAR_ZERO:
+        assert got.near_zero[f"{tolerance:g}"] == (magnitudes <= tolerance).sum()
+    assert got.near_zero["0.01*std"] == (magnitudes <= 0.01 * got.std).sum()
+    if numbers.size:
+        assert (got.minimum, got.maximum) == (numbers.min(), numbers.max())
+        ranks = [max(1, math.ceil(Fraction(repr(q)) * numbers.size)) for q in QUANTILES]
+        want = {f"{q:g}": magnitudes[k - 1] for q, k in zip(QUANTILES, ranks, strict=True)}
+        assert got.quantiles == want
+    else:
+        assert math.isnan(got.minimum)
+        assert got.quantiles == {}
+    # Sums of 32- and 64-bit types are added up one by one; the narrower ones follow from counts.
+    precision = 1e-12 if DTYPES_BY_LABEL[got.dtype].bits <= 16 else 1e-10
+    assert got.norm_squared == pytest.approx(finite_energy(values), rel=precision)
+    if finite.size:
+        scale = max(np.abs(finite).max(), 1e-300)
+        small = finite / scale
+        assert got.mean / scale == pytest.approx(math.fsum(small) / finite.size, abs=1e-13)
+        assert got.std / scale == pytest.approx(np.std(small), rel=1e-9, abs=1e-7)
+    exponents = np.frexp(finite[finite != 0])[1] - 1
+    found, counts = np.unique(exponents, return_counts=True)
+    assert got.octaves == dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+# --- one tensor --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@given(
+    size=st.integers(1, 3000) | st.just(600_000),
+    seed=seeds,
+    inf=st.booleans(),
+    nan=st.booleans(),
+)
+@settings(max_examples=12)
+def test_statistics(tmp_path_factory, dtype: DType, size, seed, inf, nan) -> None:
+    tensor = (dtype.name, weights(dtype, size, seed, inf=inf, nan=nan))
+    folder = write(tmp_path_factory.mktemp("model"), {EMBEDDING: tensor})
+    analysis = analyze(folder, use_cache=False)
+    check_statistics(analysis.tensors[0], values_of(tensor))
+    facts(analysis)
+
+
+@pytest.mark.parametrize("dtype", PRUNABLE, ids=str)
+def test_tolerances_hit_exactly(tmp_path: Path, dtype: DType) -> None:
+    rows = [stored(dtype.name, [t, -t])[1] for t in NEAR_ZERO]
+    one = rows[0].dtype.type(1)
+    codes = np.concatenate([code for row in rows for code in (row - one, row, row + one)])
+    tensor = (dtype.name, codes)
+    got = analyze(write(tmp_path, {NORM: tensor})).tensors[0]
+    check_statistics(got, values_of(tensor))
+    assert 0 < got.near_zero["1e-05"] < got.near_zero["0.001"] < codes.size
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_the_smallest_subnormals_are_no_zeros(tmp_path: Path, dtype: str) -> None:
+    least = 2.0**-149 if dtype == "F32" else 2.0**-1074
+    tensor = stored(dtype, [0.0, *(least * i for i in range(1, 100)), *[1.0] * 900])
+    check_statistics(analyze(write(tmp_path, {NORM: tensor})).tensors[0], values_of(tensor))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("row", [[np.nan] * 3, [0.0], [-0.0] * 4, [1.0] * 50], ids=str)
+def test_degenerate_tensors(tmp_path: Path, dtype: DType, row) -> None:
+    tensor = stored(dtype.name, row)
+    analysis = analyze(write(tmp_path, {NORM: tensor, EMBEDDING: stored("BF16", [[2.0]])}))
+    check_statistics(analysis.tensors[0], values_of(tensor))
+    assert math.copysign(1, analysis.tensors[0].minimum) == 1 or np.isnan(row).any()
+    largest = {label: group.largest for label, group in analysis.roles.items()}
+    assert largest == {"norm": np.nan_to_num(max(np.abs(row))), "embedding": 2.0}
+    facts(analysis)
+
+
+def test_integers_booleans_and_empty_tensors_are_listed(tmp_path: Path) -> None:
+    tensors = {
+        "model.layers.0.attn.bias": ("BOOL", np.ones((3, 3), np.uint8)),
+        "position_ids": ("I64", np.arange(7, dtype=np.int64)),
+        "empty.weight": ("BF16", np.zeros((0, 4), np.uint16)),
+        LINEAR.format(0): stored("BF16", np.ones((4, 4))),
+    }
+    analysis = analyze(write(tmp_path, tensors))
+    assert [t.name for t in analysis.tensors] == list(tensors)
+    assert [t.measured for t in analysis.tensors] == [False, False, True, True]
+    assert [t.numel for t in analysis.tensors] == [9, 7, 0, 16]
+    assert [t.prunable for t in analysis.tensors] == [False, False, False, True]
+    assert all(t.reason for t in analysis.tensors[:3])
+    assert analysis.tensors[0].near_zero == analysis.tensors[0].octaves == {}
+    assert analysis.source.weights == 16
+    assert analysis.source.tensor_bytes == 9 + 56 + 32
+    assert analysis.source.dtypes == {"bf16": 16}
+
+
+# --- N:M ---------------------------------------------------------------------------------------
+
+
+def fit(values: np.ndarray, axis: int, pattern: NM) -> tuple[float, int]:
+    """(squared norm kept, zeros after), with the input axis moved to the end."""
+    groups = np.moveaxis(values, axis, -1).reshape(-1, pattern.m)
+    losers = np.argsort(-np.abs(groups), axis=1, kind="stable")[:, pattern.n :]
+    after = groups.copy()
+    np.put_along_axis(after, losers, 0.0, axis=1)
+    total = finite_energy(values)
+    return (finite_energy(after) / total if total else 1.0), int((after == 0).sum())
+
+
+def check_pattern(analysis: Analysis, tensors: dict[str, np.ndarray], axes, pattern: NM) -> None:
+    """Compare one pattern's fits and sums; ``axes`` are those of the prunable tensors."""
+    text = str(pattern)
+    (summary,) = (s for s in analysis.patterns if s.pattern == text)
+    kept = total = zeros = eligible = 0.0
+    by_layer: dict[str, list[float]] = {}
+    for tensor in analysis.tensors:
+        assert (text in tensor.patterns) == (tensor.name in axes)
+        if tensor.name not in axes:
+            continue
+        values, got = tensors[tensor.name], tensor.patterns[text]
+        length = values.shape[axes[tensor.name]]
+        energy = finite_energy(values)
+        if length % pattern.m:
+            why = "not divisible by" if length > pattern.m else "smaller than"
+            assert (got.norm_kept, got.zeros) == (None, (values == 0).sum())
+            assert got.reason == f"input dimension {length} is {why} {pattern.m}"
+            share = 1.0
+        else:
+            share, after = fit(values, axes[tensor.name], pattern)
+            assert got.reason == ""
+            assert got.norm_kept == pytest.approx(share, abs=1e-12)
+            assert got.zeros == after
+            eligible += 1
+        kept, total, zeros = kept + share * energy, total + energy, zeros + got.zeros
+        layer = by_layer.setdefault(f"{tensor.stack}.{tensor.layer}", [0.0, 0.0])
+        layer[0], layer[1] = layer[0] + share * energy, layer[1] + energy
+    assert (summary.eligible, summary.ineligible) == (eligible, len(axes) - eligible)
+    assert sum(summary.reasons.values()) == summary.ineligible
+    assert summary.norm_kept == pytest.approx(kept / total if total else 1.0, abs=1e-12)
+    assert summary.zeros == zeros
+    assert summary.sparsity == zeros / analysis.source.prunable_weights
+    want = {label: a / b if b else 1.0 for label, (a, b) in by_layer.items()}
+    assert summary.by_layer == pytest.approx(want, abs=1e-12)
+
+
+PATTERNS = [parse_nm(text) for text in ("2:4", "1:2", "4:8", "1:4", "3:7", "5:16", "6:8", "20:40")]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@given(
+    shapes=st.lists(
+        st.tuples(st.sampled_from([1, 5, 30]), st.sampled_from([2, 6, 7, 40, 56, 560])),
+        min_size=1,
+        max_size=4,
+    ),
+    seed=seeds,
+    inf=st.booleans(),
+)
+@settings(max_examples=8)
+def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
+    tensors = {
+        LINEAR.format(i): (
+            dtype.name,
+            weights(dtype, math.prod(shape), seed + i, inf=inf).reshape(shape),
+        )
+        for i, shape in enumerate(shapes)
+    }
+    folder = write(tmp_path_factory.mktemp("model"), tensors)
+    analysis = analyze(folder, patterns=PATTERNS, use_cache=False)
+    values = {name: values_of(tensor) for name, tensor in tensors.items()}
+    for pattern in PATTERNS:
+        check_pattern(analysis, values, dict.fromkeys(tensors, 1), pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "matrix_axis", "stacked_axis"),
+    [("gpt2", 0, None), ("gpt_oss", 1, 1), ("llama4", 1, 1), ("granitemoe", 1, 2)],
+)
+def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis, dtype) -> None:
+    tiny_models.build(name, tmp_path, dtype)
+    tensors = {
+        n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()
+    }
+    analysis = analyze(tmp_path, patterns=PATTERNS)
+    axes = {
+        t.name: stacked_axis if len(t.shape) == 3 else matrix_axis
+        for t in analysis.tensors
+        if t.prunable
+    }
+    assert (stacked_axis in axes.values()) or stacked_axis is None
+    assert len(axes) >= 8
+    for pattern in PATTERNS:
+        check_pattern(analysis, tensors, axes, pattern)
+
+
+def test_groups_across_blocks_of_a_large_tensor(tmp_path: Path) -> None:
+    dtype = DTYPES["BF16"]
+    tensor = (dtype.name, weights(dtype, 1201 * 1400, 6).reshape(1201, 1400))
+    analysis = analyze(write(tmp_path, {LINEAR.format(0): tensor}), patterns=PATTERNS)
+    for pattern in PATTERNS:
+        check_pattern(
+            analysis, {LINEAR.format(0): values_of(tensor)}, {LINEAR.format(0): 1}, pattern
+        )
+
+
+def test_no_patterns(tmp_path: Path) -> None:
+    tiny_models.build("bert", tmp_path)
+    analysis = analyze(tmp_path, patterns=())
+    assert analysis.patterns == ()
+    assert all(not t.patterns for t in analysis.tensors)
+    assert len(analysis.thresholds) == 19
+
+
+# --- sums --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "albert", "t5", "whisper", "gpt_oss"])
+def test_sums_over_tensors(tmp_path: Path, name: str) -> None:
+    tiny_models.build(name, tmp_path, torch.float16)
+    weights_of = {
+        n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()
+    }
+    analysis = analyze(tmp_path)
+    for tensor in analysis.tensors:
+        check_statistics(tensor, weights_of[tensor.name])
+    sums = [
+        (analysis.roles, lambda t: t.role),
+        (analysis.components, lambda t: t.component if t.prunable else None),
+        (analysis.layers, lambda t: None if t.layer is None else f"{t.stack}.{t.layer}"),
+    ]
+    for groups, key in sums:
+        labels = [key(t) for t in analysis.tensors]
+        assert list(groups) == [label for label in dict.fromkeys(labels) if label is not None]
+        for label, group in groups.items():
+            part = [t for t, own in zip(analysis.tensors, labels, strict=True) if own == label]
+            values = np.concatenate([weights_of[t.name].reshape(-1) for t in part])
+            assert (group.tensors, group.weights) == (len(part), values.size)
+            assert group.nbytes == 2 * values.size
+            assert group.zeros == (values == 0).sum()
+            assert group.largest == np.abs(values).max()
+            assert group.prunable_weights == sum(t.numel for t in part if t.prunable)
+            assert group.near_zero["0.001"] == (np.abs(values) <= 1e-3).sum()
+            assert group.near_zero["0.01*std"] == sum(t.near_zero["0.01*std"] for t in part)
+            assert group.std == pytest.approx(values.std(), rel=1e-9)
+            assert group.norm_squared == pytest.approx(finite_energy(values), rel=1e-12)
+    prunable = np.concatenate(
+        [weights_of[t.name].reshape(-1) for t in analysis.tensors if t.prunable]
+    )
+    found, counts = np.unique(np.frexp(prunable[prunable != 0])[1] - 1, return_counts=True)
+    assert analysis.octaves == dict(zip(found.tolist(), counts.tolist(), strict=True))
+    assert list(analysis.octaves) == sorted(analysis.octaves)
+    assert analysis.prunable_zeros == (prunable == 0).sum()
+    assert analysis.source.prunable_weights == prunable.size
+    assert analysis.source.weights == sum(v.size for v in weights_of.values())
+
+
+def test_predicted_bytes(tmp_path: Path) -> None:
+    ones = {LINEAR.format(0): stored("BF16", np.ones((16, 32))), NORM: stored("F32", [1.0] * 32)}
+    got = analyze(write(tmp_path, ones), patterns=[NM(2, 4), NM(4, 8)]).predicted_bytes
+    dense = 16 * 32 * 2 + 32 * 4
+    zeros = 205  # floor(0.4 * 512 + 0.5)
+    assert list(got.values()) == [
+        dense,
+        dense - (154 * 16 - 512) // 8,
+        dense - (zeros * 16 - 512) // 8,
+        dense - (256 * 16 - 512) // 8,
+        dense - 16 * 32 // 4 * (2 * 16 - 2 * 2) // 8,
+        dense - 16 * 32 // 8 * (4 * 16 - 4 * 3) // 8,
+    ]
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+_PEAK = """
+import resource, sys
+import accelerate, numba, torch, transformers
+from prunectl.analysis.verb import analyze
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+analysis = analyze(sys.argv[1], jobs=2)
+print(len(analysis.tensors), analysis.thresholds[7].count, peak() - before)
+"""
+
+
+def peak_mebibytes(folder: Path) -> tuple[int, int, float]:
+    """(tensors, zeros at 40%, MiB that an analysis adds to what the imports take)."""
+    source = Path(analyze.__code__.co_filename).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tensors, zeros, peak = done.stdout.split()
+    return int(tensors), int(zeros), float(peak)
+
+
+def write_sparse(folder: Path, dtype: str, shape: tuple[int, int]) -> None:
+    """One huge tensor of zeros that takes no room on the disk."""
+    name, size = LINEAR.format(0), math.prod(shape) * DTYPES[dtype].bits // 8
+    write(folder, {"x": (dtype, np.zeros(0, np.uint8))})
+    header = f'{{"{name}":{{"dtype":"{dtype}","shape":{list(shape)},"data_offsets":[0,{size}]}}}}'
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + size)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_huge_tensor_needs_no_memory(tmp_path: Path, dtype: str) -> None:
+    columns = 1 << 14
+    rows = 600 * 2**20 // columns // (DTYPES[dtype].bits // 8)
+    write_sparse(tmp_path, dtype, (rows, columns))
+    tensors, zeros, peak = peak_mebibytes(tmp_path)
+    assert (tensors, zeros) == (1, rows * columns)
+    assert peak < 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_many_small_tensors(tmp_path: Path, dtype: str) -> None:
+    count, shape = 100_000, (32, 32)
+    codes = weights(DTYPES[dtype], 1 << 20, 4).reshape(-1, *shape)
+    name = "model.layers.{}.mlp.experts.{}.up_proj.weight"
+    write(
+        tmp_path,
+        {name.format(i % 60, i // 60): (dtype, codes[i % len(codes)]) for i in range(count)},
+    )
+    tensors, zeros, peak = peak_mebibytes(tmp_path)
+    assert (tensors, zeros) == (count, count * 1024 * 4 // 10)
+    assert peak / count < 8 / 1024  # MiB: some KiB of facts for a tensor, for the result alone 4

@@ -1,0 +1,358 @@
+"""A prune that is killed or stopped: the target is absent or as it was, and the same call goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+
+from prunectl import PruneResult, PruneSettings, prune, verify
+from prunectl.errors import OutputConflict
+from prunectl.events import Advanced, Event, Note
+from prunectl.sink.journal import Journal
+from prunectl.sink.target import journal_file, work_folder
+
+SHARDS = 6
+LIMIT = 1_000_000
+HALF = PruneSettings(sparsity=0.5)
+
+# Prunes in a process of its own, which dies, or waits to be stopped, at a chosen place.
+CHILD = """
+import os, signal, sys, time
+from prunectl import PruneSettings, prune
+from prunectl.events import Advanced
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.journal import Journal
+
+source, out, mode, number = *sys.argv[1:4], int(sys.argv[4])
+force = "force" in mode
+add, commit, seen = Journal.add, OutputFolder.commit, []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def add_and_die(self, shard, records):
+    entry = add(self, shard, records)
+    seen.append(shard)
+    if "shard" in mode and len(seen) == number:
+        die()
+    return entry
+
+def die_then_commit(self):
+    if "commit" in mode:
+        die()
+    commit(self)
+
+def on_event(event):
+    if isinstance(event, Advanced) and event.phase == "writing weights":
+        print("writing", flush=True)
+        if "wait" in mode:
+            time.sleep(0.1)
+        if "tensor" in mode:
+            seen.append(event)
+            if len(seen) == number:
+                die()
+
+Journal.add, OutputFolder.commit = add_and_die, die_then_commit
+result = prune(source, out, PruneSettings(sparsity=0.5), max_shard_size=1_000_000,
+               force=force, jobs=1, on_event=on_event)
+print("resumed", result.resumed_shards, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tensor of 800 kB for each of six shards; roles are told from names, without torch."""
+    torch.manual_seed(0)
+    tensors = {
+        f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500).round(decimals=2)
+        for i in range(SHARDS)
+    }
+    folder = reference.save(tmp_path_factory.mktemp("models") / "source", tensors)
+    (folder / "LICENSE").write_text("free")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run that nothing interrupts writes."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert run(source, out).shards == SHARDS
+    return reference.contents(out)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def run(source: Path, out: Path, choice: PruneSettings = HALF, *, force: bool = False) -> PruneResult:
+    return prune(source, out, choice, max_shard_size=LIMIT, force=force)
+
+
+def start(source: Path, out: Path, mode: str, number: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, source, out, mode, str(number)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )
+
+
+def killed(source: Path, out: Path, mode: str, number: int = 0) -> None:
+    child = start(source, out, mode, number)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL, errors
+
+
+def finished(out: Path) -> list[str]:
+    """Shards that the journal beside the output calls finished."""
+    lines = journal_file(out).read_text().splitlines()[1:]
+    return [json.loads(line)["shard"] for line in lines]
+
+
+def assert_complete(out: Path, whole: dict[str, bytes]) -> None:
+    assert reference.contents(out) == whole
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def waiting(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is in the middle of writing ``out``."""
+    child = start(source, out, "wait")
+    assert child.stdout
+    assert child.stdout.readline() == "writing\n"
+    yield child
+    if child.poll() is None:
+        child.kill()
+    child.communicate()
+
+
+# --- killed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(1, SHARDS + 1))
+def test_killed_after_a_shard(
+    source: Path, out: Path, whole: dict[str, bytes], number: int
+) -> None:
+    killed(source, out, "shard", number)
+    assert not out.exists()
+    assert len(finished(out)) == number
+    result = run(source, out)
+    assert result.resumed_shards == number
+    assert_complete(out, whole)
+    assert verify(out).ok
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_killed_after_a_tensor(
+    source: Path, out: Path, whole: dict[str, bytes], number: int
+) -> None:
+    killed(source, out, "tensor", number)
+    assert not out.exists()
+    done = len(finished(out))
+    assert done <= number
+    assert run(source, out).resumed_shards == done
+    assert_complete(out, whole)
+
+
+def test_killed_before_the_end(source: Path, out: Path, whole: dict[str, bytes]) -> None:
+    killed(source, out, "commit")
+    assert not out.exists()
+    # The last one or two may not have been noted yet.
+    assert run(source, out).resumed_shards == len_between(SHARDS - 2, SHARDS)
+    assert_complete(out, whole)
+
+
+class len_between:  # noqa: N801 (reads as a value)
+    """Equal to any number in a range."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.range = range(low, high + 1)
+
+    def __eq__(self, other: object) -> bool:
+        return other in self.range
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_killed_again_and_again_at_any_time(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    chance = random.Random(1)
+    kills = 0
+    for _ in range(5):
+        child = start(source, out, "wait")
+        assert child.stdout
+        child.stdout.readline()
+        time.sleep(chance.uniform(0, 0.5))
+        child.kill()
+        child.communicate()
+        kills += child.returncode == -signal.SIGKILL
+        if out.exists():
+            break
+    assert kills
+    if not out.exists():
+        run(source, out)
+    assert_complete(out, whole)
+
+
+def test_what_is_resumed_is_said(source: Path, out: Path) -> None:
+    killed(source, out, "shard", 2)
+    events: list[Event] = []
+    prune(source, out, HALF, max_shard_size=LIMIT, on_event=events.append)
+    assert any(isinstance(e, Note) and "2 finished shards" in e.text for e in events)
+    written = sum(e.count for e in events if isinstance(e, Advanced) and "writing" in e.phase)
+    assert written == (SHARDS - 2) * 800_000
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit"),
+    [
+        (PruneSettings(sparsity=0.6), LIMIT),
+        (PruneSettings(sparsity=0.5, exclude=("model.layers.5",)), LIMIT),
+        (HALF, 2 * LIMIT),
+    ],
+)
+def test_other_arguments_begin_anew(
+    source: Path, out: Path, tmp_path: Path, choice: PruneSettings, limit: int
+) -> None:
+    killed(source, out, "shard", 3)
+    result = prune(source, out, choice, max_shard_size=limit)
+    assert result.resumed_shards == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    prune(source, tmp_path / "clean", choice, max_shard_size=limit)
+    assert reference.contents(out) == reference.contents(tmp_path / "clean")
+
+
+def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
+    tensors = {
+        f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500) for i in range(SHARDS)
+    }
+    source = reference.save(tmp_path / "source", tensors)
+    killed(source, out, "shard", 3)
+    reference.save(source, {name: tensor * 2 for name, tensor in tensors.items()})
+    assert run(source, out).resumed_shards == 0
+    assert verify(out).ok
+
+
+def test_a_finished_shard_that_was_damaged_is_written_again(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    killed(source, out, "shard", 3)
+    shard = work_folder(out) / finished(out)[1]
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert run(source, out).resumed_shards == 2
+    assert_complete(out, whole)
+
+
+# --- stopped ------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_the_target_absent(
+    source: Path, out: Path, whole: dict[str, bytes], waiting: subprocess.Popen[str]
+) -> None:
+    waiting.send_signal(signal.SIGINT)
+    waiting.communicate(timeout=60)
+    assert waiting.returncode not in (0, None)
+    assert not out.exists()
+    run(source, out)
+    assert_complete(out, whole)
+
+
+def test_ctrl_c_on_the_command_line(source: Path, out: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; from prunectl.streaming import Scratch\n"
+         "blocks = Scratch.blocks\n"
+         "def slow(*args, **more):\n"
+         "    for block in blocks(*args, **more):\n"
+         "        print('reading', flush=True); time.sleep(0.2); yield block\n"
+         "Scratch.blocks = slow\n"
+         "import sys; sys.argv[0] = 'prunectl'; from prunectl.__main__ import main; main()",
+         "prune", source, "-s", "0.5", "-o", out, "--jobs", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )  # fmt: skip
+    assert child.stdout
+    assert child.stdout.readline() == "reading\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_half_way_keeps_what_is_finished(
+    source: Path, out: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, seen = Journal.add, []
+
+    def full(self: Journal, shard: object, records: object) -> object:
+        seen.append(shard)
+        if len(seen) == 3:
+            raise OSError(5, "Input/output error")
+        return add(self, shard, records)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "add", full)
+        with pytest.raises(Exception, match="Input/output error"):
+            run(source, out)
+    assert not out.exists()
+    assert run(source, out).resumed_shards >= 2
+    assert_complete(out, whole)
+
+
+# --- replaced -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "number"), [("shard", 1), ("shard", SHARDS), ("commit", 0)])
+def test_a_killed_replacement_leaves_the_old_output(
+    source: Path, out: Path, whole: dict[str, bytes], mode: str, number: int
+) -> None:
+    run(source, out, PruneSettings(sparsity=0.1))
+    old = reference.contents(out)
+    assert old != whole
+    killed(source, out, f"{mode} force", number)
+    assert reference.contents(out) == old
+    assert verify(out).ok
+    with pytest.raises(OutputConflict, match="not empty"):
+        run(source, out)
+    assert run(source, out, force=True).resumed_shards > 0
+    assert_complete(out, whole)
+
+
+def test_a_replacement_removes_what_was_there(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    run(source, out, PruneSettings(sparsity=0.1))
+    (out / "stray.txt").write_text("old")
+    run(source, out, force=True)
+    assert_complete(out, whole)
+
+
+# --- together -----------------------------------------------------------------------------------
+
+
+def test_two_at_once_on_one_output(
+    source: Path, out: Path, whole: dict[str, bytes], waiting: subprocess.Popen[str]
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(OutputConflict, match="another prunectl is writing this output"):
+        run(source, out)
+    assert time.monotonic() - started < 5
+    output, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, errors
+    assert output.endswith("resumed 0\n")
+    assert_complete(out, whole)
