@@ -85,7 +85,8 @@ def check_thresholds(analysis: Analysis, weights: Mapping[str, np.ndarray]) -> N
         kept = finite_energy(everything[~gone]) / total if total else 1.0
         assert abs(row.norm_kept - kept) <= 1e-12
         zeros = np.bincount(owner[gone], minlength=len(weights))
-        assert [t.sparsity[i] for t in places] == [z / t.numel for z, t in zip(zeros, places)]
+        want = [z / t.numel for z, t in zip(zeros, places, strict=True)]
+        assert [t.sparsity[i] for t in places] == want
         assert row.roles == shares_by([t.role for t in places], zeros, places)
         assert row.layers == shares_by([f"{t.stack}.{t.layer}" for t in places], zeros, places)
 

@@ -1,4 +1,4 @@
-"""The measurement cache: right or absent, whatever happens to it, and only ever a matter of time."""
+"""The measurement cache: right or absent, whatever happens to it; only ever a matter of time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from prunectl.userdirs import cache_dir
 MODEL = {
     "model.embed_tokens.weight": stored("BF16", [[0.5, -1.0, 0.0]]),
     "model.layers.0.mlp.up_proj.weight": ("F32", weights(DTYPES["F32"], 960, 6).reshape(12, 80)),
-    "model.layers.0.mlp.down_proj.weight": ("BF16", weights(DTYPES["BF16"], 960, 8).reshape(80, 12)),
+    "model.layers.0.mlp.down_proj.weight": (
+        "BF16",
+        weights(DTYPES["BF16"], 960, 8).reshape(80, 12),
+    ),
     "model.layers.1.mlp.up_proj.weight": ("F64", weights(DTYPES["F64"], 60, 4).reshape(5, 12)),
 }
 
@@ -197,9 +200,7 @@ def test_one_bit_flipped(kept, where: float, bit: int) -> None:
     check_damaged(kept, bytes(damaged))
 
 
-@given(
-    where=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=64)
-)
+@given(where=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=64))
 @same_user
 def test_overwritten_in_the_middle(kept, where: float, junk: bytes) -> None:
     at = int(where * len(kept[1]))

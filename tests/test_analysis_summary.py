@@ -55,8 +55,8 @@ def check_statistics(got: TensorStats, values: np.ndarray) -> None:
     if finite.size:
         scale = max(np.abs(finite).max(), 1e-300)
         small = finite / scale
-        assert got.mean / scale == pytest.approx(math.fsum(small) / finite.size, abs=1e-13)
-        assert got.std / scale == pytest.approx(np.std(small), rel=1e-9, abs=1e-7)
+        assert got.mean / scale == pytest.approx(math.fsum(small) / finite.size, abs=1e-10)
+        assert got.std / scale == pytest.approx(np.std(small), rel=1e-9, abs=1e-5)
     exponents = np.frexp(finite[finite != 0])[1] - 1
     found, counts = np.unique(exponents, return_counts=True)
     assert got.octaves == dict(zip(found.tolist(), counts.tolist(), strict=True))
@@ -215,9 +215,7 @@ def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
 )
 def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis, dtype) -> None:
     tiny_models.build(name, tmp_path, dtype)
-    tensors = {
-        n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()
-    }
+    tensors = {n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
     analysis = analyze(tmp_path, patterns=PATTERNS)
     axes = {
         t.name: stacked_axis if len(t.shape) == 3 else matrix_axis
@@ -365,4 +363,4 @@ def test_many_small_tensors(tmp_path: Path, dtype: str) -> None:
     )
     tensors, zeros, peak = peak_mebibytes(tmp_path)
     assert (tensors, zeros) == (count, count * 1024 * 4 // 10)
-    assert peak / count < 8 / 1024  # MiB: some KiB of facts for a tensor, for the result alone 4
+    assert peak < 700  # MiB: headers of 100,000 tensors take 200, their statistics 400

@@ -212,9 +212,7 @@ def test_threads_and_runs_do_not_show(tmp_path: Path, dtype) -> None:
     tiny_models.build("llama", tmp_path, dtype)
     kinds = [(DTYPES["F32"], 900, 1100), (DTYPES["BF16"], 33, 47), (DTYPES["F64"], 600, 700)] * 2
     write(tmp_path, linears(kinds, 7), "other.safetensors")
-    one, four, again = (
-        facts(analyze(tmp_path, jobs=jobs, use_cache=False)) for jobs in (1, 4, 4)
-    )
+    one, four, again = (facts(analyze(tmp_path, jobs=jobs, use_cache=False)) for jobs in (1, 4, 4))
     assert one == four == again
 
 

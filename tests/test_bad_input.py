@@ -464,7 +464,9 @@ def test_a_folder_that_may_not_be_written(source: Path, tmp_path: Path, prepared
 # --- the command line as a whole ----------------------------------------------------------------
 
 
-def test_errors_are_short_and_leave_exit_codes(source: Path, tmp_path: Path, prepared: Prepared) -> None:
+def test_errors_are_short_and_leave_exit_codes(
+    source: Path, tmp_path: Path, prepared: Prepared
+) -> None:
     (tmp_path / "out").write_text("mine")
     prepared()
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -187,6 +188,19 @@ def test_zeros_that_are_more_than_asked_for_stay() -> None:
     assert result.prunable_zeros == result.prunable_zeros_before == reference.zeros([weights])
     assert result.sparsity > 0.4
     assert result.pools[0].requested == 0.1
+
+
+def test_a_threshold_that_reaches_inf(tmp_path: Path) -> None:
+    # JSON has no Inf, so the manifest leaves the threshold out.
+    weights = torch.full((4, 4), -torch.inf)
+    source = reference.save(tmp_path / "source", {LAYER.format(0, "up"): weights})
+    result = prune(source, tmp_path / "out", PruneSettings(sparsity=0.5))
+    assert result.pools[0].threshold == torch.inf
+    manifest = json.loads((tmp_path / "out" / "prunectl.json").read_bytes())
+    assert manifest["tensors"][0]["threshold"] is None
+    (output,) = reference.stored(tmp_path / "out").values()
+    assert output.reshape(-1).tolist() == [0.0] * 8 + [-torch.inf] * 8
+    assert verify(tmp_path / "out").ok
 
 
 def test_inf_is_the_largest_and_warned_of() -> None:

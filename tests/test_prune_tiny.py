@@ -196,9 +196,7 @@ def test_tied_weights_that_the_model_keeps_apart_are_written_under_both_names(
     result = prune(source, tmp_path / "out", PruneSettings(sparsity=0.5))
     output = reference.stored(tmp_path / "out")
     assert output.keys() == state.keys()
-    reference.assert_same(
-        {"": output["lm_head.weight"]}, {"": state["model.embed_tokens.weight"]}
-    )
+    reference.assert_same({"": output["lm_head.weight"]}, {"": state["model.embed_tokens.weight"]})
     manifest = read_manifest(tmp_path / "out")
     assert manifest.overall.weights == result.weights
     assert result.weights == sum(t.numel() for n, t in state.items() if n != "lm_head.weight")
@@ -270,7 +268,9 @@ def full(tmp_path: Path) -> Path:
     (folder / "empty.txt").write_bytes(b"")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
-    (folder / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\n\n# Mine\n\nOf old.\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\ntags:\n- mine\n---\n\n# Mine\n\nOf old.\n"
+    )
     config = folder / "config.json"
     config.write_text(config.read_text() + "\n\n")
     return folder
@@ -298,7 +298,9 @@ def test_modes_follow_the_umask(full: Path, tmp_path: Path, umask: int) -> None:
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    folders = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out", *(tmp_path / "out").glob("1_*"))}
+    folders = {
+        stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out", *(tmp_path / "out").glob("1_*"))
+    }
     assert modes == {0o666 & ~umask}
     assert folders == {0o777 & ~umask}
 
@@ -325,7 +327,10 @@ def test_the_manifest_is_valid_and_its_totals_agree(full: Path, tmp_path: Path) 
         assert (tensor["pattern"] == "unstructured") == (tensor["name"] in names)
     assert document["arguments"]["sparsity"] == 0.4
     assert document["source"]["model"] == str(full)
-    assert (result.nbytes, result.shards) == ((tmp_path / "out/model.safetensors").stat().st_size, 1)
+    assert (result.nbytes, result.shards) == (
+        (tmp_path / "out/model.safetensors").stat().st_size,
+        1,
+    )
 
 
 @pytest.mark.parametrize(

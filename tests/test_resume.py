@@ -1,4 +1,4 @@
-"""A prune that is killed or stopped: the target is absent or as it was, and the same call goes on."""
+"""A prune that is killed or stopped: the target is as it was, and the same call goes on."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def run(source: Path, out: Path, choice: PruneSettings = HALF, *, force: bool = False) -> PruneResult:
+def run(
+    source: Path, out: Path, choice: PruneSettings = HALF, *, force: bool = False
+) -> PruneResult:
     return prune(source, out, choice, max_shard_size=LIMIT, force=force)
 
 
@@ -171,20 +173,8 @@ def test_killed_before_the_end(source: Path, out: Path, whole: dict[str, bytes])
     killed(source, out, "commit")
     assert not out.exists()
     # The last one or two may not have been noted yet.
-    assert run(source, out).resumed_shards == len_between(SHARDS - 2, SHARDS)
+    assert run(source, out).resumed_shards >= SHARDS - 2
     assert_complete(out, whole)
-
-
-class len_between:  # noqa: N801 (reads as a value)
-    """Equal to any number in a range."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self.range = range(low, high + 1)
-
-    def __eq__(self, other: object) -> bool:
-        return other in self.range
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def test_killed_again_and_again_at_any_time(
@@ -237,9 +227,7 @@ def test_other_arguments_begin_anew(
 
 
 def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
-    tensors = {
-        f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500) for i in range(SHARDS)
-    }
+    tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500) for i in range(SHARDS)}
     source = reference.save(tmp_path / "source", tensors)
     killed(source, out, "shard", 3)
     reference.save(source, {name: tensor * 2 for name, tensor in tensors.items()})
@@ -279,7 +267,7 @@ def test_ctrl_c_on_the_command_line(source: Path, out: Path, tmp_path: Path) -> 
          "    for block in blocks(*args, **more):\n"
          "        print('reading', flush=True); time.sleep(0.2); yield block\n"
          "Scratch.blocks = slow\n"
-         "import sys; sys.argv[0] = 'prunectl'; from prunectl.__main__ import main; main()",
+         "import sys\nfrom prunectl.__main__ import main\nsys.exit(main())",
          "prune", source, "-s", "0.5", "-o", out, "--jobs", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},

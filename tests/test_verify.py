@@ -15,6 +15,7 @@ import pytest
 import reference
 import tiny_models
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneSettings, VerifyReport, open_checkpoint, prune, verify
@@ -86,8 +87,9 @@ def edit_manifest(folder: Path, how: Callable[[dict[str, Any]], None]) -> None:
 
 
 def entry_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    entry: dict[str, Any]
     (entry,) = [tensor for tensor in document["tensors"] if tensor["name"] == name]
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 def flip_lowest_bit(tensor: torch.Tensor, where: torch.Tensor) -> None:
@@ -199,8 +201,6 @@ def test_damage_is_found_even_if_the_manifest_was_made_to_agree(groups: Path, ma
         row[gone], row[kept] = original[0][gone], 0
 
     change(groups, UP, move)
-    from blake3 import blake3
-
     digest = blake3(reference.raw(reference.stored(groups)[UP])).hexdigest()
     edit_manifest(groups, lambda d: entry_of(d, UP).update(blake3=digest))
     assert kinds(verify(groups)) == {"pattern": {UP}}
@@ -322,6 +322,18 @@ def test_what_transformers_cannot_convert(tmp_path: Path) -> None:
     assert found["shapes"] == {gone}
     (difference,) = [d for d in report.differences if d.kind == "loads"]
     assert "MixtralForCausalLM cannot be loaded" in difference.detail
+
+
+def test_what_the_model_has_no_use_for_in_the_source_either(tmp_path: Path) -> None:
+    tiny_models.build("bert", tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    extra = {"cls.seq_relationship.weight": torch.ones(2, 32)}
+    save_file({**load_file(path), **extra}, path, metadata={"format": "pt"})
+    prune(tmp_path / "source", tmp_path / "out", PruneSettings(sparsity=0.4))
+    notes: list[Event] = []
+    report = verify(tmp_path / "out", on_event=notes.append)
+    assert kinds(report) == {}
+    assert any(isinstance(n, Note) and "cls.seq_relationship.weight" in n.text for n in notes)
 
 
 def test_an_architecture_that_is_unknown_is_not_a_difference(tmp_path: Path) -> None:
@@ -481,9 +493,7 @@ def test_a_relative_source_seen_from_another_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = undone(verify("../out"))
     assert found.keys() == NEED_SOURCE
-    assert set(found.values()) == {
-        f"the source is not reachable ({depth}: no such file or folder)"
-    }
+    assert set(found.values()) == {f"the source is not reachable ({depth}: no such file or folder)"}
 
 
 # --- the command line ---------------------------------------------------------------------------

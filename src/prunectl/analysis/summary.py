@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prunectl.analysis.advice import advise, warnings_for
+from prunectl.analysis.groups import group, layer_label
 from prunectl.analysis.measured import Measured
 from prunectl.analysis.result import (
     QUANTILES,
     SPARSITIES,
     Analysis,
-    GroupStats,
     PatternFit,
     PatternSummary,
     SourceFacts,
     TensorStats,
     Threshold,
 )
+from prunectl.analysis.sizes import bytes_saved, predicted_bytes
 from prunectl.analysis.thresholds import Share, Target, shares, tolerances
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.roles import TensorRole
@@ -77,15 +78,10 @@ def summarize(
         layers=group([t for t in tensors if t.layer is not None], layer_label),
         octaves=dict(sorted(octaves.items())),
         prunable_zeros=sum(t.zeros for t in tensors if t.prunable),
-        predicted_bytes=_predicted_bytes(source, tensors, summaries),
+        predicted_bytes=predicted_bytes(source, tensors, summaries),
         warnings=warnings_for(source, tensors),
         advice=advise(source, thresholds, summaries),
     )
-
-
-def layer_label(tensor: TensorStats) -> str:
-    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
-    return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)
 
 
 def source_facts(checkpoint: Checkpoint, tensors: Sequence[TensorStats]) -> SourceFacts:
@@ -253,79 +249,5 @@ def _pattern_summary(
         by_layer={
             label: part / whole if whole else 1.0 for label, (part, whole) in by_layer.items()
         },
-        bytes_packed=source.tensor_bytes - sum(_saved(t, pattern) for t in eligible),
+        bytes_packed=source.tensor_bytes - sum(bytes_saved(t, pattern) for t in eligible),
     )
-
-
-def _saved(tensor: TensorStats, pattern: NM) -> int:
-    """Bytes saved by storing N values and N positions of ceil(log2 M) bits for each group."""
-    groups = tensor.numel // pattern.m
-    bits = _bits(tensor)
-    position_bits = (pattern.m - 1).bit_length()
-    return groups * (pattern.m * bits - pattern.n * (bits + position_bits)) // 8
-
-
-def _bits(tensor: TensorStats) -> int:
-    return {"fp64": 64, "fp32": 32, "fp16": 16, "bf16": 16}.get(tensor.dtype, 8)
-
-
-def _predicted_bytes(
-    source: SourceFacts, tensors: Iterable[TensorStats], patterns: Iterable[PatternSummary]
-) -> dict[str, int]:
-    """Bytes of all tensors: dense, and what storing only the survivors would take."""
-    prunable = [t for t in tensors if t.prunable]
-    result = {"dense (zeros stored like any weight)": source.tensor_bytes}
-    for sparsity in (0.3, 0.4, 0.5):
-        row = min(range(len(SPARSITIES)), key=lambda i: abs(SPARSITIES[i] - sparsity))
-        if not prunable:
-            break
-        saved = 0
-        for tensor in prunable:
-            zeros = round(tensor.sparsity[row] * tensor.numel)
-            saved += max(0, (zeros * _bits(tensor) - tensor.numel) // 8)
-        result[f"{sparsity:.0%} unstructured, as a bitmask and values"] = (
-            source.tensor_bytes - saved
-        )
-    for pattern in patterns:
-        result[f"{pattern.pattern}, as values and positions"] = pattern.bytes_packed
-    return result
-
-
-def group(
-    tensors: Iterable[TensorStats], key: Callable[[TensorStats], str]
-) -> dict[str, GroupStats]:
-    """Sums over the measured tensors that share a key, in order of first appearance."""
-    members: dict[str, list[TensorStats]] = {}
-    for tensor in tensors:
-        if tensor.measured:
-            members.setdefault(key(tensor), []).append(tensor)
-    return {label: _group_stats(part) for label, part in members.items()}
-
-
-def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
-    weights = sum(t.numel for t in tensors)
-    finite = sum(t.numel - t.nans - t.infs for t in tensors)
-    total = sum(t.mean * (t.numel - t.nans - t.infs) for t in tensors)
-    norm = sum(t.norm_squared for t in tensors)
-    mean = total / finite if finite else 0.0
-    near: dict[str, int] = {}
-    for tensor in tensors:
-        _add_counts(near, tensor.near_zero)
-    return GroupStats(
-        tensors=len(tensors),
-        weights=weights,
-        prunable_weights=sum(t.numel for t in tensors if t.prunable),
-        nbytes=sum(t.numel * _bits(t) // 8 for t in tensors),
-        zeros=sum(t.zeros for t in tensors),
-        near_zero=near,
-        std=float(max(0.0, norm / finite - mean * mean) ** 0.5) if finite else 0.0,
-        largest=max(
-            (max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel > t.nans), default=0.0
-        ),
-        norm_squared=norm,
-    )
-
-
-def _add_counts(into: dict[str, int], counts: Mapping[str, int]) -> None:
-    for key, count in counts.items():
-        into[key] = into.get(key, 0) + count

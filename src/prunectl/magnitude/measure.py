@@ -23,6 +23,9 @@ from prunectl.tensorspec import DType
 _FLUSH = 2**32 - 1
 """Elements after which the u32 tables might overflow."""
 
+_FEW = 1 << 13
+"""Elements that are sorted faster than tables of all codes are made and searched."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -82,51 +85,81 @@ class TensorMeasure:
 
 
 class _Narrow:
-    """8 and 16 bits: counts of all signed codes say everything."""
+    """8 and 16 bits: counts of all signed codes say everything.
+
+    A tensor of one small block is sorted instead: tables would cost it far more than its codes.
+    """
 
     def __init__(self, format: CodeFormat) -> None:
         self._format = format
-        self._tables = np.zeros((2, 1 << format.bits), np.uint32)
-        self._counts = np.zeros(1 << format.bits, np.int64)
+        self._held: Codes | None = None
+        self._tables: NDArray[np.uint32] | None = None
+        self._counts = np.zeros(0, np.int64)
         self._pending = 0
 
     def update(self, codes: Codes) -> None:
+        if self._tables is None:
+            if self._held is None and codes.size <= _FEW:
+                self._held = codes.copy()
+                return
+            self._tables = np.zeros((2, 1 << self._format.bits), np.uint32)
+            self._counts = np.zeros(1 << self._format.bits, np.int64)
+            if self._held is not None:
+                self.update(self._held)
         if self._pending + codes.size > _FLUSH:
-            self._flush()
+            self._flush(self._tables)
         counting.tally(codes, self._tables)
         self._pending += codes.size
 
-    def _flush(self) -> None:
-        for table in self._tables:
+    def _flush(self, tables: NDArray[np.uint32]) -> None:
+        for table in tables:
             self._counts += table
-        self._tables[:] = 0
+        tables[:] = 0
         self._pending = 0
 
+    def _present(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The signed codes that occur, in order, and how often."""
+        if self._tables is None:
+            held = self._held if self._held is not None else np.zeros(0, self._format.uint)
+            codes, counts = np.unique(held, return_counts=True)
+            return codes.astype(np.int64), counts.astype(np.int64)
+        self._flush(self._tables)
+        present = np.flatnonzero(self._counts).astype(np.int64)
+        return present, self._counts[present]
+
     def finish(self) -> Measurement:
-        self._flush()
-        format, half = self._format, 1 << (self._format.bits - 1)
-        plus, minus = self._counts[:half], self._counts[half:]
-        both = plus + minus
-        codes = np.flatnonzero(both[: format.nan_code])
-        n = codes.size
-        values = format.values(codes.astype(format.uint))
-        finite = codes < format.inf_code
-        counts, real = both[codes], values[finite]
-        signed = (plus[codes] - minus[codes])[finite]
-        present = np.concatenate((-values[minus[codes] > 0], values[plus[codes] > 0]))
+        format = self._format
+        codes, counts = self._present()
+        number = (codes & format.mask) < format.nan_code
+        nans = int(counts[~number].sum())
+        codes, counts = codes[number], counts[number]
+        magnitudes, values = codes & format.mask, format.values(codes.astype(format.uint))
+        finite = magnitudes < format.inf_code
+        few, real = counts[finite], values[finite]
         return Measurement(
-            numel=int(both.sum()),
-            zeros=int(both[0]),
-            nans=int(both[format.nan_code :].sum()),
-            infs=int(both[format.inf_code : format.nan_code].sum()),
-            minimum=float(present.min()) + 0.0 if n else math.nan,
-            maximum=float(present.max()) + 0.0 if n else math.nan,
-            sum=math.fsum(signed * real),
-            norm_squared=math.fsum(counts[finite] * (real * real)),
-            histogram=Histogram(
-                format, codes.astype(np.uint64), np.zeros(n, np.uint8), counts, np.zeros(n)
-            ),
+            numel=int(counts.sum()) + nans,
+            zeros=int(counts[magnitudes == 0].sum()),
+            nans=nans,
+            infs=int(counts[~finite].sum()),
+            minimum=float(values.min()) + 0.0 if values.size else math.nan,
+            maximum=float(values.max()) + 0.0 if values.size else math.nan,
+            sum=math.fsum(few * real),
+            norm_squared=math.fsum(few * (real * real)),
+            histogram=_exact_histogram(format, magnitudes, counts),
         )
+
+
+def _exact_histogram(
+    format: CodeFormat, magnitudes: NDArray[np.int64], counts: NDArray[np.int64]
+) -> Histogram:
+    """Sum the counts of equal magnitudes, which come as two sorted runs: merged in linear time."""
+    order = np.argsort(magnitudes, kind="stable")
+    magnitudes, counts = magnitudes[order], counts[order]
+    first = np.flatnonzero(np.diff(magnitudes, prepend=-1))
+    both = np.add.reduceat(counts, first) if first.size else counts
+    n = first.size
+    starts = magnitudes[first].astype(np.uint64)
+    return Histogram(format, starts, np.zeros(n, np.uint8), both, np.zeros(n))
 
 
 class _Wide:

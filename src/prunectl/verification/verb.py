@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.sink.manifest import Manifest, TensorRecord, read_manifest
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import MANIFEST_NAME
-from prunectl.tensorspec import DTYPES
+from prunectl.tensorspec import DTYPES, TensorSpec
 from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
 from prunectl.verification.result import VerifyReport
 from prunectl.verification.weights import Source, check_weights, source_tensors
@@ -73,7 +74,7 @@ def verify(
     else:
         zeros = _check_tensors(output, manifest, origin, findings, jobs, on_event)
         tensors = len(output.tensors)
-        _check_loads(output, findings)
+        _check_loads(output, manifest, findings, on_event)
     if origin is not None:
         _check_source_files(path, manifest, origin, findings)
     return VerifyReport(
@@ -244,15 +245,18 @@ def _count_of(record: TensorRecord, what: str) -> int:
     return record.zeros if what == "zeros" else math.prod(record.shape)
 
 
-def _check_loads(output: Checkpoint, findings: Findings) -> None:
+def _check_loads(
+    output: Checkpoint, manifest: Manifest, findings: Findings, on_event: OnEvent
+) -> None:
     from prunectl.checkpoint.modules import check_loadable
 
+    check = partial(check_loadable, output.folder, trust_remote_code=output.trust_remote_code)
     try:
-        found = check_loadable(
-            output.folder,
-            [tensor.spec for tensor in output.tensors],
-            trust_remote_code=output.trust_remote_code,
-        )
+        found = check([tensor.spec for tensor in output.tensors])
+        unused: set[str] = set()
+        if found.unexpected:
+            # What the model has no use for is often in its source too: a pooler, a second head.
+            unused = set(check([_spec_of(record) for record in manifest.tensors]).unexpected)
     except UnknownArchitecture as error:
         findings.impossible["loads"] = error.message
         return
@@ -261,8 +265,15 @@ def _check_loads(output: Checkpoint, findings: Findings) -> None:
         findings.add("loads", output.folder.name, what)
     for names, what in (
         (found.missing, "is missing: transformers would make it up at random"),
-        (found.unexpected, "is not part of the model"),
+        (sorted({*found.unexpected} - unused), "is not part of the model"),
         (found.mismatched, "has another shape than the model"),
     ):
         for name in names:
             findings.add("loads", name, f"{what} ({found.model_class})")
+    if unused:
+        some = ", ".join(sorted(unused)[:3])
+        on_event(Note(f"{found.model_class} has no use for {len(unused)} tensors: {some}"))
+
+
+def _spec_of(record: TensorRecord) -> TensorSpec:
+    return TensorSpec(record.name, DTYPES[record.dtype], record.shape)
