@@ -294,14 +294,14 @@ def test_predicted_bytes(tmp_path: Path) -> None:
     got = analyze(write(tmp_path, ones), patterns=[NM(2, 4), NM(4, 8)]).predicted_bytes
     dense = 16 * 32 * 2 + 32 * 4
     zeros = 205  # floor(0.4 * 512 + 0.5)
-    assert list(got.values()) == [
-        dense,
-        dense - (154 * 16 - 512) // 8,
-        dense - (zeros * 16 - 512) // 8,
-        dense - (256 * 16 - 512) // 8,
-        dense - 16 * 32 // 4 * (2 * 16 - 2 * 2) // 8,
-        dense - 16 * 32 // 8 * (4 * 16 - 4 * 3) // 8,
-    ]
+    assert got == {
+        "dense": dense,
+        "bitmask@0.3": dense - (154 * 16 - 512) // 8,
+        "bitmask@0.4": dense - (zeros * 16 - 512) // 8,
+        "bitmask@0.5": dense - (256 * 16 - 512) // 8,
+        "nm@2:4": dense - 16 * 32 // 4 * (2 * 16 - 2 * 2) // 8,
+        "nm@4:8": dense - 16 * 32 // 8 * (4 * 16 - 4 * 3) // 8,
+    }
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from prunectl.cli.analyze_screen import analysis_screen
 from prunectl.cli.output import Output
 from prunectl.cli.plan_screen import plan_document, plan_screen
 from prunectl.cli.progress import LineProgress
-from prunectl.cli.prune_screen import difference, prune_screen
+from prunectl.cli.prune_screen import prune_screen
 from prunectl.cli.verify_screen import verify_screen
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
@@ -183,23 +183,10 @@ def test_pools_are_shown_where_there_are_several(
     assert row(text, "all others")[2:4] == ["unstructured", "global"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, ""),
-        ({"achieved": 0.40004}, ""),
-        ({"achieved": 0.5}, "more weights were zero already, and they stay"),
-        ({"achieved": 0.39, "scope": "row"}, "rounded for each row"),
-        ({"achieved": 0.41, "pattern": "2:4", "budget": True}, "whole matrices take 2:4"),
-        ({"requested": 0.5, "pattern": "2:4", "dense_tensors": 2}, "2 tensors cannot take 2:4"),
-        ({"requested": None, "pattern": "2:4"}, ""),
-        ({"requested": None, "pattern": "2:4", "dense_tensors": 1}, "1 tensor cannot take 2:4"),
-    ],
-)
-def test_a_visible_difference_is_explained(changes: dict[str, object], words: str) -> None:
-    sentence = difference(cli_results.pool(**changes))
-    assert bool(sentence) == bool(words)
-    assert words in sentence
+def test_a_pools_note_is_shown(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = cli_results.pool(note="39.0% achieved: whole matrices take 2:4")
+    text = shown(prune_screen(cli_results.prune_result(noted)), monkeypatch)
+    assert "39.0% achieved: whole matrices take 2:4" in " ".join(text.split())
 
 
 # --- verify ---------------------------------------------------------------------------------

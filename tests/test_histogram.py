@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from magnitude_reference import FLOATS, seeds, sizes, weights
 
 from prunectl.magnitude.codes import CodeFormat, code_format
-from prunectl.magnitude.histogram import Histogram, merge
+from prunectl.magnitude.histogram import Histogram
 from prunectl.magnitude.store import HistogramStore
 from prunectl.tensorspec import DTYPES, DType
 
@@ -82,28 +82,6 @@ def test_refined_is_the_exact_one(dtype, size, seed, log) -> None:
     assert mixed.count_at(int(one[0])) == (m == one[0]).sum()
     with pytest.raises(ValueError, match="add up"):
         h.refined(histogram_of(f, np.append(one, one[-1]), 0))
-
-
-@given(dtype=dtypes, size=sizes.filter(lambda n: n > 0), seed=seeds)
-def test_merge_is_the_histogram_of_all(dtype, size, seed) -> None:
-    f, m = magnitudes_of(dtype, min(size, 3000), seed)
-    parts = list(np.array_split(np.random.default_rng(seed).permutation(m), 3))
-    exact = merge([histogram_of(f, p, 0) for p in parts])
-    assert same(exact, histogram_of(f, m, 0))
-    logs = (0, 4, 2)
-    mixed = merge([histogram_of(f, p, log) for p, log in zip(parts, logs, strict=True)])
-    assert mixed.numel == m.size
-    assert mixed.energy_below(f.nan_code + 15 & ~15) == pytest.approx(
-        exact.energy_below(f.nan_code), rel=1e-9
-    )
-
-
-def test_merge_wants_one_format() -> None:
-    a, b = (histogram_of(code_format(DTYPES[n]), np.array([1, 2]), 0) for n in ("F16", "BF16"))
-    with pytest.raises(ValueError, match="one format"):
-        merge([a, b])
-    with pytest.raises(ValueError, match="one format"):
-        merge([])
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F8_E4M3", "F32"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tiny_models import build
 from prunectl.checkpoint import role_cache
 from prunectl.checkpoint.checkpoint import open_checkpoint
 from prunectl.checkpoint.roles import RoleMap, roles_from_headers
+from prunectl.errors import UnknownArchitecture
 from prunectl.userdirs import cache_dir, write_cache_file
 
 
@@ -120,6 +123,33 @@ def test_an_unknown_architecture_falls_back_and_says_why(bert: Path) -> None:
     assert found.origin == "headers"
     assert "zzz" in found.detail.lower()
     assert open_checkpoint(bert).roles == found
+
+
+def test_what_failed_is_tried_again(
+    bert: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> RoleMap:
+        raise UnknownArchitecture("a package is missing")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("prunectl.checkpoint.modules.roles_from_modules", fail)
+        assert open_checkpoint(bert).roles.detail == "a package is missing"
+    assert cached() == []
+    assert open_checkpoint(bert).roles.origin == "modules"
+    assert builds == ["built", "built"]
+
+
+def test_many_threads_build_once(bert: Path, builds: list[str]) -> None:
+    checkpoint = open_checkpoint(bert, trust_remote_code=True)
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> int:
+        start.wait()
+        return id(checkpoint.roles)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+    assert builds == ["built"]
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,21 @@ STAY = [
     ".cache/huggingface/x.lock",
     "README.md",
     "prunectl.json",
+    ".env",
+    ".netrc",
+    ".DS_Store",
+    "1_Pooling/.env",
+    "id_rsa",
+    "id_ed25519",
+    "id_rsa.pub",
+    "server.pem",
+    "keys/SERVER.PEM",
+    "private.key",
+    "venv/lib/x.py",
+    ".venv/lib/x.py",
+    "wandb/run/config.yaml",
+    "a/__pycache__/x.pyc",
+    "node_modules/x/index.js",
 ]
 
 
@@ -99,11 +116,42 @@ def test_beside_one_file_only_a_model_s_own_names(name: str, goes: bool) -> None
 
 def test_a_folder_is_listed_without_hidden_folders_and_links_out(tmp_path: Path) -> None:
     root, outside = tmp_path / "model", tmp_path / "outside"
-    for file in ("a.txt", "b/c/d.txt", "b/.x", ".hidden/e", "b/.git/f"):
+    for file in ("a.txt", "b/c/d.txt", "b/.x", ".hidden/e", "b/.git/f", "venv/g", "b/wandb/h"):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
     outside.mkdir()
     (outside / "secret").touch()
     (root / "link").symlink_to(outside)
     (root / "blob").symlink_to(outside / "secret")
-    assert list_folder(root) == ["a.txt", "b/.x", "b/c/d.txt", "blob"]
+    (root / "b/up").symlink_to("../a.txt")
+    (root / "b/chain").symlink_to("../blob")
+    (root / "dangling").symlink_to(outside / "gone")
+    assert list_folder(root) == ["a.txt", "b/.x", "b/c/d.txt", "b/up", "dangling"]
+
+
+def test_only_regular_files_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    monkeypatch.chdir(tmp_path)  # a socket's path may be 107 bytes long
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+        (tmp_path / "a").touch()
+        assert list_folder(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_snapshot_s_links_lead_to_its_blobs(tmp_path: Path, through_a_link: bool) -> None:
+    repo = tmp_path / "cache/models--org--name"
+    snapshot = repo / "snapshots" / "c0ffee"
+    (snapshot / "1_Pooling").mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    (tmp_path / "secret").touch()
+    (repo / "blobs/b1").touch()
+    (repo / "blobs/b2").symlink_to(tmp_path / "secret")  # blobs may lie in another store
+    (snapshot / "config.json").symlink_to("../../blobs/b1")
+    (snapshot / "1_Pooling/config.json").symlink_to("../../../blobs/b2")
+    (snapshot / "diary").symlink_to(tmp_path / "secret")
+    if through_a_link:
+        (tmp_path / "link").symlink_to(tmp_path / "cache")
+        snapshot = tmp_path / "link/models--org--name/snapshots/c0ffee"
+    assert list_folder(snapshot) == ["1_Pooling/config.json", "config.json"]

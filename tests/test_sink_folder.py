@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -12,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,6 +321,71 @@ def test_an_exception_leaves_the_target_and_finished_work(
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_discarding_leaves_nothing(tmp_path: Path, killed: bool) -> None:
+    target = tmp_path / "new" / "deep" / "out"
+    if killed:  # the folders were made by another run then
+        run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+    with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
+        for shard in LAYOUT.shards[2:] if killed else LAYOUT.shards:
+            writer = out.open_shard(shard)
+            writer.write(shard.specs[0].name, 0, b"\1" * 256)
+            out.finish(writer, [])
+        out.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discarding_keeps_the_old_output(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    job(target, 7)
+    with OutputFolder(target, "fp-1", force=True, protected=[]) as out:
+        out.discard()
+    assert state(target) == 7
+    assert left_over(target) == []
+
+
+@pytest.mark.parametrize("old", [None, 7], ids=["fresh", "replacing"])
+def test_a_refused_run_clears_up_after_one_killed_at_its_end(
+    tmp_path: Path, old: int | None
+) -> None:
+    target = tmp_path / "out"
+    if old is not None:
+        job(target, old)
+    run_until_killed(target, 1, DIE + "before(folder_module.Journal, 'remove')")
+    assert left_over(target) != []
+    with pytest.raises(OutputConflict, match="not empty"):
+        check_target(target, force=False, protected=[])
+    assert state(target) == 1
+    assert left_over(target) == []
+
+
+def test_an_old_output_that_became_a_source_is_not_cleared_up(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    job(target, 7)
+    run_until_killed(target, 1, DIE + "after(OutputFolder, '_swap')")
+    with pytest.raises(OutputConflict, match="needs"):
+        check_target(target, force=True, protected=[work_folder(target)])
+    assert state(work_folder(target)) == 7
+
+
+def test_many_small_shards_on_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: time.sleep(0.0002))
+    layout = plan_shards([TensorSpec(f"t{n}", DTYPES["F32"], (1,)) for n in range(2000)], 4)
+    before, most = len(os.listdir("/dev/fd")), 0  # noqa: PTH208
+    writers = []
+    with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
+        for shard in layout.shards:
+            writer = out.open_shard(shard)
+            writer.write(shard.specs[0].name, 0, bytes(4))
+            out.finish(writer, [])
+            writers.append(weakref.ref(writer))
+            most = max(most, len(os.listdir("/dev/fd")))  # noqa: PTH208
+        assert sum(ref() is not None for ref in writers) < 20
+        out.commit()
+    assert most - before < 20
+    assert len(list((tmp_path / "out").iterdir())) == 2000
+
+
 def test_leaving_without_commit_gives_up(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
         out.write_bytes("a", b"b")
@@ -422,7 +491,7 @@ def test_what_is_not_a_checkpoint_is_never_replaced(
     assert (papers / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("kind", ["prunectl.json", "a.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("kind", ["prunectl.json", "model.safetensors", "pytorch_model.bin"])
 def test_force_replaces_a_checkpoint(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "out"
     target.mkdir()
@@ -432,6 +501,51 @@ def test_force_replaces_a_checkpoint(tmp_path: Path, kind: str) -> None:
         check_target(target, force=False, protected=[])
     job(target, 1)
     assert state(target) == 1
+
+
+OURS = {
+    "files": [{"name": "sub/vocab.dat"}],
+    "tensors": [{"file": "model.safetensors"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["firmware.bin", "thesis.tex"], "is not a checkpoint"),
+        (["notes.safetensors"], "is not a checkpoint"),
+        (["model.safetensors", "thesis.tex"], "holds thesis.tex"),
+        (["model-00001-of-00002.safetensors", "photos/a.json"], "holds photos/a.json"),
+        (["pytorch_model-00001-of-00002.bin", ".env"], "holds .env"),
+        (["config.json", "thesis.tex"], "holds thesis.tex"),
+        (["prunectl.json", "thesis.tex"], "holds thesis.tex"),
+        (["prunectl.json", "notes.txt"], "holds notes.txt"),
+        (["prunectl.json", "other/vocab.dat"], "holds other/vocab.dat"),
+        (["prunectl.json", ".venv/.keep"], "holds .venv/.keep"),
+        (["model.safetensors", "LICENSE", "1_Pooling/config.json", "onnx/model.onnx"], None),
+        (["pytorch_model.bin", ".cache/huggingface/x.lock", "merges.txt", "modeling_x.py"], None),
+        (["config.json", "weird_name.bin"], None),
+        (["prunectl.json", "model.safetensors", "sub/vocab.dat", "README.md", ".mine"], None),
+    ],
+)
+def test_force_deletes_only_a_model(tmp_path: Path, files: list[str], said: str | None) -> None:
+    target = tmp_path / "out"
+    contents = {"config.json": '{"model_type": "bert"}', "prunectl.json": json.dumps(OURS)}
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(contents.get(Path(name).name, "years of work"))
+    if said is None:
+        job(target, 1)
+        assert state(target) == 1
+        return
+    refused(target, re.escape(said))
+    assert sorted(p for p in target.rglob("*") if p.is_file()) == sorted(target / n for n in files)
+
+
+def test_a_link_to_a_folder_is_not_ours(tmp_path: Path) -> None:
+    target = checkpoint(tmp_path / "out")
+    (target / "elsewhere").symlink_to(tmp_path)
+    refused(target, "holds elsewhere")
 
 
 def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

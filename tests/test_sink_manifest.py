@@ -40,9 +40,10 @@ EXAMPLE = Manifest(
     overall=Count(300, 2, 41),
     tensors=(
         TensorRecord("a.weight", "model.safetensors", "BF16", (10, 10), "block linear", 3,
-                     "unstructured", None, 40, 1, 0.1, DIGEST),
+                     "unstructured", None, 40, 1, 0.1, DIGEST, prunable=True,
+                     input_axis=1),
         TensorRecord("b.bias", "model.safetensors", "F32", (), "bias", None, None, None, 1, 1,
-                     None, DIGEST, reason="bias"),
+                     None, DIGEST, reason="bias", tied_to="a.weight"),
     ),
     files=(FileRecord("config.json", 12, DIGEST),),
 )  # fmt: skip
@@ -97,6 +98,9 @@ def tensors(draw: st.DrawFn) -> TensorRecord:
         threshold=draw(st.none() | finite),
         blake3=DIGEST,
         reason=draw(st.none() | names),
+        prunable=draw(st.booleans()),
+        tied_to=draw(st.none() | names),
+        input_axis=draw(st.none() | st.integers(0, len(shape) - 1)) if shape else None,
     )
 
 
@@ -175,6 +179,15 @@ def drop(*place: str | int) -> Callable[[Document], None]:
         (put("tensors", 0, "threshold", value=False), "not a number"),
         (put("tensors", 0, "blake3", value="ABC"), "not a BLAKE3 digest"),
         (put("tensors", 0, "blake3", value=DIGEST + "\n"), "not a BLAKE3 digest"),
+        (put("tensors", 0, "prunable", value=1), "prunable is not true or false"),
+        (drop("tensors", 0, "prunable"), "prunable is missing"),
+        (put("tensors", 0, "tied_to", value=3), "tied_to is not a string"),
+        (drop("tensors", 0, "tied_to"), "tied_to is missing"),
+        (put("tensors", 0, "input_axis", value=2), "input_axis is not an axis"),
+        (put("tensors", 0, "input_axis", value=-1), "input_axis is not a whole number"),
+        (put("tensors", 0, "input_axis", value=True), "input_axis is not a whole number"),
+        (put("tensors", 1, "input_axis", value=0), "input_axis is not an axis"),
+        (drop("tensors", 0, "input_axis"), "input_axis is missing"),
         (put("tensors", 1, "name", value="a.weight"), "'a.weight' twice"),
         (put("files", 0, "name", value=""), "leaves the folder"),
         (put("totals", "prunable", "achieved", value=0.5), "not zeros / weights"),
@@ -230,3 +243,9 @@ def test_the_page_explains_every_member() -> None:
     members |= set(SCHEMA["$defs"]["source"]["properties"]) | {"totals.prunable", "totals.overall"}
     members |= set(SCHEMA["$defs"]["count"]["properties"])
     assert {m for m in members if f"`{m}`" not in page} == set()
+
+
+def test_the_page_says_that_the_card_is_not_listed() -> None:
+    page = (DOCS / "manifest.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `files` | list of files"))
+    assert "Not the model card `README.md`" in row

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from prunectl.checkpoint.checkpoint import open_checkpoint
 from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.torch_file import read_torch_file
 from prunectl.errors import BadCheckpoint, SourceError, UnsafePickle, UnsupportedCheckpoint
 
@@ -330,3 +332,73 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     with pytest.raises((BadCheckpoint, UnsafePickle), match=r"pytorch_model\.bin"):
         read_torch_file(path, path.name)
+
+
+# --- small files that claim to be large -------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", ["/data.pkl", "/byteorder", "/version", "/data/0"])
+def test_one_compressed_record_is_enough_to_refuse(tmp_path: Path, record: str) -> None:
+    path = save({"a": torch.zeros(300, 4)}, tmp_path / "m.bin", "zip")
+    packed = tmp_path / "p.bin"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w") as new:
+        for info in old.infolist():
+            kind = zipfile.ZIP_DEFLATED if info.filename.endswith(record) else zipfile.ZIP_STORED
+            new.writestr(info.filename, old.read(info), kind)
+    with pytest.raises(BadCheckpoint, match=rf"p\.bin: .*{record}' is compressed"):
+        read_torch_file(packed, packed.name)
+
+
+def test_a_long_byteorder_is_not_read(tmp_path: Path) -> None:
+    path = save({"a": torch.zeros(3)}, tmp_path / "m.bin", "zip")
+    long = rewrite(
+        path,
+        tmp_path / "l.bin",
+        lambda name, data: b"little" + b" " * 11 if "byteorder" in name else data,
+    )
+    with pytest.raises(BadCheckpoint, match="byteorder"):
+        read_torch_file(long, long.name)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.zeros(1).expand(10**6, 10**6),
+        torch.zeros(3, 1).expand(3, 2),
+        torch.zeros(10).as_strided((9, 9), (1, 1)),
+    ],
+    ids=["terabytes", "columns", "overlapping"],
+)
+def test_a_tensor_larger_than_its_storage_is_refused(
+    tmp_path: Path, form: str, view: torch.Tensor
+) -> None:
+    path = save({"wide": view}, tmp_path / "m.bin", form)
+    with pytest.raises(UnsupportedCheckpoint, match="'wide' repeats its values") as caught:
+        read_torch_file(path, path.name)
+    assert "contiguous" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fine"),
+    [
+        ("a" * 1024, True),
+        ("a" * 1025, False),
+        ("é" * 512, True),
+        ("é" * 513, False),
+        (".".join("a" * 64), True),
+        (".".join("a" * 65), False),
+    ],
+    ids=["bytes", "too many bytes", "utf8", "too much utf8", "parts", "too many parts"],
+)
+def test_names_have_a_limit(tmp_path: Path, form: str, name: str, is_fine: bool) -> None:
+    path = save({name: torch.ones(2)}, tmp_path / "m.bin", form)
+    other = tmp_path / "m.safetensors"
+    save_file({name: torch.ones(2)}, other)
+    if is_fine:
+        assert read_torch_file(path, path.name)[0].name == name
+        assert read_safetensors(other, other.name)[0][0].name == name
+        return
+    for read, file in ((read_torch_file, path), (read_safetensors, other)):
+        with pytest.raises(BadCheckpoint, match="is over 1,024 bytes|over 64 dotted") as caught:
+            read(file, file.name)
+        assert len(str(caught.value)) < 300 + len(str(file))

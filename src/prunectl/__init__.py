@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from prunectl.errors import PrunectlError
     from prunectl.pattern import NM, Unstructured, parse_pattern
     from prunectl.plan import Plan
+    from prunectl.pruning.job import plan_prune
     from prunectl.pruning.result import PruneResult
-    from prunectl.pruning.verb import plan_prune, prune
-    from prunectl.recipe import read_recipe
+    from prunectl.pruning.verb import prune
+    from prunectl.recipe import load_recipe
     from prunectl.settings import PruneSettings, Rule, Scope
     from prunectl.verification.result import VerifyReport
     from prunectl.verification.verb import verify
@@ -45,17 +46,33 @@ _HOMES = {
     "Rule": "prunectl.settings",
     "Scope": "prunectl.settings",
     "PruneResult": "prunectl.pruning.result",
-    "plan_prune": "prunectl.pruning.verb",
+    "plan_prune": "prunectl.pruning.job",
     "prune": "prunectl.pruning.verb",
-    "read_recipe": "prunectl.recipe",
+    "load_recipe": "prunectl.recipe",
     "VerifyReport": "prunectl.verification.result",
     "verify": "prunectl.verification.verb",
 }
 
 __all__ = [
-    "NM", "Analysis", "Checkpoint", "Plan", "PruneResult", "PruneSettings", "PrunectlError", "Rule",
-    "Scope", "Unstructured", "VerifyReport", "__version__", "analyze", "open_checkpoint",
-    "parse_pattern", "plan_prune", "prune", "read_recipe", "verify",
+    "NM",
+    "Analysis",
+    "Checkpoint",
+    "Plan",
+    "PruneResult",
+    "PruneSettings",
+    "PrunectlError",
+    "Rule",
+    "Scope",
+    "Unstructured",
+    "VerifyReport",
+    "__version__",
+    "analyze",
+    "load_recipe",
+    "open_checkpoint",
+    "parse_pattern",
+    "plan_prune",
+    "prune",
+    "verify",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,16 @@ def read_recipe(path: Path) -> Recipe:
         exclude=_selectors(path, table, "exclude"),
         rules=tuple(_rule(path, rule, number) for number, rule in enumerate(rules, 1)),
     )
+
+
+def load_recipe(path: str | os.PathLike[str]) -> PruneSettings:
+    """The settings that a recipe file stands for; see docs/recipes.md.
+
+    Raises:
+        RecipeError: it cannot be read, or has keys or values that are not understood.
+    """
+    recipe = read_recipe(Path(path))
+    return combine(recipe, sparsity=None, pattern=None, scope=None, include=(), exclude=())
 
 
 def combine(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from prunectl.errors import InvalidOption, InvalidSparsity
-from prunectl.pattern import NM, Pattern, Unstructured
+from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 
 
 class Scope(StrEnum):
@@ -35,10 +37,16 @@ class Rule:
     scope: Scope | None = None
     skip: bool = False
 
+    def __post_init__(self) -> None:
+        _normalise(self, selectors=("match",))
+
 
 @dataclass(frozen=True, slots=True)
 class PruneSettings:
     """What the user asks for.
+
+    Values may be given as people write them: ``PruneSettings(sparsity=0.4, pattern="2:4")``,
+    ``scope="row"``, one selector or a list of them.
 
     Attributes:
         sparsity: share of the prunable weights to be zero; None with N:M means all that fit.
@@ -54,6 +62,42 @@ class PruneSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        _normalise(self, selectors=("include", "exclude"))
+
+
+def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
+    """Take what people pass: ``"2:4"``, ``"row"``, one selector, a list of them.
+
+    Raises:
+        InvalidPattern, InvalidSparsity, InvalidOption: a value with no meaning.
+    """
+
+    def put(name: str, value: object) -> None:
+        object.__setattr__(settings, name, value)  # frozen, but not yet seen by anybody
+
+    given: object = settings.pattern
+    if isinstance(given, str):
+        put("pattern", parse_pattern(given))
+    if settings.scope is not None:
+        try:
+            put("scope", Scope(settings.scope))
+        except ValueError:
+            raise InvalidOption(
+                f"scope '{settings.scope}' is not known", hint=f"one of {', '.join(Scope)}"
+            ) from None
+    value: object = settings.sparsity
+    if value is not None:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InvalidSparsity(repr(value), "it must be a number")
+        put("sparsity", float(value))
+    for name in selectors:
+        given = getattr(settings, name)
+        assert isinstance(given, Iterable)
+        put(name, (given,) if isinstance(given, str) else tuple(given))
+    if isinstance(settings, PruneSettings):
+        put("rules", tuple(settings.rules))
 
 
 def matches(selector: str, name: str) -> bool:

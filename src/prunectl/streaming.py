@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import InvalidOption
 
 Bytes = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -26,6 +27,8 @@ Result = TypeVar("Result")
 
 BLOCK_BYTES = 1 << 20
 """Bytes that are read, worked on, hashed and written at a time: they stay in a core's L2 cache."""
+
+MAX_JOBS = 256
 
 BATCH_BYTES = 4 << 20
 """Small tensors are handed to a thread together: 100,000 of them cost no 100,000 hand-overs."""
@@ -46,7 +49,12 @@ class Scratch:
         return held[:nbytes]
 
     def blocks(
-        self, reader: WeightReader, tensor: StoredTensor, unit: int = 1, name: str = "main"
+        self,
+        reader: WeightReader,
+        tensor: StoredTensor,
+        unit: int = 1,
+        name: str = "main",
+        part: tuple[int, int] | None = None,
     ) -> Iterator[tuple[int, Bytes]]:
         """Read a tensor block by block.
 
@@ -55,17 +63,19 @@ class Scratch:
             tensor: which one.
             unit: elements that must not be torn apart, for example whole N:M groups.
             name: of the buffer to read into; the array is valid until the next block.
+            part: first element and number of elements, in whole units; None is all of it.
 
         Yields:
             (byte offset in the tensor, the block's bytes), in order.
         """
-        total = tensor.spec.nbytes
+        first, count = part or (0, tensor.spec.numel)
+        begin, end = (at * tensor.spec.dtype.bits // 8 for at in (first, first + count))
         unit_bytes = max(1, unit * tensor.spec.dtype.bits // 8)
         size = max(BLOCK_BYTES // unit_bytes, 1) * unit_bytes
-        for start in range(0, total, size):
+        for start in range(begin, end, size):
             if self._stop.is_set():
                 raise InterruptedError("stopped")
-            block = self.buffer(min(size, total - start), name)
+            block = self.buffer(min(size, end - start), name)
             reader.read(tensor, start, block)
             yield start, block
 
@@ -99,7 +109,10 @@ def run_ordered(
     Only a few items are in flight at a time. If ``work`` or the consumer raises, the others stop at
     their next block and the error goes on to the caller.
     """
-    jobs = jobs or default_jobs()
+    if jobs is None:
+        jobs = default_jobs()
+    if not 1 <= jobs <= MAX_JOBS:
+        raise InvalidOption(f"jobs: {jobs} is not 1 to {MAX_JOBS}", hint="leave it out")
     stop = threading.Event()
     local = threading.local()
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import astuple
 from typing import Any, BinaryIO
 
 import blake3
 
 from prunectl._version import __version__
-from prunectl.analysis.measured import Measured, TensorFacts
+from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.magnitude.measure import PatternStats
+from prunectl.magnitude.measure import PatternStats, TensorFacts
 from prunectl.magnitude.store import HistogramStore
 from prunectl.userdirs import cache_dir, write_cache_file
 
@@ -40,9 +39,13 @@ def load_measured(checkpoint: Checkpoint) -> Measured | None:
 
 
 def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
-    """Remember measurements; silently not, where the cache folder cannot be written."""
+    """Remember measurements, which are no longer ``dirty`` then.
+
+    Silently not, where the cache folder cannot be written.
+    """
     name = _name(checkpoint)
-    write_cache_file(name, lambda file: _write(file, measured, name))
+    if write_cache_file(name, lambda file: _write(file, measured, name)):
+        measured.dirty = False
 
 
 def _name(checkpoint: Checkpoint) -> str:
@@ -59,13 +62,18 @@ def _name(checkpoint: Checkpoint) -> str:
 
 
 def _write(file: BinaryIO, measured: Measured, name: str) -> None:
-    record = {
-        "name": name,
-        "facts": {name: astuple(facts) for name, facts in measured.facts.items()},
-        "patterns": [
-            [name, pattern, *astuple(stats)] for (name, pattern), stats in measured.patterns.items()
-        ],
-    }
+    facts = {
+        name: (
+            one.numel, one.zeros, one.nans, one.infs,
+            one.minimum, one.maximum, one.sum, one.norm_squared,
+        )
+        for name, one in measured.facts.items()
+    }  # fmt: skip
+    patterns = [
+        (name, pattern, stats.lost_energy, stats.zeros_after, stats.groups)
+        for (name, pattern), stats in measured.patterns.items()
+    ]
+    record = {"name": name, "facts": facts, "patterns": patterns}
     body = json.dumps(record).encode()
     file.write(_MAGIC + struct.pack("<Q", len(body)) + blake3.blake3(body).digest() + body)
     measured.histograms.dump(file)

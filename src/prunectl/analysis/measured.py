@@ -12,9 +12,16 @@ import numpy as np
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
-from prunectl.magnitude.codes import Codes, code_format
+from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram, Spans
-from prunectl.magnitude.measure import Measurement, PatternMeasure, PatternStats, TensorMeasure
+from prunectl.magnitude.masks import as_groups
+from prunectl.magnitude.measure import (
+    Measurement,
+    PatternMeasure,
+    PatternStats,
+    TensorFacts,
+    TensorMeasure,
+)
 from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
@@ -25,42 +32,6 @@ Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorFacts:
-    """A tensor's :class:`Measurement` without its histogram: small, kept for all tensors."""
-
-    numel: int
-    zeros: int
-    nans: int
-    infs: int
-    minimum: float
-    maximum: float
-    sum: float
-    norm_squared: float
-
-    @classmethod
-    def of(cls, found: Measurement) -> TensorFacts:
-        return cls(
-            found.numel, found.zeros, found.nans, found.infs,
-            found.minimum, found.maximum, found.sum, found.norm_squared,
-        )  # fmt: skip
-
-    @property
-    def finite(self) -> int:
-        return self.numel - self.nans - self.infs
-
-    @property
-    def mean(self) -> float:
-        return self.sum / self.finite if self.finite else 0.0
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation of the finite values; 0 if there are none."""
-        if not self.finite:
-            return 0.0
-        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean * self.mean))
-
-
 @dataclass
 class Measured:
     """What passes over a checkpoint's weights have found so far.
@@ -69,11 +40,18 @@ class Measured:
         facts: by tensor name.
         histograms: by tensor name; wide types are exact only where they were refined.
         patterns: by (tensor name, pattern as text).
+        dirty: whether there is more here than in the cache: a pass over weights was made.
     """
 
     facts: dict[str, TensorFacts] = field(default_factory=dict)
     histograms: HistogramStore = field(default_factory=HistogramStore)
     patterns: dict[tuple[str, str], PatternStats] = field(default_factory=dict)
+    dirty: bool = False
+
+    def refine(self, name: str, fine: Histogram) -> None:
+        """Put a tensor's finer bins in the place of those that they subdivide."""
+        self.histograms.replace(name, self.histograms.get(name).refined(fine))
+        self.dirty = True
 
     def close(self) -> None:
         """Drop the temporary file behind the histograms."""
@@ -83,15 +61,6 @@ class Measured:
 def group_width(tensor: StoredTensor, axis: int) -> int:
     """Elements from one input to the next in row-major order: 1 if inputs are the last axis."""
     return math.prod(tensor.spec.shape[axis + 1 :])
-
-
-def as_groups(codes: Codes, m: int, width: int) -> Codes:
-    """A block of whole groups as [outer, axis, inner], the shape that N:M kernels take.
-
-    In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]
-    tiles, whatever lies outside of that axis.
-    """
-    return codes.reshape(1, -1, 1) if width == 1 else codes.reshape(-1, m, width)
 
 
 def measure(
@@ -117,6 +86,7 @@ def measure(
     tensors = [t for t in checkpoint.tensors if t.name in wanted or patterns.get(t.name)]
     if not tensors:
         return
+    into.dirty = True
     on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in tensors)))
     with ExitStack() as stack:
         reader = stack.enter_context(checkpoint.open())
@@ -141,7 +111,7 @@ def measure(
 
         for tensor, (found, losses) in run_tensors(tensors, work, jobs):
             if found is not None:
-                into.facts[tensor.name] = TensorFacts.of(found)
+                into.facts[tensor.name] = found.facts
                 into.histograms.append(tensor.name, found.histogram)
             for pattern, loss in losses:
                 into.patterns[tensor.name, pattern] = loss

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from prunectl.analysis.packed import packed_dict, packed_floats
 
 NEAR_ZERO = (1e-8, 1e-5, 1e-3)
 """Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""
@@ -64,9 +66,12 @@ class PatternFit:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorStats:
     """Exact statistics of one tensor.
+
+    A model may have 100,000 of these. What is a dict or a tuple is held as packed numbers, and made
+    anew at each access: keep it in a variable where it is used often.
 
     Attributes:
         name, dtype (label), shape, numel, role, stack, layer, component: what it is.
@@ -95,7 +100,7 @@ class TensorStats:
     reason: str
     measured: bool
     zeros: int = 0
-    near_zero: dict[str, int] = field(default_factory=dict)
+    near_zero: dict[str, int] = packed_dict("q")  # noqa: RUF009
     nans: int = 0
     infs: int = 0
     minimum: float = 0.0
@@ -103,10 +108,10 @@ class TensorStats:
     mean: float = 0.0
     std: float = 0.0
     norm_squared: float = 0.0
-    quantiles: dict[str, float] = field(default_factory=dict)
-    octaves: dict[int, int] = field(default_factory=dict)
-    patterns: dict[str, PatternFit] = field(default_factory=dict)
-    sparsity: tuple[float, ...] = ()
+    quantiles: dict[str, float] = packed_dict("d")  # noqa: RUF009
+    octaves: dict[int, int] = packed_dict("q")  # noqa: RUF009
+    patterns: dict[str, PatternFit] = packed_dict("")  # noqa: RUF009
+    sparsity: tuple[float, ...] = packed_floats()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ class Analysis:
         roles: by role. components: prunable ones by component (``self_attn.q_proj``).
         layers: by 'stack.layer', in order.
         octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
-        predicted_bytes: how stored (text) -> bytes of all tensors then.
+        predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` (see sizes.py) -> bytes of all tensors.
         warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
         advice: one sentence on what to try next.
         from_cache: whether the pass over the weights was saved.

@@ -23,9 +23,13 @@ def bytes_saved(tensor: TensorStats, pattern: NM) -> int:
 def predicted_bytes(
     source: SourceFacts, tensors: Iterable[TensorStats], patterns: Iterable[PatternSummary]
 ) -> dict[str, int]:
-    """Bytes of all tensors: dense, and what storing only the survivors would take."""
+    """Bytes of all tensors: dense, and what storing only the survivors would take.
+
+    By how they are stored: ``dense`` (zeros like any weight), ``bitmask@SPARSITY`` (a bit for each
+    weight, and the values that are left), ``nm@N:M`` (values and positions).
+    """
     prunable = [t for t in tensors if t.prunable]
-    result = {"dense (zeros stored like any weight)": source.tensor_bytes}
+    result = {"dense": source.tensor_bytes}
     for sparsity in (0.3, 0.4, 0.5):
         row = min(range(len(SPARSITIES)), key=lambda i: abs(SPARSITIES[i] - sparsity))
         if not prunable:
@@ -34,9 +38,7 @@ def predicted_bytes(
         for tensor in prunable:
             zeros = round(tensor.sparsity[row] * tensor.numel)
             saved += max(0, (zeros * bits_of(tensor) - tensor.numel) // 8)
-        result[f"{sparsity:.0%} unstructured, as a bitmask and values"] = (
-            source.tensor_bytes - saved
-        )
+        result[f"bitmask@{sparsity}"] = source.tensor_bytes - saved
     for pattern in patterns:
-        result[f"{pattern.pattern}, as values and positions"] = pattern.bytes_packed
+        result[f"nm@{pattern.pattern}"] = pattern.bytes_packed
     return result

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -54,10 +55,9 @@ def summarize(
     tensors = []
     for tensor in checkpoint.tensors:
         role = checkpoint.roles.roles[tensor.name]
-        stats = _tensor_stats(tensor, role, measured, tensor.name in chosen, patterns)
-        if tensor.name in chosen:
-            _, tensor_shares = next(by_share)
-            stats = replace(stats, sparsity=tuple(s.zeros / stats.numel for s in tensor_shares))
+        tensor_shares = next(by_share)[1] if tensor.name in chosen else None
+        stats = _tensor_stats(tensor, role, measured, tensor_shares, patterns)
+        if tensor_shares is not None:
             table.add(stats, tensor_shares)
         tensors.append(stats)
     source = source_facts(checkpoint, tensors)
@@ -119,26 +119,27 @@ def _tensor_stats(
     tensor: StoredTensor,
     role: TensorRole,
     measured: Measured,
-    prunable: bool,
+    tensor_shares: Sequence[Share] | None,
     patterns: Sequence[NM],
 ) -> TensorStats:
-    spec = tensor.spec
+    """Statistics of one tensor; its shares if it is prunable, else None."""
+    spec, prunable = tensor.spec, tensor_shares is not None
     reason = "" if prunable else not_prunable_reason(spec, role, PruneSettings())
-    stats = TensorStats(
-        spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role), role.stack,
-        role.layer, role.component, prunable, reason, spec.dtype.is_float,
+    stats = functools.partial(
+        TensorStats, spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role),
+        role.stack, role.layer, role.component, prunable, reason, spec.dtype.is_float,
+        sparsity=tuple(share.zeros / spec.numel for share in tensor_shares or ()),
     )  # fmt: skip
     facts = measured.facts.get(spec.name)
     if facts is None or not facts.numel:
-        return stats
+        return stats()
     histogram = measured.histograms.get(spec.name)
     near = tolerances(measured, spec.name)
     codes = np.array([histogram.format.floor_code(v) + 1 for v in near.values()], np.uint64)
     counts = histogram.counts_below(codes)
     marks = quantiles(histogram, QUANTILES) if histogram.numel else []
     octaves = histogram.octaves()
-    return replace(
-        stats,
+    return stats(
         zeros=facts.zeros,
         near_zero={text: int(count) for text, count in zip(near, counts, strict=True)},
         nans=facts.nans,

@@ -17,7 +17,6 @@ from prunectl.events import OnEvent
 from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
-from prunectl.magnitude.store import HistogramStore
 
 _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
@@ -63,33 +62,27 @@ class Subset:
         return self._store.get(name)
 
 
-class Refinements:
-    """Finer histograms of wide types, found in further passes, on top of measured ones."""
+class _Unresolved:
+    """The tensors whose own statistics still need finer bins; no other is looked at again."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, checkpoint: Checkpoint, measured: Measured) -> None:
         self._measured = measured
-        self._fine: dict[str, list[Histogram]] = {}
+        self._names = [
+            tensor.name
+            for tensor in checkpoint.tensors
+            if tensor.spec.dtype.bits > 16 and tensor.name in measured.facts
+        ]
 
-    def current(self, name: str) -> Histogram:
-        """The finest histogram known."""
-        histogram = self._measured.histograms.get(name)
-        for part in self._fine.get(name, []):
-            histogram = histogram.refined(part)
-        return histogram
-
-    def add(self, name: str, part: Histogram) -> None:
-        self._fine.setdefault(name, []).append(part)
-
-    def keep(self) -> None:
-        """Put the refined histograms in the place of the coarse ones."""
-        if not self._fine:
-            return
-        replaced = HistogramStore()
-        for name in self._measured.histograms.names:
-            replaced.append(name, self.current(name))
-        self._measured.histograms.close()
-        self._measured.histograms = replaced
-        self._fine = {}
+    def spans(self) -> dict[str, Spans]:
+        """By tensor: bins that quantiles and near-zero counts fall into."""
+        found = {}
+        for name in self._names:
+            histogram = self._measured.histograms.get(name)
+            near = tolerances(self._measured, name).values()
+            if spans := unresolved_bins(histogram, QUANTILES, near):
+                found[name] = spans
+        self._names = list(found)
+        return found
 
 
 def find_targets(
@@ -110,37 +103,23 @@ def find_targets(
         with_statistics: in the same pass, refine what quantiles and near-zero counts of all
             measured tensors need.
     """
-    refinements = Refinements(measured)
-    wide = [t.name for t in checkpoint.tensors if t.spec.dtype.bits > 16] if with_statistics else []
-
-    def own_needs() -> dict[str, Spans]:
-        needs = {
-            name: unresolved_bins(
-                refinements.current(name), QUANTILES, tolerances(measured, name).values()
-            )
-            for name in wide
-            if name in measured.facts
-        }
-        return {name: spans for name, spans in needs.items() if spans}
+    unresolved = _Unresolved(checkpoint, measured) if with_statistics else None
 
     def run(requests: Mapping[str, Spans]) -> Iterator[tuple[str, Histogram]]:
-        needs = own_needs()
-        union = {
-            name: sorted({*requests.get(name, ()), *needs.get(name, ())})
-            for name in {*requests, *needs}
-        }
-        for name, part in refine(checkpoint, union, jobs=jobs, on_event=on_event):
-            refinements.add(name, part)
+        needs = unresolved.spans() if unresolved else {}
+        for name in requests:
+            needs[name] = sorted({*requests[name], *needs.get(name, ())})
+        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
+            measured.refine(name, part)
             if name in requests:
                 yield name, part.within(requests[name])
 
     ranks = [count for count in zeros if count > 0]
     found = iter(resolve(Subset(measured.histograms, names), ranks, run))
     targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
-    while own_needs():
-        for _ in run({}):
-            pass
-    refinements.keep()
+    while unresolved and (needs := unresolved.spans()):
+        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
+            measured.refine(name, part)
     return targets
 
 
@@ -153,16 +132,12 @@ def find_own_targets(
     on_event: OnEvent,
 ) -> dict[str, Target]:
     """A target for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
-    refinements = Refinements(measured)
     ranks = {name: count for name, count in zeros.items() if count > 0}
-    while True:
-        bins = {name: refinements.current(name).select(count) for name, count in ranks.items()}
-        wide = {name: [(b.start, b.log2_width)] for name, b in bins.items() if b.log2_width}
-        if not wide:
-            break
+    bins = {name: measured.histograms.get(name).select(count) for name, count in ranks.items()}
+    while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
         for name, part in refine(checkpoint, wide, jobs=jobs, on_event=on_event):
-            refinements.add(name, part)
-    refinements.keep()
+            measured.refine(name, part)
+            bins[name] = measured.histograms.get(name).select(ranks[name])
     targets = {}
     for name, count in zeros.items():
         selected = None

@@ -15,7 +15,7 @@ from prunectl.analysis.thresholds import find_targets
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
-from prunectl.pattern import NM, pruned_count
+from prunectl.pattern import NM, parse_nm, pruned_count
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
 from prunectl.settings import PruneSettings
 from prunectl.tensorspec import DTYPES
@@ -26,7 +26,7 @@ DEFAULT_PATTERNS = (NM(2, 4),)
 def analyze(
     model: Checkpoint | str | os.PathLike[str],
     *,
-    patterns: Sequence[NM] = DEFAULT_PATTERNS,
+    patterns: Sequence[NM | str] = DEFAULT_PATTERNS,
     use_cache: bool = True,
     jobs: int | None = None,
     on_event: OnEvent = ignore_events,
@@ -35,24 +35,26 @@ def analyze(
 
     Args:
         model: an open checkpoint, or what :func:`open_checkpoint` takes.
-        patterns: N:M patterns to measure on the prunable tensors.
+        patterns: N:M patterns to measure on the prunable tensors, as such or as text (``2:4``).
         use_cache: reuse, and keep, measurements of this very source.
         jobs: threads; default one per core, eight at most.
         on_event: receives progress.
 
     Raises:
         SourceError: the checkpoint cannot be used.
+        InvalidPattern: a text that is no N:M pattern.
+        InvalidOption: ``jobs`` out of range.
         NaNWeights: a prunable tensor holds NaN.
     """
+    chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _refuse_packed(checkpoint)
     started = time.perf_counter()
     measured = (load_measured(checkpoint) if use_cache else None) or Measured()
     try:
-        known = _known(measured)
         prunable = prunable_names(checkpoint)
         measure_missing(
-            checkpoint, measured, patterns=patterns, jobs=jobs, on_event=on_event,
+            checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event,
             names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float],
         )  # fmt: skip
         refuse_nans(measured, prunable)
@@ -66,17 +68,13 @@ def analyze(
             jobs=jobs,
             on_event=on_event,
         )
-        fresh = _known(measured) != known
+        fresh = measured.dirty
         if use_cache and fresh:
             store_measured(checkpoint, measured)
-        result = summarize(checkpoint, measured, prunable, targets, patterns)
+        result = summarize(checkpoint, measured, prunable, targets, chosen)
         return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
     finally:
         measured.close()
-
-
-def _known(measured: Measured) -> tuple[int, int]:
-    return len(measured.facts), len(measured.patterns)
 
 
 def _refuse_packed(checkpoint: Checkpoint) -> None:

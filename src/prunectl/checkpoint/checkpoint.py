@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from prunectl.checkpoint.index import (
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.safetensors_file import read_safetensors
-from prunectl.checkpoint.sidefiles import list_folder, side_files, side_files_beside
+from prunectl.checkpoint.sidefiles import is_own_file, list_folder, side_files, side_files_beside
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
 from prunectl.checkpoint.torch_file import read_torch_file
 from prunectl.errors import (
@@ -38,9 +42,13 @@ _QUANTIZED_PARTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+_ROLES_LOCK = threading.Lock()
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model's weights and side files, known from headers alone.
+    """A model's weights and side files, known from headers alone; equal to itself only.
 
     Attributes:
         model: as the user named it.
@@ -55,6 +63,7 @@ class Checkpoint:
         repo_id, revision, commit: set if it came from the Hub.
         quantization: what the config or the tensors' names say of quantization, or ''.
         trust_remote_code: whether the model's own Python code may run to build its module tree.
+        notes: what the user should know of how it was opened, such as that the Hub did not answer.
     """
 
     model: str
@@ -70,25 +79,29 @@ class Checkpoint:
     commit: str | None = None
     quantization: str = ""
     trust_remote_code: bool = False
-    _roles: list[RoleMap] = field(default_factory=list, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def roles(self) -> RoleMap:
-        """What each tensor is. Built at the first use, from the module tree where possible."""
+        """What each tensor is. Built once, at the first use, from the module tree if possible."""
+        # Several threads may ask at once, and cached_property lets each of them build.
+        with _ROLES_LOCK:
+            return self._roles
+
+    @cached_property
+    def _roles(self) -> RoleMap:
         from prunectl.checkpoint.role_cache import load_roles
 
-        if not self._roles:
-            self._roles.append(load_roles(self))
-        return self._roles[0]
+        return load_roles(self)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.spec.nbytes for tensor in self.tensors)
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """The parsed config.json, or an empty dict."""
+        """The parsed config.json, or an empty dict; read once."""
         return read_config(self.folder)
 
     def open(self) -> WeightReader:
@@ -117,7 +130,11 @@ def open_checkpoint(
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Open a checkpoint by Hub id or path; reads headers, no weights.
+    """Open a checkpoint by Hub id or path.
+
+    Of local files the headers are read and no weights. Of a Hub id, weights and side files are
+    downloaded into the cache first, as far as they are not there; ``Checkpoint.notes`` says when
+    the Hub did not answer and the cache was used instead.
 
     Args:
         model: a Hub id (``org/name``, ``org/name@revision``), a folder, or one weights file.
@@ -172,8 +189,11 @@ def _local_path(text: str) -> Path | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as a dict; empty where it is missing or not an object."""
+    path = folder / "config.json"
+    if not path.is_file():  # a pipe would never end
+        return {}
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -208,7 +228,7 @@ def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         raise NoWeights(str(path), "not a weights file by its name")
     format = "safetensors" if path.suffix == ".safetensors" else "pickle"
-    beside = side_files_beside(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    beside = side_files_beside(e.name for e in path.parent.iterdir() if is_own_file(path.parent, e))
     weights = WeightSet(format, (path.name,))
     return _assemble(model, "file", path.parent, weights, beside, None, trust_remote_code)
 
@@ -239,7 +259,7 @@ def _assemble(
                 raise BadCheckpoint(
                     folder / weights.index, f"names the shard {name}, which is missing"
                 )
-    files = tuple(_weight_file(folder, name) for name in names)
+    files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
     stored = [tensor for name in names for tensor in _read_header(folder, name, weights.format)]
     tensors, aliases = _one_place_each(folder, stored)
     if weight_map is not None and weights.index:
@@ -253,15 +273,21 @@ def _assemble(
         commit=snapshot.commit if snapshot else None,
         quantization=_quantization(read_config(folder), [t.name for t in tensors]),
         trust_remote_code=trust_remote_code,
+        notes=snapshot.notes if snapshot else (),
     )  # fmt: skip
 
 
-def _weight_file(folder: Path, name: str) -> WeightFile:
+def _weight_file(folder: Path, name: str, *, from_hub: bool) -> WeightFile:
     try:
         status = (folder / name).stat()
     except OSError as error:
         raise BadCheckpoint(folder / name, f"cannot be opened: {error.strerror}") from None
-    return WeightFile(name, status.st_size, status.st_mtime_ns)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadCheckpoint(folder / name, "not a regular file", hint="put the file itself there")
+    # The cache names a blob by its sha256 if the Hub keeps it in LFS or Xet, else by git's sha1.
+    blob = (folder / name).resolve().name if from_hub else ""
+    sha256 = blob if _SHA256.fullmatch(blob) else None
+    return WeightFile(name, status.st_size, status.st_mtime_ns, sha256)
 
 
 def _read_header(folder: Path, name: str, format: str) -> list[StoredTensor]:

@@ -29,12 +29,21 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class HubSnapshot:
-    """A repository's files at one commit, in the local cache."""
+    """A repository's files at one commit, in the local cache.
+
+    Attributes:
+        repo_id: ``org/name``.
+        revision: as the user named it.
+        commit: what the revision stands for.
+        folder: the snapshot in the cache.
+        notes: sentences for the user; that the cache was used because the Hub did not answer.
+    """
 
     repo_id: str
     revision: str | None
     commit: str
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
@@ -108,11 +117,14 @@ def _from_cache(
 ) -> HubSnapshot:
     """What the cache holds of the repository, if that is a whole checkpoint."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    is_asked_for = type(error).__name__ == "OfflineModeIsEnabled"
     why = "the Hub cannot be reached"
-    if type(error).__name__ == "OfflineModeIsEnabled":
+    if is_asked_for:
         why = "offline mode is on (HF_HUB_OFFLINE)"
+    elif isinstance(error, HfHubHTTPError):
+        why += f" (HTTP {error.response.status_code})"
     try:
         # Incomplete snapshots are fine for hf as long as our own files are there.
         folder = Path(
@@ -134,7 +146,9 @@ def _from_cache(
     missing = _missing_shards(folder, weights) or _missing_side_files(repo_id, folder, cache_dir)
     if missing:
         raise HubUnreachable(model, f"{why}, and the cache lacks {', '.join(missing[:3])}")
-    return HubSnapshot(repo_id, revision, folder.name, folder)
+    # A branch may have moved on; who asked for offline mode knows that.
+    note = f"{why}; using commit {folder.name[:7]} from the cache"
+    return HubSnapshot(repo_id, revision, folder.name, folder, () if is_asked_for else (note,))
 
 
 def _missing_shards(folder: Path, weights: WeightSet) -> list[str]:

@@ -147,6 +147,8 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         BadCheckpoint: damaged, or naming files outside of the folder.
     """
+    if path.exists() and not path.is_file():
+        raise BadCheckpoint(path, "not a regular file", hint="put the file itself there")
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
     except OSError as error:

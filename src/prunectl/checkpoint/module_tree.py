@@ -7,6 +7,7 @@ weight is allocated, and whatever transformers raises becomes :class:`UnknownArc
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,11 +37,24 @@ class Target:
     only_if_needed: bool = False
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence warnings, logging and progress bars of transformers, then restore all three."""
+    """Silence warnings, logging and progress bars of transformers, then restore all three.
+
+    One thread at a time: this, and building on the meta device inside of it, change state of the
+    whole process.
+    """
     from transformers.utils import logging as tlog
 
+    with _ONE_AT_A_TIME, _quiet(tlog):
+        yield
+
+
+@contextmanager
+def _quiet(tlog: Any) -> Iterator[None]:
     level, bars = tlog.get_verbosity(), tlog.is_progress_bar_enabled()
     tlog.set_verbosity(tlog.CRITICAL + 1)
     tlog.disable_progress_bar()
@@ -100,6 +114,8 @@ def model_class(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if path.exists() and not path.is_file():
+        raise UnknownArchitecture("config.json is not a regular file")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

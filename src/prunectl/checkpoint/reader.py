@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +16,26 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
 
 Bytes = npt.NDArray[np.uint8]
+Elements = npt.NDArray[np.void]
+
+TILE_BYTES = 8 << 20
+"""As much of a view that is not contiguous is gathered at once; a multiple of every element."""
+
+_WINDOW_BYTES = 4 << 20
+"""As much of a mapped file is in memory at once."""
 
 
 class WeightReader:
     """Reads parts of tensors as raw little-endian bytes, in row-major order.
 
-    No memory is kept per tensor or file besides one file descriptor per weights file.
+    No memory is kept per tensor or file besides one file descriptor per weights file, and 8 MiB per
+    thread that reads views which are not contiguous.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._descriptors: dict[str, int] = {}
+        self._held = threading.local()
 
     def read(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's bytes from byte ``start`` on.
@@ -38,7 +49,7 @@ class WeightReader:
             BadCheckpoint: the file ended early: it changed since its header was read.
         """
         if tensor.strides is not None:
-            self._gather(tensor, start, out)
+            self._read_view(tensor, start, out)
             return
         view = out.data
         done = 0
@@ -50,28 +61,54 @@ class WeightReader:
                 raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
             done += got
 
-    def _gather(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
+    def _read_view(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
         """Read from a view that is not contiguous (a transposed tensor in a pickle)."""
+        done = 0
+        while done < len(out):
+            number, skip = divmod(start + done, TILE_BYTES)
+            part = self._tile(tensor, number)[skip : skip + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+
+    def _tile(self, tensor: StoredTensor, number: int) -> Bytes:
+        """The tensor's row-major bytes from ``number * TILE_BYTES`` on, at most ``TILE_BYTES``.
+
+        A row of a view may touch every page of its storage, so rows are gathered many at once.
+        Each thread keeps its last tile, for the blocks that it will ask for next.
+        """
+        held: tuple[StoredTensor, int, Bytes] | None = getattr(self._held, "tile", None)
+        if held is not None and held[:2] == (tensor, number):
+            return held[2]
+        itemsize = tensor.spec.dtype.bits // 8
+        first = number * TILE_BYTES // itemsize
+        last = min(first + TILE_BYTES // itemsize, tensor.spec.numel)
+        tile = np.empty(last - first, f"V{itemsize}")
+        view, mapped = self._map_view(tensor)
+        _gather(view, first, tile, lambda: mapped.madvise(mmap.MADV_DONTNEED))
+        found: Bytes = tile.view(np.uint8)
+        self._held.tile = (tensor, number, found)
+        return found
+
+    def _map_view(self, tensor: StoredTensor) -> tuple[Elements, mmap.mmap]:
+        """The whole view, mapped into memory: only the pages that are looked at are read."""
         assert tensor.strides is not None
         itemsize = tensor.spec.dtype.bits // 8
-        kind: Any = np.dtype(f"V{itemsize}")
         span = 1 + sum(
             (length - 1) * stride
             for length, stride in zip(tensor.spec.shape, tensor.strides, strict=True)
         )
         end = tensor.offset + span * itemsize
-        if os.fstat(self._descriptor(tensor.file)).st_size < end:
+        descriptor = self._descriptor(tensor.file)
+        if os.fstat(descriptor).st_size < end:
             raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
-        mapped = np.memmap(self._folder / tensor.file, dtype=np.uint8, mode="r")
-        flat = mapped[tensor.offset : end].view(kind)
-        whole = np.lib.stride_tricks.as_strided(
-            flat,
+        mapped = mmap.mmap(descriptor, end, access=mmap.ACCESS_READ)
+        view = np.lib.stride_tricks.as_strided(
+            np.frombuffer(mapped, f"V{itemsize}", span, tensor.offset),
             tensor.spec.shape,
             [stride * itemsize for stride in tensor.strides],
             writeable=False,
         )
-        first = start // itemsize
-        out[:] = whole.flat[first : first + len(out) // itemsize].view(np.uint8)
+        return view, mapped
 
     def _descriptor(self, file: str) -> int:
         found = self._descriptors.get(file)
@@ -89,6 +126,8 @@ class WeightReader:
         return found
 
     def close(self) -> None:
+        """Close the files and let go of what was gathered."""
+        self._held = threading.local()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
@@ -102,3 +141,41 @@ class WeightReader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _gather(view: Elements, first: int, out: Elements, release: Callable[[], None]) -> None:
+    """Copy elements ``first .. first + len(out)`` of a view, in row-major order.
+
+    ``release`` is called each time that a window of the mapped file is done with.
+    """
+    if view.ndim < 2:
+        _copy(out, view.reshape(-1)[first : first + len(out)], release)
+        return
+    row = view[0].size
+    done = 0
+    while done < len(out):
+        index, skip = divmod(first + done, row)
+        rows = 0 if skip else (len(out) - done) // row
+        if rows:
+            whole = view[index : index + rows]
+            _copy(out[done : done + rows * row].reshape(whole.shape), whole, release)
+            done += rows * row
+        else:
+            length = min(row - skip, len(out) - done)
+            _gather(view[index], skip, out[done : done + length], release)
+            done += length
+
+
+def _copy(out: Elements, view: Elements, release: Callable[[], None]) -> None:
+    """Copy an array in parts that each lie close together in memory."""
+    reach = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
+    axis = reach.index(max(reach))
+    if sum(reach) <= _WINDOW_BYTES:
+        out[...] = view
+        release()
+        return
+    length = max(_WINDOW_BYTES // view.strides[axis], 1)
+    before = (slice(None),) * axis
+    for start in range(0, view.shape[axis], length):
+        part = (*before, slice(start, start + length))
+        _copy(out[part], view[part], release)

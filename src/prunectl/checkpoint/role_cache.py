@@ -40,6 +40,9 @@ def load_roles(checkpoint: Checkpoint) -> RoleMap:
     if remembered is not None:
         return remembered
     found = _build(checkpoint)
+    if found.origin != "modules":
+        # What failed may work next time: a missing package, a download that was incomplete.
+        return found
     record = {
         "origin": found.origin,
         "detail": found.detail,
@@ -83,4 +86,5 @@ def _read(name: str, tensors: list[str]) -> RoleMap | None:
         found = RoleMap(roles, str(record["origin"]), str(record["detail"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return found if found.roles.keys() == set(tensors) else None
+    is_whole = found.origin == "modules" and found.roles.keys() == set(tensors)
+    return found if is_whole else None

@@ -76,7 +76,7 @@ _POSITION = re.compile(
     r"|distance_embedding|inv_freq"
 )
 _EMBEDDING = re.compile(
-    r"embed(ding)?s?$|^embed_(tokens|in)|^wte$|^shared$|(cls|mask|dist\w*|register)_tokens?$"
+    r"embed(ding)?s?$|^embed_(tokens|in)|^wte$|^shared$|(cls|mask|dist\w{0,20}|register)_tokens?$"
 )
 _ROUTER = re.compile(r"router|^shared_expert_gate$", re.IGNORECASE)
 _POOLER = re.compile(r"pooler|pooling")
@@ -90,8 +90,8 @@ _IN_A_BLOCK = re.compile(r"norm|^ln(_|\d|$)|att(n|ention)|mlp|ffn?s?$|feed_?forw
 _WIDENS = re.compile(r"gate|up|input|^w1$|^w3$|^wi|^fc1$", re.IGNORECASE)
 _NARROWS = re.compile(r"down|output|^w2$|^wo$|^fc2$", re.IGNORECASE)
 
-_WIDTH_NORM = re.compile(r"^[^.]*(norm|ln_?\d)[^.]*$", re.IGNORECASE)
-"""Norms right below a block; those inside of attention have a head's width."""
+_WIDTH_NORM = re.compile(r"norm|ln_?\d", re.IGNORECASE)
+"""For norms right below a block; those inside of attention have a head's width."""
 
 _CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
 
@@ -157,10 +157,12 @@ def experts_input_axis(shapes: Mapping[str, tuple[int, ...]], hidden: int | None
     stacked = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     wide = [s for n, s in stacked.items() if _WIDENS.search(n) and not _NARROWS.search(n)]
     narrow = [s for n, s in stacked.items() if _NARROWS.search(n)]
+    narrow_sides = {(2 * c, d) for _, c, d in narrow}
+    doubled_sides = {(c, 2 * d) for _, c, d in narrow}
     fits: set[int] = set()
-    for (_, a, b), (_, c, d) in ((w, n) for w in wide for n in narrow):
-        fits |= {2} if b == c and a == 2 * d else set()
-        fits |= {1} if a == d and b == 2 * c else set()
+    for _, a, b in wide:
+        fits |= {2} if (b, a) in doubled_sides else set()
+        fits |= {1} if (b, a) in narrow_sides else set()
     if not fits and hidden is not None:
         for _, a, b in wide:
             fits |= ({1} if a == hidden else set()) | ({2} if b == hidden else set())
@@ -225,28 +227,41 @@ class _Headers:
     conv1d: set[str]
     """Block lists whose linear layers are GPT-2's Conv1D."""
     children: dict[str, set[str]]
-    """By module path: names of what lives in it."""
+    """By path of a module that has a ``gate``: names of what lives in it."""
     shapes: dict[str, dict[str, tuple[int, ...]]]
     """By module path: shapes of the tensors right below it, and of its children's weights."""
     hidden: dict[tuple[str, int | None], int]
     """By block: the length of its first norm, which is the width of the model."""
+    experts: dict[str, int | None]
+    """By module path, filled as asked for: the input axis of its experts; None: it has none."""
 
 
 def _survey(specs: Sequence[TensorSpec]) -> _Headers:
-    found = _Headers(_block_lists(specs), set(), defaultdict(set), defaultdict(dict), {})
+    children = _children_of_gates(specs)
+    found = _Headers(_block_lists(specs), set(), children, defaultdict(dict), {}, {})
     for spec in specs:
         stack, layer, inner = place(spec.name)
         path = spec.name.split(".")
-        for i in range(1, len(path)):
-            found.children[".".join(path[:i])].add(path[i])
         short = spec.name.removesuffix(".weight")
         found.shapes[short.rpartition(".")[0]][short.rpartition(".")[2]] = spec.shape
-        if len(spec.shape) == 1 and path[-1] != "bias" and _WIDTH_NORM.search(inner):
+        is_width = len(spec.shape) == 1 and path[-1] != "bias" and "." not in inner
+        if is_width and _WIDTH_NORM.search(inner):
             found.hidden.setdefault((stack, layer), spec.shape[0])
         # GPT-2's Conv1D keeps (in, out); GPT-BigCode and Qwen-1 use nn.Linear under that name.
         if path[-2:] == ["c_attn", "weight"] and spec.shape[1:] == (3 * spec.shape[0],):
             found.conv1d.add(stack)
     return found
+
+
+def _children_of_gates(specs: Sequence[TensorSpec]) -> dict[str, set[str]]:
+    """The children of modules that have a ``gate``; of all modules they would fill the memory."""
+    gates = (spec.name.removesuffix(".weight").rpartition(".") for spec in specs)
+    children: dict[str, set[str]] = {parent: set() for parent, _, own in gates if own == "gate"}
+    for spec in specs if children else ():
+        for dot in re.finditer(r"\.", spec.name):
+            if spec.name[: dot.start()] in children:
+                children[spec.name[: dot.start()]].add(spec.name[dot.end() :].partition(".")[0])
+    return children
 
 
 def roles_from_headers(specs: Sequence[TensorSpec]) -> RoleMap:
@@ -287,11 +302,11 @@ def _block_role(
     role = named_role(spec.name, ndim)
     if role in (Role.NORM, Role.BIAS, Role.ROUTER, Role.POSITION) or not spec.dtype.is_float:
         return role, None
-    if is_router_gate(short, headers.children[parent]):
+    if is_router_gate(short, headers.children.get(parent, ())):
         return Role.ROUTER, None
-    if ndim == 3 and _are_experts(parent, headers):
-        hidden = headers.hidden.get((stack, layer))
-        return Role.LINEAR, experts_input_axis(headers.shapes[parent], hidden) or 2
+    axis = _experts_axis(parent, stack, layer, headers) if ndim == 3 else None
+    if axis is not None:
+        return Role.LINEAR, axis
     if ndim == 3 and spec.name.endswith(".weight"):
         return Role.CONVOLUTION, None
     if role in (Role.EMBEDDING, Role.CONVOLUTION) or ndim != 2:
@@ -301,7 +316,13 @@ def _block_role(
     return Role.LINEAR, 0 if stack in headers.conv1d and own in _CONV1D_PARTS else 1
 
 
-def _are_experts(parent: str, headers: _Headers) -> bool:
-    # JetMoE's are a 3-D `input_linear` and `output_linear` without the word expert.
-    fused = experts_input_axis(headers.shapes[parent], None) is not None
-    return fused or _EXPERT.search(parent) is not None
+def _experts_axis(parent: str, stack: str, layer: int | None, headers: _Headers) -> int | None:
+    """The input axis of stacked experts right below ``parent``; None where they are none."""
+    if parent not in headers.experts:  # each answer looks at all tensors of the module
+        shapes = headers.shapes[parent]
+        # JetMoE's are a 3-D `input_linear` and `output_linear` without the word expert.
+        axis = experts_input_axis(shapes, None)
+        if axis is None and _EXPERT.search(parent):
+            axis = experts_input_axis(shapes, headers.hidden.get((stack, layer))) or 2
+        headers.experts[parent] = axis
+    return headers.experts[parent]

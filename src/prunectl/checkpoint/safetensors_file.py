@@ -13,7 +13,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from prunectl.checkpoint.stored import StoredTensor
+from prunectl.checkpoint.stored import StoredTensor, check_name
 from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import DTYPES, TensorSpec
 
@@ -97,6 +97,7 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
     def bad(why: str) -> BadCheckpoint:
         return BadCheckpoint(path, f"tensor '{name}': {why}")
 
+    check_name(path, name)
     if _LONE_SURROGATE.search(name):
         raise BadCheckpoint(path, f"tensor name {name!a} is not valid Unicode")
     if not isinstance(fields, dict):

@@ -13,6 +13,9 @@ _OTHER_FRAMEWORKS = (
     ".mlpackage", ".nemo", ".npz",
 )  # fmt: skip
 _OTHER_FOLDERS = {"onnx", "openvino", "coreml", "original", "gguf", "runs", "logs", "metal"}
+_SKIPPED_FOLDERS = {"venv", "wandb", "__pycache__", "node_modules"}
+_PRIVATE_KEYS = ("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519")
+_PRIVATE_SUFFIXES = (".pem", ".key")
 _REPLACED = {"prunectl.json", "README.md"}
 """Written anew: the manifest, and the model card, which keeps the source's text."""
 
@@ -26,12 +29,15 @@ _NAMED_BESIDE_A_FILE = (
 def is_side_file(name: str) -> bool:
     """Whether a file, by its path relative to the model's folder, goes along with the weights.
 
-    Left out: weights of this and other frameworks, their indexes, training state, hidden folders,
-    and what every output writes anew. Weights in a subfolder are parts of their own (the Dense
+    Left out: weights of this and other frameworks, their indexes, training state, hidden files and
+    folders (but for .gitattributes), private keys, installed packages, and what every output writes
+    anew. Weights in a subfolder are parts of their own (the Dense
     modules of sentence-transformers) and go along, unless the folder is another framework's.
     """
     *folders, base = name.split("/")
-    if any(part.startswith(".") or part.startswith("checkpoint-") for part in folders):
+    if any(_is_skipped_folder(part) or part.startswith("checkpoint-") for part in folders):
+        return False
+    if (base.startswith(".") and base != ".gitattributes") or _is_private(base):
         return False
     if folders and folders[0].lower() in _OTHER_FOLDERS:
         return False
@@ -40,6 +46,14 @@ def is_side_file(name: str) -> bool:
     if folders:
         return True
     return not (base.endswith(".index.json") or is_weights_name(base) or base in _REPLACED)
+
+
+def _is_skipped_folder(name: str) -> bool:
+    return name.startswith(".") or name in _SKIPPED_FOLDERS
+
+
+def _is_private(base: str) -> bool:
+    return base.startswith(_PRIVATE_KEYS) or base.lower().endswith(_PRIVATE_SUFFIXES)
 
 
 def side_files(names: Iterable[str]) -> tuple[str, ...]:
@@ -62,10 +76,34 @@ def side_files_beside(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def list_folder(folder: Path) -> list[str]:
-    """All files below a folder, as relative paths with '/'; links to folders are not followed."""
+    """The files of a model's folder and below, as relative paths with '/'.
+
+    Hidden folders and installed packages are left out, and what :func:`is_own_file` does not count;
+    links to folders are not followed.
+    """
     found = []
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_skipped_folder(name))
         relative = Path(base).relative_to(folder)
-        found += [(relative / name).as_posix() for name in files]
+        found += [
+            (relative / name).as_posix() for name in files if is_own_file(folder, Path(base, name))
+        ]
     return sorted(found)
+
+
+def is_own_file(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is a regular file that belongs to ``folder``, or a link to one.
+
+    A link that leads out of the folder may lead to anything, so it is none, but for those of a
+    snapshot in the Hub's cache to its own blobs. A link to nothing counts: it is reported as
+    missing when it is read, instead of being left out silently.
+    """
+    if not path.is_symlink():
+        return path.is_file()
+    if not path.exists():
+        return True
+    # One step only: whoever owns the cache may keep its blobs elsewhere.
+    target = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+    home = folder.resolve()
+    is_blob = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
+    return path.is_file() and (is_blob or path.resolve().is_relative_to(home))

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import TensorSpec
+
+MAX_NAME_BYTES = 1024
+MAX_NAME_PARTS = 64
+"""Far above any real model's names; without a limit, one name's prefixes could fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +36,34 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A weights file as it was when its header was read."""
+    """A weights file as it was when its header was read.
+
+    Attributes:
+        name: relative to the checkpoint's folder.
+        size: in bytes.
+        mtime_ns: time of the last change.
+        sha256: in hexadecimal, where the Hub states it (files kept in LFS or Xet); else None.
+    """
 
     name: str
     size: int
     mtime_ns: int
+    sha256: str | None = None
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a tensor name that no model has.
+
+    Raises:
+        BadCheckpoint: over 1,024 bytes of UTF-8, or over 64 dotted parts.
+    """
+    # The first test keeps a name of megabytes from being encoded.
+    if len(name) > MAX_NAME_BYTES or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise BadCheckpoint(path, f"tensor name {name[:40]!a}... is over {MAX_NAME_BYTES:,} bytes")
+    if name.count(".") >= MAX_NAME_PARTS:
+        raise BadCheckpoint(
+            path, f"tensor name {name[:40]!a}... has over {MAX_NAME_PARTS} dotted parts"
+        )
 
 
 def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

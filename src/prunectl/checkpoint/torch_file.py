@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from prunectl.checkpoint.stored import StoredTensor, is_contiguous
+from prunectl.checkpoint.stored import StoredTensor, check_name, is_contiguous
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsafePickle, UnsupportedCheckpoint
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_MAX_BYTEORDER_BYTES = 16
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 """Keys under which training scripts put the state dict, beside step counts and the like."""
 
@@ -74,7 +75,11 @@ def _read_zip(path: Path) -> tuple[Any, _Places, Any]:
 
 
 def _zip_records(path: Path) -> dict[int, int]:
-    """Offset -> size of every record that is stored as it is, after checking them all."""
+    """Offset -> size of every record, after checking them all: none is compressed.
+
+    torch writes records as they are. A compressed one could unpack to any size, in torch's reader
+    too.
+    """
     records = {}
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -83,7 +88,16 @@ def _zip_records(path: Path) -> dict[int, int]:
             raise UnsupportedCheckpoint(
                 path, "a TorchScript archive", hint="save its state_dict() and use that"
             )
-        byteorder = next((name for name in names if name.endswith("/byteorder")), None)
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                raise BadCheckpoint(
+                    path,
+                    f"the archive's record {info.filename[:80]!a} is compressed, which torch.save "
+                    "never does",
+                )
+        byteorder = next((i for i in archive.infolist() if i.filename.endswith("/byteorder")), None)
+        if byteorder and byteorder.file_size > _MAX_BYTEORDER_BYTES:
+            raise BadCheckpoint(path, "the archive's byteorder record is not one of torch's")
         if byteorder and archive.read(byteorder).strip() != b"little":
             raise UnsupportedCheckpoint(
                 path, "saved on a big-endian machine", hint="save it again on this machine"
@@ -95,8 +109,9 @@ def _zip_records(path: Path) -> dict[int, int]:
                 raise BadCheckpoint(path, "truncated archive")
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             offset = info.header_offset + 30 + name_length + extra_length
-            if info.compress_type == zipfile.ZIP_STORED and offset + info.file_size <= size:
-                records[offset] = info.file_size
+            if offset + info.file_size > size:
+                raise BadCheckpoint(path, "truncated archive")
+            records[offset] = info.file_size
     return records
 
 
@@ -215,6 +230,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _stored(path: Path, name: str, key: str, tensor: torch.Tensor, places: _Places) -> StoredTensor:
+    check_name(path, key)
     dtype = _dtype(path, key, tensor)
     shape, strides = tuple(tensor.shape), tensor.stride()
     storage = tensor.untyped_storage()
@@ -229,8 +245,16 @@ def _stored(path: Path, name: str, key: str, tensor: torch.Tensor, places: _Plac
         first < 0 or min(strides, default=0) < 0 or (last + 1) * itemsize > size
     ):
         raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside of its storage")
+    spec = TensorSpec(key, dtype, shape)
+    if spec.nbytes > size:
+        # A few bytes could otherwise claim to be terabytes (`zeros(1).expand(10**6, 10**6)`).
+        raise UnsupportedCheckpoint(
+            path,
+            f"tensor '{key}' repeats its values: {spec.nbytes:,} bytes from {size:,} stored ones",
+            hint="save it again after .contiguous()",
+        )
     return StoredTensor(
-        TensorSpec(key, dtype, shape),
+        spec,
         name,
         start + first * itemsize,
         None if is_contiguous(shape, strides) else strides,

@@ -177,7 +177,7 @@ def _size(text: str) -> int:
 
 def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> None:
     from prunectl.cli.plan_screen import plan_document, plan_screen
-    from prunectl.pruning.verb import plan_prune
+    from prunectl.pruning.job import plan_prune
 
     plan = plan_prune(checkpoint, settings)
     if out.json:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 
 MOST_AFFECTED = 5
-VISIBLE = 0.0005
-"""Requested and achieved sparsity that differ by less look the same when printed."""
 
 
 def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[RenderableType]:
@@ -37,37 +35,13 @@ def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[R
     yield facts(_facts(result))
     yield from _affected(result, everything=everything)
     for pool in result.pools:
-        if why := difference(pool):
-            yield sentence(why)
+        if pool.note:
+            yield sentence(pool.note)
     yield sentence(
         "The zeros are stored like any other weight: they make neither the files smaller nor the "
         "model faster. The pruned model loads wherever the original did."
     )
     yield sentence(f"Next: prunectl verify {shlex.quote(str(result.output))}")
-
-
-def difference(pool: PoolOutcome) -> str:
-    """A sentence on why a pool has visibly more or fewer zeros than requested; '' if it has not."""
-    where = "" if pool.label == "default" else f" in {pool.label}"
-    if pool.requested is None:
-        if not pool.dense_tensors:
-            return ""
-        left = numbers.plural(pool.dense_tensors, "tensor")
-        return (
-            f"{left}{where} cannot take {pool.pattern} and stay dense; -v with --dry-run says why."
-        )
-    if abs(pool.achieved - pool.requested) < VISIBLE:
-        return ""
-    requested, achieved = numbers.share(pool.requested), numbers.share(pool.achieved)
-    asked = f"{requested} requested, {achieved} achieved{where}: "
-    if pool.budget:
-        return asked + f"whole matrices take {pool.pattern}, and this is the nearest they come."
-    if pool.achieved > pool.requested:
-        return asked + "more weights were zero already, and they stay."
-    if pool.pattern != "unstructured":
-        left = numbers.plural(pool.dense_tensors, "tensor")
-        return asked + f"{left} cannot take {pool.pattern} and stay dense."
-    return asked + f"the number of zeros is rounded for each {pool.scope}."
 
 
 def _sparsities(result: PruneResult) -> list[tuple[str, ...]]:

@@ -59,9 +59,9 @@ def verify(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if source is not None and no_source:
         raise InvalidOption("--source and --no-source are both given", hint="leave one of them out")
-    if source is None and (revision or token or cache_dir):
+    if source is None and revision:
         raise InvalidOption(
-            "--revision, --token and --cache-dir say where --source is, which is not given",
+            "--revision says which --source is meant, and none is given",
             hint="add --source MODEL",
         )
     compared: Checkpoint | Literal["auto"] | None = None if no_source else "auto"
@@ -74,6 +74,8 @@ def verify(
         report = verify(
             folder,
             source=compared,
+            token=token,
+            cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
             jobs=jobs,
             on_event=on_event,

@@ -6,7 +6,7 @@ any two bins are nested or disjoint. A bin of width 1 is one exact magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -48,7 +48,8 @@ class Histogram:
         starts: u64[n], first code of each bin, increasing; empty bins are absent.
         log2_widths: u8[n].
         counts: i64[n], all > 0.
-        energies: f64[n], sum of squares of the finite values; recomputed where the width is 1.
+        given_energies: f64[n], sum of squares of the finite values; read where the width is not 1
+            (where it is, :attr:`energies` follow from the counts).
 
     Raises:
         ValueError: the arrays are not such a histogram.
@@ -58,21 +59,38 @@ class Histogram:
     starts: NDArray[np.uint64]
     log2_widths: NDArray[np.uint8]
     counts: NDArray[np.int64]
-    energies: NDArray[np.float64]
+    given_energies: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         kinds = (np.uint64, np.uint8, np.int64, np.float64)
-        names = ("starts", "log2_widths", "counts", "energies")
-        arrays = [np.asarray(getattr(self, n), k) for n, k in zip(names, kinds, strict=True)]
+        arrays = [np.asarray(getattr(self, n), k) for n, k in zip(_COLUMNS, kinds, strict=True)]
         _check(self.format, *arrays)
-        starts, logs, counts, energies = arrays
-        squares = _squares(self.format, starts)
+        self._hold([array.view() for array in arrays])
+
+    def _hold(self, arrays: Iterable[NDArray[Any]]) -> None:
+        for name, array in zip(_COLUMNS, arrays, strict=True):
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def trusted(cls, format: CodeFormat, *columns: NDArray[Any]) -> Histogram:
+        """A histogram of columns that are one by construction, of the right types: no checks.
+
+        The arrays become read-only.
+        """
+        own = cls.__new__(cls)
+        object.__setattr__(own, "format", format)
+        own._hold(columns)
+        return own
+
+    @cached_property
+    def energies(self) -> NDArray[np.float64]:
+        """f64[n], sum of squares of the finite values in each bin."""
         with np.errstate(over="ignore"):
-            energies = np.where(logs == 0, counts * squares, energies)
-        for name, array in zip(names, (starts, logs, counts, energies), strict=True):
-            own = array.view()
-            own.flags.writeable = False
-            object.__setattr__(self, name, own)
+            exact = self.counts * _squares(self.format, self.starts)
+        own = np.where(self.log2_widths == 0, exact, self.given_energies)
+        own.flags.writeable = False
+        return own
 
     @cached_property
     def ends(self) -> NDArray[np.uint64]:
@@ -150,7 +168,7 @@ class Histogram:
             kept |= (self.starts >= np.uint64(start)) & (
                 self.starts <= np.uint64(start + (1 << log) - 1)
             )
-        return Histogram(self.format, *self._columns(np.flatnonzero(kept)))
+        return Histogram.trusted(self.format, *self._columns(np.flatnonzero(kept)))
 
     def _positions(self, codes: NDArray[np.uint64]) -> NDArray[np.int64]:
         at = np.searchsorted(self.starts, codes)
@@ -200,7 +218,7 @@ class Histogram:
         return Histogram(self.format, *(c[order] for c in columns))
 
     def _columns(self, index: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        arrays = (self.starts, self.log2_widths, self.counts, self.energies)
+        arrays = (self.starts, self.log2_widths, self.counts, self.given_energies)
         return tuple(a[index] for a in arrays)
 
     def widened(self, target: CodeFormat) -> Histogram:
@@ -231,7 +249,7 @@ class Histogram:
 
     def to_bytes(self) -> bytes:
         """A compact, checksummed record; :meth:`from_bytes` is its inverse, bit for bit."""
-        columns = (self.starts, self.log2_widths, self.counts, self.energies)
+        columns = (self.starts, self.log2_widths, self.counts, self.given_energies)
         return records.pack(self.format.dtype, *columns)
 
     @classmethod
@@ -243,6 +261,16 @@ class Histogram:
         """
         dtype, columns = records.unpack(data)
         return cls(code_format(dtype), *columns)
+
+    @classmethod
+    def from_own_bytes(cls, data: bytes) -> Histogram:
+        """Read what :meth:`to_bytes` wrote in this process, or what was checked: no checks."""
+        dtype, columns = records.columns_of(data)
+        return cls.trusted(code_format(dtype), *columns)
+
+
+_COLUMNS = ("starts", "log2_widths", "counts", "given_energies")
+"""The fields that are arrays, in the order of a record's columns."""
 
 
 def _squares(format: CodeFormat, codes: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -304,18 +332,3 @@ def _absorbed(
     with np.errstate(over="ignore"):
         np.add.at(energy, group, energies[order])
     return Histogram(format, starts[new], logs[new], total, energy)
-
-
-def merge(histograms: Sequence[Histogram]) -> Histogram:
-    """The histogram of all magnitudes together. Where bins nest, the widest absorbs the others.
-
-    Energies are added in the order of the list, so equal lists give equal bits.
-
-    Raises:
-        ValueError: an empty list, or more than one format.
-    """
-    if len({h.format for h in histograms}) != 1:
-        raise ValueError("merge needs histograms of one format")
-    parts = [h._columns(np.arange(h.starts.size)) for h in histograms]
-    columns = [np.concatenate(p) for p in zip(*parts, strict=True)]
-    return _absorbed(histograms[0].format, *columns)

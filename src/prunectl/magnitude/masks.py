@@ -8,11 +8,13 @@ the caller's to rule out. Functions that prune take u16, u32 or u64 arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from prunectl.magnitude.codes import CodeFormat, Codes
+from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.kernels import counting, cutting, grouping
 from prunectl.pattern import pruned_count
 
@@ -23,6 +25,20 @@ def _mask(codes: Codes) -> Any:
     if codes.dtype.kind != "u" or bits < 16:
         raise ValueError(f"codes are u16, u32 or u64, not {codes.dtype}")
     return codes.dtype.type((1 << (bits - 1)) - 1)
+
+
+def as_groups(codes: Codes, m: int, width: int) -> Codes:
+    """A block of whole N:M groups as [outer, axis, inner], the shape that N:M kernels take.
+
+    In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]
+    tiles, whatever lies outside of that axis.
+
+    Args:
+        codes: [n], n a multiple of m * width.
+        m: weights in a group.
+        width: elements from one input to the next: 1 if inputs are the last axis.
+    """
+    return codes.reshape(1, -1, 1) if width == 1 else codes.reshape(-1, m, width)
 
 
 def count_zeros(codes: Codes) -> int:
@@ -71,7 +87,16 @@ def cut_rows(codes: Codes, sparsity: float) -> int:
     k = pruned_count(sparsity, axis)
     if inner == 1 and codes.flags.c_contiguous:
         return int(cutting.cut_rows(codes.reshape(outer, axis), mask, k, bits))
-    return int(cutting.cut_columns(codes, mask, k, bits))
+    zeros = 0
+    for matrix in codes:
+        cutter = ColumnCutter(partial(_once, matrix), inner, codes.dtype, k)
+        cutter.apply(matrix)
+        zeros += cutter.zeros
+    return zeros
+
+
+def _once(matrix: Codes) -> tuple[Codes]:
+    return (matrix,)
 
 
 def nm(codes: Codes, n: int, m: int) -> int:

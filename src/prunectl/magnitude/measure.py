@@ -27,9 +27,9 @@ _FEW = 1 << 13
 """Elements that are sorted faster than tables of all codes are made and searched."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Facts about one tensor.
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """Exact facts about one tensor: small, kept for all tensors.
 
     Attributes:
         numel: elements, NaN included.
@@ -37,7 +37,6 @@ class Measurement:
         nans, infs: of any kind, both signs.
         minimum, maximum: of the values that are not NaN, Inf included; NaN if there are none.
         sum, norm_squared: over the finite values, float64.
-        histogram: of the magnitudes that are not NaN.
     """
 
     numel: int
@@ -48,7 +47,6 @@ class Measurement:
     maximum: float
     sum: float
     norm_squared: float
-    histogram: Histogram
 
     @property
     def finite(self) -> int:
@@ -57,15 +55,28 @@ class Measurement:
 
     @property
     def mean(self) -> float:
-        """Mean of the finite values; NaN if there are none."""
-        return self.sum / self.finite if self.finite else math.nan
+        """Mean of the finite values; 0 if there are none."""
+        return self.sum / self.finite if self.finite else 0.0
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the finite values; NaN if there are none."""
+        """Population standard deviation of the finite values; 0 if there are none."""
         if not self.finite:
-            return math.nan
-        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean**2))
+            return 0.0
+        return math.sqrt(max(0.0, self.norm_squared / self.finite - self.mean * self.mean))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a pass over one tensor found.
+
+    Attributes:
+        facts: counts and sums.
+        histogram: of the magnitudes that are not NaN.
+    """
+
+    facts: TensorFacts
+    histogram: Histogram
 
 
 class TensorMeasure:
@@ -136,7 +147,7 @@ class _Narrow:
         magnitudes, values = codes & format.mask, format.values(codes.astype(format.uint))
         finite = magnitudes < format.inf_code
         few, real = counts[finite], values[finite]
-        return Measurement(
+        facts = TensorFacts(
             numel=int(counts.sum()) + nans,
             zeros=int(counts[magnitudes == 0].sum()),
             nans=nans,
@@ -145,8 +156,8 @@ class _Narrow:
             maximum=float(values.max()) + 0.0 if values.size else math.nan,
             sum=math.fsum(few * real),
             norm_squared=math.fsum(few * (real * real)),
-            histogram=_exact_histogram(format, magnitudes, counts),
         )
+        return Measurement(facts, _exact_histogram(format, magnitudes, counts))
 
 
 def _exact_histogram(
@@ -159,7 +170,7 @@ def _exact_histogram(
     both = np.add.reduceat(counts, first) if first.size else counts
     n = first.size
     starts = magnitudes[first].astype(np.uint64)
-    return Histogram(format, starts, np.zeros(n, np.uint8), both, np.zeros(n))
+    return Histogram.trusted(format, starts, np.zeros(n, np.uint8), both, np.zeros(n))
 
 
 class _Wide:
@@ -192,7 +203,7 @@ class _Wide:
 
     def finish(self) -> Measurement:
         none = self._high < 0
-        return Measurement(
+        facts = TensorFacts(
             numel=self._numel,
             zeros=self._zeros,
             nans=self._nans,
@@ -201,8 +212,8 @@ class _Wide:
             maximum=math.nan if none else self._of_key(self._high),
             sum=_total(self._lanes),
             norm_squared=_total(self._table[:, 1]),
-            histogram=self._histogram(),
         )
+        return Measurement(facts, self._histogram())
 
     def _of_key(self, key: int) -> float:
         f = self._format

@@ -47,20 +47,30 @@ def unpack(data: bytes) -> tuple[DType, tuple[NDArray[Any], ...]]:
     """
     check(data)
     name, step, count, n, wide = _HEADER.unpack_from(data, 4)
-    dtype = DTYPES.get(name.rstrip(b"\0").decode("ascii", "replace"))
+    known = name.rstrip(b"\0").decode("ascii", "replace") in DTYPES
     size = n * (step + count + bool(wide)) + 8 * wide
-    if dtype is None or {step, count} - {1, 2, 4, 8} or size != len(data) - 4 - _HEADER.size:
+    if not known or {step, count} - {1, 2, 4, 8} or size != len(data) - 4 - _HEADER.size:
         raise ValueError("damaged histogram: the header does not fit the record")
+    logs = np.frombuffer(data, np.uint8, n * bool(wide), 4 + _HEADER.size + n * (step + count))
+    if np.count_nonzero(logs) != wide:
+        raise ValueError("damaged histogram: the header does not fit the widths")
+    return columns_of(data)
+
+
+def columns_of(data: bytes) -> tuple[DType, tuple[NDArray[Any], ...]]:
+    """The same of a record that needs no checks, since this process wrote or checked it."""
+    name, step, count, n, wide = _HEADER.unpack_from(data, 4)
+    dtype = DTYPES[name.rstrip(b"\0").decode("ascii")]
     at = 4 + _HEADER.size
     steps = np.frombuffer(data, f"<u{step}", n, at).astype(np.uint64)
     counts = np.frombuffer(data, f"<u{count}", n, at + n * step).astype(np.int64)
     at += n * (step + count)
-    logs = np.frombuffer(data, np.uint8, n, at) if wide else np.zeros(n, np.uint8)
-    if int((logs > 0).sum()) != wide:
-        raise ValueError("damaged histogram: the header does not fit the widths")
-    energies = np.zeros(n)
-    energies[logs > 0] = np.frombuffer(data, "<f8", wide, at + n * bool(wide))
-    return dtype, (np.cumsum(steps), logs, counts, energies)
+    starts, energies = np.cumsum(steps), np.zeros(n)
+    if not wide:
+        return dtype, (starts, np.zeros(n, np.uint8), counts, energies)
+    logs = np.frombuffer(data, np.uint8, n, at)
+    energies[logs > 0] = np.frombuffer(data, "<f8", wide, at + n)
+    return dtype, (starts, logs, counts, energies)
 
 
 def check(data: bytes) -> None:

@@ -178,14 +178,24 @@ def _refine_round(
 
 
 def _owned(histogram: Histogram, spans: Spans) -> Spans:
-    """Those of ``spans`` that are in a bin of ``histogram``, or are one."""
+    """Those of ``spans`` that are in a bin of ``histogram``, or are one; of nested ones the widest.
+
+    Spans nest where some tensors were refined before and others were not.
+    """
     if not spans or not histogram.starts.size:
         return []
     starts = np.array([s for s, _ in spans], np.uint64)
     ends = starts + np.array([1 << log for _, log in spans], np.uint64)
     at = np.searchsorted(histogram.starts, starts, side="right") - 1
     inside = (at >= 0) & (ends <= histogram.ends[at])
-    return [span for span, yes in zip(spans, inside, strict=True) if yes]
+    owned = [span for span, yes in zip(spans, inside, strict=True) if yes]
+    outermost: Spans = []
+    end = 0
+    for start, log in sorted(owned, key=lambda span: (span[0], -span[1])):
+        if start >= end:
+            outermost.append((start, log))
+            end = start + (1 << log)
+    return outermost
 
 
 def _select(

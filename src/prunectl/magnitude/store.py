@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import IO, Any, Self
 
-from prunectl.magnitude import records
 from prunectl.magnitude.histogram import Histogram
 
 _MAGIC = b"prunectl histograms 1\n"
@@ -17,7 +16,7 @@ _SPOOL = 16 * 2**20
 
 
 class HistogramStore:
-    """Append-only histograms by tensor name; beyond 16 MiB they live in a temporary file.
+    """Histograms by tensor name; beyond 16 MiB they live in a temporary file.
 
     Threads may share it. Close it, or use it in a ``with`` statement.
     """
@@ -26,6 +25,7 @@ class HistogramStore:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL)  # noqa: SIM115
         self._places: dict[str, tuple[int, int]] = {}
         self._end = 0
+        self._last: tuple[str, Histogram] | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -59,35 +59,59 @@ class HistogramStore:
         """
         self._append_record(name, histogram.to_bytes())
 
+    def replace(self, name: str, histogram: Histogram) -> None:
+        """Put a finer histogram of the same tensor in the place of the one that is there.
+
+        The old record stays in the temporary file until :meth:`close`.
+
+        Raises:
+            KeyError: the name is not there.
+        """
+        with self._lock:
+            if name not in self._places:
+                raise KeyError(name)
+            self._last = None
+            self._write(name, histogram.to_bytes())
+
     def _append_record(self, name: str, record: bytes) -> None:
         with self._lock:
             if name in self._places:
                 raise ValueError(f"tensor '{name}' has a histogram already")
-            self._file.seek(self._end)
-            self._file.write(record)
-            self._places[name] = (self._end, len(record))
-            self._end += len(record)
+            self._write(name, record)
+
+    def _write(self, name: str, record: bytes) -> None:
+        self._file.seek(self._end)
+        self._file.write(record)
+        self._places[name] = (self._end, len(record))
+        self._end += len(record)
 
     def get(self, name: str) -> Histogram:
-        """One tensor's histogram. Raises KeyError for an unknown name."""
-        return Histogram.from_bytes(self._record(name))
+        """One tensor's histogram. Raises KeyError for an unknown name.
 
-    def _record(self, name: str) -> bytes:
+        The latest is remembered: callers ask for one tensor's several times in a row.
+        """
         with self._lock:
-            place, size = self._places[name]
-            self._file.seek(place)
-            return self._file.read(size)
+            if self._last is None or self._last[0] != name:
+                self._last = name, Histogram.from_own_bytes(self._read(name))
+            return self._last[1]
+
+    def _read(self, name: str) -> bytes:
+        place, size = self._places[name]
+        self._file.seek(place)
+        return self._file.read(size)
 
     def dump(self, file: IO[bytes]) -> None:
         """Write everything to a binary file, one record at a time."""
         index = json.dumps([[name, size] for name, (_, size) in self._places.items()]).encode()
         file.write(_MAGIC + len(index).to_bytes(8, "little") + index)
         for name in self._places:
-            file.write(self._record(name))
+            with self._lock:
+                record = self._read(name)
+            file.write(record)
 
     @classmethod
     def load(cls, file: IO[bytes]) -> Self:
-        """Read :meth:`dump`; checks the index and each record's checksum.
+        """Read :meth:`dump`; checks the index and all of each record, once.
 
         Raises:
             ValueError: damaged, cut short, or followed by something else.
@@ -98,7 +122,7 @@ class HistogramStore:
         try:
             for name, size in _index(file):
                 record = file.read(size)
-                records.check(record)
+                Histogram.from_bytes(record)  # raises if it is not one; trusted from here on
                 store._append_record(name, record)
             if file.read(1):
                 raise ValueError("damaged histogram file: something follows its end")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from prunectl.checkpoint.roles import TensorRole
 from prunectl.magnitude.codes import Codes
 from prunectl.magnitude.masks import cut, cut_rows, nm
 from prunectl.pattern import NM
@@ -49,11 +48,11 @@ class Groups:
 Edit = Copy | Cut | CutRows | Groups
 
 
-def axis_view(spec: TensorSpec, role_axis: int | None) -> tuple[int, int]:
+def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
     """(length of the input axis, elements from one input to the next) in row-major order."""
     if not spec.shape:
         return 1, 1
-    axis = len(spec.shape) - 1 if role_axis is None else role_axis
+    axis = len(spec.shape) - 1 if axis is None else axis
     return spec.shape[axis], math.prod(spec.shape[axis + 1 :])
 
 
@@ -67,20 +66,15 @@ def block_unit(edit: Edit, spec: TensorSpec, axis: int | None) -> int:
 
 
 class Editor:
-    """Applies one edit to a tensor's blocks, in order, in place.
+    """Applies one edit to a tensor's blocks, in order, in place."""
 
-    Attributes:
-        zeros: zeros of both signs in all blocks so far, after the edit.
-    """
-
-    def __init__(self, edit: Edit, spec: TensorSpec, role: TensorRole) -> None:
+    def __init__(self, edit: Edit, spec: TensorSpec, axis: int | None) -> None:
         self.edit = edit
-        self._length, self._width = axis_view(spec, role.input_axis)
+        self._length, self._width = axis_view(spec, axis)
         self._quota = edit.quota if isinstance(edit, Cut) else 0
-        self.zeros = 0
 
-    def apply(self, codes: Codes) -> None:
-        """Edit one block [n] of whole units in place."""
+    def apply(self, codes: Codes) -> int:
+        """Edit one block [n] of whole units in place; returns its zeros of both signs."""
         edit = self.edit
         if isinstance(edit, Cut):
             zeros, used = cut(codes, edit.code, self._quota)
@@ -93,4 +87,4 @@ class Editor:
             zeros = nm(codes.reshape(shape), edit.pattern.n, m)
         else:
             raise TypeError("a copied tensor is not edited")
-        self.zeros += zeros
+        return zeros

@@ -81,7 +81,7 @@ def resolve_plan(
             forecasts.update(found)
             threshold = _one_threshold(pool, cuts)
         thresholds.append(threshold)
-    forecasts.update(_group_forecasts(edits, measured))
+    forecasts.update(_group_forecasts(plan, edits, measured))
     return Resolution(edits, reasons, tuple(thresholds), forecasts)
 
 
@@ -166,13 +166,22 @@ def _cuts(
     return cuts, forecasts
 
 
-def _group_forecasts(edits: Mapping[str, Edit], measured: Measured) -> dict[str, Forecast]:
-    """For N:M, where its losses were measured: always for a budget, else if analyze did."""
+def _group_forecasts(
+    plan: Plan, edits: Mapping[str, Edit], measured: Measured
+) -> dict[str, Forecast]:
+    """For N:M and for what stays dense, as far as it was measured: a budget stands on both."""
     found = {}
-    for name, edit in edits.items():
-        stats = isinstance(edit, Groups) and measured.patterns.get((name, str(edit.pattern)))
-        if stats and name in measured.facts:
-            found[name] = _forecast(measured, name, stats.zeros_after, stats.lost_energy)
+    for entry in plan.tensors:
+        name = entry.spec.name
+        if not entry.prunable or name not in measured.facts:
+            continue
+        edit = edits.get(name, Copy())
+        if isinstance(edit, Copy):
+            found[name] = Forecast(measured.facts[name].zeros, 0.0)
+        elif isinstance(edit, Groups):
+            stats = measured.patterns.get((name, str(edit.pattern)))
+            if stats is not None:
+                found[name] = _forecast(measured, name, stats.zeros_after, stats.lost_energy)
     return found
 
 

@@ -13,11 +13,13 @@ class PoolOutcome:
 
     Attributes:
         label: ``default`` or the recipe rule's selectors. pattern, scope: as text.
+        tied_to: the tensor that it repeats under another name; it counts once.
         requested: sparsity asked for; None if an N:M pattern alone was.
         achieved: zeros / weights. weights, zeros: of its prunable tensors.
         threshold: the global threshold; None for other scopes and N:M.
         budget: whether N:M went to some of the matrices only.
         pruned_tensors, dense_tensors: of its prunable tensors.
+        note: why achieved differs visibly from requested, '' if it does not.
     """
 
     label: str
@@ -31,6 +33,7 @@ class PoolOutcome:
     budget: bool
     pruned_tensors: int
     dense_tensors: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class TensorOutcome:
     Attributes:
         action: ``prune`` or ``copy``; reason: why it was copied.
         requested: sparsity asked of this tensor's weights alone (scope tensor or row), else None.
+        input_axis: the axis along which N:M groups and rows lie; None where it has none.
         norm_lost: share of its squared norm that went, where it was measured, else None.
     """
 
@@ -58,7 +62,9 @@ class TensorOutcome:
     threshold: float | None
     reason: str
     blake3: str
+    tied_to: str | None = None
     requested: float | None = None
+    input_axis: int | None = None
     norm_lost: float | None = None
 
     @property

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import blake3
+import numpy as np
 
 from prunectl.checkpoint.reader import WeightReader
-from prunectl.checkpoint.roles import TensorRole
 from prunectl.errors import NaNWeights
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
+from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.masks import count_zeros, odd_codes
-from prunectl.plan import input_axis
-from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
+from prunectl.pattern import pruned_count
+from prunectl.pruning.edits import Copy, CutRows, Edit, Editor, axis_view, block_unit
 from prunectl.pruning.outputs import OutputTensor
-from prunectl.streaming import Scratch
+from prunectl.streaming import Bytes, Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +34,112 @@ class Written:
 
 def write_tensor(
     tensor: OutputTensor,
-    role: TensorRole,
     edit: Edit,
+    axis: int | None,
     reader: WeightReader,
     write: Callable[[int, memoryview], None],
     scratch: Scratch,
+    *,
+    prunable: bool,
 ) -> Written:
     """Stream one tensor from the source into the output.
 
     Args:
         tensor: which, and where its bytes are.
-        role: for the input axis.
         edit: what to do.
+        axis: the input axis, along which groups and rows lie.
+        prunable: whether NaN stops and Inf is counted, also where the tensor is copied.
         reader: of the source.
         write: takes (byte offset in the tensor, bytes).
         scratch: the thread's buffers.
 
     Raises:
-        NaNWeights: an edited tensor holds NaN.
+        NaNWeights: a prunable tensor holds NaN.
     """
-    spec = tensor.spec
-    digest = blake3.blake3()
-    zeros_before = zeros = infs = 0
+    spec, source = tensor.spec, tensor.source
     format = code_format(spec.dtype) if spec.dtype.is_float else None
-    editor = None if isinstance(edit, Copy) else Editor(edit, spec, role)
-    unit = block_unit(edit, spec, input_axis(spec, role))
-    for offset, block in scratch.blocks(reader, tensor.source, unit):
-        if format is not None:
-            codes = block.view(format.uint)
+    output = _Output(spec.name, format, write, prunable=prunable)
+    length, width = axis_view(spec, axis)
+    if isinstance(edit, Copy) or format is None:
+        for offset, block in scratch.blocks(reader, source):
+            output.put(offset, block, None)
+    elif isinstance(edit, CutRows) and width > 1:
+        _write_across(tensor, edit, (length, width), reader, output, scratch)
+    else:
+        editor = Editor(edit, spec, axis)
+        for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
+            output.put(offset, block, editor.apply)
+    return output.written()
+
+
+class _Output:
+    """One tensor on its way out: blocks are counted, edited, hashed and written, in order."""
+
+    def __init__(
+        self,
+        name: str,
+        format: CodeFormat | None,
+        write: Callable[[int, memoryview], None],
+        *,
+        prunable: bool,
+    ) -> None:
+        self._name, self._format, self._write = name, format, write
+        self._prunable = prunable
+        self._digest = blake3.blake3()
+        self._zeros = self._zeros_before = self._infs = 0
+
+    def put(self, offset: int, block: Bytes, edit: Callable[[Codes], int] | None) -> None:
+        """Add a block; ``edit`` changes its codes in place and returns the zeros afterwards."""
+        if self._format is not None:
+            codes = block.view(self._format.uint)
             present = count_zeros(codes)
-            zeros_before += present
-            if editor is None:
-                zeros += present
-            else:
-                infs += _check_block(codes, format, spec.name)
-                editor.apply(codes)
-        digest.update(block.data)
-        write(offset, block.data)
-    if editor is not None:
-        zeros = editor.zeros
-    return Written(spec.name, zeros, zeros_before, infs, digest.hexdigest())
+            self._zeros_before += present
+            if self._prunable:
+                self._infs += _check_block(codes, self._format, self._name)
+            self._zeros += present if edit is None else edit(codes)
+        self._digest.update(block.data)
+        self._write(offset, block.data)
+
+    def written(self) -> Written:
+        """The facts, once all blocks are put."""
+        digest = self._digest.hexdigest()
+        return Written(self._name, self._zeros, self._zeros_before, self._infs, digest)
+
+
+def _write_across(
+    tensor: OutputTensor,
+    edit: CutRows,
+    shape: tuple[int, int],
+    reader: WeightReader,
+    output: _Output,
+    scratch: Scratch,
+) -> None:
+    """Scope ``row`` where rows run across the stored lines (Conv1D, stacked experts).
+
+    Each matrix is read several times to find its cuts, in blocks of whole lines: one block is all
+    that is in memory.
+    """
+    length, width = shape
+    uint = np.dtype(f"u{tensor.spec.dtype.bits // 8}")
+    k = pruned_count(edit.sparsity, length)
+    for first in range(0, tensor.spec.numel, length * width):
+        blocks = partial(scratch.blocks, reader, tensor.source, width, part=(first, length * width))
+        lines = partial(_lines, blocks, uint, width)
+        cutter = ColumnCutter(lines, width, uint, k)
+
+        def apply(codes: Codes, cutter: ColumnCutter = cutter) -> int:
+            cutter.apply(codes.reshape(-1, width))
+            return count_zeros(codes)
+
+        for offset, block in blocks():
+            output.put(offset, block, apply)
+
+
+def _lines(
+    blocks: Callable[[], Iterator[tuple[int, Bytes]]], uint: np.dtype[Any], width: int
+) -> Iterator[Codes]:
+    for _, block in blocks():
+        yield block.view(uint).reshape(-1, width)
 
 
 def _check_block(codes: Codes, format: CodeFormat, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from prunectl.errors import BadManifest, InvalidPattern
 from prunectl.pattern import parse_pattern
-from prunectl.sink.target import is_safe_relative
+from prunectl.sink.osfiles import is_safe_relative
 from prunectl.tensorspec import DTYPES
 
 T = TypeVar("T")
@@ -47,6 +47,13 @@ class Fields:
         value = self._get(key)
         if not isinstance(value, str):
             self.fail(key, "is not a string")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean."""
+        value = self._get(key)
+        if not isinstance(value, bool):
+            self.fail(key, "is not true or false")
         return value
 
     def count(self, key: str) -> int:

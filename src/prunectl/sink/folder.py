@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,17 +21,20 @@ from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.sink.journal import Journal, JsonObject, is_entry_of
 from prunectl.sink.manifest import FileRecord
-from prunectl.sink.osfiles import Buffer, create_file, exchange, os_errors, sync_folder
-from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.sink.target import (
-    check_target,
+from prunectl.sink.osfiles import (
+    Buffer,
+    create_file,
+    exchange,
     is_safe_relative,
-    journal_file,
-    replaced_folder,
-    work_folder,
+    os_errors,
+    sync_folder,
 )
+from prunectl.sink.shards import Shard, ShardWriter
+from prunectl.sink.target import check_target, journal_file, replaced_folder, work_folder
 
 _COPY_BLOCK = 4 << 20
+_MAX_CLOSING = 4
+"""Shards that may wait to become durable; each holds an open file."""
 
 
 class OutputFolder:
@@ -71,10 +75,9 @@ class OutputFolder:
         self._protected = tuple(protected)
         self._on_event = on_event
         self.finished: dict[str, JsonObject] = {}
-        self._writers: list[ShardWriter] = []
-        self._closing: list[Future[None]] = []
-        self._made_parents: list[Path] = []
-        self._committed = False
+        self._writers: dict[str, ShardWriter] = {}  # those that are not durable yet
+        self._closing: deque[Future[None]] = deque()
+        self._committed = self._discarded = False
 
     # --- entering -------------------------------------------------------------------------------
 
@@ -82,8 +85,9 @@ class OutputFolder:
         self.target = self._check()
         self.work = work_folder(self.target)
         with os_errors(self._asked):
-            self._made_parents = _make_parents(self.target.parent)
+            made = _make_parents(self.target.parent)
             self._journal = Journal(journal_file(self.target), self._asked)
+            self._journal.made_parents = made
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
         try:
             with os_errors(self._asked):
@@ -141,28 +145,28 @@ class OutputFolder:
         """Start a weights file; write all of its tensors, then hand it to :meth:`finish`."""
         self.finished.pop(shard.name, None)
         writer = ShardWriter(self.work, shard)
-        self._writers.append(writer)
+        self._writers[shard.name] = writer
         return writer
 
     def finish(self, writer: ShardWriter, records: list[JsonObject]) -> None:
         """Make a shard durable and note it in the journal, in the background.
 
-        Disks write while the next shard is computed. An error of an earlier shard is raised here
-        or in :meth:`commit`.
+        Disks write while the next shard is computed; a disk that is slower than that is waited for
+        here. An error of an earlier shard is raised here or in :meth:`commit`.
 
         Args:
             writer: from :meth:`open_shard`, with everything written.
             records: JSON-ready facts on the shard's tensors, given back when a later run resumes.
         """
-        for done in [future for future in self._closing if future.done()]:
-            self._closing.remove(done)
-            done.result()
+        while self._closing and (self._closing[0].done() or len(self._closing) >= _MAX_CLOSING):
+            self._closing.popleft().result()
         self._closing.append(self._closer.submit(self._close_shard, writer, records))
 
     def _close_shard(self, writer: ShardWriter, records: list[JsonObject]) -> None:
         writer.close()
         with os_errors(self._asked):
             self.finished[writer.shard.name] = self._journal.add(writer.shard, records)
+        del self._writers[writer.shard.name]
 
     def write_bytes(self, relative: str, data: Buffer) -> FileRecord:
         """Write a small file into the output; its mode follows the umask.
@@ -203,7 +207,8 @@ class OutputFolder:
     def _path_of(self, relative: str) -> Path:
         if not is_safe_relative(relative):
             raise CannotWrite(self._asked, f"the file name '{relative}' leaves the output folder")
-        if relative in self.finished or any(relative == w.shard.name for w in self._writers):
+        # In this order: a shard that becomes durable meanwhile goes from the second to the first.
+        if relative in self._writers or relative in self.finished:
             raise CannotWrite(self._asked, f"'{relative}' is the name of a weights file")
         return self.work / relative
 
@@ -218,7 +223,7 @@ class OutputFolder:
         """
         for future in self._closing:
             future.result()
-        if any(writer.shard.name not in self.finished for writer in self._writers):
+        if self._writers:
             raise ValueError("a shard was opened and not finished")
         with os_errors(self._asked):
             for folder, _, _ in os.walk(self.work):
@@ -260,6 +265,13 @@ class OutputFolder:
         if old.exists():
             self._on_event(Note(f"{old}: the replaced output could not be deleted", warning=True))
 
+    def discard(self) -> None:
+        """When the block is left, remove finished shards too, and the folders made for them.
+
+        For an error that a later run, going on from these shards, would only meet again.
+        """
+        self._discarded = True
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._committed:
             self._closer.shutdown()
@@ -271,25 +283,25 @@ class OutputFolder:
     def _give_up(self, *, keep: bool) -> None:
         """Leave the target as it was, and the work too if a later run can go on from it."""
         self._closer.shutdown(cancel_futures=True)
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.abort()
-        if keep or self.finished:
+        if keep or (self.finished and not self._discarded):
             self._journal.close()
             return
         shutil.rmtree(self.work, ignore_errors=True)
         self._journal.remove()
-        for parent in reversed(self._made_parents):
+        for parent in list(self.target.parents)[: self._journal.made_parents]:
             try:
                 parent.rmdir()
             except OSError:
                 return  # something else was put there meanwhile
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Create missing folders; returns those created, outermost first."""
+def _make_parents(folder: Path) -> int:
+    """Create missing folders; returns how many."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+    return len(missing)
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The journal of an unfinished output: what is done, and that only one process works on it.
 
-One JSON line each: first the fingerprint and the work folder's inode, then one per finished shard.
+One JSON line each: first the fingerprint, the work folder's inode and how many folders were made to
+hold it, then one per finished shard.
 It lies beside the work folder, so that the finished folder never holds it, and names the folder by
 inode, so that an old output that was just exchanged into the work folder's place is not mistaken
 for half a new one.
@@ -12,14 +13,16 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from prunectl.errors import OutputConflict
+from prunectl.sink.osfiles import is_safe_relative
 from prunectl.sink.shards import Shard
-from prunectl.sink.target import is_safe_relative
 
 FORMAT = 1
 
@@ -32,6 +35,10 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 class Journal:
     """An open and locked journal file. ``OSError`` passes through all methods.
 
+    Attributes:
+        made_parents: how many folders above the output were made for it, by this run or by an
+            earlier one that it goes on from or replaces.
+
     Raises:
         OutputConflict: another process holds the lock.
     """
@@ -39,6 +46,7 @@ class Journal:
     def __init__(self, path: Path, target: Path) -> None:
         self._path = path
         self._fd = _open_locked(path, target)
+        self.made_parents = 0
 
     def load(self, fingerprint: str, work: Path) -> dict[str, JsonObject] | None:
         """Entries by shard name whose file is in ``work``, complete; None if this is another job's.
@@ -46,9 +54,11 @@ class Journal:
         What a kill left of a last line is cut off, so that the next line starts cleanly.
         """
         lines, length = _whole_lines(self._read())
-        if not lines or not work.is_dir():
-            return None
-        if lines[0] != _first_line(fingerprint, work):
+        first = lines[0] if lines else {}
+        made = first.get("made_parents")
+        if type(made) is int:
+            self.made_parents = max(self.made_parents, made)
+        if not work.is_dir() or first != self._first_line(fingerprint, work):
             return None
         os.ftruncate(self._fd, length)
         return {line["shard"]: line for line in lines[1:] if _is_complete(line, work)}
@@ -56,7 +66,12 @@ class Journal:
     def restart(self, fingerprint: str, work: Path) -> None:
         """Forget everything and begin with ``work``, which exists and is empty."""
         os.ftruncate(self._fd, 0)
-        self._append(_first_line(fingerprint, work))
+        self._append(self._first_line(fingerprint, work))
+
+    def is_of(self, folder: Path) -> bool:
+        """Whether ``folder`` is the one that was the work folder when the journal began."""
+        lines, _ = _whole_lines(self._read())
+        return bool(lines) and lines[0].get("folder") == folder.stat().st_ino
 
     def add(self, shard: Shard, records: list[JsonObject]) -> JsonObject:
         """Record a shard that is durable under its final name; returns once the line is durable."""
@@ -79,6 +94,14 @@ class Journal:
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
+    def _first_line(self, fingerprint: str, work: Path) -> JsonObject:
+        return {
+            "prunectl_journal": FORMAT,
+            "fingerprint": fingerprint,
+            "folder": work.stat().st_ino,
+            "made_parents": self.made_parents,
+        }
+
     def _read(self) -> bytes:
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
@@ -90,6 +113,35 @@ class Journal:
         while data.nbytes:
             data = data[os.write(self._fd, data) :]
         os.fsync(self._fd)
+
+
+def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
+    """Remove what a run left beside its output when it was killed after the output was in place.
+
+    The journal is of that run if it names the target's own inode: a rename keeps it. Best effort:
+    nothing is raised, and nothing is removed while another process holds the lock.
+
+    Args:
+        path: of the journal.
+        target: the output, in place.
+        olds: where the output that was replaced may be.
+    """
+    if not path.is_file() or not target.is_dir():
+        return
+    try:
+        journal = Journal(path, target)
+    except (OutputConflict, OSError):
+        return
+    try:
+        finished = journal.is_of(target)
+        if finished:
+            for old in olds:
+                shutil.rmtree(old, ignore_errors=True)
+            path.unlink(missing_ok=True)
+    except OSError:
+        return
+    finally:
+        journal.close()
 
 
 def is_entry_of(entry: JsonObject, shard: Shard) -> bool:
@@ -116,10 +168,6 @@ def _open_locked(path: Path, target: Path) -> int:
         if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
             return fd
         os.close(fd)
-
-
-def _first_line(fingerprint: str, work: Path) -> JsonObject:
-    return {"prunectl_journal": FORMAT, "fingerprint": fingerprint, "folder": work.stat().st_ino}
 
 
 def _encode(line: JsonObject) -> bytes:

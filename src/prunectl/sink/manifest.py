@@ -149,6 +149,10 @@ class TensorRecord:
         layout: how it is stored.
         blake3: digest of the stored bytes.
         reason: why it was not pruned; None if it was.
+        prunable: whether it counts among the prunable weights, pruned or not.
+        tied_to: name of the tensor above that it repeats (one tensor in the source, under two
+            names); it counts once in the totals.
+        input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
     """
 
     name: str
@@ -165,6 +169,9 @@ class TensorRecord:
     blake3: str
     layout: str = "dense"
     reason: str | None = None
+    prunable: bool = False
+    tied_to: str | None = None
+    input_axis: int | None = None
 
     def to_object(self) -> dict[str, Any]:
         return _plain(self)
@@ -186,7 +193,12 @@ class TensorRecord:
             layout=fields.text("layout"),
             blake3=fields.digest("blake3"),
             reason=fields.optional("reason", fields.text),
+            prunable=fields.flag("prunable"),
+            tied_to=fields.optional("tied_to", fields.text),
+            input_axis=fields.optional("input_axis", fields.count),
         )
+        if record.input_axis is not None and record.input_axis >= len(record.shape):
+            fields.fail("input_axis", f"is not an axis of a shape of {len(record.shape)} sizes")
         if max(record.zeros, record.zeros_before) > math.prod(record.shape):
             fields.fail("zeros", "is more than there are weights")
         return record
@@ -201,7 +213,7 @@ class Manifest:
         arguments: what was asked for, JSON-ready; the caller keeps tokens out of it.
         prunable, overall: totals over the prunable weights and over all of them.
         tensors: in the order of the weight files.
-        files: side files, the model card and the index; not the manifest itself.
+        files: side files and the index; not the model card, which people edit, nor this manifest.
     """
 
     version: str

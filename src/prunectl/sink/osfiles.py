@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prunectl.errors import CannotWrite, NoSpace
 
@@ -53,6 +53,19 @@ def free_bytes(path: Path) -> int:
 def create_file(path: Path) -> int:
     """Open a new or emptied file for positional writing; its mode follows the umask."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def is_safe_relative(name: str) -> bool:
+    """Whether a file name from outside stays inside the folder it is joined to."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and name == str(path)
+        and not path.is_absolute()
+        and not any(part in {"..", "."} for part in path.parts)
+        and "\\" not in name
+        and "\0" not in name
+    )
 
 
 def allocate(fd: int, size: int) -> None:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
+from prunectl.sink.journal import sweep_finished
 from prunectl.sink.osfiles import free_bytes, os_errors
+from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
 
 MANIFEST_NAME = "prunectl.json"
+_CARD_NAME = "README.md"
+
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|pytorch_model[\w.-]*\.bin")
+"""Names that only a model's weights have; ``firmware.bin`` is none of them."""
+
+# What --force may delete where no manifest says what is ours. Anything else may be somebody's work.
+_MODEL_FILE = re.compile(
+    r"[\w.+-]+\.(safetensors|bin|pt|pth|h5|msgpack|ot|onnx|onnx_data|gguf|tflite"
+    r"|json|txt|model|vocab|spm|tiktoken|md|jinja|py)"
+    r"|(LICENSE|NOTICE|USE_POLICY|README)[\w.-]*|\.gitattributes|\.gitignore|\.DS_Store"
+)
+_MODEL_FOLDER = re.compile(
+    r"\d+_[A-Z]\w*|onnx|openvino|coreml|original|gguf|metal|additional_chat_templates"
+)
+_HUB_NOTES = (".cache", "huggingface")
+"""``hf download --local-dir`` keeps its notes there, in any model's folder."""
 
 
 def work_folder(target: Path) -> Path:
@@ -29,7 +48,9 @@ def replaced_folder(target: Path) -> Path:
 
 
 def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Path:
-    """Check that an output folder may come to be at ``target``. Reads only; changes nothing.
+    """Check that an output folder may come to be at ``target``; the target is only read.
+
+    What a run left beside it that was killed after its output was in place is removed.
 
     Args:
         target: the folder asked for; symbolic links and ``..`` are followed.
@@ -41,8 +62,8 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
 
     Raises:
         OutputConflict: it is a file, the root, the home or the current folder, a mount point; it
-            is, holds or lies in a protected path; it is not empty and ``force`` is false; or it is
-            not empty and not a checkpoint.
+            is, holds or lies in a protected path; it is not empty and ``force`` is false; it is
+            not empty and not a checkpoint; or it holds a file that is not part of one.
         CannotWrite: the path cannot be looked at.
     """
     with os_errors(target):
@@ -50,6 +71,7 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
         _check_place(target, real)
         for path in protected:
             _check_apart(target, real, path)
+        sweep_finished(journal_file(real), real, (work_folder(real), replaced_folder(real)))
         if real.exists() and any(real.iterdir()):
             _check_replaceable(target, real, force=force)
     return real
@@ -105,12 +127,13 @@ def _check_replaceable(target: Path, real: Path, *, force: bool) -> None:
         raise OutputConflict(target, "holds a git repository; --force would delete its history")
     if not _looks_like_checkpoint(real):
         raise OutputConflict(target, "is not a checkpoint folder; --force replaces only those")
+    _check_only_ours(target, real)
 
 
 def _looks_like_checkpoint(folder: Path) -> bool:
     if (folder / MANIFEST_NAME).is_file():
         return True
-    if any(entry.suffix in {".safetensors", ".bin"} for entry in folder.iterdir()):
+    if any(_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
         return True
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -118,6 +141,66 @@ def _looks_like_checkpoint(folder: Path) -> bool:
         return False
     # Other programs keep a config.json too; these keys are those of a model.
     return isinstance(config, dict) and bool(config.keys() & {"model_type", "architectures"})
+
+
+def _check_only_ours(target: Path, real: Path) -> None:
+    """Refuse to replace a folder into which somebody put a file of another kind."""
+    listed = _listed(real)
+    for path in _files(real):
+        if path.parts[:2] == _HUB_NOTES:
+            continue
+        if listed is None:
+            known = _is_model_file(path)
+        else:
+            hidden = path.name.startswith(".") and not _in_hidden_folder(path)
+            known = hidden or path.as_posix() in listed
+        if not known:
+            what = "a model" if listed is None else "what prunectl wrote"
+            raise OutputConflict(
+                target,
+                f"holds {path.as_posix()}, which is not part of {what}; --force would delete it",
+                hint="move that file away, or choose another -o",
+            )
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """Files of the output by its own manifest; None if there is none that can be read.
+
+    The names are all that is asked for: the manifest may be that of a newer prunectl.
+    """
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+        names = {file["name"] for file in document["files"]}
+        names |= {tensor["file"] for tensor in document["tensors"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return names | {MANIFEST_NAME, _CARD_NAME}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that is not a folder, relative and in a fixed order; a link to a folder is a file here.
+
+    ``OSError`` where a folder cannot be listed: what it holds is not known to be ours.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for base, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        links = [name for name in folders if (Path(base) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            yield (Path(base) / name).relative_to(folder)
+
+
+def _is_model_file(path: Path) -> bool:
+    return bool(_MODEL_FILE.fullmatch(path.name)) and all(
+        _MODEL_FOLDER.fullmatch(part) for part in path.parts[:-1]
+    )
+
+
+def _in_hidden_folder(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts[:-1])
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -137,16 +220,3 @@ def check_space(target: Path, needed: int) -> None:
 def _allocated(paths: Iterable[Path]) -> int:
     # st_blocks is in units of 512 bytes whatever the file system's block size.
     return sum(path.lstat().st_blocks * 512 for path in paths)
-
-
-def is_safe_relative(name: str) -> bool:
-    """Whether a file name from outside stays inside the folder it is joined to."""
-    path = PurePosixPath(name)
-    return (
-        bool(path.parts)
-        and name == str(path)
-        and not path.is_absolute()
-        and not any(part in {"..", "."} for part in path.parts)
-        and "\\" not in name
-        and "\0" not in name
-    )

@@ -5,38 +5,35 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import blake3
 
 from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from prunectl.checkpoint.index import read_index
-from prunectl.checkpoint.sidefiles import list_folder
 from prunectl.errors import (
-    BadManifest,
+    BadCheckpoint,
     ModelNotFound,
     PrunectlError,
     SourceError,
     UnknownArchitecture,
 )
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.pattern import pruned_count
 from prunectl.sink.manifest import Manifest, TensorRecord, read_manifest
-from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
+from prunectl.verification.files import check_files, check_index, check_source_files
 from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
 from prunectl.verification.result import VerifyReport
 from prunectl.verification.weights import Source, check_weights, source_tensors
-
-CARD_NAME = "README.md"
 
 
 def verify(
     folder: str | os.PathLike[str],
     *,
-    source: Checkpoint | Literal["auto"] | None = "auto",
+    source: Checkpoint | str | os.PathLike[str] | None = "auto",
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     jobs: int | None = None,
     on_event: OnEvent = ignore_events,
@@ -45,8 +42,10 @@ def verify(
 
     Args:
         folder: the output.
-        source: the checkpoint it was made from; ``auto`` opens what the manifest names, if it is
-            reachable and still the same; None leaves these checks out.
+        source: the checkpoint it was made from, open or as :func:`open_checkpoint` takes it;
+            ``auto`` opens what the manifest names (a Hub source is downloaded if the cache lacks
+            it), if it is reachable and still the same; None leaves these checks out.
+        token, cache_dir: for a source on the Hub.
         trust_remote_code: let the model's own code build its module tree.
         jobs: threads.
         on_event: receives progress.
@@ -56,14 +55,18 @@ def verify(
 
     Raises:
         BadManifest: there is no manifest that can be read.
+        SourceError: a source that was named cannot be opened.
     """
     started = time.perf_counter()
     path = Path(folder)
     manifest = read_manifest(path)
     findings = Findings()
-    _check_files(path, manifest, findings)
-    _check_index(path, manifest, findings)
-    origin = _find_source(manifest, source, findings, on_event)
+    check_files(path, manifest, findings)
+    check_index(path, manifest, findings)
+    if isinstance(source, str | os.PathLike) and source != "auto":
+        source = open_checkpoint(source, token=token, cache_dir=cache_dir)
+    opener = partial(_open_recorded, manifest, token, cache_dir, on_event)
+    origin = _find_source(opener, source, findings, on_event)
     zeros = tensors = 0
     try:
         output = open_checkpoint(path, trust_remote_code=trust_remote_code)
@@ -76,82 +79,16 @@ def verify(
         tensors = len(output.tensors)
         _check_loads(output, manifest, findings, on_event)
     if origin is not None:
-        _check_source_files(path, manifest, origin, findings)
+        check_source_files(path, manifest, origin, findings)
     return VerifyReport(
         path, tensors, zeros, tuple(findings.checks()), tuple(findings.differences),
         time.perf_counter() - started,
     )  # fmt: skip
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-def _check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
-    weights = {tensor.file for tensor in manifest.tensors}
-    listed = {file.name for file in manifest.files} | weights
-    present = set(_all_files(folder))
-    for name in sorted(listed - present):
-        findings.add("files", name, "is missing")
-    for name in sorted(present - listed - {MANIFEST_NAME, CARD_NAME}):
-        findings.add("files", name, "is not in the manifest")
-    for file in manifest.files:
-        if file.name in present and _digest(folder / file.name) != file.blake3:
-            findings.add("side files", file.name, "its bytes differ from those that were written")
-
-
-def _all_files(folder: Path) -> list[str]:
-    """Files of the output; hidden ones at the top too, but not a repository's own folders."""
-    return [name for name in list_folder(folder) if not name.startswith(".git/")]
-
-
-def _digest(path: Path) -> str | None:
-    """BLAKE3 of a file; None if it cannot be read, for example a link that leads nowhere."""
-    digest = blake3.blake3()
-    try:
-        digest.update_mmap(path)
-    except OSError:
-        return None
-    return digest.hexdigest()
-
-
-def _check_source_files(
-    folder: Path, manifest: Manifest, origin: Source, findings: Findings
-) -> None:
-    listed = {file.name for file in manifest.files} - {INDEX_NAME}
-    expected = set(origin.checkpoint.side_files)
-    for name in sorted(expected - listed):
-        findings.add("side files of the source", name, "is in the source, not in the output")
-    for name in sorted(listed & expected):
-        ours, theirs = folder / name, origin.checkpoint.folder / name
-        if ours.is_file() and _digest(ours) != _digest(theirs):
-            findings.add("side files of the source", name, "differs from the source's")
-
-
-def _check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
-    files = {tensor.file for tensor in manifest.tensors}
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        if len(files) > 1:
-            findings.add("index", INDEX_NAME, "is missing, and there are several weight files")
-        return
-    try:
-        where = read_index(path)
-    except SourceError as error:
-        findings.add("index", INDEX_NAME, error.message)
-        return
-    for tensor in manifest.tensors:
-        if where.get(tensor.name) != tensor.file:
-            findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
-    for name in sorted(where.keys() - {tensor.name for tensor in manifest.tensors}):
-        findings.add("index", name, "is in the index and not in the manifest")
-
-
-# --- weights ----------------------------------------------------------------------------------
-
-
 def _find_source(
-    manifest: Manifest,
-    source: Checkpoint | Literal["auto"] | None,
+    open_recorded: Callable[[], Checkpoint],
+    source: object,
     findings: Findings,
     on_event: OnEvent,
 ) -> Source | None:
@@ -159,7 +96,7 @@ def _find_source(
     checkpoint = source if isinstance(source, Checkpoint) else None
     if source == "auto":
         try:
-            checkpoint = _open_recorded(manifest)
+            checkpoint = open_recorded()
         except PrunectlError as error:
             why = f"the source is not reachable ({error.message})"
     if checkpoint is None:
@@ -170,20 +107,27 @@ def _find_source(
     return Source(checkpoint, source_tensors(checkpoint))
 
 
-def _open_recorded(manifest: Manifest) -> Checkpoint:
+def _open_recorded(
+    manifest: Manifest,
+    token: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    on_event: OnEvent,
+) -> Checkpoint:
     record = manifest.source
     if record.kind != "hub" and not Path(record.model).expanduser().exists():
         # A relative path seen from another folder must not be taken for a Hub id.
         raise ModelNotFound(record.model, "no such file or folder")
-    checkpoint = (
-        open_checkpoint(record.repo_id, revision=record.commit)
-        if record.kind == "hub" and record.repo_id
-        else open_checkpoint(record.model)
-    )
+    if record.kind == "hub" and record.repo_id:
+        on_event(Note(f"opening the source {record.repo_id}, from the Hub or its cache"))
+        checkpoint = open_checkpoint(
+            record.repo_id, revision=record.commit, token=token, cache_dir=cache_dir
+        )
+    else:
+        checkpoint = open_checkpoint(record.model)
     recorded = {file.name: file.size for file in record.files}
     present = {file.name: file.size for file in checkpoint.files}
     if recorded != present:
-        raise BadManifest(record.model, "its weight files are not the ones that were pruned")
+        raise BadCheckpoint(record.model, "its weight files are not the ones that were pruned")
     return checkpoint
 
 
@@ -209,40 +153,67 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
-    zeros = overall = 0
-    for record, found, differences in check_weights(
+    zeros = 0
+    for _, found, differences in check_weights(
         output, records, origin, jobs=jobs, on_event=on_event
     ):
         findings.differences += differences
-        zeros += found.zeros if record.pattern else 0
-        overall += found.zeros
+        zeros += found.zeros
     _check_totals(manifest, findings)
-    return overall
+    return zeros
 
 
 def _check_totals(manifest: Manifest, findings: Findings) -> None:
-    """Compare the manifest's totals with its tensors.
+    """Compare the manifest's totals with its tensors, tied ones counted once."""
+    records = [r for r in manifest.tensors if DTYPES[r.dtype].is_float and r.tied_to is None]
+    prunable = [record for record in records if record.prunable]
+    totals = (("overall", manifest.overall, records), ("prunable", manifest.prunable, prunable))
+    for what, count, part in totals:
+        found = {
+            "weights": (count.weights, sum(math.prod(record.shape) for record in part)),
+            "zeros": (count.zeros, sum(record.zeros for record in part)),
+            "zeros_before": (count.zeros_before, sum(record.zeros_before for record in part)),
+        }
+        for member, (total, added) in found.items():
+            if total != added:
+                detail = f"its {what} {member} are {total:,}, its tensors' are {added:,}"
+                findings.add("zeros", MANIFEST_NAME, detail)
+    _check_requested(manifest, findings)
 
-    A tied tensor that was written under two names counts once; which ones are tied is not recorded,
-    so tensors of equal bytes count once or each.
+
+def _check_requested(manifest: Manifest, findings: Findings) -> None:
+    """The zeros are those that were asked for, where the manifest says what that was.
+
+    One global threshold gives exactly floor(s*P + 0.5) zeros, or those that were there already;
+    scopes tensor and row give as much for each tensor and row.
     """
-    records = [record for record in manifest.tensors if DTYPES[record.dtype].is_float]
-    unique = {record.blake3: record for record in records}.values()
-    for what, count in (("overall", manifest.overall), ("prunable", manifest.prunable)):
-        least = [one for one in unique if what == "overall" or one.pattern]
-        for field_name, total in (("weights", count.weights), ("zeros", count.zeros)):
-            low = sum(_count_of(record, field_name) for record in least)
-            high = sum(_count_of(record, field_name) for record in records)
-            if not low <= total <= high:
-                findings.add(
-                    "zeros",
-                    MANIFEST_NAME,
-                    f"its {what} {field_name} are {total:,}, its tensors' are {low:,} to {high:,}",
-                )
+    asked, count = manifest.arguments, manifest.prunable
+    one_pool = asked.get("pattern") == "unstructured" and not asked.get("rules")
+    if one_pool and count.requested != asked.get("sparsity"):
+        findings.add("zeros", MANIFEST_NAME, "its arguments and totals name different sparsities")
+    if one_pool and asked.get("scope") == "global" and count.requested is not None:
+        least = most = max(count.zeros_before, pruned_count(count.requested, count.weights))
+        _check_between(MANIFEST_NAME, count.zeros, least, most, findings)
+    for record in manifest.tensors:
+        if record.sparsity is None or not record.pattern:
+            continue
+        by_row = asked.get("scope") == "row"
+        weights = math.prod(record.shape)
+        length = _row_length(record) if by_row else weights
+        least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
+        most = least + record.zeros_before if by_row else max(least, record.zeros_before)
+        _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)
 
 
-def _count_of(record: TensorRecord, what: str) -> int:
-    return record.zeros if what == "zeros" else math.prod(record.shape)
+def _row_length(record: TensorRecord) -> int:
+    axis = -1 if record.input_axis is None else record.input_axis
+    return record.shape[axis] if record.shape else 1
+
+
+def _check_between(where: str, zeros: int, least: int, most: int, findings: Findings) -> None:
+    if not least <= zeros <= most:
+        wanted = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        findings.add("zeros", where, f"{zeros:,} zeros, what was asked for gives {wanted}")
 
 
 def _check_loads(

@@ -11,13 +11,11 @@ import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
-from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import Comparison, compare, count_zeros, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan import input_axis
 from prunectl.pruning.edits import axis_view
 from prunectl.sink.manifest import TensorRecord
 from prunectl.streaming import Bytes, Scratch, run_tensors
@@ -34,9 +32,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was counted in one tensor of the output."""
+    """What was counted in one tensor of the output; ``zeros_before`` in its source, if read."""
 
     zeros: int
+    zeros_before: int | None
     digest: str
     violations: int
     comparison: Comparison | None
@@ -61,14 +60,13 @@ def check_weights(
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Found:
             record = records[tensor.name]
-            role = output.roles.roles[tensor.name]
             original = source.tensors.get(tensor.name) if source else None
             if original is not None and original.spec.dtype != tensor.spec.dtype:
                 original = None
             if original is not None and original.spec.shape != tensor.spec.shape:
                 original = None
             read = None if original is None or origin is None else _reader_of(origin, original)
-            return _examine(tensor, record, role, reader, read, scratch)
+            return _examine(tensor, record, reader, read, scratch)
 
         for tensor, found in run_tensors(tensors, work, jobs):
             record = records[tensor.name]
@@ -100,7 +98,6 @@ def _pattern(record: TensorRecord) -> NM | None:
 def _examine(
     tensor: StoredTensor,
     record: TensorRecord,
-    role: TensorRole,
     reader: WeightReader,
     read_source: ReadSource | None,
     scratch: Scratch,
@@ -108,19 +105,21 @@ def _examine(
     spec = tensor.spec
     digest = blake3.blake3()
     format = code_format(spec.dtype) if spec.dtype.is_float else None
-    pattern = _pattern(record) if format else None
-    length, width = axis_view(spec, input_axis(spec, role))
+    same_shape = spec.shape == record.shape  # else the recorded axis means nothing here
+    pattern = _pattern(record) if format and same_shape else None
+    length, width = axis_view(spec, record.input_axis if same_shape else None)
     if pattern is not None and length % pattern.m:
         pattern, violations = None, spec.numel
     else:
         violations = 0
-    zeros, same = 0, True
+    zeros, before, same = 0, 0, True
     comparison = Comparison() if read_source and format and format.bits >= 16 else None
     for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
         digest.update(block.data)
         original = read_source(start, len(block), scratch) if read_source else None
         if format is not None:
             codes = block.view(format.uint)
+            before += count_zeros(original.view(format.uint)) if original is not None else 0
             if comparison is not None and original is not None:
                 part = compare(original.view(format.uint), codes)
                 comparison += part
@@ -132,7 +131,8 @@ def _examine(
                 violations += nm_violations(codes.reshape(shape), pattern.n, pattern.m)
         if original is not None and same:
             same = bool(np.array_equal(original, block))
-    return Found(zeros, digest.hexdigest(), violations, comparison, same)
+    counted = before if read_source else None
+    return Found(zeros, counted, digest.hexdigest(), violations, comparison, same)
 
 
 def _judge(
@@ -172,6 +172,9 @@ def _judge_source(
     if original.spec.dtype != tensor.spec.dtype or original.spec.shape != tensor.spec.shape:
         yield Difference("source", name, "has another dtype or shape than in the source")
         return
+    if tensor.spec.dtype.is_float and found.zeros_before != record.zeros_before:
+        detail = f"{found.zeros_before:,} zeros, the manifest says {record.zeros_before:,}"
+        yield Difference("source", name, detail)
     if record.pattern is None:
         if not found.same_bytes:
             yield Difference("untouched", name, "was not to be pruned, but differs from the source")
@@ -185,16 +188,23 @@ def _judge_source(
             name,
             f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
         )
-    largest, smallest = comparison.largest_pruned, comparison.smallest_kept
-    one_threshold = record.threshold is not None
-    if one_threshold and largest is not None and smallest is not None and largest > smallest:
-        format = code_format(tensor.spec.dtype)
-        yield Difference(
-            "threshold",
-            name,
-            f"a weight of magnitude {format.value(largest):.6g} was pruned, "
-            f"one of {format.value(smallest):.6g} was kept",
-        )
+    if record.threshold is not None:
+        yield from _judge_threshold(tensor, record.threshold, comparison)
+
+
+def _judge_threshold(
+    tensor: StoredTensor, threshold: float, comparison: Comparison
+) -> Iterator[Difference]:
+    """Pruned weights are not above the threshold, kept ones not below; ties may be either."""
+    value = code_format(tensor.spec.dtype).value
+    wrong = []
+    if comparison.largest_pruned is not None and value(comparison.largest_pruned) > threshold:
+        wrong.append((value(comparison.largest_pruned), "pruned"))
+    if comparison.smallest_kept is not None and value(comparison.smallest_kept) < threshold:
+        wrong.append((value(comparison.smallest_kept), "kept"))
+    for size, what in wrong:
+        detail = f"a weight of magnitude {size:.9g} was {what}, the threshold is {threshold:.9g}"
+        yield Difference("threshold", tensor.name, detail)
 
 
 def source_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:

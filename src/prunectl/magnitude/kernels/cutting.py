@@ -101,45 +101,22 @@ def cut_rows(rows, mask, k, bits):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def cut_columns(codes, mask, k, bits):  # type: ignore[no-untyped-def]
-    """As :func:`cut_rows` for rows that run along the middle axis of [outer, n, inner]."""
-    kind = codes.dtype.type
-    none = kind(0)
-    outer, n, inner = codes.shape
-    zeros = np.int64(0)
-    present = np.empty(inner, np.int32)
-    less = np.empty(inner, np.int32)
-    below = np.empty(inner, np.int32)
-    code = np.empty(inner, codes.dtype)
-    for o in range(outer):
-        _columns_less(codes[o], mask, np.ones(inner, codes.dtype), present)
-        code[:] = 0
-        below[:] = 0
-        for step in range(bits - 1):
-            bit = kind(kind(1) << kind(bits - 2 - step))
-            _columns_less(codes[o], mask, code | bit, less)
-            for c in range(inner):
-                if less[c] < k:
-                    code[c] |= bit
-                    below[c] = less[c]
-        for c in range(inner):
-            code[c] = none if present[c] >= k else code[c]
-            below[c] = 0 if present[c] >= k else k - below[c]
-            zeros += max(np.int64(present[c]), np.int64(k))
-        for j in range(n):
-            line = codes[o, j]
-            for c in range(inner):
-                magnitude = line[c] & mask
-                tie = magnitude == code[c] and below[c] > 0
-                below[c] -= np.int32(1) if tie else np.int32(0)
-                line[c] = none if tie or magnitude < code[c] else line[c]
-    return zeros
-
-
-@_jit
-def _columns_less(lines, mask, limits, counts):  # type: ignore[no-untyped-def]
-    counts[:] = 0
+def columns_less(lines, mask, limits, counts):  # type: ignore[no-untyped-def]
+    """Add to ``counts`` i64[c] how many magnitudes of each column of [n, c] are below its limit."""
     for j in range(lines.shape[0]):
         line = lines[j]
         for c in range(line.size):
-            counts[c] += np.int32(1) if line[c] & mask < limits[c] else np.int32(0)
+            counts[c] += np.int64(1) if line[c] & mask < limits[c] else np.int64(0)
+
+
+@_jit
+def cut_lines(lines, mask, code, left):  # type: ignore[no-untyped-def]
+    """Zero what is below its column's ``code``, and the first ``left`` i64[c] equal to it."""
+    none = lines.dtype.type(0)
+    for j in range(lines.shape[0]):
+        line = lines[j]
+        for c in range(line.size):
+            magnitude = line[c] & mask
+            tie = magnitude == code[c] and left[c] > 0
+            left[c] -= np.int64(1) if tie else np.int64(0)
+            line[c] = none if tie or magnitude < code[c] else line[c]

@@ -1,0 +1,167 @@
+"""The typed result of ``prune``, summed up from what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import SourceChanged
+from prunectl.pattern import NM, Unstructured
+from prunectl.plan import Plan, Pool, TensorPlan, input_axis
+from prunectl.pruning.edits import Copy, Cut
+from prunectl.pruning.outputs import OutputTensor
+from prunectl.pruning.resolve import Resolution
+from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
+from prunectl.pruning.transform import Written
+from prunectl.settings import Scope
+from prunectl.sink.shards import ShardLayout
+
+VISIBLE = 0.0005
+"""Differences between requested and achieved sparsity from here on are explained."""
+
+
+def check_counts(
+    checkpoint: Checkpoint,
+    resolution: Resolution,
+    outputs: Mapping[str, OutputTensor],
+    written: Mapping[str, Written],
+) -> None:
+    """Compare the zeros that were written with those that the thresholds were found for.
+
+    Raises:
+        SourceChanged: they differ, so the weights are not the ones that were measured.
+    """
+    for name, tensor in outputs.items():
+        forecast = resolution.forecasts.get(tensor.source.name)
+        if forecast is not None and written[name].zeros != forecast.zeros:
+            raise SourceChanged(checkpoint.model, name, forecast.zeros, written[name].zeros)
+
+
+def build_result(
+    target: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    resolution: Resolution,
+    outputs: Mapping[str, OutputTensor],
+    layout: ShardLayout,
+    written: Mapping[str, Written],
+    resumed: int,
+) -> PruneResult:
+    """Sum up what was written. Tied tensors written under two names count once."""
+    planned = {entry.spec.name: entry for entry in plan.tensors}
+    counted: dict[str, Written] = {}
+    tensors = []
+    for name, tensor in outputs.items():
+        entry, one = planned[tensor.source.name], written[name]
+        first = counted.setdefault(tensor.source.name, one)
+        outcome = _tensor_outcome(name, entry, plan, resolution, layout.shard_of[name], one)
+        tensors.append(outcome if first is one else replace(outcome, tied_to=first.name))
+    prunable = [entry for entry in plan.tensors if entry.prunable]
+    floats = [entry for entry in plan.tensors if entry.spec.dtype.is_float]
+    return PruneResult(
+        output=target,
+        model=checkpoint.model,
+        pools=tuple(_pool_outcome(plan, i, resolution, counted) for i in range(len(plan.pools))),
+        tensors=tuple(tensors),
+        prunable_weights=sum(entry.spec.numel for entry in prunable),
+        prunable_zeros=sum(counted[entry.spec.name].zeros for entry in prunable),
+        prunable_zeros_before=sum(counted[entry.spec.name].zeros_before for entry in prunable),
+        weights=sum(entry.spec.numel for entry in floats),
+        zeros=sum(counted[entry.spec.name].zeros for entry in floats),
+        zeros_before=sum(counted[entry.spec.name].zeros_before for entry in floats),
+        nbytes=layout.total_bytes,
+        source_bytes=sum(file.size for file in checkpoint.files),
+        shards=len(layout.shards),
+        resumed_shards=resumed,
+        seconds=0.0,
+        warnings=tuple(_warnings(checkpoint, counted.values())),
+    )
+
+
+def _tensor_outcome(
+    name: str, entry: TensorPlan, plan: Plan, resolution: Resolution, file: str, one: Written
+) -> TensorOutcome:
+    pool = None if entry.pool is None else plan.pools[entry.pool]
+    alone = pool is not None and not isinstance(pool.pattern, NM) and pool.scope != Scope.GLOBAL
+    forecast = resolution.forecasts.get(entry.spec.name)
+    edit = resolution.edits.get(entry.spec.name, Copy())
+    reason = resolution.reasons.get(entry.spec.name, entry.reason)
+    return TensorOutcome(
+        name=name,
+        file=file,
+        dtype=entry.spec.dtype.name,
+        shape=entry.spec.shape,
+        role=str(entry.role.role),
+        layer=entry.role.layer,
+        numel=entry.spec.numel,
+        prunable=entry.prunable,
+        action="copy" if isinstance(edit, Copy) else "prune",
+        pattern=None if isinstance(edit, Copy) else str(entry.pattern),
+        zeros=one.zeros,
+        zeros_before=one.zeros_before,
+        threshold=edit.threshold if isinstance(edit, Cut) else None,
+        reason=reason,
+        blake3=one.blake3,
+        requested=pool.sparsity if pool and alone else None,
+        input_axis=input_axis(entry.spec, entry.role) if entry.prunable else None,
+        norm_lost=forecast.norm_lost if forecast else None,
+    )
+
+
+def _pool_outcome(
+    plan: Plan, index: int, resolution: Resolution, written: Mapping[str, Written]
+) -> PoolOutcome:
+    pool = plan.pools[index]
+    zeros = sum(written[name].zeros for name in pool.members)
+    pruned = sum(not isinstance(resolution.edits.get(name, Copy()), Copy) for name in pool.members)
+    return PoolOutcome(
+        label=pool.label,
+        pattern=str(pool.pattern),
+        scope="" if isinstance(pool.pattern, NM) else str(pool.scope),
+        requested=pool.sparsity,
+        achieved=zeros / pool.weights if pool.weights else 0.0,
+        weights=pool.weights,
+        zeros=zeros,
+        threshold=resolution.thresholds[index],
+        budget=pool.is_budget,
+        pruned_tensors=pruned,
+        dense_tensors=len(pool.members) - pruned,
+        note=pool_note(pool, zeros, len(pool.members) - pruned),
+    )
+
+
+def pool_note(pool: Pool, zeros: int, dense: int) -> str:
+    """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not."""
+    where = "" if pool.label == "default" else f" in {pool.label}"
+    unfit = f"{dense} {'tensor' if dense == 1 else 'tensors'}{where} cannot take {pool.pattern}"
+    if pool.sparsity is None:
+        return f"{unfit} and stay dense; the manifest says why." if dense else ""
+    achieved = zeros / pool.weights if pool.weights else 0.0
+    if abs(achieved - pool.sparsity) < VISIBLE:
+        return ""
+    asked = f"{pool.sparsity:.1%} requested, {achieved:.1%} achieved{where}: "
+    if pool.is_budget and not zeros:
+        return asked + f"any one matrix in {pool.pattern} is already further away than none."
+    if pool.is_budget:
+        return asked + f"whole matrices take {pool.pattern}, and this is the nearest they come."
+    if achieved > pool.sparsity and isinstance(pool.pattern, Unstructured):
+        return asked + "more weights were zero already, and they stay."
+    if isinstance(pool.pattern, NM):
+        return asked + f"{unfit} and stay dense."
+    return asked + f"the number of zeros is rounded for each {pool.scope}."
+
+
+def _warnings(checkpoint: Checkpoint, written: Iterable[Written]) -> Iterable[str]:
+    infinite = [one for one in written if one.infs]
+    if infinite:
+        more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
+        yield (
+            f"Tensor '{infinite[0].name}'{more} holds Inf, which counts as the largest magnitude."
+        )
+    if checkpoint.roles.origin == "headers":
+        yield (
+            "What is prunable was told from tensor names and shapes only "
+            f"({checkpoint.roles.detail})."
+        )

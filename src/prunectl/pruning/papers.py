@@ -1,0 +1,156 @@
+"""The papers of an output: side files, index, model card, manifest."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from prunectl._version import __version__
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.pruning.result import PruneResult, TensorOutcome
+from prunectl.sink.card import CardFacts, RoleRow, model_card
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.manifest import Count, Manifest, SourceFile, SourceRecord, TensorRecord
+from prunectl.sink.shards import INDEX_NAME, ShardLayout
+from prunectl.sink.target import MANIFEST_NAME
+
+CARD_NAME = "README.md"
+
+
+def write_papers(
+    sink: OutputFolder,
+    checkpoint: Checkpoint,
+    result: PruneResult,
+    arguments: dict[str, Any],
+    layout: ShardLayout,
+    command: str,
+) -> None:
+    """Write side files, index, model card and, last, the manifest."""
+    files = [sink.write_side_file(name, checkpoint.folder / name) for name in checkpoint.side_files]
+    index = layout.index()
+    if index is not None:
+        files.append(sink.write_bytes(INDEX_NAME, index))
+    prunable, overall = _counts(result)
+    card = model_card(_source_card(checkpoint), _card_facts(checkpoint, result, arguments, command))
+    # A card is for people to edit, so its bytes are not part of what verify checks.
+    sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
+    manifest = Manifest(
+        version=__version__,
+        source=_source_record(checkpoint),
+        arguments=arguments,
+        prunable=prunable,
+        overall=overall,
+        tensors=tuple(_tensor_record(one) for one in result.tensors),
+        files=tuple(files),
+    )
+    sink.write_bytes(MANIFEST_NAME, manifest.to_json())
+
+
+def _counts(result: PruneResult) -> tuple[Count, Count]:
+    """Totals over the prunable weights, and over all of them."""
+    requested = result.pools[0].requested if len(result.pools) == 1 else None
+    return (
+        Count(
+            result.prunable_weights, result.prunable_zeros_before, result.prunable_zeros, requested
+        ),
+        Count(result.weights, result.zeros_before, result.zeros),
+    )
+
+
+def _tensor_record(one: TensorOutcome) -> TensorRecord:
+    return TensorRecord(
+        name=one.name,
+        file=one.file,
+        dtype=one.dtype,
+        shape=one.shape,
+        role=one.role,
+        layer=one.layer,
+        pattern=one.pattern,
+        sparsity=one.requested,
+        zeros=one.zeros,
+        zeros_before=one.zeros_before,
+        # JSON has no Inf, the threshold where so many go that Inf does too.
+        threshold=one.threshold if one.threshold != math.inf else None,
+        blake3=one.blake3,
+        reason=one.reason or None,
+        prunable=one.prunable,
+        tied_to=one.tied_to,
+        input_axis=one.input_axis,
+    )
+
+
+def _source_record(checkpoint: Checkpoint) -> SourceRecord:
+    kind: Any = checkpoint.kind
+    return SourceRecord(
+        model=checkpoint.model,
+        kind=kind,
+        repo_id=checkpoint.repo_id,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        endpoint=os.environ.get("HF_ENDPOINT") if checkpoint.kind == "hub" else None,
+        files=tuple(SourceFile(file.name, file.size, file.sha256) for file in checkpoint.files),
+    )
+
+
+def _source_card(checkpoint: Checkpoint) -> str | None:
+    try:
+        data = (checkpoint.folder / CARD_NAME).read_bytes()
+    except OSError:
+        return None
+    return data.decode("utf-8", "surrogateescape")
+
+
+_AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+
+
+def _card_facts(
+    checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
+) -> CardFacts:
+    prunable, overall = _counts(result)
+    architectures = checkpoint.config.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    auto = next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
+    return CardFacts(
+        # The card is for others: of a local path only the last part, which says what it was.
+        model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
+        version=__version__,
+        method="one-shot magnitude pruning",
+        pattern=arguments["pattern"] if len(result.pools) == 1 else "by recipe",
+        scope=arguments["scope"],
+        prunable=prunable,
+        overall=overall,
+        roles=_role_rows(result),
+        command=command or "prunectl.prune(...)",
+        repo_id=checkpoint.repo_id,
+        commit=checkpoint.commit,
+        auto_class=auto,
+    )
+
+
+def _role_rows(result: PruneResult) -> list[RoleRow]:
+    roles: dict[str, list[TensorOutcome]] = {}
+    for one in result.tensors:
+        roles.setdefault(one.role, []).append(one)
+    return [
+        RoleRow(
+            role,
+            len(members),
+            Count(
+                sum(one.numel for one in members),
+                sum(one.zeros_before for one in members),
+                sum(one.zeros for one in members),
+            ),
+        )
+        for role, members in roles.items()
+    ]

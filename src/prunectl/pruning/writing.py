@@ -1,0 +1,96 @@
+"""The weights of an output: tensors streamed into shards by a few threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from prunectl.checkpoint.reader import WeightReader
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.plain import plain
+from prunectl.plan import input_axis
+from prunectl.pruning.edits import Copy
+from prunectl.pruning.job import Job
+from prunectl.pruning.resolve import Resolution
+from prunectl.pruning.transform import Written, write_tensor
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.shards import Shard, ShardWriter
+from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tensors of one shard that one thread writes; ``last`` if the shard is complete after it."""
+
+    shard: Shard
+    writer: ShardWriter
+    names: tuple[str, ...]
+    last: bool
+
+
+def write_weights(
+    job: Job, resolution: Resolution, sink: OutputFolder, jobs: int | None, on_event: OnEvent
+) -> tuple[dict[str, Written], int]:
+    """Write all shards that an earlier run has not finished; returns facts by tensor."""
+    phase = "writing weights"
+    written: dict[str, Written] = {}
+    todo: list[Shard] = []
+    for shard in job.layout.shards:
+        records = sink.records_of(shard)
+        if records is None:
+            todo.append(shard)
+        else:
+            written.update((record["name"], Written(**record)) for record in records)
+    on_event(PhaseStarted(phase, sum(shard.size for shard in todo)))
+    with job.checkpoint.open() as reader:
+
+        def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
+            one = partial(_one, job, resolution, reader, batch.writer, scratch)
+            return batch, [one(name) for name in batch.names]
+
+        for batch, results in run_ordered(_batches(todo, sink), work, jobs):
+            written.update((result.name, result) for result in results)
+            size = sum(job.outputs[name].spec.nbytes for name in batch.names)
+            on_event(Advanced(phase, size, batch.shard.name))
+            if batch.last:
+                names = [spec.name for spec in batch.shard.specs]
+                sink.finish(batch.writer, [plain(written[name]) for name in names])
+    on_event(PhaseDone(phase))
+    return written, len(job.layout.shards) - len(todo)
+
+
+def _batches(shards: Sequence[Shard], sink: OutputFolder) -> Iterator[_Batch]:
+    """Open shards as they are come to, and cut them into batches of small tensors."""
+    for shard in shards:
+        writer = sink.open_shard(shard)
+        names: list[str] = []
+        size = 0
+        for index, spec in enumerate(shard.specs):
+            names.append(spec.name)
+            size += spec.nbytes
+            last = index == len(shard.specs) - 1
+            if last or size + shard.specs[index + 1].nbytes > BATCH_BYTES:
+                yield _Batch(shard, writer, tuple(names), last)
+                names, size = [], 0
+
+
+def _one(
+    job: Job,
+    resolution: Resolution,
+    reader: WeightReader,
+    writer: ShardWriter,
+    scratch: Scratch,
+    name: str,
+) -> Written:
+    tensor = job.outputs[name]
+    planned = job.planned[tensor.source.name]
+    return write_tensor(
+        tensor,
+        resolution.edits.get(tensor.source.name, Copy()),
+        input_axis(planned.spec, planned.role),
+        reader,
+        lambda offset, block: writer.write(name, offset, block),
+        scratch,
+        prunable=planned.prunable,
+    )

@@ -1,0 +1,87 @@
+"""The files of an output: listed, present, unchanged, and the same as the source's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import blake3
+
+from prunectl.checkpoint.index import read_index
+from prunectl.errors import SourceError
+from prunectl.sink.manifest import Manifest
+from prunectl.sink.shards import INDEX_NAME
+from prunectl.sink.target import MANIFEST_NAME
+from prunectl.verification.findings import Findings
+from prunectl.verification.weights import Source
+
+CARD_NAME = "README.md"
+
+
+def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
+    weights = {tensor.file for tensor in manifest.tensors}
+    listed = {file.name for file in manifest.files} | weights
+    present = set(_all_files(folder))
+    for name in sorted((listed | {CARD_NAME}) - present):
+        findings.add("files", name, "is missing")
+    for name in sorted(name for name in present if (folder / name).is_symlink()):
+        findings.add("files", name, "is a link; an output stands by itself")
+    for name in sorted(present - listed - {MANIFEST_NAME, CARD_NAME}):
+        findings.add("files", name, "is not in the manifest")
+    for file in manifest.files:
+        if file.name in present and _digest(folder / file.name) != file.blake3:
+            findings.add("side files", file.name, "its bytes differ from those that were written")
+
+
+def _all_files(folder: Path) -> list[str]:
+    """All files of the output, hidden ones too, but for what git and hf keep in folders."""
+    found = []
+    for base, folders, files in os.walk(folder):
+        if Path(base) == folder:
+            folders[:] = [name for name in folders if name not in (".git", ".cache")]
+        found += [(Path(base) / name).relative_to(folder).as_posix() for name in files]
+    return found
+
+
+def _digest(path: Path) -> str | None:
+    """BLAKE3 of a file; None if it cannot be read, for example a link that leads nowhere."""
+    if not path.is_file():  # a pipe would never end
+        return None
+    digest = blake3.blake3()
+    try:
+        digest.update_mmap(path)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def check_source_files(
+    folder: Path, manifest: Manifest, origin: Source, findings: Findings
+) -> None:
+    listed = {file.name for file in manifest.files} - {INDEX_NAME}
+    expected = set(origin.checkpoint.side_files)
+    for name in sorted(expected - listed):
+        findings.add("side files of the source", name, "is in the source, not in the output")
+    for name in sorted(listed & expected):
+        ours, theirs = folder / name, origin.checkpoint.folder / name
+        if ours.is_file() and _digest(ours) != _digest(theirs):
+            findings.add("side files of the source", name, "differs from the source's")
+
+
+def check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
+    files = {tensor.file for tensor in manifest.tensors}
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        if len(files) > 1:
+            findings.add("index", INDEX_NAME, "is missing, and there are several weight files")
+        return
+    try:
+        where = read_index(path)
+    except SourceError as error:
+        findings.add("index", INDEX_NAME, error.message)
+        return
+    for tensor in manifest.tensors:
+        if where.get(tensor.name) != tensor.file:
+            findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
+    for name in sorted(where.keys() - {tensor.name for tensor in manifest.tensors}):
+        findings.add("index", name, "is in the index and not in the manifest")

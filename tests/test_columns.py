@@ -1,0 +1,89 @@
+"""Scope row across stored lines: streamed, and the same as pruning each column on its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prunectl
+from prunectl.magnitude.columns import ColumnCutter
+from prunectl.settings import PruneSettings
+
+
+@given(
+    st.sampled_from([np.uint16, np.uint32, np.uint64]),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.floats(0, 1),
+    st.integers(0, 2**32),
+)
+def test_blocks_of_lines_give_what_sorting_each_column_gives(
+    kind: type[np.unsignedinteger], lines: int, columns: int, step: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(0, 6, (lines, columns)).astype(kind)  # few values: many ties, some zeros
+    sign = kind(1 << (8 * matrix.itemsize - 1))
+    matrix |= np.where(rng.random(matrix.shape) < 0.5, sign, kind(0))
+    k = round(share * lines)
+    expected = matrix.copy()
+    for c in range(columns):
+        magnitudes = matrix[:, c] & kind(sign - 1)
+        if int((magnitudes == 0).sum()) < k:
+            expected[np.argsort(magnitudes, kind="stable")[:k], c] = 0
+
+    starts = range(0, lines, step)
+    cutter = ColumnCutter(
+        lambda: (matrix[at : at + step].copy() for at in starts), columns, matrix.dtype, k
+    )
+    found = matrix.copy()
+    for at in starts:
+        cutter.apply(found[at : at + step])
+    assert (found == expected).all()
+    assert cutter.zeros == int((expected & kind(sign - 1) == 0).sum())
+
+
+def gpt2_like(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    tensors = {"h.0.attn.c_attn.weight": torch.randn(shape).to(dtype)}
+    folder.mkdir()
+    reference.save(folder, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_matrix_of_many_blocks_is_pruned_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = gpt2_like(tmp_path / "model", (640, 1920), dtype)
+    prunectl.prune(tmp_path / "model", tmp_path / "out", PruneSettings(sparsity=0.37, scope="row"))  # type: ignore[arg-type]
+    expected = {name: reference.rows(tensor, 0.37, 0) for name, tensor in tensors.items()}
+    reference.assert_same(reference.stored(tmp_path / "out"), expected)
+
+
+SCRIPT = """
+import resource, sys, prunectl
+prunectl.prune(sys.argv[1], sys.argv[2], prunectl.PruneSettings(sparsity=0.5, scope="row"), jobs=2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_kib(source: Path, output: Path) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, source, output], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
+
+
+def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:
+    peaks = []
+    for name, lines in (("small", 64), ("large", 24 * 1024)):
+        gpt2_like(tmp_path / name, (lines, 2048), torch.float16)
+        peaks.append(peak_kib(tmp_path / name, tmp_path / f"{name}-out"))
+    assert peaks[1] - peaks[0] < 32 * 1024  # the large matrix has 96 MiB
