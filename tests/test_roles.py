@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,3 +159,26 @@ def test_separate_experts_need_the_width(experts: int, hidden: int, inner: int) 
     assert experts_input_axis(shapes, hidden) == (2 if known else None)
     assert experts_input_axis(turned, hidden) == (1 if known else None)
     assert experts_input_axis(shapes, None) is None
+
+
+def test_header_rules_stay_linear() -> None:
+    def seconds(*tensors: tuple[str, tuple[int, ...]]) -> float:
+        start = time.perf_counter()
+        roles(*tensors)
+        return time.perf_counter() - start
+
+    deep = [(f"{i}." + "a." * 60 + "gate.weight", (2, 2)) for i in range(2000)]
+    experts = [(f"layers.0.mlp.{word}{i}", (2, 8, 2 * i)) for i in range(4000)
+               for word in ("gate", "down")]  # fmt: skip
+    words = [("norm" * 200 + ".0." + "norm" * 50 + f"{i}.x", (2,)) for i in range(500)]
+    dist = [(f"{i}." + "dist" * 250, (2, 2)) for i in range(200)]
+    assert seconds(*deep, *experts, *words, *dist) < 5
+
+
+def test_deep_names_fill_no_memory() -> None:
+    names = [".".join([str(i)] + ["abcdefghijklmno"] * 62) for i in range(2000)]
+    tracemalloc.start()
+    roles(*((name, (2, 2)) for name in names))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * sum(map(len, names))

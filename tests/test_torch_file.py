@@ -365,7 +365,7 @@ def test_a_long_byteorder_is_not_read(tmp_path: Path) -> None:
     [
         torch.zeros(1).expand(10**6, 10**6),
         torch.zeros(3, 1).expand(3, 2),
-        torch.zeros(10).as_strided((9, 9), (1, 1)),
+        torch.zeros(10).as_strided((5, 5), (1, 1)),
     ],
     ids=["terabytes", "columns", "overlapping"],
 )
@@ -399,6 +399,6 @@ def test_names_have_a_limit(tmp_path: Path, form: str, name: str, is_fine: bool)
         assert read_safetensors(other, other.name)[0][0].name == name
         return
     for read, file in ((read_torch_file, path), (read_safetensors, other)):
-        with pytest.raises(BadCheckpoint, match="is over 1,024 bytes|over 64 dotted") as caught:
+        with pytest.raises(BadCheckpoint, match=r"over 1,024 bytes|over 64 dotted") as caught:
             read(file, file.name)
         assert len(str(caught.value)) < 300 + len(str(file))

@@ -122,7 +122,7 @@ def test_the_card_is_for_people_to_edit(cut: Path) -> None:
     (cut / "README.md").write_text("# My own words\n")
     assert kinds(verify(cut)) == {}
     (cut / "README.md").unlink()
-    assert kinds(verify(cut)) == {}
+    assert kinds(verify(cut)) == {"files": {"README.md"}}
 
 
 def test_a_git_repository_around_the_output_is_not_stray(cut: Path) -> None:

@@ -185,7 +185,8 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
     """The zeros are those that were asked for, where the manifest says what that was.
 
     One global threshold gives exactly floor(s*P + 0.5) zeros, or those that were there already;
-    scopes tensor and row give as much for each tensor and row.
+    scopes tensor and row give as much for each tensor and row. (A recipe's rules may each have a
+    scope of their own; their counts are those of the tensors' records.)
     """
     asked, count = manifest.arguments, manifest.prunable
     one_pool = asked.get("pattern") == "unstructured" and not asked.get("rules")
@@ -195,7 +196,7 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         least = most = max(count.zeros_before, pruned_count(count.requested, count.weights))
         _check_between(MANIFEST_NAME, count.zeros, least, most, findings)
     for record in manifest.tensors:
-        if record.sparsity is None or not record.pattern:
+        if record.sparsity is None or not one_pool:
             continue
         by_row = asked.get("scope") == "row"
         weights = math.prod(record.shape)
