@@ -325,7 +325,12 @@ def test_a_replacement_removes_what_was_there(
     source: Path, out: Path, whole: dict[str, bytes]
 ) -> None:
     run(source, out, PruneSettings(sparsity=0.1))
-    (out / "stray.txt").write_text("old")
+    before = set(out.iterdir())
+    (out / "stray.txt").write_text("somebody's own")
+    with pytest.raises(OutputConflict, match=r"stray\.txt"):
+        run(source, out, force=True)
+    assert set(out.iterdir()) == before | {out / "stray.txt"}
+    (out / "stray.txt").unlink()
     run(source, out, force=True)
     assert_complete(out, whole)
 

@@ -38,7 +38,13 @@ def analyze(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Save the analysis as JSON."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=options.expand,
+            help="Save the analysis as JSON.",
+        ),
     ] = None,
     revision: options.Revision = None,
     token: options.Token = None,
@@ -62,6 +68,7 @@ def analyze(
     checkpoint = options.open_source(
         choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
     )
+    options.warn_of(checkpoint, out)
     from prunectl.analysis.verb import analyze
 
     with out.progress() as on_event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -225,10 +226,26 @@ def _bytes(analysis: Analysis) -> Iterator[RenderableType]:
     yield columns(
         ("stored as", "size", "of dense"),
         [
-            (label, numbers.size(nbytes), numbers.share(nbytes / dense) if dense else "")
-            for label, nbytes in sizes.items()
+            (stored_as(id_), numbers.size(nbytes), numbers.share(nbytes / dense) if dense else "")
+            for id_, nbytes in sizes.items()
         ],
     )
+
+
+def stored_as(id_: str) -> str:
+    """Words for a key of ``predicted_bytes``: ``dense``, ``bitmask@0.4``, ``nm@2:4``.
+
+    A key that this screen does not know is shown as it is.
+    """
+    layout, _, detail = id_.partition("@")
+    if id_ == "dense":
+        return "dense (zeros stored like any weight)"
+    if layout == "nm" and detail:
+        return f"{detail}, as values and positions"
+    if layout == "bitmask":
+        with contextlib.suppress(ValueError):
+            return f"{float(detail):.0%} unstructured, as a bitmask and values"
+    return id_
 
 
 def _tensors(analysis: Analysis) -> Iterator[RenderableType]:

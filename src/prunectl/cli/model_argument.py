@@ -58,7 +58,7 @@ def remember_model(checkpoint: Checkpoint) -> None:
     if checkpoint.kind == "hub":
         model, revision = checkpoint.repo_id, checkpoint.revision
     else:
-        model, revision = str(Path(checkpoint.model).expanduser().resolve()), None
+        model, revision = str(Path(os.path.expanduser(checkpoint.model)).resolve()), None  # noqa: PTH111
     document = {"model": model, "revision": revision}
     write_cache_file(_LAST, lambda file: file.write(json.dumps(document).encode()))
 
@@ -73,6 +73,10 @@ def _holds_checkpoint(folder: Path) -> bool:
     return found.format == "safetensors" or "config.json" in names
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
 def _last_model(out: Output) -> ModelChoice | None:
     file = cache_dir() / _LAST
     try:
@@ -82,7 +86,7 @@ def _last_model(out: Output) -> ModelChoice | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         model = revision = None
-    if not isinstance(model, str) or not isinstance(revision, str | None):
+    if not _is_name(model) or not (revision is None or _is_name(revision)):
         out.note(f"ignored: {file} is damaged")
         return None
     if Path(model).is_absolute() and not Path(model).exists():

@@ -25,6 +25,12 @@ def examples(*commands: str) -> str:
     return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
 
 
+def expand(path: Path | None) -> Path | None:
+    """``~`` and ``~user`` as a shell expands them, where quotes or ``=`` kept it from doing so."""
+    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
+    return None if path is None else Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -46,7 +52,12 @@ Token = Annotated[
 ]
 CacheDir = Annotated[
     Path | None,
-    typer.Option("--cache-dir", metavar="DIR", help="Hub cache to use; default: that of hf."),
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        callback=expand,
+        help="Hub cache to use; default: that of hf.",
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,
@@ -95,7 +106,7 @@ def open_source(
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
-    is_local = Path(choice.model).expanduser().exists()
+    is_local = os.path.exists(os.path.expanduser(choice.model))  # noqa: PTH110, PTH111
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
     with _no_download_bars(out):
@@ -106,6 +117,12 @@ def open_source(
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
         )
+
+
+def warn_of(checkpoint: Checkpoint, out: Output) -> None:
+    """Print what the user should know of how a checkpoint was opened, where no verb says it."""
+    for text in checkpoint.notes:
+        out.warn(text)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 
 _NO_EDGE = 1000
 """Columns where there is no terminal: lines are as long as they are, for grep and for files."""
+_LEAST = 80
+"""Columns that the tables need. A narrower terminal wraps the lines, and no number is cut off."""
 
 
 class Output:
@@ -48,6 +50,7 @@ class Output:
         if self.json or self.quiet:
             return
         console = screen(sys.stdout)
+        console.width = max(console.width, _LEAST)
         with console.capture() as captured:
             for part in parts:
                 console.print(part)
@@ -91,10 +94,9 @@ def screen(stream: TextIO) -> Console:
     """A console without markup, so that brackets in names stay, and without emoji or guessing."""
     from rich.console import Console
 
-    is_terminal = _is_terminal(stream) or bool(os.environ.get("COLUMNS"))
     return Console(
         file=stream,
-        width=None if is_terminal else _NO_EDGE,
+        width=_width(stream),
         markup=False,
         emoji=False,
         highlight=False,
@@ -102,8 +104,8 @@ def screen(stream: TextIO) -> Console:
 
 
 def as_json(document: dict[str, Any]) -> str:
-    """Strict JSON, as it is printed and saved."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Strict JSON, as it is printed and saved; in ASCII, since a path may be no valid Unicode."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def check_file(path: Path) -> None:
@@ -137,8 +139,24 @@ def save_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _width(stream: TextIO) -> int | None:
+    """Columns of a screen; None: rich asks the terminal, again whenever it is resized."""
+    wanted = os.environ.get("COLUMNS", "").strip()
+    if wanted.isdecimal() and int(wanted):
+        return min(int(wanted), _NO_EDGE)
+    if not _is_terminal(stream):
+        return _NO_EDGE
+    if not wanted:
+        return None
+    # Rich would take a COLUMNS of 0 at its word.
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _LEAST
+    except OSError:
+        return _LEAST
+
+
 def _is_terminal(stream: TextIO) -> bool:
-    return stream is not None and stream.isatty()
+    return stream.isatty()
 
 
 def _wants_bars() -> bool:

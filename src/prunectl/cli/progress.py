@@ -19,6 +19,9 @@ INTERVAL = 60.0
 def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
     """A bar for each phase: bytes, rate, time left. It is wiped away at the end.
 
+    A phase that has done nothing yet, and the time outside of phases, show a moving bar: reading
+    one large tensor, or the modules of a model, takes seconds in which there is nothing to count.
+
     Args:
         tell: prints a note.
     """
@@ -45,14 +48,19 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
     # Notes go through stderr itself, which rich moves above the bars while they are drawn.
     with Progress(*columns, console=screen(sys.stderr), transient=True) as progress:
 
+        outside = progress.add_task("preparing", total=None, start=False)
+
         def on_event(event: Event) -> None:
             match event:
                 case PhaseStarted(phase, total):
-                    bars[phase] = progress.add_task(phase, total=total)
+                    progress.update(outside, visible=False)
+                    bars[phase] = progress.add_task(phase, total=total, start=False)
                 case Advanced(phase, count) if phase in bars:
+                    progress.start_task(bars[phase])
                     progress.advance(bars[phase], count)
                 case PhaseDone(phase) if phase in bars:
                     progress.remove_task(bars.pop(phase))
+                    progress.update(outside, visible=not bars, description="working")
                 case Note():
                     tell(event)
 

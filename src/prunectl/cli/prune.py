@@ -72,13 +72,20 @@ def prune(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            "--recipe", metavar="FILE", help="TOML file with rules for parts of the model."
+            "--recipe",
+            metavar="FILE",
+            callback=options.expand,
+            help="TOML file with rules for parts of the model.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder to write; must not hold anything."
+            "--output",
+            "-o",
+            metavar="DIR",
+            callback=options.expand,
+            help="Folder to write; must not hold anything.",
         ),
     ] = None,
     max_shard_size: Annotated[
@@ -142,8 +149,6 @@ def prune(
     from prunectl.cli.prune_screen import prune_screen
 
     out.show(*prune_screen(result, everything=verbose))
-    for warning in result.warnings:
-        out.warn(warning)
 
 
 def _settings(
@@ -179,6 +184,7 @@ def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> 
     from prunectl.cli.plan_screen import plan_document, plan_screen
     from prunectl.pruning.job import plan_prune
 
+    options.warn_of(checkpoint, out)
     plan = plan_prune(checkpoint, settings)
     if out.json:
         out.data(plan_document(plan, checkpoint.model))

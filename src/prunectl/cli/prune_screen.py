@@ -112,19 +112,24 @@ def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableTy
     shown = pruned if everything else pruned[:MOST_AFFECTED]
     title = "Pruned tensors" if everything else "Most affected tensors"
     yield heading(f"{title} (of {len(pruned)})")
+    is_measured = any(tensor.norm_lost is not None for tensor in shown)
     yield columns(
-        ("tensor", "weights", "zero before", "zero now", "norm lost"),
+        ("tensor", "weights", "zero before", "zero now", *(["norm lost"] if is_measured else [])),
         [
             (
                 tensor.name,
                 numbers.count(tensor.numel),
                 numbers.share(tensor.zeros_before / tensor.numel),
                 numbers.share(tensor.zeros / tensor.numel),
-                "" if tensor.norm_lost is None else numbers.share(tensor.norm_lost),
+                *([_norm_lost(tensor)] if is_measured else []),
             )
             for tensor in shown
         ],
     )
+
+
+def _norm_lost(tensor: TensorOutcome) -> str:
+    return "" if tensor.norm_lost is None else numbers.share(tensor.norm_lost)
 
 
 def _effect(tensor: TensorOutcome) -> tuple[float, float]:

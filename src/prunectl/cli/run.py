@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from prunectl.cli.command_line import ARGV
 from prunectl.cli.errors import INTERRUPTED, describe
@@ -20,6 +21,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 usage, 3 verification found a difference, 130 interrupted.
     """
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A bar or a name that the terminal's encoding lacks must not end the command.
@@ -29,8 +31,7 @@ def run(argv: Sequence[str]) -> int:
 
         typed = {ARGV: list(argv)}
         code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed) or 0
-        if sys.stdout:  # None where the caller has closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
         return 1
@@ -41,6 +42,17 @@ def run(argv: Sequence[str]) -> int:
     if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
         print(describe(KeyboardInterrupt(), argv)[1], file=sys.stderr)
     return int(code)
+
+
+def _replace_closed_streams() -> None:
+    """Let what goes to a closed stdout or stderr go nowhere, as if sent to the null device.
+
+    A closed stream is None, for which print takes stdout; and its number would be given to the
+    next file that is opened, which could be one that we write.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _forget_stdout() -> None:

@@ -28,7 +28,10 @@ def verify(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", show_default=False, help="A folder written by prunectl prune."
+            metavar="DIR",
+            show_default=False,
+            callback=options.expand,
+            help="A folder written by prunectl prune.",
         ),
     ],
     source: Annotated[
@@ -68,6 +71,7 @@ def verify(
     if source is not None:
         choice = ModelChoice(source, revision)
         compared = options.open_source(choice, token, cache_dir, trust_remote_code, out)
+        options.warn_of(compared, out)
     from prunectl.verification.verb import verify
 
     with out.progress() as on_event:
