@@ -118,7 +118,12 @@ def analysis(layers: int = 2) -> Analysis:
         layers={name: group(1_000_000 // layers) for name in names},
         octaves={-24: 10, -10: 100, -7: 99_890, -6: 200_000, -5: 399_000, -4: 290_000, -3: 10_000},
         prunable_zeros=1000,
-        predicted_bytes={"dense": 4_200_000, "bitmask and values at 40%": 3_500_000},
+        predicted_bytes={
+            "dense": 4_200_000,
+            "bitmask@0.4": 3_500_000,
+            "nm@2:4": 2_700_000,
+            "packed@new": 1_000_000,
+        },
         warnings=("Tensor 'x' holds Inf.",),
         advice="Try --sparsity 0.3 first.",
         from_cache=False,

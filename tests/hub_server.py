@@ -28,6 +28,8 @@ class Repo:
     branches: tuple[str, ...] = ("main",)
     private: bool = False
     gated: bool = False
+    lfs: tuple[str, ...] = ()
+    """Files that are kept in LFS: their ETag is their sha256."""
 
 
 @dataclass
@@ -130,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.files.get(name)
         if data is None:
             return self._error(404, "EntryNotFound", "Entry not found")
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": repo.commit}
+        etag = hashlib.sha256(data).hexdigest() if name in repo.lfs else _etag(data)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span:
             last = int(span[2]) if span[2] else len(data) - 1

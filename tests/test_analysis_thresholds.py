@@ -15,8 +15,15 @@ from magnitude_reference import FLOATS, PRUNABLE, seeds, weights
 from safetensors.torch import load_file
 
 from prunectl import open_checkpoint
+from prunectl.analysis import thresholds
+from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.measured import Measured, measure, refine
+from prunectl.analysis.thresholds import find_targets
 from prunectl.analysis.verb import analyze
-from prunectl.errors import NaNWeights, UnsupportedCheckpoint
+from prunectl.errors import InvalidOption, InvalidPattern, NaNWeights, UnsupportedCheckpoint
+from prunectl.magnitude.codes import code_format
+from prunectl.magnitude.histogram import Histogram
+from prunectl.magnitude.select import _owned
 from prunectl.pattern import NM
 from prunectl.pruning.verb import prune
 from prunectl.settings import PruneSettings
@@ -277,3 +284,105 @@ def test_nothing_prunable(tmp_path: Path) -> None:
     assert analysis.source.prunable_weights == 0
     assert "--include" in analysis.advice
     facts(analysis)
+
+
+# --- what is kept, and what is not done again --------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_refinements_alone_make_measurements_dirty(tmp_path: Path, dtype: str) -> None:
+    kind = DTYPES[dtype]
+    checkpoint = open_checkpoint(write(tmp_path / "m", linears([(kind, 40, 60)] * 2, 5)))
+    names = [tensor.name for tensor in checkpoint.tensors]
+    quiet = {"jobs": 1, "on_event": lambda event: None}
+    measured = Measured()
+    try:
+        measure(checkpoint, names, {}, {}, into=measured, **quiet)
+        assert measured.dirty
+        store_measured(checkpoint, measured)
+        assert not measured.dirty
+        find_targets(checkpoint, measured, names, [1600], with_statistics=False, **quiet)
+        assert measured.dirty
+        store_measured(checkpoint, measured)
+    finally:
+        measured.close()
+    loaded = load_measured(checkpoint)
+    assert loaded is not None
+    with loaded.histograms:
+        find_targets(checkpoint, loaded, names, [1600], with_statistics=False, **quiet)
+        assert not loaded.dirty
+
+
+def test_an_analysis_that_only_refines_is_not_from_the_cache(tmp_path: Path, monkeypatch) -> None:
+    checkpoint = open_checkpoint(write(tmp_path / "m", linears([(DTYPES["F32"], 40, 60)] * 2, 5)))
+    measured = Measured()
+    names = [tensor.name for tensor in checkpoint.tensors]
+    measure(checkpoint, names, {}, {}, into=measured, jobs=1, on_event=lambda event: None)
+    store_measured(checkpoint, measured)
+    measured.close()
+    read = BytesRead(monkeypatch)
+    first = analyze(checkpoint, patterns=())
+    assert read.take() > 0
+    assert not first.from_cache
+    second = analyze(checkpoint, patterns=())
+    assert read.take() == 0
+    assert second.from_cache
+
+
+def test_tensors_refined_unequally_before_are_compared(tmp_path: Path) -> None:
+    """One fp64 tensor's bin was split by its own target; the other's is still whole."""
+    tensors = linears([(DTYPES["F64"], 30, 40)] * 2, 5)
+    checkpoint = open_checkpoint(write(tmp_path / "m", tensors))
+    names = [tensor.name for tensor in checkpoint.tensors]
+    values = np.concatenate([np.abs(values_of(t)).reshape(-1) for t in tensors.values()])
+    quiet = {"jobs": 1, "on_event": lambda event: None}
+    measured = Measured()
+    try:
+        measure(checkpoint, names, {}, {}, into=measured, **quiet)
+        first = measured.histograms.get(names[0])
+        at = len(first.starts) // 2
+        span = [(int(first.starts[at]), int(first.log2_widths[at]))]
+        for name, part in refine(checkpoint, {names[0]: span}, **quiet):
+            measured.refine(name, part)
+        k = 1 + int((values < first.format.value(span[0][0])).sum())
+        (target,) = find_targets(checkpoint, measured, names, [k], with_statistics=False, **quiet)
+        assert target.selected is not None
+        assert target.selected.value == np.sort(values)[k - 1]
+    finally:
+        measured.close()
+
+
+def test_nested_bins_are_asked_for_once() -> None:
+    f = code_format(DTYPES["F64"])
+    one = Histogram(f, *(np.array([a]) for a in (1 << 50, 47, 3, 1.0)))
+    inner, outer, other = (1 << 50, 31), (1 << 50, 47), (1 << 51, 47)
+    assert _owned(one, [inner, outer, other]) == [outer]
+    assert _owned(one, [inner]) == [inner]
+
+
+def test_tensors_without_wide_bins_are_not_looked_at_again(tmp_path: Path, monkeypatch) -> None:
+    kinds = [(DTYPES["F32"], 1, 1), (DTYPES["F64"], 30, 40)]
+    checkpoint = open_checkpoint(write(tmp_path / "m", linears(kinds, 5)))
+    looked = []
+    original = thresholds.unresolved_bins
+    monkeypatch.setattr(
+        thresholds,
+        "unresolved_bins",
+        lambda histogram, *rest: looked.append(histogram.numel) or original(histogram, *rest),
+    )
+    analyze(checkpoint, patterns=(), use_cache=False)
+    assert looked.count(1200) > looked.count(1)
+    assert looked.count(1) <= 2
+
+
+def test_patterns_may_be_text(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", linears([(DTYPES["BF16"], 4, 8)], 5))
+    assert facts(analyze(folder, patterns=["2:4"])) == facts(analyze(folder, patterns=[NM(2, 4)]))
+    with pytest.raises(InvalidPattern):
+        analyze(folder, patterns=["4:2"])
+
+
+def test_no_jobs_is_no_number_of_jobs(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", linears([(DTYPES["BF16"], 4, 8)], 5))
+    with pytest.raises(InvalidOption, match="jobs"):
+        analyze(folder, jobs=0, use_cache=False)

@@ -436,3 +436,49 @@ def test_a_folder_without_weights_is_refused_before_what_is_below_is_listed(
     monkeypatch.setattr("prunectl.checkpoint.sidefiles.os.walk", lambda *_: pytest.fail("walked"))
     with pytest.raises(NoWeights):
         open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_is_equal_to_itself_only(sharded: Path) -> None:
+    one, other = open_checkpoint(sharded), open_checkpoint(sharded)
+    assert len({one, other, one}) == 2
+    assert one != other
+    assert one.notes == ()
+    assert [file.sha256 for file in one.files] == [None, None]
+
+
+def test_the_config_is_read_once(sharded: Path) -> None:
+    checkpoint = open_checkpoint(sharded)
+    assert checkpoint.config == {"model_type": "x"}
+    (sharded / "config.json").unlink()
+    assert checkpoint.config == {"model_type": "x"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json",
+                                  "pytorch_model.bin"])  # fmt: skip
+def test_a_pipe_is_no_weights_file_and_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(BadCheckpoint, match="not a regular file") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.file == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_pipes_and_links_out_are_no_side_files(tmp_path: Path, one_file: bool) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    (tmp_path / "secret").write_text("{}")
+    os.mkfifo(folder / "config.json")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "secret")
+    checkpoint = open_checkpoint(folder / "model.safetensors" if one_file else folder)
+    assert checkpoint.side_files == ()
+    assert checkpoint.config == {}
+    assert checkpoint.roles.origin == "headers"
+
+
+def test_weights_may_be_links_to_another_place(
+    sharded: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    (sharded / A).rename(tmp_path / "elsewhere")
+    (sharded / A).symlink_to(tmp_path / "elsewhere")
+    assert content(open_checkpoint(sharded)) == raw(tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import tiny_models
 import typer
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -270,3 +271,79 @@ def test_the_recorded_command_names_a_hub_model_that_was_left_out(
     assert err.splitlines()[0] == "MODEL: org/bert (from $PRUNECTL_MODEL)"
     card = (tmp_path / "out" / "README.md").read_text().splitlines()
     assert "prunectl prune org/bert -s 0.3 -o out" in card
+
+
+def test_a_path_that_is_no_unicode_is_saved_and_printed(
+    typed: Typed, bert: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(bert, model)
+    except OSError:
+        pytest.skip("this file system takes only Unicode names")
+    code, out, err = typed("analyze", model, "--json", "-o", "a.json")
+    assert code == 0, err
+    assert (tmp_path / "a.json").read_text(encoding="ascii") == out
+    assert one_document(out)["source"]["model"] == str(model)
+
+
+def test_a_tilde_means_the_home_folder_everywhere(
+    typed: Typed, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "r.toml").write_text("sparsity = 0.3\n")
+    monkeypatch.setenv("HOME", str(home))
+    for argv in (
+        ["analyze", bert, "-q", "-o", "~/a.json"],
+        ["prune", bert, "-q", "--recipe", "~/r.toml", "-o", "~/out"],
+        ["verify", "~/out", "-q"],
+    ):
+        assert typed(*argv) == (0, "", "")
+    assert {entry.name for entry in home.iterdir()} == {"a.json", "out", "r.toml"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
+
+    given: list[Path] = []
+    opened = checkpoint_module.open_checkpoint
+
+    def open_it(model: str, *, cache_dir: Path, **options: Any) -> checkpoint_module.Checkpoint:
+        given.append(cache_dir)
+        return opened(model, **options)
+
+    monkeypatch.setattr(checkpoint_module, "open_checkpoint", open_it)
+    assert typed("analyze", bert, "-q", "--cache-dir", "~/hub") == (0, "", "")
+    assert typed("analyze", bert, "-q", "--cache-dir", "~no-such-user/hub") == (0, "", "")
+    assert given == [home / "hub", Path("~no-such-user/hub")]
+
+
+@pytest.mark.parametrize("flags", [[], ["-q"], ["--json"]])
+def test_how_a_model_was_opened_is_said_once_on_stderr(
+    flags: list[str], typed: Typed, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "the Hub cannot be reached; using commit 0123456789ab from the cache"
+    noted = replace(checkpoint_module.open_checkpoint(bert), notes=(note,))
+    monkeypatch.setattr(checkpoint_module, "open_checkpoint", lambda model, **options: noted)
+    for argv in (
+        ["analyze", bert],
+        ["prune", bert, "-s", "0.3", "--dry-run"],
+        ["prune", bert, "-s", "0.3", "-o", "out"],
+        ["verify", "out", "--source", bert],
+    ):
+        code, out, err = typed(*argv, *flags)
+        assert code == 0, err
+        assert err.splitlines().count(f"warning: {note}") == 1
+        assert note not in out
+        if "--json" in flags:
+            one_document(out)
+
+
+def test_a_warning_of_the_result_is_said_once(typed: Typed, bert: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bert, copy)
+    weights = load_file(copy / "model.safetensors")
+    name = next(name for name in weights if name.endswith("attention.self.query.weight"))
+    weights[name][0, 0] = float("inf")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = typed("prune", copy, "-s", "0.3", "-o", "out")
+    assert code == 0, err
+    assert len([line for line in err.splitlines() if "Inf" in line]) == 1

@@ -12,8 +12,8 @@ import pytest
 from rich.console import RenderableType
 
 from prunectl.checkpoint.roles import Role, TensorRole
-from prunectl.cli.analyze_screen import analysis_screen
-from prunectl.cli.output import Output
+from prunectl.cli.analyze_screen import analysis_screen, stored_as
+from prunectl.cli.output import Output, screen
 from prunectl.cli.plan_screen import plan_document, plan_screen
 from prunectl.cli.progress import LineProgress
 from prunectl.cli.prune_screen import prune_screen
@@ -69,12 +69,51 @@ def test_analysis_screen(width: int | None, monkeypatch: pytest.MonkeyPatch) -> 
     assert row(text, "block linear")[2:] == (
         ["4", "1.00", "M", "2.00", "MB", "0.1%", "1.1%", "0.0500", "1.50"]
     )
-    assert row(text, "40%") == ["40%", "0.0400", "400", "k", "93.60%", "20.0%", "40.0%"]
+    assert row(text, "40%  ") == ["40%", "0.0400", "400", "k", "93.60%", "20.0%", "40.0%"]
     assert row(text, "2:4 ") == ["2:4", "49.0%", "91.30%", "3", "1"]
     assert "2:4: 1 tensor left dense: input dimension 6 is not divisible by 4" in text
-    assert row(text, "bitmask and")[-3:] == ["3.50", "MB", "83.3%"]
+    assert row(text, "dense (zeros")[-3:] == ["4.20", "MB", "100.0%"]
+    assert row(text, "40% unstructured, as a bitmask")[-3:] == ["3.50", "MB", "83.3%"]
+    assert row(text, "2:4, as values and positions")[-3:] == ["2.70", "MB", "64.3%"]
+    assert row(text, "packed@new")[-3:] == ["1.00", "MB", "23.8%"]
     assert text.endswith("Next: Try --sparsity 0.3 first.\n")
     assert "mlp.up_proj.weight" not in text
+
+
+@pytest.mark.parametrize("id_", ["", "bitmask", "bitmask@some", "nm", "nm@", "dense@2"])
+def test_an_unknown_way_to_store_is_shown_as_it_is(id_: str) -> None:
+    assert stored_as(id_) == id_
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "wide", "\u00b2", " "])
+def test_columns_that_make_no_sense_count_as_unknown(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    unknown = shown(analysis_screen(cli_results.analysis()), monkeypatch)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert shown(analysis_screen(cli_results.analysis()), monkeypatch) == unknown
+
+
+@pytest.mark.parametrize("columns", ["0", "wide"])
+def test_a_terminal_of_unknown_width_has_eighty_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert screen(Terminal()).width == 80
+
+
+def test_a_narrow_terminal_loses_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for parts in (
+        lambda: analysis_screen(cli_results.analysis(), everything=True),
+        lambda: prune_screen(cli_results.prune_result()),
+        lambda: verify_screen(cli_results.verify_report(30)),
+    ):
+        monkeypatch.setenv("COLUMNS", "80")
+        wide = shown(parts(), monkeypatch)
+        for columns in ("1", "20"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert shown(parts(), monkeypatch) == wide
 
 
 def test_histogram_marks_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +199,18 @@ def test_verbose_shows_all_pruned_tensors(monkeypatch: pytest.MonkeyPatch) -> No
     text = shown(prune_screen(cli_results.prune_result(), everything=True), monkeypatch)
     assert row(text, "t0.weight") == ["t0.weight", "1,000", "89.0%", "90.0%"]
     assert "norm.weight" not in text
+
+
+def test_the_norm_that_was_lost_is_shown_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = cli_results.prune_result()
+    assert "norm lost" not in shown(prune_screen(result), monkeypatch)
+    first, second, *others = result.tensors
+    measured = replace(result, tensors=(first, replace(second, norm_lost=0.07), *others))
+    text = shown(prune_screen(measured), monkeypatch)
+    assert "norm lost" in text
+    assert row(text, "t1.weight")[-1] == "7.0%"
 
 
 def test_pools_are_shown_where_there_are_several(
@@ -334,6 +385,30 @@ def test_a_terminal_shows_a_bar_with_bytes_and_the_notes(monkeypatch: pytest.Mon
     assert "reading [x]" in drawn
     assert "/4.0 MB" in drawn
     assert "warning: half of it is odd\n" in drawn
+
+
+@pytest.mark.parametrize(
+    "phase", ["measuring weights", "refining thresholds", "writing weights", "verifying weights"]
+)
+def test_the_bar_says_what_is_done_before_anything_is_counted(
+    phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    told = Note("look at the screen")  # a note makes rich draw at once
+    with Output().progress() as on_event:
+        on_event(told)
+        assert "preparing" in terminal.getvalue()
+        terminal.truncate(terminal.seek(0))
+        on_event(PhaseStarted(phase, 4_000_000))
+        on_event(told)
+        assert phase in terminal.getvalue()
+        assert "preparing" not in terminal.getvalue()
+        on_event(Advanced(phase, 4_000_000))
+        on_event(PhaseDone(phase))
+        terminal.truncate(terminal.seek(0))
+        on_event(told)
+        assert "working" in terminal.getvalue()
+        assert phase not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from magnitude_reference import FLOATS, seeds, sizes, weights
+from magnitude_reference import FLOATS, seeds, weights
 
 from prunectl.magnitude.codes import CodeFormat, code_format
 from prunectl.magnitude.histogram import Histogram

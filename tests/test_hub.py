@@ -6,6 +6,7 @@ of its own, as a user's would be.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ else:
         "files": [f.name for f in c.files], "tensors": [t.name for t in c.tensors],
         "side_files": list(c.side_files), "repo_id": c.repo_id, "revision": c.revision,
         "commit": c.commit, "identity": c.identity(),
+        "notes": list(c.notes), "sha256": [f.sha256 for f in c.files],
     }))
 """
 
@@ -178,7 +180,11 @@ def test_without_the_hub_the_cache_answers(hub: Hub, offline: str) -> None:
     hub.fail = int(offline) if offline.isdecimal() else 0
     url = closed_port() if offline == "refused" else hub.url
     hub.requests.clear()
-    assert look(url, "org/name", offline=offline == "asked for") == found
+    cached = look(url, "org/name", offline=offline == "asked for")
+    assert cached | {"notes": []} == found
+    status = f" (HTTP {offline})" if offline.isdecimal() else ""
+    note = f"the Hub cannot be reached{status}; using commit {COMMIT[:7]} from the cache"
+    assert cached["notes"] == ([] if offline == "asked for" else [note])
     assert offline != "asked for" or hub.requests == []
     by_commit = look(url, f"org/name@{COMMIT}", offline=offline == "asked for")
     assert by_commit["commit"] == COMMIT
@@ -337,6 +343,15 @@ def test_an_index_that_names_a_shard_the_repository_lacks(hub: Hub) -> None:
     found = look(hub.url, "org/name")
     assert found["error"] == "BadCheckpoint"
     assert "model-00002-of-00002.safetensors, which is missing" in found["text"]
+
+
+def test_the_hub_s_own_sha256_is_kept(hub: Hub) -> None:
+    files = sharded()
+    _, second = sorted(name for name in files if name.endswith("2.safetensors"))
+    hub.repos["org/name"] = Repo(files, lfs=(second,))
+    expected = [None, hashlib.sha256(files[second]).hexdigest()]
+    assert look(hub.url, "org/name")["sha256"] == expected
+    assert look(hub.url, "org/name", offline=True)["sha256"] == expected
 
 
 def test_names_are_no_patterns(hub: Hub) -> None:

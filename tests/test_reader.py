@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +145,72 @@ def test_a_file_that_is_gone(
         pytest.raises(BadCheckpoint, match=f"{tensor.file}: cannot be opened: No such file"),
     ):
         reader.read(tensor, 0, np.empty(2000, np.uint8))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    order=st.randoms(use_true_random=False),
+    cuts=st.lists(st.integers(0, 2400), max_size=6),
+    sizes=st.sampled_from([(8, 8), (16, 24), (64, 4), (8 << 20, 4 << 20)]),
+)
+def test_any_view_in_tiles_of_any_size(
+    tmp_path: Path, shape: list[int], order: Any, cuts: list[int], sizes: tuple[int, int]
+) -> None:
+    axes = list(range(len(shape)))
+    order.shuffle(axes)
+    view = torch.arange(math.prod(shape), dtype=torch.int32).reshape(shape).permute(axes)
+    torch.save({"v": view}, tmp_path / "m.bin")
+    (tensor,) = read_torch_file(tmp_path / "m.bin", "m.bin")
+    count = view.numel()
+    edges = sorted({0, count, *(cut % count for cut in cuts)})
+    found: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, WeightReader(tmp_path) as reader:
+        patch.setattr("prunectl.checkpoint.reader.TILE_BYTES", sizes[0])
+        patch.setattr("prunectl.checkpoint.reader._WINDOW_BYTES", sizes[1])
+        for first, last in pairwise(edges):
+            out = np.empty(4 * (last - first), np.uint8)
+            reader.read(tensor, 4 * first, out)
+            found += out.view(np.int32).tolist()
+    assert found == view.reshape(-1).tolist()
+
+
+def test_a_large_transposed_matrix_takes_little_time_and_memory(tmp_path: Path) -> None:
+    base = torch.arange(4096 * 6144, dtype=torch.int32).reshape(4096, 6144)  # 96 MiB
+    torch.save({"v": base.t()}, tmp_path / "m.bin")
+    read_in_a_small_process = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.torch_file import read_torch_file
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+folder = Path(sys.argv[1])
+(tensor,) = read_torch_file(folder / "m.bin", "m.bin")
+out, before, start, right = np.empty(2**18, np.uint8), peak(), time.perf_counter(), True
+with WeightReader(folder) as reader:
+    for at in range(0, tensor.spec.nbytes, 2**18):
+        reader.read(tensor, at, out)
+        i = np.arange(at // 4, at // 4 + 2**16)
+        right &= np.array_equal(out.view(np.int32), i % 4096 * 6144 + i // 4096)
+print(int(right), time.perf_counter() - start, peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", read_in_a_small_process, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    right, seconds, kib = done.stdout.split()
+    assert right == "1"
+    assert float(seconds) < 5
+    assert int(kib) < 48 * 1024
 
 
 @given(shape=st.lists(st.integers(0, 4), max_size=5), seed=st.randoms(use_true_random=False))

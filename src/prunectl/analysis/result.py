@@ -183,7 +183,7 @@ class Analysis:
         roles: by role. components: prunable ones by component (``self_attn.q_proj``).
         layers: by 'stack.layer', in order.
         octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
-        predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` (see sizes.py) -> bytes of all tensors.
+        predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` -> bytes of all tensors then.
         warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
         advice: one sentence on what to try next.
         from_cache: whether the pass over the weights was saved.

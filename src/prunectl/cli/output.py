@@ -20,6 +20,7 @@ NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 
 _NO_EDGE = 1000
 """Columns where there is no terminal: lines are as long as they are, for grep and for files."""
+_LINES = 25
 _LEAST = 80
 """Columns that the tables need. A narrower terminal wraps the lines, and no number is cut off."""
 
@@ -94,9 +95,12 @@ def screen(stream: TextIO) -> Console:
     """A console without markup, so that brackets in names stay, and without emoji or guessing."""
     from rich.console import Console
 
+    width = _width(stream)
     return Console(
         file=stream,
-        width=_width(stream),
+        width=width,
+        # With both given, rich does not look at COLUMNS itself.
+        height=None if width is None else _LINES,
         markup=False,
         emoji=False,
         highlight=False,

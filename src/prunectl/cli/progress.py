@@ -47,7 +47,6 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
     bars: dict[str, TaskID] = {}
     # Notes go through stderr itself, which rich moves above the bars while they are drawn.
     with Progress(*columns, console=screen(sys.stderr), transient=True) as progress:
-
         outside = progress.add_task("preparing", total=None, start=False)
 
         def on_event(event: Event) -> None:
@@ -60,7 +59,7 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
                     progress.advance(bars[phase], count)
                 case PhaseDone(phase) if phase in bars:
                     progress.remove_task(bars.pop(phase))
-                    progress.update(outside, visible=not bars, description="working")
+                    progress.update(outside, visible=not bars, description="working", refresh=True)
                 case Note():
                     tell(event)
 

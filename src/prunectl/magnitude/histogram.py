@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.magnitude import records
-from prunectl.magnitude.codes import CodeFormat, Codes, code_format, widen
+from prunectl.magnitude.codes import CodeFormat, code_format, widen
 
 Spans = list[tuple[int, int]]
 """Bins by (start, log2_width)."""
@@ -230,7 +230,8 @@ class Histogram:
         if target == self.format:
             return self
         first = widen(self.starts, self.format, target).astype(np.uint64)
-        last = widen(_last_codes(self), self.format, target).astype(np.uint64)
+        ends = np.minimum(self.ends - np.uint64(1), np.uint64(self.format.nan_code - 1))
+        last = widen(ends, self.format, target).astype(np.uint64)
         logs = np.array([int(d).bit_length() for d in first ^ last], np.uint8)
         wide = logs.astype(np.uint64)
         return _absorbed(target, first >> wide << wide, logs, self.counts, self.energies)
@@ -278,13 +279,6 @@ def _squares(format: CodeFormat, codes: NDArray[np.uint64]) -> NDArray[np.float6
     values = format.values(codes.astype(format.uint))
     with np.errstate(over="ignore"):
         return np.where(codes < format.inf_code, values * values, 0.0)
-
-
-def _last_codes(histogram: Histogram) -> Codes:
-    """The last code of each bin that is not NaN."""
-    format = histogram.format
-    last: Codes = np.minimum(histogram.ends - np.uint64(1), np.uint64(format.nan_code - 1))
-    return last
 
 
 def _check(
