@@ -84,20 +84,6 @@ def test_refined_is_the_exact_one(dtype, size, seed, log) -> None:
         h.refined(histogram_of(f, np.append(one, one[-1]), 0))
 
 
-@pytest.mark.parametrize("name", ["BF16", "F16", "F8_E4M3", "F32"])
-@given(size=st.integers(1, 2000), seed=seeds)
-def test_widened_keeps_every_value(name: str, size: int, seed: int) -> None:
-    f, m = magnitudes_of(DTYPES[name], size, seed)
-    wide = histogram_of(f, m, 0).widened(code_format(DTYPES["F64"]))
-    values = f.values(m.astype(f.uint))
-    assert wide.numel == size
-    for v in (values[0], values[-1], values[size // 2]):
-        assert wide.count_at(wide.format.floor_code(v)) == (values == v).sum()
-    coarse = histogram_of(f, m[m >= 1 << f.dtype.mantissa_bits], 2)
-    grown = coarse.widened(code_format(DTYPES["F64"]))
-    assert np.array_equal(grown.counts, coarse.counts)
-
-
 @given(dtype=dtypes, size=st.integers(0, 3000), seed=seeds)
 def test_octaves(dtype: DType, size: int, seed: int) -> None:
     f = code_format(dtype)

@@ -36,15 +36,15 @@ from prunectl.sink.journal import Journal
 
 source, out, mode, number = *sys.argv[1:4], int(sys.argv[4])
 force = "force" in mode
-add, commit, seen = Journal.add, OutputFolder.commit, []
+add, commit, shards, events = Journal.add, OutputFolder.commit, [], []
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def add_and_die(self, shard, records):
     entry = add(self, shard, records)
-    seen.append(shard)
-    if "shard" in mode and len(seen) == number:
+    shards.append(shard)
+    if "shard" in mode and len(shards) == number:
         die()
     return entry
 
@@ -59,8 +59,8 @@ def on_event(event):
         if "wait" in mode:
             time.sleep(0.1)
         if "tensor" in mode:
-            seen.append(event)
-            if len(seen) == number:
+            events.append(event)
+            if len(events) == number:
                 die()
 
 Journal.add, OutputFolder.commit = add_and_die, die_then_commit

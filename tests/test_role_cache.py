@@ -173,3 +173,38 @@ def test_a_cache_file_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_cache_file("x", lambda _: {}["bug"])
     assert [path.name for path in cache_dir().iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("damage", [{"input_axis": 7}, {"input_axis": "0"}, {"layer": -1}])
+def test_remembered_roles_that_no_tensor_can_have_are_ignored(
+    tmp_path: Path, damage: dict[str, object]
+) -> None:
+    build("llama", tmp_path / "model")
+    right = open_checkpoint(tmp_path / "model").roles
+    (file,) = cache_dir().glob("roles-*.json")
+    record = json.loads(file.read_bytes())
+    for role in record["roles"].values():
+        role.update(damage)
+    file.write_text(json.dumps(record))
+    assert open_checkpoint(tmp_path / "model").roles == right
+
+
+def test_a_config_of_a_billion_layers_is_not_built(tmp_path: Path) -> None:
+    build("llama", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(
+        json.dumps(
+            json.loads(config.read_bytes()) | {"num_hidden_layers": 10**9, "layer_types": None}
+        )
+    )
+    roles = open_checkpoint(tmp_path / "model").roles
+    assert roles.origin == "headers"
+    assert "num_hidden_layers" in roles.detail
+
+
+def test_a_link_that_is_left_out_is_said(tmp_path: Path) -> None:
+    build("llama", tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model" / "extra").symlink_to(tmp_path / "elsewhere")
+    (note,) = open_checkpoint(tmp_path / "model").notes
+    assert "extra" in note

@@ -21,10 +21,17 @@ from prunectl.checkpoint.index import (
     find_weights,
     read_index,
 )
+from prunectl.checkpoint.quantization import quantization_of
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.safetensors_file import read_safetensors
-from prunectl.checkpoint.sidefiles import is_own_file, list_folder, side_files, side_files_beside
+from prunectl.checkpoint.sidefiles import (
+    is_own_file,
+    link_notes,
+    list_folder,
+    side_files,
+    side_files_beside,
+)
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
 from prunectl.checkpoint.torch_file import read_torch_file
 from prunectl.errors import (
@@ -34,13 +41,6 @@ from prunectl.errors import (
     NoWeights,
     UnsupportedCheckpoint,
 )
-
-_QUANTIZED_PARTS = (
-    ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale",
-    ".weight_scale_inv", ".SCB",
-    ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".absmax",
-)  # fmt: skip
-
 
 _ROLES_LOCK = threading.Lock()
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -266,14 +266,15 @@ def _assemble(
         check_index(folder / weights.index, weight_map, {t.name: t.file for t in stored})
     if not tensors:
         raise NoWeights(str(folder), f"{', '.join(names[:3])}: no tensors inside")
+    notes = link_notes(folder, {*names, *sides}) if kind == "folder" else ()
     return Checkpoint(
         model, kind, folder, weights.format, files, tensors, aliases, sides,
         repo_id=snapshot.repo_id if snapshot else None,
         revision=snapshot.revision if snapshot else None,
         commit=snapshot.commit if snapshot else None,
-        quantization=_quantization(read_config(folder), [t.name for t in tensors]),
+        quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
         trust_remote_code=trust_remote_code,
-        notes=snapshot.notes if snapshot else (),
+        notes=snapshot.notes if snapshot else notes,
     )  # fmt: skip
 
 
@@ -319,11 +320,3 @@ def _one_place_each(
         elif not tensor.spec.numel:
             owners[(tensor.name,)] = tensor
     return tuple(owners.values()), aliases
-
-
-def _quantization(config: dict[str, Any], names: list[str]) -> str:
-    declared = config.get("quantization_config") or config.get("compression_config")
-    if isinstance(declared, dict):
-        return str(declared.get("quant_method") or declared.get("format") or "quantized")
-    marks = {mark for name in names for mark in _QUANTIZED_PARTS if name.endswith(mark)}
-    return f"tensors such as *{min(marks)}" if marks else ""

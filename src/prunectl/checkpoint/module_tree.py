@@ -7,6 +7,7 @@ weight is allocated, and whatever transformers raises becomes :class:`UnknownArc
 from __future__ import annotations
 
 import json
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,10 @@ class Target:
     transposes: bool = False
     only_if_needed: bool = False
 
+
+_COUNT = re.compile(r"(layers?|blocks|experts|depth)$")
+MAX_MODULES = 100_000
+"""Largest count of layers or experts for which a module tree is built."""
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -173,8 +178,18 @@ def build_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
+    _check_counts(config.to_dict())
     with init_empty_weights(include_buffers=True), no_init_weights():
         return cls(config)
+
+
+def _check_counts(config: dict[Any, Any]) -> None:
+    """Refuse a config that asks for a model too large to list; each module is a Python object."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value)
+        elif isinstance(value, int) and value > MAX_MODULES and _COUNT.search(str(key)):
+            raise UnknownArchitecture(f"config.json asks for {value:,} in '{key}'")
 
 
 def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:

@@ -17,6 +17,7 @@ import blake3
 from prunectl._version import __version__
 from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
 from prunectl.errors import UnknownArchitecture
+from prunectl.tensorspec import TensorSpec
 from prunectl.userdirs import cache_dir, write_cache_file
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_roles(checkpoint: Checkpoint) -> RoleMap:
         # The model's code may answer otherwise tomorrow: it is asked each time.
         return _build(checkpoint)
     name = f"roles-{_key(checkpoint)}.json"
-    remembered = _read(name, [spec.name for spec in specs])
+    remembered = _read(name, specs)
     if remembered is not None:
         return remembered
     found = _build(checkpoint)
@@ -75,7 +76,7 @@ def _key(checkpoint: Checkpoint) -> str:
     return blake3.blake3(json.dumps(facts).encode()).hexdigest(length=16)
 
 
-def _read(name: str, tensors: list[str]) -> RoleMap | None:
+def _read(name: str, specs: list[TensorSpec]) -> RoleMap | None:
     """The remembered roles; None where there are none, or where they are damaged."""
     try:
         record: Any = json.loads((cache_dir() / name).read_bytes())
@@ -86,5 +87,18 @@ def _read(name: str, tensors: list[str]) -> RoleMap | None:
         found = RoleMap(roles, str(record["origin"]), str(record["detail"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    is_whole = found.origin == "modules" and found.roles.keys() == set(tensors)
-    return found if is_whole else None
+    shapes = {spec.name: spec.shape for spec in specs}
+    is_whole = found.origin == "modules" and found.roles.keys() == shapes.keys()
+    fits = is_whole and all(_fits(role, shapes[name]) for name, role in found.roles.items())
+    return found if fits else None
+
+
+def _fits(role: TensorRole, shape: tuple[int, ...]) -> bool:
+    """Whether a remembered role can be one of a tensor of this shape."""
+    axis, layer = role.input_axis, role.layer
+    return (
+        isinstance(role.stack, str)
+        and isinstance(role.component, str)
+        and (layer is None or (type(layer) is int and layer >= 0))
+        and (axis is None or (type(axis) is int and 0 <= axis < len(shape)))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from prunectl.checkpoint.index import is_training_state, is_weights_name
@@ -89,6 +89,13 @@ def list_folder(folder: Path) -> list[str]:
             (relative / name).as_posix() for name in files if is_own_file(folder, Path(base, name))
         ]
     return sorted(found)
+
+
+def link_notes(folder: Path, used: Collection[str]) -> tuple[str, ...]:
+    """A sentence for each link in a folder that is not used: to a folder, or out of this one."""
+    paths = sorted(path for path in folder.iterdir() if path.is_symlink())
+    left = [path.name for path in paths if path.name not in used]
+    return tuple(f"left out: {name}, a link that leads elsewhere" for name in left)
 
 
 def is_own_file(folder: Path, path: Path) -> bool:

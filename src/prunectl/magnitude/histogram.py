@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.magnitude import records
-from prunectl.magnitude.codes import CodeFormat, code_format, widen
+from prunectl.magnitude.codes import CodeFormat, code_format
 
 Spans = list[tuple[int, int]]
 """Bins by (start, log2_width)."""
@@ -221,21 +221,6 @@ class Histogram:
         arrays = (self.starts, self.log2_widths, self.counts, self.given_energies)
         return tuple(a[index] for a in arrays)
 
-    def widened(self, target: CodeFormat) -> Histogram:
-        """The same magnitudes as codes of a wider format (see :func:`codes.widen`).
-
-        A bin becomes the smallest dyadic bin that holds its ends: the very same range but for bins
-        of subnormals, which may grow and absorb others.
-        """
-        if target == self.format:
-            return self
-        first = widen(self.starts, self.format, target).astype(np.uint64)
-        ends = np.minimum(self.ends - np.uint64(1), np.uint64(self.format.nan_code - 1))
-        last = widen(ends, self.format, target).astype(np.uint64)
-        logs = np.array([int(d).bit_length() for d in first ^ last], np.uint8)
-        wide = logs.astype(np.uint64)
-        return _absorbed(target, first >> wide << wide, logs, self.counts, self.energies)
-
     def octaves(self) -> Octaves:
         """Counts per binary exponent. A wide bin that starts at 0 counts as zeros."""
         zero = self.starts == 0
@@ -303,26 +288,3 @@ def _check(
         raise ValueError("a bin is empty")
     if (np.isnan(energies) | (energies < 0)).any():
         raise ValueError("an energy is not a sum of squares")
-
-
-def _absorbed(
-    format: CodeFormat,
-    starts: NDArray[Any],
-    logs: NDArray[Any],
-    counts: NDArray[Any],
-    energies: NDArray[Any],
-) -> Histogram:
-    """Sum equal bins; where bins nest, the widest takes in the others. Adds in the given order."""
-    order = np.lexsort((-logs.astype(np.int64), starts))
-    starts, logs = starts[order], logs[order]
-    ends = starts + (np.uint64(1) << logs.astype(np.uint64))
-    reach = np.maximum.accumulate(ends)
-    new = np.ones(starts.size, bool)
-    new[1:] = starts[1:] >= reach[:-1]
-    group = np.cumsum(new) - 1
-    total = np.zeros(int(new.sum()), np.int64)
-    energy = np.zeros(total.size)
-    np.add.at(total, group, counts[order])
-    with np.errstate(over="ignore"):
-        np.add.at(energy, group, energies[order])
-    return Histogram(format, starts[new], logs[new], total, energy)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from prunectl.magnitude.codes import Codes
-from prunectl.magnitude.masks import cut, cut_rows, nm
+from prunectl.magnitude.masks import as_groups, cut, cut_rows, nm
 from prunectl.pattern import NM
 from prunectl.tensorspec import TensorSpec
 
@@ -83,8 +83,7 @@ class Editor:
             zeros = cut_rows(codes.reshape(-1, self._length, self._width), edit.sparsity)
         elif isinstance(edit, Groups):
             m = edit.pattern.m
-            shape = (1, -1, 1) if self._width == 1 else (-1, m, self._width)
-            zeros = nm(codes.reshape(shape), edit.pattern.n, m)
+            zeros = nm(as_groups(codes, m, self._width), edit.pattern.n, m)
         else:
             raise TypeError("a copied tensor is not edited")
         return zeros

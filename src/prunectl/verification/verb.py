@@ -114,7 +114,9 @@ def _open_recorded(
     on_event: OnEvent,
 ) -> Checkpoint:
     record = manifest.source
-    if record.kind != "hub" and not Path(record.model).expanduser().exists():
+    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
+    local = Path(os.path.expanduser(record.model))  # noqa: PTH111
+    if record.kind != "hub" and not local.exists():
         # A relative path seen from another folder must not be taken for a Hub id.
         raise ModelNotFound(record.model, "no such file or folder")
     if record.kind == "hub" and record.repo_id:

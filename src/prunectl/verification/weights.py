@@ -14,7 +14,7 @@ from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.magnitude.codes import code_format
-from prunectl.magnitude.masks import Comparison, compare, count_zeros, nm_violations
+from prunectl.magnitude.masks import Comparison, as_groups, compare, count_zeros, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.pruning.edits import axis_view
 from prunectl.sink.manifest import TensorRecord
@@ -127,8 +127,8 @@ def _examine(
             else:
                 zeros += count_zeros(codes)
             if pattern is not None:
-                shape = (1, -1, 1) if width == 1 else (-1, pattern.m, width)
-                violations += nm_violations(codes.reshape(shape), pattern.n, pattern.m)
+                groups = as_groups(codes, pattern.m, width)
+                violations += nm_violations(groups, pattern.n, pattern.m)
         if original is not None and same:
             same = bool(np.array_equal(original, block))
     counted = before if read_source else None
