@@ -51,10 +51,11 @@ def count_zeros(codes: Codes) -> int:
 def odd_codes(codes: Codes, format: CodeFormat) -> tuple[int, int]:
     """How many of ``codes`` [n], contiguous, are (NaN, Inf); u16, u32 or u64."""
     mask, kind = _mask(codes), format.uint.type
-    numbers = int(cutting.count_less(codes, mask, kind(format.nan_code)))
-    return codes.size - numbers, numbers - int(
-        cutting.count_less(codes, mask, kind(format.inf_code))
-    )
+    odd = codes.size - int(cutting.count_less(codes, mask, kind(format.inf_code)))
+    if not odd:  # nearly always, and one pass is enough to tell
+        return 0, 0
+    nans = codes.size - int(cutting.count_less(codes, mask, kind(format.nan_code)))
+    return nans, odd - nans
 
 
 def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:

@@ -14,9 +14,7 @@ from prunectl.sink.card import CardFacts, RoleRow, model_card
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Count, Manifest, SourceFile, SourceRecord, TensorRecord
 from prunectl.sink.shards import INDEX_NAME, ShardLayout
-from prunectl.sink.target import MANIFEST_NAME
-
-CARD_NAME = "README.md"
+from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 
 
 def write_papers(

@@ -14,7 +14,7 @@ from prunectl.sink.osfiles import free_bytes, os_errors
 from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
 
 MANIFEST_NAME = "prunectl.json"
-_CARD_NAME = "README.md"
+CARD_NAME = "README.md"
 
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|pytorch_model[\w.-]*\.bin")
 """Names that only a model's weights have; ``firmware.bin`` is none of them."""
@@ -174,7 +174,7 @@ def _listed(folder: Path) -> set[str] | None:
         names |= {tensor["file"] for tensor in document["tensors"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return names | {MANIFEST_NAME, _CARD_NAME}
+    return names | {MANIFEST_NAME, CARD_NAME}
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -11,11 +11,9 @@ from prunectl.checkpoint.index import read_index
 from prunectl.errors import SourceError
 from prunectl.sink.manifest import Manifest
 from prunectl.sink.shards import INDEX_NAME
-from prunectl.sink.target import MANIFEST_NAME
+from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 from prunectl.verification.findings import Findings
 from prunectl.verification.weights import Source
-
-CARD_NAME = "README.md"
 
 
 def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
