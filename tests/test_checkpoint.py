@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import (
     BadCheckpoint,
     InvalidOption,
@@ -242,7 +243,7 @@ def test_opening_reads_headers_only(tmp_path: Path, make: Any) -> None:
     make(tmp_path)
     open_checkpoint_in_a_small_process = """
 import resource, sys, time
-from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -24,7 +24,9 @@ FLOORS: dict[str, set[str]] = {
     "verbs": {"analysis", "pruning", "export", "verification", "load", "bench", "evaluate"},
     "plan": {"settings", "plan", "recipe", "calibration", "streaming"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
-    "ground": {"pattern", "tensorspec", "errors", "events", "plain", "userdirs", "_version"},
+    "ground": {
+        "pattern", "tensorspec", "errors", "events", "plain", "userdirs", "_version", "demo",
+    },  # fmt: skip
 }
 HEIGHT = {room: height for height, rooms in enumerate(reversed(FLOORS.values())) for room in rooms}
 

@@ -28,7 +28,7 @@ COMMIT = Repo({}).commit
 
 LOOK = """
 import json, sys
-from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import PrunectlError
 model, kwargs = json.loads(sys.argv[1])
 try:

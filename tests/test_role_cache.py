@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import build
 
 from prunectl.checkpoint import role_cache
-from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.roles import RoleMap, roles_from_headers
 from prunectl.errors import UnknownArchitecture
 from prunectl.userdirs import cache_dir, write_cache_file

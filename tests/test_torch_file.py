@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from prunectl.checkpoint.checkpoint import open_checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.torch_file import read_torch_file

@@ -20,7 +20,8 @@ from prunectl._version import __version__
 if TYPE_CHECKING:
     from prunectl.analysis.result import Analysis
     from prunectl.analysis.verb import analyze
-    from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.checkpoint.opening import open_checkpoint
     from prunectl.errors import PrunectlError
     from prunectl.pattern import NM, Unstructured, parse_pattern
     from prunectl.plan import Plan
@@ -36,7 +37,7 @@ _HOMES = {
     "Analysis": "prunectl.analysis.result",
     "analyze": "prunectl.analysis.verb",
     "Checkpoint": "prunectl.checkpoint.checkpoint",
-    "open_checkpoint": "prunectl.checkpoint.checkpoint",
+    "open_checkpoint": "prunectl.checkpoint.opening",
     "PrunectlError": "prunectl.errors",
     "NM": "prunectl.pattern",
     "Unstructured": "prunectl.pattern",

@@ -72,7 +72,8 @@ class NoModelGiven(UsageError):
         super().__init__(
             "no MODEL given",
             hint="name a Hub id (org/name), a folder or a weights file; or set PRUNECTL_MODEL; "
-            "or run inside a folder that holds a checkpoint; or analyze a model first",
+            "or run inside a folder that holds a checkpoint; or analyze a model first. "
+            "To try prunectl out, name the embedded model: demo",
         )
 
 

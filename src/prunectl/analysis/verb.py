@@ -12,7 +12,8 @@ from prunectl.analysis.measured import Measured, measure
 from prunectl.analysis.result import SPARSITIES, Analysis
 from prunectl.analysis.summary import summarize
 from prunectl.analysis.thresholds import find_targets
-from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, parse_nm, pruned_count

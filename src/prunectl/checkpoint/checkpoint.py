@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import stat
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunectl.checkpoint import hub
-from prunectl.checkpoint.index import (
-    PICKLE_SUFFIXES,
-    WeightSet,
-    check_index,
-    find_weights,
-    read_index,
-)
-from prunectl.checkpoint.quantization import quantization_of
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.roles import RoleMap
-from prunectl.checkpoint.safetensors_file import read_safetensors
-from prunectl.checkpoint.sidefiles import (
-    is_own_file,
-    link_notes,
-    list_folder,
-    side_files,
-    side_files_beside,
-)
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
-from prunectl.checkpoint.torch_file import read_torch_file
-from prunectl.errors import (
-    BadCheckpoint,
-    InvalidOption,
-    ModelNotFound,
-    NoWeights,
-    UnsupportedCheckpoint,
-)
 
 _ROLES_LOCK = threading.Lock()
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +22,7 @@ class Checkpoint:
 
     Attributes:
         model: as the user named it.
-        kind: ``hub``, ``folder`` or ``file``.
+        kind: ``hub``, ``folder``, ``file``, or ``demo`` for the embedded model.
         folder: where the files are.
         format: ``safetensors`` or ``pickle``.
         files: the weight files, sorted by name.
@@ -122,71 +92,6 @@ class Checkpoint:
         }
 
 
-def open_checkpoint(
-    model: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    trust_remote_code: bool = False,
-) -> Checkpoint:
-    """Open a checkpoint by Hub id or path.
-
-    Of local files the headers are read and no weights. Of a Hub id, weights and side files are
-    downloaded into the cache first, as far as they are not there; ``Checkpoint.notes`` says when
-    the Hub did not answer and the cache was used instead.
-
-    Args:
-        model: a Hub id (``org/name``, ``org/name@revision``), a folder, or one weights file.
-        revision: branch, tag or commit on the Hub.
-        token: for private and gated repositories; default: what ``hf auth login`` stored.
-        cache_dir: the Hub cache to use; default: huggingface_hub's own.
-        trust_remote_code: let the model's own code build its module tree.
-
-    Raises:
-        SourceError: its subclasses tell what is wrong with the source.
-        InvalidOption: a revision of a local path.
-    """
-    text = os.fspath(model)
-    path = _local_path(text)
-    if path is not None and revision:
-        raise InvalidOption(
-            f"--revision {revision} is for Hub ids, and {text} is a local path",
-            hint="leave --revision out",
-        )
-    if path is not None and path.is_dir():
-        return _open_folder(text, "folder", path, trust_remote_code=trust_remote_code)
-    if path is not None:
-        return _open_file(text, path, trust_remote_code=trust_remote_code)
-    repo_id, inline = hub.split_revision(text)
-    if inline and revision and inline != revision:
-        raise ModelNotFound(text, f"names revision {inline}, --revision says {revision}")
-    if not hub.is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
-        raise ModelNotFound(
-            text,
-            "no such file or folder, and not a Hub id either",
-            hint="give org/name, a folder that holds a checkpoint, or one weights file",
-        )
-    snapshot = hub.fetch(
-        repo_id,
-        revision or inline,
-        token=token,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-    )
-    return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
-
-
-def _local_path(text: str) -> Path | None:
-    """The folder or file that ``text`` names, or None; an empty text is not the current folder."""
-    try:
-        path = Path(text).expanduser()
-        return path if text and (path.is_dir() or path.is_file()) else None
-    except RuntimeError:  # ~ of an unknown user
-        return None
-    except OSError as error:
-        raise ModelNotFound(text[:200], f"cannot be looked at: {error.strerror}") from None
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as a dict; empty where it is missing or not an object."""
     path = folder / "config.json"
@@ -197,126 +102,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _open_folder(
-    model: str,
-    kind: str,
-    folder: Path,
-    snapshot: hub.HubSnapshot | None = None,
-    *,
-    trust_remote_code: bool,
-) -> Checkpoint:
-    top = [entry.name for entry in folder.iterdir()]
-    if not top:
-        raise NoWeights(str(folder), "the folder is empty")
-    # Weights are looked for before anything below is listed: it may be somebody's home.
-    weights = find_weights(top, str(folder))
-    sides = side_files(list_folder(folder))
-    return _assemble(model, kind, folder, weights, sides, snapshot, trust_remote_code)
-
-
-def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
-    if path.suffix == ".gguf":
-        raise UnsupportedCheckpoint(
-            path,
-            "GGUF is quantized for llama.cpp",
-            hint="use the safetensors checkpoint that it was made from",
-        )
-    if path.name.endswith(".index.json"):
-        return _open_index(model, path, trust_remote_code=trust_remote_code)
-    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
-        raise NoWeights(str(path), "not a weights file by its name")
-    format = "safetensors" if path.suffix == ".safetensors" else "pickle"
-    beside = side_files_beside(e.name for e in path.parent.iterdir() if is_own_file(path.parent, e))
-    weights = WeightSet(format, (path.name,))
-    return _assemble(model, "file", path.parent, weights, beside, None, trust_remote_code)
-
-
-def _open_index(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
-    names = set(read_index(path).values())
-    format = "pickle" if all(name.endswith(PICKLE_SUFFIXES) for name in names) else "safetensors"
-    weights = WeightSet(format, (), path.name)
-    sides = side_files(list_folder(path.parent))
-    return _assemble(model, "folder", path.parent, weights, sides, None, trust_remote_code)
-
-
-def _assemble(
-    model: str,
-    kind: str,
-    folder: Path,
-    weights: WeightSet,
-    sides: tuple[str, ...],
-    snapshot: hub.HubSnapshot | None,
-    trust_remote_code: bool,
-) -> Checkpoint:
-    names, weight_map = weights.files, None
-    if weights.index:
-        weight_map = read_index(folder / weights.index)
-        names = tuple(sorted(set(weight_map.values())))
-        for name in names:
-            if not (folder / name).is_file():
-                raise BadCheckpoint(
-                    folder / weights.index, f"names the shard {name}, which is missing"
-                )
-    files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
-    stored = [tensor for name in names for tensor in _read_header(folder, name, weights.format)]
-    tensors, aliases = _one_place_each(folder, stored)
-    if weight_map is not None and weights.index:
-        check_index(folder / weights.index, weight_map, {t.name: t.file for t in stored})
-    if not tensors:
-        raise NoWeights(str(folder), f"{', '.join(names[:3])}: no tensors inside")
-    notes = link_notes(folder, {*names, *sides}) if kind == "folder" else ()
-    return Checkpoint(
-        model, kind, folder, weights.format, files, tensors, aliases, sides,
-        repo_id=snapshot.repo_id if snapshot else None,
-        revision=snapshot.revision if snapshot else None,
-        commit=snapshot.commit if snapshot else None,
-        quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
-        trust_remote_code=trust_remote_code,
-        notes=snapshot.notes if snapshot else notes,
-    )  # fmt: skip
-
-
-def _weight_file(folder: Path, name: str, *, from_hub: bool) -> WeightFile:
-    try:
-        status = (folder / name).stat()
-    except OSError as error:
-        raise BadCheckpoint(folder / name, f"cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise BadCheckpoint(folder / name, "not a regular file", hint="put the file itself there")
-    # The cache names a blob by its sha256 if the Hub keeps it in LFS or Xet, else by git's sha1.
-    blob = (folder / name).resolve().name if from_hub else ""
-    sha256 = blob if _SHA256.fullmatch(blob) else None
-    return WeightFile(name, status.st_size, status.st_mtime_ns, sha256)
-
-
-def _read_header(folder: Path, name: str, format: str) -> list[StoredTensor]:
-    try:
-        if format == "safetensors":
-            return read_safetensors(folder / name, name)[0]
-        return read_torch_file(folder / name, name)
-    except OSError as error:
-        raise BadCheckpoint(folder / name, f"cannot be read: {error.strerror}") from None
-
-
-def _one_place_each(
-    folder: Path, stored: Iterable[StoredTensor]
-) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:
-    """Separate tensors that own their bytes from further names of the same bytes (tied weights)."""
-    owners: dict[object, StoredTensor] = {}
-    names: dict[str, str] = {}
-    aliases: dict[str, str] = {}
-    for tensor in stored:
-        if tensor.name in names:
-            raise BadCheckpoint(
-                folder, f"tensor '{tensor.name}' is in {names[tensor.name]} and in {tensor.file}"
-            )
-        names[tensor.name] = tensor.file
-        key = (tensor.file, tensor.offset, tensor.spec.dtype, tensor.spec.shape, tensor.strides)
-        owner = owners.setdefault(key, tensor) if tensor.spec.numel else tensor
-        if owner is not tensor:
-            aliases[tensor.name] = owner.name
-        elif not tensor.spec.numel:
-            owners[(tensor.name,)] = tensor
-    return tuple(owners.values()), aliases

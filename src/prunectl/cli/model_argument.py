@@ -57,6 +57,8 @@ def remember_model(checkpoint: Checkpoint) -> None:
     """Keep in the user's cache that this model was analyzed; a cache that fails costs nothing."""
     if checkpoint.kind == "hub":
         model, revision = checkpoint.repo_id, checkpoint.revision
+    elif checkpoint.kind == "demo":
+        model, revision = checkpoint.model, None
     else:
         model, revision = str(Path(os.path.expanduser(checkpoint.model)).resolve()), None  # noqa: PTH111
     document = {"model": model, "revision": revision}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunectl import demo
 from prunectl.cli.output import NO_BARS
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="Hub id (org/name or org/name@revision), folder, or weights file. Left out: "
+        help="Hub id (org/name or org/name@revision), folder, weights file, or demo (a small "
+        "model that is part of prunectl). Left out: "
         "$PRUNECTL_MODEL, else the current folder if it holds a checkpoint, else the model "
         "analyzed last.",
     ),
@@ -101,12 +103,12 @@ def open_source(
     Raises:
         SourceError: as :func:`prunectl.open_checkpoint`.
     """
-    from prunectl.checkpoint.checkpoint import open_checkpoint
     from prunectl.checkpoint.hub import is_repo_id, split_revision
+    from prunectl.checkpoint.opening import open_checkpoint
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
-    is_local = os.path.exists(os.path.expanduser(choice.model))  # noqa: PTH110, PTH111
+    is_local = choice.model == demo.NAME or os.path.exists(os.path.expanduser(choice.model))  # noqa: PTH110, PTH111
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
     with _no_download_bars(out):

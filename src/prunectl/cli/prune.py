@@ -129,7 +129,7 @@ def prune(
 
     # Recorded so that it means the same to others, but without a local path that was not typed.
     typed = context.obj[ARGV]
-    if model is None and checkpoint.kind == "hub":
+    if model is None and checkpoint.kind in ("hub", "demo"):
         typed = [typed[0], choice.model, *typed[1:]]
     with out.progress() as on_event:
         result = prune(

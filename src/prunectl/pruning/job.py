@@ -12,7 +12,8 @@ from typing import Any
 import blake3
 
 from prunectl._version import __version__
-from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.plain import plain
 from prunectl.plan import Plan, TensorPlan, make_plan

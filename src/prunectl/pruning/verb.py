@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
-from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import (
     NaNWeights,
     SourceChanged,

@@ -19,7 +19,7 @@ from prunectl.sink.target import MANIFEST_NAME
 
 SCHEMA_VERSION = "1.0"
 
-SourceKind = Literal["hub", "folder", "file"]
+SourceKind = Literal["hub", "folder", "file", "demo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SourceRecord:
 
     Attributes:
         model: as the user gave it.
-        kind: ``hub``, ``folder`` or ``file``.
+        kind: ``hub``, ``folder``, ``file``, or ``demo`` (the embedded model).
         repo_id, revision, commit, endpoint: of a Hub source; ``revision`` as asked for, ``commit``
             as resolved. Credentials inside ``endpoint`` are not written.
         files: the weight files that were read.
@@ -87,7 +87,7 @@ class SourceRecord:
     def from_fields(cls, fields: Fields) -> Self:
         kind: SourceKind
         match fields.text("kind"):
-            case "hub" | "folder" | "file" as kind:
+            case "hub" | "folder" | "file" | "demo" as kind:
                 pass
             case other:
                 fields.fail("kind", f"'{other}' is none of {', '.join(get_args(SourceKind))}")

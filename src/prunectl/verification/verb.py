@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from prunectl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from prunectl import demo
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import (
     BadCheckpoint,
     ModelNotFound,
@@ -116,7 +118,7 @@ def _open_recorded(
     record = manifest.source
     # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
     local = Path(os.path.expanduser(record.model))  # noqa: PTH111
-    if record.kind != "hub" and not local.exists():
+    if record.kind in ("folder", "file") and not local.exists():
         # A relative path seen from another folder must not be taken for a Hub id.
         raise ModelNotFound(record.model, "no such file or folder")
     if record.kind == "hub" and record.repo_id:
@@ -125,7 +127,7 @@ def _open_recorded(
             record.repo_id, revision=record.commit, token=token, cache_dir=cache_dir
         )
     else:
-        checkpoint = open_checkpoint(record.model)
+        checkpoint = open_checkpoint(demo.NAME if record.kind == "demo" else record.model)
     recorded = {file.name: file.size for file in record.files}
     present = {file.name: file.size for file in checkpoint.files}
     if recorded != present:
