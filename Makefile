@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 CODE := src tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install models test lint format bench clean
+.PHONY: help install demo models test lint format wheel bench completions docs screens clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1@\2/' | column -t -s @
@@ -22,6 +22,11 @@ install: $(READY) ## create .venv with prunectl (editable) and the development t
 models: $(READY) ## fetch the real checkpoints that the tests use
 	$(BIN)/python scripts/fetch_models.py
 
+demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool in a minute
+	$(BIN)/prunectl analyze demo
+	$(BIN)/prunectl prune demo --sparsity 0.4 --pattern 2:4 -o .demo/pruned --force
+	$(BIN)/prunectl verify .demo/pruned
+
 test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
 	PRUNECTL_REQUIRE_REAL=1 $(BIN)/python -m pytest --cov $(ARGS)
 
@@ -34,9 +39,26 @@ format: $(READY) ## format, and fix what lint can fix
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
+wheel: $(READY) ## build the wheel, install it into an empty environment, and try it offline
+	$(BIN)/python -m pytest -m wheel tests/test_wheel.py
+
 bench: $(READY) ## measure speed and memory (ARGS="--size-gb 8" passes on)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
+completions: $(READY) ## write the scripts that complete prunectl in bash, zsh, fish and PowerShell
+	$(BIN)/python scripts/make_completions.py
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs ## build the site into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+screens: $(READY) ## write what is generated in docs: the command reference and the pictures
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_screens.py
+
 clean: ## remove .venv, caches and build output; the fetched models stay
-	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench
+	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench .demo
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

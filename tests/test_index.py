@@ -58,6 +58,9 @@ PICKLES = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin
         (["model.gguf", "model.safetensors"], "safetensors", ("model.safetensors",), None),
         (["config.json", "tf_model.h5", "pytorch_model.bin"], "pickle", ("pytorch_model.bin",),
          None),
+        (["model.prunectl.safetensors"], "compressed", ("model.prunectl.safetensors",), None),
+        (["model-00001-of-00001.prunectl.safetensors", "model.prunectl.safetensors.index.json"],
+         "compressed", (), "model.prunectl.safetensors.index.json"),
     ],
 )  # fmt: skip
 def test_the_weights_are_those_that_transformers_takes(
@@ -79,7 +82,7 @@ def test_the_weights_are_those_that_transformers_takes(
         (["model.Q4_K_M.gguf", "README.md"], UnsupportedCheckpoint, "GGUF"),
         (["adapter_model.safetensors", "adapter_config.json"], UnsupportedCheckpoint, "PEFT"),
         (["adapter_model.bin"], UnsupportedCheckpoint, "PEFT"),
-        (["model.prunectl.safetensors"], UnsupportedCheckpoint, "compressed prunectl"),
+        (["model.prunectl.safetensors", "model.safetensors"], BadCheckpoint, "a compressed and a"),
         (["bert.pt", "vit.pt"], BadCheckpoint, "several checkpoints (bert.pt, vit.pt)"),
         (["consolidated.00.pth", "consolidated.01.pth"], BadCheckpoint, "several checkpoints"),
         ([SHARDS[0]], BadCheckpoint, "1 of 2 shards of model: some are missing"),

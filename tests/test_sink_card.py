@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunectl.sink.card import END, START, CardFacts, RoleRow, model_card
-from prunectl.sink.manifest import Count
+from prunectl.sink.records import Count
 
 FACTS = CardFacts(
     model="org/name@v1",

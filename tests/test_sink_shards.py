@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from prunectl.errors import CannotWrite, InvalidOption, NoSpace, OutputError
 from prunectl.sink import osfiles
-from prunectl.sink import shards as shards_module
+from prunectl.sink import partial as partial_module
 from prunectl.sink.header import encode_header
 from prunectl.sink.shards import INDEX_NAME, Shard, ShardWriter, parse_size, plan_shards
 from prunectl.tensorspec import DTYPES, TensorSpec
@@ -257,7 +257,7 @@ def test_blocks_are_reserved_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_early_syncs_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_SYNC_EVERY", 1000)
+    monkeypatch.setattr(partial_module, "_SYNC_EVERY", 1000)
     (shard,) = plan_shards([spec("a", (50_000,)), spec("b", (50_000,))], 10**9).shards
     arrays = {name: np.arange(50_000, dtype=np.float32) for name in "ab"}
     with ShardWriter(tmp_path, shard) as writer:
@@ -279,13 +279,17 @@ def test_a_failed_early_sync_is_not_forgotten(
             raise OSError(failures.pop(), "Input/output error")
         whole(fd)
 
-    monkeypatch.setattr(shards_module, "_SYNC_EVERY", 8)
+    monkeypatch.setattr(partial_module, "_SYNC_EVERY", 8)
     monkeypatch.setattr(os, "fsync", fails_once)
     (shard,) = plan_shards([spec("a", (2,))], 100).shards
-    with ShardWriter(tmp_path, shard) as writer:
-        writer.write("a", 0, bytes(8))
-        with pytest.raises(CannotWrite, match="Input/output"):
+
+    def whole_shard() -> None:
+        with ShardWriter(tmp_path, shard) as writer:
+            writer.write("a", 0, bytes(8))
             writer.close()
+
+    with pytest.raises(CannotWrite, match="Input/output"):
+        whole_shard()
     assert list(tmp_path.iterdir()) == []
 
 

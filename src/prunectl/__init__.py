@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunectl._version import __version__
+from prunectl.loading import hook
 
 if TYPE_CHECKING:
     from prunectl.analysis.result import Analysis
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.opening import open_checkpoint
     from prunectl.errors import PrunectlError
+    from prunectl.exporting.result import ExportResult
+    from prunectl.exporting.verb import export
+    from prunectl.loading.model import load_model
+    from prunectl.loading.weights import Weights, load_state_dict, open_weights
     from prunectl.pattern import NM, Unstructured, parse_pattern
     from prunectl.plan import Plan
     from prunectl.pruning.job import plan_prune
@@ -39,6 +44,12 @@ _HOMES = {
     "Checkpoint": "prunectl.checkpoint.checkpoint",
     "open_checkpoint": "prunectl.checkpoint.opening",
     "PrunectlError": "prunectl.errors",
+    "ExportResult": "prunectl.exporting.result",
+    "export": "prunectl.exporting.verb",
+    "load_model": "prunectl.loading.model",
+    "Weights": "prunectl.loading.weights",
+    "load_state_dict": "prunectl.loading.weights",
+    "open_weights": "prunectl.loading.weights",
     "NM": "prunectl.pattern",
     "Unstructured": "prunectl.pattern",
     "parse_pattern": "prunectl.pattern",
@@ -54,10 +65,14 @@ _HOMES = {
     "verify": "prunectl.verification.verb",
 }
 
+# transformers learns of compressed folders when it is imported; this imports nothing heavy.
+hook.install()
+
 __all__ = [
     "NM",
     "Analysis",
     "Checkpoint",
+    "ExportResult",
     "Plan",
     "PruneResult",
     "PruneSettings",
@@ -66,10 +81,15 @@ __all__ = [
     "Scope",
     "Unstructured",
     "VerifyReport",
+    "Weights",
     "__version__",
     "analyze",
+    "export",
+    "load_model",
     "load_recipe",
+    "load_state_dict",
     "open_checkpoint",
+    "open_weights",
     "parse_pattern",
     "plan_prune",
     "prune",

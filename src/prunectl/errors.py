@@ -7,6 +7,7 @@ found a difference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -176,6 +177,55 @@ class SourceChanged(SourceError):
             hint="repeat the command with --no-cache",
         )
         self.model, self.tensor, self.expected, self.found = model, tensor, expected, found
+
+
+class BadMaskFile(SourceError):
+    """A file that holds no masks, is damaged, or was written by a newer prunectl."""
+
+    def __init__(self, file: Path | str, why: str, *, hint: str = "") -> None:
+        super().__init__(
+            f"{file}: {why}",
+            hint=hint or "mask files are written by 'prunectl export MODEL --masks-only -o FILE'",
+        )
+        self.file, self.why = str(file), why
+
+
+class MaskMismatch(UsageError):
+    """Masks of other tensors, or of other shapes, than the model has.
+
+    Attributes:
+        problems: a sentence a tensor.
+    """
+
+    def __init__(self, file: Path | str, model: str, problems: Sequence[str]) -> None:
+        more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        super().__init__(
+            f"{file} does not fit {model}: {'; '.join(problems[:3])}{more}",
+            hint="masks apply to models with the names and shapes of the one they were made from",
+        )
+        self.file, self.model, self.problems = str(file), model, tuple(problems)
+
+
+class NothingMasked(UsageError):
+    """A model without a tensor that was pruned: there are no masks to write."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(
+            f"{model}: no masks to write: {why}",
+            hint="prune first: prunectl prune MODEL --sparsity S -o DIR",
+        )
+        self.model, self.why = model, why
+
+
+class PatternMismatch(SourceError):
+    """A tensor does not follow the N:M pattern that it should."""
+
+    def __init__(self, tensor: str, pattern: str) -> None:
+        super().__init__(
+            f"tensor '{tensor}' does not follow {pattern}: a group has more nonzeros",
+            hint="leave --pattern out, or compare the folder with its source: prunectl verify DIR",
+        )
+        self.tensor, self.pattern = tensor, pattern
 
 
 class UnknownArchitecture(SourceError):

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import InvalidOption
 
@@ -50,7 +50,7 @@ class Scratch:
 
     def blocks(
         self,
-        reader: WeightReader,
+        reader: TensorReader,
         tensor: StoredTensor,
         unit: int = 1,
         name: str = "main",

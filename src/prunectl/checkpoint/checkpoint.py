@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
 
@@ -24,7 +25,7 @@ class Checkpoint:
         model: as the user named it.
         kind: ``hub``, ``folder``, ``file``, or ``demo`` for the embedded model.
         folder: where the files are.
-        format: ``safetensors`` or ``pickle``.
+        format: ``safetensors`` or ``pickle``; ``compressed`` for the stored parts of an export.
         files: the weight files, sorted by name.
         tensors: in *file order*: files by name, then the order of bytes (safetensors) or of the
             state dict (pickle). Ties between equal magnitudes are resolved in this order.
@@ -34,6 +35,9 @@ class Checkpoint:
         quantization: what the config or the tensors' names say of quantization, or ''.
         trust_remote_code: whether the model's own Python code may run to build its module tree.
         notes: what the user should know of how it was opened, such as that the Hub did not answer.
+        metadata: what the header of each file says besides its tensors, by file name.
+        opener: makes the reader of a checkpoint whose tensors are decoded as they are read.
+        digests: BLAKE3 of the bytes of tensors, by name, where a header states it.
     """
 
     model: str
@@ -50,6 +54,9 @@ class Checkpoint:
     quantization: str = ""
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    opener: Callable[[], TensorReader] | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roles(self) -> RoleMap:
@@ -74,9 +81,9 @@ class Checkpoint:
         """The parsed config.json, or an empty dict; read once."""
         return read_config(self.folder)
 
-    def open(self) -> WeightReader:
+    def open(self) -> TensorReader:
         """A reader of the weight bytes; close it, or use it in a ``with`` block."""
-        return WeightReader(self.folder)
+        return WeightReader(self.folder) if self.opener is None else self.opener()
 
     def identity(self) -> dict[str, Any]:
         """What makes this very checkpoint: the commit, or path, size and mtime of every file."""

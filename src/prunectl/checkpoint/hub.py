@@ -107,8 +107,8 @@ def fetch(
             folder = download([weights.index])
             shards = sorted(set(read_index(folder / weights.index).values()))
         index = [weights.index] if weights.index else []
-        card = ["README.md"] if "README.md" in names else []
-        folder = download([*shards, *index, *side_files(names), *card])
+        papers = [name for name in ("README.md", "prunectl.json") if name in names]
+        folder = download([*shards, *index, *side_files(names), *papers])
     return HubSnapshot(repo_id, revision, commit, folder)
 
 

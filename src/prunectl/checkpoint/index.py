@@ -14,6 +14,12 @@ from pathlib import Path
 from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+COMPRESSED_SUFFIX = ".prunectl.safetensors"
+_SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "compressed": (COMPRESSED_SUFFIX,),
+    "pickle": PICKLE_SUFFIXES,
+}
 _TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*"
 )
@@ -26,7 +32,7 @@ class WeightSet:
     """The weight files of one format that together are the checkpoint.
 
     Attributes:
-        format: ``safetensors`` or ``pickle``.
+        format: ``safetensors``, ``pickle``, or ``compressed`` (what ``prunectl export`` writes).
         files: their names, sorted; empty as long as only the index is known.
         index: name of the index file, or None.
     """
@@ -54,18 +60,22 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
 
     Raises:
         NoWeights: nothing that can be read.
-        UnsupportedCheckpoint: GGUF, compressed, or an adapter only.
-        BadCheckpoint: several pickles that are not shards of one another; shards that are missing.
+        UnsupportedCheckpoint: GGUF or an adapter only.
+        BadCheckpoint: several pickles that are not shards of one another; shards that are missing;
+            a dense and a compressed checkpoint side by side.
     """
     top = sorted(name for name in names if "/" not in name)
     tensors = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter_model")]
-    if any(name.endswith(".prunectl.safetensors") for name in tensors):
-        raise UnsupportedCheckpoint(
+    compressed = [name for name in tensors if name.endswith(COMPRESSED_SUFFIX)]
+    dense = [name for name in tensors if not name.endswith(COMPRESSED_SUFFIX)]
+    if compressed and dense:
+        raise BadCheckpoint(
             where,
-            "a compressed prunectl folder",
-            hint="turn it into a dense checkpoint first: prunectl export --layout dense",
+            f"holds a compressed and a dense checkpoint ({compressed[0]}, {dense[0]})",
+            hint="leave one of them",
         )
-    found = _choose(top, tensors, "safetensors", "model.safetensors")
+    found = _choose(top, compressed, "compressed", f"model{COMPRESSED_SUFFIX}")
+    found = found or _choose(top, dense, "safetensors", "model.safetensors")
     if found:
         _check_families(found, where)
         return found
@@ -102,8 +112,9 @@ def _choose(top: list[str], weights: list[str], format: str, standard: str) -> W
 
 
 def _index_of(name: str, format: str) -> bool:
-    suffixes = (".safetensors",) if format == "safetensors" else PICKLE_SUFFIXES
-    return name.removesuffix(_INDEX_SUFFIX).endswith(suffixes)
+    stem = name.removesuffix(_INDEX_SUFFIX)
+    is_compressed = stem.endswith(COMPRESSED_SUFFIX)
+    return stem.endswith(_SUFFIXES[format]) and is_compressed == (format == "compressed")
 
 
 def _check_families(found: WeightSet, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from prunectl import demo
 from prunectl.checkpoint import hub
 from prunectl.checkpoint.checkpoint import Checkpoint, read_config
 from prunectl.checkpoint.index import (
+    COMPRESSED_SUFFIX,
     PICKLE_SUFFIXES,
     WeightSet,
     check_index,
@@ -66,6 +67,35 @@ def open_checkpoint(
     Raises:
         SourceError: its subclasses tell what is wrong with the source.
         InvalidOption: a revision of a local path.
+    """
+    found = open_stored(
+        model,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    if found.format == "compressed":
+        raise UnsupportedCheckpoint(
+            found.model,
+            "a compressed prunectl folder",
+            hint="make it dense first: prunectl export MODEL --layout dense -o DIR",
+        )
+    return found
+
+
+def open_stored(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """As :func:`open_checkpoint`, and compressed folders too: their tensors are the stored parts.
+
+    Raises:
+        SourceError, InvalidOption: as :func:`open_checkpoint`.
     """
     text = os.fspath(model)
     if text == demo.NAME:
@@ -151,7 +181,7 @@ def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint
         return _open_index(model, path, trust_remote_code=trust_remote_code)
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         raise NoWeights(str(path), "not a weights file by its name")
-    format = "safetensors" if path.suffix == ".safetensors" else "pickle"
+    format = _format_of([path.name])
     beside = side_files_beside(e.name for e in path.parent.iterdir() if is_own_file(path.parent, e))
     weights = WeightSet(format, (path.name,))
     return _assemble(model, "file", path.parent, weights, beside, None, trust_remote_code)
@@ -159,10 +189,15 @@ def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint
 
 def _open_index(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint:
     names = set(read_index(path).values())
-    format = "pickle" if all(name.endswith(PICKLE_SUFFIXES) for name in names) else "safetensors"
-    weights = WeightSet(format, (), path.name)
+    weights = WeightSet(_format_of(names), (), path.name)
     sides = side_files(list_folder(path.parent))
     return _assemble(model, "folder", path.parent, weights, sides, None, trust_remote_code)
+
+
+def _format_of(names: Collection[str]) -> str:
+    if all(name.endswith(COMPRESSED_SUFFIX) for name in names):
+        return "compressed"
+    return "pickle" if all(name.endswith(PICKLE_SUFFIXES) for name in names) else "safetensors"
 
 
 def _assemble(
@@ -184,7 +219,8 @@ def _assemble(
                     folder / weights.index, f"names the shard {name}, which is missing"
                 )
     files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
-    stored = [tensor for name in names for tensor in _read_header(folder, name, weights.format)]
+    headers = {name: _read_header(folder, name, weights.format) for name in names}
+    stored = [tensor for tensors, _ in headers.values() for tensor in tensors]
     tensors, aliases = _one_place_each(folder, stored)
     if weight_map is not None and weights.index:
         check_index(folder / weights.index, weight_map, {t.name: t.file for t in stored})
@@ -199,6 +235,7 @@ def _assemble(
         quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
         trust_remote_code=trust_remote_code,
         notes=snapshot.notes if snapshot else notes,
+        metadata={name: metadata for name, (_, metadata) in headers.items()},
     )  # fmt: skip
 
 
@@ -215,11 +252,12 @@ def _weight_file(folder: Path, name: str, *, from_hub: bool) -> WeightFile:
     return WeightFile(name, status.st_size, status.st_mtime_ns, sha256)
 
 
-def _read_header(folder: Path, name: str, format: str) -> list[StoredTensor]:
+def _read_header(folder: Path, name: str, format: str) -> tuple[list[StoredTensor], dict[str, str]]:
+    """A file's tensors, and the metadata of its header."""
     try:
-        if format == "safetensors":
-            return read_safetensors(folder / name, name)[0]
-        return read_torch_file(folder / name, name)
+        if format == "pickle":
+            return read_torch_file(folder / name, name), {}
+        return read_safetensors(folder / name, name)
     except OSError as error:
         raise BadCheckpoint(folder / name, f"cannot be read: {error.strerror}") from None
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,25 @@ TILE_BYTES = 8 << 20
 
 _WINDOW_BYTES = 4 << 20
 """As much of a mapped file is in memory at once."""
+
+
+class TensorReader(Protocol):
+    """What reads a checkpoint's tensors; several threads may read at once."""
+
+    def read(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
+        """Fill ``out`` with the tensor's row-major bytes from byte ``start`` on."""
+
+    def close(self) -> None:
+        """Close all files."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 class WeightReader:

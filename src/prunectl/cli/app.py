@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from prunectl._version import __version__
-from prunectl.cli import analyze, prune, verify
+from prunectl.cli import analyze, export, prune, verify
 from prunectl.cli.options import SETTINGS, examples
+from prunectl.cli.shell_scripts import SCRIPTS, Shell
 
 # Without markup, help is plain text: it costs no import of rich and pipes well.
 app = typer.Typer(
     name="prunectl",
     rich_markup_mode=None,
+    add_completion=False,  # --show-completion prints our own scripts
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,
 )
@@ -21,6 +23,9 @@ app.command(epilog=analyze.EPILOG, short_help="Measure magnitudes, and what spar
     analyze.analyze
 )
 app.command(epilog=prune.EPILOG, short_help="Write a pruned copy of a checkpoint.")(prune.prune)
+app.command(epilog=export.EPILOG, short_help="Store a checkpoint smaller, or dense again.")(
+    export.export
+)
 app.command(epilog=verify.EPILOG, short_help="Check that an output is what it should be.")(
     verify.verify
 )
@@ -29,6 +34,12 @@ app.command(epilog=verify.EPILOG, short_help="Check that an output is what it sh
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"prunectl {__version__}")
+        raise typer.Exit
+
+
+def _show_completion(shell: Shell | None) -> None:
+    if shell is not None:
+        typer.echo(SCRIPTS[shell], nl=False)
         raise typer.Exit
 
 
@@ -48,6 +59,15 @@ def main(
             "--version", is_eager=True, callback=_version, help="Print the version and exit."
         ),
     ] = False,
+    show_completion: Annotated[
+        Shell | None,
+        typer.Option(
+            "--show-completion",
+            is_eager=True,
+            callback=_show_completion,
+            help="Print the script that completes prunectl in a shell, and exit.",
+        ),
+    ] = None,
 ) -> None:
     """Prune transformer checkpoints in one shot: streamed, exact, verified."""
     if context.invoked_subcommand is None:

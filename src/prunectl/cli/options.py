@@ -97,14 +97,20 @@ def open_source(
     cache_dir: Path | None,
     trust_remote_code: bool,
     out: Output,
+    *,
+    compressed: bool = False,
 ) -> Checkpoint:
     """Open the chosen model, with a word on what takes time or trust.
+
+    Args:
+        compressed: whether the folder may be one that ``prunectl export`` has written.
 
     Raises:
         SourceError: as :func:`prunectl.open_checkpoint`.
     """
     from prunectl.checkpoint.hub import is_repo_id, split_revision
     from prunectl.checkpoint.opening import open_checkpoint
+    from prunectl.loading.compressed import open_model
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
@@ -112,13 +118,24 @@ def open_source(
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
     with _no_download_bars(out):
-        return open_checkpoint(
+        return (open_model if compressed else open_checkpoint)(
             choice.model,
             revision=choice.revision,
             token=token,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
         )
+
+
+def parsed_size(text: str) -> int:
+    """A size such as ``5GB`` in bytes.
+
+    Raises:
+        InvalidOption: it is none.
+    """
+    from prunectl.sink.shards import parse_size
+
+    return parse_size(text)
 
 
 def warn_of(checkpoint: Checkpoint, out: Output) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prunectl.cli.command_line import ARGV
 from prunectl.cli.errors import INTERRUPTED, describe
+from prunectl.cli.shell_scripts import VARIABLE
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,6 +28,10 @@ def run(argv: Sequence[str]) -> int:
             # A bar or a name that the terminal's encoding lacks must not end the command.
             stream.reconfigure(errors="replace")
     try:
+        if shell := os.environ.get(VARIABLE):
+            from prunectl.cli.completion import respond
+
+            return respond(argv, shell)
         from prunectl.cli.app import app
 
         typed = {ARGV: list(argv)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
-from prunectl.sink.manifest import Count
+from prunectl.sink.records import Count
 from prunectl.sink.target import MANIFEST_NAME
 
 START = "<!-- prunectl:start -->"
@@ -40,13 +40,15 @@ class CardFacts:
         model: the source as the user gave it.
         repo_id, commit: of a Hub source, else None.
         version: of prunectl.
-        method: for example ``one-shot magnitude pruning``.
-        pattern, scope: as in the arguments.
+        method: for example ``one-shot magnitude pruning``; '' where nothing was pruned here.
+        pattern, scope: as in the arguments; '' where they have no meaning.
         prunable, overall: totals; ``prunable.requested`` is the sparsity asked for.
         roles: a row a role, in the order to show.
         command: the exact command line; the caller leaves tokens out.
         auto_class: the transformers class that loads the folder, for example
             ``AutoModelForCausalLM``.
+        layout: how the weights are stored.
+        dense_bytes, stored_bytes: of all weights dense, and of the files that hold them.
     """
 
     model: str
@@ -61,6 +63,9 @@ class CardFacts:
     repo_id: str | None = None
     commit: str | None = None
     auto_class: str = "AutoModel"
+    layout: str = "dense"
+    dense_bytes: int = 0
+    stored_bytes: int = 0
 
 
 def model_card(source_card: str | None, facts: CardFacts) -> str:
@@ -84,7 +89,7 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
         # The Hub knows the relations adapter, merge, quantized and finetune; pruning is none of
         # them, and the source's own value is about another base.
         remove.add("base_model_relation")
-    changes["tags"] = _tags(card.members.get("tags"), facts.prunable.achieved)
+    changes["tags"] = _tags(card.members.get("tags"), facts)
     front = update_yaml(card, changes, remove)
     section = _section(facts, card)
     if newline != "\n":
@@ -93,12 +98,14 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
     return f"---{newline}{front}---{newline}{_place(section, card.body, newline)}"
 
 
-def _tags(given: object, sparsity: float) -> list[str]:
+def _tags(given: object, facts: CardFacts) -> list[str]:
     tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     kept = [tag for tag in tags if isinstance(tag, str)]
     if "prunectl" in kept:  # ours, of an earlier run
         kept = [tag for tag in kept if not _SPARSITY_TAG.fullmatch(tag)]
-    ours = ["pruned", "prunectl", f"sparsity-{round(100 * sparsity)}"]
+    ours = ["prunectl"]
+    if facts.method:
+        ours = ["pruned", "prunectl", f"sparsity-{round(100 * facts.prunable.achieved)}"]
     return list(dict.fromkeys(kept + ours))
 
 
@@ -117,9 +124,7 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         START,
         _HEADING,
         "",
-        f"These are the weights of {source} after {_plain(facts.method)}, without any training "
-        f"(prunectl {_plain(facts.version)}; pattern {_code(facts.pattern)}, scope "
-        f"{_code(facts.scope)}). `{MANIFEST_NAME}` lists what was done to every tensor.",
+        _what(facts, source),
         "",
         "| sparsity | requested | achieved | zeros | weights |",
         "|---|---:|---:|---:|---:|",
@@ -134,13 +139,11 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         "",
         *_fenced("bash", facts.command),
         "",
-        "Load it as any other checkpoint:",
+        "Load it as any other checkpoint:" if facts.layout == "dense" else _COMPRESSED,
         "",
-        *_fenced("python", _load_snippet(facts.auto_class)),
+        *_fenced("python", _load_snippet(facts)),
         "",
-        "Limits: the zeros are stored densely. By themselves they change neither the size of the "
-        "files nor the speed. Any evaluation results below are those of the source, not of these "
-        "weights.",
+        _limits(facts),
     ]
     if card.broken:
         lines += [
@@ -151,6 +154,49 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
     if "model-index" in card.members:
         lines += ["", "The source's evaluation metadata (`model-index`) was left out."]
     return "\n".join([*lines, END, ""])
+
+
+_COMPRESSED = (
+    "The weights are compressed; nothing is lost. prunectl decodes them, and teaches transformers "
+    "to:"
+)
+
+
+def _what(facts: CardFacts, source: str) -> str:
+    """The first sentences: what these weights are."""
+    version = f"prunectl {_plain(facts.version)}"
+    lists = f"`{MANIFEST_NAME}` lists what was done to every tensor."
+    stored = ""
+    if facts.layout != "dense":
+        share = facts.stored_bytes / facts.dense_bytes if facts.dense_bytes else 1.0
+        stored = (
+            f" They are stored in layout {_code(facts.layout)}: {facts.stored_bytes:,} bytes, "
+            f"{share:.1%} of the {facts.dense_bytes:,} that they take densely."
+        )
+    if not facts.method:
+        return f"These are the weights of {source}, bit for bit ({version}).{stored} {lists}"
+    details = "".join(
+        f"{sign} {name} {_code(value)}"
+        for sign, name, value in ((";", "pattern", facts.pattern), (",", "scope", facts.scope))
+        if value
+    )
+    return (
+        f"These are the weights of {source} after {_plain(facts.method)}, without any training "
+        f"({version}{details}).{stored} {lists}"
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    if facts.layout != "dense":
+        return (
+            "Limits: the files are smaller, the loaded model is not: it is dense in memory, and "
+            "by itself no faster. Any evaluation results below are those of the source."
+        )
+    return (
+        "Limits: the zeros are stored densely. By themselves they change neither the size of the "
+        "files nor the speed. Any evaluation results below are those of the source, not of these "
+        "weights."
+    )
 
 
 def _hub_link(facts: CardFacts) -> str:
@@ -171,9 +217,11 @@ def _role_row(row: RoleRow) -> str:
     )
 
 
-def _load_snippet(auto_class: str) -> str:
+def _load_snippet(facts: CardFacts) -> str:
+    auto_class = facts.auto_class
+    plug_in = "" if facts.layout == "dense" else "import prunectl  # registers with transformers\n"
     return (
-        f"from transformers import {auto_class}\n\n"
+        f"{plug_in}from transformers import {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("path/to/this/folder", dtype="auto")'
     )
 

@@ -20,15 +20,18 @@ from blake3 import blake3
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.sink.journal import Journal, JsonObject, is_entry_of
-from prunectl.sink.manifest import FileRecord
 from prunectl.sink.osfiles import (
     Buffer,
     create_file,
     exchange,
     is_safe_relative,
+    make_parents,
     os_errors,
+    remove,
     sync_folder,
 )
+from prunectl.sink.parts import PartsShard, PartsWriter
+from prunectl.sink.records import FileRecord
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.sink.target import check_target, journal_file, replaced_folder, work_folder
 
@@ -75,7 +78,7 @@ class OutputFolder:
         self._protected = tuple(protected)
         self._on_event = on_event
         self.finished: dict[str, JsonObject] = {}
-        self._writers: dict[str, ShardWriter] = {}  # those that are not durable yet
+        self._writers: dict[str, ShardWriter | PartsWriter] = {}  # those that are not durable yet
         self._closing: deque[Future[None]] = deque()
         self._committed = self._discarded = False
 
@@ -85,7 +88,7 @@ class OutputFolder:
         self.target = self._check()
         self.work = work_folder(self.target)
         with os_errors(self._asked):
-            made = _make_parents(self.target.parent)
+            made = make_parents(self.target.parent)
             self._journal = Journal(journal_file(self.target), self._asked)
             self._journal.made_parents = made
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
@@ -126,7 +129,7 @@ class OutputFolder:
         self.finished = found
         for entry in self.work.iterdir():
             if entry.name not in found:
-                _remove(entry)
+                remove(entry)
         if found:
             count = f"{len(found)} finished shard{'s' if len(found) != 1 else ''}"
             self._on_event(Note(f"{self._asked}: going on from {count} of an earlier run"))
@@ -148,25 +151,48 @@ class OutputFolder:
         self._writers[shard.name] = writer
         return writer
 
-    def finish(self, writer: ShardWriter, records: list[JsonObject]) -> None:
+    def parts_of(self, shard: PartsShard) -> list[JsonObject] | None:
+        """The records of a compressed file that is already finished; else None.
+
+        Its header is not known before it is encoded: that it is this one follows from the
+        fingerprint, which must decide which tensors go into which file.
+        """
+        entry = self.finished.get(shard.name)
+        return None if entry is None else entry["records"]
+
+    def open_parts(self, shard: PartsShard) -> PartsWriter:
+        """Start a compressed file; write all of its parts, then hand it to :meth:`finish`."""
+        self.finished.pop(shard.name, None)
+        writer = PartsWriter(self.work, shard)
+        self._writers[shard.name] = writer
+        return writer
+
+    def finish(self, writer: ShardWriter | PartsWriter, records: list[JsonObject]) -> None:
         """Make a shard durable and note it in the journal, in the background.
 
         Disks write while the next shard is computed; a disk that is slower than that is waited for
         here. An error of an earlier shard is raised here or in :meth:`commit`.
 
         Args:
-            writer: from :meth:`open_shard`, with everything written.
+            writer: with everything written.
             records: JSON-ready facts on the shard's tensors, given back when a later run resumes.
         """
         while self._closing and (self._closing[0].done() or len(self._closing) >= _MAX_CLOSING):
             self._closing.popleft().result()
         self._closing.append(self._closer.submit(self._close_shard, writer, records))
 
-    def _close_shard(self, writer: ShardWriter, records: list[JsonObject]) -> None:
+    def wait(self) -> None:
+        """Wait until all finished shards are durable; raises what went wrong with one."""
+        for future in self._closing:
+            future.result()
+
+    def _close_shard(self, writer: ShardWriter | PartsWriter, records: list[JsonObject]) -> None:
         writer.close()
+        shard = writer.shard
+        assert shard is not None  # a closed writer knows its header
         with os_errors(self._asked):
-            self.finished[writer.shard.name] = self._journal.add(writer.shard, records)
-        del self._writers[writer.shard.name]
+            self.finished[writer.name] = self._journal.add(shard, records)
+        del self._writers[writer.name]
 
     def write_bytes(self, relative: str, data: Buffer) -> FileRecord:
         """Write a small file into the output; its mode follows the umask.
@@ -221,8 +247,7 @@ class OutputFolder:
             OutputConflict: something came to be at the target meanwhile; the work is kept.
             ValueError: a shard was opened and not finished.
         """
-        for future in self._closing:
-            future.result()
+        self.wait()
         if self._writers:
             raise ValueError("a shard was opened and not finished")
         with os_errors(self._asked):
@@ -295,17 +320,3 @@ class OutputFolder:
                 parent.rmdir()
             except OSError:
                 return  # something else was put there meanwhile
-
-
-def _make_parents(folder: Path) -> int:
-    """Create missing folders; returns how many."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return len(missing)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -7,201 +7,16 @@ time and no machine in it: the same source and arguments give the same bytes.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from typing import Any, Self
 
 from prunectl.errors import BadManifest
 from prunectl.sink.fields import Fields
+from prunectl.sink.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
 from prunectl.sink.target import MANIFEST_NAME
 
-SCHEMA_VERSION = "1.0"
-
-SourceKind = Literal["hub", "folder", "file", "demo"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """A side file of the output: its relative name, size in bytes and BLAKE3 digest."""
-
-    name: str
-    size: int
-    blake3: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(fields.file_name("name"), fields.count("size"), fields.digest("blake3"))
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A weights file of the source: name, size in bytes, SHA-256 where the Hub states it."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            fields.file_name("name"),
-            fields.count("size"),
-            fields.optional("sha256", fields.text),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRecord:
-    """Where the weights came from.
-
-    Attributes:
-        model: as the user gave it.
-        kind: ``hub``, ``folder``, ``file``, or ``demo`` (the embedded model).
-        repo_id, revision, commit, endpoint: of a Hub source; ``revision`` as asked for, ``commit``
-            as resolved. Credentials inside ``endpoint`` are not written.
-        files: the weight files that were read.
-    """
-
-    model: str
-    kind: SourceKind
-    repo_id: str | None = None
-    revision: str | None = None
-    commit: str | None = None
-    endpoint: str | None = None
-    files: tuple[SourceFile, ...] = ()
-
-    def to_object(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "kind": self.kind,
-            "repo_id": self.repo_id,
-            "revision": self.revision,
-            "commit": self.commit,
-            "endpoint": self.endpoint and _without_credentials(self.endpoint),
-            "files": [_plain(file) for file in self.files],
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        kind: SourceKind
-        match fields.text("kind"):
-            case "hub" | "folder" | "file" | "demo" as kind:
-                pass
-            case other:
-                fields.fail("kind", f"'{other}' is none of {', '.join(get_args(SourceKind))}")
-        return cls(
-            model=fields.text("model"),
-            kind=kind,
-            repo_id=fields.optional("repo_id", fields.text),
-            revision=fields.optional("revision", fields.text),
-            commit=fields.optional("commit", fields.text),
-            endpoint=fields.optional("endpoint", fields.text),
-            files=tuple(SourceFile.from_fields(file) for file in fields.objects("files")),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Zeros among some weights, before and after; ``requested`` is a sparsity, 0..1, or None."""
-
-    weights: int
-    zeros_before: int
-    zeros: int
-    requested: float | None = None
-
-    @property
-    def achieved(self) -> float:
-        """Sparsity afterwards: zeros / weights, 0..1; 0 where there are no weights."""
-        return self.zeros / self.weights if self.weights else 0.0
-
-    def to_object(self) -> dict[str, Any]:
-        return {**_plain(self), "achieved": self.achieved}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        count = cls(
-            fields.count("weights"),
-            fields.count("zeros_before"),
-            fields.count("zeros"),
-            fields.optional("requested", fields.number),
-        )
-        if max(count.zeros, count.zeros_before) > count.weights:
-            fields.fail("zeros", "is more than there are weights")
-        if fields.number("achieved") != count.achieved:
-            fields.fail("achieved", "is not zeros / weights")
-        return count
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """One tensor of the output.
-
-    Attributes:
-        name, dtype, shape: as in the weights file (dtype as safetensors names it).
-        file: the weights file that holds it.
-        role, layer: what it is in the model; ``layer`` None outside of the blocks.
-        pattern: ``unstructured`` or ``N:M`` if it was pruned, else None.
-        sparsity: what was asked of this tensor alone (scope tensor or row, or a recipe), else None.
-        zeros, zeros_before: exact counts of +0.0 and -0.0 in output and source.
-        threshold: largest magnitude that was pruned by comparing magnitudes, else None.
-        layout: how it is stored.
-        blake3: digest of the stored bytes.
-        reason: why it was not pruned; None if it was.
-        prunable: whether it counts among the prunable weights, pruned or not.
-        tied_to: name of the tensor above that it repeats (one tensor in the source, under two
-            names); it counts once in the totals.
-        input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
-    """
-
-    name: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    role: str
-    layer: int | None
-    pattern: str | None
-    sparsity: float | None
-    zeros: int
-    zeros_before: int
-    threshold: float | None
-    blake3: str
-    layout: str = "dense"
-    reason: str | None = None
-    prunable: bool = False
-    tied_to: str | None = None
-    input_axis: int | None = None
-
-    def to_object(self) -> dict[str, Any]:
-        return _plain(self)
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        record = cls(
-            name=fields.text("name"),
-            file=fields.file_name("file"),
-            dtype=fields.dtype("dtype"),
-            shape=fields.shape("shape"),
-            role=fields.text("role"),
-            layer=fields.optional("layer", fields.count),
-            pattern=fields.optional("pattern", fields.pattern),
-            sparsity=fields.optional("sparsity", fields.number),
-            zeros=fields.count("zeros"),
-            zeros_before=fields.count("zeros_before"),
-            threshold=fields.optional("threshold", fields.number),
-            layout=fields.text("layout"),
-            blake3=fields.digest("blake3"),
-            reason=fields.optional("reason", fields.text),
-            prunable=fields.flag("prunable"),
-            tied_to=fields.optional("tied_to", fields.text),
-            input_axis=fields.optional("input_axis", fields.count),
-        )
-        if record.input_axis is not None and record.input_axis >= len(record.shape):
-            fields.fail("input_axis", f"is not an axis of a shape of {len(record.shape)} sizes")
-        if max(record.zeros, record.zeros_before) > math.prod(record.shape):
-            fields.fail("zeros", "is more than there are weights")
-        return record
+SCHEMA_VERSION = "1.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +29,7 @@ class Manifest:
         prunable, overall: totals over the prunable weights and over all of them.
         tensors: in the order of the weight files.
         files: side files and the index; not the model card, which people edit, nor this manifest.
+        export: what was asked of the export that wrote the folder; None if none did.
     """
 
     version: str
@@ -223,6 +39,7 @@ class Manifest:
     overall: Count
     tensors: tuple[TensorRecord, ...]
     files: tuple[FileRecord, ...]
+    export: dict[str, Any] | None = None
     tool: str = "prunectl"
     schema: str = field(default=SCHEMA_VERSION)
 
@@ -239,11 +56,12 @@ class Manifest:
             "version": self.version,
             "source": self.source.to_object(),
             "arguments": self.arguments,
+            "export": self.export,
             "totals": {
                 "prunable": self.prunable.to_object(),
                 "overall": self.overall.to_object(),
             },
-            "files": [_plain(file) for file in self.files],
+            "files": [record_object(file) for file in self.files],
             "tensors": [tensor.to_object() for tensor in self.tensors],
         }
         body = ",\n".join(f' "{key}": {_lines(value)}' for key, value in members.items())
@@ -270,6 +88,11 @@ class Manifest:
             version=fields.text("version"),
             source=SourceRecord.from_fields(fields.member("source")),
             arguments=fields.member("arguments").members,
+            export=(
+                fields.member("export").members
+                if fields.members.get("export") is not None
+                else None
+            ),
             prunable=Count.from_fields(totals.member("prunable")),
             overall=Count.from_fields(totals.member("overall")),
             tensors=tuple(TensorRecord.from_fields(item) for item in fields.objects("tensors")),
@@ -298,15 +121,6 @@ def _lines(value: object) -> str:
     if not isinstance(value, list) or not value:
         return json.dumps(value, allow_nan=False)
     return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
-
-
-def _plain(record: FileRecord | SourceFile | Count | TensorRecord) -> dict[str, Any]:
-    return {key: getattr(record, key) for key in record.__slots__}
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _check_schema(fields: Fields) -> None:

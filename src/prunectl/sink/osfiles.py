@@ -91,6 +91,21 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def make_parents(folder: Path) -> int:
+    """Create missing folders; returns how many."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return len(missing)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def exchange(first: Path, second: Path) -> bool:
     """Swap two existing paths in one step (``renameat2`` with RENAME_EXCHANGE).
 

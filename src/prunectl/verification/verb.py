@@ -20,8 +20,10 @@ from prunectl.errors import (
     UnknownArchitecture,
 )
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.loading.compressed import open_model
 from prunectl.pattern import pruned_count
-from prunectl.sink.manifest import Manifest, TensorRecord, read_manifest
+from prunectl.sink.manifest import Manifest, read_manifest
+from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
 from prunectl.verification.files import check_files, check_index, check_source_files
@@ -71,7 +73,7 @@ def verify(
     origin = _find_source(opener, source, findings, on_event)
     zeros = tensors = 0
     try:
-        output = open_checkpoint(path, trust_remote_code=trust_remote_code)
+        output = open_model(path, trust_remote_code=trust_remote_code)
     except SourceError as error:
         findings.add("files", path.name, f"cannot be read as a checkpoint: {error.message}")
         skipped = set(CHECKS) - {"files", "side files", "index"}

@@ -10,14 +10,14 @@ import blake3
 import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import Comparison, as_groups, compare, count_zeros, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.pruning.edits import axis_view
-from prunectl.sink.manifest import TensorRecord
+from prunectl.sink.records import TensorRecord
 from prunectl.streaming import Bytes, Scratch, run_tensors
 from prunectl.verification.result import Difference
 
@@ -78,7 +78,7 @@ def check_weights(
 ReadSource = Callable[[int, int, Scratch], Bytes]
 
 
-def _reader_of(reader: WeightReader, tensor: StoredTensor) -> ReadSource:
+def _reader_of(reader: TensorReader, tensor: StoredTensor) -> ReadSource:
     def read(start: int, size: int, scratch: Scratch) -> Bytes:
         block = scratch.buffer(size, "source")
         reader.read(tensor, start, block)
@@ -98,7 +98,7 @@ def _pattern(record: TensorRecord) -> NM | None:
 def _examine(
     tensor: StoredTensor,
     record: TensorRecord,
-    reader: WeightReader,
+    reader: TensorReader,
     read_source: ReadSource | None,
     scratch: Scratch,
 ) -> Found:

@@ -1,0 +1,147 @@
+"""What can be the value of an option or argument: fixed words, models, revisions, paths.
+
+An entry is found by command and option (``analyze --pattern``), by option, or by metavar; the first
+of these that there is counts. Nothing heavy is imported, the Hub's cache is read as plain folders,
+and nothing is ever fetched: an answer takes about 0.1 s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from prunectl.checkpoint.index import PICKLE_SUFFIXES
+from prunectl.cli.shell_scripts import Shell
+from prunectl.demo import NAME as DEMO
+
+Given = Mapping[str, str]
+"""Values before the cursor, by option (``--cache-dir``) or an argument's metavar (``MODEL``)."""
+
+
+class Candidate(NamedTuple):
+    """A whole word, and what it means. A folder ends with a slash: more may follow it."""
+
+    value: str
+    help: str = ""
+
+
+_NM = {
+    "2:4": "keeps 2 of every 4 weights: half are zero, as sparse tensor cores need it",
+    "4:8": "keeps 4 of every 8 weights: half are zero",
+    "1:2": "keeps 1 of every 2 weights: half are zero",
+    "1:4": "keeps 1 of every 4 weights: three quarters are zero",
+}
+CHOICES: dict[str, dict[str, str]] = {
+    "analyze --pattern": {**_NM, "none": "leaves out 2:4, which is measured otherwise"},
+    "N:M": _NM,
+    "PATTERN": {"unstructured": "any weight may be zero", **_NM},
+    "--scope": {
+        "global": "one threshold for all prunable weights",
+        "tensor": "a threshold for each tensor",
+        "row": "a threshold for each row of each tensor",
+    },
+    "LAYOUT": {
+        "auto": "whichever is smallest for each tensor",
+        "dense": "zeros like any weight: what everything loads",
+        "bitmask": "a bit for each weight, and the kept values",
+        "nm": "the kept values of N:M and their positions",
+        "packed": "kept values and positions, entropy coded: the smallest",
+    },
+    "--show-completion": {shell: f"the script for {shell}" for shell in Shell},
+}
+"""Values and what they mean."""
+
+
+def _models(text: str, given: Given) -> Iterator[Candidate]:
+    if DEMO.startswith(text):
+        yield Candidate(DEMO, "a small model that comes with prunectl")
+    cache = _hub_cache(given)
+    model, at, revision = text.partition("@")
+    for name, commit in _revisions(cache, model) if at else ():
+        if name.startswith(revision):
+            yield Candidate(f"{model}@{name}", commit)
+    for entry in _entries(str(cache)):
+        repo = entry.name.removeprefix("models--").replace("--", "/")
+        if entry.name.startswith("models--") and repo.startswith(text):
+            yield Candidate(repo, "in the Hub's cache")
+    yield from _paths(text, (".safetensors", *PICKLE_SUFFIXES))
+
+
+def _revision_of_model(text: str, given: Given) -> Iterator[Candidate]:
+    model = given.get("--source") or given.get("MODEL", "")
+    for name, commit in _revisions(_hub_cache(given), model.partition("@")[0]):
+        if name.startswith(text):
+            yield Candidate(name, commit)
+
+
+def _revisions(cache: Path, repo: str) -> Iterator[tuple[str, str]]:
+    """Branches and tags of a repository that the cache knows, and their commits in words."""
+    refs = cache / f"models--{repo.replace('/', '--')}" / "refs"
+    try:
+        for file in sorted(path for path in refs.rglob("*") if path.is_file()):
+            commit = file.read_text(encoding="ascii", errors="replace").strip()
+            yield file.relative_to(refs).as_posix(), f"commit {commit[:12]}"
+    except OSError:
+        return
+
+
+def _hub_cache(given: Given) -> Path:
+    """Where huggingface_hub would look; it is not asked, since importing it takes too long."""
+    if chosen := given.get("--cache-dir"):
+        return Path(_expanded(chosen))
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    legacy = os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(_expanded(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or legacy)))
+
+
+def _paths(text: str, suffixes: tuple[str, ...]) -> Iterator[Candidate]:
+    """Folders, and files that end with one of ``suffixes``; hidden ones only where asked for."""
+    if text == "~":
+        yield Candidate("~/")
+        return
+    start = os.path.basename(text)  # noqa: PTH119 - the rest stays as it was typed
+    head = text[: len(text) - len(start)]
+    for entry in _entries(_expanded(head) or "."):
+        if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
+            continue
+        if _is_folder(entry):
+            yield Candidate(f"{head}{entry.name}/")
+        elif entry.name.endswith(suffixes):
+            yield Candidate(f"{head}{entry.name}")
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (OSError, ValueError):
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _expanded(path: str) -> str:
+    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
+FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
+    "MODEL": _models,
+    "REV": _revision_of_model,
+    "DIR": lambda text, _: _paths(text, ()),
+    "--recipe": lambda text, _: _paths(text, (".toml",)),
+    "FILE": lambda text, _: _paths(text, (".json",)),
+}
+"""Values that are looked for."""
+
+FREE = {"S", "NAME", "SIZE", "N", "TOKEN"}
+"""Metavars whose values nobody can guess."""

@@ -1,0 +1,141 @@
+"""``prunectl export``: store a checkpoint smaller, or make it dense again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.model_argument import choose_model
+from prunectl.cli.output import Output
+from prunectl.errors import InvalidOption
+from prunectl.pattern import NM, parse_nm
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+
+EPILOG = options.examples(
+    "prunectl export out/ -o small/",
+    "prunectl export out/ -o small/ --layout packed",
+    "prunectl export small/ -o dense/ --layout dense",
+    "prunectl export out/ --masks-only -o masks.safetensors",
+)
+
+
+def export(
+    context: typer.Context,
+    model: options.Model = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            callback=options.expand,
+            help="Folder to write; with --masks-only, the file.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            "-l",
+            metavar="LAYOUT",
+            help="How pruned weights are stored: auto (the smallest for each tensor), packed, "
+            "bitmask, nm, or dense (what everything loads).",
+        ),
+    ] = "auto",
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            "-p",
+            metavar="N:M",
+            help="The N:M that tensors follow; default: what the manifest says.",
+        ),
+    ] = None,
+    masks_only: Annotated[
+        bool,
+        typer.Option(
+            "--masks-only", help="Write only which weights are kept, for prunectl prune --mask."
+        ),
+    ] = False,
+    max_shard_size: Annotated[
+        str,
+        typer.Option(
+            "--max-shard-size", metavar="SIZE", help="Largest weights file, before compression."
+        ),
+    ] = "5GB",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is at --output, once all is written.")
+    ] = False,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Store a checkpoint in fewer bytes, without losing a bit; or make a stored one dense again.
+
+    Compressed folders are read by prunectl.load_model and prunectl.load_state_dict, and by
+    transformers after 'import prunectl'. Nothing else loads them: --layout dense is the way back.
+    """
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    groups = None if pattern is None else _groups(pattern)
+    shard_size = options.parsed_size(max_shard_size)
+    if output is None:
+        raise InvalidOption("no output given", hint="add -o DIR")
+    choice = choose_model(model, revision, out)
+    checkpoint = options.open_source(
+        choice, token, cache_dir, trust_remote_code, out, compressed=True
+    )
+    if masks_only:
+        _masks(checkpoint, output, force, jobs, out)
+        return
+    from prunectl.exporting.verb import export
+
+    typed = context.obj[ARGV]
+    if model is None and checkpoint.kind in ("hub", "demo"):
+        typed = [typed[0], choice.model, *typed[1:]]
+    with out.progress() as on_event:
+        result = export(
+            checkpoint,
+            output,
+            layout,
+            pattern=groups,
+            max_shard_size=shard_size,
+            force=force,
+            jobs=jobs,
+            command=recorded_command(typed),
+            on_event=on_event,
+        )
+    if json:
+        out.data(result.to_json())
+        return
+    from prunectl.cli.export_screen import export_screen
+
+    out.show(*export_screen(result, everything=verbose))
+
+
+def _groups(text: str) -> NM:
+    return parse_nm(text)
+
+
+def _masks(
+    checkpoint: Checkpoint, output: Path, force: bool, jobs: int | None, out: Output
+) -> None:
+    from prunectl.cli.export_screen import masks_screen
+    from prunectl.exporting.masks import export_masks
+
+    with out.progress() as on_event:
+        result = export_masks(checkpoint, output, force=force, jobs=jobs, on_event=on_event)
+    if out.json:
+        out.data(result.to_json())
+    else:
+        out.show(*masks_screen(result))

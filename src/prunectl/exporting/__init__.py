@@ -1,0 +1,1 @@
+"""``export``: a checkpoint in a smaller layout, and back."""

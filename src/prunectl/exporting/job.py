@@ -1,0 +1,173 @@
+"""Everything about an export that is decided, or refused, before a weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from prunectl._version import __version__
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
+from prunectl.exporting.survey import Expected
+from prunectl.pattern import NM, Unstructured, parse_pattern
+from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
+from prunectl.pruning.job import protected
+from prunectl.pruning.outputs import OutputTensor, output_tensors
+from prunectl.settings import PruneSettings
+from prunectl.sink.manifest import Manifest, read_manifest
+from prunectl.sink.parts import PartsShard, plan_parts
+from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
+from prunectl.sink.target import MANIFEST_NAME, check_target
+
+LAYOUTS = ("auto", "dense", "bitmask", "nm", "packed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported, to where, and how it is split into files.
+
+    Attributes:
+        checkpoint: the source; a compressed one is seen as the dense one that it stands for.
+        target: the folder to write.
+        layout, pattern, max_shard_size, command: as asked for.
+        manifest: of the source's folder, or None.
+        expected: the N:M that tensors should follow, by name.
+        outputs: the tensors to write, by name, in file order.
+        shards: compressed files; empty for a dense export.
+        dense: the files of a dense export, else None.
+    """
+
+    checkpoint: Checkpoint
+    target: Path
+    layout: str
+    pattern: NM | None
+    max_shard_size: int
+    command: str
+    manifest: Manifest | None
+    expected: dict[str, Expected]
+    outputs: dict[str, OutputTensor]
+    shards: tuple[PartsShard, ...]
+    dense: ShardLayout | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What was asked for, as the manifest records it."""
+        return {
+            "layout": self.layout,
+            "pattern": str(self.pattern) if self.pattern else None,
+            "max_shard_size": self.max_shard_size,
+            "version": __version__,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the output's weight bytes."""
+        shards = self.dense.shards if self.dense else self.shards
+        facts = {
+            "export": self.arguments,
+            "source": self.checkpoint.identity(),
+            "expected": {name: [str(one.pattern), one.axis] for name, one in self.expected.items()},
+            "shards": [[shard.name, [spec.name for spec in shard.specs]] for shard in shards],
+        }
+        return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    target: Path,
+    layout: str,
+    pattern: NM | None,
+    max_shard_size: int | str,
+    force: bool,
+    command: str,
+) -> Job:
+    """Everything that can be refused before a weight is read.
+
+    Raises:
+        InvalidOption: an unknown layout; a pattern for the dense one.
+        UnsupportedCheckpoint: the source is quantized by somebody else.
+        BadManifest: the source's manifest is not about these tensors.
+        OutputConflict: something is in the way at the target.
+    """
+    if layout not in LAYOUTS:
+        raise InvalidOption(f"layout '{layout}' is not known", hint=f"one of {', '.join(LAYOUTS)}")
+    if layout == "dense" and pattern is not None:
+        raise InvalidOption("--pattern has no meaning with --layout dense", hint="leave it out")
+    if checkpoint.quantization:
+        raise UnsupportedCheckpoint(
+            checkpoint.model,
+            f"the checkpoint is quantized ({checkpoint.quantization})",
+            hint="it is stored in few bits already; export the one from before quantization",
+        )
+    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    if size < 1:
+        raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
+    check_target(target, force=force, protected=protected(checkpoint))
+    manifest = _manifest_of(checkpoint)
+    outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
+    specs = [tensor.spec for tensor in outputs.values()]
+    is_dense = layout == "dense"
+    return Job(
+        checkpoint=checkpoint,
+        target=target,
+        layout=layout,
+        pattern=pattern,
+        max_shard_size=size,
+        command=command,
+        manifest=manifest,
+        expected={} if is_dense else _expected(checkpoint, manifest, pattern),
+        outputs=outputs,
+        shards=() if is_dense else plan_parts(specs, size),
+        dense=plan_shards(specs, size) if is_dense else None,
+    )
+
+
+def _manifest_of(checkpoint: Checkpoint) -> Manifest | None:
+    """The manifest beside the weights, which must be about them."""
+    path = checkpoint.folder / MANIFEST_NAME
+    if checkpoint.kind == "file" or not path.exists():
+        return None
+    manifest = read_manifest(checkpoint.folder)
+    here = {t.name: (t.spec.dtype.name, t.spec.shape) for t in checkpoint.tensors}
+    listed = {record.name: (record.dtype, record.shape) for record in manifest.tensors}
+    for name in here.keys() | listed.keys():
+        if here.get(name) != listed.get(name):
+            raise BadManifest(
+                path,
+                f"and the weight files disagree about tensor '{name}'",
+                hint="the folder was changed: prunectl verify says how",
+            )
+    return manifest
+
+
+def _expected(
+    checkpoint: Checkpoint, manifest: Manifest | None, pattern: NM | None
+) -> dict[str, Expected]:
+    """The pattern of every tensor that should follow one: as told, else as the manifest says."""
+    if pattern is not None:
+        return _as_told(checkpoint, pattern)
+    found = {}
+    for record in manifest.tensors if manifest else ():
+        told = parse_pattern(record.pattern) if record.pattern else None
+        if told is None or isinstance(told, Unstructured) or record.input_axis is None:
+            continue
+        if record.shape[record.input_axis] % told.m == 0:
+            found[record.name] = Expected(told, record.input_axis)
+    return found
+
+
+def _as_told(checkpoint: Checkpoint, pattern: NM) -> dict[str, Expected]:
+    settings = PruneSettings(pattern=pattern)
+    found = {}
+    for tensor in checkpoint.tensors:
+        spec, role = tensor.spec, checkpoint.roles.roles[tensor.name]
+        axis = input_axis(spec, role)
+        if axis is None or not_prunable_reason(spec, role, settings):
+            continue
+        if not misfit_reason(spec, role, pattern):
+            found[spec.name] = Expected(pattern, axis)
+    return found

@@ -1,0 +1,279 @@
+"""``export --masks-only``: which weights of a pruned checkpoint stay, one bit a weight."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.mask_file import is_mask_file
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import BadManifest, CannotWrite, NothingMasked, OutputConflict
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.exporting.result import MasksResult
+from prunectl.loading.compressed import open_model
+from prunectl.magnitude.masks import as_groups, kept_bits, nm_violations
+from prunectl.pattern import NM, Unstructured, parse_pattern
+from prunectl.plan import input_axis, not_prunable_reason
+from prunectl.pruning.edits import axis_view, mask_unit
+from prunectl.pruning.job import protected
+from prunectl.settings import PruneSettings
+from prunectl.sink.manifest import Manifest, read_manifest
+from prunectl.sink.mask_file import MaskEntry, MaskWriter
+from prunectl.sink.osfiles import os_errors
+from prunectl.sink.target import MANIFEST_NAME, check_space
+from prunectl.streaming import Scratch, run_ordered, run_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """A tensor to write a mask of: under its name, the bytes of ``stored``."""
+
+    name: str
+    stored: StoredTensor
+    pattern: NM | None = None
+    axis: int | None = None
+
+    @property
+    def entry(self) -> MaskEntry:
+        spec = self.stored.spec
+        pattern = None if self.pattern is None else str(self.pattern)
+        return MaskEntry(self.name, spec.shape, spec.numel, pattern, self.axis)
+
+
+def export_masks(
+    model: Checkpoint | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    jobs: int | None = None,
+    on_event: OnEvent = ignore_events,
+) -> MasksResult:
+    """Write which weights of the pruned tensors stay: all whose bits are not those of +0.0.
+
+    The tensors are those that the folder's manifest says were pruned; without a manifest, the
+    prunable ones that hold a +0.0. docs/masks.md specifies the file.
+
+    Args:
+        model: an open checkpoint, dense or compressed, or what :func:`open_checkpoint` takes.
+        output: the file to write; its folder exists, and is not the model's.
+        force: replace a file of masks there.
+        jobs: threads; default one per core, eight at most.
+        on_event: receives progress.
+
+    Raises:
+        NothingMasked: no tensor was pruned.
+        BadManifest: the manifest cannot be used, or is not that of these weights.
+        OutputConflict: something else is at ``output``, or it lies in the model's folder.
+        SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
+    """
+    started = time.perf_counter()
+    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
+    for text in checkpoint.notes:
+        on_event(Note(text, warning=True))
+    target = _check_target(Path(output), protected(checkpoint), force=force)
+    manifest = _manifest(checkpoint)
+    with checkpoint.open() as reader:
+        if manifest is not None:
+            masked = _listed(checkpoint, manifest)
+        else:
+            masked = _holding_zeros(checkpoint, reader, jobs, on_event)
+        check_space(target, sum(one.entry.nbytes for one in masked))
+        entries = [one.entry for one in masked]
+        with MaskWriter(target, entries, _source(checkpoint, manifest), force=force) as writer:
+            zeros = _write(masked, checkpoint, reader, writer, jobs, on_event)
+            writer.close(zeros)
+    return MasksResult(
+        output=Path(output),
+        model=checkpoint.model,
+        tensors=len(masked),
+        weights=sum(entry.weights for entry in entries),
+        zeros=sum(zeros.values()),
+        nbytes=writer.size,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_target(output: Path, sources: Sequence[Path], *, force: bool) -> Path:
+    """The real path to write, if it may be written.
+
+    Raises:
+        OutputConflict, CannotWrite: it may not.
+    """
+    with os_errors(output):
+        target = output.resolve()
+        for source in (path.resolve() for path in sources):
+            if target == source or source in target.parents:
+                why = f"lies in the source {source}, which is never changed"
+                raise OutputConflict(output, why, hint="choose an -o outside of it")
+        if target.is_dir():
+            raise OutputConflict(output, "is a folder; the masks are one file")
+        if not target.parent.is_dir():
+            raise CannotWrite(output, f"there is no folder {target.parent}")
+        if target.exists() and not force:
+            hint = "choose another -o, or replace it with --force"
+            raise OutputConflict(output, "exists", hint=hint)
+        if target.exists() and not is_mask_file(target):
+            raise OutputConflict(output, "is not a file of masks; --force replaces only those")
+    return target
+
+
+# --- which tensors --------------------------------------------------------------------------------
+
+
+def _manifest(checkpoint: Checkpoint) -> Manifest | None:
+    path = checkpoint.folder / MANIFEST_NAME
+    return read_manifest(checkpoint.folder) if os.path.lexists(path) else None
+
+
+def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
+    """The tensors that the manifest says were pruned.
+
+    Raises:
+        BadManifest: the weights are not those that it lists.
+        NothingMasked: there are none.
+    """
+    path = checkpoint.folder / MANIFEST_NAME
+    own = {tensor.name: tensor for tensor in checkpoint.tensors}
+    own |= {alias: own[name] for alias, name in checkpoint.aliases.items()}
+    found = []
+    for record in manifest.tensors:
+        if record.pattern is None:
+            continue
+        stored = own.get(record.name)
+        if stored is None and checkpoint.kind == "file":
+            continue  # one shard of several
+        spec = None if stored is None else stored.spec
+        if stored is None or spec is None or not spec.dtype.is_prunable:
+            raise BadManifest(path, f"lists '{record.name}' as pruned, which the weights lack")
+        if (spec.shape, spec.dtype.name) != (record.shape, record.dtype):
+            raise BadManifest(path, f"lists '{record.name}' with another shape or dtype")
+        pattern = parse_pattern(record.pattern)
+        groups = None if isinstance(pattern, Unstructured) else pattern
+        if groups is not None and axis_view(spec, record.input_axis)[0] % groups.m:
+            raise BadManifest(path, f"lists '{record.name}' as {groups}, which it cannot be")
+        axis = record.input_axis
+        if groups is not None and axis is None:
+            axis = len(spec.shape) - 1
+        found.append(_Masked(record.name, stored, groups, axis))
+    if not found:
+        raise NothingMasked(checkpoint.model, f"{MANIFEST_NAME} lists no tensor that was pruned")
+    return found
+
+
+def _holding_zeros(
+    checkpoint: Checkpoint, reader: TensorReader, jobs: int | None, on_event: OnEvent
+) -> list[_Masked]:
+    """The prunable tensors that hold a +0.0; of a pruned one little has to be read to tell.
+
+    Raises:
+        NothingMasked: there are none.
+    """
+    roles = checkpoint.roles.roles
+    candidates = [
+        tensor
+        for tensor in checkpoint.tensors
+        if not not_prunable_reason(tensor.spec, roles[tensor.name], PruneSettings())
+    ]
+    phase = "looking for zeros"
+    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in candidates)))
+
+    def work(tensor: StoredTensor, scratch: Scratch) -> bool:
+        uint = _uint(tensor)
+        return any(not block.view(uint).all() for _, block in scratch.blocks(reader, tensor))
+
+    found = []
+    for tensor, holds in run_tensors(candidates, work, jobs):
+        on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+        if holds:
+            axis = input_axis(tensor.spec, roles[tensor.name])
+            found.append(_Masked(tensor.name, tensor, None, axis))
+    on_event(PhaseDone(phase))
+    if not found:
+        raise NothingMasked(
+            checkpoint.model, "there is no prunectl.json, and no prunable tensor holds a zero"
+        )
+    return found
+
+
+# --- what of them -----------------------------------------------------------------------------
+
+
+def _write(
+    masked: Sequence[_Masked],
+    checkpoint: Checkpoint,
+    reader: TensorReader,
+    writer: MaskWriter,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> dict[str, int]:
+    """Write the bits of all masks; returns zeros by tensor name."""
+    phase = "writing masks"
+    on_event(PhaseStarted(phase, sum(one.stored.spec.nbytes for one in masked)))
+    zeros = {}
+
+    def work(one: _Masked, scratch: Scratch) -> tuple[_Masked, int]:
+        return one, _write_one(one, checkpoint, reader, writer, scratch)
+
+    for one, count in run_ordered(masked, work, jobs):
+        zeros[one.name] = count
+        on_event(Advanced(phase, one.stored.spec.nbytes, one.name))
+    on_event(PhaseDone(phase))
+    return zeros
+
+
+def _write_one(
+    one: _Masked,
+    checkpoint: Checkpoint,
+    reader: TensorReader,
+    writer: MaskWriter,
+    scratch: Scratch,
+) -> int:
+    spec, uint, groups = one.stored.spec, _uint(one.stored), one.pattern
+    width = axis_view(spec, one.axis)[1]
+    unit = mask_unit(1 if groups is None else groups.m * width)
+    zeros = 0
+    for offset, block in scratch.blocks(reader, one.stored, unit):
+        codes = block.view(uint)
+        if groups is not None:
+            tiles = as_groups(codes, groups.m, width)
+            if nm_violations(tiles, groups.n, groups.m):
+                raise BadManifest(
+                    checkpoint.folder / MANIFEST_NAME,
+                    f"lists '{one.name}' as {groups}, which its weights do not follow",
+                    hint="they were changed after they were pruned",
+                )
+        zeros += codes.size - int(np.count_nonzero(codes))
+        writer.write(one.name, offset // uint.itemsize // 8, kept_bits(codes).data)
+    return zeros
+
+
+def _uint(tensor: StoredTensor) -> np.dtype[Any]:
+    return np.dtype(f"u{tensor.spec.dtype.bits // 8}")
+
+
+def _source(checkpoint: Checkpoint, manifest: Manifest | None) -> Mapping[str, Any]:
+    """What the masks are of: the source in the manifest, or the checkpoint itself.
+
+    The file is for others: of a local path only the last part is written, which says what it was.
+    """
+    of = checkpoint if manifest is None else manifest.source
+    model = of.model
+    if manifest is None and checkpoint.kind == "folder":
+        model = str(checkpoint.folder.resolve())  # "." says nothing
+    return {
+        "model": Path(model).name if of.kind in ("folder", "file") else model,
+        "kind": of.kind,
+        "repo_id": of.repo_id,
+        "commit": of.commit,
+        "files": [
+            {"name": file.name, "size": file.size, "sha256": file.sha256} for file in of.files
+        ],
+    }

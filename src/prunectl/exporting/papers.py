@@ -1,0 +1,209 @@
+"""The papers of an export: side files, index, model card, manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prunectl._version import __version__
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.exporting.job import Job
+from prunectl.exporting.result import ExportResult
+from prunectl.exporting.writing import Stored
+from prunectl.plan import input_axis, not_prunable_reason
+from prunectl.pruning.papers import auto_class_of, source_card, source_record
+from prunectl.settings import PruneSettings
+from prunectl.sink.card import CardFacts, RoleRow, model_card
+from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.manifest import SCHEMA_VERSION, Manifest
+from prunectl.sink.parts import PARTS_INDEX, parts_index
+from prunectl.sink.records import Count, FileRecord, TensorRecord
+from prunectl.sink.shards import INDEX_NAME
+from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+from prunectl.tensorspec import DTYPES
+
+
+def side_bytes(checkpoint: Checkpoint) -> int:
+    """Size of all side files in bytes; those that cannot be read count nothing."""
+    paths = [checkpoint.folder / name for name in checkpoint.side_files]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def write_papers(
+    sink: OutputFolder, job: Job, result: ExportResult, stored: Mapping[str, Stored]
+) -> tuple[str, ...]:
+    """Write side files, index, model card and, last, the manifest; returns warnings."""
+    weights = PARTS_INDEX if result.shards > 1 else result.tensors[0].file
+    files, warnings = _side_files(sink, job, weights)
+    index = _index(job, result, stored)
+    if index is not None:
+        files.append(sink.write_bytes(INDEX_NAME if job.dense else PARTS_INDEX, index))
+    manifest = replace(
+        job.manifest or _fresh_manifest(job, result),
+        version=__version__,
+        tensors=_records(job, result),
+        files=tuple(files),
+        export=job.arguments,
+        schema=SCHEMA_VERSION,
+    )
+    text = model_card(source_card(job.checkpoint), _card_facts(job, result, manifest))
+    sink.write_bytes(CARD_NAME, text.encode("utf-8", "surrogateescape"))
+    sink.write_bytes(MANIFEST_NAME, manifest.to_json())
+    return warnings
+
+
+def _side_files(
+    sink: OutputFolder, job: Job, weights: str
+) -> tuple[list[FileRecord], tuple[str, ...]]:
+    """Copy them; config.json names our loader in a compressed folder, and nowhere else."""
+    files, warnings = [], []
+    for name in job.checkpoint.side_files:
+        path = job.checkpoint.folder / name
+        if name != CONFIG_NAME:
+            files.append(sink.write_side_file(name, path))
+            continue
+        config = unmark(path.read_bytes())
+        if not job.dense and is_markable(config):
+            config = mark(config, weights)
+        elif not job.dense:
+            warnings.append(_no_loader(f"{CONFIG_NAME} is not a JSON object of its own"))
+        files.append(sink.write_bytes(name, config))
+    if not job.dense and CONFIG_NAME not in job.checkpoint.side_files:
+        warnings.append(_no_loader(f"there is no {CONFIG_NAME}"))
+    return files, tuple(warnings)
+
+
+def _no_loader(why: str) -> str:
+    return f"{why}: transformers cannot load this folder, prunectl.load_state_dict can."
+
+
+def _index(job: Job, result: ExportResult, stored: Mapping[str, Stored]) -> bytes | None:
+    if job.dense:
+        return job.dense.index()
+    if result.shards < 2:
+        return None
+    where = {
+        name: tensor.file for tensor in result.tensors for name in stored[tensor.name].stored_names
+    }
+    return parts_index(where, sum(tensor.stored_bytes for tensor in result.tensors))
+
+
+def _records(job: Job, result: ExportResult) -> tuple[TensorRecord, ...]:
+    """A record for every tensor: the source's own, with what this export changed."""
+    known = {record.name: record for record in job.manifest.tensors} if job.manifest else {}
+    fresh = {} if job.manifest else _fresh_records(job, result)
+    return tuple(
+        replace(
+            known.get(tensor.name) or fresh[tensor.name],
+            file=tensor.file,
+            layout=tensor.layout,
+            stored_bytes=tensor.stored_bytes,
+            blake3=tensor.blake3,
+        )
+        for tensor in result.tensors
+    )
+
+
+def _fresh_records(job: Job, result: ExportResult) -> dict[str, TensorRecord]:
+    """Records of a checkpoint that prunectl has not written: nothing of it was pruned here."""
+    settings = PruneSettings()
+    records: dict[str, TensorRecord] = {}
+    first: dict[str, str] = {}
+    for tensor in result.tensors:
+        source = job.outputs[tensor.name].source
+        role = job.checkpoint.roles.roles[source.name]
+        owner = first.setdefault(source.name, tensor.name)
+        prunable = not not_prunable_reason(source.spec, role, settings)
+        is_float = DTYPES[tensor.dtype].is_float
+        records[tensor.name] = TensorRecord(
+            name=tensor.name,
+            file=tensor.file,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            role=str(role.role),
+            layer=role.layer,
+            pattern=None,
+            sparsity=None,
+            zeros=tensor.zeros if is_float else 0,
+            zeros_before=tensor.zeros if is_float else 0,
+            threshold=None,
+            blake3=tensor.blake3,
+            reason="exported as it was",
+            prunable=prunable,
+            tied_to=None if owner == tensor.name else owner,
+            input_axis=input_axis(source.spec, role) if prunable else None,
+        )
+    return records
+
+
+def _fresh_manifest(job: Job, result: ExportResult) -> Manifest:
+    records = list(_fresh_records(job, result).values())
+    return Manifest(
+        version=__version__,
+        source=source_record(job.checkpoint),
+        arguments={"method": None},
+        prunable=_count([record for record in records if record.prunable]),
+        overall=_count(records),
+        tensors=(),
+        files=(),
+    )
+
+
+def _count(records: Iterable[TensorRecord]) -> Count:
+    """Totals of float tensors; tied ones count once."""
+    own = [r for r in records if r.tied_to is None and DTYPES[r.dtype].is_float]
+    return Count(
+        sum(record.numel for record in own),
+        sum(record.zeros_before for record in own),
+        sum(record.zeros for record in own),
+    )
+
+
+def _card_facts(job: Job, result: ExportResult, manifest: Manifest) -> CardFacts:
+    source = manifest.source
+    arguments = manifest.arguments
+    return CardFacts(
+        # The card is for others: of a local path only the last part, which says what it was.
+        model=source.repo_id or Path(os.path.expanduser(source.model)).resolve().name,  # noqa: PTH111
+        version=__version__,
+        method=_method(arguments.get("method")),
+        pattern=str(arguments.get("pattern") or ""),
+        scope=str(arguments.get("scope") or ""),
+        prunable=manifest.prunable,
+        overall=manifest.overall,
+        roles=_role_rows(manifest.tensors),
+        command=job.command or "prunectl.export(...)",
+        repo_id=source.repo_id,
+        commit=source.commit,
+        auto_class=auto_class_of(job.checkpoint),
+        layout=result.layout,
+        dense_bytes=result.dense_bytes,
+        stored_bytes=result.nbytes,
+    )
+
+
+def _method(name: object) -> str:
+    return {None: "", "magnitude": "one-shot magnitude pruning", "mask": "a given mask"}.get(
+        name if isinstance(name, str) else None, str(name)
+    )
+
+
+def _role_rows(records: Sequence[TensorRecord]) -> list[RoleRow]:
+    roles: dict[str, list[TensorRecord]] = {}
+    for record in records:
+        roles.setdefault(record.role, []).append(record)
+    return [
+        RoleRow(
+            role,
+            len(members),
+            Count(
+                sum(record.numel for record in members),
+                sum(record.zeros_before for record in members),
+                sum(record.zeros for record in members),
+            ),
+        )
+        for role, members in roles.items()
+    ]

@@ -1,0 +1,206 @@
+"""The first pass of an export: each tensor is counted and hashed, and its layout chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import blake3
+import numpy as np
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import PatternMismatch
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.pattern import NM
+from prunectl.streaming import Scratch, run_tensors
+from prunectl.tensorspec import TensorSpec
+
+if TYPE_CHECKING:
+    from prunectl.layouts.groups import Grid
+    from prunectl.layouts.scheme import Scheme
+    from prunectl.layouts.survey import Survey
+
+DETECTED = (NM(1, 4), NM(1, 2), NM(2, 4), NM(4, 8))
+"""Patterns that are looked for where nobody says which one a tensor follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The N:M that a tensor should follow, and along which axis."""
+
+    pattern: NM
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How one tensor will be stored.
+
+    Attributes:
+        spec: which tensor.
+        layout: its layout.
+        pattern, axis: the N:M that the layout makes use of; None where it uses none.
+        scheme: of the packed layout, else None.
+        zeros: weights that are +0.0 or -0.0.
+        blake3: of its dense bytes.
+        sizes: bytes in each layout that can hold it, header left out; of ``packed`` an estimate.
+    """
+
+    spec: TensorSpec
+    layout: str
+    pattern: NM | None
+    axis: int
+    scheme: Scheme | None
+    zeros: int
+    blake3: str
+    sizes: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in its layout, about."""
+        return self.sizes[self.layout]
+
+
+def choose_layouts(
+    checkpoint: Checkpoint,
+    tensors: Sequence[StoredTensor],
+    layout: str,
+    expected: Mapping[str, Expected],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> dict[str, Choice]:
+    """Read every tensor once and decide how each is stored; by name.
+
+    Args:
+        checkpoint: the source.
+        tensors: which of its tensors.
+        layout: what was asked for; ``auto`` is the smallest. What would grow stays dense.
+        expected: N:M patterns by tensor name; tensors without one are looked at for the usual ones.
+
+    Raises:
+        PatternMismatch: a tensor does not follow the pattern that is expected of it.
+    """
+    phase = "measuring"
+    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    found: dict[str, Choice] = {}
+    with checkpoint.open() as reader:
+
+        def work(tensor: StoredTensor, scratch: Scratch) -> Choice:
+            return _choose(tensor, reader, scratch, layout, expected.get(tensor.name))
+
+        for tensor, choice in run_tensors(tensors, work, jobs):
+            found[tensor.name] = choice
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+    on_event(PhaseDone(phase))
+    return found
+
+
+def _choose(
+    tensor: StoredTensor,
+    reader: TensorReader,
+    scratch: Scratch,
+    layout: str,
+    expected: Expected | None,
+) -> Choice:
+    from prunectl.layouts.choice import by_size, sizes
+    from prunectl.layouts.scheme import best_scheme
+
+    spec = tensor.spec
+    counted = _count(tensor, reader, scratch, expected)
+    pattern, axis = counted.pattern, counted.axis
+    said = {"dense": spec.nbytes}
+    if layout != "dense" and counted.survey is not None:
+        said = sizes(spec.dtype, spec.shape, counted.survey, pattern=pattern, axis=axis)
+    wanted = {name: size for name, size in said.items() if layout in ("auto", name)}
+    name = by_size({"dense": spec.nbytes, **wanted})[0]
+    scheme = None
+    if name == "packed":
+        assert counted.survey is not None
+        scheme = best_scheme(spec.dtype, spec.shape, counted.survey, pattern, axis)[0]
+    uses_pattern = name == "nm" or (scheme is not None and scheme.mask == "nm")
+    return Choice(
+        spec=spec,
+        layout=name,
+        pattern=pattern if uses_pattern else None,
+        axis=axis,
+        scheme=scheme,
+        zeros=counted.zeros,
+        blake3=counted.blake3,
+        sizes=said,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What one pass over a tensor tells; ``survey`` is None for types that are always dense."""
+
+    survey: Survey | None
+    zeros: int
+    pattern: NM | None
+    axis: int
+    blake3: str
+
+
+def _count(
+    tensor: StoredTensor, reader: TensorReader, scratch: Scratch, expected: Expected | None
+) -> _Counted:
+    from prunectl.layouts.kernels import grouping, symbols
+    from prunectl.layouts.parts import fixed
+    from prunectl.layouts.survey import Survey
+
+    spec, digest = tensor.spec, blake3.blake3()
+    is_counted = spec.dtype.is_float and spec.dtype.bits >= 8 and spec.numel > 0
+    grids = dict(_grids(spec, expected)) if is_counted else {}
+    unit = math.lcm(1, *(grid.m * grid.inner for grid in grids.values()))
+    tables, zeros, negative = np.zeros((4, 256), np.int64), 0, 0
+    for _, block in scratch.blocks(reader, tensor, unit):
+        digest.update(block.data)
+        if not is_counted:
+            continue
+        codes = fixed(block.view(f"u{spec.dtype.bits // 8}"))
+        zeros += int(symbols.tally(codes, tables))
+        negative += int(np.count_nonzero(codes == _negative_zero(spec)))
+        for candidate, grid in list(grids.items()):
+            groups = codes.size // grid.m
+            if grouping.overfull(grid.read(codes, 0, groups), grid.n) >= 0:
+                if expected is not None:
+                    raise PatternMismatch(spec.name, str(candidate))
+                del grids[candidate]
+    counts = tables.sum(0)
+    counts[0] -= zeros
+    survey = Survey(zeros, counts) if is_counted else None
+    pattern = _tightest(grids, spec.numel, zeros)
+    axis = expected.axis if expected else max(0, len(spec.shape) - 1)
+    return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest())
+
+
+def _grids(spec: TensorSpec, expected: Expected | None) -> Iterator[tuple[NM, Grid]]:
+    """Groups of the patterns that a tensor may follow."""
+    from prunectl.layouts.groups import Grid
+    from prunectl.layouts.parts import Misfit
+
+    if expected is not None:
+        yield expected.pattern, Grid.of(spec.shape, expected.pattern, expected.axis)
+        return
+    if len(spec.shape) < 2:
+        return
+    for pattern in DETECTED:
+        try:
+            yield pattern, Grid.of(spec.shape, pattern, len(spec.shape) - 1)
+        except Misfit:
+            continue
+
+
+def _tightest(grids: Mapping[NM, Grid], numel: int, zeros: int) -> NM | None:
+    """The pattern with fewest places left empty, of those that hold; None if none does."""
+    fitting = [p for p in grids if numel * p.n // p.m >= numel - zeros]
+    return min(fitting, key=lambda p: (p.n / p.m, p.m), default=None)
+
+
+def _negative_zero(spec: TensorSpec) -> int:
+    return 1 << (spec.dtype.bits - 1)

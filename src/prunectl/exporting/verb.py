@@ -1,0 +1,208 @@
+"""The ``export`` verb: choose a layout for every tensor, then stream it into a new folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
+from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.exporting.dense import write_dense
+from prunectl.exporting.job import Job, prepare
+from prunectl.exporting.papers import side_bytes, write_papers
+from prunectl.exporting.result import ExportedTensor, ExportResult
+from prunectl.exporting.survey import Choice, choose_layouts
+from prunectl.exporting.writing import Stored, write_parts
+from prunectl.loading.compressed import open_model
+from prunectl.pattern import NM, parse_nm
+from prunectl.plain import plain
+from prunectl.pruning.job import protected
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.target import check_space
+
+DEFAULT_SHARD_SIZE = 5 * 10**9
+_PHASE = "writing weights"
+
+
+def export(
+    model: Checkpoint | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    layout: str = "auto",
+    *,
+    pattern: NM | str | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    force: bool = False,
+    jobs: int | None = None,
+    command: str | None = None,
+    on_event: OnEvent = ignore_events,
+) -> ExportResult:
+    """Store a checkpoint in another layout, bit for bit; ``dense`` is the way back.
+
+    The output is complete or absent; an interrupted run is resumed by the same call.
+
+    Args:
+        model: an open checkpoint (dense, or from ``prunectl.loading.compressed.open_model``), or
+            what :func:`prunectl.open_checkpoint` takes, compressed folders included.
+        output: folder to write; must be absent or empty, unless ``force``.
+        layout: ``auto`` (the smallest for each tensor), ``packed``, ``bitmask``, ``nm`` or
+            ``dense``. A tensor that would grow, or does not fit, stays dense.
+        pattern: the N:M that the prunable tensors follow; default: what the manifest says of each,
+            else whether one of the usual patterns holds is found out.
+        max_shard_size: bytes of the tensors in one file, stored densely; a number, or ``5GB``.
+        force: replace an existing checkpoint at ``output``, once everything is written.
+        jobs: threads; default one per core, eight at most.
+        command: recorded in the model card; must hold no secrets.
+        on_event: receives progress.
+
+    Raises:
+        PatternMismatch: a tensor does not follow the pattern that it should.
+        UsageError, SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
+    """
+    started = time.perf_counter()
+    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
+    for text in checkpoint.notes:
+        on_event(Note(text, warning=True))
+    groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
+    job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
+    folder = OutputFolder(
+        job.target,
+        job.fingerprint,
+        force=force,
+        protected=protected(checkpoint),
+        on_event=on_event,
+    )
+    with folder as sink:
+        try:
+            stored, resumed = _write(job, sink, jobs, on_event)
+        except (BadCheckpoint, PatternMismatch, InvalidOption):
+            sink.discard()  # a later run would only go on towards the same error
+            raise
+        shards = job.dense.shards if job.dense else job.shards
+        result = _result(job, stored, sink, resumed)
+        warnings = write_papers(sink, job, result, stored)
+        sink.commit()
+    for text in warnings:
+        on_event(Note(text, warning=True))
+    assert len(shards) == result.shards
+    return replace(result, warnings=warnings, seconds=time.perf_counter() - started)
+
+
+def _write(
+    job: Job, sink: OutputFolder, jobs: int | None, on_event: OnEvent
+) -> tuple[dict[str, Stored], int]:
+    """Write all files that an earlier run has not finished; returns facts by tensor."""
+    stored: dict[str, Stored] = {}
+    if job.dense:
+        check_space(job.target, job.dense.total_bytes + side_bytes(job.checkpoint))
+        found = {shard.name: sink.records_of(shard) for shard in job.dense.shards}
+    else:
+        found = {shard.name: sink.parts_of(shard) for shard in job.shards}
+    for records in found.values():
+        for record in records or ():
+            one = Stored(**{**record, "stored_names": tuple(record["stored_names"])})
+            stored[one.name] = one
+    choices = {} if job.dense else _choices(job, set(stored), jobs, on_event)
+    shards = job.dense.shards if job.dense else job.shards
+    todo = [shard for shard in shards if found[shard.name] is None]
+    size = sum(spec.nbytes for shard in todo for spec in shard.specs)
+    on_event(PhaseStarted(_PHASE, size))
+    with job.checkpoint.open() as reader:
+        for shard in job.dense.shards if job.dense else ():
+            if found[shard.name] is None:
+                dense = sink.open_shard(shard)
+                written = write_dense(
+                    shard, job.outputs, job.checkpoint, reader, dense,
+                    jobs=jobs, on_event=on_event, phase=_PHASE,
+                )  # fmt: skip
+                sink.finish(dense, [plain(one) for one in written])
+                stored |= {one.name: one for one in written}
+        sources = {name: tensor.source for name, tensor in job.outputs.items()}
+        for parts in job.shards:
+            if found[parts.name] is None:
+                writer = sink.open_parts(parts)
+                written = write_parts(
+                    parts, choices, sources, reader, writer,
+                    jobs=jobs, on_event=on_event, phase=_PHASE,
+                )  # fmt: skip
+                sink.finish(writer, [plain(one) for one in written])
+                stored |= {one.name: one for one in written}
+    on_event(PhaseDone(_PHASE))
+    return stored, len(shards) - len(todo)
+
+
+def _choices(
+    job: Job, finished: set[str], jobs: int | None, on_event: OnEvent
+) -> Mapping[str, Choice]:
+    """The layout of every tensor to write.
+
+    Raises:
+        InvalidOption: the layout that was asked for fits no tensor at all.
+        BadCheckpoint: bytes are not those that a stored hash is of.
+        NoSpace: the output will not fit.
+    """
+    todo = {name: tensor for name, tensor in job.outputs.items() if name not in finished}
+    sources = {tensor.source.name: tensor.source for tensor in todo.values()}
+    found = choose_layouts(
+        job.checkpoint,
+        list(sources.values()),
+        job.layout,
+        job.expected,
+        jobs=jobs,
+        on_event=on_event,
+    )
+    for name, choice in found.items():
+        if job.checkpoint.digests.get(name, choice.blake3) != choice.blake3:
+            raise BadCheckpoint(
+                job.checkpoint.folder / sources[name].file,
+                f"tensor '{name}' is damaged: its hash is not the one that was stored",
+            )
+    if job.layout == "nm" and not finished and not any(c.layout == "nm" for c in found.values()):
+        raise InvalidOption(
+            "--layout nm: no tensor follows an N:M pattern that is known of it",
+            hint="prune with --pattern 2:4 first, or choose --layout auto",
+        )
+    choices = {
+        name: replace(found[tensor.source.name], spec=tensor.spec) for name, tensor in todo.items()
+    }
+    needed = sum(choice.nbytes for choice in choices.values())
+    check_space(job.target, needed + needed // 50 + side_bytes(job.checkpoint))
+    return choices
+
+
+def _result(
+    job: Job, stored: Mapping[str, Stored], sink: OutputFolder, resumed: int
+) -> ExportResult:
+    shards = job.dense.shards if job.dense else job.shards
+    file_of = {spec.name: shard.name for shard in shards for spec in shard.specs}
+    sink.wait()
+    tensors = tuple(
+        ExportedTensor(
+            name=name,
+            file=file_of[name],
+            dtype=tensor.spec.dtype.name,
+            shape=tensor.spec.shape,
+            layout=stored[name].layout,
+            pattern=stored[name].pattern,
+            zeros=stored[name].zeros,
+            dense_bytes=tensor.spec.nbytes,
+            stored_bytes=stored[name].stored_bytes,
+            blake3=stored[name].blake3,
+        )
+        for name, tensor in job.outputs.items()
+    )
+    return ExportResult(
+        output=job.target,
+        model=job.checkpoint.model,
+        layout=job.layout,
+        tensors=tensors,
+        source_bytes=sum(file.size for file in job.checkpoint.files),
+        dense_bytes=sum(tensor.dense_bytes for tensor in tensors),
+        nbytes=sum(entry["size"] for entry in sink.finished.values()),
+        shards=len(shards),
+        resumed_shards=resumed,
+        seconds=0.0,
+    )

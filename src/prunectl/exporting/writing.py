@@ -1,0 +1,204 @@
+"""The second pass of an export to a compressed layout: blocks are encoded by a few threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.events import Advanced, OnEvent
+from prunectl.exporting.encoders import Bytes, Encoder, Pieces, StoredPart, encoder_of
+from prunectl.exporting.survey import Choice
+from prunectl.sink.header import ALIGNMENT
+from prunectl.sink.parts import PartsShard, PartsWriter
+from prunectl.streaming import Scratch, run_ordered
+
+_ITEM_BYTES = 4 << 20
+"""Dense bytes that a thread works on before it hands over what it has encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was written for one tensor: its facts, and the names of what is in the file for it."""
+
+    name: str
+    layout: str
+    pattern: str | None
+    zeros: int
+    blake3: str
+    stored_bytes: int
+    stored_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Some ranges of one tensor: of its encoder, or blocks of bytes where it stays dense."""
+
+    choice: Choice
+    source: StoredTensor
+    encoder: Encoder | None
+    numbers: range
+    last: bool
+
+
+def write_parts(
+    shard: PartsShard,
+    choices: Mapping[str, Choice],
+    sources: Mapping[str, StoredTensor],
+    reader: TensorReader,
+    writer: PartsWriter,
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+    phase: str,
+) -> list[Stored]:
+    """Write all tensors of one compressed file; returns what was written, in the shard's order.
+
+    Tensors that stay dense come last, wide types first: their sizes are no multiples of what the
+    tensor after them may have to be aligned to.
+
+    Args:
+        shard: the file.
+        choices: how each of its tensors is stored, by name.
+        sources: where the bytes of each are.
+        reader: of the source.
+        writer: of the file.
+    """
+
+    def work(item: _Item, scratch: Scratch) -> tuple[_Item, list[Pieces]]:
+        return item, [_encode(item, number, reader, scratch) for number in item.numbers]
+
+    order = {spec.name: place for place, spec in enumerate(shard.specs)}
+    ordered = sorted((choices[name] for name in order), key=_place)
+    written: list[Stored] = []
+    position, current = 0, None
+    for item, pieces in run_ordered(_items(ordered, sources), work, jobs):
+        if current is None:
+            current = _Tensor(item.choice, item.encoder, writer, position)
+        for piece in pieces:
+            current.append(piece)
+        on_event(Advanced(phase, _share(item), shard.name))
+        if item.last:
+            stored, position = current.close()
+            written.append(stored)
+            current = None
+    return sorted(written, key=lambda stored: order[stored.name])
+
+
+def _place(choice: Choice) -> tuple[bool, int]:
+    return choice.layout == "dense", -choice.spec.dtype.bits
+
+
+def _items(choices: Sequence[Choice], sources: Mapping[str, StoredTensor]) -> Iterator[_Item]:
+    for choice in choices:
+        spec, source = choice.spec, sources[choice.spec.name]
+        encoder = None if choice.layout == "dense" else encoder_of(choice)
+        if encoder is None:
+            count, some = max(1, -(-spec.nbytes // _ITEM_BYTES)), 1
+        else:
+            count = encoder.ranges
+            some = max(1, _ITEM_BYTES * count // max(1, spec.nbytes))
+        for start in range(0, count, some):
+            stop = min(start + some, count)
+            yield _Item(choice, source, encoder, range(start, stop), stop == count)
+
+
+def _share(item: _Item) -> int:
+    """Dense bytes of an item, so that those of a tensor's items add up to its own."""
+    total = item.choice.spec.nbytes
+    count = item.encoder.ranges if item.encoder else max(1, -(-total // _ITEM_BYTES))
+    return total * item.numbers.stop // count - total * item.numbers.start // count
+
+
+def _encode(item: _Item, number: int, reader: TensorReader, scratch: Scratch) -> Pieces:
+    spec, source, encoder = item.choice.spec, item.source, item.encoder
+    if encoder is None:
+        start = number * _ITEM_BYTES
+        block = np.empty(min(_ITEM_BYTES, spec.nbytes - start), np.uint8)
+        reader.read(source, start, block)
+        return Pieces([block], block[:0])
+    first, last = encoder.elements(number)
+    size = spec.dtype.bits // 8
+    block = scratch.buffer((last - first) * size)
+    reader.read(source, first * size, block)
+    return encoder.encode(number, block.view(f"u{size}"))
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """One tensor on its way into the file, from position ``begin`` on."""
+
+    choice: Choice
+    encoder: Encoder | None
+    writer: PartsWriter
+    begin: int
+    large: int = 0
+    small: list[Bytes] = field(default_factory=list)
+
+    def append(self, pieces: Pieces) -> None:
+        """Write the next bytes of the large part, and keep those of the small one."""
+        start = self._large_begin() + self.large
+        for piece in pieces.large:
+            self.writer.write(piece.data, start)
+            start += piece.size
+            self.large += piece.size
+        if pieces.small.size:
+            self.small.append(pieces.small)
+
+    def _large_begin(self) -> int:
+        is_after = self.encoder is not None and self.encoder.small_first
+        return self.begin + (self.encoder.small_bytes() if self.encoder and is_after else 0)
+
+    def close(self) -> tuple[Stored, int]:
+        """List the tensor in the header; returns where the next one may begin."""
+        choice, encoder = self.choice, self.encoder
+        spec = choice.spec
+        if encoder is None:
+            end = self.begin + self.large
+            self.writer.declare(spec.name, spec.dtype.name, spec.shape, self.begin, end)
+            return self._stored(end, (spec.name,)), end
+        small = encoder.finish(np.concatenate([np.empty(0, np.uint8), *self.small]))
+        places = [(self._large_begin(), self.large), (self.begin, small.size)]
+        if not encoder.small_first:
+            places[1] = (self.begin + self.large, small.size)
+        self.writer.write(small.data, places[1][0])
+        end = max(place + size for place, size in places)
+        padding = -end % ALIGNMENT
+        parts = encoder.parts(self.large, padding)
+        last = 0 if encoder.small_first else 1
+        places[last] = (places[last][0], places[last][1] + padding)
+        for part, (place, size) in zip(parts, places, strict=True):
+            name = f"{spec.name}.{part.suffix}"
+            self.writer.declare(name, part.dtype, part.shape, place, place + size)
+        self.writer.describe(spec.name, self._description(parts))
+        names = tuple(f"{spec.name}.{part.suffix}" for part in parts)
+        return self._stored(end + padding, names), end + padding
+
+    def _description(self, parts: Sequence[StoredPart]) -> dict[str, Any]:
+        spec = self.choice.spec
+        assert self.encoder is not None
+        return {
+            "layout": self.choice.layout,
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "parts": [part.suffix for part in parts],
+            "extra": self.encoder.extra,
+            "blake3": self.choice.blake3,
+        }
+
+    def _stored(self, end: int, names: tuple[str, ...]) -> Stored:
+        choice = self.choice
+        pattern = str(choice.pattern) if choice.pattern else None
+        return Stored(
+            choice.spec.name,
+            choice.layout,
+            pattern,
+            choice.zeros,
+            choice.blake3,
+            end - self.begin,
+            names,
+        )

@@ -1,0 +1,138 @@
+"""N:M groups of a tensor in order, and numbers for the sets of positions that they keep.
+
+Groups run along one axis of the tensor and are counted in row-major order of the other axes: group
+t of a tensor of shape [.., axis, ..] is row t of
+``w.reshape(-1, m, inner).swapaxes(1, 2).reshape(-1, m)``, where ``inner`` is the product of the
+dimensions after the axis (1 if it is the last one). Rows of the tensor are thus whole ranges of
+groups, and for axis 0, M rows are.
+
+A set of positions c_0 < c_1 < .. < c_(N-1) has the number binom(c_0, 1) + binom(c_1, 2) + .. +
+binom(c_(N-1), N), its place among all sets in the order of their bit masks (the combinatorial
+number system).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.layouts.kernels import grouping
+from prunectl.layouts.parts import Bytes, Codes, Misfit, fixed
+from prunectl.pattern import MAX_GROUP, NM
+
+MAX_SETS = 1 << 16
+"""Sets of positions that are numbered: numbers fit 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a tensor is cut into groups.
+
+    Attributes:
+        n: weights kept of each group, at most.
+        m: weights of a group.
+        inner: elements from one member of a group to the next.
+        groups: how many there are.
+    """
+
+    n: int
+    m: int
+    inner: int
+    groups: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], pattern: NM, axis: int) -> Grid:
+        """The groups of a tensor of this shape along ``axis`` (negative ones count from the end).
+
+        Raises:
+            Misfit: there is no such axis, M is too large, or the axis is no multiple of M.
+        """
+        if not -len(shape) <= axis < len(shape):
+            raise Misfit(f"a tensor of {len(shape)} dimensions has no axis {axis}")
+        if not 0 < pattern.n < pattern.m <= MAX_GROUP:
+            raise Misfit(f"{pattern} is no pattern of at most {MAX_GROUP}")
+        axis %= len(shape)
+        if shape[axis] % pattern.m:
+            raise Misfit(f"axis {axis} has {shape[axis]} weights, no multiple of {pattern.m}")
+        inner = math.prod(shape[axis + 1 :])
+        return cls(pattern.n, pattern.m, inner, math.prod(shape) // pattern.m)
+
+    def read(self, codes: Codes, start: int, stop: int) -> Codes:
+        """Groups ``start`` to ``stop`` of a flat tensor, as [groups, m], read-only."""
+        if self.inner == 1:
+            return fixed(codes[start * self.m : stop * self.m].reshape(-1, self.m))
+        groups = np.empty((stop - start, self.m), codes.dtype)
+        grouping.gather(codes.reshape(-1, self.m, self.inner), start, groups)
+        return fixed(groups)
+
+    def covering(self, first: int, last: int) -> tuple[int, int]:
+        """The range of groups, in whole bands of M rows, that elements first..last lie in."""
+        band = self.m * self.inner
+        return first // band * self.inner, -(-last // band) * self.inner
+
+    def write(self, groups: Codes, start: int, out: Codes) -> None:
+        """Put [groups, m] to where groups from ``start`` on are in flat codes ``out``."""
+        if self.inner == 1:
+            out[start * self.m :][: groups.size] = groups.reshape(-1)
+        else:
+            grouping.spread(fixed(groups), start, out.reshape(-1, self.m, self.inner))
+
+
+def kept(grid: Grid, groups: Codes) -> tuple[Codes, Bytes]:
+    """Values and positions of groups [g, m]: two flat arrays of g * n.
+
+    A group with fewer nonzeros than n keeps zeros too: the first ones among its last n members.
+
+    Raises:
+        Misfit: a group has more nonzeros.
+    """
+    if (bad := int(grouping.overfull(groups, grid.n))) >= 0:
+        found = np.count_nonzero(groups[bad])
+        raise Misfit(f"a group of {grid.m} has {found} nonzeros, more than {grid.n}")
+    size = groups.shape[0] * grid.n
+    values, positions = np.empty(size + 1, groups.dtype), np.empty(size + 1, np.uint8)
+    if (grid.n, grid.m) == (2, 4):
+        grouping.select_2_4(groups, _selections(2, 4), values, positions)
+    elif grid.m <= 8:
+        grouping.select_small(groups, _selections(grid.n, grid.m), values, positions)
+    else:
+        grouping.select(groups, grid.n, values, positions)
+    return fixed(values[:size]), fixed(positions[:size])
+
+
+@functools.lru_cache(16)
+def _selections(n: int, m: int) -> NDArray[Any]:
+    """u8 [2**m, n]: the positions kept of each set of nonzeros; 0 for sets of more than n."""
+    table = np.zeros((1 << m, n), np.uint8)
+    for nonzeros in range(1 << m):
+        missing = n - nonzeros.bit_count()
+        free = [j for j in range(m - n, m) if not nonzeros >> j & 1]
+        if missing >= 0:
+            held = [j for j in range(m) if nonzeros >> j & 1]
+            table[nonzeros] = sorted(held + free[:missing])
+    return fixed(table)
+
+
+def sets(grid: Grid) -> int:
+    """How many sets of N positions a group has."""
+    return math.comb(grid.m, grid.n)
+
+
+@functools.lru_cache(16)
+def binomials(n: int, m: int) -> NDArray[Any]:
+    """u16 [m, n]: what position c as the i-th of a set adds to its number."""
+    table = [[math.comb(c, i + 1) for i in range(n)] for c in range(m)]
+    return fixed(np.array(table, np.int64).astype(np.uint16))
+
+
+@functools.lru_cache(16)
+def positions_of_sets(n: int, m: int) -> NDArray[Any]:
+    """u8 [sets, n]: the positions of each number."""
+    rows = sorted(itertools.combinations(range(m), n), key=lambda c: c[::-1])
+    return fixed(np.array(rows, np.uint8))

@@ -1,0 +1,95 @@
+"""Planes: runs of bytes that are stored as they are, or as one zstd frame where that is smaller.
+
+The reader knows a plane's size. If as many bytes are stored, they are the plane. If fewer are, they
+are one zstd frame (RFC 8878) that declares this size as its content size.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from prunectl.layouts.parts import Bytes, Damaged, fixed
+
+PROBE = 1 << 14
+"""Bytes of a plane that tell whether it is worth compressing."""
+
+WORTH = 64
+"""A plane is compressed where that saves at least one byte of so many: reading pays for it."""
+
+_threads = threading.local()
+"""Contexts of zstd, which no two threads may use at once."""
+
+
+def _compressor() -> Any:
+    held = getattr(_threads, "compressor", None)
+    if held is None:
+        import zstandard
+
+        # The planes hold no repeats worth finding, only bytes of unequal frequency. Huffman codes
+        # take those, and short chance matches would only break them up: so the fewest, longest
+        # matches that zstd knows (for planes that are constant or periodic).
+        settings = zstandard.ZstdCompressionParameters.from_level(
+            1,
+            strategy=zstandard.STRATEGY_FAST,
+            min_match=7,
+            hash_log=6,
+            target_length=0,
+            window_log=18,
+        )
+        held = _threads.compressor = zstandard.ZstdCompressor(compression_params=settings)
+    return held
+
+
+def _decompressor() -> Any:
+    held = getattr(_threads, "decompressor", None)
+    if held is None:
+        import zstandard
+
+        held = _threads.decompressor = zstandard.ZstdDecompressor()
+    return held
+
+
+def squeezed(plane: Bytes, *, probe: bool = False) -> Bytes:
+    """What is stored for ``plane`` u8 [n].
+
+    Args:
+        plane: the bytes.
+        probe: whether to compress it only if its middle shrinks. For planes that rarely do.
+    """
+    compress = _compressor().compress
+    if probe and plane.size >= 4 * PROBE:
+        middle = plane[(plane.size - PROBE) // 2 :][:PROBE]
+        if len(compress(middle)) > PROBE - PROBE // WORTH:
+            return plane
+    if plane.size:
+        frame = compress(plane)
+        if len(frame) < plane.size - plane.size // WORTH:
+            return np.frombuffer(frame, np.uint8)
+    return plane
+
+
+def expanded(stored: Bytes, size: int) -> Bytes:
+    """The plane of ``size`` bytes that :func:`squeezed` has stored, read-only.
+
+    Raises:
+        Damaged: no plane of that size is stored so. Nothing larger than it is allocated.
+    """
+    if stored.size == size:
+        return fixed(stored)
+    if stored.size > size:
+        raise Damaged(f"{stored.size} bytes are stored for a plane of {size}")
+    import zstandard
+
+    try:
+        declared = zstandard.get_frame_parameters(stored.data).content_size
+        if declared != size:
+            raise Damaged(f"a zstd frame declares {declared} bytes, where {size} are expected")
+        plane = _decompressor().decompress(stored, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"a zstd frame cannot be read: {error}") from None
+    if len(plane) != size:
+        raise Damaged(f"a zstd frame holds {len(plane)} bytes, where {size} are expected")
+    return np.frombuffer(plane, np.uint8)

@@ -1,0 +1,1 @@
+"""Reading dense and compressed checkpoints into memory: tensors, state dicts, models."""

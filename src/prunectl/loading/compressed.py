@@ -1,0 +1,160 @@
+"""A compressed checkpoint seen as the dense one it stands for: same names, dtypes, shapes, bits.
+
+The weights files of a compressed folder hold parts; their headers describe how each tensor is
+decoded from its parts (docs/format.md). What is made here of them is a :class:`Checkpoint` like any
+other, whose reader decodes what it is asked for. Everything in a header is checked before it is
+used: who wrote it may mean harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_stored
+from prunectl.checkpoint.stored import StoredTensor, check_name
+from prunectl.errors import BadCheckpoint, BadManifest
+from prunectl.loading.reader import Packed, PartsReader
+from prunectl.sink.manifest import read_manifest
+from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+PACKED_LAYOUTS = ("bitmask", "nm", "packed")
+MAX_DIMENSIONS = 64
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Open a dense or a compressed checkpoint; a compressed one is decoded as it is read.
+
+    Args, raises: as :func:`prunectl.open_checkpoint`.
+    """
+    stored = open_stored(
+        model,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    return dense_view(stored) if stored.format == "compressed" else stored
+
+
+def dense_view(stored: Checkpoint) -> Checkpoint:
+    """The dense checkpoint that stored parts stand for.
+
+    Raises:
+        BadCheckpoint: the headers do not describe the parts.
+    """
+    parts = {tensor.name: tensor for tensor in stored.tensors}
+    packed: dict[str, Packed] = {}
+    digests: dict[str, str] = {}
+    for file in stored.files:
+        for name, fields in _descriptions(stored, file.name).items():
+            one = _packed(stored, file.name, name, fields, parts)
+            if name in packed:
+                raise BadCheckpoint(stored.folder, f"tensor '{name}' is described twice")
+            packed[name] = one
+            digest = fields.get("blake3")
+            if isinstance(digest, str):
+                digests[name] = digest
+    owned = {part.name for one in packed.values() for part in one.parts.values()}
+    dense = {name: tensor for name, tensor in parts.items() if name not in owned}
+    if clash := sorted(dense.keys() & packed.keys()):
+        raise BadCheckpoint(stored.folder, f"tensor '{clash[0]}' is stored twice")
+    tensors = (
+        *(StoredTensor(one.spec, one.file, 0) for one in packed.values()),
+        *dense.values(),
+    )
+    return replace(
+        stored,
+        format="safetensors",
+        tensors=_in_manifest_order(stored, tensors),
+        opener=partial(PartsReader, stored, packed, dense),
+        digests=digests,
+        quantization="",
+    )
+
+
+def _descriptions(stored: Checkpoint, file: str) -> dict[str, dict[str, Any]]:
+    """How the tensors of one file are decoded, as its header says; not checked yet."""
+    text = stored.metadata.get(file, {}).get(METADATA_KEY)
+    if text is None:
+        raise BadCheckpoint(stored.folder / file, "its header does not say how it was compressed")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(
+            stored.folder / file, f"what its header says of compression is not JSON: {error}"
+        ) from None
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT_VERSION:
+        raise BadCheckpoint(
+            stored.folder / file,
+            f"compressed in format {version!r}; this prunectl reads {FORMAT_VERSION!r}",
+            hint="a newer prunectl may be needed: pip install -U prunectl",
+        )
+    tensors = document.get("tensors")
+    if not isinstance(tensors, dict) or not all(isinstance(v, dict) for v in tensors.values()):
+        raise BadCheckpoint(stored.folder / file, "its header lists no compressed tensors")
+    return tensors
+
+
+def _packed(
+    stored: Checkpoint,
+    file: str,
+    name: str,
+    fields: Mapping[str, Any],
+    parts: Mapping[str, StoredTensor],
+) -> Packed:
+    """A description, checked against the parts that the header lists."""
+
+    def bad(why: str) -> BadCheckpoint:
+        return BadCheckpoint(stored.folder / file, f"tensor '{name}': {why}")
+
+    check_name(stored.folder / file, name)
+    dtype = DTYPES.get(str(fields.get("dtype")))
+    shape, layout, suffixes = (fields.get(key) for key in ("shape", "layout", "parts"))
+    if dtype is None:
+        raise bad(f"unknown dtype {str(fields.get('dtype'))[:40]!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise bad("its shape is not a list of sizes")
+    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise bad("its shape is not a list of sizes")
+    if layout not in PACKED_LAYOUTS:
+        raise bad(f"unknown layout {str(layout)[:40]!r}")
+    if not isinstance(suffixes, list) or not all(isinstance(text, str) for text in suffixes):
+        raise bad("its parts are not listed")
+    found = {}
+    for suffix in suffixes:
+        part = parts.get(f"{name}.{suffix}")
+        if part is None or part.file != file:
+            raise bad(f"its part '{suffix[:40]}' is missing")
+        found[suffix] = part
+    spec = TensorSpec(name, dtype, tuple(shape))
+    if spec.nbytes >= 2**62:
+        raise bad("its shape is impossibly large")
+    extra = fields.get("extra", {})
+    return Packed(spec, file, layout, extra if isinstance(extra, dict) else {}, found)
+
+
+def _in_manifest_order(
+    stored: Checkpoint, tensors: tuple[StoredTensor, ...]
+) -> tuple[StoredTensor, ...]:
+    """Tensors in the order of the source, which the manifest keeps; as they come without one."""
+    try:
+        manifest = read_manifest(stored.folder)
+    except BadManifest:
+        return tensors
+    place = {record.name: number for number, record in enumerate(manifest.tensors)}
+    return tuple(sorted(tensors, key=lambda tensor: place.get(tensor.name, len(place))))

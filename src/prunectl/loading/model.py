@@ -1,0 +1,97 @@
+"""A transformers model from a dense or compressed checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunectl.checkpoint.opening import open_stored
+from prunectl.errors import BadCheckpoint, UnknownArchitecture
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    device_map: Any = None,
+    dtype: str | torch.dtype | None = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """Load a model for inference or training, dense or compressed alike.
+
+    The module tree is built without memory (accelerate's empty weights), and each tensor is
+    decoded, checked against its hash and put on its device by itself: beside the model, the host
+    holds the few tensors that are being decoded. Every weight that the model needs must be there:
+    nothing is ever left random.
+
+    Args:
+        model: Hub id, folder, or ``demo``.
+        device_map: as for transformers: ``auto``, a device, or a dict; None is the CPU.
+        dtype: ``auto`` is that of the checkpoint.
+        revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
+        trust_remote_code: let the model's own Python code run.
+        options: passed on to ``from_pretrained``.
+
+    Returns:
+        The transformers model, of the class that its config names, in evaluation mode.
+
+    Raises:
+        SourceError: the checkpoint cannot be read, or a tensor is damaged.
+        BadCheckpoint: weights are missing.
+        UnknownArchitecture: transformers has no class for it.
+    """
+    stored = open_stored(
+        model,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    if stored.kind == "file":
+        raise BadCheckpoint(
+            stored.model,
+            "is one weights file, and a model needs its config too",
+            hint="name the folder; prunectl.load_state_dict reads single files",
+        )
+    loaded, info = _model_class(stored.folder, stored.config, trust_remote_code).from_pretrained(
+        stored.folder,
+        device_map=device_map,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if missing:
+        raise BadCheckpoint(
+            stored.model,
+            f"{len(missing)} weights of the model are not in it: {', '.join(missing[:3])}",
+            hint="prunectl verify DIR says what is wrong with an output of prunectl",
+        )
+    return loaded
+
+
+def _model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
+    """The class that the config names; AutoModel where it names none that transformers has."""
+    import transformers
+
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    auto_map = config.get("auto_map")
+    if trust_remote_code and isinstance(auto_map, dict):
+        for auto, target in auto_map.items():
+            if isinstance(target, str) and target.endswith(f".{name}") and name:
+                return getattr(transformers, auto)
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if "model_type" not in config:
+        raise UnknownArchitecture(f"{folder}: its config.json names no model_type")
+    return transformers.AutoModel

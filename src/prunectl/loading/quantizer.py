@@ -1,0 +1,73 @@
+"""The plug-in by which transformers' ``from_pretrained`` reads a compressed folder.
+
+The folder's config.json says ``"quantization_config": {"quant_method": "prunectl", "weights":
+FILE}``. transformers asks the quantizer that is registered under this name, which points it at the
+compressed weights and lets it read them through :class:`prunectl.loading.safe_open.SafeOpen`. The
+result is the plain dense model: nothing of the plug-in stays in it, and saving it writes a plain
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from prunectl.errors import UnsupportedCheckpoint
+from prunectl.loading import safe_open
+from prunectl.sink.config_json import METHOD
+
+
+class CompressedConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What config.json says of the compressed weights."""
+
+    def __init__(self, weights: str = "", **unknown: Any) -> None:
+        self.quant_method = METHOD
+        self.weights = weights
+        # Read by transformers: the loaded model is a plain one, and its config says so.
+        self.dequantize = True
+
+
+class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Decodes while transformers loads; changes no module."""
+
+    requires_calibration = True  # there is nothing to quantize on the fly
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        safe_open.install()
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The first hook that sees the model's config, before its files are looked for."""
+        config.transformers_weights = self.quantization_config.weights
+        return config
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        places = kwargs.get("device_map") or {}
+        if "disk" in (places.values() if isinstance(places, dict) else [places]):
+            raise UnsupportedCheckpoint(
+                model.config.name_or_path,
+                "compressed weights cannot be offloaded to disk",
+                hint="export them first: prunectl export MODEL --layout dense -o DIR",
+            )
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if hasattr(model.config, "transformers_weights"):
+            del model.config.transformers_weights
+        return model
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+
+def register(auto: ModuleType) -> None:
+    """Register with transformers; ``auto`` is its module ``transformers.quantizers.auto``."""
+    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantization_config(METHOD)(CompressedConfig)
+        auto.register_quantizer(METHOD)(CompressedQuantizer)

@@ -1,0 +1,91 @@
+"""What transformers opens in place of a safetensors file, where the file is a compressed one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from prunectl.checkpoint.index import COMPRESSED_SUFFIX
+from prunectl.loading.weights import Weights, open_weights
+
+if TYPE_CHECKING:
+    import torch
+
+_USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate")
+"""Modules of transformers that read weights by their own name ``safe_open``."""
+
+
+def install() -> None:
+    """Let transformers' own reading of safetensors files know compressed ones.
+
+    Done when the first compressed folder is loaded; all other files are read as before.
+    """
+    for name in _USERS:
+        module = sys.modules.get(name)
+        original = getattr(module, "safe_open", None)
+        if module is not None and original is not None and not hasattr(original, "of_prunectl"):
+            module.safe_open = _opener(original)  # type: ignore[attr-defined]
+
+
+def _opener(original: Any) -> Any:
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(filename).endswith(COMPRESSED_SUFFIX):
+            return SafeOpen(Path(filename))
+        return original(filename, *args, **kwargs)
+
+    safe_open.of_prunectl = True  # type: ignore[attr-defined]
+    return safe_open
+
+
+class SafeOpen:
+    """The part of ``safetensors.safe_open`` that loaders use, over one compressed file."""
+
+    def __init__(self, path: Path) -> None:
+        self._weights: Weights = open_weights(path)
+
+    def keys(self) -> list[str]:
+        return list(self._weights)
+
+    def metadata(self) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._weights[name]
+
+    def get_slice(self, name: str) -> Slice:
+        return Slice(self._weights, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._weights.close()
+
+
+class Slice:
+    """A tensor that is decoded when it is indexed."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._weights, self._name = weights, name
+        self._spec = weights.spec(name)
+
+    def get_shape(self) -> list[int]:
+        return list(self._spec.shape)
+
+    def get_dtype(self) -> str:
+        return self._spec.dtype.name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        first = index[0] if isinstance(index, tuple) and index else index
+        if isinstance(first, slice) and first.step in (None, 1) and self._spec.shape:
+            start, stop, _ = first.indices(self._spec.shape[0])
+            rows = self._weights.rows(self._name, start, max(start, stop))
+            return rows[(slice(None), *index[1:])] if isinstance(index, tuple) else rows
+        return self._weights[self._name][index]

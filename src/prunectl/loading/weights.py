@@ -1,0 +1,202 @@
+"""A checkpoint's tensors, decoded one at a time as they are asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from blake3 import blake3
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import BadCheckpoint, InvalidOption
+from prunectl.loading.compressed import open_model
+from prunectl.streaming import run_ordered
+from prunectl.tensorspec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 4 << 20
+"""Bytes decoded and hashed at a time."""
+
+
+class Weights(Mapping[str, "torch.Tensor"]):
+    """Tensors by name, read and decoded when they are indexed; nothing is kept.
+
+    Further names of tensors that are stored once (tied weights in a pickle) are keys too.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._reader = checkpoint.open()
+        self._tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
+        for alias, name in checkpoint.aliases.items():
+            self._tensors[alias] = self._tensors[name]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The whole tensor on the CPU.
+
+        Raises:
+            KeyError: there is none of that name.
+            BadCheckpoint: its bytes are damaged; where a hash is stored, any damage is noticed.
+        """
+        tensor = self._tensors[name]
+        return self._read(tensor, 0, tensor.spec.numel, tensor.spec.shape, self._digest_of(tensor))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start`` to ``stop`` of the first axis; only their parts of the file are decoded.
+
+        Raises:
+            InvalidOption: the tensor has no such rows.
+            KeyError, BadCheckpoint: as for the whole tensor; no hash is checked.
+        """
+        tensor = self._tensors[name]
+        shape = tensor.spec.shape
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise InvalidOption(
+                f"tensor '{name}' of shape {list(shape)} has no rows {start}:{stop}"
+            )
+        width = math.prod(shape[1:])
+        return self._read(tensor, start * width, stop * width, (stop - start, *shape[1:]), None)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Name, dtype and shape, from the header."""
+        return self._tensors[name].spec
+
+    def _digest_of(self, tensor: StoredTensor) -> str | None:
+        return self.checkpoint.digests.get(tensor.name)
+
+    def _read(
+        self,
+        tensor: StoredTensor,
+        first: int,
+        last: int,
+        shape: tuple[int, ...],
+        digest: str | None,
+    ) -> torch.Tensor:
+        import torch
+
+        bits = tensor.spec.dtype.bits
+        begin, end = first * bits // 8, last * bits // 8
+        try:
+            data = torch.empty(end - begin, dtype=torch.uint8)
+        except RuntimeError:  # torch's way to say that there is no memory
+            raise BadCheckpoint(
+                self.checkpoint.folder / tensor.file,
+                f"tensor '{tensor.name}' of {end - begin:,} bytes does not fit the memory",
+            ) from None
+        out = data.numpy()
+        hasher = blake3()
+        for start in range(0, end - begin, _BLOCK):
+            block = out[start : start + _BLOCK]
+            self._reader.read(tensor, begin + start, block)
+            if digest is not None:
+                hasher.update(block.data)
+        if digest is not None and hasher.hexdigest() != digest:
+            raise BadCheckpoint(
+                self.checkpoint.folder / tensor.file,
+                f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
+            )
+        return data.view(_torch_dtype(tensor.spec)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_weights(
+    model: str | os.PathLike[str] | Checkpoint,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Weights:
+    """The tensors of a dense or compressed checkpoint, by name, decoded as they are asked for.
+
+    Args:
+        model: Hub id, folder, weights file, ``demo``, or an open checkpoint.
+        revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
+
+    Raises:
+        SourceError: the checkpoint cannot be read.
+    """
+    if isinstance(model, Checkpoint):
+        return Weights(model)
+    return Weights(open_model(model, revision=revision, token=token, cache_dir=cache_dir))
+
+
+def load_state_dict(
+    model: str | os.PathLike[str] | Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    jobs: int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """All tensors of a dense or compressed checkpoint, as ``safetensors.torch.load_file`` gives.
+
+    Tensors keep their dtypes, and every bit; hashes that the files state are checked. Tied tensors
+    of a pickle are one tensor under several names.
+
+    Args:
+        model: Hub id, folder, weights file, ``demo``, or an open checkpoint.
+        device: where each tensor goes as soon as it is decoded.
+        jobs: threads; default one per core, eight at most.
+        revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
+
+    Raises:
+        SourceError: the checkpoint cannot be read, or a tensor is damaged: the message names it.
+    """
+    opened = open_weights(model, revision=revision, token=token, cache_dir=cache_dir)
+    with opened as weights:
+        names = [tensor.name for tensor in weights.checkpoint.tensors]
+
+        def work(name: str, scratch: object) -> torch.Tensor:
+            return weights[name].to(device)
+
+        found = dict(zip(names, run_ordered(names, work, jobs), strict=True))
+        aliases = weights.checkpoint.aliases
+    return found | {alias: found[name] for alias, name in aliases.items()}
+
+
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def _torch_dtype(spec: TensorSpec) -> torch.dtype:
+    import torch
+
+    name = _TORCH_NAMES.get(spec.dtype.name)
+    dtype = getattr(torch, name, None) if name else None
+    if not isinstance(dtype, torch.dtype):
+        raise BadCheckpoint(
+            spec.name, f"torch has no type for {spec.dtype.label}", hint="read it with safetensors"
+        )
+    return dtype

