@@ -7,8 +7,9 @@ others. Numbers that depend on weights (thresholds, which matrices a budget take
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import InvalidOption, NothingPrunable
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
@@ -21,11 +22,12 @@ class Pool:
     """Tensors that share a target.
 
     Attributes:
-        label: for people: ``default`` or the rule's selectors.
-        pattern, scope, sparsity: as in :class:`PruneSettings`.
+        label: for people: ``default``, the rule's selectors, or the name of the file of masks.
+        pattern, scope, sparsity: as in :class:`PruneSettings`; they say nothing of a mask's pool.
         members: names of its prunable tensors, in file order, those that do not fit an N:M
             pattern included: they count in the sparsity's denominator.
         weights: their elements in all.
+        masked: how many of them a mask removes; None where no mask decides.
     """
 
     label: str
@@ -34,6 +36,17 @@ class Pool:
     sparsity: float | None
     members: tuple[str, ...]
     weights: int
+    masked: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """What decides which weights go: ``unstructured``, ``N:M`` or ``mask``."""
+        return str(self.pattern) if self.masked is None else "mask"
+
+    @property
+    def scope_label(self) -> str:
+        """The scope, '' where it has no meaning."""
+        return str(self.scope) if self.kind == "unstructured" else ""
 
     @property
     def is_budget(self) -> bool:
@@ -47,6 +60,8 @@ class Pool:
     @property
     def target_zeros(self) -> int:
         """``k = floor(s*P + 0.5)``; for N:M without a sparsity, what the pattern gives at most."""
+        if self.masked is not None:
+            return self.masked
         sparsity = self.sparsity
         if sparsity is None:
             assert isinstance(self.pattern, NM)
@@ -64,6 +79,7 @@ class TensorPlan:
         pattern: its pool's pattern; None if it is copied.
         prunable: whether it counts as prunable (it may still be copied, with a reason).
         reason: why it is copied; '' if it is to be pruned.
+        mask: which weights stay; None where no mask decides.
     """
 
     spec: TensorSpec
@@ -72,15 +88,24 @@ class TensorPlan:
     pattern: Pattern | None
     prunable: bool
     reason: str
+    mask: Mask | None = None
+
+    @property
+    def input_axis(self) -> int | None:
+        """The axis of the inputs; that of a mask's N:M groups where they have one."""
+        if self.mask is not None and self.mask.pattern is not None:
+            return self.mask.input_axis
+        return input_axis(self.spec, self.role)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole plan: one entry per tensor in file order, and the pools."""
+    """The whole plan: one entry per tensor in file order, the pools, and notes for people."""
 
     settings: PruneSettings
     tensors: tuple[TensorPlan, ...]
     pools: tuple[Pool, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def prunable_weights(self) -> int:
@@ -133,6 +158,50 @@ def make_plan(
     return _assemble(settings, targets, entries, members)
 
 
+def plan_masks(
+    specs: Sequence[TensorSpec],
+    roles: Mapping[str, TensorRole],
+    settings: PruneSettings,
+    masks: Mapping[str, Mask],
+) -> Plan:
+    """The plan where masks say which weights go. Pure.
+
+    Args:
+        specs: the tensors in file order.
+        roles: of every tensor.
+        settings: with the path of the file of masks.
+        masks: by names of ``specs``, of the same shapes.
+    """
+    check_settings(settings)
+    assert settings.mask is not None
+    entries = []
+    for spec in specs:
+        role, mask = roles[spec.name], masks.get(spec.name)
+        reason = not_prunable_reason(spec, role, PruneSettings())
+        if mask is None:
+            prunable = not reason
+            reason = reason or "the file has no mask for it"
+            entries.append(TensorPlan(spec, role, None, None, prunable, reason))
+        elif not spec.numel:
+            entries.append(TensorPlan(spec, role, None, None, False, "empty"))
+        else:
+            pattern = mask.pattern or Unstructured()
+            entries.append(TensorPlan(spec, role, 0, pattern, True, "", mask))
+    members = tuple(entry.spec for entry in entries if entry.mask is not None)
+    if not members:
+        raise NothingPrunable("all tensors that the file has masks for are empty")
+    pool = Pool(
+        label=settings.mask.name,
+        pattern=Unstructured(),
+        scope=Scope.GLOBAL,
+        sparsity=None,
+        members=tuple(spec.name for spec in members),
+        weights=sum(spec.numel for spec in members),
+        masked=sum(masks[spec.name].zeros for spec in members),
+    )
+    return Plan(settings, tuple(entries), (pool,))
+
+
 def _assemble(
     settings: PruneSettings,
     targets: list[tuple[float | None, Pattern, Scope] | None],
@@ -163,12 +232,7 @@ def _assemble(
                 weights=sum(spec.numel for spec in members[which]),
             )
         )
-    numbered = tuple(
-        TensorPlan(e.spec, e.role, numbers[e.pool], e.pattern, e.prunable, e.reason)
-        if e.pool is not None
-        else e
-        for e in entries
-    )
+    numbered = tuple(e if e.pool is None else replace(e, pool=numbers[e.pool]) for e in entries)
     return Plan(settings, numbered, tuple(pools))
 
 

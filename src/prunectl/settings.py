@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numbers
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from prunectl.errors import InvalidOption, InvalidSparsity
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
@@ -54,6 +56,7 @@ class PruneSettings:
         scope: for unstructured pruning.
         include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
         rules: a recipe's rules, in order.
+        mask: a file of masks (docs/masks.md) that says which weights go; then nothing else is set.
     """
 
     sparsity: float | None = None
@@ -62,6 +65,7 @@ class PruneSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    mask: Path | None = None
 
     def __post_init__(self) -> None:
         _normalise(self, selectors=("include", "exclude"))
@@ -98,6 +102,8 @@ def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> No
         put(name, (given,) if isinstance(given, str) else tuple(given))
     if isinstance(settings, PruneSettings):
         put("rules", tuple(settings.rules))
+        if settings.mask is not None:
+            put("mask", Path(os.fspath(settings.mask)))
 
 
 def matches(selector: str, name: str) -> bool:
@@ -127,6 +133,16 @@ def check_sparsity(value: float, pattern: Pattern) -> None:
 
 def check_settings(settings: PruneSettings) -> None:
     """Raise a UsageError for settings that contradict themselves."""
+    if settings.mask is not None:
+        check_mask_alone(
+            sparsity=settings.sparsity,
+            pattern=None if isinstance(settings.pattern, Unstructured) else settings.pattern,
+            scope=None if settings.scope is Scope.GLOBAL else settings.scope,
+            include=settings.include,
+            exclude=settings.exclude,
+            recipe=settings.rules,
+        )
+        return
     for selector in (
         *settings.include,
         *settings.exclude,
@@ -137,6 +153,20 @@ def check_settings(settings: PruneSettings) -> None:
     for rule in settings.rules:
         if not rule.skip:
             _check_target(*rule_target(rule, settings), False)
+
+
+def check_mask_alone(**others: object) -> None:
+    """Raise InvalidOption where something else is set together with a mask.
+
+    Args:
+        others: by option name; None and empty collections are not set.
+    """
+    given = [f"--{name}" for name, value in others.items() if value is not None and value != ()]
+    if given:
+        raise InvalidOption(
+            f"--mask and {', '.join(given)} are given together",
+            hint="a mask alone says which weights go; leave one of them out",
+        )
 
 
 def _check_selector(selector: str) -> None:

@@ -222,7 +222,7 @@ def _bytes(analysis: Analysis) -> Iterator[RenderableType]:
     if not sizes:
         return
     dense = analysis.source.tensor_bytes
-    yield heading("Size of all tensors, by how zeros would be stored (predicted)")
+    yield heading("Size of all tensors, by layout (predicted; prunectl export makes it real)")
     yield columns(
         ("stored as", "size", "of dense"),
         [
@@ -240,11 +240,20 @@ def stored_as(id_: str) -> str:
     layout, _, detail = id_.partition("@")
     if id_ == "dense":
         return "dense (zeros stored like any weight)"
-    if layout == "nm" and detail:
-        return f"{detail}, as values and positions"
-    if layout == "bitmask":
-        with contextlib.suppress(ValueError):
-            return f"{float(detail):.0%} unstructured, as a bitmask and values"
+    if id_ == "packed":
+        return "packed, nothing pruned"
+    with contextlib.suppress(ValueError):
+        what = detail if ":" in detail else f"{float(detail):.0%} unstructured"
+        words = {
+            "nm": "values and positions",
+            "bitmask": "a bitmask and values",
+            "packed": "packed",
+        }
+        return (
+            f"{what}, {'' if layout == 'packed' else 'as '}{words[layout]}"
+            if layout in words
+            else id_
+        )
     return id_
 
 

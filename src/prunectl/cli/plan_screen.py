@@ -65,8 +65,8 @@ def plan_document(plan: Plan, model: str) -> dict[str, Any]:
         "pools": [
             {
                 "label": pool.label,
-                "pattern": str(pool.pattern),
-                "scope": None if isinstance(pool.pattern, NM) else str(pool.scope),
+                "pattern": pool.kind,
+                "scope": pool.scope_label or None,
                 "sparsity": pool.sparsity,
                 "weights": pool.weights,
                 "zeros": planned_zeros(plan, pool),
@@ -93,7 +93,10 @@ def plan_document(plan: Plan, model: str) -> dict[str, Any]:
 
 
 def planned_zeros(plan: Plan, pool: Pool) -> int:
-    """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow."""
+    """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow.
+
+    By a mask: the weights that it removes; others may be zero too.
+    """
     if not isinstance(pool.pattern, NM):
         return pool.target_zeros
     index = plan.pools.index(pool)
@@ -106,12 +109,18 @@ def _pool_cells(plan: Plan, pool: Pool) -> tuple[str, ...]:
     about = "about " if pool.is_budget else ""
     return (
         "all prunable" if pool.label == "default" else pool.label,
-        str(pool.pattern),
-        "" if isinstance(pool.pattern, NM) else str(pool.scope),
-        "all that fit" if pool.sparsity is None else numbers.share(pool.sparsity),
+        pool.kind,
+        pool.scope_label,
+        _asked(pool),
         numbers.count(pool.weights),
         about + numbers.count(planned_zeros(plan, pool)),
     )
+
+
+def _asked(pool: Pool) -> str:
+    if pool.masked is not None:
+        return numbers.share(pool.masked / pool.weights)
+    return "all that fit" if pool.sparsity is None else numbers.share(pool.sparsity)
 
 
 @dataclass(slots=True)
@@ -139,4 +148,4 @@ def _what(plan: Plan, entry: TensorPlan) -> str:
     pool = plan.pools[entry.pool]
     verb = "may take" if pool.is_budget else "prune"
     which = f" ({pool.label})" if len(plan.pools) > 1 else ""
-    return f"{verb} {pool.pattern}{which}"
+    return f"{verb} {entry.pattern}{which}" + (" by its mask" if entry.mask is not None else "")

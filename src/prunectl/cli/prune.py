@@ -13,7 +13,7 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_pattern
-from prunectl.settings import PruneSettings, Scope, check_settings
+from prunectl.settings import PruneSettings, Scope, check_mask_alone, check_settings
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -24,6 +24,7 @@ EPILOG = options.examples(
     "prunectl prune ./my-model --pattern 2:4 --exclude '*.down_proj.weight' -o out/",
     "prunectl prune ./my-model -s 0.3 --scope row --dry-run",
     "prunectl prune ./my-model --recipe recipe.toml -o out/ --force",
+    "prunectl prune org/name --mask masks.safetensors -o out/",
 )
 
 
@@ -78,6 +79,15 @@ def prune(
             help="TOML file with rules for parts of the model.",
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            metavar="FILE",
+            callback=options.expand,
+            help="Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -114,7 +124,7 @@ def prune(
     where it stopped when the same command is given again.
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
-    settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe)
+    settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask)
     shard_size = _size(max_shard_size)
     if output is None and not dry_run:
         raise InvalidOption(
@@ -158,10 +168,21 @@ def _settings(
     include: list[str],
     exclude: list[str],
     recipe: Path | None,
+    mask: Path | None,
 ) -> PruneSettings:
     """Flags and recipe together, checked before anything is opened."""
     from prunectl.recipe import combine, read_recipe
 
+    if mask is not None:
+        check_mask_alone(
+            sparsity=sparsity,
+            pattern=pattern,
+            scope=scope,
+            include=tuple(include),
+            exclude=tuple(exclude),
+            recipe=recipe,
+        )
+        return PruneSettings(mask=mask)
     settings = combine(
         read_recipe(recipe) if recipe else None,
         sparsity=sparsity,
@@ -186,6 +207,8 @@ def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> 
 
     options.warn_of(checkpoint, out)
     plan = plan_prune(checkpoint, settings)
+    for text in plan.notes:
+        out.note(text)
     if out.json:
         out.data(plan_document(plan, checkpoint.model))
     else:

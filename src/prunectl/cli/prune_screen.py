@@ -47,8 +47,7 @@ def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[R
 def _sparsities(result: PruneResult) -> list[tuple[str, ...]]:
     requested = ""
     if len(result.pools) == 1:
-        asked = result.pools[0].requested
-        requested = "all that fit" if asked is None else numbers.share(asked, 2)
+        requested = _requested(result.pools[0], 2)
     return [
         (
             "of the prunable weights",
@@ -65,6 +64,12 @@ def _sparsities(result: PruneResult) -> list[tuple[str, ...]]:
             f"{result.weights:,}",
         ),
     ]
+
+
+def _requested(pool: PoolOutcome, digits: int = 1) -> str:
+    if pool.pattern == "mask":
+        return "by mask"
+    return "all that fit" if pool.requested is None else numbers.share(pool.requested, digits)
 
 
 def _facts(result: PruneResult) -> list[tuple[str, str]]:
@@ -85,6 +90,8 @@ def _facts(result: PruneResult) -> list[tuple[str, str]]:
 
 
 def _pattern(pool: PoolOutcome) -> str:
+    if pool.pattern == "mask":
+        return f"the masks of {pool.label}"
     return f"unstructured, {pool.scope} scope" if pool.pattern == "unstructured" else pool.pattern
 
 
@@ -98,7 +105,7 @@ def _pool_cells(pool: PoolOutcome) -> tuple[str, ...]:
         pool.pattern,
         pool.scope if pool.pattern == "unstructured" else "",
         f"{pool.pruned_tensors} of {pool.pruned_tensors + pool.dense_tensors}",
-        "all that fit" if pool.requested is None else numbers.share(pool.requested),
+        _requested(pool),
         numbers.share(pool.achieved),
         "" if pool.threshold is None else numbers.real(pool.threshold),
     )

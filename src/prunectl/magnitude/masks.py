@@ -117,6 +117,33 @@ def nm(codes: Codes, n: int, m: int) -> int:
     return int(grouping.nm_strided(m)(codes, mask, codes.dtype.type(n)))
 
 
+def kept_bits(codes: Codes) -> Codes:
+    """One bit a weight: 0 where it is +0.0, 1 elsewhere (-0.0 too).
+
+    Args:
+        codes: [n], contiguous.
+
+    Returns:
+        u8 [ceil(n / 8)]; weight i is bit i % 8 of byte i // 8, and bits beyond n are 0.
+    """
+    return np.packbits(codes != 0, bitorder="little")
+
+
+def keep(codes: Codes, bits: Codes) -> int:
+    """Zero every weight whose bit is 0, in place; the others keep their bits.
+
+    Args:
+        codes: [n], contiguous.
+        bits: u8 [ceil(n / 8)], as of :func:`kept_bits`.
+
+    Returns:
+        zeros after.
+    """
+    # Integers: 1 * code is the code, whatever float it stands for.
+    np.multiply(codes, np.unpackbits(bits, count=codes.size, bitorder="little"), out=codes)
+    return count_zeros(codes)
+
+
 def nm_violations(codes: Codes, n: int, m: int) -> int:
     """How many groups of m along the axis of [outer, axis, inner] have more than n nonzeros.
 

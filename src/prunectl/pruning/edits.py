@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from prunectl.checkpoint.mask_file import Mask
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.magnitude.codes import Codes
 from prunectl.magnitude.masks import as_groups, cut, cut_rows, nm
 from prunectl.pattern import NM
@@ -45,7 +47,15 @@ class Groups:
     pattern: NM
 
 
-Edit = Copy | Cut | CutRows | Groups
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What a mask has a 1 for stays; ``reader`` reads its bits."""
+
+    mask: Mask
+    reader: TensorReader
+
+
+Edit = Copy | Cut | CutRows | Groups | Keep
 
 
 def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
@@ -62,7 +72,15 @@ def block_unit(edit: Edit, spec: TensorSpec, axis: int | None) -> int:
         return edit.pattern.m * axis_view(spec, axis)[1]
     if isinstance(edit, CutRows):
         return math.prod(axis_view(spec, axis))
+    if isinstance(edit, Keep):
+        pattern = edit.mask.pattern
+        return mask_unit(1 if pattern is None else pattern.m * axis_view(spec, axis)[1])
     return 1
+
+
+def mask_unit(unit: int) -> int:
+    """The smallest multiple of ``unit`` weights whose mask is whole bytes."""
+    return math.lcm(8, unit)
 
 
 class Editor:

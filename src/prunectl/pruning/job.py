@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,24 @@ import blake3
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.mask_file import MaskFile, read_masks
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.plain import plain
-from prunectl.plan import Plan, TensorPlan, make_plan
+from prunectl.plan import Plan, TensorPlan, make_plan, plan_masks
+from prunectl.pruning.masking import fit_masks, mask_argument, source_note
 from prunectl.pruning.outputs import OutputTensor, output_tensors
-from prunectl.settings import PruneSettings
+from prunectl.settings import PruneSettings, check_settings
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import check_space, check_target, is_safe_relative
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is decided before the first byte is written."""
+    """Everything that is decided before the first byte is written.
+
+    ``masks`` is the file of masks, if there is one, and ``mask_digest`` its BLAKE3.
+    """
 
     checkpoint: Checkpoint
     target: Path
@@ -35,6 +40,8 @@ class Job:
     outputs: dict[str, OutputTensor]
     layout: ShardLayout
     command: str
+    masks: MaskFile | None = None
+    mask_digest: str = ""
 
     @cached_property
     def planned(self) -> dict[str, TensorPlan]:
@@ -48,8 +55,13 @@ def plan_prune(model: Checkpoint | str | os.PathLike[str], settings: PruneSettin
     Raises:
         UnsupportedCheckpoint: the checkpoint is quantized.
         UsageError: settings that contradict themselves or match nothing.
+        BadMaskFile: the file of masks cannot be used.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    return _plan(checkpoint, settings)[0]
+
+
+def _plan(checkpoint: Checkpoint, settings: PruneSettings) -> tuple[Plan, MaskFile | None]:
     if checkpoint.quantization:
         raise UnsupportedCheckpoint(
             checkpoint.model,
@@ -57,7 +69,12 @@ def plan_prune(model: Checkpoint | str | os.PathLike[str], settings: PruneSettin
             hint="prune the checkpoint from before quantization, then quantize the result",
         )
     specs = [tensor.spec for tensor in checkpoint.tensors]
-    return make_plan(specs, checkpoint.roles.roles, settings)
+    if settings.mask is None:
+        return make_plan(specs, checkpoint.roles.roles, settings), None
+    check_settings(settings)
+    file = read_masks(settings.mask)
+    plan = plan_masks(specs, checkpoint.roles.roles, settings, fit_masks(checkpoint, file))
+    return replace(plan, notes=source_note(checkpoint, file)), file
 
 
 def prepare(
@@ -69,15 +86,15 @@ def prepare(
     command: str,
 ) -> Job:
     """Everything that can be refused before a weight is read."""
-    plan = plan_prune(checkpoint, settings)
+    plan, masks = _plan(checkpoint, settings)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     if size < 1:
         raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
-    check_target(target, force=force, protected=protected(checkpoint))
+    check_target(target, force=force, protected=protected(checkpoint, settings))
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     layout = plan_shards([tensor.spec for tensor in outputs.values()], size)
     check_space(target, layout.total_bytes + _side_bytes(checkpoint))
-    return Job(checkpoint, target, plan, settings, size, outputs, layout, command)
+    return Job(checkpoint, target, plan, settings, size, outputs, layout, command, masks)
 
 
 def _side_bytes(checkpoint: Checkpoint) -> int:
@@ -96,15 +113,23 @@ def _side_bytes(checkpoint: Checkpoint) -> int:
     return size
 
 
-def protected(checkpoint: Checkpoint) -> list[Path]:
-    """What the output must not touch: the source's folder, or the one file and its side files."""
+def protected(checkpoint: Checkpoint, settings: PruneSettings | None = None) -> list[Path]:
+    """What the output must not touch: the source's folder or files, and the file of masks."""
+    masks = [settings.mask] if settings is not None and settings.mask is not None else []
     if checkpoint.kind == "file":
-        return [checkpoint.folder / file.name for file in checkpoint.files]
-    return [checkpoint.folder]
+        return [*masks, *(checkpoint.folder / file.name for file in checkpoint.files)]
+    return [*masks, checkpoint.folder]
 
 
 def arguments(job: Job) -> dict[str, Any]:
+    """What was asked for, as the manifest records it."""
     settings = job.settings
+    if job.masks is not None:
+        return {
+            "method": "mask",
+            "mask": mask_argument(job.masks, job.mask_digest),
+            "max_shard_size": job.max_shard_size,
+        }
     return {
         "method": "magnitude",
         "sparsity": settings.sparsity,

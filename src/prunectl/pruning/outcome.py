@@ -9,7 +9,7 @@ from pathlib import Path
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import SourceChanged
 from prunectl.pattern import NM, Unstructured
-from prunectl.plan import Plan, Pool, TensorPlan, input_axis
+from prunectl.plan import Plan, Pool, TensorPlan
 from prunectl.pruning.edits import Copy, Cut
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
@@ -76,7 +76,7 @@ def build_result(
         shards=len(layout.shards),
         resumed_shards=resumed,
         seconds=0.0,
-        warnings=tuple(_warnings(checkpoint, counted.values())),
+        warnings=tuple(_warnings(checkpoint, plan, counted.values())),
     )
 
 
@@ -105,7 +105,7 @@ def _tensor_outcome(
         reason=reason,
         blake3=one.blake3,
         requested=pool.sparsity if pool and alone else None,
-        input_axis=input_axis(entry.spec, entry.role) if entry.prunable else None,
+        input_axis=entry.input_axis if entry.prunable else None,
         norm_lost=forecast.norm_lost if forecast else None,
     )
 
@@ -118,8 +118,8 @@ def _pool_outcome(
     pruned = sum(not isinstance(resolution.edits.get(name, Copy()), Copy) for name in pool.members)
     return PoolOutcome(
         label=pool.label,
-        pattern=str(pool.pattern),
-        scope="" if isinstance(pool.pattern, NM) else str(pool.scope),
+        pattern=pool.kind,
+        scope=pool.scope_label,
         requested=pool.sparsity,
         achieved=zeros / pool.weights if pool.weights else 0.0,
         weights=pool.weights,
@@ -134,6 +134,8 @@ def _pool_outcome(
 
 def pool_note(pool: Pool, zeros: int, dense: int) -> str:
     """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not."""
+    if pool.masked is not None:
+        return ""
     where = "" if pool.label == "default" else f" in {pool.label}"
     unfit = f"{dense} {'tensor' if dense == 1 else 'tensors'}{where} cannot take {pool.pattern}"
     if pool.sparsity is None:
@@ -153,7 +155,9 @@ def pool_note(pool: Pool, zeros: int, dense: int) -> str:
     return asked + f"the number of zeros is rounded for each {pool.scope}."
 
 
-def _warnings(checkpoint: Checkpoint, written: Iterable[Written]) -> Iterable[str]:
+def _warnings(checkpoint: Checkpoint, plan: Plan, written: Iterable[Written]) -> Iterable[str]:
+    if plan.settings.mask is not None:
+        return  # neither magnitudes nor roles have decided anything
     infinite = [one for one in written if one.infs]
     if infinite:
         more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""

@@ -12,9 +12,11 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.sink.card import CardFacts, RoleRow, model_card
 from prunectl.sink.folder import OutputFolder
-from prunectl.sink.manifest import Count, Manifest, SourceFile, SourceRecord, TensorRecord
+from prunectl.sink.manifest import Manifest
+from prunectl.sink.records import Count, SourceFile, SourceRecord, TensorRecord
 from prunectl.sink.shards import INDEX_NAME, ShardLayout
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+from prunectl.tensorspec import DTYPES
 
 
 def write_papers(
@@ -31,12 +33,12 @@ def write_papers(
     if index is not None:
         files.append(sink.write_bytes(INDEX_NAME, index))
     prunable, overall = _counts(result)
-    card = model_card(_source_card(checkpoint), _card_facts(checkpoint, result, arguments, command))
+    card = model_card(source_card(checkpoint), _card_facts(checkpoint, result, arguments, command))
     # A card is for people to edit, so its bytes are not part of what verify checks.
     sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
     manifest = Manifest(
         version=__version__,
-        source=_source_record(checkpoint),
+        source=source_record(checkpoint),
         arguments=arguments,
         prunable=prunable,
         overall=overall,
@@ -76,10 +78,12 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         prunable=one.prunable,
         tied_to=one.tied_to,
         input_axis=one.input_axis,
+        stored_bytes=one.numel * DTYPES[one.dtype].bits // 8,
     )
 
 
-def _source_record(checkpoint: Checkpoint) -> SourceRecord:
+def source_record(checkpoint: Checkpoint) -> SourceRecord:
+    """The source as a manifest records it."""
     kind: Any = checkpoint.kind
     return SourceRecord(
         model=checkpoint.model,
@@ -92,7 +96,8 @@ def _source_record(checkpoint: Checkpoint) -> SourceRecord:
     )
 
 
-def _source_card(checkpoint: Checkpoint) -> str | None:
+def source_card(checkpoint: Checkpoint) -> str | None:
+    """The text of the source's own model card, or None."""
     try:
         data = (checkpoint.folder / CARD_NAME).read_bytes()
     except OSError:
@@ -112,27 +117,32 @@ _AUTO_CLASSES = {
 }
 
 
+def auto_class_of(checkpoint: Checkpoint) -> str:
+    """The transformers class that loads it, for people to copy from the card."""
+    architectures = checkpoint.config.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
+
+
 def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
     prunable, overall = _counts(result)
-    architectures = checkpoint.config.get("architectures")
-    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    auto = next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
+    by_mask = arguments["method"] == "mask"
     return CardFacts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
-        method="one-shot magnitude pruning",
-        pattern=arguments["pattern"] if len(result.pools) == 1 else "by recipe",
-        scope=arguments["scope"],
+        method="pruning by a file of masks" if by_mask else "one-shot magnitude pruning",
+        pattern=result.pools[0].pattern if len(result.pools) == 1 else "by recipe",
+        scope="" if by_mask else arguments["scope"],
         prunable=prunable,
         overall=overall,
         roles=_role_rows(result),
         command=command or "prunectl.prune(...)",
         repo_id=checkpoint.repo_id,
         commit=checkpoint.commit,
-        auto_class=auto,
+        auto_class=auto_class_of(checkpoint),
     )
 
 

@@ -9,10 +9,11 @@ from prunectl.analysis.measured import Measured
 from prunectl.analysis.thresholds import Target, find_own_targets, find_targets, shares
 from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
 from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan import Plan, Pool
-from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups
+from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep
 from prunectl.settings import Scope
 
 
@@ -83,6 +84,13 @@ def resolve_plan(
         thresholds.append(threshold)
     forecasts.update(_group_forecasts(plan, edits, measured))
     return Resolution(edits, reasons, tuple(thresholds), forecasts)
+
+
+def mask_resolution(plan: Plan, reader: TensorReader) -> Resolution:
+    """The edits of a plan by masks, whose bits ``reader`` reads; no weights are asked."""
+    masked = {entry.spec.name: entry.mask for entry in plan.tensors if entry.mask is not None}
+    edits: dict[str, Edit] = {name: Keep(mask, reader) for name, mask in masked.items()}
+    return Resolution(edits, {}, (None,), {})
 
 
 def _measure(

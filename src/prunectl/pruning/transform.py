@@ -10,13 +10,13 @@ from typing import Any
 import blake3
 import numpy as np
 
-from prunectl.checkpoint.reader import WeightReader
-from prunectl.errors import NaNWeights
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
-from prunectl.magnitude.masks import count_zeros, odd_codes
+from prunectl.magnitude.masks import as_groups, count_zeros, keep, nm_violations, odd_codes
 from prunectl.pattern import pruned_count
-from prunectl.pruning.edits import Copy, CutRows, Edit, Editor, axis_view, block_unit
+from prunectl.pruning.edits import Copy, CutRows, Edit, Editor, Keep, axis_view, block_unit
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.streaming import Bytes, Scratch
 
@@ -36,7 +36,7 @@ def write_tensor(
     tensor: OutputTensor,
     edit: Edit,
     axis: int | None,
-    reader: WeightReader,
+    reader: TensorReader,
     write: Callable[[int, memoryview], None],
     scratch: Scratch,
     *,
@@ -55,6 +55,7 @@ def write_tensor(
 
     Raises:
         NaNWeights: a prunable tensor holds NaN.
+        BadMaskFile: a mask does not follow the pattern that it claims.
     """
     spec, source = tensor.spec, tensor.source
     format = code_format(spec.dtype) if spec.dtype.is_float else None
@@ -65,6 +66,10 @@ def write_tensor(
             output.put(offset, block, None)
     elif isinstance(edit, CutRows) and width > 1:
         _write_across(tensor, edit, (length, width), reader, output, scratch)
+    elif isinstance(edit, Keep):
+        itemsize = spec.dtype.bits // 8
+        for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
+            output.put(offset, block, partial(_keep, edit, offset // itemsize, width, scratch))
     else:
         editor = Editor(edit, spec, axis)
         for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
@@ -110,7 +115,7 @@ def _write_across(
     tensor: OutputTensor,
     edit: CutRows,
     shape: tuple[int, int],
-    reader: WeightReader,
+    reader: TensorReader,
     output: _Output,
     scratch: Scratch,
 ) -> None:
@@ -133,6 +138,23 @@ def _write_across(
 
         for offset, block in blocks():
             output.put(offset, block, apply)
+
+
+def _keep(edit: Keep, first: int, width: int, scratch: Scratch, codes: Codes) -> int:
+    """Apply the mask to ``codes`` [n], weight ``first`` of the tensor and on; returns zeros."""
+    mask = edit.mask
+    bits = scratch.buffer(-(-codes.size // 8), "mask")
+    try:
+        edit.reader.read(mask.bits, first // 8, bits)
+    except BadCheckpoint as error:
+        raise BadMaskFile(error.file, error.why) from None
+    zeros = keep(codes, bits)
+    if mask.pattern is not None:
+        n, m = mask.pattern.n, mask.pattern.m
+        if nm_violations(as_groups(codes, m, width), n, m):
+            why = f"'{mask.name}' keeps more than {n} of {m} weights somewhere, unlike its header"
+            raise BadMaskFile(mask.bits.file, why)
+    return zeros
 
 
 def _lines(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import (
-    NaNWeights,
-    SourceChanged,
-)
+from prunectl.errors import BadMaskFile, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
+from prunectl.pruning.masking import check_twins
 from prunectl.pruning.outcome import build_result, check_counts
 from prunectl.pruning.papers import write_papers
-from prunectl.pruning.resolve import Resolution, resolve_plan
+from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
 from prunectl.settings import PruneSettings
@@ -44,6 +44,7 @@ def prune(
 
     Weights of lowest magnitude become +0.0, exactly as many as asked for; every other weight keeps
     its bits ("The Emergence of Essential Sparsity in Large Pre-trained Models", arXiv 2306.03805).
+    With ``settings.mask`` those go that a file of masks says, whatever their magnitude.
     The output is complete or absent; an interrupted run is resumed by the same call.
 
     Args:
@@ -65,29 +66,49 @@ def prune(
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
-    resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
+    for text in job.plan.notes:
+        on_event(Note(text))
+    with ExitStack() as stack:  # masks are read until the last weight is written
+        if (masks := job.masks) is not None:
+            reader = stack.enter_context(masks.open())
+            check_twins(checkpoint, masks, job.plan, reader)
+            job = replace(job, mask_digest=check_bits(masks, reader, on_event))
+            resolution = mask_resolution(job.plan, reader)
+        else:
+            resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
+        result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
+    for text in result.warnings:
+        on_event(Note(text, warning=True))
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _write(
+    job: Job, resolution: Resolution, *, force: bool, jobs: int | None, on_event: OnEvent
+) -> PruneResult:
+    """Write the output, whole or not at all."""
+    checkpoint = job.checkpoint
     folder = OutputFolder(
         job.target,
         fingerprint(job),
         force=force,
-        protected=protected(checkpoint),
+        protected=protected(checkpoint, job.settings),
         on_event=on_event,
     )
     with folder as sink:
         try:
             written, resumed = write_weights(job, resolution, sink, jobs, on_event)
             check_counts(checkpoint, resolution, job.outputs, written)
-        except (NaNWeights, SourceChanged):
+        except (NaNWeights, SourceChanged, BadMaskFile) as error:
             sink.discard()  # a later run would only go on towards the same error
+            if isinstance(error, NaNWeights) and job.masks is not None:
+                error.hint = "the checkpoint is damaged, or another one than the masks are for"
             raise
         result = build_result(
             job.target, checkpoint, job.plan, resolution, job.outputs, job.layout, written, resumed
         )
         write_papers(sink, checkpoint, result, arguments(job), job.layout, job.command)
         sink.commit()
-    for text in result.warnings:
-        on_event(Note(text, warning=True))
-    return replace(result, seconds=time.perf_counter() - started)
+    return result
 
 
 def _resolve(job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent) -> Resolution:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from prunectl.checkpoint.reader import WeightReader
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.plain import plain
-from prunectl.plan import input_axis
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
@@ -78,7 +77,7 @@ def _batches(shards: Sequence[Shard], sink: OutputFolder) -> Iterator[_Batch]:
 def _one(
     job: Job,
     resolution: Resolution,
-    reader: WeightReader,
+    reader: TensorReader,
     writer: ShardWriter,
     scratch: Scratch,
     name: str,
@@ -88,9 +87,10 @@ def _one(
     return write_tensor(
         tensor,
         resolution.edits.get(tensor.source.name, Copy()),
-        input_axis(planned.spec, planned.role),
+        planned.input_axis,
         reader,
         lambda offset, block: writer.write(name, offset, block),
         scratch,
-        prunable=planned.prunable,
+        # A mask compares no magnitudes; a NaN in a tensor that it leaves alone is none of its own.
+        prunable=planned.prunable and (job.masks is None or planned.mask is not None),
     )

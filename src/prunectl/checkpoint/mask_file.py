@@ -1,0 +1,256 @@
+"""Masks alone: which weights of some tensors stay, read from a file that nobody vouches for.
+
+docs/masks.md specifies the format: a safetensors file with one U8 tensor of bits for each masked
+tensor, and in its ``__metadata__`` what these bits are about.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+
+from prunectl.checkpoint.reader import TensorReader, WeightReader
+from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS, read_safetensors
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import BadCheckpoint, BadMaskFile, InvalidPattern
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.pattern import NM, parse_nm
+from prunectl.tensorspec import DTYPES, TensorSpec
+
+VERSION = 1
+
+_FORMAT = re.compile(r"prunectl\.masks/([0-9]{1,9})")
+_BLOCK = 1 << 20
+_MOST_TEXT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which weights of one tensor stay.
+
+    Attributes:
+        name, shape: of the tensor.
+        zeros: weights that go, by the file's own word; :func:`check_bits` counts them.
+        pattern: the N:M that the mask follows, by the file's own word; None if it claims none.
+        input_axis: the axis of ``shape`` along which N:M groups lie; None where it is not known.
+        bits: where the bits are: U8 [ceil(numel / 8)].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    zeros: int
+    pattern: NM | None
+    input_axis: int | None
+    bits: StoredTensor
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFile:
+    """A file of masks, known from its header.
+
+    Attributes:
+        path: the file.
+        masks: by tensor name, in the order of the file.
+        source: what the masks were made from: ``model``, ``kind``, ``repo_id``, ``commit`` (text
+            or None) and ``files`` ({"name", "size", "sha256"} each).
+    """
+
+    path: Path
+    masks: Mapping[str, Mask]
+    source: Mapping[str, Any]
+
+    def open(self) -> TensorReader:
+        """A reader of the bits; close it, or use it in a ``with`` block."""
+        return WeightReader(self.path.parent)
+
+
+def is_mask_file(path: Path) -> bool:
+    """Whether a file says of itself that it is one of masks, of whatever version."""
+    try:
+        return _FORMAT.fullmatch(_header(path)[1].get("format", "")) is not None
+    except BadMaskFile:
+        return False
+
+
+def read_masks(path: Path) -> MaskFile:
+    """Read the header of a file of masks, and check all that it claims but the bits.
+
+    Raises:
+        BadMaskFile: the file cannot be read, holds something else, is damaged or contradicts
+            itself, or was written by a newer prunectl.
+    """
+    tensors, metadata = _header(path)
+    version = _FORMAT.fullmatch(metadata.get("format", ""))
+    if version is None:
+        raise BadMaskFile(path, "not a file of masks")
+    if int(version[1]) != VERSION:
+        raise BadMaskFile(
+            path,
+            f"has format version {int(version[1])}; this prunectl reads {VERSION}",
+            hint="a newer prunectl is needed: pip install -U prunectl",
+        )
+    described = _object(path, metadata, "masks")
+    stored = {tensor.name: tensor for tensor in tensors}
+    for name in sorted(stored.keys() ^ described.keys()):
+        where = "bits" if name in stored else "a description"
+        raise BadMaskFile(path, f"'{name[:80]}' has {where} only")
+    if not stored:
+        raise BadMaskFile(path, "holds no mask")
+    masks = {name: _mask(path, tensor, described[name]) for name, tensor in stored.items()}
+    return MaskFile(path, masks, _source(path, _object(path, metadata, "source")))
+
+
+def check_bits(file: MaskFile, reader: TensorReader, on_event: OnEvent) -> str:
+    """Read all bits once: as many are 0 as the header says, and none is 1 after the last weight.
+
+    Args:
+        reader: of this file. It holds the file open: what it reads later is what was checked,
+            even if another file takes the path.
+
+    Returns:
+        BLAKE3 of the whole file.
+
+    Raises:
+        BadMaskFile: a mask's bits contradict the header, or the file changed since it was read.
+    """
+    size = min(mask.bits.offset for mask in file.masks.values())
+    header = np.empty(size, np.uint8)
+    phase = "reading masks"
+    on_event(PhaseStarted(phase, sum(mask.bits.spec.nbytes for mask in file.masks.values())))
+    try:
+        spec = TensorSpec("header", DTYPES["U8"], (size,))
+        reader.read(StoredTensor(spec, file.path.name, 0), 0, header)
+        digest = blake3.blake3(header.data)
+        for mask in file.masks.values():
+            digest_bits(file, mask, reader, digest)
+            on_event(Advanced(phase, mask.bits.spec.nbytes, mask.name))
+    except OSError as error:
+        raise BadMaskFile(file.path, f"cannot be read: {error.strerror}") from None
+    except BadCheckpoint as error:
+        raise BadMaskFile(file.path, error.why) from None
+    on_event(PhaseDone(phase))
+    return digest.hexdigest()
+
+
+def digest_bits(file: MaskFile, mask: Mask, reader: TensorReader, digest: Any) -> None:
+    """Add a mask's bits to ``digest`` and count them.
+
+    Raises:
+        BadMaskFile: they contradict the header.
+    """
+    kept, last = 0, 0
+    block = np.empty(min(_BLOCK, mask.bits.spec.nbytes), np.uint8)
+    for start in range(0, mask.bits.spec.nbytes, _BLOCK):
+        part = block[: mask.bits.spec.nbytes - start]
+        reader.read(mask.bits, start, part)
+        digest.update(part.data)
+        whole = part[: part.size // 8 * 8].view(np.uint64)
+        kept += int(np.bitwise_count(whole).sum(dtype=np.int64))
+        kept += int(np.bitwise_count(part[part.size // 8 * 8 :]).sum(dtype=np.int64))
+        last = int(part[-1])
+    if mask.numel % 8 and last >> mask.numel % 8:
+        raise BadMaskFile(file.path, f"'{mask.name}' has ones after its last weight")
+    if kept != mask.numel - mask.zeros:
+        raise BadMaskFile(
+            file.path,
+            f"'{mask.name}' removes {mask.numel - kept:,} weights, its header says {mask.zeros:,}",
+        )
+
+
+def _header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    try:
+        if not path.is_file():  # a pipe would never end
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise BadMaskFile(path, what)
+        return read_safetensors(path, path.name)
+    except OSError as error:
+        raise BadMaskFile(path, f"cannot be read: {error.strerror}") from None
+    except BadCheckpoint as error:
+        raise BadMaskFile(path, error.why) from None
+
+
+def _object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """A member of the metadata, which is JSON in a string."""
+    try:
+        value = json.loads(metadata.get(key, ""))
+    except (ValueError, RecursionError):
+        raise BadMaskFile(path, f"the header's '{key}' is not JSON") from None
+    if not isinstance(value, dict):
+        raise BadMaskFile(path, f"the header's '{key}' is not a JSON object")
+    return value
+
+
+def _mask(path: Path, bits: StoredTensor, described: object) -> Mask:
+    def bad(why: str) -> BadMaskFile:
+        return BadMaskFile(path, f"'{bits.name}': {why}")
+
+    if not isinstance(described, dict):
+        raise bad("its description is not an object")
+    sizes: Any = described.get("shape")
+    if not isinstance(sizes, list) or not all(map(_is_count, sizes)) or len(sizes) > MAX_DIMENSIONS:
+        raise bad("its shape is not a list of sizes")
+    numel = math.prod(sizes)
+    spec = bits.spec
+    if spec.dtype.name != "U8" or spec.shape != (-(-numel // 8),):
+        shapes = f"{list(spec.shape)} is not one bit for each weight of {reprlib.repr(sizes)}"
+        raise bad(f"{spec.dtype.label} {shapes}")
+    zeros: Any = described.get("zeros")
+    if not _is_count(zeros) or zeros > numel:
+        raise bad("its zeros are not a number of weights")
+    axis: Any = described.get("input_axis")
+    if axis is not None and not (_is_count(axis) and axis < len(sizes)):
+        raise bad("its input_axis is not an axis of its shape")
+    pattern = _pattern(described.get("pattern"), bad)
+    if pattern is not None and (axis is None or sizes[axis] % pattern.m):
+        raise bad(f"its shape has no input axis of whole groups of {pattern}")
+    return Mask(bits.name, tuple(sizes), zeros, pattern, axis, bits)
+
+
+def _pattern(value: object, bad: Any) -> NM | None:
+    if value is None:
+        return None
+    try:
+        return parse_nm(value[:20] if isinstance(value, str) else "")
+    except InvalidPattern:
+        raise bad("its pattern is neither N:M nor null") from None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _source(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    texts = {key: given.get(key) for key in ("model", "kind", "repo_id", "commit")}
+    files = given.get("files", [])
+    sound = all(value is None or _is_text(value) for value in texts.values())
+    if not sound or not isinstance(files, list) or not all(map(_is_file, files)):
+        raise BadMaskFile(path, "the header's 'source' is not what a source is described by")
+    kept = [{key: file.get(key) for key in ("name", "size", "sha256")} for file in files]
+    return {**texts, "files": kept}
+
+
+def _is_file(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("name"))
+        and _is_count(value.get("size"))
+        and (value.get("sha256") is None or _is_text(value["sha256"]))
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text, and short: a manifest will repeat it."""
+    return isinstance(value, str) and len(value) <= _MOST_TEXT
