@@ -21,7 +21,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from prunectl._version import __version__
-from prunectl.checkpoint import checkpoint as checkpoint_module
+from prunectl.checkpoint import opening as checkpoint_module
 from prunectl.cli.app import app
 from prunectl.cli.run import run
 from prunectl.userdirs import cache_dir

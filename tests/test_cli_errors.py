@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from prunectl.checkpoint import checkpoint as checkpoint_module
+from prunectl.checkpoint import opening as checkpoint_module
 from prunectl.cli.run import run
 from prunectl.errors import NoModelGiven
 

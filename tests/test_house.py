@@ -21,7 +21,7 @@ FLOORS: dict[str, set[str]] = {
     "cli": {"cli"},
     "report": {"report"},
     "study": {"study"},
-    "verbs": {"analysis", "pruning", "export", "verification", "load", "bench", "evaluate"},
+    "verbs": {"analysis", "pruning", "exporting", "verification", "loading", "bench", "evaluate"},
     "plan": {"settings", "plan", "recipe", "calibration", "streaming"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
     "ground": {

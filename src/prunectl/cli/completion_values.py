@@ -139,6 +139,7 @@ FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "REV": _revision_of_model,
     "DIR": lambda text, _: _paths(text, ()),
     "--recipe": lambda text, _: _paths(text, (".toml",)),
+    "--mask": lambda text, _: _paths(text, (".safetensors",)),
     "FILE": lambda text, _: _paths(text, (".json",)),
 }
 """Values that are looked for."""

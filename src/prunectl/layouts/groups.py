@@ -73,6 +73,8 @@ class Grid:
 
     def covering(self, first: int, last: int) -> tuple[int, int]:
         """The range of groups, in whole bands of M rows, that elements first..last lie in."""
+        if first == last:  # where a band may be empty too
+            return 0, 0
         band = self.m * self.inner
         return first // band * self.inner, -(-last // band) * self.inner
 

@@ -190,10 +190,28 @@ def to_cutlass(meta: Codes, rows: int) -> Codes:
     return np.ascontiguousarray(tiles.transpose(4, 0, 3, 1, 5, 2))
 
 
-def _from_cutlass(meta: Codes, rows: int) -> Codes:
+def from_cutlass(meta: Codes, rows: int) -> Codes:
     """The inverse of :func:`to_cutlass`."""
     tiles = meta.reshape(meta.size // rows // 2 if rows else 0, rows // 32, 8, 2, 2, 2)
     return np.ascontiguousarray(tiles.transpose(1, 3, 5, 2, 0, 4)).reshape(-1)
+
+
+def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid, bool]:
+    """The groups that parameters describe, and whether they are in the order ``cutlass``.
+
+    Raises:
+        Damaged: they do not fit the tensor.
+    """
+    m = integer(extra, "m", 2, MAX_GROUP)
+    pattern = NM(integer(extra, "n", 1, m - 1), m)
+    try:
+        grid = _grid(dtype, shape, pattern, integer(extra, "axis", 0, max(0, len(shape) - 1)))
+    except Misfit as error:
+        raise Damaged(str(error)) from None
+    order = extra.get("order")
+    if order == "plain" or (order == "cutlass" and for_cutlass(dtype, shape, grid)):
+        return grid, order == "cutlass"
+    raise Damaged(f"the parameter 'order' is {order!r}, which such a tensor does not have")
 
 
 def _read(
@@ -204,24 +222,14 @@ def _read(
     Raises:
         Damaged: parameters or parts that do not fit the tensor.
     """
-    m = integer(extra, "m", 2, MAX_GROUP)
-    pattern = NM(integer(extra, "n", 1, m - 1), m)
-    try:
-        grid = _grid(dtype, shape, pattern, integer(extra, "axis", 0, max(0, len(shape) - 1)))
-    except Misfit as error:
-        raise Damaged(str(error)) from None
-    match extra.get("order"):
-        case "plain":
-            values = take(parts, "values", dtype.name, (grid.groups, grid.n))
-            packed = take(parts, "positions", "U8", (_packed_bytes(grid),))
-        case "cutlass" if for_cutlass(dtype, shape, grid):
-            rows, columns = shape
-            values = take(parts, "values", dtype.name, (rows, columns // 2))
-            meta = take(parts, "meta", "I16", (rows, columns // 16))
-            packed = fixed(_from_cutlass(meta, rows).view(np.uint8))
-        case order:
-            raise Damaged(f"the parameter 'order' is {order!r}, which such a tensor does not have")
-    return grid, values, packed
+    grid, is_cutlass = read_grid(dtype, shape, extra)
+    if not is_cutlass:
+        values = take(parts, "values", dtype.name, (grid.groups, grid.n))
+        return grid, values, take(parts, "positions", "U8", (_packed_bytes(grid),))
+    rows, columns = shape
+    values = take(parts, "values", dtype.name, (rows, columns // 2))
+    meta = take(parts, "meta", "I16", (rows, columns // 16))
+    return grid, values, fixed(from_cutlass(meta, rows).view(np.uint8))
 
 
 def _fill(

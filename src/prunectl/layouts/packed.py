@@ -135,10 +135,10 @@ def decode_rows(
     """See :mod:`prunectl.layouts.choice`. Decodes the chunks that the rows are in."""
     first, last = row_range(shape, start, stop)
     scheme, table, data = _open(parts, dtype, shape, extra)
-    groups = scheme.grid.covering(first, last) if last > first else (0, 0)
+    groups = scheme.grid.covering(first, last)
     result = output(dtype, (groups[1] - groups[0]) * scheme.grid.m, None)
     _fill(scheme, groups, table, data, result, run)
-    skipped = first - groups[0] * scheme.grid.m if last > first else 0
+    skipped = first - groups[0] * scheme.grid.m
     return result[skipped : skipped + last - first].reshape(stop - start, *shape[1:])
 
 

@@ -13,8 +13,11 @@ import numpy as np
 
 from prunectl.layouts.parts import Bytes, Damaged, fixed
 
-PROBE = 1 << 14
-"""Bytes of a plane that tell whether it is worth compressing."""
+PROBE = 1 << 12
+"""Bytes in each probe of a plane, to tell whether it is worth compressing."""
+
+PROBES = 4
+"""Probes, evenly spread: a plane may be noise in one part of a tensor and not in another."""
 
 WORTH = 64
 """A plane is compressed where that saves at least one byte of so many: reading pays for it."""
@@ -57,12 +60,13 @@ def squeezed(plane: Bytes, *, probe: bool = False) -> Bytes:
 
     Args:
         plane: the bytes.
-        probe: whether to compress it only if its middle shrinks. For planes that rarely do.
+        probe: whether to compress it only if a probe of it shrinks. For planes that rarely do.
     """
     compress = _compressor().compress
-    if probe and plane.size >= 4 * PROBE:
-        middle = plane[(plane.size - PROBE) // 2 :][:PROBE]
-        if len(compress(middle)) > PROBE - PROBE // WORTH:
+    if probe and plane.size >= 4 * PROBES * PROBE:
+        places = [plane.size * (2 * i + 1) // (2 * PROBES) for i in range(PROBES)]
+        limit = PROBE - PROBE // WORTH
+        if all(len(compress(plane[at : at + PROBE])) > limit for at in places):
             return plane
     if plane.size:
         frame = compress(plane)

@@ -19,7 +19,8 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_stored
 from prunectl.checkpoint.stored import StoredTensor, check_name
 from prunectl.errors import BadCheckpoint, BadManifest
-from prunectl.loading.reader import Packed, PartsReader
+from prunectl.loading.packed import Packed
+from prunectl.loading.reader import PartsReader
 from prunectl.sink.manifest import read_manifest
 from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
 from prunectl.tensorspec import DTYPES, TensorSpec

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,38 +14,20 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
-from prunectl.tensorspec import TensorSpec
+from prunectl.loading.packed import Packed
 
 if TYPE_CHECKING:
-    from prunectl.layouts.scheme import Scheme
+    from prunectl.loading.decoders import Decoder
 
 Bytes = npt.NDArray[np.uint8]
-Codes = npt.NDArray[Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A tensor that is stored as parts.
-
-    Attributes:
-        spec: the tensor that they stand for.
-        file: the weights file that holds them.
-        layout: its layout's name.
-        extra: the layout's own parameters.
-        parts: by suffix.
-    """
-
-    spec: TensorSpec
-    file: str
-    layout: str
-    extra: Mapping[str, Any]
-    parts: Mapping[str, StoredTensor]
+_MAX_DECODERS = 64
 
 
 class PartsReader:
     """Decodes what it is asked for; several threads may read at once.
 
-    Each thread keeps the block that it decoded last, for the reads that will follow.
+    Each thread keeps the unit that it decoded last, for the reads that will follow.
     """
 
     def __init__(
@@ -57,7 +37,7 @@ class PartsReader:
         self._inner = WeightReader(stored.folder)
         self._packed = packed
         self._dense = dense
-        self._decoders: dict[str, _Decoder] = {}
+        self._decoders: dict[str, Decoder] = {}
         self._lock = threading.Lock()
         self._held = threading.local()
 
@@ -82,35 +62,46 @@ class PartsReader:
 
     def _decode(self, packed: Packed, start: int, out: Bytes) -> None:
         decoder = self._decoder(packed)
-        end = start + len(out)
-        done = start
+        size = packed.spec.dtype.bits // 8
+        unit = decoder.unit * size
+        done, end = start, start + len(out)
         while done < end:
-            number = done // decoder.unit_bytes
-            block = self._block(packed.spec.name, decoder, number)
-            skip = done - number * decoder.unit_bytes
-            length = min(end - done, len(block) - skip)
-            out[done - start : done - start + length] = block[skip : skip + length]
-            done += length
+            number, skip = divmod(done, unit)
+            length = min(unit, packed.spec.nbytes - number * unit)
+            place = out[done - start : done - start + length]
+            if not skip and len(place) == length and place.ctypes.data % size == 0:
+                decoder.decode(number, place.view(f"u{size}"))
+            else:
+                place = out[done - start : done - start + length - skip]
+                place[:] = self._unit(packed, decoder, number, length)[skip : skip + len(place)]
+            done += len(place)
 
-    def _decoder(self, packed: Packed) -> _Decoder:
+    def _unit(self, packed: Packed, decoder: Decoder, number: int, length: int) -> Bytes:
+        """A decoded unit, of which only a part is wanted now."""
+        key = (packed.spec.name, number)
+        held: tuple[tuple[str, int], Bytes] | None = getattr(self._held, "unit", None)
+        if held is not None and held[0] == key:
+            return held[1]
+        self._held.unit = None  # frees the last one before the next is made
+        size = packed.spec.dtype.bits // 8
+        codes = np.empty(length // size, f"u{size}")
+        decoder.decode(number, codes)
+        block: Bytes = codes.view(np.uint8)
+        self._held.unit = (key, block)
+        return block
+
+    def _decoder(self, packed: Packed) -> Decoder:
+        from prunectl.loading.decoders import decoder_of
+
         with self._lock:
             found = self._decoders.get(packed.spec.name)
-            if found is None:
-                make = _Chunks.of if packed.layout == "packed" else _Whole
-                found = make(packed, self._inner)
-                if len(self._decoders) > 64:  # tables of tensors that were read before
+        if found is None:
+            found = decoder_of(packed, self._inner)
+            with self._lock:
+                if len(self._decoders) >= _MAX_DECODERS:  # tables of tensors that were read before
                     self._decoders.clear()
                 self._decoders[packed.spec.name] = found
-            return found
-
-    def _block(self, name: str, decoder: _Decoder, number: int) -> Bytes:
-        held: tuple[str, int, Bytes] | None = getattr(self._held, "block", None)
-        if held is not None and held[:2] == (name, number):
-            return held[2]
-        self._held.block = None  # frees the last one before the next is made
-        block = decoder.decode(number)
-        self._held.block = (name, number, block)
-        return block
+        return found
 
     def close(self) -> None:
         """Close all files."""
@@ -126,78 +117,3 @@ class PartsReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Whole:
-    """A tensor that is decoded at once."""
-
-    def __init__(self, packed: Packed, reader: WeightReader) -> None:
-        self._packed, self._reader = packed, reader
-        self.unit_bytes = max(1, packed.spec.nbytes)
-
-    def decode(self, number: int) -> Bytes:
-        from prunectl.layouts.choice import LAYOUTS
-        from prunectl.layouts.parts import Part
-
-        packed = self._packed
-        parts = {
-            suffix: Part(part.spec.dtype.name, part.spec.shape, _all_of(self._reader, part))
-            for suffix, part in packed.parts.items()
-        }
-        spec = packed.spec
-        codes: Codes = LAYOUTS[packed.layout].decode(parts, spec.dtype, spec.shape, packed.extra)
-        return codes.reshape(-1).view(np.uint8)
-
-
-class _Chunks:
-    """A packed tensor, one chunk at a time."""
-
-    def __init__(self, packed: Packed, reader: WeightReader, scheme: Scheme) -> None:
-        from prunectl.layouts.parts import ALIGNMENT, Damaged
-
-        self._reader, self._scheme = reader, scheme
-        self._data = packed.parts["data"]
-        table = packed.parts["chunks"]
-        if table.spec.dtype.name != "U32" or table.spec.shape != (scheme.chunks, scheme.planes):
-            raise Damaged("the table of chunks has another dtype or shape")
-        sizes = _all_of(reader, table).view(np.uint32).astype(np.int64)
-        self._ends = np.concatenate([[0], np.cumsum(sizes)])
-        if not 0 <= self._data.spec.nbytes - int(self._ends[-1]) < ALIGNMENT:
-            raise Damaged("the chunks take more or fewer bytes than there are")
-        self.unit_bytes = max(1, scheme.chunk * scheme.grid.m * scheme.width)
-
-    @classmethod
-    def of(cls, packed: Packed, reader: WeightReader) -> _Decoder:
-        """Groups across the rows do not lie together: such a tensor is decoded whole."""
-        from prunectl.layouts.parts import Damaged
-        from prunectl.layouts.scheme import read_scheme
-
-        if not {"chunks", "data"} <= packed.parts.keys():
-            raise Damaged("a part is missing")
-        scheme = read_scheme(packed.spec.dtype, packed.spec.shape, packed.extra)
-        if scheme.grid.inner != 1:
-            return _Whole(packed, reader)
-        return cls(packed, reader, scheme)
-
-    def decode(self, number: int) -> Bytes:
-        from prunectl.layouts.chunks import decode_chunk
-
-        scheme = self._scheme
-        places = self._ends[number * scheme.planes : (number + 1) * scheme.planes + 1].tolist()
-        stored = np.empty(places[-1] - places[0], np.uint8)
-        self._reader.read(self._data, places[0], stored)
-        planes = [stored[a - places[0] : b - places[0]] for a, b in itertools.pairwise(places)]
-        first = number * scheme.chunk
-        count = min(scheme.chunk, scheme.grid.groups - first)
-        groups: Codes = np.empty((count, scheme.grid.m), f"u{scheme.width}")
-        decode_chunk(scheme, planes, groups)
-        return groups.reshape(-1).view(np.uint8)
-
-
-_Decoder = _Whole | _Chunks
-
-
-def _all_of(reader: WeightReader, tensor: StoredTensor) -> Bytes:
-    data = np.empty(tensor.spec.nbytes, np.uint8)
-    reader.read(tensor, 0, data)
-    return data

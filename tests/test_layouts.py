@@ -1,0 +1,226 @@
+"""Layouts give back the same bits, as parts that a plain second decoder reads."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts_reference import DECODERS, array, grouped, keep_n, weights
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
+
+from prunectl.layouts.choice import LAYOUTS, by_size, encode_smallest, sizes
+from prunectl.layouts.groups import Grid, binomials, positions_of_sets
+from prunectl.layouts.parts import BLOCK, Encoded, Misfit
+from prunectl.layouts.survey import survey
+from prunectl.pattern import NM
+from prunectl.tensorspec import DTYPES, DType
+
+BF16 = DTYPES["BF16"]
+WHOLE = [DTYPES[n] for n in ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I8", "BOOL", "C64")]
+PATTERNS = [NM(1, 2), NM(2, 4), NM(4, 8), NM(1, 16), NM(3, 5), NM(8, 16), NM(2, 64), NM(20, 40)]
+
+dtypes = st.sampled_from(WHOLE)
+densities = st.sampled_from([0.0, 0.02, 0.5, 0.6, 1.0])
+seeds = st.integers(0, 10_000)
+shapes = st.one_of(
+    st.just(()),
+    st.lists(st.integers(0, 40), min_size=1, max_size=1).map(tuple),
+    st.lists(st.integers(0, 9), min_size=2, max_size=4).map(tuple),
+    st.sampled_from([(1,), (7,), (33, 65), (3, 0, 4), (BLOCK + 9,), (2, BLOCK - 1), (65, 4097)]),
+)
+
+
+def check(found: Encoded, codes: np.ndarray, dtype: DType, rows: tuple[int, int] | None) -> None:
+    layout = LAYOUTS[found.layout]
+    back = layout.decode(found.parts, dtype, codes.shape, found.extra)
+    assert back.dtype == codes.dtype
+    assert back.shape == codes.shape
+    assert np.array_equal(back, codes)
+    if found.layout in DECODERS:
+        second = DECODERS[found.layout](found.parts, dtype, codes.shape, found.extra)
+        assert np.array_equal(second, codes)
+    if rows is not None:
+        some = layout.decode_rows(found.parts, dtype, codes.shape, found.extra, *rows)
+        assert some.dtype == codes.dtype
+        assert np.array_equal(some, codes[slice(*rows)])
+
+
+def some_rows(shape: tuple[int, ...], seed: int) -> tuple[int, int] | None:
+    if not shape:
+        return None
+    first, last = sorted(np.random.default_rng(seed).integers(0, shape[0] + 1, 2).tolist())
+    return first, last
+
+
+@pytest.mark.parametrize("layout", ["dense", "bitmask", "packed"])
+@settings(max_examples=60)
+@given(dtype=dtypes, shape=shapes, density=densities, seed=seeds)
+def test_any_tensor_comes_back(layout, dtype, shape, density, seed) -> None:
+    codes = weights(dtype, shape, density, seed)
+    found = LAYOUTS[layout].encode(codes, dtype, shape)
+    check(found, codes, dtype, some_rows(shape, seed))
+    if layout != "packed":
+        assert found.nbytes == LAYOUTS[layout].nbytes(dtype, shape, survey(codes))
+
+
+@pytest.mark.parametrize("layout", ["nm", "packed"])
+@settings(max_examples=80)
+@given(
+    dtype=dtypes,
+    pattern=st.sampled_from(PATTERNS),
+    outer=st.integers(0, 5) | st.just(64),
+    groups=st.integers(0, 5) | st.just(16),
+    inner=st.sampled_from([(), (1,), (3,), (2, 3), (129,), (0,)]),
+    leading=st.booleans(),
+    density=densities,
+    seed=seeds,
+)
+def test_groups_come_back(layout, dtype, pattern, outer, groups, inner, leading, density, seed):
+    shape = ((outer,) if leading else ()) + (groups * pattern.m, *inner)
+    axis = int(leading)
+    codes = keep_n(weights(dtype, shape, density, seed), pattern.n, pattern.m, axis, seed)
+    given_axis = axis - len(shape) if seed % 2 else axis
+    found = LAYOUTS[layout].encode(codes, dtype, shape, pattern=pattern, axis=given_axis)
+    check(found, codes, dtype, some_rows(shape, seed))
+    if layout == "nm":
+        assert found.nbytes == LAYOUTS["nm"].nbytes(
+            dtype, shape, survey(codes), pattern=pattern, axis=axis
+        )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_groups_of_many_blocks_come_back(pattern, axis) -> None:
+    shape = (pattern.m * 24, pattern.m * 640)
+    codes = keep_n(weights(BF16, shape, 1.0, 1), pattern.n, pattern.m, axis, 1)
+    for layout in ("nm", "packed"):
+        found = LAYOUTS[layout].encode(codes, BF16, shape, pattern=pattern, axis=axis)
+        check(found, codes, BF16, (pattern.m + 1, pattern.m * 13 + 2))
+
+
+@pytest.mark.parametrize("layout", ["dense", "bitmask", "nm", "packed"])
+def test_threads_give_the_same_bytes(layout) -> None:
+    shape = (640, 2048)
+    codes = keep_n(weights(BF16, shape, 1.0, 5), 2, 4, 1, 5)
+    with ThreadPoolExecutor(3) as pool:
+        one = LAYOUTS[layout].encode(codes, BF16, shape, pattern=NM(2, 4))
+        many = LAYOUTS[layout].encode(codes, BF16, shape, pattern=NM(2, 4), run=pool.map)
+        assert one.extra == many.extra
+        assert {k: p.data.tobytes() for k, p in one.parts.items()} == {
+            k: p.data.tobytes() for k, p in many.parts.items()
+        }
+        out = np.full(shape, 0xFFFF, np.uint16)
+        LAYOUTS[layout].decode(many.parts, BF16, shape, many.extra, out=out, run=pool.map)
+    assert np.array_equal(out, codes)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("F4", (6, 4)), ("F6_E2M3", (4, 4))])
+def test_types_of_less_than_a_byte_are_dense(name, shape) -> None:
+    dtype, codes = DTYPES[name], np.arange(12, dtype=np.uint8)
+    found = encode_smallest(codes, dtype, shape)
+    assert found.layout == "dense"
+    assert found.parts["dense"].shape == shape
+    back = LAYOUTS["dense"].decode(found.parts, dtype, shape, found.extra)
+    assert back.tolist() == codes.tolist()
+    for layout in ("bitmask", "packed"):
+        with pytest.raises(Misfit, match="less than a byte"):
+            LAYOUTS[layout].encode(codes, dtype, shape)
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_2_4_is_what_torch_makes_of_it(name, seed) -> None:
+    shape, kind = (96, 192), {"BF16": torch.bfloat16, "F16": torch.float16}[name]
+    dtype = DTYPES[name]
+    normal = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(kind)
+    codes = keep_n(normal.view(torch.int16).numpy().view(np.uint16), 2, 4, 1, seed)
+    codes[np.random.default_rng(seed).random(shape) < seed / 4] = 0  # groups with 1 and 0 left
+    dense = torch.from_numpy(codes.view(np.int16).copy()).view(kind)
+    values, meta = sparse_semi_structured_from_dense_cutlass(dense)
+    found = LAYOUTS["nm"].encode(codes, dtype, shape, pattern=NM(2, 4))
+    assert found.extra == {"n": 2, "m": 4, "axis": 1, "order": "cutlass"}
+    stored = array(found.parts["values"])
+    assert np.array_equal(stored, values.view(torch.int16).numpy().view(np.uint16))
+    assert found.parts["meta"].dtype == "I16"
+    assert np.array_equal(array(found.parts["meta"]).view(np.int16), meta.numpy())
+    again = sparse_semi_structured_to_dense_cutlass(values, meta)
+    assert torch.equal(again.view(torch.int16), dense.view(torch.int16))
+    check(found, codes, dtype, (5, 70))
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (32, 0), (31, 64), (32, 96), (4, 8, 64)])
+def test_other_shapes_of_2_4_are_plain_or_empty(shape) -> None:
+    codes = keep_n(weights(BF16, shape, 1.0, 0), 2, 4, len(shape) - 1, 0)
+    found = LAYOUTS["nm"].encode(codes, BF16, shape, pattern=NM(2, 4))
+    assert (found.extra["order"] == "cutlass") == (0 in shape)
+    check(found, codes, BF16, None)
+
+
+def test_what_does_not_fit_is_refused_and_packed_without_its_pattern() -> None:
+    codes = np.ones((3, 8), np.uint16)
+    nm = LAYOUTS["nm"]
+    with pytest.raises(Misfit, match="a group of 4 has 4 nonzeros, more than 2"):
+        nm.encode(codes, BF16, (3, 8), pattern=NM(2, 4))
+    with pytest.raises(Misfit, match="no multiple of 4"):
+        nm.encode(codes, BF16, (3, 8), pattern=NM(2, 4), axis=0)
+    with pytest.raises(Misfit, match="no N:M pattern"):
+        nm.encode(codes, BF16, (3, 8))
+    with pytest.raises(Misfit, match="no axis"):
+        nm.encode(codes[0, 0], BF16, (), pattern=NM(2, 4))
+    # As many zeros as 2:4 has, elsewhere: counts alone do not tell.
+    lopsided = np.tile(np.array([1, 2, 3, 0, 4, 0, 0, 0], np.uint16), (64, 64))
+    check(
+        LAYOUTS["packed"].encode(lopsided, BF16, lopsided.shape, pattern=NM(2, 4)),
+        lopsided,
+        BF16,
+        (3, 9),
+    )
+    with pytest.raises(Misfit, match="3 nonzeros"):
+        nm.encode(lopsided, BF16, lopsided.shape, pattern=NM(2, 4))
+
+
+def test_negative_zero_is_kept_and_zero_is_not() -> None:
+    codes = np.array([0, 0x8000, 0, 0x8000, 0x8000, 0, 0, 0], np.uint16)
+    mask = LAYOUTS["bitmask"].encode(codes, BF16, (8,))
+    assert mask.parts["mask"].data.tolist() == [0b00011010]
+    assert array(mask.parts["values"]).tolist() == [0x8000] * 3
+    nm = LAYOUTS["nm"].encode(codes, BF16, (8,), pattern=NM(2, 4))
+    assert array(nm.parts["values"]).tolist() == [[0x8000, 0x8000], [0x8000, 0]]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (3, 5), (8, 16)])
+def test_set_numbers_are_the_combinatorial_number_system(n, m) -> None:
+    sets, add = positions_of_sets(n, m), binomials(n, m)
+    assert len(sets) == math.comb(m, n)
+    numbers = [sum(int(add[c, i]) for i, c in enumerate(row)) for row in sets]
+    assert numbers == list(range(len(sets)))
+    masks = [sum(1 << int(c) for c in row) for row in sets]
+    assert masks == sorted(masks)
+
+
+def test_groups_are_read_as_the_docstring_says() -> None:
+    codes = np.arange(2 * 6 * 5, dtype=np.uint16).reshape(2, 6, 5)
+    grid = Grid.of(codes.shape, NM(1, 3), 1)
+    expected = grouped(codes, 3, 1)
+    assert np.array_equal(grid.read(codes.reshape(-1), 3, 17), expected[3:17])
+
+
+def test_the_smallest_layout_is_taken_and_dense_for_a_norm() -> None:
+    ones = np.full(576, 0x3F80, np.uint16)
+    noise = weights(DTYPES["I64"], (50,), 1.0, 0)
+    assert encode_smallest(noise, DTYPES["I64"], (50,)).layout == "dense"
+    assert encode_smallest(ones[:40], BF16, (40,)).layout == "dense"
+    big = weights(BF16, (512, 512), 0.5, 1)
+    assert encode_smallest(big, BF16, big.shape).layout == "packed"
+    said = sizes(BF16, big.shape, survey(big))
+    assert set(said) == {"dense", "bitmask", "packed"}
+    assert by_size(said)[0] == "packed"
+    assert by_size({"packed": 100, "dense": 190}) == ["dense", "packed"]
