@@ -70,34 +70,44 @@ def _packed(source: SourceFacts, tensors: Sequence[TensorStats], change: int | N
 
 def _packed_tensor(tensor: TensorStats, dtype: DType, change: int | NM | None) -> int:
     octaves = sorted(tensor.octaves.items())
-    zeros, mask = tensor.zeros, _mask_bits(tensor.numel, tensor.zeros)
+    zeros, mask = tensor.zeros, mask_bits(tensor.numel, tensor.zeros)
     kept = [float(count) for _, count in octaves]
     if tensor.prunable and isinstance(change, NM):
         fit = tensor.patterns.get(str(change))
         if fit is not None and not fit.reason:
             kept = in_groups(kept, zeros, change)
-            mask = tensor.numel / change.m * math.log2(math.comb(change.m, change.n))
+            mask = pattern_bits(tensor.numel, change)
     elif tensor.prunable and isinstance(change, int):
         zeros = round(tensor.sparsity[change] * tensor.numel)
         kept = largest(kept, tensor.numel - zeros)
-        mask = _mask_bits(tensor.numel, zeros)
-    return packed_bytes(mask, kept, dtype)
+        mask = mask_bits(tensor.numel, zeros)
+    return packed_bytes(mask, sum(kept), entropy(kept), dtype)
 
 
-def packed_bytes(mask_bits: float, kept: Sequence[float], dtype: DType) -> int:
+def packed_bytes(mask_bits: float, kept: float, exponent_bits: float, dtype: DType) -> int:
     """About the bytes of a packed tensor: its order-0 entropy, and what coding adds.
 
     Args:
         mask_bits: that say which weights are kept.
-        kept: how many weights of each exponent are.
+        kept: how many are.
+        exponent_bits: the entropy of all their exponents together.
         dtype: whose mantissas and signs are stored as they are.
     """
-    count = sum(kept)
-    exponents = -sum(n * math.log2(n / count) for n in kept if n > 0)
-    return round((mask_bits + exponents + count * (1 + dtype.mantissa_bits)) / 8 * CODING)
+    return round((mask_bits + exponent_bits + kept * (1 + dtype.mantissa_bits)) / 8 * CODING)
 
 
-def _mask_bits(numel: int, zeros: int) -> float:
+def entropy(counts: Sequence[float]) -> float:
+    """Bits that as many symbols take, coded one by one."""
+    total = sum(counts)
+    return -sum(n * math.log2(n / total) for n in counts if n > 0)
+
+
+def pattern_bits(numel: int, pattern: NM) -> float:
+    """Bits that say which N of every M weights are kept."""
+    return numel / pattern.m * math.log2(math.comb(pattern.m, pattern.n))
+
+
+def mask_bits(numel: int, zeros: int) -> float:
     """Entropy of a mask whose bits are independent."""
     return -sum(n * math.log2(n / numel) for n in (zeros, numel - zeros) if 0 < n < numel)
 

@@ -41,7 +41,21 @@ def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[R
         "The zeros are stored like any other weight: they make neither the files smaller nor the "
         "model faster. The pruned model loads wherever the original did."
     )
-    yield sentence(f"Next: prunectl verify {shlex.quote(str(result.output))}")
+    folder = shlex.quote(str(result.output))
+    if sizes := _sizes(result):
+        yield sentence(f"prunectl export {folder} -o DIR would store it in {sizes}.")
+    yield sentence(f"Next: prunectl verify {folder}")
+
+
+def _sizes(result: PruneResult) -> str:
+    """What each layout would take, in words; '' where it is not known."""
+    dense = result.predicted_bytes.get("dense")
+    return ", ".join(
+        f"{'about ' if layout == 'packed' else ''}{numbers.size(size)} ({layout}, "
+        f"{numbers.share(size / dense)} of dense)"
+        for layout, size in sorted(result.predicted_bytes.items(), key=lambda item: item[1])
+        if dense and size < dense
+    )
 
 
 def _sparsities(result: PruneResult) -> list[tuple[str, ...]]:

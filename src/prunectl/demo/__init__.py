@@ -1,23 +1,29 @@
-"""The embedded model ``demo``: a small trained language model, and text that it has never seen."""
+"""The embedded demo model: a small, really trained Llama, and text that it was not trained on.
+
+``scripts/train_demo.py`` made it from the King James Bible; the card, ``model/README.md``, says how
+and what was measured. It is there to try commands on without a download, and not for use.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 NAME = "demo"
+"""What a user types in the place of a model."""
+
 _HERE = Path(__file__).parent
 
 
 def model_folder() -> Path:
-    """The checkpoint's folder, as transformers saves it; its card (README.md) says what it is."""
+    """The folder that transformers loads: bf16 weights, tokenizer, configuration and card."""
     return _HERE / "model"
 
 
 def heldout_text() -> Path:
-    """About 100 kB of UTF-8 text to measure on."""
+    """UTF-8 text to measure quality on; neither the model nor the tokenizer was trained on it."""
     return _HERE / "heldout.txt"
 
 
 def calibration_text() -> Path:
-    """About 100 kB of UTF-8 text to calibrate on, apart from the held-out text."""
+    """UTF-8 text to calibrate on: not trained on either, and no line of it is held-out."""
     return _HERE / "calibration.txt"

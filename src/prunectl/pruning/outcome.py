@@ -14,6 +14,7 @@ from prunectl.pruning.edits import Copy, Cut
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
+from prunectl.pruning.sizes import predict
 from prunectl.pruning.transform import Written
 from prunectl.settings import Scope
 from prunectl.sink.shards import ShardLayout
@@ -77,6 +78,7 @@ def build_result(
         resumed_shards=resumed,
         seconds=0.0,
         warnings=tuple(_warnings(checkpoint, plan, counted.values())),
+        predicted_bytes=predict(tensors, written),
     )
 
 

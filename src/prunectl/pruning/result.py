@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ class PruneResult:
         nbytes: of the weight files written. source_bytes: of the source's. shards: files.
         resumed_shards: taken over from an interrupted run.
         seconds: wall time. warnings: sentences.
+        predicted_bytes: of all tensors by layout: ``dense``, ``bitmask``, ``nm`` where a tensor
+            follows N:M (these are exact), and ``packed`` (an estimate).
     """
 
     output: Path
@@ -101,6 +103,7 @@ class PruneResult:
     resumed_shards: int
     seconds: float
     warnings: tuple[str, ...]
+    predicted_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

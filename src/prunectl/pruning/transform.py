@@ -10,6 +10,7 @@ from typing import Any
 import blake3
 import numpy as np
 
+from prunectl.analysis.sizes import entropy
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
@@ -20,16 +21,27 @@ from prunectl.pruning.edits import Copy, CutRows, Edit, Editor, Keep, axis_view,
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.streaming import Bytes, Scratch
 
+_SAMPLE = 1 << 15
+"""Weights that are looked at for an estimate of what packing the tensor would give."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written for one tensor: zeros before and after, Inf values, digest of the bytes."""
+    """What was written for one tensor.
+
+    Attributes:
+        zeros, zeros_before: afterwards, and in the source.
+        infs: Inf values, if they are looked for.
+        blake3: of the bytes.
+        exponent_bits: entropy of the exponent of a weight that is left, by the tensor's beginning.
+    """
 
     name: str
     zeros: int
     zeros_before: int
     infs: int
     blake3: str
+    exponent_bits: float = 0.0
 
 
 def write_tensor(
@@ -92,6 +104,7 @@ class _Output:
         self._prunable = prunable
         self._digest = blake3.blake3()
         self._zeros = self._zeros_before = self._infs = 0
+        self._exponent_bits = 0.0
 
     def put(self, offset: int, block: Bytes, edit: Callable[[Codes], int] | None) -> None:
         """Add a block; ``edit`` changes its codes in place and returns the zeros afterwards."""
@@ -102,13 +115,25 @@ class _Output:
             if self._prunable:
                 self._infs += _check_block(codes, self._format, self._name)
             self._zeros += present if edit is None else edit(codes)
+            if not offset:
+                self._exponent_bits = _exponent_bits(codes[:_SAMPLE], self._format)
         self._digest.update(block.data)
         self._write(offset, block.data)
 
     def written(self) -> Written:
         """The facts, once all blocks are put."""
         digest = self._digest.hexdigest()
-        return Written(self._name, self._zeros, self._zeros_before, self._infs, digest)
+        return Written(
+            self._name, self._zeros, self._zeros_before, self._infs, digest, self._exponent_bits
+        )
+
+
+def _exponent_bits(codes: Codes, format: CodeFormat) -> float:
+    """Entropy of the exponent of one weight that is not zero, in bits."""
+    shift = format.uint.type(format.dtype.mantissa_bits)
+    exponents = (codes[codes != 0] & format.uint.type(format.mask)) >> shift
+    counts = np.unique(exponents, return_counts=True)[1].tolist()
+    return entropy(counts) / sum(counts) if counts else 0.0
 
 
 def _write_across(
