@@ -52,8 +52,9 @@ $(VENV)/.docs: $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
+# With --quiet, mkdocs hides its warnings from --strict as well.
 docs: $(VENV)/.docs ## build the site into build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 screens: $(READY) ## write what is generated in docs: the command reference and the pictures
 	$(BIN)/python scripts/make_docs.py

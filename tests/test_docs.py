@@ -1,0 +1,233 @@
+"""README and docs tell the truth: commands and Python in them run, links and options exist.
+
+``docs_pages`` says how pages are written so that they can be run. ``org/name``, ``my-model`` and a
+few more names stand for the reader's models; small checkpoints are in their places.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import yaml
+from docs_pages import Reader, blocks_of, call
+from typer.main import get_command
+
+import make_docs
+import make_screens
+from prunectl.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+STAND_INS = ("org/name", "org/name@v1.0", "my-model", "sentence-transformers/all-MiniLM-L6-v2")
+
+# Files that examples of one command take from those of another are in this folder.
+SUPPLIES = "supplies"
+PREPARED = (
+    "prunectl prune org/name --sparsity 0.4 -o prepared",
+    f"prunectl export prepared --masks-only -o {SUPPLIES}/masks.safetensors",
+)
+CACHE = "docs-cache"
+
+# The page that is followed with the installed command, in processes of their own.
+IN_SHELL = "index.md"
+
+# How many blocks and commands of each page run, so that none stops being run unnoticed.
+RUN = {
+    "README.md": 11,
+    "automation.md": 9,
+    "commands.md": 22,
+    "faq.md": 4,
+    "index.md": 3,
+    "masks.md": 4,
+    "recipes.md": 1,
+    "tutorial.md": 7,
+}
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stand-ins for the reader's models, a recipe, and a file of masks."""
+    folder = tmp_path_factory.mktemp("shelf")
+    tiny_models.build("llama", folder / STAND_INS[0])
+    for name in STAND_INS[1:]:
+        shutil.copytree(folder / STAND_INS[0], folder / name)
+    supplies = folder / SUPPLIES
+    supplies.mkdir()
+    (recipe,) = [
+        block.text
+        for block in blocks_of((ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"))
+        if block.title == "recipe.toml"
+    ]
+    (supplies / "recipe.toml").write_text(recipe, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PRUNECTL_CACHE_DIR", str(folder.parent / CACHE))
+        for command in PREPARED:
+            assert call(command)[0] == 0
+    shutil.rmtree(folder / "prepared")
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: where other tests run too, several wait minutes for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_can_be_followed(
+    page: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(shelf, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "100")
+    # What is known of the stand-ins' modules is kept from page to page.
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(shelf.parent / CACHE))
+    reader = Reader(page, folder, folder / SUPPLIES, in_shell=page.name == IN_SHELL)
+    reader.follow()
+    assert reader.ran == RUN.get(page.name, 0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_is_in_a_block_that_runs(page: Path) -> None:
+    for block in blocks_of(page.read_text(encoding="utf-8")):
+        if block.language not in ("console", "yaml", "text"):
+            lines = [line.removeprefix("$ ") for line in block.text.splitlines()]
+            assert not [line for line in lines if line.startswith("prunectl ")], block
+
+
+def test_the_runner_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    for text, complaint in {
+        "```console\n$ prunectl --version\nprunectl 99.9\n```\n": "prints",
+        "```console\n$ prunectl analyze missing/folder/here\n```\n": "error",
+        "```python\nprint('ppl 12.5 at 30%')\n```\n\n```text\nppl 12.1 at 30%\n```\n": "prints",
+    }.items():
+        page.write_text(text, encoding="utf-8")
+        with pytest.raises(AssertionError, match=complaint):
+            Reader(page, tmp_path, tmp_path).follow()
+    session = (
+        "$ prunectl --version\nprunectl ...\n$ prunectl --version | tr a-z A-Z\nPRUNECTL ...\n"
+    )
+    page.write_text(f"```console\n{session}```\n", encoding="utf-8")
+    for in_shell in (True, False):
+        reader = Reader(page, tmp_path, tmp_path, in_shell=in_shell)
+        reader.follow()
+        assert reader.ran == 2
+
+
+# --- links, options, names ---------------------------------------------------------------------
+
+
+def prose_of(text: str) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^(```+).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors_of(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", prose_of(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose_of(page.read_text(encoding="utf-8")))
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target), link
+
+
+def options_in(prose: str) -> set[str]:
+    """Options that a text names, but for those in code that calls another program."""
+    own = re.sub(r"`(?:python|make|pip|mkdocs|cp|git|hf) [^`]*`", "", prose)
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", own))
+
+
+def every_option() -> set[str]:
+    group: Any = get_command(app)
+    commands = [group, *group.commands.values()]
+    return {name for command in commands for option in command.params for name in option.opts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_in_the_prose_exists(page: Path) -> None:
+    unknown = options_in(prose_of(page.read_text(encoding="utf-8"))) - every_option() - {"--help"}
+    assert not unknown
+
+
+def test_options_are_found_in_prose() -> None:
+    assert options_in("`--sparsty 0.3`, `pip install --quiet x`, a -- b, --json.") == {
+        "--sparsty",
+        "--json",
+    }
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = {
+        target
+        for page in PAGES
+        for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE)
+    }
+    assert {"demo", "test"} <= named <= targets
+
+
+# --- generated pages and the site --------------------------------------------------------------
+
+
+def test_the_command_reference_is_current() -> None:
+    assert make_docs.PAGE.read_text(encoding="utf-8") == make_docs.page()
+
+
+def test_the_pictures_are_current() -> None:
+    drawn = make_screens.pictures()
+    assert {path.stem for path in make_screens.FOLDER.glob("*.svg")} == set(drawn)
+    for name, picture in drawn.items():
+        stored = (make_screens.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        assert make_screens.words(stored) == make_screens.words(picture)
+        assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", stored), "it fetches something"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme_and_on_the_site(command: str) -> None:
+    for page in ("README.md", "docs/index.md"):
+        assert f"| `prunectl {command}" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def pages_in(nav: list[Any]) -> Iterator[str]:
+    for entry in nav:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(value, list):
+            yield from pages_in(value)
+        else:
+            yield value
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    assert sorted(pages_in(site["nav"])) == pages
