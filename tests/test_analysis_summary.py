@@ -294,8 +294,22 @@ def test_predicted_bytes(tmp_path: Path) -> None:
     got = analyze(write(tmp_path, ones), patterns=[NM(2, 4), NM(4, 8)]).predicted_bytes
     dense = 16 * 32 * 2 + 32 * 4
     zeros = 205  # floor(0.4 * 512 + 0.5)
+
+    def packed(mask: float, kept: int) -> int:
+        """Sign and mantissa of each weight that is kept; all exponents are the same."""
+        return round((mask + kept * 8) / 8 * 1.005) + round(32 * 24 / 8 * 1.005)
+
+    def entropy(zero: int) -> float:
+        return -sum(n * math.log2(n / 512) for n in (zero, 512 - zero))
+
     assert got == {
         "dense": dense,
+        "packed": packed(0, 512),
+        "packed@0.3": packed(entropy(154), 512 - 154),
+        "packed@0.4": packed(entropy(zeros), 512 - zeros),
+        "packed@0.5": packed(entropy(256), 256),
+        "packed@2:4": packed(512 / 4 * math.log2(6), 256),
+        "packed@4:8": packed(512 / 8 * math.log2(70), 256),
         "bitmask@0.3": dense - (154 * 16 - 512) // 8,
         "bitmask@0.4": dense - (zeros * 16 - 512) // 8,
         "bitmask@0.5": dense - (256 * 16 - 512) // 8,
