@@ -220,6 +220,13 @@ def _assemble(
                 )
     files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
     headers = {name: _read_header(folder, name, weights.format) for name in names}
+    for name, (_, metadata) in headers.items():
+        if metadata.get("format", "").startswith("prunectl.masks/"):
+            raise UnsupportedCheckpoint(
+                folder / name,
+                "masks, and no weights",
+                hint=f"apply them to a model: prunectl prune MODEL --mask {name} -o DIR",
+            )
     stored = [tensor for tensors, _ in headers.values() for tensor in tensors]
     tensors, aliases = _one_place_each(folder, stored)
     if weight_map is not None and weights.index:

@@ -72,7 +72,11 @@ def _holds_checkpoint(folder: Path) -> bool:
         found = find_weights(names, str(folder))
     except (PrunectlError, OSError):
         return False
-    return found.format == "safetensors" or "config.json" in names
+    if "config.json" in names:
+        return True
+    from prunectl.checkpoint.mask_file import is_mask_file
+
+    return found.format != "pickle" and not any(is_mask_file(folder / name) for name in found.files)
 
 
 def _is_name(value: object) -> bool:

@@ -15,7 +15,7 @@ from prunectl.exporting.writing import Stored
 from prunectl.plan import input_axis, not_prunable_reason
 from prunectl.pruning.papers import auto_class_of, source_card, source_record
 from prunectl.settings import PruneSettings
-from prunectl.sink.card import CardFacts, RoleRow, model_card
+from prunectl.sink.card import CardFacts, RoleRow, earlier_commands, model_card
 from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import SCHEMA_VERSION, Manifest
@@ -49,7 +49,10 @@ def write_papers(
         export=job.arguments,
         schema=SCHEMA_VERSION,
     )
-    text = model_card(source_card(job.checkpoint), _card_facts(job, result, manifest))
+    source = source_card(job.checkpoint)
+    # Whoever reads the card wants to know how the weights were pruned, and not only exported.
+    earlier = earlier_commands(source) if job.manifest else ()
+    text = model_card(source, _card_facts(job, result, manifest, earlier))
     sink.write_bytes(CARD_NAME, text.encode("utf-8", "surrogateescape"))
     sink.write_bytes(MANIFEST_NAME, manifest.to_json())
     return warnings
@@ -162,7 +165,9 @@ def _count(records: Iterable[TensorRecord]) -> Count:
     )
 
 
-def _card_facts(job: Job, result: ExportResult, manifest: Manifest) -> CardFacts:
+def _card_facts(
+    job: Job, result: ExportResult, manifest: Manifest, earlier: tuple[str, ...]
+) -> CardFacts:
     source = manifest.source
     arguments = manifest.arguments
     return CardFacts(
@@ -175,7 +180,7 @@ def _card_facts(job: Job, result: ExportResult, manifest: Manifest) -> CardFacts
         prunable=manifest.prunable,
         overall=manifest.overall,
         roles=_role_rows(manifest.tensors),
-        command=job.command or "prunectl.export(...)",
+        command="\n".join((*earlier, job.command or "prunectl.export(...)")),
         repo_id=source.repo_id,
         commit=source.commit,
         auto_class=auto_class_of(job.checkpoint),

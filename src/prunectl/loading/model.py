@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.opening import open_stored
 from prunectl.errors import BadCheckpoint, UnknownArchitecture
+from prunectl.loading.semi_structured import check_mode, convert
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ def load_model(
     *,
     device_map: Any = None,
     dtype: str | torch.dtype | None = "auto",
+    semi_structured: str = "never",
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -35,6 +37,9 @@ def load_model(
         model: Hub id, folder, or ``demo``.
         device_map: as for transformers: ``auto``, a device, or a dict; None is the CPU.
         dtype: ``auto`` is that of the checkpoint.
+        semi_structured: on CUDA, whether 2:4 weights take the form of torch's sparse kernels:
+            ``never``, ``auto`` (where a kernel takes them), or ``always`` (an error if none can).
+            It halves their memory; whether it is faster depends on shapes and batch: measure.
         revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
         trust_remote_code: let the model's own Python code run.
         options: passed on to ``from_pretrained``.
@@ -46,7 +51,9 @@ def load_model(
         SourceError: the checkpoint cannot be read, or a tensor is damaged.
         BadCheckpoint: weights are missing.
         UnknownArchitecture: transformers has no class for it.
+        InvalidOption: an unknown ``semi_structured``, or ``always`` and nothing can be converted.
     """
+    check_mode(semi_structured)
     stored = open_stored(
         model,
         revision=revision,
@@ -75,6 +82,7 @@ def load_model(
             f"{len(missing)} weights of the model are not in it: {', '.join(missing[:3])}",
             hint="prunectl verify DIR says what is wrong with an output of prunectl",
         )
+    convert(loaded, semi_structured)
     return loaded
 
 

@@ -20,6 +20,9 @@ _SECTION = re.compile(
     rf"(?:(?!{re.escape(START)})[\s\S])*?^{re.escape(END)}[ \t]*(?:\r?\n|\Z)",
     re.MULTILINE,
 )
+_MADE = re.compile(
+    r"^Made with:\s+^(?P<fence>`{3,})bash\r?\n(?P<commands>[\s\S]*?)^(?P=fence)", re.MULTILINE
+)
 _SPARSITY_TAG = re.compile(r"sparsity-[0-9]+")
 
 
@@ -44,7 +47,7 @@ class CardFacts:
         pattern, scope: as in the arguments; '' where they have no meaning.
         prunable, overall: totals; ``prunable.requested`` is the sparsity asked for.
         roles: a row a role, in the order to show.
-        command: the exact command line; the caller leaves tokens out.
+        command: the exact command lines, one a line; the caller leaves tokens out.
         auto_class: the transformers class that loads the folder, for example
             ``AutoModelForCausalLM``.
         layout: how the weights are stored.
@@ -66,6 +69,13 @@ class CardFacts:
     layout: str = "dense"
     dense_bytes: int = 0
     stored_bytes: int = 0
+
+
+def earlier_commands(source_card: str | None) -> tuple[str, ...]:
+    """The commands in our own section of a card: those that led to these weights, in order."""
+    earlier = _SECTION.search(split_card(source_card or "").body)
+    made = _MADE.search(earlier[0]) if earlier else None
+    return tuple(made["commands"].splitlines()) if made else ()
 
 
 def model_card(source_card: str | None, facts: CardFacts) -> str:
