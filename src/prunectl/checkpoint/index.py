@@ -23,7 +23,7 @@ _SUFFIXES = {
 _TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*"
 )
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.\w+")
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.prunectl)?\.\w+")
 _INDEX_SUFFIX = ".index.json"
 
 

@@ -31,6 +31,13 @@ def redact(text: str, argv: Sequence[str]) -> str:
     return _HUB_TOKEN.sub(_HIDDEN, text)
 
 
+def visible(text: str) -> str:
+    """``text`` with control characters escaped: a name out of a file must not paint a screen."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _split_tokens(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments without the token option, and the values that it had."""
     kept: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from prunectl.cli.command_line import redact
+from prunectl.cli.command_line import redact, visible
 from prunectl.errors import PrunectlError
 
 FAILED, USAGE, DIFFERENCE, INTERRUPTED = 1, 2, 3, 130
@@ -46,4 +46,4 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))

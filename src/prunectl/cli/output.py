@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
 
@@ -40,11 +41,11 @@ class Output:
     def note(self, text: str) -> None:
         """A sentence on stderr that may be missed."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            print(visible(text), file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """A sentence on stderr that matters."""
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {visible(text)}", file=sys.stderr)
 
     def show(self, *parts: RenderableType) -> None:
         """A screen for people on stdout; nothing with ``--json`` or ``-q``."""

@@ -9,8 +9,8 @@ import blake3
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.errors import BadCheckpoint
 from prunectl.events import Advanced, OnEvent
+from prunectl.exporting.survey import check_digest
 from prunectl.exporting.writing import Stored
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
@@ -51,11 +51,7 @@ def write_dense(
             zeros += count_zeros(block.view(format.uint)) if format else 0
             put(start, block.data)
         found = digest.hexdigest()
-        if checkpoint.digests.get(source.name, found) != found:
-            raise BadCheckpoint(
-                checkpoint.folder / source.file,
-                f"tensor '{source.name}' is damaged: its hash is not the one that was stored",
-            )
+        check_digest(checkpoint, source, found)
         spec = tensor.spec
         return Stored(spec.name, "dense", None, zeros, found, spec.nbytes, (spec.name,))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,9 @@ def prepare(
         raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
     check_target(target, force=force, protected=protected(checkpoint))
     manifest = _manifest_of(checkpoint)
+    if manifest is not None:  # bytes that changed since then must not get a new, right hash
+        stated = {record.name: record.blake3 for record in manifest.tensors}
+        checkpoint = replace(checkpoint, digests={**checkpoint.digests, **stated})
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     specs = [tensor.spec for tensor in outputs.values()]
     is_dense = layout == "dense"

@@ -13,7 +13,7 @@ import numpy as np
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.errors import PatternMismatch
+from prunectl.errors import BadCheckpoint, PatternMismatch
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
 from prunectl.streaming import Scratch, run_tensors
@@ -83,6 +83,7 @@ def choose_layouts(
         expected: N:M patterns by tensor name; tensors without one are looked at for the usual ones.
 
     Raises:
+        BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
         PatternMismatch: a tensor does not follow the pattern that is expected of it.
     """
     phase = "measuring"
@@ -91,7 +92,12 @@ def choose_layouts(
     with checkpoint.open() as reader:
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Choice:
-            return _choose(tensor, reader, scratch, layout, expected.get(tensor.name))
+            counted = _count(tensor, reader, scratch, expected.get(tensor.name))
+            # In this order: what is damaged follows no pattern either, and that is not the news.
+            check_digest(checkpoint, tensor, counted.blake3)
+            if counted.broken is not None:
+                raise PatternMismatch(tensor.name, str(counted.broken))
+            return _choose(tensor, counted, layout)
 
         for tensor, choice in run_tensors(tensors, work, jobs):
             found[tensor.name] = choice
@@ -100,18 +106,24 @@ def choose_layouts(
     return found
 
 
-def _choose(
-    tensor: StoredTensor,
-    reader: TensorReader,
-    scratch: Scratch,
-    layout: str,
-    expected: Expected | None,
-) -> Choice:
+def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> None:
+    """Compare the hash of a tensor's dense bytes with the one that is stored, if any is.
+
+    Raises:
+        BadCheckpoint: they differ.
+    """
+    if checkpoint.digests.get(tensor.name, found) != found:
+        raise BadCheckpoint(
+            checkpoint.folder / tensor.file,
+            f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
+        )
+
+
+def _choose(tensor: StoredTensor, counted: _Counted, layout: str) -> Choice:
     from prunectl.layouts.choice import by_size, sizes
     from prunectl.layouts.scheme import best_scheme
 
     spec = tensor.spec
-    counted = _count(tensor, reader, scratch, expected)
     pattern, axis = counted.pattern, counted.axis
     said = {"dense": spec.nbytes}
     if layout != "dense" and counted.survey is not None:
@@ -137,13 +149,18 @@ def _choose(
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What one pass over a tensor tells; ``survey`` is None for types that are always dense."""
+    """What one pass over a tensor tells.
+
+    ``survey`` is None for types that are always dense; ``broken`` is the pattern that was expected
+    and does not hold.
+    """
 
     survey: Survey | None
     zeros: int
     pattern: NM | None
     axis: int
     blake3: str
+    broken: NM | None
 
 
 def _count(
@@ -168,15 +185,14 @@ def _count(
         for candidate, grid in list(grids.items()):
             groups = codes.size // grid.m
             if grouping.overfull(grid.read(codes, 0, groups), grid.n) >= 0:
-                if expected is not None:
-                    raise PatternMismatch(spec.name, str(candidate))
                 del grids[candidate]
     counts = tables.sum(0)
     counts[0] -= zeros
     survey = Survey(zeros, counts) if is_counted else None
     pattern = _tightest(grids, spec.numel, zeros)
     axis = expected.axis if expected else max(0, len(spec.shape) - 1)
-    return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest())
+    broken = expected.pattern if expected and is_counted and not grids else None
+    return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest(), broken)
 
 
 def _grids(spec: TensorSpec, expected: Expected | None) -> Iterator[tuple[NM, Grid]]:

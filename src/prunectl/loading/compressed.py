@@ -23,6 +23,8 @@ from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
 from prunectl.sink.manifest import read_manifest
 from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
+from prunectl.sink.records import TensorRecord
+from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 PACKED_LAYOUTS = ("bitmask", "nm", "packed")
@@ -77,10 +79,16 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
         *(StoredTensor(one.spec, one.file, 0) for one in packed.values()),
         *dense.values(),
     )
+    records = _manifest_records(stored)
+    _check_records(stored, records, tensors)
+    # The manifest's hashes go before a header's: a file of another export has its own, right ones.
+    digests |= {record.name: record.blake3 for record in records}
+    place = {record.name: number for number, record in enumerate(records)}
     return replace(
         stored,
         format="safetensors",
-        tensors=_in_manifest_order(stored, tensors),
+        # In the order of the source, which the manifest keeps; as they come without one.
+        tensors=tuple(sorted(tensors, key=lambda tensor: place.get(tensor.name, len(place)))),
         opener=partial(PartsReader, stored, packed, dense),
         digests=digests,
         quantization="",
@@ -149,13 +157,31 @@ def _packed(
     return Packed(spec, file, layout, extra if isinstance(extra, dict) else {}, found)
 
 
-def _in_manifest_order(
-    stored: Checkpoint, tensors: tuple[StoredTensor, ...]
-) -> tuple[StoredTensor, ...]:
-    """Tensors in the order of the source, which the manifest keeps; as they come without one."""
+def _manifest_records(stored: Checkpoint) -> tuple[TensorRecord, ...]:
+    """What the manifest beside the weights lists; nothing if it is missing or cannot be used.
+
+    Of one file that was named by itself, only what the manifest says is in it.
+    """
     try:
-        manifest = read_manifest(stored.folder)
+        records = read_manifest(stored.folder).tensors
     except BadManifest:
-        return tensors
-    place = {record.name: number for number, record in enumerate(manifest.tensors)}
-    return tuple(sorted(tensors, key=lambda tensor: place.get(tensor.name, len(place))))
+        return ()
+    names = {file.name for file in stored.files}
+    return tuple(one for one in records if stored.kind != "file" or one.file in names)
+
+
+def _check_records(
+    stored: Checkpoint, records: tuple[TensorRecord, ...], tensors: tuple[StoredTensor, ...]
+) -> None:
+    """Refuse other tensors than the manifest lists: missing, renamed, or seen as something else."""
+    if not records:
+        return
+    here = {tensor.name: (tensor.spec.dtype.name, tensor.spec.shape) for tensor in tensors}
+    listed = {record.name: (record.dtype, record.shape) for record in records}
+    for name in sorted(here.keys() | listed.keys()):
+        if here.get(name) != listed.get(name):
+            raise BadCheckpoint(
+                stored.folder / MANIFEST_NAME,
+                f"and the weight files disagree about tensor '{name}'",
+                hint="the folder was changed: prunectl verify says how",
+            )

@@ -1,0 +1,1186 @@
+"""Bad input of ``export`` and of the loaders: the right error, the tensor's name, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import export_cases as cases
+import numpy as np
+import pytest
+import reference
+import tiny_models
+import torch
+import zstandard
+from blake3 import blake3
+from export_cases import WEIGHTS, Header
+
+from prunectl import (
+    NM,
+    PruneSettings,
+    export,
+    load_state_dict,
+    open_checkpoint,
+    open_weights,
+    prune,
+    verify,
+)
+from prunectl.cli.run import run
+from prunectl.errors import (
+    BadCheckpoint,
+    BadManifest,
+    CannotWrite,
+    InvalidOption,
+    NoSpace,
+    OutputConflict,
+    OutputError,
+    PatternMismatch,
+    PrunectlError,
+    UnsupportedCheckpoint,
+)
+from prunectl.sink import target
+from prunectl.sink.journal import Journal
+from prunectl.sink.target import journal_file
+
+UP = "model.layers.1.mlp.up_proj.weight"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+NORM = "model.norm.weight"
+INDEX = f"{WEIGHTS}.index.json"
+Typed = Callable[..., tuple[int, str]]
+Prepared = Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned model, and an export of it in each layout; tests work on copies."""
+    place = tmp_path_factory.mktemp("made")
+    tiny_models.build("llama", place / "source")
+    prune(place / "source", place / "pruned", PruneSettings(pattern=NM(2, 4)))
+    for layout in cases.LAYOUTS:
+        export(place / "pruned", place / layout, layout)
+    export(place / "pruned", place / "shards", "packed", max_shard_size=20_000)
+    return place
+
+
+@pytest.fixture
+def source(made: Path, tmp_path: Path) -> Path:
+    return cases.copied(made / "pruned", tmp_path / "pruned")
+
+
+@pytest.fixture
+def small(made: Path, tmp_path: Path) -> Callable[[str], Path]:
+    return lambda layout: cases.copied(made / layout, tmp_path / layout)
+
+
+Small = Callable[[str], Path]
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Typed:
+    """Runs ``prunectl ARGS`` in ``tmp_path``; gives the exit code and what a person reads."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_it(*args: object) -> tuple[int, str]:
+        code = run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert out == "" or args[0] == "verify"
+        assert "Traceback" not in err
+        assert "this is a bug" not in err
+        return code, out + err
+
+    return type_it
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All below a folder: mode, mtime and bytes, hidden files and folders too."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        data = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[path.relative_to(folder).as_posix()] = (status.st_mode, status.st_mtime_ns, data)
+    return found
+
+
+def refused(
+    typed: Typed,
+    kind: type[PrunectlError],
+    names: str,
+    model: Path,
+    out: str = "out",
+    *more: object,
+    code: int = 1,
+    layout: str = "dense",
+    **options: Any,
+) -> PrunectlError:
+    """The library raises, the command ends with ``code`` and one or two lines; nothing is left."""
+    place = Path.cwd()
+    before = snapshot(place)
+    with pytest.raises(PrunectlError) as caught:
+        export(model, place / out, layout, **options)
+    assert type(caught.value) is kind, caught.value
+    assert names in str(caught.value)
+    assert caught.value.hint
+    found, text = typed("export", model, "-o", out, "-l", layout, "-q", *more)
+    assert found == code == caught.value.exit_code
+    assert names in text
+    assert 1 <= len(text.strip().splitlines()) <= 2
+    assert snapshot(place) == before
+    return caught.value
+
+
+def damaged(typed: Typed, folder: Path, tensor: str, *says: str) -> None:
+    """Every reader refuses the tensor by name, and ``verify`` finds a difference."""
+    error = refused(typed, BadCheckpoint, f"'{tensor}'", folder)
+    for text in says:
+        assert text in str(error)
+    refused(typed, BadCheckpoint, f"'{tensor}'", folder, layout="packed")
+    for load in (load_state_dict, lambda path: open_weights(path)[tensor]):
+        with pytest.raises(BadCheckpoint, match=f"'{tensor}'"):
+            load(folder)
+    code, text = typed("verify", folder)
+    assert (code, tensor in text) == (3, True) or (code == 1 and tensor in text), text
+
+
+def flip(data: bytes, place: int, bits: int = 1) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+def change_part(folder: Path, part: str, how: Callable[[bytes], bytes]) -> None:
+    """Other bytes under a stored name; its shape follows where it has one dimension."""
+    path = folder / WEIGHTS
+    dtype, shape, data = cases.entries(path)[part]
+    new = how(data)
+    if len(new) != len(data):
+        assert len(shape) == 1
+        shape = (shape[0] * len(new) // len(data),)
+    cases.replace_stored(path, {part: (dtype, shape, new)})
+
+
+# --- damaged parts ------------------------------------------------------------------------------
+
+PARTS = [
+    ("packed", "data"),
+    ("packed", "chunks"),
+    ("bitmask", "mask"),
+    ("bitmask", "values"),
+    ("nm", "values"),
+    ("nm", "positions"),
+]
+
+
+@pytest.mark.parametrize(("layout", "suffix"), PARTS)
+@pytest.mark.parametrize("where", ["first", "middle"])
+def test_a_flipped_bit(small: Small, typed: Typed, layout: str, suffix: str, where: str) -> None:
+    folder = small(layout)
+    place = {"first": lambda data: 0, "middle": lambda data: len(data) // 2}[where]
+    change_part(folder, f"{UP}.{suffix}", lambda data: flip(data, place(data), 1))
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize(("layout", "suffix"), PARTS)
+def test_a_shortened_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
+    folder = small(layout)
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
+    rows = shape[0] // 2
+    short = (rows, *shape[1:]), data[: len(data) * rows // shape[0]]
+    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (dtype, *short)})
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize(("layout", "suffix"), PARTS)
+def test_a_part_of_another_type(small: Small, typed: Typed, layout: str, suffix: str) -> None:
+    folder = small(layout)
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
+    other = {"U8": "I8", "U32": "I32", "F32": "I32"}[dtype]
+    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (other, shape, data)})
+    damaged(typed, folder, UP, f"the part '{suffix}' is {other}")
+
+
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
+def test_parts_of_two_tensors_exchanged(small: Small, typed: Typed, layout: str) -> None:
+    """Same layout, same shape, and everything decodes: only the hash can tell."""
+    folder = small(layout)
+    gate = UP.replace("up", "gate")
+    described = cases.described(folder / WEIGHTS)
+    stored = cases.entries(folder / WEIGHTS)
+    assert described[gate]["shape"] == described[UP]["shape"]
+    both = {}
+    for suffix in described[UP]["parts"]:
+        both[f"{UP}.{suffix}"] = stored[f"{gate}.{suffix}"]
+        both[f"{gate}.{suffix}"] = stored[f"{UP}.{suffix}"]
+    cases.replace_stored(folder / WEIGHTS, both)
+
+    def exchange(document: Header) -> None:  # parameters belong to the parts
+        one, other = document["tensors"][UP], document["tensors"][gate]
+        one["extra"], other["extra"] = other["extra"], one["extra"]
+
+    cases.edit_described(folder / WEIGHTS, exchange)
+    with pytest.raises(BadCheckpoint, match="hash is not the one that was stored"):
+        load_state_dict(folder)
+    damaged(typed, folder, gate)
+
+
+def test_parts_of_another_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
+    """A part that was written for another model of the same shapes."""
+    torch.manual_seed(5)
+    other = {n: torch.randn_like(t) for n, t in reference.stored(made / "pruned").items()}
+    reference.save(tmp_path / "other", other)
+    export(tmp_path / "other", tmp_path / "foreign", "packed")
+    folder = small("packed")
+    stored = cases.entries(tmp_path / "foreign" / WEIGHTS)
+    parts = {f"{UP}.{suffix}": stored[f"{UP}.{suffix}"] for suffix in ("data", "chunks")}
+    cases.replace_stored(folder / WEIGHTS, parts)
+    described = cases.described(tmp_path / "foreign" / WEIGHTS)[UP]
+    damaged(typed, folder, UP)
+
+    def edit(document: Header) -> None:
+        document["tensors"][UP]["extra"] = described["extra"]
+
+    cases.edit_described(folder / WEIGHTS, edit)
+    damaged(typed, folder, UP, "hash")
+
+
+def test_a_foreign_shard(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
+    """A whole shard of another export, its own hashes right: the manifest's are the judge."""
+    torch.manual_seed(5)
+    other = cases.copied(made / "source", tmp_path / "other")
+    state = {n: torch.randn_like(t) for n, t in reference.stored(other).items()}
+    reference.save(other, state)
+    prune(other, tmp_path / "other-pruned", PruneSettings(pattern=NM(2, 4)))
+    export(tmp_path / "other-pruned", tmp_path / "foreign", "packed", max_shard_size=20_000)
+    folder = small("shards")
+    name = json.loads((folder / INDEX).read_bytes())["weight_map"][f"{UP}.data"]
+    shutil.copyfile(tmp_path / "foreign" / name, folder / name)
+    report = verify(folder)
+    assert UP in {one.where for one in report.differences if one.kind == "hashes"}
+    there = cases.entries(folder / name)
+    with pytest.raises(BadCheckpoint, match="is damaged: its hash") as caught:
+        load_state_dict(folder)
+    assert any(f"'{part.rpartition('.')[0]}'" in str(caught.value) for part in there)
+    with pytest.raises(BadCheckpoint, match=f"'{UP}'"):
+        open_weights(folder)[UP]
+    code, text = typed("verify", folder)
+    assert code == 3
+    assert "hashes" in text
+
+
+def test_a_dense_tensor_of_a_compressed_file(small: Small, typed: Typed) -> None:
+    """It has no hash in the header: the manifest's hash is the one that tells."""
+    folder = small("packed")
+    change_part(folder, NORM, lambda data: flip(data, 3))
+    report = verify(folder)
+    assert {one.where for one in report.differences if one.kind == "hashes"} == {NORM}
+    refused(typed, BadCheckpoint, NORM, folder)
+    refused(typed, BadCheckpoint, NORM, folder, layout="auto")
+    with pytest.raises(BadCheckpoint, match=NORM):
+        load_state_dict(folder)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 4, 100, -1])
+def test_a_truncated_file(small: Small, typed: Typed, bytes_left: int) -> None:
+    path = small("packed") / WEIGHTS
+    os.truncate(path, bytes_left if bytes_left >= 0 else path.stat().st_size - 1)
+    refused(typed, BadCheckpoint, WEIGHTS, path.parent)
+    with pytest.raises(BadCheckpoint, match="truncated"):
+        load_state_dict(path.parent)
+    code, text = typed("verify", path.parent)
+    assert code == 3
+    assert "truncated" in text
+
+
+def test_bytes_after_the_end(small: Small, typed: Typed) -> None:
+    path = small("packed") / WEIGHTS
+    with path.open("ab") as file:
+        file.write(b"more")
+    refused(typed, BadCheckpoint, "4 bytes after the last tensor", path.parent)
+
+
+# --- files that are missing, or not what they were ----------------------------------------------
+
+
+@pytest.mark.parametrize(("layout", "suffix"), PARTS)
+def test_a_missing_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
+    folder = small(layout)
+    path = folder / WEIGHTS
+    stored = cases.entries(path)
+    gone = f"{UP}.{suffix}"
+    header: Header = {"__metadata__": cases.read_file(path)[0]["__metadata__"]}
+    data = b""
+    for name, (dtype, shape, some) in stored.items():
+        if name != gone:
+            place = [len(data), len(data) + len(some)]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
+            data += some
+    cases.write_file(path, header, data)
+    refused(typed, BadCheckpoint, f"tensor '{UP}': its part '{suffix}' is missing", folder)
+    code, text = typed("verify", folder)
+    assert code == 3
+    assert UP in text
+
+
+def test_a_part_that_the_description_leaves_out(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+
+    def edit(document: Header) -> None:
+        document["tensors"][UP]["parts"].remove("chunks")
+
+    cases.edit_described(folder / WEIGHTS, edit)
+    # The part is taken for a tensor of its own then, which the manifest does not know.
+    refused(typed, BadCheckpoint, f"'{UP}.chunks'", folder)
+    with pytest.raises(BadCheckpoint, match=f"'{UP}.chunks'"):
+        load_state_dict(folder)
+    (folder / "prunectl.json").unlink()
+    with pytest.raises(BadCheckpoint, match=f"'{UP}' is damaged: the part 'chunks' is missing"):
+        load_state_dict(folder)
+
+
+def test_a_missing_shard(small: Small, typed: Typed) -> None:
+    folder = small("shards")
+    gone = sorted(folder.glob("*.safetensors"))[1]
+    gone.unlink()
+    refused(typed, BadCheckpoint, gone.name, folder)
+    with pytest.raises(BadCheckpoint, match=gone.name):
+        load_state_dict(folder)
+    code, text = typed("verify", folder)
+    assert code == 3
+    assert gone.name in text
+
+
+def test_a_missing_shard_and_no_index(small: Small, typed: Typed) -> None:
+    folder = small("shards")
+    (folder / INDEX).unlink()
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    (folder / "prunectl.json").unlink()
+    refused(typed, BadCheckpoint, "some are missing", folder)
+    with pytest.raises(BadCheckpoint, match="some are missing"):
+        load_state_dict(folder)
+
+
+def test_no_index_is_no_obstacle_where_no_shard_is_missing(
+    made: Path, small: Small, tmp_path: Path
+) -> None:
+    folder = small("shards")
+    (folder / INDEX).unlink()
+    export(folder, tmp_path / "back", "dense")
+    cases.assert_same(cases.raw(tmp_path / "back"), cases.raw(made / "pruned"))
+    assert not verify(folder).ok
+
+
+def test_an_index_that_says_another_shard(small: Small, typed: Typed) -> None:
+    folder = small("shards")
+    document = json.loads((folder / INDEX).read_bytes())
+    files = sorted(set(document["weight_map"].values()))
+    here = document["weight_map"][f"{UP}.data"]
+    document["weight_map"][f"{UP}.data"] = next(name for name in files if name != here)
+    (folder / INDEX).write_text(json.dumps(document))
+    refused(typed, BadCheckpoint, UP, folder)
+
+
+def test_dense_and_compressed_weights_side_by_side(made: Path, small: Small, typed: Typed) -> None:
+    folder = small("packed")
+    shutil.copyfile(made / "pruned" / "model.safetensors", folder / "model.safetensors")
+    refused(typed, BadCheckpoint, "a compressed and a dense checkpoint", folder)
+    with pytest.raises(BadCheckpoint, match="a compressed and a dense"):
+        load_state_dict(folder)
+
+
+def test_a_compressed_name_on_an_ordinary_file(made: Path, tmp_path: Path, typed: Typed) -> None:
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    shutil.copyfile(made / "pruned" / "model.safetensors", folder / WEIGHTS)
+    refused(typed, BadCheckpoint, "does not say how it was compressed", folder)
+
+
+def test_a_weights_file_that_is_a_pipe(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    with pytest.raises(BadCheckpoint, match="not a regular file"):
+        load_state_dict(folder)
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["2", "1.1", 1, None, [], ""])
+def test_a_newer_format(small: Small, typed: Typed, version: object) -> None:
+    folder = small("packed")
+    cases.edit_described(folder / WEIGHTS, lambda document: document.update(format=version))
+    error = refused(typed, BadCheckpoint, f"format {version!r}", folder)
+    assert "newer prunectl" in error.hint
+    with pytest.raises(BadCheckpoint, match="this prunectl reads '1'"):
+        load_state_dict(folder)
+
+
+def test_a_newer_manifest(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+    cases.edit_manifest(folder, lambda document: document.update(schema="2.0"))
+    error = refused(typed, BadManifest, "schema version 2.0", folder)
+    assert "newer prunectl" in error.hint
+    code, text = typed("verify", folder)
+    assert code == 1
+    assert "2.0" in text
+    # The weights files speak for themselves.
+    assert load_state_dict(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", ""])
+def test_an_unreadable_manifest(small: Small, typed: Typed, text: str) -> None:
+    folder = small("packed")
+    (folder / "prunectl.json").write_text(text)
+    refused(typed, BadManifest, "prunectl.json", folder)
+    assert load_state_dict(folder)
+
+
+def test_a_manifest_of_other_tensors(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+
+    def forget(document: dict[str, Any]) -> None:
+        document["tensors"] = [one for one in document["tensors"] if one["name"] != UP]
+
+    cases.edit_manifest(folder, forget)
+    refused(typed, BadCheckpoint, f"disagree about tensor '{UP}'", folder)
+    with pytest.raises(BadCheckpoint, match=f"disagree about tensor '{UP}'"):
+        load_state_dict(folder)
+
+
+def test_a_manifest_of_other_tensors_beside_dense_weights(source: Path, typed: Typed) -> None:
+    def reshape(document: dict[str, Any]) -> None:
+        (record,) = [one for one in document["tensors"] if one["name"] == UP]
+        record["shape"].reverse()
+
+    cases.edit_manifest(source, reshape)
+    refused(typed, BadManifest, f"disagree about tensor '{UP}'", source)
+
+
+def test_a_tensor_that_is_seen_in_another_shape(small: Small, typed: Typed) -> None:
+    """Of as many weights, and so of the same bytes and the same hash."""
+    folder = small("bitmask")
+    edit_tensor(folder, lambda one: one["shape"].reverse())
+    refused(typed, BadCheckpoint, f"disagree about tensor '{UP}'", folder)
+    for load in (load_state_dict, open_weights):
+        with pytest.raises(BadCheckpoint, match=f"disagree about tensor '{UP}'"):
+            load(folder)
+    code, text = typed("verify", folder)
+    assert code == 3
+    assert UP in text
+
+
+def test_no_manifest_is_no_obstacle(made: Path, small: Small, tmp_path: Path) -> None:
+    folder = small("packed")
+    (folder / "prunectl.json").unlink()
+    export(folder, tmp_path / "back", "dense")
+    cases.assert_same(cases.raw(tmp_path / "back"), cases.raw(made / "pruned"))
+
+
+def test_a_manifest_whose_hash_is_another(small: Small, typed: Typed) -> None:
+    """Weights and manifest of two exports: each is whole, and together they are not."""
+    folder = small("packed")
+
+    def other(document: dict[str, Any]) -> None:
+        (record,) = [one for one in document["tensors"] if one["name"] == UP]
+        record["blake3"] = "0" * 64
+
+    cases.edit_manifest(folder, other)
+    code, text = typed("verify", folder)
+    assert code == 3
+    assert UP in text
+    refused(typed, BadCheckpoint, UP, folder)
+
+
+# --- headers that mean harm ---------------------------------------------------------------------
+
+
+def edit_tensor(folder: Path, how: Callable[[Header], None], tensor: str = UP) -> None:
+    cases.edit_described(folder / WEIGHTS, lambda document: how(document["tensors"][tensor]))
+
+
+HUGE = [[1 << 40], [1 << 31, 1 << 31], [1 << 20, 1 << 20, 64], [(1 << 61) - 1], [1 << 62, 1 << 62]]
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Two GB of address space more than now: who allocates what a header says cannot go on."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("shape", HUGE, ids=str)
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
+def test_a_shape_that_is_huge(small: Small, tmp_path: Path, layout: str, shape: list[int]) -> None:
+    folder = small(layout)
+    (folder / "prunectl.json").unlink()
+    edit_tensor(folder, lambda fields: fields.update(shape=shape))
+    for use in (
+        load_state_dict,
+        lambda path: open_weights(path)[UP],
+        lambda path: open_weights(path).rows(UP, 0, 1),
+        lambda path: export(path, tmp_path / "out", "dense"),
+        lambda path: export(path, tmp_path / "out", "packed"),
+    ):
+        with pytest.raises((BadCheckpoint, NoSpace)) as caught:
+            use(folder)
+        if isinstance(caught.value, BadCheckpoint):
+            assert UP in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {layout}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("zeros", [1 << 31, 1 << 33])
+def test_a_frame_that_expands_to_more_than_it_may(small: Small, typed: Typed, zeros: int) -> None:
+    """A zstd bomb in place of a plane: what it declares is compared before it is expanded."""
+    folder = small("packed")
+    squeezer = zstandard.ZstdCompressor().compressobj(size=zeros)
+    block = bytes(1 << 24)
+    bomb = b"".join(squeezer.compress(block) for _ in range(zeros >> 24)) + squeezer.flush()
+    assert len(bomb) < 1 << 20
+    stored = cases.entries(folder / WEIGHTS)
+    table = np.frombuffer(stored[f"{UP}.chunks"][2], "<u4").copy()
+    table[0] = len(bomb)
+    data = bomb + bytes(int(table[1:].sum()))
+    cases.replace_stored(
+        folder / WEIGHTS,
+        {
+            f"{UP}.chunks": ("U32", stored[f"{UP}.chunks"][1], table.tobytes()),
+            f"{UP}.data": ("U8", (len(data),), data),
+        },
+    )
+    damaged(typed, folder, UP)
+
+
+def test_a_frame_that_says_less_than_it_holds(small: Small, typed: Typed) -> None:
+    """Its declared size is right, and what it expands to is not."""
+    folder = small("packed")
+    stored = cases.entries(folder / WEIGHTS)
+    table = np.frombuffer(stored[f"{UP}.chunks"][2], "<u4").copy()
+    numel = 48 * 32
+    groups = -(-numel // 4 // 3)  # the mask of 2:4, three groups a byte
+    frame = bytearray(zstandard.ZstdCompressor().compress(bytes(5 * groups)))
+    declared = 5 * groups
+    place = frame.index(struct.pack("<H", declared - 256), 4, 10)
+    frame[place : place + 2] = struct.pack("<H", max(groups - 256, 0))
+    table[0] = len(frame)
+    data = bytes(frame) + bytes(int(table[1:].sum()))
+    cases.replace_stored(
+        folder / WEIGHTS,
+        {
+            f"{UP}.chunks": ("U32", stored[f"{UP}.chunks"][1], table.tobytes()),
+            f"{UP}.data": ("U8", (len(data),), data),
+        },
+    )
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda table: table + 1,
+        lambda table: table * 0,
+        lambda table: table * 0 + 0xFFFFFFFF,
+        lambda table: np.roll(table, 1),
+        lambda table: np.where(np.arange(table.size) == 0, table.sum(), 0),
+        lambda table: table[::-1].copy(),
+    ],
+)
+def test_a_chunk_table_that_lies(
+    small: Small, typed: Typed, lie: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    folder = small("packed")
+    change_part(
+        folder,
+        f"{UP}.chunks",
+        lambda data: lie(np.frombuffer(data, "<u4")).astype("<u4").tobytes(),
+    )
+    damaged(typed, folder, UP)
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"layout": "zip"}, "unknown layout 'zip'"),
+    ({"layout": "dense"}, "unknown layout 'dense'"),
+    ({"layout": None}, "unknown layout"),
+    ({"layout": ["packed"]}, "unknown layout"),
+    ({"dtype": "F33"}, "unknown dtype 'F33'"),
+    ({"dtype": None}, "unknown dtype"),
+    ({"dtype": {"a": 1}}, "unknown dtype"),
+    ({"shape": None}, "shape"),
+    ({"shape": "48"}, "shape"),
+    ({"shape": [48, -32]}, "shape"),
+    ({"shape": [48.0, 32]}, "shape"),
+    ({"shape": [True, 32]}, "shape"),
+    ({"shape": [1 << 70]}, "shape"),
+    ({"shape": [1] * 100}, "shape"),
+    ({"parts": None}, "parts"),
+    ({"parts": "data"}, "parts"),
+    ({"parts": [1, 2]}, "parts"),
+    ({"parts": ["data", "nothing"]}, "'nothing' is missing"),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), FIELDS, ids=lambda value: str(value)[:30])
+def test_a_description_that_is_none(
+    small: Small, typed: Typed, fields: dict[str, Any], says: str
+) -> None:
+    folder = small("packed")
+    edit_tensor(folder, lambda one: one.update(fields))
+    error = refused(typed, BadCheckpoint, says, folder)
+    assert UP in str(error)
+    with pytest.raises(BadCheckpoint, match=UP):
+        load_state_dict(folder)
+
+
+EXTRAS: list[dict[str, Any]] = [
+    {"mask": "other"},
+    {"mask": None},
+    {"chunk": 0},
+    {"chunk": -8},
+    {"chunk": 7},
+    {"chunk": 1 << 60},
+    {"chunk": "8"},
+    {"n": 0},
+    {"n": 5},
+    {"m": 1},
+    {"m": 1 << 40},
+    {"m": 3},
+    {"axis": -1},
+    {"axis": 2},
+    {"axis": 10**30},
+    {"axis": True},
+    {"per_byte": 0},
+    {"per_byte": 100},
+    {"symbols": None},
+    {"symbols": [300]},
+    {"symbols": list(range(256)) * 9},
+    {"symbols": [1, 1, 1, 1]},
+    {"symbols": ["a"]},
+]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda value: str(value)[:30])
+def test_parameters_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
+    folder = small("packed")
+    edit_tensor(folder, lambda one: one["extra"].update(extra))
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"n": 4}, {"m": 8}, {"axis": 0}, {"axis": 9}, {"order": "cutlass"}, {"order": 1}]
+)
+def test_parameters_of_nm_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
+    folder = small("nm")
+    edit_tensor(folder, lambda one: one["extra"].update(extra))
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize("extra", [None, [], "packed", {}])
+def test_parameters_that_are_missing(small: Small, typed: Typed, extra: object) -> None:
+    folder = small("packed")
+    edit_tensor(folder, lambda one: one.update(extra=extra))
+    damaged(typed, folder, UP)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"])
+def test_what_the_header_says_of_compression_is_nothing(
+    small: Small, typed: Typed, text: str
+) -> None:
+    folder = small("packed")
+    cases.edit_header(folder / WEIGHTS, lambda header: header["__metadata__"].update(prunectl=text))
+    refused(typed, BadCheckpoint, WEIGHTS, folder)
+
+
+@pytest.mark.parametrize(
+    "tensors", [[], None, "x", {UP: None}, {UP: []}, {UP: {}}, {"": {}}, {"a" * 2000: {}}]
+)
+def test_a_list_of_tensors_that_is_none(small: Small, typed: Typed, tensors: object) -> None:
+    folder = small("packed")
+    cases.edit_described(folder / WEIGHTS, lambda document: document.update(tensors=tensors))
+    refused(typed, BadCheckpoint, WEIGHTS, folder)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "\x1b[31mred", "a\nb", "."])
+def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path, name: str) -> None:
+    """A name is only ever a name: it leads to no file, and does not paint the terminal."""
+    folder = small("packed")
+    (folder / "prunectl.json").unlink()
+
+    def rename(header: Header) -> None:
+        document = json.loads(header["__metadata__"]["prunectl"])
+        document["tensors"][name] = document["tensors"].pop(UP)
+        header["__metadata__"]["prunectl"] = json.dumps(document)
+        for suffix in ("data", "chunks"):
+            header[f"{name}.{suffix}"] = header.pop(f"{UP}.{suffix}")
+
+    expected = load_state_dict(folder)[UP]
+    cases.edit_header(folder / WEIGHTS, rename)
+    found = load_state_dict(folder)
+    reference.assert_same({"": found[name]}, {"": expected})
+    export(folder, tmp_path / "out", "dense")
+    reference.assert_same({"": reference.stored(tmp_path / "out")[name]}, {"": expected})
+    change_part(folder, f"{name}.data", lambda data: flip(data, 50))
+    code, text = typed("export", folder, "-o", "other", "-l", "dense", "-q")
+    assert code == 1
+    assert "\x1b" not in text
+    assert not (tmp_path / "other").exists()
+
+
+def test_two_tensors_of_the_same_parts(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+
+    def claim(document: Header) -> None:
+        fields = document["tensors"][UP]
+        # Another name whose parts are UP's: "model.layers.1.mlp.up_proj" + ".weight.data".
+        short = UP.removesuffix(".weight")
+        document["tensors"][short] = fields | {"parts": ["weight.data", "weight.chunks"]}
+
+    cases.edit_described(folder / WEIGHTS, claim)
+    with pytest.raises((BadCheckpoint, BadManifest)):
+        export(folder, folder.with_name("out"), "dense")
+    with pytest.raises(BadCheckpoint, match="up_proj"):
+        load_state_dict(folder)
+
+
+def test_a_part_that_is_described_as_a_tensor_too(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+
+    def claim(document: Header) -> None:
+        document["tensors"][NORM] = document["tensors"][UP] | {"parts": []}
+
+    cases.edit_described(folder / WEIGHTS, claim)
+    refused(typed, BadCheckpoint, f"'{NORM}' is stored twice", folder)
+
+
+def test_a_tensor_that_is_described_in_two_files(small: Small, typed: Typed) -> None:
+    folder = small("shards")
+    (folder / INDEX).unlink()
+    files = sorted(folder.glob("*.safetensors"))
+    name, fields = next(iter(cases.described(files[0]).items()))
+    cases.edit_described(
+        files[1], lambda document: document["tensors"].update({name: fields | {"parts": []}})
+    )
+    refused(typed, BadCheckpoint, name, folder)
+
+
+# --- what is asked for --------------------------------------------------------------------------
+
+
+def test_nm_of_a_tensor_that_does_not_follow_it(source: Path, typed: Typed) -> None:
+    tensors = reference.stored(source)
+    tensors[UP][3, 4:8] = 1.0
+    reference.save(source, tensors)
+    # The manifest knows the bytes that were written.
+    refused(typed, BadCheckpoint, f"tensor '{UP}' is damaged", source, layout="nm")
+    refused(typed, BadCheckpoint, f"tensor '{UP}' is damaged", source)
+
+    def agree(document: dict[str, Any]) -> None:
+        (record,) = [one for one in document["tensors"] if one["name"] == UP]
+        record["blake3"] = blake3(reference.raw(tensors[UP])).hexdigest()
+
+    cases.edit_manifest(source, agree)
+    for layout in ("nm", "auto", "packed"):  # it promises 2:4, whatever is asked for
+        error = refused(typed, PatternMismatch, UP, source, layout=layout)
+        assert "2:4" in str(error)
+    # Without a promise there is nothing to break.
+    (source / "prunectl.json").unlink()
+    export(source, source.with_name("out"), "nm")
+    cases.assert_same(cases.decoded(source.with_name("out")), cases.raw(source))
+
+
+def test_nm_of_a_model_that_follows_none(made: Path, typed: Typed) -> None:
+    refused(typed, InvalidOption, "no tensor follows an N:M", made / "source", layout="nm", code=2)
+
+
+def test_a_pattern_that_the_weights_do_not_follow(made: Path, typed: Typed) -> None:
+    refused(
+        typed, PatternMismatch, "2:4", made / "source", "out", "-p", "2:4", layout="nm",
+        pattern="2:4",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4:2", "2:", "x", "0:4"])
+def test_a_pattern_that_is_none(source: Path, typed: Typed, pattern: str) -> None:
+    before = snapshot(source.parent)
+    code, text = typed("export", source, "-o", "out", f"--pattern={pattern}")
+    assert code == 2
+    assert pattern in text
+    assert snapshot(source.parent) == before
+
+
+def test_a_pattern_for_dense(source: Path, typed: Typed) -> None:
+    refused(typed, InvalidOption, "--pattern", source, "out", "-p", "2:4", code=2, pattern=NM(2, 4))
+
+
+@pytest.mark.parametrize("layout", ["zip", "", "Packed", "bitmask,nm"])
+def test_a_layout_that_is_none(source: Path, typed: Typed, layout: str) -> None:
+    error = refused(typed, InvalidOption, f"'{layout}'", source, layout=layout, code=2)
+    assert "bitmask" in error.hint
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_shard_size_that_is_none(source: Path, typed: Typed, size: int) -> None:
+    with pytest.raises(InvalidOption, match=str(size)):
+        export(source, source.with_name("out"), max_shard_size=size)
+    code, _ = typed("export", source, "-o", "out", f"--max-shard-size={size}")
+    assert code == 2
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1000])
+def test_threads_that_are_none(source: Path, typed: Typed, jobs: int) -> None:
+    for layout in ("packed", "dense"):
+        refused(
+            typed, InvalidOption, "jobs", source, "out", f"--jobs={jobs}", code=2, layout=layout,
+            jobs=jobs,
+        )  # fmt: skip
+
+
+def test_no_output_given(source: Path, typed: Typed) -> None:
+    code, text = typed("export", source)
+    assert code == 2
+    assert "-o DIR" in text
+
+
+@pytest.mark.parametrize("model", ["nothing", "./nothing", "a/b/c", "org/nothing@main"])
+def test_no_such_source(tmp_path: Path, typed: Typed, model: str) -> None:
+    code, text = typed("export", model, "-o", "out")
+    assert code == 1
+    assert f"error: {model}" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_a_quantized_source(source: Path, typed: Typed, layout: str) -> None:
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (source / "config.json").write_text(json.dumps(config))
+    error = refused(typed, UnsupportedCheckpoint, "gptq", source, layout=layout)
+    assert "before quantization" in error.hint
+
+
+def test_compressed_folders_are_not_pruned_or_analyzed(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+    with pytest.raises(UnsupportedCheckpoint, match="a compressed prunectl folder"):
+        open_checkpoint(folder)
+    with pytest.raises(UnsupportedCheckpoint) as caught:
+        prune(folder, folder.with_name("out"), PruneSettings(sparsity=0.5))
+    assert "--layout dense" in caught.value.hint
+    for command in (("prune", folder, "-s", "0.5", "-o", "out"), ("analyze", folder)):
+        code, text = typed(*command)
+        assert code == 1
+        assert "--layout dense" in text
+
+
+@pytest.mark.parametrize("suffix", ["data", "chunks", "mask", "values", "meta"])
+def test_a_tensor_that_has_the_name_of_a_part(tmp_path: Path, suffix: str) -> None:
+    """It is stored all the same, or refused by name and nothing is left; never one as the other."""
+    torch.manual_seed(0)
+    name = f"{UP}.{suffix}"
+    tensors = {UP: reference.nm(torch.randn(64, 64), 2, 4), name: torch.arange(500)}
+    source = reference.save(tmp_path / "source", tensors)
+    taken = {"packed": ("data", "chunks"), "bitmask": ("mask", "values"), "nm": ("values",)}
+    for layout, suffixes in taken.items():
+        out = tmp_path / layout
+        if suffix in suffixes:
+            with pytest.raises(OutputError, match=f"tensor '{name}' cannot be stored"):
+                export(source, out, layout)
+            assert not out.exists()
+            assert not list(tmp_path.glob(".*"))
+            continue
+        export(source, out, layout)
+        cases.assert_same(cases.decoded(out), cases.as_raw(tensors))
+        reference.assert_same(load_state_dict(out), tensors)
+
+
+def test_parts_of_a_tensor_that_has_the_name_of_a_part(tmp_path: Path) -> None:
+    tensors = {UP: reference.nm(torch.randn(64, 64), 2, 4), f"{UP}.data": torch.zeros(50, 50)}
+    source = reference.save(tmp_path / "source", tensors)
+    export(source, tmp_path / "out", "packed")
+    assert f"{UP}.data.data" in cases.entries(tmp_path / "out" / WEIGHTS)
+    reference.assert_same(load_state_dict(tmp_path / "out"), tensors)
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+@pytest.mark.parametrize("where", ["pruned", "pruned/out", "pruned/a/b/out"])
+def test_an_output_in_the_source(source: Path, typed: Typed, where: str, layout: str) -> None:
+    for force in ((), ("--force",)):
+        error = refused(
+            typed, OutputConflict, "source", source, where, *force, code=2, layout=layout,
+            force=bool(force),
+        )  # fmt: skip
+        assert "never changed" in error.message
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_an_output_over_the_compressed_source(small: Small, typed: Typed, layout: str) -> None:
+    folder = small("bitmask")
+    (folder.with_name("link")).symlink_to(folder)
+    for out in ("bitmask", "link", "bitmask/out"):
+        refused(
+            typed, OutputConflict, "source", folder, out, "--force", code=2, layout=layout,
+            force=True,
+        )  # fmt: skip
+
+
+def test_an_output_around_the_source(source: Path, typed: Typed, tmp_path: Path) -> None:
+    deep = tmp_path / "around" / "in"
+    deep.parent.mkdir()
+    source.rename(deep)
+    refused(typed, OutputConflict, "source", deep, "around", "--force", code=2, force=True)
+
+
+def test_an_output_around_the_one_file_that_is_the_source(small: Small, typed: Typed) -> None:
+    file = small("packed") / WEIGHTS
+    refused(typed, OutputConflict, WEIGHTS, file, "packed", "--force", code=2, force=True)
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_an_output_that_exists(source: Path, typed: Typed, tmp_path: Path, layout: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    error = refused(typed, OutputConflict, "not empty", source, code=2, layout=layout)
+    assert "--force" in error.hint
+    refused(
+        typed, OutputConflict, "not a checkpoint", source, "out", "--force", code=2,
+        layout=layout, force=True,
+    )  # fmt: skip
+
+
+def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
+    folder = small("packed")
+    code, _ = typed("export", made / "pruned", "-o", "packed", "-q")
+    assert code == 2
+    code, _ = typed("export", made / "pruned", "-o", "packed", "--force", "-q", "-l", "nm")
+    assert code == 0
+    assert cases.without_papers(folder) == cases.without_papers(made / "nm")
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_an_output_that_is_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    refused(typed, OutputConflict, "is a file", source, code=2, layout="packed")
+
+
+def test_an_output_below_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(typed, CannotWrite, "file", source, "file/out", layout="packed")
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_no_space_found_beforehand(
+    source: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr(target, "free_bytes", lambda path: 12_345)
+    error = refused(typed, NoSpace, "12,345 are free", source, layout=layout)
+    assert isinstance(error, NoSpace)
+    assert error.needed > 12_345
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 128 KiB, in memory; needs to be root."""
+    folder = tmp_path_factory.mktemp("disk")
+    options = ["-t", "tmpfs", "-o", "size=131072", "tmpfs"]
+    if os.geteuid() or subprocess.run(["mount", *options, folder], check=False).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_a_disk_that_fills_up_on_the_way(
+    made: Path, source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    # The check passes, as if another program took the space after it.
+    (source / "vocab.txt").write_bytes(bytes(110_000))
+    before = snapshot(source)
+    with monkeypatch.context() as patched:
+        patched.setattr(target, "free_bytes", lambda path: 1 << 40)
+        with pytest.raises(NoSpace, match="are free") as caught:
+            export(source, small_disk / "out", layout, max_shard_size=9_000)
+    assert "finished shards are kept" in caught.value.hint
+    assert {path.name for path in small_disk.iterdir()} == {
+        ".out.prunectl-partial",
+        ".out.prunectl-journal",
+    }
+    assert snapshot(source) == before
+    subprocess.run(["mount", "-o", "remount,size=4194304", small_disk], check=True)
+    result = export(source, small_disk / "out", layout, max_shard_size=9_000)
+    assert result.resumed_shards > 0
+    assert [path.name for path in small_disk.iterdir()] == ["out"]
+    report = verify(small_disk / "out")
+    assert report.ok, report.differences
+
+
+def test_a_disk_that_has_no_room_for_the_first_shard(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    source = reference.save(tmp_path / "source", {UP: torch.randn(300, 300)})
+    monkeypatch.setattr(target, "free_bytes", lambda path: 1 << 40)
+    for layout in ("packed", "dense"):
+        with pytest.raises(NoSpace):
+            export(source, small_disk / "out", layout)
+        assert list(small_disk.iterdir()) == []
+
+
+def test_a_read_only_disk(source: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro,size=4194304", small_disk], check=True)
+    with pytest.raises(CannotWrite, match=small_disk.name):
+        export(source, small_disk / "out", "packed")
+
+
+# --- killed -------------------------------------------------------------------------------------
+
+CHILD = """
+import os, signal, sys
+from prunectl import export
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.journal import Journal
+
+source, out, layout, number = *sys.argv[1:4], int(sys.argv[4])
+add, commit, shards = Journal.add, OutputFolder.commit, []
+
+def add_and_die(self, shard, records):
+    entry = add(self, shard, records)
+    shards.append(shard)
+    if len(shards) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return entry
+
+def die(self):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_and_die
+if not number:
+    OutputFolder.commit = die
+export(source, out, layout, max_shard_size=1_000_000, force="force" in sys.argv)
+"""
+
+
+def killed(source: Path, out: Path, layout: str, number: int, *more: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, source, out, layout, str(number), *more],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source of four shards, and its export to packed and back, as nothing interrupts them."""
+    place = tmp_path_factory.mktemp("shards")
+    torch.manual_seed(0)
+    tensors = {
+        f"model.layers.{i}.mlp.up_proj.weight": reference.nm(torch.randn(400, 500), 2, 4)
+        for i in range(4)
+    }
+    reference.save(place / "source", tensors)
+    export(place / "source", place / "packed", "packed", max_shard_size=1_000_000)
+    export(place / "packed", place / "dense", "dense", max_shard_size=1_000_000)
+    return place
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 0])
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_killed_and_resumed(shards: Path, tmp_path: Path, layout: str, number: int) -> None:
+    source = shards / {"packed": "source", "dense": "packed"}[layout]
+    out = tmp_path / "out"
+    killed(source, out, layout, number)
+    assert not out.exists()
+    lines = journal_file(out).read_text().splitlines()[1:]
+    assert len(lines) >= number
+    result = export(source, out, layout, max_shard_size=1_000_000)
+    assert result.resumed_shards == len(lines)
+    assert reference.contents(out) == reference.contents(shards / layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_arguments_begin_anew(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed(shards / "source", out, "packed", 2)
+    result = export(shards / "source", out, "bitmask", max_shard_size=1_000_000)
+    assert result.resumed_shards == 0
+    assert {one.layout for one in result.tensors} == {"bitmask"}
+    assert verify(out).ok
+
+
+def test_a_finished_file_that_was_damaged_is_written_again(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed(shards / "source", out, "packed", 3)
+    work = tmp_path / ".out.prunectl-partial"
+    done = [json.loads(line)["shard"] for line in journal_file(out).read_text().splitlines()[1:]]
+    os.truncate(work / done[1], (work / done[1]).stat().st_size - 1)
+    result = export(shards / "source", out, "packed", max_shard_size=1_000_000)
+    assert result.resumed_shards == len(done) - 1
+    assert reference.contents(out) == reference.contents(shards / "packed")
+
+
+def test_a_killed_replacement_leaves_the_old_output(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(shards / "source", out, "bitmask")
+    old = reference.contents(out)
+    for number in (2, 0):
+        killed(shards / "source", out, "packed", number, "force")
+        assert reference.contents(out) == old
+    export(shards / "source", out, "packed", max_shard_size=1_000_000, force=True)
+    assert reference.contents(out) == reference.contents(shards / "packed")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_on_the_way_leaves_nothing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in the last shard: what was written before it is of no use, and goes."""
+    folder = cases.copied(shards / "packed", tmp_path / "packed")
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.write_bytes(flip(last.read_bytes(), last.stat().st_size - 1000))
+    for layout in ("dense", "bitmask"):
+        with pytest.raises(BadCheckpoint, match=r"model\.layers\.3"):
+            export(folder, tmp_path / "out", layout, max_shard_size=1_000_000)
+        assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_an_error_of_the_disk_keeps_what_is_finished(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, seen = Journal.add, []
+
+    def full(self: Journal, shard: Any, records: Any) -> Any:
+        seen.append(shard)
+        if len(seen) == 3:
+            raise OSError(5, "Input/output error")
+        return add(self, shard, records)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "add", full)
+        with pytest.raises(CannotWrite, match="Input/output error"):
+            export(shards / "source", tmp_path / "out", "packed", max_shard_size=1_000_000)
+    assert not (tmp_path / "out").exists()
+    result = export(shards / "source", tmp_path / "out", "packed", max_shard_size=1_000_000)
+    assert result.resumed_shards >= 2
+    assert reference.contents(tmp_path / "out") == reference.contents(shards / "packed")
