@@ -25,6 +25,10 @@ Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[Any]
 
 
+SUFFIXES = ("chunks", "data", "mask", "meta", "positions", "values")
+"""Of all parts of all layouts: the part ``mask`` of tensor NAME is stored as ``NAME.mask``."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPart:
     """A part as the header lists it."""

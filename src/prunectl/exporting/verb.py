@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
 from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.dense import write_dense
+from prunectl.exporting.encoders import SUFFIXES
 from prunectl.exporting.job import Job, prepare
 from prunectl.exporting.papers import side_bytes, write_papers
 from prunectl.exporting.result import ExportedTensor, ExportResult
@@ -160,11 +161,19 @@ def _choices(
             hint="prune with --pattern 2:4 first, or choose --layout auto",
         )
     choices = {
-        name: replace(found[tensor.source.name], spec=tensor.spec) for name, tensor in todo.items()
+        name: _placed(replace(found[tensor.source.name], spec=tensor.spec), job.outputs)
+        for name, tensor in todo.items()
     }
     needed = sum(choice.nbytes for choice in choices.values())
     check_space(job.target, needed + needed // 50 + side_bytes(job.checkpoint))
     return choices
+
+
+def _placed(choice: Choice, names: Collection[str]) -> Choice:
+    """The choice; dense where a part would take the name of another tensor."""
+    if any(f"{choice.spec.name}.{suffix}" in names for suffix in SUFFIXES):
+        return replace(choice, layout="dense", pattern=None, scheme=None)
+    return choice
 
 
 def _result(
