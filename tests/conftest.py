@@ -69,6 +69,8 @@ def isolated_user(
     is an empty one too, shared by the run, and the Hub is offline.
     """
     home = tmp_path_factory.mktemp("user")
+    for name in ("COLUMNS", "LINES"):  # set by a terminal, or by those who run tests in parallel
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(home / "prunectl"))
     for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))

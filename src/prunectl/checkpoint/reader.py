@@ -32,6 +32,9 @@ class TensorReader(Protocol):
     def read(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's row-major bytes from byte ``start`` on."""
 
+    def check(self, tensor: StoredTensor) -> None:
+        """Raise BadCheckpoint if what is stored cannot be a tensor of this size."""
+
     def close(self) -> None:
         """Close all files."""
 
@@ -80,6 +83,9 @@ class WeightReader:
             if got == 0:
                 raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
             done += got
+
+    def check(self, tensor: StoredTensor) -> None:
+        """Nothing to do: the header was compared with the file's size when it was opened."""
 
     def _read_view(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
         """Read from a view that is not contiguous (a transposed tensor in a pickle)."""

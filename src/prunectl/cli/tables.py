@@ -8,10 +8,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prunectl.cli.command_line import visible
+
 
 def heading(text: str) -> Text:
     """A blank line and a bold line."""
-    return Text(f"\n{text}", style="bold")
+    return Text(f"\n{visible(text)}", style="bold")
 
 
 def columns(
@@ -31,7 +33,7 @@ def columns(
             overflow="fold" if is_left else "ellipsis",
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 
@@ -42,7 +44,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Padding:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value:
-            table.add_row(name, value)
+            table.add_row(name, visible(value))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 

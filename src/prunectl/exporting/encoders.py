@@ -71,6 +71,9 @@ class Encoder(Protocol):
     def small_bytes(self) -> int:
         """The size of the whole small part."""
 
+    def most(self) -> int:
+        """The largest size that the large part may come to have."""
+
     def finish(self, small: Bytes) -> Bytes:
         """The bytes of the small part as they are stored."""
 
@@ -127,6 +130,10 @@ class _Packed:
     def small_bytes(self) -> int:
         return 4 * self._scheme.chunks * self._scheme.planes
 
+    def most(self) -> int:
+        # No plane is stored longer than it is: mask, symbols, escapes and low bytes of all weights.
+        return self._scheme.grid.groups * self._scheme.grid.m * (self._scheme.planes + 1)
+
     def finish(self, small: Bytes) -> Bytes:
         return small
 
@@ -163,6 +170,9 @@ class _Bitmask:
 
     def small_bytes(self) -> int:
         return -(-self._spec.numel // 8)
+
+    def most(self) -> int:
+        return self._spec.nbytes
 
     def finish(self, small: Bytes) -> Bytes:
         return small
@@ -218,6 +228,9 @@ class _Groups:
 
     def small_bytes(self) -> int:
         return -(-self._grid.groups * self._grid.n * self._width // 8)
+
+    def most(self) -> int:
+        return self._grid.groups * self._grid.n * self._spec.dtype.bits // 8
 
     def finish(self, small: Bytes) -> Bytes:
         from prunectl.layouts.nm import to_cutlass

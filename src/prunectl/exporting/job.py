@@ -36,6 +36,7 @@ class Job:
         layout, pattern, max_shard_size, command: as asked for.
         manifest: of the source's folder, or None.
         expected: the N:M that tensors should follow, by name.
+        axes: the input axis of tensors of which nobody says so, by name, where it is not the last.
         outputs: the tensors to write, by name, in file order.
         shards: compressed files; empty for a dense export.
         dense: the files of a dense export, else None.
@@ -49,6 +50,7 @@ class Job:
     command: str
     manifest: Manifest | None
     expected: dict[str, Expected]
+    axes: dict[str, int]
     outputs: dict[str, OutputTensor]
     shards: tuple[PartsShard, ...]
     dense: ShardLayout | None
@@ -123,6 +125,7 @@ def prepare(
         command=command,
         manifest=manifest,
         expected={} if is_dense else _expected(checkpoint, manifest, pattern),
+        axes={} if is_dense or manifest else _axes(checkpoint),
         outputs=outputs,
         shards=() if is_dense else plan_parts(specs, size),
         dense=plan_shards(specs, size) if is_dense else None,
@@ -161,6 +164,14 @@ def _expected(
         if record.shape[record.input_axis] % told.m == 0:
             found[record.name] = Expected(told, record.input_axis)
     return found
+
+
+def _axes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Input axes that are not the last: along them, N:M groups are looked for."""
+    roles = checkpoint.roles.roles
+    axes = {t.name: input_axis(t.spec, roles[t.name]) for t in checkpoint.tensors}
+    last = {t.name: len(t.spec.shape) - 1 for t in checkpoint.tensors}
+    return {name: axis for name, axis in axes.items() if axis is not None and axis != last[name]}
 
 
 def _as_told(checkpoint: Checkpoint, pattern: NM) -> dict[str, Expected]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import blake3
 import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadManifest, CannotWrite, NothingMasked, OutputConflict
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.result import MasksResult
+from prunectl.exporting.survey import check_digest
 from prunectl.loading.compressed import open_model
 from prunectl.magnitude.masks import as_groups, kept_bits, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
@@ -80,6 +82,9 @@ def export_masks(
         on_event(Note(text, warning=True))
     target = _check_target(Path(output), protected(checkpoint), force=force)
     manifest = _manifest(checkpoint)
+    if manifest is not None:
+        stated = {record.name: record.blake3 for record in manifest.tensors}
+        checkpoint = replace(checkpoint, digests={**checkpoint.digests, **stated})
     with checkpoint.open() as reader:
         if manifest is not None:
             masked = _listed(checkpoint, manifest)
@@ -239,8 +244,9 @@ def _write_one(
     spec, uint, groups = one.stored.spec, _uint(one.stored), one.pattern
     width = axis_view(spec, one.axis)[1]
     unit = mask_unit(1 if groups is None else groups.m * width)
-    zeros = 0
+    zeros, digest = 0, blake3.blake3()
     for offset, block in scratch.blocks(reader, one.stored, unit):
+        digest.update(block.data)
         codes = block.view(uint)
         if groups is not None:
             tiles = as_groups(codes, groups.m, width)
@@ -252,6 +258,7 @@ def _write_one(
                 )
         zeros += codes.size - int(np.count_nonzero(codes))
         writer.write(one.name, offset // uint.itemsize // 8, kept_bits(codes).data)
+    check_digest(checkpoint, one.stored, digest.hexdigest())
     return zeros
 
 

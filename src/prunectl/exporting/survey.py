@@ -70,6 +70,7 @@ def choose_layouts(
     tensors: Sequence[StoredTensor],
     layout: str,
     expected: Mapping[str, Expected],
+    axes: Mapping[str, int],
     *,
     jobs: int | None,
     on_event: OnEvent,
@@ -81,6 +82,7 @@ def choose_layouts(
         tensors: which of its tensors.
         layout: what was asked for; ``auto`` is the smallest. What would grow stays dense.
         expected: N:M patterns by tensor name; tensors without one are looked at for the usual ones.
+        axes: along which these are looked for, by name; the last axis where nothing is said.
 
     Raises:
         BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
@@ -92,7 +94,8 @@ def choose_layouts(
     with checkpoint.open() as reader:
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Choice:
-            counted = _count(tensor, reader, scratch, expected.get(tensor.name))
+            axis = axes.get(tensor.name, max(0, len(tensor.spec.shape) - 1))
+            counted = _count(tensor, reader, scratch, expected.get(tensor.name), axis)
             # In this order: what is damaged follows no pattern either, and that is not the news.
             check_digest(checkpoint, tensor, counted.blake3)
             if counted.broken is not None:
@@ -164,7 +167,11 @@ class _Counted:
 
 
 def _count(
-    tensor: StoredTensor, reader: TensorReader, scratch: Scratch, expected: Expected | None
+    tensor: StoredTensor,
+    reader: TensorReader,
+    scratch: Scratch,
+    expected: Expected | None,
+    axis: int,
 ) -> _Counted:
     from prunectl.layouts.kernels import grouping, symbols
     from prunectl.layouts.parts import fixed
@@ -172,7 +179,7 @@ def _count(
 
     spec, digest = tensor.spec, blake3.blake3()
     is_counted = spec.dtype.is_float and spec.dtype.bits >= 8 and spec.numel > 0
-    grids = dict(_grids(spec, expected)) if is_counted else {}
+    grids = dict(_grids(spec, expected, axis)) if is_counted else {}
     unit = math.lcm(1, *(grid.m * grid.inner for grid in grids.values()))
     tables, zeros, negative = np.zeros((4, 256), np.int64), 0, 0
     for _, block in scratch.blocks(reader, tensor, unit):
@@ -189,13 +196,13 @@ def _count(
     counts = tables.sum(0)
     counts[0] -= zeros
     survey = Survey(zeros, counts) if is_counted else None
-    pattern = _tightest(grids, spec.numel, zeros)
-    axis = expected.axis if expected else max(0, len(spec.shape) - 1)
+    pattern = _tightest(grids)
+    axis = expected.axis if expected else axis
     broken = expected.pattern if expected and is_counted and not grids else None
     return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest(), broken)
 
 
-def _grids(spec: TensorSpec, expected: Expected | None) -> Iterator[tuple[NM, Grid]]:
+def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[tuple[NM, Grid]]:
     """Groups of the patterns that a tensor may follow."""
     from prunectl.layouts.groups import Grid
     from prunectl.layouts.parts import Misfit
@@ -207,15 +214,14 @@ def _grids(spec: TensorSpec, expected: Expected | None) -> Iterator[tuple[NM, Gr
         return
     for pattern in DETECTED:
         try:
-            yield pattern, Grid.of(spec.shape, pattern, len(spec.shape) - 1)
+            yield pattern, Grid.of(spec.shape, pattern, axis)
         except Misfit:
             continue
 
 
-def _tightest(grids: Mapping[NM, Grid], numel: int, zeros: int) -> NM | None:
+def _tightest(grids: Mapping[NM, Grid]) -> NM | None:
     """The pattern with fewest places left empty, of those that hold; None if none does."""
-    fitting = [p for p in grids if numel * p.n // p.m >= numel - zeros]
-    return min(fitting, key=lambda p: (p.n / p.m, p.m), default=None)
+    return min(grids, key=lambda p: (p.n / p.m, p.m), default=None)
 
 
 def _negative_zero(spec: TensorSpec) -> int:

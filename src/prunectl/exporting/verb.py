@@ -17,7 +17,7 @@ from prunectl.exporting.job import Job, prepare
 from prunectl.exporting.papers import side_bytes, write_papers
 from prunectl.exporting.result import ExportedTensor, ExportResult
 from prunectl.exporting.survey import Choice, choose_layouts
-from prunectl.exporting.writing import Stored, write_parts
+from prunectl.exporting.writing import Stored, room_for, write_parts
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
@@ -79,17 +79,32 @@ def export(
     with folder as sink:
         try:
             stored, resumed = _write(job, sink, jobs, on_event)
+            _check_unchanged(checkpoint)
         except (BadCheckpoint, PatternMismatch, InvalidOption):
             sink.discard()  # a later run would only go on towards the same error
             raise
-        shards = job.dense.shards if job.dense else job.shards
         result = _result(job, stored, sink, resumed)
         warnings = write_papers(sink, job, result, stored)
         sink.commit()
     for text in warnings:
         on_event(Note(text, warning=True))
-    assert len(shards) == result.shards
     return replace(result, warnings=warnings, seconds=time.perf_counter() - started)
+
+
+def _check_unchanged(checkpoint: Checkpoint) -> None:
+    """Refuse to finish what was read from files that changed: it was read twice.
+
+    Raises:
+        BadCheckpoint: size or time of a file is not that of its opening.
+    """
+    for file in checkpoint.files:
+        path = checkpoint.folder / file.name
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise BadCheckpoint(path, f"cannot be read any more: {error.strerror}") from None
+        if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise BadCheckpoint(path, "changed while it was exported", hint="repeat the command")
 
 
 def _write(
@@ -124,7 +139,7 @@ def _write(
         sources = {name: tensor.source for name, tensor in job.outputs.items()}
         for parts in job.shards:
             if found[parts.name] is None:
-                writer = sink.open_parts(parts)
+                writer = sink.open_parts(parts, room_for(parts, choices))
                 written = write_parts(
                     parts, choices, sources, reader, writer,
                     jobs=jobs, on_event=on_event, phase=_PHASE,
@@ -152,6 +167,7 @@ def _choices(
         list(sources.values()),
         job.layout,
         job.expected,
+        job.axes,
         jobs=jobs,
         on_event=on_event,
     )

@@ -14,8 +14,9 @@ from prunectl.events import Advanced, OnEvent
 from prunectl.exporting.encoders import Bytes, Encoder, Pieces, StoredPart, encoder_of
 from prunectl.exporting.survey import Choice
 from prunectl.sink.header import ALIGNMENT
-from prunectl.sink.parts import PartsShard, PartsWriter
+from prunectl.sink.parts import PartsShard, PartsWriter, header_room
 from prunectl.streaming import Scratch, run_ordered
+from prunectl.tensorspec import DTYPES, TensorSpec
 
 _ITEM_BYTES = 4 << 20
 """Dense bytes that a thread works on before it hands over what it has encoded."""
@@ -160,6 +161,7 @@ class _Tensor:
         if encoder is None:
             end = self.begin + self.large
             self.writer.declare(spec.name, spec.dtype.name, spec.shape, self.begin, end)
+            self.writer.state(spec.name, choice.blake3)
             return self._stored(end, (spec.name,)), end
         small = encoder.finish(np.concatenate([np.empty(0, np.uint8), *self.small]))
         places = [(self._large_begin(), self.large), (self.begin, small.size)]
@@ -174,21 +176,9 @@ class _Tensor:
         for part, (place, size) in zip(parts, places, strict=True):
             name = f"{spec.name}.{part.suffix}"
             self.writer.declare(name, part.dtype, part.shape, place, place + size)
-        self.writer.describe(spec.name, self._description(parts))
+        self.writer.describe(spec.name, _description(choice, encoder, parts))
         names = tuple(f"{spec.name}.{part.suffix}" for part in parts)
         return self._stored(end + padding, names), end + padding
-
-    def _description(self, parts: Sequence[StoredPart]) -> dict[str, Any]:
-        spec = self.choice.spec
-        assert self.encoder is not None
-        return {
-            "layout": self.choice.layout,
-            "dtype": spec.dtype.name,
-            "shape": list(spec.shape),
-            "parts": [part.suffix for part in parts],
-            "extra": self.encoder.extra,
-            "blake3": self.choice.blake3,
-        }
 
     def _stored(self, end: int, names: tuple[str, ...]) -> Stored:
         choice = self.choice
@@ -202,3 +192,40 @@ class _Tensor:
             end - self.begin,
             names,
         )
+
+
+def _description(choice: Choice, encoder: Encoder, parts: Sequence[StoredPart]) -> dict[str, Any]:
+    """What a header says of a tensor in parts."""
+    return {
+        "layout": choice.layout,
+        "dtype": choice.spec.dtype.name,
+        "shape": list(choice.spec.shape),
+        "parts": [part.suffix for part in parts],
+        "extra": encoder.extra,
+        "blake3": choice.blake3,
+    }
+
+
+def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
+    """Bytes to keep for the header of a compressed file, before its sizes are known.
+
+    Raises:
+        OutputError: more than a header can hold.
+    """
+    entries: list[TensorSpec] = []
+    described: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    for spec in shard.specs:
+        choice = choices[spec.name]
+        if choice.layout == "dense":
+            entries.append(spec)
+            digests[spec.name] = choice.blake3
+            continue
+        encoder = encoder_of(choice)
+        parts = encoder.parts(encoder.most(), 0)
+        described[spec.name] = _description(choice, encoder, parts)
+        entries += [
+            TensorSpec(f"{spec.name}.{part.suffix}", DTYPES[part.dtype], part.shape)
+            for part in parts
+        ]
+    return header_room(entries, described, digests)

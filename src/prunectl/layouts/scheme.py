@@ -110,7 +110,8 @@ def _read_alphabet(extra: Extra) -> Alphabet:
     if not isinstance(symbols, list) or not all(type(s) is int and 0 <= s < 256 for s in symbols):
         raise Damaged("the parameter 'symbols' is no list of bytes")
     alphabet = Alphabet(per_byte, tuple(symbols))
-    if (per_byte == 1 and symbols) or alphabet.base**per_byte > 256:
+    # Without symbols every digit is the escape, those that fill the last byte included.
+    if (per_byte == 1) != (not symbols) or alphabet.base**per_byte > 256:
         raise Damaged(f"{len(symbols)} symbols do not fit {per_byte} digits in a byte")
     return alphabet
 

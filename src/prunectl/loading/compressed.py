@@ -63,7 +63,9 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
     packed: dict[str, Packed] = {}
     digests: dict[str, str] = {}
     for file in stored.files:
-        for name, fields in _descriptions(stored, file.name).items():
+        described, stated = _descriptions(stored, file.name)
+        digests |= stated
+        for name, fields in described.items():
             one = _packed(stored, file.name, name, fields, parts)
             if name in packed:
                 raise BadCheckpoint(stored.folder, f"tensor '{name}' is described twice")
@@ -95,8 +97,10 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
     )
 
 
-def _descriptions(stored: Checkpoint, file: str) -> dict[str, dict[str, Any]]:
-    """How the tensors of one file are decoded, as its header says; not checked yet."""
+def _descriptions(
+    stored: Checkpoint, file: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """How the tensors of one file are decoded, as its header says, and the hashes of dense ones."""
     text = stored.metadata.get(file, {}).get(METADATA_KEY)
     if text is None:
         raise BadCheckpoint(stored.folder / file, "its header does not say how it was compressed")
@@ -116,7 +120,10 @@ def _descriptions(stored: Checkpoint, file: str) -> dict[str, dict[str, Any]]:
     tensors = document.get("tensors")
     if not isinstance(tensors, dict) or not all(isinstance(v, dict) for v in tensors.values()):
         raise BadCheckpoint(stored.folder / file, "its header lists no compressed tensors")
-    return tensors
+    digests = document.get("blake3", {})
+    if not isinstance(digests, dict) or not all(isinstance(v, str) for v in digests.values()):
+        raise BadCheckpoint(stored.folder / file, "its header lists no hashes")
+    return tensors, digests
 
 
 def _packed(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +69,16 @@ def load_model(
             "is one weights file, and a model needs its config too",
             hint="name the folder; prunectl.load_state_dict reads single files",
         )
-    loaded, info = _model_class(stored.folder, stored.config, trust_remote_code).from_pretrained(
-        stored.folder,
-        device_map=device_map,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        **options,
-    )
+    kind = _model_class(stored.folder, stored.config, trust_remote_code)
+    with _typed_errors(stored.model):
+        loaded, info = kind.from_pretrained(
+            stored.folder,
+            device_map=device_map,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
     missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if missing:
         raise BadCheckpoint(
@@ -84,6 +88,24 @@ def load_model(
         )
     convert(loaded, semi_structured)
     return loaded
+
+
+@contextmanager
+def _typed_errors(model: str) -> Iterator[None]:
+    """What transformers says of a folder that it cannot load, as one of our errors."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BadCheckpoint(
+            model,
+            f"transformers cannot load it: {why}",
+            hint="prunectl verify DIR says what is wrong with an output of prunectl",
+        ) from error
 
 
 def _model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:

@@ -9,15 +9,17 @@ checkpoint.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from prunectl.errors import UnsupportedCheckpoint
+from prunectl.errors import BadCheckpoint, BadManifest, UnsupportedCheckpoint
 from prunectl.loading import safe_open
 from prunectl.sink.config_json import METHOD
+from prunectl.sink.manifest import read_manifest
 
 
 class CompressedConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -51,9 +53,19 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
                 "compressed weights cannot be offloaded to disk",
                 hint="export them first: prunectl export MODEL --layout dense -o DIR",
             )
+        self._files = [str(path) for path in kwargs.get("checkpoint_files") or ()]
+        _check_complete(self._files)
+        safe_open.opened.difference_update(self._files)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # Read in another way, the parts fit no weight of the model, and it would stay random.
+        if unread := set(self._files) - safe_open.opened:
+            raise UnsupportedCheckpoint(
+                min(unread),
+                "transformers read compressed weights past prunectl, so the model has none",
+                hint="leave disable_mmap out, or use prunectl.load_state_dict",
+            )
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         return model
@@ -64,6 +76,25 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
+
+
+def _check_complete(files: list[str]) -> None:
+    """Refuse a folder of which a weights file is missing, as far as its manifest tells.
+
+    Raises:
+        BadCheckpoint: the manifest lists a file that is not loaded.
+    """
+    if not files:
+        return
+    folder = Path(files[0]).parent
+    try:
+        listed = {record.file for record in read_manifest(folder).tensors}
+    except BadManifest:
+        return
+    if missing := sorted(listed - {Path(path).name for path in files}):
+        raise BadCheckpoint(
+            folder, f"the weights file {missing[0]} is missing, or not in the index"
+        )
 
 
 def register(auto: ModuleType) -> None:

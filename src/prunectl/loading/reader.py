@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 
-_MAX_DECODERS = 64
+_MAX_DECODERS = 16
+"""Tables that are kept; of the order cutlass they hold a sixteenth of the tensor."""
 
 
 class PartsReader:
@@ -51,13 +53,28 @@ class PartsReader:
         if packed is None:
             self._inner.read(self._dense[tensor.name], start, out)
             return
-        from prunectl.layouts.parts import Damaged
+        with self._named(packed):
+            self._decode(packed, start, out)
+
+    def check(self, tensor: StoredTensor) -> None:
+        """Compare the sizes of the parts with the tensor's; reads the small ones.
+
+        Raises:
+            BadCheckpoint: they cannot be those of such a tensor.
+        """
+        if packed := self._packed.get(tensor.name):
+            with self._named(packed):
+                self._decoder(packed)
+
+    @contextmanager
+    def _named(self, packed: Packed) -> Iterator[None]:
+        from prunectl.layouts.parts import Damaged, Misfit
 
         try:
-            self._decode(packed, start, out)
-        except Damaged as error:
+            yield
+        except (Damaged, Misfit) as error:
             raise BadCheckpoint(
-                self._folder / packed.file, f"tensor '{tensor.name}' is damaged: {error}"
+                self._folder / packed.file, f"tensor '{packed.spec.name}' is damaged: {error}"
             ) from None
 
     def _decode(self, packed: Packed, start: int, out: Bytes) -> None:
@@ -98,8 +115,8 @@ class PartsReader:
         if found is None:
             found = decoder_of(packed, self._inner)
             with self._lock:
-                if len(self._decoders) >= _MAX_DECODERS:  # tables of tensors that were read before
-                    self._decoders.clear()
+                while len(self._decoders) >= _MAX_DECODERS:  # those of tensors read long ago
+                    del self._decoders[next(iter(self._decoders))]
                 self._decoders[packed.spec.name] = found
         return found
 

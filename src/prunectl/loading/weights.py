@@ -47,6 +47,9 @@ class Weights(Mapping[str, "torch.Tensor"]):
         tensor = self._tensors[name]
         return self._read(tensor, 0, tensor.spec.numel, tensor.spec.shape, self._digest_of(tensor))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop`` of the first axis; only their parts of the file are decoded.
 
@@ -80,6 +83,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
     ) -> torch.Tensor:
         import torch
 
+        self._reader.check(tensor)  # before memory is taken for what a header claims
         bits = tensor.spec.dtype.bits
         begin, end = first * bits // 8, last * bits // 8
         try:

@@ -160,10 +160,10 @@ class OutputFolder:
         entry = self.finished.get(shard.name)
         return None if entry is None else entry["records"]
 
-    def open_parts(self, shard: PartsShard) -> PartsWriter:
+    def open_parts(self, shard: PartsShard, room: int) -> PartsWriter:
         """Start a compressed file; write all of its parts, then hand it to :meth:`finish`."""
         self.finished.pop(shard.name, None)
-        writer = PartsWriter(self.work, shard)
+        writer = PartsWriter(self.work, shard, room)
         self._writers[shard.name] = writer
         return writer
 

@@ -27,12 +27,6 @@ METADATA_KEY = "prunectl"
 FORMAT_VERSION = "1"
 """Raised when files are written that an older prunectl cannot read."""
 
-MAX_PARTS = 2
-"""Parts of one tensor at most; with it the header's length is bounded before anything is known."""
-
-_EXTRA_ROOM = 300
-"""Characters that parts and parameters of a layout may take in the description of one tensor."""
-
 
 @dataclass(frozen=True, slots=True)
 class PartsShard:
@@ -68,19 +62,20 @@ class PartsWriter:
     """Writes one compressed file from front to back; :meth:`close` gives it its name.
 
     Bytes go to positions counted from the first byte after the header. What :meth:`declare` lists
-    must cover them without a gap.
+    must cover them without a gap. For the header, ``room`` bytes are kept (:func:`header_room`).
 
     Raises:
         NoSpace, CannotWrite: the system refuses; from every method.
     """
 
-    def __init__(self, folder: Path, shard: PartsShard) -> None:
+    def __init__(self, folder: Path, shard: PartsShard, room: int) -> None:
         self.plan = shard
         self.name = shard.name
         self.shard: Shard | None = None
         self._entries: dict[str, dict[str, Any]] = {}
         self._described: dict[str, dict[str, Any]] = {}
-        self._begin = 8 + _header_room(shard.specs)
+        self._digests: dict[str, str] = {}
+        self._begin = 8 + room
         self._file = PartialFile(folder, shard.name, 0)
 
     def write(self, data: Buffer, position: int) -> None:
@@ -88,10 +83,6 @@ class PartsWriter:
         view = memoryview(data)
         if view.nbytes:
             self._file.write(view.cast("B"), self._begin + position)
-
-    def truncate(self, position: int) -> None:
-        """Forget all bytes from ``position`` on; beyond the end, fill up with zero bytes."""
-        self._file.truncate(self._begin + position)
 
     def declare(self, name: str, dtype: str, shape: Sequence[int], begin: int, end: int) -> None:
         """List a stored tensor (a part, or a dense one) in the header.
@@ -110,6 +101,10 @@ class PartsWriter:
     def describe(self, tensor: str, description: Mapping[str, Any]) -> None:
         """Record how a tensor that is stored as parts is decoded (JSON values)."""
         self._described[tensor] = dict(description)
+
+    def state(self, tensor: str, blake3: str) -> None:
+        """Record the digest of a tensor that is stored densely."""
+        self._digests[tensor] = blake3
 
     def close(self) -> None:
         """Write the header, make the file durable and give it its final name.
@@ -135,7 +130,7 @@ class PartsWriter:
             if begin != position or end < begin:
                 raise ValueError(f"{self.name}: '{name}' does not follow the tensor before it")
             position = end
-        text = _header_text(dict(ordered), self._described)
+        text = _header_text(dict(ordered), self._described, self._digests)
         room = self._begin - 8
         if len(text) > room:
             raise ValueError(f"{self.name}: a header of {len(text)} bytes, room for {room}")
@@ -160,42 +155,43 @@ def parts_index(where: Mapping[str, str], total_size: int) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def _header_text(entries: Mapping[str, Any], described: Mapping[str, Any]) -> bytes:
-    document = {"format": FORMAT_VERSION, "tensors": described}
+def _header_text(
+    entries: Mapping[str, Any], described: Mapping[str, Any], digests: Mapping[str, str]
+) -> bytes:
+    document = {"format": FORMAT_VERSION, "tensors": described, "blake3": digests}
     metadata = {METADATA_KEY: json.dumps(document, separators=(",", ":"))}
     header = {"__metadata__": metadata, **entries}
     return json.dumps(header, separators=(",", ":")).encode()
 
 
-def _header_room(specs: Sequence[TensorSpec]) -> int:
-    """Bytes that the header takes at most, a multiple of the alignment.
+def header_room(
+    entries: Sequence[TensorSpec], described: Mapping[str, Any], digests: Mapping[str, str]
+) -> int:
+    """Bytes that a header takes at most, a multiple of the alignment.
+
+    Args:
+        entries: what will be stored, with the largest shapes that it may come to have.
+        described, digests: as they will be given to :meth:`PartsWriter.describe` and ``state``;
+            shapes and numbers in them are final.
 
     Raises:
         OutputError: more than safetensors allows.
     """
-    end = 4 * sum(spec.nbytes + 64 for spec in specs) + 4096  # no layout is four times the dense
-    entries: dict[str, Any] = {}
-    described: dict[str, Any] = {}
-    for spec in specs:
-        shape = [max(spec.nbytes, 64)] * max(len(spec.shape), 2)
-        for part in range(MAX_PARTS):
-            entries[f"{spec.name}.position{part}"] = {
-                "dtype": "U64X",
-                "shape": shape,
-                "data_offsets": [end, end],
-            }
-        described[spec.name] = {
-            "layout": "bitmask",
+    end = sum(spec.nbytes + 2 * ALIGNMENT for spec in entries)
+    listed = {
+        spec.name: {
             "dtype": spec.dtype.name,
-            "shape": list(spec.shape),
-            "blake3": "0" * 64,
-            "extra": "x" * _EXTRA_ROOM,
+            # Padding may add a digit to the size of a part.
+            "shape": [size + ALIGNMENT for size in spec.shape],
+            "data_offsets": [end, end],
         }
-    length = len(_header_text(entries, described))
+        for spec in entries
+    }
+    length = len(_header_text(listed, described, digests))
     length += -length % ALIGNMENT
     if length > MAX_HEADER:
         raise OutputError(
-            f"{len(specs):,} tensors need a header of {length:,} bytes; safetensors allows "
+            f"{len(listed):,} tensors need a header of {length:,} bytes; safetensors allows "
             f"{MAX_HEADER:,}",
             hint="choose a smaller --max-shard-size",
         )

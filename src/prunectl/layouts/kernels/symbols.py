@@ -113,8 +113,9 @@ def fill_escapes(packed, table, escape, counts, escapes, symbols):  # type: igno
         byte = packed[i]
         if counts[byte]:
             for j in range(per_byte):
-                if table[byte, j] == escape:
-                    symbols[per_byte * i + j] = escapes[k]
+                place = per_byte * i + j
+                if table[byte, j] == escape and place < symbols.size:
+                    symbols[place] = escapes[k]
                     k += 1
 
 
