@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -95,6 +96,24 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
         digests=digests,
         quantization="",
     )
+
+
+def stored_layouts(folder: Path) -> dict[str, tuple[str, int]]:
+    """How each tensor of a folder is stored: its layout, and the bytes that it takes; by name.
+
+    Raises:
+        SourceError: the folder cannot be read.
+    """
+    stored = open_stored(folder)
+    parts = {tensor.name: tensor.spec.nbytes for tensor in stored.tensors}
+    found: dict[str, tuple[str, int]] = {}
+    if stored.format == "compressed":
+        for file in stored.files:
+            for name, fields in _descriptions(stored, file.name)[0].items():
+                suffixes = fields.get("parts")
+                names = [f"{name}.{s}" for s in suffixes] if isinstance(suffixes, list) else []
+                found[name] = (str(fields.get("layout")), sum(parts.pop(n, 0) for n in names))
+    return found | {name: ("dense", size) for name, size in parts.items()}
 
 
 def _descriptions(

@@ -13,6 +13,7 @@ CHECKS = {
     "side files": "side files have the bytes that were written",
     "index": "the index lists every tensor where it is",
     "shapes": "names, dtypes and shapes are those of the manifest",
+    "layout": "each tensor is stored as the manifest says",
     "hashes": "stored bytes have the hashes of the manifest",
     "zeros": "zeros are as many as the manifest says",
     "pattern": "N:M holds in every group",

@@ -20,7 +20,7 @@ from prunectl.errors import (
     UnknownArchitecture,
 )
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.loading.compressed import open_model
+from prunectl.loading.compressed import open_model, stored_layouts
 from prunectl.pattern import pruned_count
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.records import TensorRecord
@@ -159,6 +159,13 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
+    stored = stored_layouts(output.folder)
+    for name in sorted(records.keys() & stored.keys()):
+        record, (layout, size) = records[name], stored[name]
+        if (record.layout, record.stored_bytes or size) != (layout, size):
+            says = f"{record.layout} in {record.stored_bytes or 0:,} bytes"
+            detail = f"is {layout} in {size:,} bytes, the manifest says {says}"
+            findings.add("layout", name, detail)
     zeros = 0
     for _, found, differences in check_weights(
         output, records, origin, jobs=jobs, on_event=on_event
