@@ -46,8 +46,8 @@ def export(
     The output is complete or absent; an interrupted run is resumed by the same call.
 
     Args:
-        model: an open checkpoint (dense, or from ``prunectl.loading.compressed.open_model``), or
-            what :func:`prunectl.open_checkpoint` takes, compressed folders included.
+        model: what :func:`prunectl.open_checkpoint` takes, compressed folders included; or an open
+            checkpoint.
         output: folder to write; must be absent or empty, unless ``force``.
         layout: ``auto`` (the smallest for each tensor), ``packed``, ``bitmask``, ``nm`` or
             ``dense``. A tensor that would grow, or does not fit, stays dense.
