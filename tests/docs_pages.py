@@ -135,12 +135,21 @@ class Reader:
         supplies: files that commands name before the page has made them.
         in_shell: commands run in processes of their own, with the installed ``prunectl``; otherwise
             what follows ``prunectl`` is run in this process, which saves seconds of imports each.
+        hub: variables of a Hub to push to; such commands run in processes of their own.
         ran: how many commands and Python blocks have been run.
     """
 
-    def __init__(self, page: Path, folder: Path, supplies: Path, *, in_shell: bool = False) -> None:
+    def __init__(
+        self,
+        page: Path,
+        folder: Path,
+        supplies: Path,
+        *,
+        in_shell: bool = False,
+        hub: Mapping[str, str] | None = None,
+    ) -> None:
         self.page, self.folder, self.supplies = page, folder, supplies
-        self.in_shell, self.ran = in_shell, 0
+        self.in_shell, self.hub, self.ran = in_shell, hub or {}, 0
         self._namespace: dict[str, Any] = {"__name__": "page"}
 
     def follow(self) -> None:
@@ -165,7 +174,9 @@ class Reader:
                 shutil.copyfile(self.supplies / word, self.folder / word)
         if "-o" in words:
             remove(self.folder / words[words.index("-o") + 1])
-        code, printed, complaints = self._shell(command) if self.in_shell else call(command)
+        pushes = "prunectl push " in command or " --push " in command
+        in_shell = self.in_shell or pushes
+        code, printed, complaints = self._shell(command) if in_shell else call(command)
         where = f"{self.page.name}:{block.line}: $ {command}"
         assert code == 0, f"{where}\n{printed}{complaints}"
         assert not shown or matches(shown, printed), f"{where} prints\n{printed}"
@@ -173,7 +184,7 @@ class Reader:
 
     def _shell(self, command: str) -> tuple[int, str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return shell(command, env=os.environ | {"PATH": path})
+        return shell(command, env=os.environ | self.hub | {"PATH": path})
 
     def _run(self, block: Block, shown: str | None) -> None:
         code = compile("\n" * (block.line - 1) + block.text, str(self.page), "exec")

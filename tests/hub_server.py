@@ -11,12 +11,15 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
+
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -39,15 +42,33 @@ class Hub:
     Attributes:
         fail: answer every request with this status.
         html: answer every request with a web page, as a captive portal does.
-        cut: break off the body of these files in the middle.
+        fail_files: answer requests for bytes of these files with this status.
+        cut: break off the body of these files in the middle, unless a range is asked for.
+        cut_ranges: break off the answer to a range of these files, so many times.
+        knows_ranges: False: each answer is the whole file, as from a plain mirror.
+        lists_sizes: False: what is said of a repository has the names of its files only.
+        wait: called with the name of a file whose bytes are asked for, before they are sent.
+        cdn: files in LFS are sent from this address, as the same server under another name.
+        tokens_at_cdn: bearer tokens that came with requests there.
         requests: method, path and bearer token of each request.
+        sent: how many bytes of each file have been sent.
+        ranges: name and Range header of each request for bytes that has one.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     fail: int = 0
     html: bool = False
+    fail_files: dict[str, int] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    cut_ranges: dict[str, int] = field(default_factory=dict)
+    knows_ranges: bool = True
+    cdn: str = ""
+    tokens_at_cdn: list[str] = field(default_factory=list)
+    lists_sizes: bool = True
+    wait: Callable[[str], None] = lambda name: None
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
+    ranges: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
     def fetched(self) -> list[str]:
@@ -81,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.hub.cdn.endswith(self.headers.get("Host", "-")):
+            self.hub.tokens_at_cdn.append(token)
+            repo_id, name = path.strip("/").split(":")
+            return self._file(self.hub.repos[repo_id], name)
         self.hub.requests.append((self.command, path, token))
         if self.hub.fail:
             return self._answer(self.hub.fail, b"broken")
@@ -114,19 +139,26 @@ class _Handler(BaseHTTPRequestHandler):
         return answer(repo_id, repo)  # type: ignore[no-any-return]
 
     def _info(self, repo_id: str, repo: Repo) -> None:
-        siblings = [{"rfilename": name} for name in repo.files]
+        wants_sizes = "blobs=true" in urlsplit(self.path).query.lower()
+        siblings = [
+            {"rfilename": name} | (_facts(repo, name, data) if wants_sizes else {})
+            for name, data in repo.files.items()
+        ]
+        if not self.hub.lists_sizes:
+            siblings = [{"rfilename": name} for name in repo.files]
         self._json(
             {"_id": "1", "id": repo_id, "modelId": repo_id, "sha": repo.commit, "tags": [],
              "private": repo.private, "downloads": 0, "likes": 0, "siblings": siblings}
         )  # fmt: skip
 
     def _tree(self, _: str, repo: Repo) -> None:
-        self._json(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
-                for name, data in repo.files.items()
-            ]
-        )
+        entries: list[dict[str, object]] = []
+        for name, data in repo.files.items():
+            entries.append({"type": "file", "path": name, "size": len(data), "oid": _etag(data)})
+            if name in repo.lfs:
+                sha256 = hashlib.sha256(data).hexdigest()
+                entries[-1]["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 134}
+        self._json(entries)
 
     def _file(self, repo: Repo, name: str) -> None:
         data = repo.files.get(name)
@@ -134,12 +166,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound", "Entry not found")
         etag = hashlib.sha256(data).hexdigest() if name in repo.lfs else _etag(data)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}
-        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if span:
-            last = int(span[2]) if span[2] else len(data) - 1
-            headers["Content-Range"] = f"bytes {span[1]}-{last}/{len(data)}"
-            return self._answer(206, data[int(span[1]) : last + 1], headers)
-        return self._answer(200, data, headers, cut=name in self.hub.cut)
+        at_cdn = self.hub.cdn.endswith(self.headers.get("Host", "-"))
+        if self.hub.cdn and name in repo.lfs and not at_cdn:
+            repo_id = next(key for key, value in self.hub.repos.items() if value is repo)
+            headers |= {"Location": f"{self.hub.cdn}/{repo_id}:{name}", "X-Linked-Etag": etag}
+            headers["X-Linked-Size"] = str(len(data))
+            return self._answer(302, b"", headers)
+        if self.command != "HEAD":
+            self.hub.wait(name)
+        if self.command != "HEAD" and (status := self.hub.fail_files.get(name)):
+            return self._answer(status, b"broken")
+        asked = self.headers.get("Range", "")
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if self.hub.knows_ranges else None
+        if span is None:
+            return self._answer(200, data, headers, name, cut=name in self.hub.cut)
+        self.hub.ranges.append((name, asked))
+        first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+        if first >= len(data):
+            headers["Content-Range"] = f"bytes */{len(data)}"
+            return self._answer(416, b"", headers)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        cuts = self.hub.cut_ranges.get(name, 0)
+        self.hub.cut_ranges[name] = max(cuts - 1, 0)
+        return self._answer(206, data[first : last + 1], headers, name, cut=cuts > 0)
 
     def _json(self, value: object) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -152,20 +201,39 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _answer(
-        self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        name: str = "",
+        cut: bool = False,
     ) -> None:
         self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut and self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(ConnectionError):  # who has read enough hangs up
+            for start in range(0, len(body) // 2 if cut else len(body), _PIECE):
+                piece = body[start : min(start + _PIECE, len(body) // 2 if cut else len(body))]
+                self.wfile.write(piece)
+                self.hub.sent[name] += len(piece)
+        if cut:
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """Tests are not printed at."""
+
+
+def _facts(repo: Repo, name: str, data: bytes) -> dict[str, object]:
+    """What the listing says of a file beside its name, where it is asked to."""
+    facts: dict[str, object] = {"size": len(data), "blobId": _etag(data)}
+    if name in repo.lfs:
+        sha256 = hashlib.sha256(data).hexdigest()
+        facts["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
+    return facts
 
 
 def _etag(data: bytes) -> str:

@@ -138,7 +138,7 @@ def test_models_are_the_demo_the_cache_and_local_paths(here: Path) -> None:
 
 
 def test_an_option_is_offered_again_only_if_it_may_be_repeated(here: Path) -> None:
-    assert values("prune", "-p", "2:4", "--p") == []
+    assert values("prune", "-p", "2:4", "--pa") == []
     assert values("analyze", "-p", "4:8", "--p") == ["--pattern"]
     assert values("prune", "--json", "--js") == []
 

@@ -17,6 +17,7 @@ import tiny_models
 import torch
 import yaml
 from docs_pages import Reader, blocks_of, call
+from hubserver import WRITER, serve
 from typer.main import get_command
 
 import make_docs
@@ -42,9 +43,11 @@ IN_SHELL = "index.md"
 # How many blocks and commands of each page run, so that none stops being run unnoticed.
 RUN = {
     "README.md": 11,
-    "automation.md": 9,
-    "commands.md": 22,
+    "automation.md": 7,
+    "bench.md": 5,
+    "commands.md": 31,
     "faq.md": 4,
+    "hub.md": 3,
     "index.md": 3,
     "masks.md": 4,
     "recipes.md": 1,
@@ -100,8 +103,15 @@ def test_a_page_can_be_followed(
     monkeypatch.setenv("COLUMNS", "100")
     # What is known of the stand-ins' modules is kept from page to page.
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(shelf.parent / CACHE))
-    reader = Reader(page, folder, folder / SUPPLIES, in_shell=page.name == IN_SHELL)
-    reader.follow()
+    with serve(tmp_path / "hub") as hub:
+        reader = Reader(
+            page,
+            folder,
+            folder / SUPPLIES,
+            in_shell=page.name == IN_SHELL,
+            hub=hub.environment(WRITER),
+        )
+        reader.follow()
     assert reader.ran == RUN.get(page.name, 0)
 
 
@@ -169,7 +179,12 @@ def options_in(prose: str) -> set[str]:
 def every_option() -> set[str]:
     group: Any = get_command(app)
     commands = [group, *group.commands.values()]
-    return {name for command in commands for option in command.params for name in option.opts}
+    return {
+        name
+        for command in commands
+        for option in command.params
+        for name in (*option.opts, *option.secondary_opts)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -368,6 +371,156 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     assert found["error"] == "SourceError"
     assert "org/name: the download cannot be stored" in found["text"]
     assert "--cache-dir" in found["hint"]
+
+
+# --- long downloads -----------------------------------------------------------------------------
+
+CHUNK = 10 << 20
+"""As much of a file as huggingface_hub takes from the connection at once."""
+
+LISTEN = """
+import json, sys
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.events import Advanced, PhaseDone, PhaseStarted
+seen = []
+c = open_checkpoint(sys.argv[1], on_event=seen.append)
+print(json.dumps({
+    "started": [e.total for e in seen if isinstance(e, PhaseStarted)],
+    "advanced": sum(e.count for e in seen if isinstance(e, Advanced)),
+    "done": len([e for e in seen if isinstance(e, PhaseDone)]),
+    "sha256": c.files[0].sha256,
+}))
+"""
+
+
+def large(nbytes: int) -> bytes:
+    """A safetensors file of this many bytes of random weights."""
+    generator = torch.Generator().manual_seed(nbytes)
+    return to_safetensors(
+        {"a": torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)}
+    )
+
+
+def listen(hub_url: str, model: str) -> tuple[dict[str, Any], str]:
+    """What the listener of a download hears, and what stands on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", LISTEN, model],
+        env=os.environ | {"HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_file_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> None:
+    body = large(4 * CHUNK)
+    hub.repos["org/name"] = Repo({"model.safetensors": body}, lfs=("model.safetensors",))
+    hub.cut = {"model.safetensors"}
+    heard, _ = listen(hub.url, "org/name")
+    (span,) = hub.ranges
+    first = int(span[1].removeprefix("bytes=").removesuffix("-"))
+    assert first >= CHUNK
+    assert first % CHUNK == 0
+    assert hub.sent["model.safetensors"] == len(body) // 2 + len(body) - first
+    blob = Path(os.environ["HF_HOME"], "hub", "models--org--name", "blobs", heard["sha256"])
+    assert blob.read_bytes() == body
+    assert heard["advanced"] == len(body), "what came twice is counted once"
+
+
+def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo(sharded() | {"tokenizer.json": b"[]"})
+    last = "model-00002-of-00002.safetensors"
+    # The answer to the last shard comes when the others are there, and then never.
+    asked = threading.Event()
+    go_on = threading.Event()
+
+    def wait(name: str) -> None:
+        if name == last:
+            asked.set()
+            go_on.wait(60)
+
+    hub.wait = wait
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    process = subprocess.Popen([sys.executable, "-c", LISTEN, "org/name"], env=env)
+    assert asked.wait(60)
+    snapshot = Path(os.environ["HF_HOME"], "hub", "models--org--name", "snapshots", COMMIT)
+    others = [
+        name for name in hub.repos["org/name"].files if name not in (last, "pytorch_model.bin")
+    ]
+    end = time.monotonic() + 60
+    while not all((snapshot / name).exists() for name in others):
+        assert time.monotonic() < end, "the other files do not come"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    go_on.set()
+    hub.wait = lambda name: None
+    hub.requests.clear()
+    assert look(hub.url, "org/name")["tensors"] == ["t1", "t2"]
+    assert hub.fetched() == [last]
+
+
+def test_a_download_tells_how_far_it_is(hub: Hub) -> None:
+    files = {"model.safetensors": large(CHUNK), "config.json": b"{}", "vocab.txt": b"abc"}
+    hub.repos["org/name"] = Repo(files, lfs=("model.safetensors",))
+    heard, stderr = listen(hub.url, "org/name")
+    whole = sum(map(len, files.values()))
+    assert (heard["started"], heard["advanced"], heard["done"]) == ([whole], whole, 1)
+    assert stderr == "", "no bar is drawn"
+    heard, _ = listen(hub.url, "org/name")
+    assert (heard["started"], heard["advanced"], heard["done"]) == ([0], 0, 1)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_command_in_a_log_draws_nothing(hub: Hub, quiet: bool) -> None:
+    hub.repos["org/name"] = Repo({"model.safetensors": weights("a"), "config.json": b"{}"})
+    done = subprocess.run(
+        [sys.executable, "-m", "prunectl", "analyze", "org/name", *(["-q"] if quiet else [])],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert not re.search(r"\r|\x1b|%\|", done.stdout + done.stderr)
+    told = done.stderr.splitlines()
+    if quiet:
+        assert all(line.startswith("warning: ") for line in told)
+        assert done.stdout == ""
+    else:
+        assert told[0] == "looking for org/name on the Hub and in its cache"
+
+
+# The real listener for logs, which says something each minute; here at every chunk that comes.
+IMPATIENT = """
+import sys
+from prunectl.cli import progress
+from prunectl.cli.run import run
+progress.INTERVAL = 0
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_long_download_leaves_lines_in_a_log(hub: Hub) -> None:
+    hub.repos["org/name"] = Repo({"model.safetensors": large(2 * CHUNK)})
+    for options, lines in ((), 2), (("-q",), 0):
+        shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+        done = subprocess.run(
+            [sys.executable, "-c", IMPATIENT, "prune", "org/name", "-s", "0.3", "--dry-run",
+             *options],
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0",
+                              "NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )  # fmt: skip
+        assert "nothing to prune" in done.stderr, "bytes are no weights of a block"
+        told = re.findall(r"^downloading: (.*)$", done.stderr, re.MULTILINE)
+        assert len(told) == lines
+        assert not told or told[0].startswith("10.5 MB of 21.0 MB (50%), ")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from prunectl.loading import hook
 if TYPE_CHECKING:
     from prunectl.analysis.result import Analysis
     from prunectl.analysis.verb import analyze
+    from prunectl.benchmarking.result import BenchResult
+    from prunectl.benchmarking.settings import BenchSettings
+    from prunectl.benchmarking.verb import bench
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.opening import open_checkpoint
     from prunectl.errors import PrunectlError
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from prunectl.pruning.job import plan_prune
     from prunectl.pruning.result import PruneResult
     from prunectl.pruning.verb import prune
+    from prunectl.publishing.result import PushResult
+    from prunectl.publishing.verb import push
     from prunectl.recipe import load_recipe
     from prunectl.settings import PruneSettings, Rule, Scope
     from prunectl.verification.result import VerifyReport
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "Analysis": "prunectl.analysis.result",
     "analyze": "prunectl.analysis.verb",
+    "BenchResult": "prunectl.benchmarking.result",
+    "BenchSettings": "prunectl.benchmarking.settings",
+    "bench": "prunectl.benchmarking.verb",
     "Checkpoint": "prunectl.checkpoint.checkpoint",
     "open_checkpoint": "prunectl.checkpoint.opening",
     "PrunectlError": "prunectl.errors",
@@ -55,6 +63,8 @@ _HOMES = {
     "parse_pattern": "prunectl.pattern",
     "Plan": "prunectl.plan",
     "PruneSettings": "prunectl.settings",
+    "PushResult": "prunectl.publishing.result",
+    "push": "prunectl.publishing.verb",
     "Rule": "prunectl.settings",
     "Scope": "prunectl.settings",
     "PruneResult": "prunectl.pruning.result",
@@ -71,12 +81,15 @@ hook.install()
 __all__ = [
     "NM",
     "Analysis",
+    "BenchResult",
+    "BenchSettings",
     "Checkpoint",
     "ExportResult",
     "Plan",
     "PruneResult",
     "PruneSettings",
     "PrunectlError",
+    "PushResult",
     "Rule",
     "Scope",
     "Unstructured",
@@ -84,6 +97,7 @@ __all__ = [
     "Weights",
     "__version__",
     "analyze",
+    "bench",
     "export",
     "load_model",
     "load_recipe",
@@ -93,6 +107,7 @@ __all__ = [
     "parse_pattern",
     "plan_prune",
     "prune",
+    "push",
     "verify",
 ]  # fmt: skip
 

@@ -6,23 +6,25 @@ is pinned to a commit first, so that all files come from the same one.
 
 from __future__ import annotations
 
-import glob
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunectl.checkpoint.hub_files import (
+    HubFile,
+    HubListing,
+    ask_listing,
+    fetch_files,
+    hub_errors,
+    is_connection_error,
+    is_offline_mode,
+    why_no_answer,
+)
 from prunectl.checkpoint.index import WeightSet, find_weights, read_index
 from prunectl.checkpoint.sidefiles import list_folder, side_files
-from prunectl.errors import (
-    AccessDenied,
-    HubUnreachable,
-    ModelNotFound,
-    PrunectlError,
-    SourceError,
-)
+from prunectl.errors import HubUnreachable, PrunectlError
+from prunectl.events import OnEvent
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -63,8 +65,12 @@ def fetch(
     *,
     token: str | None = None,
     cache_dir: Path | None = None,
+    on_event: OnEvent | None = None,
 ) -> HubSnapshot:
     """Download (or find in the cache) the weights and side files of a repository.
+
+    Args:
+        on_event: receives progress; None leaves it to huggingface_hub's own bars.
 
     Raises:
         ModelNotFound: no such repository or revision.
@@ -72,44 +78,40 @@ def fetch(
         HubUnreachable: no connection, or offline mode, and not all files are in the cache.
         SourceError: the download cannot be stored.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     model = f"{repo_id}@{revision}" if revision else repo_id
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise AccessDenied(model, "the token holds characters that no token has")
-    with _hub_errors(model):
+    with hub_errors(model):
         try:
-            info = HfApi().model_info(repo_id, revision=revision, token=token)
+            listing = ask_listing(repo_id, revision, token)
         except Exception as error:
-            if not _is_connection_error(error):
+            if not is_connection_error(error):
                 raise
             return _from_cache(repo_id, revision, model, cache_dir, error)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        commit = info.sha or ""
+        names = list(listing.files)
         # Downloads by commit record no branch; offline, the branch is what the user will name.
         HfApi().resolve_revision(repo_id, revision=revision, token=token, cache_dir=cache_dir)
         weights = find_weights(names, model)
-
-        def download(files: list[str]) -> Path:
-            # allow_patterns are globs; names are meant literally.
-            return Path(
-                snapshot_download(
-                    repo_id,
-                    revision=commit,
-                    allow_patterns=[glob.escape(name) for name in files],
-                    token=token,
-                    cache_dir=cache_dir,
-                )
-            )
-
         shards = list(weights.files)
         if weights.index:
-            folder = download([weights.index])
+            folder = fetch_files(listing, [weights.index], token=token, cache_dir=cache_dir)
             shards = sorted(set(read_index(folder / weights.index).values()))
-        index = [weights.index] if weights.index else []
-        papers = [name for name in ("README.md", "prunectl.json") if name in names]
-        folder = download([*shards, *index, *side_files(names), *papers])
-    return HubSnapshot(repo_id, revision, commit, folder)
+        wanted = [*shards, *_beside_weights(names, weights)]
+        folder = fetch_files(listing, wanted, token=token, cache_dir=cache_dir, on_event=on_event)
+    return HubSnapshot(repo_id, revision, listing.commit, folder)
+
+
+def _beside_weights(names: Sequence[str], weights: WeightSet) -> list[str]:
+    """What is fetched besides the weight files themselves."""
+    index = [weights.index] if weights.index else []
+    papers = [name for name in ("README.md", "prunectl.json") if name in names]
+    return [*index, *side_files(names), *papers]
+
+
+def files_to_fetch(listing: HubListing, weights: WeightSet, shards: Sequence[str]) -> list[HubFile]:
+    """What :func:`fetch` would have in the cache in the end, by name."""
+    wanted = {*shards, *_beside_weights(list(listing.files), weights)}
+    return [file for name, file in sorted(listing.files.items()) if name in wanted]
 
 
 def _from_cache(
@@ -117,14 +119,10 @@ def _from_cache(
 ) -> HubSnapshot:
     """What the cache holds of the repository, if that is a whole checkpoint."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    is_asked_for = type(error).__name__ == "OfflineModeIsEnabled"
-    why = "the Hub cannot be reached"
-    if is_asked_for:
-        why = "offline mode is on (HF_HUB_OFFLINE)"
-    elif isinstance(error, HfHubHTTPError):
-        why += f" (HTTP {error.response.status_code})"
+    is_asked_for = is_offline_mode(error)
+    why = why_no_answer(error)
     try:
         # Incomplete snapshots are fine for hf as long as our own files are there.
         folder = Path(
@@ -168,62 +166,3 @@ def _missing_side_files(repo_id: str, folder: Path, cache_dir: Path | None) -> l
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
         return []
     return [name for name in side_files(f.path for f in tree) if not (folder / name).exists()]
-
-
-def _is_connection_error(error: Exception) -> bool:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        return status >= 500 or status == 429
-    no_answer = errors.HTTPError  # type: ignore[attr-defined]
-    return isinstance(error, (no_answer, ConnectionError, TimeoutError))
-
-
-@contextmanager
-def _hub_errors(model: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into ours; their texts may carry URLs, never tokens."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise AccessDenied(model, "access to this repository is gated") from None
-    except errors.RepositoryNotFoundError as error:
-        if error.response.status_code in (401, 403):
-            raise AccessDenied(
-                model, "not on the Hub, or private and no token given opens it"
-            ) from None
-        raise ModelNotFound(
-            model,
-            "neither a local path nor a repository on the Hub",
-            hint="check the spelling; for a private repository run 'hf auth login' or set HF_TOKEN",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelNotFound(
-            model, "the repository has no such revision", hint="give a branch, tag or commit"
-        ) from None
-    except errors.HFValidationError:
-        raise ModelNotFound(model, "neither a local path nor a Hub id (org/name)") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise AccessDenied(model, f"the Hub refused access (HTTP {status})") from None
-        raise HubUnreachable(model, f"the Hub answered HTTP {status}") from None
-    except json.JSONDecodeError:
-        raise HubUnreachable(model, "what answered is not the Hub (no JSON)") from None
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.RevisionResolutionError,
-        errors.FileMetadataError,
-        errors.XetDownloadError,
-        errors.HTTPError,  # type: ignore[attr-defined]
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        raise HubUnreachable(model, f"the download was cut off ({type(error).__name__})") from None
-    except OSError as error:
-        raise SourceError(
-            f"{model}: the download cannot be stored: {error.strerror or error}",
-            hint="free some space, or choose another cache with --cache-dir or HF_HOME",
-        ) from None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from prunectl import demo
 from prunectl.checkpoint import hub
 from prunectl.checkpoint.checkpoint import Checkpoint, read_config
+from prunectl.checkpoint.headers import check_headers, shard_names
 from prunectl.checkpoint.index import (
     COMPRESSED_SUFFIX,
     PICKLE_SUFFIXES,
     WeightSet,
-    check_index,
     find_weights,
     read_index,
 )
@@ -38,6 +38,7 @@ from prunectl.errors import (
     NoWeights,
     UnsupportedCheckpoint,
 )
+from prunectl.events import OnEvent
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -49,6 +50,7 @@ def open_checkpoint(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
+    on_event: OnEvent | None = None,
 ) -> Checkpoint:
     """Open a checkpoint by Hub id or path.
 
@@ -63,6 +65,7 @@ def open_checkpoint(
         token: for private and gated repositories; default: what ``hf auth login`` stored.
         cache_dir: the Hub cache to use; default: huggingface_hub's own.
         trust_remote_code: let the model's own code build its module tree.
+        on_event: receives the progress of a download; None leaves it to huggingface_hub's bars.
 
     Raises:
         SourceError: its subclasses tell what is wrong with the source.
@@ -74,14 +77,20 @@ def open_checkpoint(
         token=token,
         cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
+        on_event=on_event,
     )
     if found.format == "compressed":
-        raise UnsupportedCheckpoint(
-            found.model,
-            "a compressed prunectl folder",
-            hint="make it dense first: prunectl export MODEL --layout dense -o DIR",
-        )
+        raise compressed_error(found.model)
     return found
+
+
+def compressed_error(model: str) -> UnsupportedCheckpoint:
+    """What to raise where only a dense checkpoint will do."""
+    return UnsupportedCheckpoint(
+        model,
+        "a compressed prunectl folder",
+        hint="make it dense first: prunectl export MODEL --layout dense -o DIR",
+    )
 
 
 def open_stored(
@@ -91,6 +100,7 @@ def open_stored(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
+    on_event: OnEvent | None = None,
 ) -> Checkpoint:
     """As :func:`open_checkpoint`, and compressed folders too: their tensors are the stored parts.
 
@@ -100,7 +110,7 @@ def open_stored(
     text = os.fspath(model)
     if text == demo.NAME:
         return _open_demo(revision)
-    path = _local_path(text)
+    path = local_path(text)
     if path is not None and revision:
         raise InvalidOption(
             f"--revision {revision} is for Hub ids, and {text} is a local path",
@@ -110,6 +120,23 @@ def open_stored(
         return _open_folder(text, "folder", path, trust_remote_code=trust_remote_code)
     if path is not None:
         return _open_file(text, path, trust_remote_code=trust_remote_code)
+    repo_id, revision = hub_id(text, revision)
+    snapshot = hub.fetch(
+        repo_id,
+        revision,
+        token=token,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+        on_event=on_event,
+    )
+    return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
+
+
+def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
+    """The repository and the revision that ``org/name@revision`` and ``--revision`` name.
+
+    Raises:
+        ModelNotFound: no Hub id, or two revisions.
+    """
     repo_id, inline = hub.split_revision(text)
     if inline and revision and inline != revision:
         raise ModelNotFound(text, f"names revision {inline}, --revision says {revision}")
@@ -119,13 +146,7 @@ def open_stored(
             "no such file or folder, and not a Hub id either",
             hint="give org/name, a folder that holds a checkpoint, or one weights file",
         )
-    snapshot = hub.fetch(
-        repo_id,
-        revision or inline,
-        token=token,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-    )
-    return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
+    return repo_id, revision or inline
 
 
 def _open_demo(revision: str | None) -> Checkpoint:
@@ -142,7 +163,7 @@ def _open_demo(revision: str | None) -> Checkpoint:
     return replace(found, notes=(note, *found.notes))
 
 
-def _local_path(text: str) -> Path | None:
+def local_path(text: str) -> Path | None:
     """The folder or file that ``text`` names, or None; an empty text is not the current folder."""
     try:
         path = Path(text).expanduser()
@@ -209,30 +230,10 @@ def _assemble(
     snapshot: hub.HubSnapshot | None,
     trust_remote_code: bool,
 ) -> Checkpoint:
-    names, weight_map = weights.files, None
-    if weights.index:
-        weight_map = read_index(folder / weights.index)
-        names = tuple(sorted(set(weight_map.values())))
-        for name in names:
-            if not (folder / name).is_file():
-                raise BadCheckpoint(
-                    folder / weights.index, f"names the shard {name}, which is missing"
-                )
+    names, weight_map = shard_names(folder, folder, weights, lambda n: (folder / n).is_file())
     files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
     headers = {name: _read_header(folder, name, weights.format) for name in names}
-    for name, (_, metadata) in headers.items():
-        if metadata.get("format", "").startswith("prunectl.masks/"):
-            raise UnsupportedCheckpoint(
-                folder / name,
-                "masks, and no weights",
-                hint=f"apply them to a model: prunectl prune MODEL --mask {name} -o DIR",
-            )
-    stored = [tensor for tensors, _ in headers.values() for tensor in tensors]
-    tensors, aliases = _one_place_each(folder, stored)
-    if weight_map is not None and weights.index:
-        check_index(folder / weights.index, weight_map, {t.name: t.file for t in stored})
-    if not tensors:
-        raise NoWeights(str(folder), f"{', '.join(names[:3])}: no tensors inside")
+    tensors, aliases = check_headers(folder, weights, weight_map, headers)
     notes = link_notes(folder, {*names, *sides}) if kind == "folder" else ()
     return Checkpoint(
         model, kind, folder, weights.format, files, tensors, aliases, sides,
@@ -267,25 +268,3 @@ def _read_header(folder: Path, name: str, format: str) -> tuple[list[StoredTenso
         return read_safetensors(folder / name, name)
     except OSError as error:
         raise BadCheckpoint(folder / name, f"cannot be read: {error.strerror}") from None
-
-
-def _one_place_each(
-    folder: Path, stored: Iterable[StoredTensor]
-) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:
-    """Separate tensors that own their bytes from further names of the same bytes (tied weights)."""
-    owners: dict[object, StoredTensor] = {}
-    names: dict[str, str] = {}
-    aliases: dict[str, str] = {}
-    for tensor in stored:
-        if tensor.name in names:
-            raise BadCheckpoint(
-                folder, f"tensor '{tensor.name}' is in {names[tensor.name]} and in {tensor.file}"
-            )
-        names[tensor.name] = tensor.file
-        key = (tensor.file, tensor.offset, tensor.spec.dtype, tensor.spec.shape, tensor.strides)
-        owner = owners.setdefault(key, tensor) if tensor.spec.numel else tensor
-        if owner is not tensor:
-            aliases[tensor.name] = owner.name
-        elif not tensor.spec.numel:
-            owners[(tensor.name,)] = tensor
-    return tuple(owners.values()), aliases

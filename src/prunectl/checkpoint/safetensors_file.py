@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,26 @@ def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[st
     Raises:
         BadCheckpoint: truncated, not safetensors, or a header that contradicts itself or the file.
     """
-    header, data_start, data_size = _read_header(path)
+    with path.open("rb") as file:
+
+        def read(start: int, count: int) -> bytes:
+            file.seek(start)
+            return file.read(count)
+
+        return parse_safetensors(path, name, path.stat().st_size, read)
+
+
+def parse_safetensors(
+    path: Path, name: str, size: int, read: Callable[[int, int], bytes]
+) -> tuple[list[StoredTensor], dict[str, str]]:
+    """As :func:`read_safetensors`, of a file that may be anywhere.
+
+    Args:
+        path: what to call the file in messages.
+        size: of the whole file, in bytes.
+        read: from a position and a count to the bytes there; fewer at the file's end.
+    """
+    header, data_start, data_size = _read_header(path, size, read)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise BadCheckpoint(path, "the header's __metadata__ is not an object")
@@ -64,18 +84,18 @@ def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[st
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise BadCheckpoint(path, f"truncated: {size} bytes are too few for a safetensors file")
-        length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER_BYTES:
-            raise BadCheckpoint(path, "not a safetensors file (impossible header length)")
-        if length > size - 8:
-            raise BadCheckpoint(path, "truncated inside the safetensors header")
-        raw = file.read(length)
+def _read_header(
+    path: Path, size: int, read: Callable[[int, int], bytes]
+) -> tuple[dict[str, Any], int, int]:
+    prefix = read(0, 8)
+    if len(prefix) < 8:
+        raise BadCheckpoint(path, f"truncated: {size} bytes are too few for a safetensors file")
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_BYTES:
+        raise BadCheckpoint(path, "not a safetensors file (impossible header length)")
+    if length > size - 8:
+        raise BadCheckpoint(path, "truncated inside the safetensors header")
+    raw = read(8, length)
     try:
         # Bytes would be taken for UTF-16 or UTF-32 too, which the format does not allow.
         header = json.loads(raw.decode(), object_pairs_hook=_reject_duplicates)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunectl.cli import numbers, options
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.errors import InvalidOption
 from prunectl.pattern import NM, parse_nm
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.hub_remote import RemoteModel
 
 EPILOG = options.examples(
     "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
@@ -50,6 +54,7 @@ def analyze(
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    remote: options.Remote = False,
     no_cache: options.NoCache = False,
     jobs: options.Jobs = None,
     json: options.Json = False,
@@ -65,6 +70,16 @@ def analyze(
     patterns = wanted_patterns(pattern or [])
     if output:
         check_file(output)
+    if remote:
+        if pattern:
+            raise InvalidOption(
+                "--pattern is measured on the weights, which --remote does not read",
+                hint="leave one of them out",
+            )
+        chosen = choose_model(model, revision, out)
+        found = options.open_headers(chosen, token, cache_dir, trust_remote_code, jobs, out)
+        _show_remote(found, output, all_, out)
+        return
     checkpoint = options.open_source(
         choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
     )
@@ -88,6 +103,20 @@ def analyze(
     from prunectl.cli.analyze_screen import analysis_screen
 
     out.show(*analysis_screen(analysis, everything=all_, verbose=verbose))
+    for warning in analysis.warnings:
+        out.warn(warning)
+
+
+def _show_remote(remote: RemoteModel, output: Path | None, all_: bool, out: Output) -> None:
+    from prunectl.analysis.remote import analyze_remote
+    from prunectl.cli.remote_screen import remote_screen
+
+    analysis = analyze_remote(remote, Path.cwd())
+    if output:
+        save_text(output, as_json(analysis.to_json()))
+        out.note(f"saved: {output}")
+    out.data(analysis.to_json())
+    out.show(*remote_screen(analysis, everything=all_, verbose=out.verbose))
     for warning in analysis.warnings:
         out.warn(warning)
 

@@ -31,7 +31,7 @@ def analysis_screen(
         everything: every layer, threshold and tensor. verbose: also where the roles come from.
     """
     yield heading(analysis.source.model)
-    yield facts(_header(analysis.source, verbose=verbose))
+    yield facts(source_rows(analysis.source, verbose=verbose))
     yield from _histogram(analysis)
     yield heading("By role (near zero: |w| <= 0.01 std of its tensor)")
     yield columns(
@@ -48,7 +48,8 @@ def analysis_screen(
         yield sentence(f"Next: {analysis.advice}")
 
 
-def _header(source: SourceFacts, *, verbose: bool) -> list[tuple[str, str]]:
+def source_rows(source: SourceFacts, *, verbose: bool) -> list[tuple[str, str]]:
+    """What a checkpoint is, in words and their values."""
     prunable = source.prunable_weights / source.weights if source.weights else 0.0
     dtypes = sorted(source.dtypes.items(), key=lambda item: -item[1])
     dtype = dtypes[0][0] if len(dtypes) == 1 else ", ".join(
@@ -232,28 +233,23 @@ def _bytes(analysis: Analysis) -> Iterator[RenderableType]:
     )
 
 
+_STORED = {"nm": "{}, as values and positions", "bitmask": "{}, as a bitmask and values",
+           "packed": "{}, packed"}  # fmt: skip
+
+
 def stored_as(id_: str) -> str:
-    """Words for a key of ``predicted_bytes``: ``dense``, ``bitmask@0.4``, ``nm@2:4``.
+    """Words for a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``, ``nm@2:4``.
 
     A key that this screen does not know is shown as it is.
     """
-    layout, _, detail = id_.partition("@")
     if id_ == "dense":
         return "dense (zeros stored like any weight)"
     if id_ == "packed":
         return "packed, nothing pruned"
-    with contextlib.suppress(ValueError):
-        what = detail if ":" in detail else f"{float(detail):.0%} unstructured"
-        words = {
-            "nm": "values and positions",
-            "bitmask": "a bitmask and values",
-            "packed": "packed",
-        }
-        return (
-            f"{what}, {'' if layout == 'packed' else 'as '}{words[layout]}"
-            if layout in words
-            else id_
-        )
+    layout, _, detail = id_.partition("@")
+    with contextlib.suppress(ValueError, KeyError):
+        words = _STORED[layout]
+        return words.format(detail if ":" in detail else f"{float(detail):.0%} unstructured")
     return id_
 
 

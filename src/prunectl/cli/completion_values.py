@@ -49,6 +49,37 @@ CHOICES: dict[str, dict[str, str]] = {
         "nm": "the kept values of N:M and their positions",
         "packed": "kept values and positions, entropy coded: the smallest",
     },
+    "bench --pattern": {**_NM, "none": "times the model alone"},
+    "KERNELS": {
+        "auto": "dense ones, and sparse ones where they win",
+        "dense": "ordinary kernels only",
+        "sparse": "sparse ones wherever they can run",
+    },
+    "DEVICE": {
+        "auto": "CUDA if there is any",
+        "cpu": "the processor",
+        "cuda": "the first CUDA device",
+        "cuda:1": "the second one, and so on",
+    },
+    "DTYPE": {
+        "auto": "that of the checkpoint",
+        "float32": "4 bytes a weight",
+        "bfloat16": "2 bytes, with the range of float32",
+        "float16": "2 bytes, with more digits",
+    },
+    "MODE": {
+        "none": "no torch.compile",
+        "default": "torch.compile",
+        "reduce-overhead": "torch.compile with CUDA graphs",
+    },
+    "PRESET|CONFIG": {
+        "llama-7b": "Llama 2 7B",
+        "llama-8b": "Llama 3 8B",
+        "llama-1b": "Llama 3.2 1B",
+        "bert-base": "BERT base",
+        "vit-base": "ViT base, 224 pixels",
+        "t5-base": "T5 base",
+    },
     "--show-completion": {shell: f"the script for {shell}" for shell in Shell},
 }
 """Values and what they mean."""
@@ -140,9 +171,11 @@ FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "DIR": lambda text, _: _paths(text, ()),
     "--recipe": lambda text, _: _paths(text, (".toml",)),
     "--mask": lambda text, _: _paths(text, (".safetensors",)),
+    "--text": lambda text, _: _paths(text, (".txt",)),
+    "--csv": lambda text, _: _paths(text, (".csv",)),
     "FILE": lambda text, _: _paths(text, (".json",)),
 }
 """Values that are looked for."""
 
-FREE = {"S", "NAME", "SIZE", "N", "TOKEN"}
+FREE = {"S", "NAME", "SIZE", "N", "N,N...", "RATIO", "TOKEN", "ORG/NAME", "BRANCH", "TEXT", "GLOB"}
 """Metavars whose values nobody can guess."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import options
+from prunectl.cli import options, push_options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
-from prunectl.pattern import NM, parse_nm
+from prunectl.pattern import parse_nm
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ EPILOG = options.examples(
     "prunectl export out/ -o small/ --layout packed",
     "prunectl export small/ -o dense/ --layout dense",
     "prunectl export out/ --masks-only -o masks.safetensors",
+    "prunectl export out/ -o small/ --push org/name-small",
 )
 
 
@@ -72,6 +73,11 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is at --output, once all is written.")
     ] = False,
+    push: push_options.Push = None,
+    push_revision: push_options.PushRevision = None,
+    private: push_options.Private = False,
+    create_pr: push_options.CreatePr = False,
+    commit_message: push_options.CommitMessage = None,
     revision: options.Revision = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
@@ -87,10 +93,22 @@ def export(
     transformers after 'import prunectl'. Nothing else loads them: --layout dense is the way back.
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
-    groups = None if pattern is None else _groups(pattern)
+    if masks_only and (layout != "auto" or pattern or max_shard_size != "5GB"):
+        raise InvalidOption(
+            "--masks-only writes one file of bits: --layout, --pattern and --max-shard-size have "
+            "no meaning with it",
+            hint="leave them out",
+        )
+    groups = None if pattern is None else parse_nm(pattern)
     shard_size = options.parsed_size(max_shard_size)
     if output is None:
-        raise InvalidOption("no output given", hint="add -o DIR")
+        raise InvalidOption("no output given", hint="add -o FILE" if masks_only else "add -o DIR")
+    after = push_options.PushAfter(push, push_revision, private, create_pr, commit_message, token)
+    after.check()
+    if push and masks_only:
+        raise InvalidOption(
+            "masks alone are no model to push", hint="leave --masks-only or --push out"
+        )
     choice = choose_model(model, revision, out)
     checkpoint = options.open_source(
         choice, token, cache_dir, trust_remote_code, out, compressed=True
@@ -115,16 +133,12 @@ def export(
             command=recorded_command(typed),
             on_event=on_event,
         )
-    if json:
-        out.data(result.to_json())
-        return
-    from prunectl.cli.export_screen import export_screen
+    if not json:
+        from prunectl.cli.export_screen import export_screen
 
-    out.show(*export_screen(result, everything=verbose))
-
-
-def _groups(text: str) -> NM:
-    return parse_nm(text)
+        out.show(*export_screen(result, everything=verbose))
+    pushed = after.push(result.output, out)
+    out.data(result.to_json() | push_options.document(pushed))
 
 
 def _masks(

@@ -15,8 +15,10 @@ from prunectl.cli.output import NO_BARS
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.checkpoint.hub_remote import RemoteModel
     from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
+    from prunectl.events import OnEvent
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -68,8 +70,19 @@ TrustRemoteCode = Annotated[
         help="Let the model's own Python code run, to learn its structure.",
     ),
 ]
+Remote = Annotated[
+    bool,
+    typer.Option(
+        "--remote",
+        help="Of a model on the Hub, read only headers (by range requests); download no weights.",
+    ),
+]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Read the weights even if their analysis is kept.")
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="auto (CUDA if there is any), cpu, cuda:N."),
 ]
 Jobs = Annotated[
     int | None,
@@ -109,21 +122,52 @@ def open_source(
         SourceError: as :func:`prunectl.open_checkpoint`.
     """
     from prunectl.checkpoint.hub import is_repo_id, split_revision
-    from prunectl.checkpoint.opening import open_checkpoint
-    from prunectl.loading.compressed import open_model
+    from prunectl.checkpoint.opening import open_checkpoint, open_stored
+    from prunectl.loading.compressed import dense_view
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
     is_local = choice.model == demo.NAME or os.path.exists(os.path.expanduser(choice.model))  # noqa: PTH110, PTH111
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
-    with _no_download_bars(out):
-        return (open_model if compressed else open_checkpoint)(
+    with _download_progress(out) as on_event:
+        found = (open_stored if compressed else open_checkpoint)(
             choice.model,
             revision=choice.revision,
             token=token,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
+            on_event=on_event,
+        )
+    return dense_view(found) if found.format == "compressed" else found
+
+
+def open_headers(
+    choice: ModelChoice,
+    token: str | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    jobs: int | None,
+    out: Output,
+) -> RemoteModel:
+    """Read the headers of the chosen model on the Hub, with a word on what takes time or trust.
+
+    Raises:
+        SourceError, InvalidOption: as :func:`prunectl.checkpoint.hub_remote.open_remote`.
+    """
+    from prunectl.checkpoint.hub_remote import REQUESTS, open_remote
+
+    if trust_remote_code:
+        out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
+    out.note(f"reading the headers of {choice.model} on the Hub")
+    with _no_download_bars():
+        return open_remote(
+            choice.model,
+            revision=choice.revision,
+            token=token,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            requests=jobs or REQUESTS,
         )
 
 
@@ -145,9 +189,19 @@ def warn_of(checkpoint: Checkpoint, out: Output) -> None:
 
 
 @contextlib.contextmanager
-def _no_download_bars(out: Output) -> Iterator[None]:
-    """Where we draw no bars, huggingface_hub draws none: it is imported inside the block."""
-    if out.draws_bars or NO_BARS in os.environ:
+def _download_progress(out: Output) -> Iterator[OnEvent | None]:
+    """Who draws the progress of a download: huggingface_hub its bars (None), else we our lines."""
+    if out.draws_bars:
+        yield None
+        return
+    with out.progress() as on_event, _no_download_bars():
+        yield on_event
+
+
+@contextlib.contextmanager
+def _no_download_bars() -> Iterator[None]:
+    """Keep huggingface_hub from drawing bars: it is imported inside the block."""
+    if NO_BARS in os.environ:
         yield
         return
     os.environ[NO_BARS] = "1"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import options
+from prunectl.cli import options, push_options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
@@ -16,7 +16,9 @@ from prunectl.pattern import parse_pattern
 from prunectl.settings import PruneSettings, Scope, check_mask_alone, check_settings
 
 if TYPE_CHECKING:
+    from prunectl.analysis.remote import RemoteSpace
     from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.checkpoint.hub_remote import RemoteModel
 
 EPILOG = options.examples(
     "prunectl prune org/name --sparsity 0.4 -o out/",
@@ -25,6 +27,7 @@ EPILOG = options.examples(
     "prunectl prune ./my-model -s 0.3 --scope row --dry-run",
     "prunectl prune ./my-model --recipe recipe.toml -o out/ --force",
     "prunectl prune org/name --mask masks.safetensors -o out/",
+    "prunectl prune org/name --sparsity 0.4 -o out/ --push org/name-pruned --private",
 )
 
 
@@ -108,10 +111,16 @@ def prune(
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is at --output, once all is written.")
     ] = False,
+    push: push_options.Push = None,
+    push_revision: push_options.PushRevision = None,
+    private: push_options.Private = False,
+    create_pr: push_options.CreatePr = False,
+    commit_message: push_options.CommitMessage = None,
     revision: options.Revision = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    remote: options.Remote = False,
     no_cache: options.NoCache = False,
     jobs: options.Jobs = None,
     json: options.Json = False,
@@ -126,11 +135,23 @@ def prune(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask)
     shard_size = _size(max_shard_size)
+    after = push_options.PushAfter(push, push_revision, private, create_pr, commit_message, token)
+    after.check()
     if output is None and not dry_run:
         raise InvalidOption(
             "no output folder given", hint="add -o DIR, or --dry-run to see only the plan"
         )
+    if remote and not dry_run:
+        raise InvalidOption(
+            "--remote reads headers only, which is enough for --dry-run and nothing else",
+            hint="add --dry-run, or leave --remote out",
+        )
     choice = choose_model(model, revision, out)
+    if remote:
+        found = options.open_headers(choice, token, cache_dir, trust_remote_code, jobs, out)
+        space = _remote_space(found, output or Path.cwd(), shard_size)
+        _show_plan(found.headers(), settings, out, space)
+        return
     checkpoint = options.open_source(choice, token, cache_dir, trust_remote_code, out)
     if output is None or dry_run:
         _show_plan(checkpoint, settings, out)
@@ -153,12 +174,12 @@ def prune(
             command=recorded_command(typed),
             on_event=on_event,
         )
-    if json:
-        out.data(result.to_json())
-        return
-    from prunectl.cli.prune_screen import prune_screen
+    if not json:
+        from prunectl.cli.prune_screen import prune_screen
 
-    out.show(*prune_screen(result, everything=verbose))
+        out.show(*prune_screen(result, everything=verbose))
+    pushed = after.push(result.output, out, source=checkpoint)
+    out.data(result.to_json() | push_options.document(pushed))
 
 
 def _settings(
@@ -201,8 +222,19 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
-def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> None:
+def _remote_space(remote: RemoteModel, output: Path, shard_size: int) -> RemoteSpace:
+    from prunectl.analysis.remote import remote_space
+
+    remote.headers()  # a pickle has none, and no plan either
+    return remote_space(remote, output, shard_size)
+
+
+def _show_plan(
+    checkpoint: Checkpoint, settings: PruneSettings, out: Output, space: RemoteSpace | None = None
+) -> None:
+    """The plan; where the model is still on the Hub, also what fetching and pruning it takes."""
     from prunectl.cli.plan_screen import plan_document, plan_screen
+    from prunectl.cli.remote_screen import space_screen
     from prunectl.pruning.job import plan_prune
 
     options.warn_of(checkpoint, out)
@@ -210,6 +242,8 @@ def _show_plan(checkpoint: Checkpoint, settings: PruneSettings, out: Output) -> 
     for text in plan.notes:
         out.note(text)
     if out.json:
-        out.data(plan_document(plan, checkpoint.model))
-    else:
-        out.show(*plan_screen(plan, checkpoint.model, everything=out.verbose))
+        needs = {"space": space.to_json()} if space else {}
+        out.data(plan_document(plan, checkpoint.model) | needs)
+        return
+    needed = space_screen(space, everything=out.verbose, more="-v") if space else ()
+    out.show(*needed, *plan_screen(plan, checkpoint.model, everything=out.verbose))

@@ -14,8 +14,11 @@ START = "<!-- prunectl:start -->"
 END = "<!-- prunectl:end -->"
 _HEADING = "## Pruned with prunectl"
 
+THIS_FOLDER = "path/to/this/folder"
+"""Stands for the folder in the lines that load it; the Hub's name of it replaces it there."""
+
 # Only a section with our heading right after the marker is ours; a card may talk about the markers.
-_SECTION = re.compile(
+SECTION = re.compile(
     rf"^{re.escape(START)}\r?\n{re.escape(_HEADING)}\r?\n"
     rf"(?:(?!{re.escape(START)})[\s\S])*?^{re.escape(END)}[ \t]*(?:\r?\n|\Z)",
     re.MULTILINE,
@@ -23,7 +26,7 @@ _SECTION = re.compile(
 _MADE = re.compile(
     r"^Made with:\s+^(?P<fence>`{3,})bash\r?\n(?P<commands>[\s\S]*?)^(?P=fence)", re.MULTILINE
 )
-_SPARSITY_TAG = re.compile(r"sparsity-[0-9]+")
+SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+)?|unstructured)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class CardFacts:
 
 def earlier_commands(source_card: str | None) -> tuple[str, ...]:
     """The commands in our own section of a card: those that led to these weights, in order."""
-    earlier = _SECTION.search(split_card(source_card or "").body)
+    earlier = SECTION.search(split_card(source_card or "").body)
     made = _MADE.search(earlier[0]) if earlier else None
     return tuple(made["commands"].splitlines()) if made else ()
 
@@ -105,22 +108,23 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
     if newline != "\n":
         front = re.sub(r"\r?\n", newline, front)
         section = section.replace("\n", newline)
-    return f"---{newline}{front}---{newline}{_place(section, card.body, newline)}"
+    return f"---{newline}{front}---{newline}{place(section, card.body, newline)}"
 
 
 def _tags(given: object, facts: CardFacts) -> list[str]:
     tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     kept = [tag for tag in tags if isinstance(tag, str)]
     if "prunectl" in kept:  # ours, of an earlier run
-        kept = [tag for tag in kept if not _SPARSITY_TAG.fullmatch(tag)]
+        kept = [tag for tag in kept if not SPARSITY_TAG.fullmatch(tag)]
     ours = ["prunectl"]
     if facts.method:
         ours = ["pruned", "prunectl", f"sparsity-{round(100 * facts.prunable.achieved)}"]
     return list(dict.fromkeys(kept + ours))
 
 
-def _place(section: str, body: str, newline: str) -> str:
-    earlier = _SECTION.search(body)
+def place(section: str, body: str, newline: str) -> str:
+    """The text with our section where an earlier one stood, else before everything."""
+    earlier = SECTION.search(body)
     if earlier is not None:
         return body[: earlier.start()] + section + body[earlier.end() :]
     # The blank line belongs to our front matter, not to the section: a later run keeps it.
@@ -232,7 +236,7 @@ def _load_snippet(facts: CardFacts) -> str:
     plug_in = "" if facts.layout == "dense" else "import prunectl  # registers with transformers\n"
     return (
         f"{plug_in}from transformers import {auto_class}\n\n"
-        f'model = {auto_class}.from_pretrained("path/to/this/folder", dtype="auto")'
+        f'model = {auto_class}.from_pretrained("{THIS_FOLDER}", dtype="auto")'
     )
 
 

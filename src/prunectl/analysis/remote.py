@@ -1,0 +1,249 @@
+"""What is known of a model on the Hub before it is downloaded: what is in it, and what it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunectl.analysis.result import SourceFacts, TensorStats
+from prunectl.analysis.summary import source_facts
+from prunectl.analysis.verb import prunable_names
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.hub_remote import RemoteModel
+from prunectl.checkpoint.roles import TensorRole
+from prunectl.plan import not_prunable_reason
+from prunectl.settings import PruneSettings
+from prunectl.sink.osfiles import free_bytes
+from prunectl.sink.shards import parse_size, plan_shards
+from prunectl.tensorspec import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """Sums over the tensors of one role: numbers of tensors and of elements, and bytes."""
+
+    tensors: int = 0
+    weights: int = 0
+    prunable_weights: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteTensor:
+    """One tensor as a header declares it, with its role; ``reason`` says why it is not prunable."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    prunable: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that a download would fetch, and whether the cache has it already."""
+
+    name: str
+    nbytes: int
+    weights: bool
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNeed:
+    """What a file system has to hold.
+
+    Attributes:
+        purposes: ``download``, ``output``, or both where they go to the same file system.
+        folders: of each purpose.
+        needed, free: in bytes.
+    """
+
+    purposes: tuple[str, ...]
+    folders: tuple[str, ...]
+    needed: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has room."""
+        return self.needed <= self.free
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSpace:
+    """Sizes on the Hub, and the space that downloading and pruning take here.
+
+    Attributes:
+        files: what would be in the cache in the end.
+        hub_bytes: all of them. download_bytes: those that the cache lacks.
+        output_bytes: of a pruned dense copy: every weight and side file, without the manifest.
+        disks: one entry a file system.
+    """
+
+    files: tuple[RemoteFile, ...]
+    hub_bytes: int
+    download_bytes: int
+    output_bytes: int
+    disks: tuple[DiskNeed, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it fits."""
+        return all(disk.fits for disk in self.disks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        from prunectl.plain import plain
+
+        document: dict[str, Any] = plain(self)
+        disks = [
+            {**entry, "fits": disk.fits}
+            for entry, disk in zip(document["disks"], self.disks, strict=True)
+        ]
+        return {**document, "disks": disks, "fits": self.fits}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAnalysis:
+    """What ``prunectl analyze --remote`` says.
+
+    Attributes:
+        model, repo_id, revision, commit, format: what was looked at.
+        source: what is in it; None for pickles, whose headers cannot be read from afar.
+        roles: by role, in file order. tensors: in file order. Both are empty for pickles.
+        space: what it takes.
+        warnings: sentences on what is odd.
+    """
+
+    model: str
+    repo_id: str
+    revision: str | None
+    commit: str
+    format: str
+    source: SourceFacts | None
+    roles: dict[str, RoleSize]
+    tensors: tuple[RemoteTensor, ...]
+    space: RemoteSpace
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        from prunectl.plain import plain
+
+        return {"schema": "prunectl.remote/1", **plain(self), "space": self.space.to_json()}
+
+
+def analyze_remote(remote: RemoteModel, output: Path) -> RemoteAnalysis:
+    """Sum up the headers of a model on the Hub.
+
+    Args:
+        output: where a pruned copy would go; only its file system is asked.
+    """
+    source: SourceFacts | None = None
+    roles: dict[str, RoleSize] = {}
+    tensors: tuple[RemoteTensor, ...] = ()
+    warnings: tuple[str, ...] = ()
+    if remote.checkpoint is not None:
+        source, roles, tensors = _contents(remote.checkpoint)
+        if source.quantization:
+            warnings = (f"the checkpoint is quantized ({source.quantization}): nothing to prune",)
+    return RemoteAnalysis(
+        model=remote.model,
+        repo_id=remote.listing.repo_id,
+        revision=remote.listing.revision,
+        commit=remote.listing.commit,
+        format=remote.format,
+        source=source,
+        roles=roles,
+        tensors=tensors,
+        space=remote_space(remote, output),
+        warnings=warnings,
+    )
+
+
+def _contents(
+    checkpoint: Checkpoint,
+) -> tuple[SourceFacts, dict[str, RoleSize], tuple[RemoteTensor, ...]]:
+    prunable = set(prunable_names(checkpoint))
+    stats = [_stats(t.spec, checkpoint.roles.roles[t.name], prunable) for t in checkpoint.tensors]
+    roles: dict[str, RoleSize] = {}
+    for tensor, one in zip(checkpoint.tensors, stats, strict=True):
+        sums = roles.get(one.role, RoleSize())
+        roles[one.role] = RoleSize(
+            sums.tensors + 1,
+            sums.weights + one.numel,
+            sums.prunable_weights + one.numel * one.prunable,
+            sums.nbytes + tensor.spec.nbytes,
+        )
+    tensors = tuple(
+        RemoteTensor(t.name, t.dtype, t.shape, t.role, t.layer, t.prunable, t.reason) for t in stats
+    )
+    return source_facts(checkpoint, stats), roles, tensors
+
+
+def _stats(spec: TensorSpec, role: TensorRole, prunable: Collection[str]) -> TensorStats:
+    """A tensor as the header tells of it; nothing is measured."""
+    is_prunable = spec.name in prunable
+    reason = "" if is_prunable else not_prunable_reason(spec, role, PruneSettings())
+    return TensorStats(
+        spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role), role.stack,
+        role.layer, role.component, is_prunable, reason, spec.dtype.is_float,
+    )  # fmt: skip
+
+
+def remote_space(
+    remote: RemoteModel, output: Path, max_shard_size: int | None = None
+) -> RemoteSpace:
+    """What downloading and pruning a model would take.
+
+    Args:
+        output: where a pruned copy would go.
+        max_shard_size: of the copy, in bytes; default: that of ``prunectl prune``.
+    """
+    weights = {file.name for file in remote.weights}
+    sides = sum(file.size for file in remote.files if file.name not in weights)
+    if remote.checkpoint is None:
+        # Without headers, the files' own sizes are the best that is known.
+        output_bytes = sides + sum(file.size for file in remote.weights)
+    else:
+        specs = [tensor.spec for tensor in remote.checkpoint.tensors]
+        layout = plan_shards(specs, max_shard_size or parse_size("5GB"))
+        output_bytes = sides + layout.total_bytes
+    return RemoteSpace(
+        files=tuple(
+            RemoteFile(file.name, file.size, file.name in weights, file.name in remote.cached)
+            for file in remote.files
+        ),
+        hub_bytes=sum(file.size for file in remote.files),
+        download_bytes=remote.download_bytes,
+        output_bytes=output_bytes,
+        disks=_disks(
+            [
+                ("download", remote.cache, remote.download_bytes),
+                ("output", output, output_bytes),
+            ]
+        ),
+    )
+
+
+def _disks(needs: Iterable[tuple[str, Path, int]]) -> tuple[DiskNeed, ...]:
+    """The needs by file system: two folders on the same one share its space."""
+    found: dict[int, DiskNeed] = {}
+    for purpose, folder, needed in needs:
+        real = Path(os.path.abspath(folder))  # noqa: PTH100 - what is not there yet stays as it is
+        existing = next(path for path in (real, *real.parents) if path.exists())
+        device = existing.stat().st_dev
+        before = found.get(device, DiskNeed((), (), 0, free_bytes(existing)))
+        found[device] = DiskNeed(
+            (*before.purposes, purpose),
+            (*before.folders, str(real)),
+            before.needed + needed,
+            before.free,
+        )
+    return tuple(found.values())

@@ -1,0 +1,1 @@
+"""``bench``: what a model costs to run on the device at hand, measured."""

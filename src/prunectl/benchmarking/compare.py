@@ -1,0 +1,135 @@
+"""A benchmark beside an older one that was saved; and the rows of a result as a table of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunectl.benchmarking.errors import BadBenchFile
+from prunectl.benchmarking.result import SCHEMA, BenchResult
+from prunectl.benchmarking.statistics import Interval, unpaired_ratio
+
+_SAME = ("device", "name", "threads")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One phase of one workload on one side: old seconds over new ones, above 1 is faster now."""
+
+    workload: str
+    phase: str
+    side: str
+    against: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a result and an older one have in common.
+
+    Attributes:
+        changes: where both measured the same. missing: how many rows only one of them has.
+        differences: sentences on what else differs: device, threads, versions, inputs.
+    """
+
+    changes: tuple[Change, ...]
+    missing: int
+    differences: tuple[str, ...]
+
+    def below(self, ratio: float) -> tuple[Change, ...]:
+        """Those that are slower than ``ratio``, beyond what their spread explains.
+
+        A machine differs from run to run, so one that is only just slower is better caught by a
+        ratio under 1.
+        """
+        return tuple(one for one in self.changes if one.against.high < ratio)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A saved result.
+
+    Raises:
+        BadBenchFile: it cannot be read, or is none.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadBenchFile(path, error.strerror or type(error).__name__) from None
+    except (ValueError, RecursionError):
+        raise BadBenchFile(path, "is not JSON") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise BadBenchFile(path, f"is no result of schema {SCHEMA}")
+    return document
+
+
+def compare(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
+    """Set a result beside an older one.
+
+    Args:
+        old: what :func:`read_result` gave, from ``path``.
+
+    Raises:
+        BadBenchFile: its rows are damaged.
+    """
+    try:
+        before = {
+            (str(run["workload"]), str(run["phase"]), str(run["side"])): [
+                float(value) for value in run["samples"]
+            ]
+            for run in old["runs"]
+        }
+        machine = dict(old["machine"])
+        inputs = str(old["inputs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadBenchFile(path, f"is damaged: {type(error).__name__}: {error}") from None
+    changes = []
+    for run in result.runs:
+        samples = before.pop((run.workload.name, run.phase, run.side), None)
+        if samples:
+            against = unpaired_ratio(samples, run.samples, result.seed)
+            changes.append(Change(run.workload.name, run.phase, run.side, against))
+    differences = [
+        f"{key} was {machine.get(key)} and is {getattr(result.machine, key)}"
+        for key in _SAME
+        if machine.get(key) != getattr(result.machine, key)
+    ]
+    versions = machine.get("versions")
+    for package, version in result.machine.versions.items():
+        older = versions.get(package) if isinstance(versions, dict) else None
+        if older != version:
+            differences.append(f"{package} was {older} and is {version}")
+    if inputs != result.inputs:
+        differences.append(f"inputs were {inputs} and are {result.inputs}")
+    missing = len(before) + len(result.runs) - len(changes)
+    return Comparison(tuple(changes), missing, tuple(differences))
+
+
+def as_csv(result: BenchResult) -> str:
+    """All runs as comma-separated values, with a line of names."""
+    names = (
+        "workload", "batch", "tokens", "new_tokens", "phase", "side", "kernels", "median_s",
+        "p10_s", "p90_s", "cv", "rounds", "rate", "ratio", "low", "high", "verdict", "of_limit",
+        "nbytes", "flops", "weight_bytes", "peak_memory",
+    )  # fmt: skip
+    sides = {side.label: side for side in result.sides}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    for run in result.runs:
+        side, seconds, against = sides[run.side], run.seconds, run.against
+        ratio = (
+            (against.ratio, against.low, against.high, against.verdict) if against else ("",) * 4
+        )
+        peak = "" if run.peak_memory is None else run.peak_memory
+        table.writerow(
+            (
+                run.workload.name, run.workload.batch, run.workload.tokens,
+                run.workload.new_tokens, run.phase, run.side, side.kernels, seconds.median,
+                seconds.p10, seconds.p90, seconds.cv, seconds.rounds, run.rate, *ratio,
+                run.of_limit, run.nbytes, run.flops, side.weight_bytes, peak,
+            )
+        )  # fmt: skip
+    return text.getvalue()

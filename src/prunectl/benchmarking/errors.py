@@ -1,0 +1,49 @@
+"""Errors of a benchmark, raised on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunectl.errors import PrunectlError, UsageError
+
+
+class CannotRun(PrunectlError):
+    """A model whose forward pass cannot be run, or not on the inputs that bench can make."""
+
+    def __init__(self, model: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{model}: cannot be run: {why}", hint=hint)
+        self.model, self.why = model, why
+
+
+class NotEnoughMemory(PrunectlError):
+    """A model, or everything that it was to be run on, does not fit the device's memory."""
+
+    def __init__(self, model: str, device: str, what: str) -> None:
+        super().__init__(
+            f"{model}: out of memory on {device}: {what}",
+            hint="try a smaller --batch-size or --prompt-tokens, --dtype bfloat16, or --device cpu",
+        )
+        self.model, self.device, self.what = model, device, what
+
+
+class BadBenchFile(UsageError):
+    """A file for --compare that is no saved result of bench."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(
+            f"{path}: {why}", hint="results are written by 'prunectl bench MODEL -o FILE'"
+        )
+        self.path, self.why = str(path), why
+
+
+class Slower(PrunectlError):
+    """A benchmark that is slower than an older one, beyond what was allowed."""
+
+    def __init__(self, ratio: float, rows: Sequence[str]) -> None:
+        more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""
+        super().__init__(
+            f"slower than {ratio:g}x of before: {'; '.join(rows[:3])}{more}",
+            hint="measure again on a quiet machine before you look for a cause",
+        )
+        self.ratio, self.rows = ratio, tuple(rows)

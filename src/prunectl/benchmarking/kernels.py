@@ -1,0 +1,205 @@
+"""The micro-benchmark that decides where a 2:4 kernel is used: each weight shape, each batch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.nn import functional
+
+from prunectl.benchmarking.clocks import Clock
+from prunectl.benchmarking.result import KernelRow
+from prunectl.benchmarking.rounds import Pass, time_passes
+from prunectl.benchmarking.sides import is_out_of_memory
+from prunectl.benchmarking.sparse import Backend, SplitWeight, sparse_rows
+from prunectl.benchmarking.statistics import FASTER, Interval, paired_ratio, summarize
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunectl.benchmarking.zeros import Matrix
+
+ROUNDS, SECONDS = 15, 1.0
+MOST_BATCHES = 8
+
+TOLERANCE = {"float16": 0.01, "bfloat16": 0.05, "float32": 0.01}
+"""Relative error (norm of the difference over norm) of outputs that is rounding and no mistake:
+both kernels add in their own order, and torch's float32 kernel multiplies in TF32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Weights that are alike: shape, number of rows that a kernel takes; and their names."""
+
+    shape: tuple[int, int]
+    rows: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rows of one shape, and the backend that its weights are converted with; None: none."""
+
+    rows: tuple[KernelRow, ...]
+    backend: Backend | None
+
+    @property
+    def choices(self) -> dict[int, bool]:
+        return {row.batch: row.chosen for row in self.rows}
+
+
+def shapes_of(matrices: Iterable[Matrix], backends: Sequence[Backend]) -> list[Shape]:
+    """Weights of linear layers that a backend takes, by shape and number of rows in 2:4."""
+    import torch
+
+    groups: dict[tuple[tuple[int, int], int], list[str]] = defaultdict(list)
+    for matrix in matrices:
+        if isinstance(matrix.module, torch.nn.Linear):
+            rows = max((len(sparse_rows(matrix.weight, one)) for one in backends), default=0)
+            if rows:
+                out, width = matrix.weight.shape
+                groups[(out, width), rows].append(matrix.name)
+    return [Shape(shape, rows, tuple(names)) for (shape, rows), names in groups.items()]
+
+
+def observed_batches(
+    model: torch.nn.Module, names: Sequence[str], runs: Iterable[Callable[[], Any]]
+) -> tuple[int, ...]:
+    """The numbers of input rows that layers see in some calls; at most eight, spread out."""
+    seen: set[int] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.add(inputs[0].numel() // inputs[0].shape[-1])
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(look) for name in names]
+    try:
+        for run in runs:
+            try:
+                run()
+            except RuntimeError as error:  # the workload itself will be reported
+                if not is_out_of_memory(error):
+                    raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = sorted(seen - {0})
+    if len(found) <= MOST_BATCHES:
+        return tuple(found)
+    step = (len(found) - 1) / (MOST_BATCHES - 1)
+    return tuple(found[round(step * number)] for number in range(MOST_BATCHES))
+
+
+def measure_shape(
+    shape: Shape,
+    weight: torch.Tensor,
+    batches: Sequence[int],
+    backends: Sequence[Backend],
+    clock: Clock,
+    *,
+    always: bool,
+    seed: int,
+) -> Measured:
+    """Time dense and sparse products of one weight at several batches, with the best backend.
+
+    Args:
+        weight: of ``shape.shape``, on the device.
+        always: choose the sparse kernel everywhere, also where it loses.
+    """
+    found: list[tuple[float, Measured]] = []
+    errors: list[str] = []
+    for backend in backends:
+        rows = sparse_rows(weight, backend)
+        if not len(rows):
+            continue
+        try:
+            split = SplitWeight(weight, rows, backend.convert)
+            lines = [
+                _row(shape, weight, split, batch, backend.name, clock, always, seed)
+                for batch in batches
+            ]
+        except (RuntimeError, NotImplementedError) as error:
+            # A build without the library, a card without sparse tensor cores, no memory.
+            errors.append(f"{backend.name}: {str(error).strip().splitlines()[0][:120]}")
+            continue
+        if bad := [line for line in lines if not line.relative_error <= _tolerance(weight)]:
+            errors.append(
+                f"{backend.name}: outputs differ by {bad[0].relative_error:.2g} at {bad[0].batch}"
+            )
+            continue
+        speed = sum(math.log(line.dense_seconds / line.sparse_seconds) for line in lines)
+        found.append((speed, Measured(tuple(lines), backend)))
+    if found:
+        return max(found, key=lambda one: one[0])[1]
+    why = "; ".join(errors) or "no kernel takes this shape"
+    empty = KernelRow(
+        shape.shape, len(shape.names), shape.rows / shape.shape[0], 0, "", 0.0, 0.0, None,
+        False, 0.0, why,
+    )  # fmt: skip
+    return Measured((empty,), None)
+
+
+def relative_error(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
+    """Largest absolute difference, and norm of the difference over the norm; in float32."""
+    expected, found = expected.float(), found.float()
+    difference = expected - found
+    norm = float(expected.norm())
+    relative = float(difference.norm()) / norm if norm else float(difference.norm())
+    return float(difference.abs().max()), relative
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """The relative error that outputs in a dtype may differ by."""
+    return TOLERANCE.get(str(dtype).removeprefix("torch."), 0.05)
+
+
+def _tolerance(weight: torch.Tensor) -> float:
+    return tolerance_of(weight.dtype)
+
+
+def _row(
+    shape: Shape,
+    weight: torch.Tensor,
+    split: SplitWeight,
+    batch: int,
+    backend: str,
+    clock: Clock,
+    always: bool,
+    seed: int,
+) -> KernelRow:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn((batch, shape.shape[1]), generator=generator)
+    inputs = inputs.to(weight.device, weight.dtype)
+    _, error = relative_error(functional.linear(inputs, weight), split(inputs, None))
+
+    def timed(product: Callable[[], torch.Tensor]) -> Pass:
+        def run(clock: Clock) -> Mapping[str, Any]:
+            begin = clock.mark()
+            product()
+            return {"product": (begin, clock.mark(), 1)}
+
+        return run
+
+    passes = {
+        "dense": timed(lambda: functional.linear(inputs, weight)),
+        "sparse": timed(lambda: split(inputs, None)),
+    }
+    samples = time_passes(passes, clock, rounds=ROUNDS, seconds=SECONDS).samples
+    dense, sparse = samples["dense"]["product"], samples["sparse"]["product"]
+    against: Interval = paired_ratio(dense, sparse, seed)
+    return KernelRow(
+        shape=shape.shape,
+        matrices=len(shape.names),
+        split=shape.rows / shape.shape[0],
+        batch=batch,
+        backend=backend,
+        dense_seconds=summarize(dense).median,
+        sparse_seconds=summarize(sparse).median,
+        against=against,
+        chosen=always or against.verdict == FASTER,
+        relative_error=error,
+    )

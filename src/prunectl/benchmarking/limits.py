@@ -1,0 +1,156 @@
+"""How fast a phase could be: the work that it must do, against what the device was measured to do.
+
+The bytes are the least that one step moves: each weight once (of an embedding only the rows that
+are looked up), and the keys and values that it reads. The operations are those of all matrix
+products and convolutions, as torch counts them. A step cannot be faster than either allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunectl.benchmarking.clocks import Clock
+from prunectl.benchmarking.rounds import Pass, time_passes
+
+if TYPE_CHECKING:
+    import torch
+
+_SQUARE = {"cpu": 1024, "cuda": 8192}
+_LEAST_BUFFER, _MOST_BUFFER = 1 << 20, 1 << 30
+_ROUNDS, _SECONDS = 7, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the device does: bytes read a second, and floating-point operations a second.
+
+    Attributes:
+        bandwidth: of reading a buffer as large as the weights, so that a model that fits the
+            cache is compared with the cache.
+        flops: of a square product in the model's dtype; an addition and a multiplication are two.
+        buffer: bytes of the buffer. square: side of the matrices.
+    """
+
+    bandwidth: float
+    flops: float
+    buffer: int
+    square: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one step of a phase must do at least."""
+
+    nbytes: int
+    flops: int
+
+    def limit(self, rates: Rates) -> float:
+        """Seconds that it takes at least, at these rates."""
+        return max(self.nbytes / rates.bandwidth, self.flops / rates.flops)
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype, weights: int, clock: Clock) -> Rates:
+    """Bandwidth and matmul rate of a device.
+
+    Args:
+        weights: bytes of the model's weights.
+
+    Raises:
+        RuntimeError: as torch does where there is no memory.
+    """
+    import torch
+
+    nbytes = max(_LEAST_BUFFER, min(_MOST_BUFFER, weights))
+    side = _SQUARE[device.type]
+    buffer = torch.ones(nbytes // 8, dtype=torch.int64, device=device)
+    left = torch.randn((side, side), device=device).to(dtype)
+    right = torch.randn((side, side), device=device).to(dtype)
+
+    def timed(work: Callable[[], Any]) -> Pass:
+        def run(clock: Clock) -> dict[str, Any]:
+            begin = clock.mark()
+            work()
+            return {"work": (begin, clock.mark(), 1)}
+
+        return run
+
+    with torch.inference_mode():
+        passes = {"read": timed(buffer.sum), "matmul": timed(lambda: left @ right)}
+        # Each by itself: the rates are those of a device that does nothing else.
+        found = {
+            name: min(
+                time_passes({name: one}, clock, rounds=_ROUNDS, seconds=_SECONDS).samples[name][
+                    "work"
+                ]
+            )
+            for name, one in passes.items()
+        }
+    return Rates(buffer.nbytes / found["read"], 2 * side**3 / found["matmul"], nbytes, side)
+
+
+def count_flops(run: Callable[[], Any], device: torch.device) -> int:
+    """Floating-point operations of the matrix products and convolutions that a call makes.
+
+    Attention counts in full, also where its upper half is masked.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Fused attention on the CPU is not counted; the plain one is two products that are.
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with plain, FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters in memory, each once; of sparse forms, those of their parts."""
+    return sum(tensor_bytes(parameter) for parameter in model.parameters())
+
+
+def bytes_read(model: Any, rows: int) -> int:
+    """Bytes of the weights that a step reads: all but embeddings that are only looked up.
+
+    Args:
+        rows: of the input of its linear layers, by which layers with two forms choose one.
+    """
+    import torch
+
+    from prunectl.benchmarking.sparse import ChoosingLinear
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tied = id(getattr(head, "weight", None))
+    left_out: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and id(module.weight) != tied:
+            left_out.add(id(module.weight))
+        elif isinstance(module, ChoosingLinear):
+            left_out.update(id(one) for one in module.unused(rows))
+    return sum(tensor_bytes(one) for one in model.parameters() if id(one) not in left_out)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor takes; a wrapper around others (torch's 2:4 form) is asked for them."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return int(tensor.numel() * tensor.element_size())
+
+
+def cache_bytes(past: Any) -> int:
+    """Bytes of the keys and values that a cache holds; 0 where its layers have none."""
+    import torch
+
+    total = 0
+    for inner in ("self_attention_cache", "cross_attention_cache"):
+        if (part := getattr(past, inner, None)) is not None:
+            total += cache_bytes(part)
+    for layer in getattr(past, "layers", ()):
+        for name in ("keys", "values"):
+            tensor = getattr(layer, name, None)
+            if isinstance(tensor, torch.Tensor):
+                total += tensor_bytes(tensor)
+    return total

@@ -1,0 +1,255 @@
+"""What ``bench`` found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunectl.benchmarking.limits import Rates
+from prunectl.benchmarking.loading import LoadCost
+from prunectl.benchmarking.machine import Machine
+from prunectl.benchmarking.statistics import (
+    FASTER,
+    SLOWER,
+    UNDECIDED,
+    Interval,
+    Summary,
+)
+from prunectl.benchmarking.workloads import Workload
+from prunectl.benchmarking.zeros import Zeros
+
+SCHEMA = "prunectl.bench/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the things that are compared.
+
+    Attributes:
+        label: what it is called everywhere. model: as it was named.
+        kernels: ``dense``, ``sparse``, or ``auto`` (whichever won for a shape and batch).
+        made: how its weights were changed in memory, or ''.
+        architecture: of the transformers class. dtype: of most of its weights.
+        parameters: number. weight_bytes: in memory, on the device.
+        disk_bytes: of its weight files; None where it has none of its own.
+        zeros: in the matrices of its blocks.
+        converted: matrices that have a sparse form in memory.
+        loading: None where it was not measured.
+    """
+
+    label: str
+    model: str
+    kernels: str
+    made: str
+    architecture: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    disk_bytes: int | None
+    zeros: Zeros
+    converted: int
+    loading: LoadCost | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One phase of one workload on one side.
+
+    Attributes:
+        seconds: of one step: a prompt, one further token of each sequence, or a forward pass.
+        samples: seconds, a sample a round; sample i of all sides is of the same round.
+        repeats: passes in one sample.
+        units: what ``rate`` counts a step: tokens, sequences or images.
+        nbytes, flops: that a step must move and compute at least. limit: seconds for them.
+        peak_memory: bytes on the CUDA device in this workload, all sides' weights included; or
+            None.
+        against: the baseline's seconds over these; None for the baseline itself.
+    """
+
+    workload: Workload
+    phase: str
+    side: str
+    seconds: Summary
+    samples: tuple[float, ...]
+    repeats: int
+    units: int
+    nbytes: int
+    flops: int
+    limit: float
+    peak_memory: int | None
+    against: Interval | None
+
+    @property
+    def rate(self) -> float:
+        """Tokens, sequences or images a second."""
+        return self.units / self.seconds.median if self.seconds.median else 0.0
+
+    @property
+    def of_limit(self) -> float:
+        """1.0 is as fast as the measured bandwidth and matmul rate allow."""
+        return self.limit / self.seconds.median if self.seconds.median else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """A dense and a sparse product of one weight shape, with ``batch`` rows of inputs.
+
+    ``matrices`` of the model have that shape. ``backend`` is '' where no kernel takes it, and
+    ``error`` then says why; ``split`` is the share of rows that are sparse.
+    """
+
+    shape: tuple[int, int]
+    matrices: int
+    split: float
+    batch: int
+    backend: str
+    dense_seconds: float
+    sparse_seconds: float
+    against: Interval | None
+    chosen: bool
+    relative_error: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Outputs of sparse kernels beside those of dense ones, with the same weights and inputs."""
+
+    side: str
+    baseline: str
+    max_error: float
+    relative_error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        # Written so that NaN is no agreement.
+        return self.relative_error <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that was asked for and not measured, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """The whole outcome.
+
+    Attributes:
+        kind: of the model. machine, rates: what it was measured on, and what that can do.
+        sides: the baseline first. runs: by workload, phase and side.
+        kernels: the micro-benchmark of sparse kernels, empty without them.
+        inputs: where the tokens or pixels come from. seed: of everything random.
+        seconds: wall time. notes: sentences.
+    """
+
+    kind: str
+    machine: Machine
+    rates: Rates
+    sides: tuple[Side, ...]
+    runs: tuple[Run, ...]
+    kernels: tuple[KernelRow, ...]
+    agreements: tuple[Agreement, ...]
+    skipped: tuple[Skipped, ...]
+    inputs: str
+    seed: int
+    compile: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> Side:
+        return self.sides[0]
+
+    @property
+    def ok(self) -> bool:
+        """Whether sparse and dense kernels agree wherever both were run."""
+        return all(one.ok for one in self.agreements)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """In the order in which they run."""
+        return tuple(dict.fromkeys(run.phase for run in self.runs))
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """A sentence for each side but the baseline, and one on zeros where the CPU has them."""
+        sentences = [
+            f"{side.label}: {', '.join(self._verdict(side))}; against {self.baseline.label}."
+            for side in self.sides[1:]
+        ]
+        is_sparse = any(side.zeros.sparsity >= 0.01 for side in self.sides)
+        measured = {run.against.verdict for run in self.runs if run.against}
+        if is_sparse and self.machine.device == "cpu" and FASTER not in measured:
+            sentences.append(
+                "Zeros bring no speed-up on the CPU: torch's dense products there compute with "
+                "them like with any number."
+            )
+        return tuple(sentences)
+
+    def _verdict(self, side: Side) -> list[str]:
+        parts = []
+        for phase in self.phases:
+            found = [
+                run.against
+                for run in self.runs
+                if run.side == side.label and run.phase == phase and run.against
+            ]
+            if found:
+                parts.append(phrase(phase, found))
+        saved = 1 - side.weight_bytes / max(self.baseline.weight_bytes, 1)
+        if abs(saved) >= 0.005:
+            parts.append(f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} weight memory")
+        return parts or ["nothing measured"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        from prunectl.plain import plain
+
+        runs = [
+            {
+                **plain(run),
+                "workload": run.workload.name,
+                "batch": run.workload.batch,
+                "tokens": run.workload.tokens,
+                "new_tokens": run.workload.new_tokens,
+                "rate": run.rate,
+                "of_limit": run.of_limit,
+                "verdict": run.against.verdict if run.against else None,
+            }
+            for run in self.runs
+        ]
+        agreements = [{**asdict(one), "ok": one.ok} for one in self.agreements]
+        return {
+            "schema": SCHEMA,
+            **plain(self),
+            "runs": runs,
+            "agreements": plain(agreements),
+            "verdicts": list(self.verdicts),
+            "ok": self.ok,
+        }
+
+
+def phrase(phase: str, intervals: Sequence[Interval]) -> str:
+    """What all workloads of a phase say together: ``1.31x faster at prefill``."""
+    verdicts = {one.verdict for one in intervals}
+    ratios = sorted(one.ratio for one in intervals)
+    span = f"{ratios[0]:.2f}x"
+    if f"{ratios[-1]:.2f}x" != span:
+        span = f"{ratios[0]:.2f}x to {ratios[-1]:.2f}x"
+    if verdicts == {UNDECIDED}:
+        low, high = min(one.low for one in intervals), max(one.high for one in intervals)
+        return f"no difference found at {phase} ({span}, could be {low:.2f}x to {high:.2f}x)"
+    if len(verdicts) == 1:
+        return f"{verdicts.pop()} at {phase} ({span})"
+    counts = [
+        f"{word} in {sum(one.verdict == word for one in intervals)}"
+        for word in (FASTER, SLOWER)
+        if word in verdicts
+    ]
+    return f"{' and '.join(counts)} of {len(intervals)} workloads at {phase} ({span})"

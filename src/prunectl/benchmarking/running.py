@@ -1,0 +1,209 @@
+"""Runs every workload on every side, and keeps what was measured when one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from prunectl.benchmarking.clocks import Clock, WallClock
+from prunectl.benchmarking.errors import CannotRun
+from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
+from prunectl.benchmarking.limits import Rates, Work, bytes_read, cache_bytes, count_flops
+from prunectl.benchmarking.passes import cache_after, make_pass
+from prunectl.benchmarking.result import Run, Skipped
+from prunectl.benchmarking.rounds import Timed, time_passes
+from prunectl.benchmarking.settings import BenchSettings
+from prunectl.benchmarking.sides import Live, is_out_of_memory, skipped
+from prunectl.benchmarking.statistics import paired_ratio, summarize
+from prunectl.benchmarking.workloads import Kind, Nature, Workload
+from prunectl.events import Note, OnEvent
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all workloads have in common."""
+
+    lives: tuple[Live, ...]
+    nature: Nature
+    device: torch.device
+    clock: Clock
+    rates: Rates
+    settings: BenchSettings
+    text: torch.Tensor | None
+
+    def inputs(self, workload: Workload) -> torch.Tensor:
+        """The inputs of a workload, on the device, pixels in the dtype of the baseline."""
+        if self.nature.kind is Kind.VISION:
+            dtype = next(self.lives[0].model.parameters()).dtype
+            pixels = random_pixels(self.nature, workload, self.settings.seed)
+            return pixels.to(self.device, dtype)
+        if self.text is not None:
+            return windows(self.text, workload).to(self.device)
+        return random_tokens(self.nature, workload, self.settings.seed).to(self.device)
+
+
+def run_workloads(
+    bench: Bench, workloads: Sequence[Workload], seconds: float, on_event: OnEvent
+) -> tuple[list[Run], list[Skipped]]:
+    """Time all workloads; one that does not fit is left out, and so are larger ones.
+
+    Args:
+        seconds: for all of them.
+
+    Raises:
+        CannotRun: the first side fails for another reason than memory, and nothing was measured.
+    """
+    runs: list[Run] = []
+    left_out: list[Skipped] = []
+    too_large: list[Workload] = []
+    for workload in workloads:
+        if any(_at_least(workload, other) for other in too_large):
+            left_out.append(Skipped(workload.name, "a smaller one was out of memory"))
+            continue
+        on_event(Note(f"timing {workload.name}"))
+        try:
+            found, failed = _run(bench, workload, seconds / len(workloads))
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            MemoryError,
+        ) as error:
+            if is_out_of_memory(error):
+                too_large.append(workload)
+            elif not runs:
+                raise CannotRun(
+                    bench.lives[0].side.model, f"{workload.name}: {skipped('', error).why}"
+                ) from error
+            left_out.append(skipped(workload.name, error))
+            _free(bench.device)
+            continue
+        runs += found
+        left_out += failed
+    return runs, left_out
+
+
+def _at_least(one: Workload, other: Workload) -> bool:
+    return one.batch >= other.batch and one.tokens >= other.tokens
+
+
+def _run(bench: Bench, workload: Workload, seconds: float) -> tuple[list[Run], list[Skipped]]:
+    """One workload on the sides that have the memory for it.
+
+    Raises:
+        What torch raises where the first of them fails.
+    """
+    kind = bench.nature.kind
+    inputs = bench.inputs(workload)
+    passes: dict[str, Any] = {}
+    peaks: dict[str, int | None] = {}
+    failed: list[Skipped] = []
+    for live in bench.lives:
+        graphs = bench.settings.compile == "reduce-overhead"
+        one = make_pass(live.model, kind, workload, inputs, graphs=graphs)
+        try:
+            peaks[live.side.label] = _first_pass(one, live, bench.device)
+        except RuntimeError as error:
+            if live is bench.lives[0] or not is_out_of_memory(error):
+                raise
+            failed.append(skipped(f"{workload.name} on {live.side.label}", error))
+            _free(bench.device)
+            continue
+        passes[live.side.label] = one
+    flops = _flops(bench, workload, inputs)
+    cached = cache_bytes(cache_after(bench.lives[0].model, kind, inputs))
+    timed = time_passes(passes, bench.clock, rounds=bench.settings.rounds, seconds=seconds)
+    runs: list[Run] = []
+    for live in bench.lives:
+        label = live.side.label
+        for phase in timed.samples.get(label, {}):
+            work = Work(
+                bytes_read(live.model, _rows(workload, phase)) + cached, flops.get(phase, 0)
+            )
+            runs.append(_result(bench, workload, phase, live, timed, work, peaks[label]))
+    order = {phase: number for number, phase in enumerate(("prefill", "decode", "forward"))}
+    return sorted(runs, key=lambda run: order[run.phase]), failed
+
+
+def _result(
+    bench: Bench,
+    workload: Workload,
+    phase: str,
+    live: Live,
+    timed: Timed,
+    work: Work,
+    peak: int | None,
+) -> Run:
+    samples = timed.samples[live.side.label][phase]
+    first = bench.lives[0]
+    is_first = live is first
+    base = timed.samples[first.side.label][phase]
+    return Run(
+        workload=workload,
+        phase=phase,
+        side=live.side.label,
+        seconds=summarize(samples),
+        samples=samples,
+        repeats=timed.repeats,
+        units=workload.units(phase),
+        nbytes=work.nbytes,
+        flops=work.flops,
+        limit=work.limit(bench.rates),
+        peak_memory=peak,
+        against=None if is_first else paired_ratio(base, samples, bench.settings.seed),
+    )
+
+
+def _rows(workload: Workload, phase: str) -> int:
+    """About how many input rows the linear layers see."""
+    return workload.batch if phase == "decode" else workload.batch * max(1, workload.tokens)
+
+
+def _first_pass(one: Any, live: Live, device: torch.device) -> int | None:
+    """Run once; the side's weights and what the pass took beside them, on a CUDA device."""
+    if device.type != "cuda":
+        one(WallClock())
+        return None
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    one(WallClock())
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before + live.side.weight_bytes
+
+
+def _flops(bench: Bench, workload: Workload, inputs: torch.Tensor) -> Mapping[str, int]:
+    """Operations of one step in each phase, counted on the first side; none where that fails."""
+    kind = bench.nature.kind
+
+    def count(new: int) -> int:
+        one = make_pass(bench.lives[0].model, kind, replace(workload, new_tokens=new), inputs)
+        return count_flops(lambda: one(WallClock()), bench.device)
+
+    try:
+        if not kind.generates:
+            return {"forward": count(0)}
+        prefill = count(1)
+        return {"prefill": prefill, "decode": count(2) - prefill if workload.new_tokens > 1 else 0}
+    except RuntimeError as error:
+        # Plain attention needs more memory than the fused one; the bytes are a limit still.
+        if not is_out_of_memory(error):
+            raise
+        return {}
+
+
+def _free(device: torch.device) -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,299 @@
+"""The ``bench`` verb: load what is compared, time it in turns, and say what may be said."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prunectl.benchmarking.clocks import clock_of
+from prunectl.benchmarking.errors import NotEnoughMemory
+from prunectl.benchmarking.inputs import text_tokens
+from prunectl.benchmarking.limits import measure_rates
+from prunectl.benchmarking.machine import choose_device, machine_of
+from prunectl.benchmarking.nature import nature_of
+from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
+from prunectl.benchmarking.running import Bench, run_workloads
+from prunectl.benchmarking.settings import BenchSettings
+from prunectl.benchmarking.sides import (
+    SPARSE_ENOUGH,
+    Live,
+    Source,
+    is_out_of_memory,
+    load_side,
+    made_sides,
+    memory_errors,
+    random_source,
+    skipped,
+    source_of,
+)
+from prunectl.benchmarking.sparse import Backend, backends
+from prunectl.benchmarking.workloads import Kind, Nature, Workload, plan
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import InvalidOption
+from prunectl.events import Note, OnEvent, ignore_events
+
+if TYPE_CHECKING:
+    import torch
+
+Model = Checkpoint | str | os.PathLike[str]
+
+RESTLESS = 0.15
+"""Coefficient of variation from which a sentence says that the machine was not quiet."""
+DEFAULT_SECONDS = {"cpu": 60.0, "cuda": 120.0}
+"""What the timing may take altogether, where nothing else is said."""
+
+
+def bench(
+    model: Model | None = None,
+    against: Sequence[Model] = (),
+    settings: BenchSettings | None = None,
+    *,
+    random_weights: str = "",
+    on_event: OnEvent = ignore_events,
+) -> BenchResult:
+    """Time inference with one model or several, end to end, side by side.
+
+    A model that comes alone is compared with itself: pruned in memory, or, if it is pruned, with
+    its zeros filled. On CUDA, 2:4 weights are run on dense and on sparse kernels.
+
+    Args:
+        model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes; compressed
+            folders too.
+        against: others of the same kind. The first is the baseline of all ratios; without any, it
+            is the model itself.
+        settings: see :class:`BenchSettings`.
+        random_weights: instead of ``model``: a preset (``llama-7b``), or a config.json.
+        on_event: receives notes on what is being done.
+
+    Raises:
+        InvalidOption: settings that have no meaning for the model or the device.
+        CannotRun: the model's forward pass fails, or takes inputs that bench does not know.
+        NotEnoughMemory: nothing at all could be measured.
+        SourceError: a checkpoint cannot be read.
+    """
+    started = time.perf_counter()
+    settings = settings or BenchSettings()
+    if (model is None) == (not random_weights):
+        raise InvalidOption("bench takes a model, or an architecture for random weights")
+    device = choose_device(settings.device)
+    if settings.kernels == "sparse" and device.type != "cuda":
+        raise InvalidOption(
+            "--kernels sparse: torch's 2:4 kernels need a CUDA device, and this is the CPU",
+            hint="leave it out: on the CPU zeros bring no speed-up, and bench measures that",
+        )
+    sources = [_source(one) for one in against]
+    sources.append(random_source(random_weights) if model is None else _source(model))
+    with _threads(settings.threads):
+        return replace(
+            _bench(sources, device, settings, on_event), seconds=time.perf_counter() - started
+        )
+
+
+def _source(model: Model) -> Source:
+    from prunectl.loading.compressed import open_model
+
+    return source_of(model if isinstance(model, Checkpoint) else open_model(model))
+
+
+def _bench(
+    sources: Sequence[Source], device: torch.device, settings: BenchSettings, on_event: OnEvent
+) -> BenchResult:
+    import torch
+
+    lives, left_out = _load(sources, device, settings, on_event)
+    nature = _nature(lives, sources)
+    workloads, notes = plan(nature, device.type, settings)
+    if settings.compile == "reduce-overhead" and nature.kind is Kind.SEQ2SEQ:
+        raise InvalidOption(
+            "--compile reduce-overhead: CUDA graphs need a cache of fixed size, and bench has none "
+            "for encoder-decoder models",
+            hint="--compile default works",
+        )
+    clock = clock_of(device)
+    first = lives[0]
+    on_event(Note("measuring the device's bandwidth and matmul rate"))
+    kind = next(first.model.parameters()).dtype
+    with memory_errors(first.side.model, device, "measuring the device"):
+        rates = measure_rates(device, kind, first.side.weight_bytes, clock)
+    text = None
+    if settings.text:
+        owner = next((one for one in sources if one.folder is not None), None)
+        if owner is None or owner.folder is None or not nature.vocabulary:
+            raise InvalidOption("--text needs a text model with a tokenizer")
+        text = text_tokens(settings.text, owner.folder, trust_remote_code=owner.trust_remote_code)
+    bench_ = Bench(tuple(lives), nature, device, clock, rates, settings, text)
+    with torch.inference_mode():
+        rows, agreements = _add_sparse(bench_, lives, workloads, left_out, on_event)
+        _compile(lives, settings.compile)
+        bench_ = replace(bench_, lives=tuple(lives))
+        seconds = settings.seconds or DEFAULT_SECONDS[device.type]
+        runs, failed = run_workloads(bench_, workloads, seconds, on_event)
+    if not runs:
+        what = "; ".join(dict.fromkeys(f"{one.what}: {one.why}" for one in failed))
+        raise NotEnoughMemory(first.side.model, str(device), what)
+    return BenchResult(
+        kind=str(nature.kind),
+        machine=machine_of(device),
+        rates=rates,
+        sides=tuple(live.side for live in lives),
+        runs=tuple(runs),
+        kernels=tuple(rows),
+        agreements=tuple(agreements),
+        skipped=(*left_out, *failed),
+        inputs=_inputs(nature, text is not None),
+        seed=settings.seed,
+        compile=settings.compile,
+        seconds=0.0,
+        notes=(*notes, *_method_notes(runs, settings)),
+    )
+
+
+def _load(
+    sources: Sequence[Source], device: torch.device, settings: BenchSettings, on_event: OnEvent
+) -> tuple[list[Live], list[Skipped]]:
+    """All sides with dense kernels, the baseline first; what does not fit is left out.
+
+    Raises:
+        NotEnoughMemory: the first one does not fit.
+    """
+    lives: list[Live] = []
+    left_out: list[Skipped] = []
+    for source in sources:
+        label = _free_label(source, [live.side.label for live in lives])
+        on_event(Note(f"loading {source.name}"))
+        try:
+            lives.append(load_side(source, label, device, settings))
+        except NotEnoughMemory as error:
+            if not lives:
+                raise
+            left_out.append(Skipped(label, error.message))
+    if len(sources) > 1:
+        return lives, left_out
+    try:
+        lives += made_sides(lives[0], settings)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        left_out.append(skipped("a second copy in memory to compare with", error))
+    if lives[0].side.zeros.sparsity >= SPARSE_ENOUGH:
+        lives.reverse()  # the one without zeros is the baseline
+    return lives, left_out
+
+
+def _free_label(source: Source, taken: Sequence[str]) -> str:
+    """The short name, else the whole one, else that with a number."""
+    for name in (source.short, source.name):
+        if name not in taken:
+            return name
+    number = 2
+    while f"{source.name} ({number})" in taken:
+        number += 1
+    return f"{source.name} ({number})"
+
+
+def _nature(lives: Sequence[Live], sources: Sequence[Source]) -> Nature:
+    """What all models are together: one kind, and inputs that each of them takes.
+
+    Raises:
+        InvalidOption: they are of different kinds, or take images of different sizes.
+    """
+    folders = {source.name: source.folder for source in sources}
+    natures = [nature_of(live.model, folders.get(live.side.model)) for live in lives]
+    first = natures[0]
+    for live, other in zip(lives, natures, strict=True):
+        if (other.kind, other.image) != (first.kind, first.image):
+            raise InvalidOption(
+                f"{live.side.model} ({_words(other)}) and {lives[0].side.model} "
+                f"({_words(first)}) cannot be given the same inputs",
+                hint="compare models of one kind",
+            )
+    contexts = [one.context for one in natures if one.context is not None]
+    return replace(
+        first,
+        context=min(contexts, default=None),
+        vocabulary=min(one.vocabulary for one in natures),
+        avoided=frozenset().union(*(one.avoided for one in natures)),
+    )
+
+
+def _words(nature: Nature) -> str:
+    size = f", {'x'.join(map(str, nature.image))}" if nature.image else ""
+    return f"{nature.kind}{size}"
+
+
+def _add_sparse(
+    bench_: Bench,
+    lives: list[Live],
+    workloads: Sequence[Workload],
+    left_out: list[Skipped],
+    on_event: OnEvent,
+    kernels: Sequence[Backend] | None = None,
+) -> tuple[list[KernelRow], list[Agreement]]:
+    """Add a side with sparse kernels for each that holds 2:4 weights; on CUDA only."""
+    rows: list[KernelRow] = []
+    agreements: list[Agreement] = []
+    if bench_.device.type != "cuda" or bench_.settings.kernels == "dense":
+        return rows, agreements
+    from prunectl.benchmarking.sparse_sides import agreement, sparse_side
+
+    for live in list(lives):
+        if live.side.zeros.sparsity < SPARSE_ENOUGH:
+            continue
+        on_event(Note(f"timing sparse kernels with the weights of {live.side.label}"))
+        try:
+            made, found = sparse_side(bench_, live, workloads, kernels or backends())
+            rows += found
+            if made is not None:
+                agreements.append(agreement(bench_, made, live, workloads[0]))
+                lives.append(made)
+            else:
+                why = "no weight shape where they win" if found else "no weight that they take"
+                left_out.append(Skipped(f"{live.side.label}, sparse kernels", why))
+        except RuntimeError as error:
+            left_out.append(skipped(f"{live.side.label}, sparse kernels", error))
+    return rows, agreements
+
+
+def _compile(lives: Sequence[Live], mode: str) -> None:
+    if mode != "none":
+        for live in lives:
+            live.model.compile(mode=mode)
+
+
+def _inputs(nature: Nature, is_text: bool) -> str:
+    if nature.image:
+        return f"random pixels, {'x'.join(map(str, nature.image))}"
+    return "the text's tokens" if is_text else "random tokens"
+
+
+def _method_notes(runs: Sequence[Run], settings: BenchSettings) -> Iterator[str]:
+    rounds = [run.seconds.rounds for run in runs]
+    if min(rounds) < settings.rounds:
+        yield (
+            f"{min(rounds)} rounds instead of {settings.rounds} in the slowest workload, "
+            "for the time; --seconds gives more"
+        )
+    spread = max(run.seconds.cv for run in runs)
+    if spread > RESTLESS:
+        yield (
+            f"samples of one workload spread by up to {spread:.0%}: something else kept the "
+            "machine busy, and only large differences show"
+        )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,323 @@
+"""Requests to the Hugging Face Hub: which files a repository has, and their bytes.
+
+The library huggingface_hub makes them all; its errors become ours here.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunectl.errors import AccessDenied, HubUnreachable, ModelNotFound, SourceError
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils.tqdm import tqdm
+
+DOWNLOADING = "downloading"
+
+_ATTEMPTS = 3
+"""So often a range is asked for when the connection breaks off."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as the repository's listing names it.
+
+    Attributes:
+        name: relative to the repository.
+        size: in bytes.
+        sha256: where the Hub states it (files kept in LFS or Xet); else None.
+        blob: what the cache calls its content; '' where the listing does not say.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubListing:
+    """The files of a repository at one commit.
+
+    Attributes:
+        repo_id, revision, commit: as in :class:`HubSnapshot`.
+        files: by name.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    files: dict[str, HubFile]
+
+    @property
+    def model(self) -> str:
+        """As the user would name it, for messages."""
+        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+
+def list_files(repo_id: str, revision: str | None, token: str | None = None) -> HubListing:
+    """Ask the Hub which files a repository has at a revision; nothing is downloaded.
+
+    Raises:
+        ModelNotFound: no such repository or revision.
+        AccessDenied: private or gated, and no token that opens it.
+        HubUnreachable: no connection, or offline mode.
+    """
+    model = f"{repo_id}@{revision}" if revision else repo_id
+    with hub_errors(model):
+        try:
+            return ask_listing(repo_id, revision, token)
+        except Exception as error:
+            if not is_connection_error(error):
+                raise
+            raise HubUnreachable(model, why_no_answer(error)) from None
+
+
+def ask_listing(repo_id: str, revision: str | None, token: str | None) -> HubListing:
+    """As :func:`list_files`, with huggingface_hub's own errors."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    if token is not None and not (token.isascii() and token.isprintable()):
+        model = f"{repo_id}@{revision}" if revision else repo_id
+        raise AccessDenied(model, "the token holds characters that no token has")
+    info = HfApi().model_info(repo_id, revision=revision, token=token, files_metadata=True)
+    found: Iterable[Any] = info.siblings or []
+    if any(sibling.size is None for sibling in found):  # a mirror that lists only names there
+        entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=info.sha, token=token)
+        found = [entry for entry in entries if isinstance(entry, RepoFile)]
+    files = {}
+    for file in found:
+        sha256 = file.lfs.sha256 if file.lfs else None
+        files[file.rfilename] = HubFile(
+            file.rfilename, file.size, sha256, sha256 or file.blob_id or ""
+        )
+    return HubListing(repo_id, revision, info.sha or "", files)
+
+
+def cache_root(cache_dir: Path | None) -> Path:
+    """The Hub cache that is used."""
+    from huggingface_hub import constants
+
+    return cache_dir or Path(constants.HF_HUB_CACHE)
+
+
+def snapshot_folder(listing: HubListing, cache_dir: Path | None) -> Path:
+    """Where the cache keeps, or would keep, the files of a commit."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    home = cache_root(cache_dir) / repo_folder_name(repo_id=listing.repo_id, repo_type="model")
+    return home / "snapshots" / listing.commit
+
+
+def is_cached(listing: HubListing, file: HubFile, cache_dir: Path | None) -> bool:
+    """Whether the cache has the file, of this commit or with the same content of another."""
+    folder = snapshot_folder(listing, cache_dir)
+    blob = folder.parent.parent / "blobs" / file.blob
+    return (folder / file.name).is_file() or (bool(file.blob) and blob.is_file())
+
+
+def fetch_files(
+    listing: HubListing,
+    names: Sequence[str],
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    on_event: OnEvent | None = None,
+) -> Path:
+    """Have these files of a commit in the cache; returns the snapshot's folder.
+
+    What was fetched whole stays when the rest fails; a connection that breaks off inside of a file
+    is taken up again where it broke.
+
+    Raises:
+        AccessDenied, HubUnreachable: as :func:`list_files`.
+        SourceError: the download cannot be stored.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(listing.model):
+        missing = [
+            listing.files[name].size
+            for name in names
+            if name in listing.files and not is_cached(listing, listing.files[name], cache_dir)
+        ]
+        if on_event:
+            on_event(PhaseStarted(DOWNLOADING, sum(missing)))
+        # allow_patterns are globs; names are meant literally.
+        folder = snapshot_download(
+            listing.repo_id,
+            revision=listing.commit,
+            allow_patterns=[glob.escape(name) for name in names],
+            token=token,
+            cache_dir=cache_dir,
+            tqdm_class=_listener(on_event) if on_event else None,
+        )
+        if on_event:
+            on_event(PhaseDone(DOWNLOADING))
+    return Path(folder)
+
+
+def _listener(on_event: OnEvent) -> type[tqdm]:
+    """A bar that draws nothing, and tells of the bytes that it would draw."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock = threading.Lock()
+
+    class Listener(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Of its bars, this one counts the bytes that are on the disk.
+            self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts:
+                with lock:
+                    on_event(Advanced(DOWNLOADING, int(n or 0)))
+            return None
+
+    return Listener
+
+
+def read_range(
+    listing: HubListing, name: str, start: int, count: int, *, token: str | None = None
+) -> bytes:
+    """Read a part of a file on the Hub, without the rest of it and without the cache.
+
+    Args:
+        start: position of the first byte. count: bytes wanted; fewer come at the file's end.
+
+    Raises:
+        AccessDenied, HubUnreachable: as :func:`list_files`.
+    """
+    from huggingface_hub import errors
+
+    with hub_errors(listing.model):
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return _read_range(listing, name, start, count, token)
+            except errors.HfHubHTTPError:
+                raise
+            except (errors.HTTPError, ConnectionError, TimeoutError):  # type: ignore[attr-defined]
+                continue
+        return _read_range(listing, name, start, count, token)
+
+
+def _read_range(listing: HubListing, name: str, start: int, count: int, token: str | None) -> bytes:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
+
+    headers = build_hf_headers(token=token) | {
+        "Range": f"bytes={start}-{start + count - 1}",
+        "Accept-Encoding": "identity",
+    }
+    # What breaks off inside of the block must not be tried again by the generator itself.
+    request = http_stream_backoff(
+        "GET",
+        hf_hub_url(listing.repo_id, name, revision=listing.commit),
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        max_retries=2,
+        retry_on_exceptions=(),
+    )
+    with request as response:
+        if response.status_code == 416:  # the file ends before the range begins
+            return b""
+        hf_raise_for_status(response)
+        skip = start if response.status_code == 200 else 0  # a server that knows no ranges
+        span = response.headers.get("Content-Range", "")
+        if response.status_code != 200 and not span.startswith(f"bytes {start}-"):
+            raise HubUnreachable(listing.model, f"{name}: not the range that was asked for came")
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) >= skip + count:
+                break
+        return bytes(body[skip : skip + count])
+
+
+def why_no_answer(error: Exception) -> str:
+    """Words for an error that :func:`is_connection_error` knows."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if is_offline_mode(error):
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    status = f" (HTTP {error.response.status_code})" if isinstance(error, HfHubHTTPError) else ""
+    return f"the Hub cannot be reached{status}"
+
+
+def is_offline_mode(error: Exception) -> bool:
+    """Whether there was no request, since the user wants none."""
+    return type(error).__name__ == "OfflineModeIsEnabled"
+
+
+def is_connection_error(error: Exception) -> bool:
+    """Whether the Hub gave no answer, or one that says nothing of what was asked."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return status >= 500 or status == 429
+    no_answer = errors.HTTPError  # type: ignore[attr-defined]
+    return isinstance(error, (no_answer, ConnectionError, TimeoutError))
+
+
+@contextmanager
+def hub_errors(model: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into ours; their texts may carry URLs, never tokens."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise AccessDenied(model, "access to this repository is gated") from None
+    except errors.RepositoryNotFoundError as error:
+        if error.response.status_code in (401, 403):
+            raise AccessDenied(
+                model, "not on the Hub, or private and no token given opens it"
+            ) from None
+        raise ModelNotFound(
+            model,
+            "neither a local path nor a repository on the Hub",
+            hint="check the spelling; for a private repository run 'hf auth login' or set HF_TOKEN",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelNotFound(
+            model, "the repository has no such revision", hint="give a branch, tag or commit"
+        ) from None
+    except errors.HFValidationError:
+        raise ModelNotFound(model, "neither a local path nor a Hub id (org/name)") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise AccessDenied(model, f"the Hub refused access (HTTP {status})") from None
+        raise HubUnreachable(model, f"the Hub answered HTTP {status}") from None
+    except json.JSONDecodeError:
+        raise HubUnreachable(model, "what answered is not the Hub (no JSON)") from None
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.RevisionResolutionError,
+        errors.FileMetadataError,
+        errors.XetDownloadError,
+        errors.HTTPError,  # type: ignore[attr-defined]
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise HubUnreachable(model, f"the download was cut off ({type(error).__name__})") from None
+    except OSError as error:
+        raise SourceError(
+            f"{model}: the download cannot be stored: {error.strerror or error}",
+            hint="free some space, or choose another cache with --cache-dir or HF_HOME",
+        ) from None

@@ -1,0 +1,1 @@
+"""``push``: an output of prunectl becomes a repository on the Hub."""

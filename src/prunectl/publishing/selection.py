@@ -1,0 +1,58 @@
+"""What of a folder is published, and as what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from prunectl.errors import BadManifest
+from prunectl.sink.hub_card import hub_card
+from prunectl.sink.hub_state import Content
+from prunectl.sink.manifest import Manifest
+from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+
+ATTRIBUTES = ".gitattributes"
+
+
+def local_files(folder: Path, manifest: Manifest) -> dict[str, Content]:
+    """The files that the manifest lists, and itself; the model card is :func:`card_of`."""
+    names = {file.name for file in manifest.files} | {tensor.file for tensor in manifest.tensors}
+    return {name: folder / name for name in sorted(names | {MANIFEST_NAME})}
+
+
+def card_of(folder: Path, manifest: Manifest, repo_id: str) -> str:
+    """The folder's model card as it goes to the Hub.
+
+    Raises:
+        BadManifest: it is not UTF-8.
+    """
+    path = folder / CARD_NAME
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise BadManifest(path, f"is not UTF-8 ({error})", hint="save it as UTF-8") from None
+    patterns = {tensor.pattern for tensor in manifest.tensors if tensor.pattern}
+    return hub_card(text, repo_id, patterns=patterns, library=_library(folder))
+
+
+def listed_names(manifest: bytes) -> set[str]:
+    """Files that a manifest on the Hub lists; none if it cannot be read.
+
+    The names are all that is asked for: the manifest may be that of another prunectl.
+    """
+    try:
+        document = json.loads(manifest)
+        names = {file["name"] for file in document["files"]}
+        return names | {tensor["file"] for tensor in document["tensors"]}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return set()
+
+
+def _library(folder: Path) -> str | None:
+    """transformers, if the folder has a config that it understands."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return "transformers" if isinstance(config, dict) and "model_type" in config else None
