@@ -119,6 +119,7 @@ def _bench(
     kind = next(first.model.parameters()).dtype
     with memory_errors(first.side.model, device, "measuring the device"):
         rates = measure_rates(device, kind, first.side.weight_bytes, clock)
+    machine = machine_of(device)  # asked now: a device that fails later answers nothing any more
     text = None
     if settings.text:
         owner = next((one for one in sources if one.folder is not None), None)
@@ -137,7 +138,7 @@ def _bench(
         raise NotEnoughMemory(first.side.model, str(device), what)
     return BenchResult(
         kind=str(nature.kind),
-        machine=machine_of(device),
+        machine=machine,
         rates=rates,
         sides=tuple(live.side for live in lives),
         runs=tuple(runs),

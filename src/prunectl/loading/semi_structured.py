@@ -7,6 +7,7 @@ batches are often slower.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from prunectl.errors import InvalidOption
@@ -56,7 +57,9 @@ def convert(model: torch.nn.Module, mode: str) -> tuple[str, ...]:
         if not isinstance(module, torch.nn.Linear) or id(module.weight) in tied:
             continue
         if not reason_against(module.weight):
-            weight = to_sparse_semi_structured(module.weight.detach())
+            with warnings.catch_warnings():  # torch calls its interface a prototype, every time
+                warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor")
+                weight = to_sparse_semi_structured(module.weight.detach())
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
             converted.append(name)
     if mode == "always" and not converted:
