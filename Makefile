@@ -28,7 +28,7 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 	$(BIN)/prunectl verify .demo/pruned
 
 test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
-	PRUNECTL_REQUIRE_REAL=1 $(BIN)/python -m pytest -n 3 --dist loadfile --cov $(ARGS)
+	PRUNECTL_REQUIRE_REAL=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS) --cov
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)
