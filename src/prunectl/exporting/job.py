@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import blake3
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
-from prunectl.exporting.survey import Expected
+from prunectl.exporting.survey import Expected, held_to
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
 from prunectl.pruning.job import protected
@@ -110,9 +110,7 @@ def prepare(
         raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
     check_target(target, force=force, protected=protected(checkpoint))
     manifest = _manifest_of(checkpoint)
-    if manifest is not None:  # bytes that changed since then must not get a new, right hash
-        stated = {record.name: record.blake3 for record in manifest.tensors}
-        checkpoint = replace(checkpoint, digests={**checkpoint.digests, **stated})
+    checkpoint = held_to(checkpoint, manifest)
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     specs = [tensor.spec for tensor in outputs.values()]
     is_dense = layout == "dense"

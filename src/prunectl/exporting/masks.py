@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadManifest, CannotWrite, NothingMasked, OutputConflict
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.result import MasksResult
-from prunectl.exporting.survey import check_digest
+from prunectl.exporting.survey import check_digest, held_to
 from prunectl.loading.compressed import open_model
 from prunectl.magnitude.masks import as_groups, kept_bits, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
@@ -82,9 +82,7 @@ def export_masks(
         on_event(Note(text, warning=True))
     target = _check_target(Path(output), protected(checkpoint), force=force)
     manifest = _manifest(checkpoint)
-    if manifest is not None:
-        stated = {record.name: record.blake3 for record in manifest.tensors}
-        checkpoint = replace(checkpoint, digests={**checkpoint.digests, **stated})
+    checkpoint = held_to(checkpoint, manifest)
     with checkpoint.open() as reader:
         if manifest is not None:
             masked = _listed(checkpoint, manifest)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from prunectl._version import __version__
-from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
 from prunectl.plan import input_axis, not_prunable_reason
 from prunectl.pruning.papers import auto_class_of, source_card, source_record
 from prunectl.settings import PruneSettings
-from prunectl.sink.card import CardFacts, RoleRow, earlier_commands, model_card
+from prunectl.sink.card import CardFacts, earlier_commands, model_card, role_rows
 from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import SCHEMA_VERSION, Manifest
@@ -24,12 +23,6 @@ from prunectl.sink.records import Count, FileRecord, TensorRecord
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
-
-
-def side_bytes(checkpoint: Checkpoint) -> int:
-    """Size of all side files in bytes; those that cannot be read count nothing."""
-    paths = [checkpoint.folder / name for name in checkpoint.side_files]
-    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def write_papers(
@@ -179,7 +172,7 @@ def _card_facts(
         scope=str(arguments.get("scope") or ""),
         prunable=manifest.prunable,
         overall=manifest.overall,
-        roles=_role_rows(manifest.tensors),
+        roles=role_rows(manifest.tensors),
         command="\n".join((*earlier, job.command or "prunectl.export(...)")),
         repo_id=source.repo_id,
         commit=source.commit,
@@ -194,21 +187,3 @@ def _method(name: object) -> str:
     return {None: "", "magnitude": "one-shot magnitude pruning", "mask": "a given mask"}.get(
         name if isinstance(name, str) else None, str(name)
     )
-
-
-def _role_rows(records: Sequence[TensorRecord]) -> list[RoleRow]:
-    roles: dict[str, list[TensorRecord]] = {}
-    for record in records:
-        roles.setdefault(record.role, []).append(record)
-    return [
-        RoleRow(
-            role,
-            len(members),
-            Count(
-                sum(record.numel for record in members),
-                sum(record.zeros_before for record in members),
-                sum(record.zeros for record in members),
-            ),
-        )
-        for role, members in roles.items()
-    ]

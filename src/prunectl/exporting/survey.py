@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import blake3
@@ -16,6 +16,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
+from prunectl.sink.manifest import Manifest
 from prunectl.streaming import Scratch, run_tensors
 from prunectl.tensorspec import TensorSpec
 
@@ -107,6 +108,17 @@ def choose_layouts(
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))
     return found
+
+
+def held_to(checkpoint: Checkpoint, manifest: Manifest | None) -> Checkpoint:
+    """The checkpoint with the hashes of its manifest, if it has one.
+
+    Bytes that changed since then must not get a new, right hash in what is written from them.
+    """
+    if manifest is None:
+        return checkpoint
+    stated = {record.name: record.blake3 for record in manifest.tensors}
+    return replace(checkpoint, digests={**checkpoint.digests, **stated})
 
 
 def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
@@ -14,15 +15,17 @@ from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_event
 from prunectl.exporting.dense import write_dense
 from prunectl.exporting.encoders import SUFFIXES
 from prunectl.exporting.job import Job, prepare
-from prunectl.exporting.papers import side_bytes, write_papers
+from prunectl.exporting.papers import write_papers
 from prunectl.exporting.result import ExportedTensor, ExportResult
 from prunectl.exporting.survey import Choice, choose_layouts
 from prunectl.exporting.writing import Stored, room_for, write_parts
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
-from prunectl.pruning.job import protected
+from prunectl.pruning.job import protected, side_bytes
 from prunectl.sink.folder import OutputFolder
+from prunectl.sink.parts import PartsWriter
+from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.sink.target import check_space
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -126,26 +129,19 @@ def _write(
     todo = [shard for shard in shards if found[shard.name] is None]
     size = sum(spec.nbytes for shard in todo for spec in shard.specs)
     on_event(PhaseStarted(_PHASE, size))
+    options: dict[str, Any] = {"jobs": jobs, "on_event": on_event, "phase": _PHASE}
+    sources = {name: tensor.source for name, tensor in job.outputs.items()}
     with job.checkpoint.open() as reader:
-        for shard in job.dense.shards if job.dense else ():
-            if found[shard.name] is None:
-                dense = sink.open_shard(shard)
-                written = write_dense(
-                    shard, job.outputs, job.checkpoint, reader, dense,
-                    jobs=jobs, on_event=on_event, phase=_PHASE,
-                )  # fmt: skip
-                sink.finish(dense, [plain(one) for one in written])
-                stored |= {one.name: one for one in written}
-        sources = {name: tensor.source for name, tensor in job.outputs.items()}
-        for parts in job.shards:
-            if found[parts.name] is None:
-                writer = sink.open_parts(parts, room_for(parts, choices))
-                written = write_parts(
-                    parts, choices, sources, reader, writer,
-                    jobs=jobs, on_event=on_event, phase=_PHASE,
-                )  # fmt: skip
-                sink.finish(writer, [plain(one) for one in written])
-                stored |= {one.name: one for one in written}
+        for shard in todo:
+            writer: ShardWriter | PartsWriter
+            if isinstance(shard, Shard):
+                writer = sink.open_shard(shard)
+                written = write_dense(shard, job.outputs, job.checkpoint, reader, writer, **options)
+            else:
+                writer = sink.open_parts(shard, room_for(shard, choices))
+                written = write_parts(shard, choices, sources, reader, writer, **options)
+            sink.finish(writer, [plain(one) for one in written])
+            stored |= {one.name: one for one in written}
     on_event(PhaseDone(_PHASE))
     return stored, len(shards) - len(todo)
 

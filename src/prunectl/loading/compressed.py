@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -98,16 +97,17 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
     )
 
 
-def stored_layouts(folder: Path) -> dict[str, tuple[str, int]]:
-    """How each tensor of a folder is stored: its layout, and the bytes that it takes; by name.
+def stored_layouts(checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
+    """How each tensor is stored: its layout, and the bytes that it takes; by name.
 
     Raises:
-        SourceError: the folder cannot be read.
+        SourceError: the headers of a compressed folder cannot be read again.
     """
-    stored = open_stored(folder)
+    is_dense = checkpoint.opener is None
+    stored = checkpoint if is_dense else open_stored(checkpoint.folder)
     parts = {tensor.name: tensor.spec.nbytes for tensor in stored.tensors}
     found: dict[str, tuple[str, int]] = {}
-    if stored.format == "compressed":
+    if not is_dense:
         for file in stored.files:
             for name, fields in _descriptions(stored, file.name)[0].items():
                 suffixes = fields.get("parts")

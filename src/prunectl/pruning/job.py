@@ -93,11 +93,11 @@ def prepare(
     check_target(target, force=force, protected=protected(checkpoint, settings))
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     layout = plan_shards([tensor.spec for tensor in outputs.values()], size)
-    check_space(target, layout.total_bytes + _side_bytes(checkpoint))
+    check_space(target, layout.total_bytes + side_bytes(checkpoint))
     return Job(checkpoint, target, plan, settings, size, outputs, layout, command, masks)
 
 
-def _side_bytes(checkpoint: Checkpoint) -> int:
+def side_bytes(checkpoint: Checkpoint) -> int:
     """Size of all side files; one that cannot be read is found here, before anything is written."""
     size = 0
     for name in checkpoint.side_files:

@@ -10,7 +10,7 @@ from typing import Any
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.pruning.result import PruneResult, TensorOutcome
-from prunectl.sink.card import CardFacts, RoleRow, model_card
+from prunectl.sink.card import CardFacts, model_card, role_rows
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Manifest
 from prunectl.sink.records import Count, SourceFile, SourceRecord, TensorRecord
@@ -138,27 +138,9 @@ def _card_facts(
         scope="" if by_mask else arguments["scope"],
         prunable=prunable,
         overall=overall,
-        roles=_role_rows(result),
+        roles=role_rows(result.tensors),
         command=command or "prunectl.prune(...)",
         repo_id=checkpoint.repo_id,
         commit=checkpoint.commit,
         auto_class=auto_class_of(checkpoint),
     )
-
-
-def _role_rows(result: PruneResult) -> list[RoleRow]:
-    roles: dict[str, list[TensorOutcome]] = {}
-    for one in result.tensors:
-        roles.setdefault(one.role, []).append(one)
-    return [
-        RoleRow(
-            role,
-            len(members),
-            Count(
-                sum(one.numel for one in members),
-                sum(one.zeros_before for one in members),
-                sum(one.zeros for one in members),
-            ),
-        )
-        for role, members in roles.items()
-    ]

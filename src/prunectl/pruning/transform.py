@@ -132,8 +132,8 @@ def _exponent_bits(codes: Codes, format: CodeFormat) -> float:
     """Entropy of the exponent of one weight that is not zero, in bits."""
     shift = format.uint.type(format.dtype.mantissa_bits)
     exponents = (codes[codes != 0] & format.uint.type(format.mask)) >> shift
-    counts = np.unique(exponents, return_counts=True)[1].tolist()
-    return entropy(counts) / sum(counts) if counts else 0.0
+    counts = np.bincount(exponents.astype(np.intp)).tolist()
+    return entropy(counts) / exponents.size if exponents.size else 0.0
 
 
 def _write_across(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
 from prunectl.sink.records import Count
@@ -36,6 +37,38 @@ class RoleRow:
     role: str
     tensors: int
     count: Count
+
+
+class CountedTensor(Protocol):
+    """What a row is summed up from: a tensor's role and its weights."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def numel(self) -> int: ...
+    @property
+    def zeros_before(self) -> int: ...
+    @property
+    def zeros(self) -> int: ...
+
+
+def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
+    """A row for each role, in the order in which they come."""
+    roles: dict[str, list[CountedTensor]] = {}
+    for one in tensors:
+        roles.setdefault(one.role, []).append(one)
+    return [
+        RoleRow(
+            role,
+            len(members),
+            Count(
+                sum(one.numel for one in members),
+                sum(one.zeros_before for one in members),
+                sum(one.zeros for one in members),
+            ),
+        )
+        for role, members in roles.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

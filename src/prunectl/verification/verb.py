@@ -159,7 +159,7 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
-    stored = stored_layouts(output.folder)
+    stored = stored_layouts(output)
     for name in sorted(records.keys() & stored.keys()):
         record, (layout, size) = records[name], stored[name]
         if (record.layout, record.stored_bytes or size) != (layout, size):
