@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunectl.cli import options, push_options
-from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
@@ -118,9 +117,6 @@ def export(
         return
     from prunectl.exporting.verb import export
 
-    typed = context.obj[ARGV]
-    if model is None and checkpoint.kind in ("hub", "demo"):
-        typed = [typed[0], choice.model, *typed[1:]]
     with out.progress() as on_event:
         result = export(
             checkpoint,
@@ -130,7 +126,7 @@ def export(
             max_shard_size=shard_size,
             force=force,
             jobs=jobs,
-            command=recorded_command(typed),
+            command=options.command_of(context, model, choice, checkpoint),
             on_event=on_event,
         )
     if not json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunectl import demo
+from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.output import NO_BARS
 
 if TYPE_CHECKING:
@@ -180,6 +181,19 @@ def parsed_size(text: str) -> int:
     from prunectl.sink.shards import parse_size
 
     return parse_size(text)
+
+
+def command_of(
+    context: typer.Context, given: str | None, choice: ModelChoice, checkpoint: Checkpoint
+) -> str:
+    """The command as it is written down: it means the same to others, who lack our last model.
+
+    A local path that was not typed is left out: it says nothing to them.
+    """
+    typed = context.obj[ARGV]
+    if given is None and checkpoint.kind in ("hub", "demo"):
+        typed = [typed[0], choice.model, *typed[1:]]
+    return recorded_command(typed)
 
 
 def warn_of(checkpoint: Checkpoint, out: Output) -> None:

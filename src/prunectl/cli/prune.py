@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunectl.cli import options, push_options
-from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
@@ -158,10 +157,6 @@ def prune(
         return
     from prunectl.pruning.verb import prune
 
-    # Recorded so that it means the same to others, but without a local path that was not typed.
-    typed = context.obj[ARGV]
-    if model is None and checkpoint.kind in ("hub", "demo"):
-        typed = [typed[0], choice.model, *typed[1:]]
     with out.progress() as on_event:
         result = prune(
             checkpoint,
@@ -171,7 +166,7 @@ def prune(
             force=force,
             use_cache=not no_cache,
             jobs=jobs,
-            command=recorded_command(typed),
+            command=options.command_of(context, model, choice, checkpoint),
             on_event=on_event,
         )
     if not json:
