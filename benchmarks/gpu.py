@@ -1,6 +1,6 @@
 """The table of docs/performance.md for a CUDA device: a 7B LLaMA shape, dense, pruned and sparse.
 
-    python benchmarks/gpu.py                                      # about five minutes, 50 GB
+    python benchmarks/gpu.py                                      # about five minutes, 60 GB
     python benchmarks/gpu.py --random-weights llama-1b            # for a card of 16 GB
     python benchmarks/gpu.py --kernels sparse --dtype float16
 

@@ -22,11 +22,16 @@ from prunectl.benchmarking.compare import as_csv, compare, read_result
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory, Slower
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
-from prunectl.benchmarking.machine import choose_device
+from prunectl.benchmarking.machine import (
+    _kernel_module,
+    _left_in_container,
+    choose_device,
+    is_out_of_memory,
+    torch_threads,
+)
 from prunectl.benchmarking.passes import cache_after, make_pass, outputs_of
 from prunectl.benchmarking.presets import PRESETS, find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
-from prunectl.benchmarking.sides import is_out_of_memory
 from prunectl.benchmarking.statistics import Interval, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Kind, Workload
@@ -428,6 +433,73 @@ def test_other_bad_input(tiny: Model, tmp_path: Path) -> None:
         prunectl.bench(random_weights=str(tmp_path), settings=FORWARD)
 
 
+@pytest.mark.parametrize(
+    ("changed", "error", "why"),
+    [
+        ({"hidden_size": "big"}, CannotRun, "expected int"),
+        ({"hidden_size": -64}, CannotRun, "config is refused"),
+        ({"num_attention_heads": 0}, CannotRun, "config is refused"),
+        ({"architectures": [7]}, CannotRun, "config is refused"),
+        ({"num_hidden_layers": 2 * 10**9}, CannotRun, "more than 10000 in num_hidden_layers"),
+        ({"hidden_size": 10**9}, NotEnoughMemory, "out of memory on cpu"),
+        ({"vocab_size": 10**10}, NotEnoughMemory, "bytes of weights"),
+    ],
+)
+def test_hostile_configs(
+    tiny: Model, tmp_path: Path, changed: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    config = json.loads((tiny("llama") / "config.json").read_bytes()) | changed
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(error, match=why):
+        prunectl.bench(random_weights=str(tmp_path), settings=QUICK)
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = Output.note
+
+    def stop(self: Output, text: str) -> None:
+        note(self, text)
+        if text.startswith("timing batch 2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "note", stop)
+    args = ["bench", "demo", *ARGS, "--batch-size", "1,2,4", "-o", "part.json"]
+    assert run(args) == 130
+    out, err = capsys.readouterr()
+    assert "Left out: batch 2, 8 + 2 tokens: interrupted." in out
+    assert "interrupted" in err
+    document = json.loads(Path("part.json").read_bytes())
+    assert {one["batch"] for one in document["runs"]} == {1}
+    assert document["interrupted"]
+
+
+def test_what_the_system_says_of_memory_and_driver(tmp_path: Path) -> None:
+    assert _left_in_container(tmp_path) is None
+    for name, text in (("memory.max", "1000"), ("memory.current", "700"),
+                       ("memory.stat", "anon 5\ninactive_file 200\n")):  # fmt: skip
+        (tmp_path / name).write_text(text, encoding="ascii")
+    assert _left_in_container(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("max", encoding="ascii")
+    assert _left_in_container(tmp_path) is None
+    version = tmp_path / "version"
+    assert _kernel_module(version) == ""
+    version.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release\n",
+        encoding="ascii",
+    )
+    assert _kernel_module(version) == "driver 550.54.15"
+
+
+def test_more_threads_than_processors_are_refused() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(InvalidOption, match="this machine has"), torch_threads(10**8):
+        pass
+    assert torch.get_num_threads() == before
+
+
 def test_missing_weights_are_never_random(tiny: Model, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -488,6 +560,23 @@ def test_what_got_slower_and_what_else_differs_is_said(
         ('{"schema": "prunectl.prune/1"}', "is no result of schema"),
         ('{"schema": "prunectl.bench/1"}', "is damaged: KeyError"),
         ('{"schema": "prunectl.bench/1", "runs": [3]}', "is damaged: TypeError"),
+        *(
+            (
+                '{"schema": "prunectl.bench/1", "machine": {}, "inputs": "", "runs": [{"workload": '
+                f'"", "phase": "", "side": "", "samples": {samples}}}]}}',
+                "is damaged",
+            )
+            for samples in (
+                "[NaN]",
+                "[Infinity]",
+                "[0.0]",
+                "[-1]",
+                '"12"',
+                f"[1{'0' * 400}]",
+                "[true]",
+                f"[{','.join(['1'] * 10_001)}]",
+            )
+        ),
         (
             '{"schema": "prunectl.bench/1", "runs": [{"workload": "", "phase": "", "side": "", '
             '"samples": ["x"]}]}',
@@ -503,6 +592,20 @@ def test_files_that_are_no_results(
         path.write_text(text, encoding="utf-8")
     with pytest.raises(BadBenchFile, match=why):
         compare(read_result(path), path, demo_result)
+
+
+def test_another_device_or_no_common_row_decides_nothing(
+    demo_result: BenchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.json"
+    machine = replace(demo_result.machine, name="\x1b[2JEVIL")
+    renamed = tuple(replace(one, side="x") for one in demo_result.runs)
+    for old in (replace(demo_result, machine=machine), replace(demo_result, runs=renamed)):
+        document = read_result(saved(old, path))
+        _show(demo_result, Output(), document, path, None)
+        assert "\x1b" not in capsys.readouterr().out
+        with pytest.raises(BadBenchFile, match="--fail-below cannot decide"):
+            _show(demo_result, Output(), document, path, 0.5)
 
 
 def test_the_rows_as_csv(demo_result: BenchResult) -> None:
@@ -564,6 +667,11 @@ def test_the_command_prints_the_verdict_and_one_table(
         (["demo", "--pattern", "4:2"], "pattern '4:2' is not valid"),
         (["demo", "--compare", "absent.json"], "absent.json: No such file"),
         (["demo", "--rounds", "2"], "--rounds 2 is too few"),
+        (["demo", "--compare", "x", "--fail-below", "nan"], "--fail-below must be more than 0"),
+        (["demo", "--compare", "x", "--fail-below", "-1"], "--fail-below must be more than 0"),
+        (["demo", "-o", "x.json", "--csv", "./x.json"], "-o and --csv would both be x.json"),
+        (["demo", "--text", "empty.txt"], "--text empty.txt: it holds no words"),
+        (["demo", "--threads", "100000000"], "--threads 100000000: this machine has"),
     ],
 )
 def test_usage_errors_come_before_the_work(
@@ -574,6 +682,7 @@ def test_usage_errors_come_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text(" \n", encoding="utf-8")
     assert run(["bench", *args]) == 2
     out, err = capsys.readouterr()
     assert complaint in err

@@ -125,6 +125,10 @@ def test_settings_that_do_not_fit_the_model(
         ({"rounds": 3}, "too few"),
         ({"seconds": 0.0}, "more than 0"),
         ({"seconds": float("nan")}, "more than 0"),
+        ({"seconds": float("inf")}, "more than 0, and a number"),
+        ({"seed": -1}, "--seed must be 0 to"),
+        ({"seed": 10**30}, "--seed must be 0 to"),
+        ({"batch_sizes": (10**30,)}, "--batch-size is larger"),
     ],
 )
 def test_settings_without_meaning(fields: dict[str, Any], why: str) -> None:

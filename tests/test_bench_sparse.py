@@ -340,7 +340,7 @@ def test_a_sparse_side_says_what_the_dense_one_says() -> None:
     assert made.side.label == "pruned, sparse kernels"
     assert {row.batch for row in rows} == {2, 12}
     assert count_zeros(live.model).matrices == 14, "the dense side is as it was"
-    found = agreement(bench, made, live, workload)
+    found = agreement(bench, made, live, [workload])
     assert found.ok
     assert found.relative_error < 1e-5
 
@@ -356,11 +356,53 @@ def test_with_auto_a_side_that_wins_nowhere_is_not_made() -> None:
 
 
 @torch.inference_mode()
+def test_a_kernel_that_is_wrong_at_one_number_of_rows_is_no_agreement() -> None:
+    model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
+    bench, live = bench_of(model, "sparse")
+
+    def side(choices: dict[int, bool]) -> Live:
+        copied = prune_in_memory(model, NM(2, 4))
+        name = "model.layers.0.mlp.up_proj"
+        linear = copied.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        split = SplitWeight(linear.weight, torch.arange(48), lambda weight: 3 * weight)
+        replace_linears(copied, {name: ChoosingLinear(linear, split, choices)})
+        return Live(live.side, copied)
+
+    workloads = [Workload(1, 4, 3), Workload(2, 8, 3)]
+    for rows in (1, 2, 4, 16):
+        only = {known: known == rows for known in (1, 2, 4, 16)}
+        assert not agreement(bench, side(only), live, workloads).ok, rows
+    assert agreement(bench, side({1: False}), live, workloads).ok
+
+
+def test_kernels_are_offered_the_dtypes_that_they_are_2_4_in() -> None:
+    for backend in backends():
+        assert set(backend.constraints) == {torch.float16, torch.bfloat16}
+        assert not len(sparse_rows(two_four(64, 128), backend)), "CUTLASS' float32 is 1:2"
+        assert len(sparse_rows(two_four(64, 128).half(), backend)) == 64
+
+
+def test_a_sparse_product_is_given_whole_rows() -> None:
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is functional.linear:
+                assert args[0].is_contiguous()
+            return func(*args, **(kwargs or {}))
+
+    split = SplitWeight(two_four(16, 32), torch.arange(16), CSR.convert)
+    with Watch():
+        split(torch.ones(3, 32, 2).transpose(1, 2), None)
+
+
+@torch.inference_mode()
 def test_other_outputs_are_no_agreement() -> None:
     model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
     bench, live = bench_of(model, "sparse")
     other = Live(live.side, tiny_models.make("llama_untied").requires_grad_(False))
-    found = agreement(bench, other, live, Workload(1, 4, 1))
+    found = agreement(bench, other, live, [Workload(1, 4, 1)])
     assert not found.ok
     assert not replace(found, relative_error=float("nan")).ok
 

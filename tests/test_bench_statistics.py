@@ -12,6 +12,7 @@ from prunectl.benchmarking.statistics import (
     UNDECIDED,
     Interval,
     paired_ratio,
+    sign_test,
     summarize,
     unpaired_ratio,
 )
@@ -38,7 +39,7 @@ def test_no_samples_are_refused() -> None:
 
 
 def test_constant_samples_give_the_exact_ratio() -> None:
-    assert paired_ratio([3.0] * 7, [2.0] * 7, 0) == Interval(1.5, 1.5, 1.5)
+    assert paired_ratio([3.0] * 7, [2.0] * 7, 0) == Interval(1.5, 1.5, 1.5, 2 / 2**7)
     assert unpaired_ratio([1.0] * 7, [2.0] * 9, 0) == Interval(0.5, 0.5, 0.5)
 
 
@@ -74,6 +75,23 @@ def test_a_verdict_needs_an_interval_without_one_and_a_difference(
     assert Interval(ratio, low, high).verdict == verdict
 
 
+def test_the_sign_test_is_that_of_a_fair_coin() -> None:
+    for wins in range(9):
+        falls = [bin(heads).count("1") for heads in range(2**8)]
+        expected = sum(abs(one - 4) >= abs(wins - 4) for one in falls) / 2**8
+        assert sign_test(wins, 8 - wins) == expected
+    assert sign_test(0, 0) == 1.0
+
+
+def test_a_difference_in_too_few_rounds_is_none() -> None:
+    # Medians are far apart in every resample that matters, and 5 of 7 rounds prove nothing.
+    assert Interval(1.5, 1.2, 1.9, sign_test(5, 2)).verdict == UNDECIDED
+    assert Interval(1.5, 1.2, 1.9, sign_test(7, 0)).verdict == FASTER
+    assert Interval(0.5, 0.4, 0.9, sign_test(3, 12)).verdict == SLOWER
+    left, right = [2.0, 2, 2, 2, 2, 1, 1], [1.0, 1, 1, 1, 1, 2, 2]
+    assert paired_ratio(left, right, 0).chance == sign_test(5, 2)
+
+
 @pytest.mark.parametrize("rounds", [7, 15])
 def test_equal_sides_are_rarely_called_different(rounds: int) -> None:
     draw = np.random.default_rng(2)
@@ -82,7 +100,7 @@ def test_equal_sides_are_rarely_called_different(rounds: int) -> None:
         common = draw.gamma(4, 0.1, rounds)
         left, right = (1 + common + draw.normal(0, 0.05, rounds) for _ in range(2))
         called += paired_ratio(left.tolist(), right.tolist(), seed).verdict != UNDECIDED
-    assert called / 300 < 0.09
+    assert called / 300 < 0.03
 
 
 def test_a_true_difference_lies_in_most_intervals() -> None:

@@ -215,3 +215,15 @@ def test_with_stdout_closed_the_work_is_done(closing: str, flags: list[str]) -> 
     zeros = int((load_file("out/model.safetensors")["layers.0.up.weight"] == 0).sum())
     assert zeros == 19
     assert with_closed(closing, "--help").returncode == 0
+
+
+def test_a_device_is_written_into_and_not_replaced(tmp_path: Path) -> None:
+    from prunectl.cli.output import save_text
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_text(pipe, "text\n")
+    assert pipe.is_fifo()
+    assert os.read(reader, 100) == b"text\n"
+    os.close(reader)

@@ -39,6 +39,14 @@ def test_shapes_and_dtypes_that_kernels_take(
     assert bool(found) == bool(why)
 
 
+def test_float32_is_not_taken_by_cutlass_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.sparse.semi_structured import SparseSemiStructuredTensor
+
+    monkeypatch.setattr(SparseSemiStructuredTensor, "_FORCE_CUTLASS", True)
+    assert "no kernel" in shape_reason((64, 64), torch.float32)
+    assert not shape_reason((64, 64), torch.float16)
+
+
 def test_whether_a_weight_follows_2_4() -> None:
     weight = torch.tensor([[1.0, 0, 2, 0, 0, 0, -0.0, 3], [0, 0, 0, 0, 4, 5, 0, 0]])
     assert follows_2_4(weight)

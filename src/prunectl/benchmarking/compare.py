@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prunectl.benchmarking.result import SCHEMA, BenchResult
 from prunectl.benchmarking.statistics import Interval, unpaired_ratio
 
 _SAME = ("device", "name", "threads")
+_MOST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,13 @@ class Comparison:
     Attributes:
         changes: where both measured the same. missing: how many rows only one of them has.
         differences: sentences on what else differs: device, threads, versions, inputs.
+        same_device: whether both ran on a device of one kind and name.
     """
 
     changes: tuple[Change, ...]
     missing: int
     differences: tuple[str, ...]
+    same_device: bool = True
 
     def below(self, ratio: float) -> tuple[Change, ...]:
         """Those that are slower than ``ratio``, beyond what their spread explains.
@@ -77,14 +81,16 @@ def compare(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
     try:
         before = {
             (str(run["workload"]), str(run["phase"]), str(run["side"])): [
-                float(value) for value in run["samples"]
+                _seconds(value) for value in run["samples"]
             ]
             for run in old["runs"]
         }
         machine = dict(old["machine"])
         inputs = str(old["inputs"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadBenchFile(path, f"is damaged: {type(error).__name__}: {error}") from None
+    if max(map(len, before.values()), default=0) > _MOST_SAMPLES:
+        raise BadBenchFile(path, f"is damaged: more than {_MOST_SAMPLES:,} samples in a row")
     changes = []
     for run in result.runs:
         samples = before.pop((run.workload.name, run.phase, run.side), None)
@@ -104,7 +110,19 @@ def compare(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
     if inputs != result.inputs:
         differences.append(f"inputs were {inputs} and are {result.inputs}")
     missing = len(before) + len(result.runs) - len(changes)
-    return Comparison(tuple(changes), missing, tuple(differences))
+    same = all(machine.get(key) == getattr(result.machine, key) for key in ("device", "name"))
+    return Comparison(tuple(changes), missing, tuple(differences), same)
+
+
+def _seconds(value: Any) -> float:
+    """A sample out of a file.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    if isinstance(value, bool | str) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{str(value)[:40]!r} is no number of seconds")
+    return float(value)
 
 
 def as_csv(result: BenchResult) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunectl.errors import PrunectlError, UsageError
+
+if TYPE_CHECKING:
+    from prunectl.benchmarking.result import BenchResult
 
 
 class CannotRun(PrunectlError):
@@ -25,6 +29,14 @@ class NotEnoughMemory(PrunectlError):
             hint="try a smaller --batch-size or --prompt-tokens, --dtype bfloat16, or --device cpu",
         )
         self.model, self.device, self.what = model, device, what
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while something had been measured; ``result`` holds that."""
+
+    def __init__(self, result: BenchResult) -> None:
+        super().__init__("interrupted")
+        self.result = result
 
 
 class BadBenchFile(UsageError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +17,7 @@ from prunectl.errors import InvalidOption
 if TYPE_CHECKING:
     import torch
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PACKAGES = ("prunectl", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -23,7 +28,7 @@ class Machine:
     Attributes:
         device: ``cpu`` or ``cuda:N``. name: of the processor or card.
         threads: of torch on the CPU. memory: bytes of the device.
-        driver: CUDA version and compute capability; '' on the CPU.
+        driver: version of the driver, of CUDA, and compute capability; '' on the CPU.
         clock: of the card's processors when it was asked, in MHz; '' where it does not say.
         system, python, versions: of the software.
     """
@@ -78,6 +83,7 @@ def machine_of(device: torch.device) -> Machine:
         facts = torch.cuda.get_device_properties(device)
         name, memory = str(facts.name), int(facts.total_memory)
         driver = f"CUDA {torch.version.cuda}, compute capability {facts.major}.{facts.minor}"
+        driver = ", ".join(filter(None, (_kernel_module(_DRIVER), driver)))
     else:
         name, memory, driver = _processor(), _meminfo("MemTotal"), ""
     return Machine(
@@ -99,7 +105,59 @@ def free_memory(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return _meminfo("MemAvailable") or None
+    known = [_meminfo("MemAvailable") or None, _left_in_container(Path("/sys/fs/cgroup"))]
+    return min((one for one in known if one is not None), default=None)
+
+
+def _left_in_container(folder: Path) -> int | None:
+    """What a container's limit leaves; caches of files count as used until they are dropped."""
+    try:
+        most = (folder / "memory.max").read_text(encoding="ascii")
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])
+        return max(0, int(most) - used + cached)
+    except (OSError, ValueError, IndexError):  # no such limit, which is also written as "max"
+        return None
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads inside the block; None leaves it as it is.
+
+    Raises:
+        InvalidOption: more than there are processors: torch may crash, and measures nothing.
+    """
+    import torch
+
+    most = os.cpu_count() or 1
+    if count is not None and count > most:
+        raise InvalidOption(f"--threads {count}: this machine has {most} processors")
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one: libraries behind torch take that for their handles."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device, or the host, has no memory left."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def _clock(device: torch.device) -> str:
@@ -111,6 +169,15 @@ def _clock(device: torch.device) -> str:
         return f"{torch.cuda.clock_rate(device)} MHz"
     except (RuntimeError, ImportError, AttributeError):
         return ""
+
+
+def _kernel_module(path: Path) -> str:
+    """``driver 550.54.15``: NVIDIA's kernel module, which is what drivers are known by; or ''."""
+    try:
+        found = re.search(r"Module.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return f"driver {found[1]}" if found else ""
 
 
 def _processor() -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.workloads import Kind, Nature
+from prunectl.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +55,37 @@ def nature_of(model: Any, folder: Path | None = None) -> Nature:
     if len(avoided & set(range(vocabulary))) >= vocabulary:
         avoided = frozenset()
     return Nature(kind, _context_of(model, text), vocabulary, None, avoided)
+
+
+def common_nature(natures: Sequence[tuple[str, Nature]]) -> Nature:
+    """What models are together: one kind, and inputs that each of them takes.
+
+    Args:
+        natures: by what the models are called; one or more.
+
+    Raises:
+        InvalidOption: they are of different kinds, or take images of different sizes.
+    """
+    name, first = natures[0]
+    for other_name, other in natures:
+        if (other.kind, other.image) != (first.kind, first.image):
+            raise InvalidOption(
+                f"{other_name} ({_words(other)}) and {name} ({_words(first)}) cannot be given "
+                "the same inputs",
+                hint="compare models of one kind",
+            )
+    contexts = [one.context for _, one in natures if one.context is not None]
+    return replace(
+        first,
+        context=min(contexts, default=None),
+        vocabulary=min(one.vocabulary for _, one in natures),
+        avoided=frozenset().union(*(one.avoided for _, one in natures)),
+    )
+
+
+def _words(nature: Nature) -> str:
+    size = f", {'x'.join(map(str, nature.image))}" if nature.image else ""
+    return f"{nature.kind}{size}"
 
 
 def _special_ids(config: Any) -> Iterator[int]:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prunectl.benchmarking.errors import CannotRun
-from prunectl.errors import InvalidOption
+from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
+from prunectl.benchmarking.machine import free_memory, is_out_of_memory
+from prunectl.errors import InvalidOption, PrunectlError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-7b": {
@@ -47,6 +48,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Configs as transformers writes them; what is left out is the default of the architecture."""
 
 
+_MOST_LAYERS = 10_000
+
+
 def find_config(name: str) -> dict[str, Any]:
     """A preset, or the config.json at a path (or in a folder).
 
@@ -69,6 +73,10 @@ def find_config(name: str) -> dict[str, Any]:
     return document
 
 
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int | float) and value > _MOST_LAYERS
+
+
 def random_model(config: dict[str, Any], name: str, device: Any, dtype: str, seed: int) -> Any:
     """A model of an architecture with random weights, in evaluation mode, on a device.
 
@@ -77,22 +85,37 @@ def random_model(config: dict[str, Any], name: str, device: Any, dtype: str, see
 
     Raises:
         CannotRun: transformers has no such architecture, or refuses the config.
+        NotEnoughMemory: the weights alone are larger than what is free.
         RuntimeError: as torch does where there is no memory.
     """
     import torch
     import transformers
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
+    if too_deep := [key for key, value in config.items() if "layers" in key and _is_large(value)]:
+        raise CannotRun(name, f"its config is refused: more than {_MOST_LAYERS} in {too_deep[0]}")
     wanted = dtype if dtype != "auto" else str(config.get("dtype") or config.get("torch_dtype"))
-    kind = getattr(torch, wanted.removeprefix("torch."), torch.float32)
+    kind = getattr(torch, wanted.removeprefix("torch."), None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        kind = torch.float32
     try:
         made = transformers.AutoConfig.for_model(config["model_type"], **fields)
         architecture = (config.get("architectures") or [""])[0]
         cls = getattr(transformers, architecture, None) or transformers.AutoModel
+        build = getattr(cls, "_from_config", None) or cls.from_config
+        with torch.device("meta"):
+            needed = sum(one.nbytes for one in build(made, dtype=kind).parameters())
+        free = free_memory(torch.device(device))
+        if free is not None and needed > free:
+            raise NotEnoughMemory(name, str(device), f"{needed:,} bytes of weights, {free:,} free")
         torch.manual_seed(seed)
         with torch.device(device):
-            build = getattr(cls, "_from_config", None) or cls.from_config
             model = build(made, dtype=kind)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CannotRun(name, f"its config is refused: {str(error).splitlines()[0]}") from None
+    except (PrunectlError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers and its configs may raise anything at all
+        if is_out_of_memory(error):
+            raise
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise CannotRun(name, f"its config is refused: {first[:200]}") from None
     return model.eval().requires_grad_(False)

@@ -20,6 +20,7 @@ from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
 
 SCHEMA = "prunectl.bench/1"
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,11 @@ class BenchResult:
         return all(one.ok for one in self.agreements)
 
     @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it before all was measured."""
+        return any(one.why == INTERRUPTED for one in self.skipped)
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """In the order in which they run."""
         return tuple(dict.fromkeys(run.phase for run in self.runs))
@@ -232,6 +238,7 @@ class BenchResult:
             "agreements": plain(agreements),
             "verdicts": list(self.verdicts),
             "ok": self.ok,
+            "interrupted": self.interrupted,
         }
 
 

@@ -11,11 +11,12 @@ from prunectl.benchmarking.clocks import Clock, WallClock
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
 from prunectl.benchmarking.limits import Rates, Work, bytes_read, cache_bytes, count_flops
+from prunectl.benchmarking.machine import is_out_of_memory
 from prunectl.benchmarking.passes import cache_after, make_pass
-from prunectl.benchmarking.result import Run, Skipped
+from prunectl.benchmarking.result import INTERRUPTED, Run, Skipped
 from prunectl.benchmarking.rounds import Timed, time_passes
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.sides import Live, is_out_of_memory, skipped
+from prunectl.benchmarking.sides import Live, skipped
 from prunectl.benchmarking.statistics import paired_ratio, summarize
 from prunectl.benchmarking.workloads import Kind, Nature, Workload
 from prunectl.events import Note, OnEvent
@@ -52,6 +53,8 @@ def run_workloads(
 ) -> tuple[list[Run], list[Skipped]]:
     """Time all workloads; one that does not fit is left out, and so are larger ones.
 
+    Ctrl-C ends it; what was measured before is kept.
+
     Args:
         seconds: for all of them.
 
@@ -61,13 +64,18 @@ def run_workloads(
     runs: list[Run] = []
     left_out: list[Skipped] = []
     too_large: list[Workload] = []
-    for workload in workloads:
+    for number, workload in enumerate(workloads):
         if any(_at_least(workload, other) for other in too_large):
             left_out.append(Skipped(workload.name, "a smaller one was out of memory"))
             continue
-        on_event(Note(f"timing {workload.name}"))
         try:
+            on_event(Note(f"timing {workload.name}"))
             found, failed = _run(bench, workload, seconds / len(workloads))
+        except KeyboardInterrupt:
+            if not runs:
+                raise
+            left_out += [Skipped(one.name, INTERRUPTED) for one in workloads[number:]]
+            break
         except (
             RuntimeError,
             ValueError,

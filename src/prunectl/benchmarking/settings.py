@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from prunectl.benchmarking.statistics import LEAST_ROUNDS
@@ -11,6 +12,7 @@ from prunectl.pattern import NM
 KERNELS = ("auto", "dense", "sparse")
 COMPILE = ("none", "default", "reduce-overhead")
 PATTERN = NM(2, 4)
+_MOST = 2**63 - 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -69,10 +71,14 @@ class BenchSettings:
         ):
             if any(value < 1 for value in values):
                 raise InvalidOption(f"{name} must be 1 or more")
+            if any(value > _MOST for value in values):
+                raise InvalidOption(f"{name} is larger than any computer can count")
+        if not 0 <= self.seed <= _MOST:
+            raise InvalidOption(f"--seed must be 0 to {_MOST}")
         if self.rounds < LEAST_ROUNDS:
             raise InvalidOption(
                 f"--rounds {self.rounds} is too few",
                 hint=f"an interval needs {LEAST_ROUNDS} or more",
             )
-        if self.seconds is not None and not self.seconds > 0:
-            raise InvalidOption("--seconds must be more than 0")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise InvalidOption("--seconds must be more than 0, and a number")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import weight_bytes
 from prunectl.benchmarking.loading import LoadCost, measure_loading
-from prunectl.benchmarking.machine import free_memory
+from prunectl.benchmarking.machine import free_memory, is_out_of_memory
 from prunectl.benchmarking.presets import find_config, random_model
 from prunectl.benchmarking.result import Side, Skipped
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.zeros import count_zeros, fill_in_memory, prune_in_memory
+from prunectl.benchmarking.zeros import block_matrices, count_zeros, fill_in_memory, prune_in_memory
 
 if TYPE_CHECKING:
     import torch
@@ -134,11 +134,16 @@ def made_sides(live: Live, settings: BenchSettings) -> Iterator[Live]:
     """What a model that is alone is compared with: itself with zeros, or without its own.
 
     Raises:
-        RuntimeError: as torch does where there is no memory.
+        RuntimeError, MemoryError: there is no memory for it.
     """
     pattern = settings.pattern
     if pattern is None or not live.side.zeros.matrices:
         return
+    device = next(live.model.parameters()).device
+    free = free_memory(device) if device.type == "cpu" else None
+    needed = sum(one.weight.nbytes for one in block_matrices(live.model))
+    if free is not None and needed > free:  # Linux would give it, and end the process later
+        raise MemoryError
     if live.side.zeros.sparsity < SPARSE_ENOUGH:
         model, made = prune_in_memory(live.model, pattern), f"pruned to {pattern} in memory"
         label = f"{live.side.label}, {pattern}"
@@ -179,17 +184,6 @@ def memory_errors(name: str, device: torch.device, what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise NotEnoughMemory(name, str(device), what) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device, or the host, has no memory left."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    words = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def skipped(what: str, error: BaseException) -> Skipped:

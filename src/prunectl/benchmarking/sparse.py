@@ -69,10 +69,25 @@ def backends() -> tuple[Backend, ...]:
         SparseSemiStructuredTensorCUTLASS as Cutlass,
     )
 
-    return (
-        Backend("cuSPARSELt", _quiet(Cusparselt.from_dense), Cusparselt._DTYPE_SHAPE_CONSTRAINTS),
-        Backend("CUTLASS", _quiet(Cutlass.from_dense), Cutlass._DTYPE_SHAPE_CONSTRAINTS),
+    return tuple(
+        Backend(
+            name,
+            _quiet(kind.from_dense),
+            {dtype: kind._DTYPE_SHAPE_CONSTRAINTS[dtype] for dtype in _two_four_dtypes()},
+        )
+        for name, kind in (("cuSPARSELt", Cusparselt), ("CUTLASS", Cutlass))
     )
+
+
+def _two_four_dtypes() -> tuple[torch.dtype, ...]:
+    """Those in which torch's form is 2:4 and a Linear's product works as it is.
+
+    CUTLASS' float32 is 1:2, and would drop weights; int8 and float8 need scales and activations
+    in the same dtype.
+    """
+    import torch
+
+    return torch.float16, torch.bfloat16
 
 
 def rows_in_2_4(weight: torch.Tensor) -> torch.Tensor:
@@ -120,6 +135,7 @@ class SplitWeight(nn.Module):
         """The product, shape (..., out)."""
         import torch
 
+        inputs = inputs.contiguous()  # torch's sparse product takes a view of them
         if self.dense is None:
             return functional.linear(inputs, self.sparse, bias)
         parts = [functional.linear(inputs, self.sparse), functional.linear(inputs, self.dense)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +17,7 @@ from prunectl.benchmarking.kernels import (
     tolerance_of,
 )
 from prunectl.benchmarking.limits import weight_bytes
+from prunectl.benchmarking.machine import is_out_of_memory
 from prunectl.benchmarking.passes import make_pass, outputs_of
 from prunectl.benchmarking.result import Agreement, KernelRow
 from prunectl.benchmarking.running import Bench
@@ -86,14 +88,33 @@ def sparse_side(
     return Live(side, model, origin=live.side.label), tuple(rows)
 
 
-def agreement(bench: Bench, live: Live, origin: Live, workload: Workload) -> Agreement:
-    """Outputs of a sparse side beside those of the side that it was made from."""
-    inputs = bench.inputs(workload)
+def agreement(bench: Bench, live: Live, origin: Live, workloads: Sequence[Workload]) -> Agreement:
+    """Outputs of a sparse side beside those of the side that it was made from, at their worst.
+
+    Every workload is compared, and a single token of each batch as in decoding: layers choose
+    their kernel by the number of input rows, so that one workload may not meet any sparse one.
+    What does not fit the memory is left to the timing to report.
+    """
     kind = bench.nature.kind
-    expected = outputs_of(origin.model, kind, inputs)
-    largest, relative = relative_error(expected, outputs_of(live.model, kind, inputs))
+    sizes = list(workloads)
+    if kind.generates:
+        sizes += [replace(one, tokens=1) for one in workloads]
+    worst = (0.0, 0.0)
+    for size in dict.fromkeys(replace(one, new_tokens=0) for one in sizes):
+        try:
+            inputs = bench.inputs(size)
+            expected = outputs_of(origin.model, kind, inputs)
+            found = relative_error(expected, outputs_of(live.model, kind, inputs))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        if not found[1] <= worst[1]:  # NaN is the worst of all
+            worst = found
+        if math.isnan(worst[1]):
+            break
     tolerance = tolerance_of(next(origin.model.parameters()).dtype)
-    return Agreement(live.side.label, origin.side.label, largest, relative, tolerance)
+    return Agreement(live.side.label, origin.side.label, *worst, tolerance)
 
 
 def _short_runs(bench: Bench, live: Live, workloads: Sequence[Workload]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,15 +34,26 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A ratio of medians, and the ``LEVEL`` bootstrap interval around it."""
+    """A ratio of medians, and the ``LEVEL`` bootstrap interval around it.
+
+    ``chance`` is that of equal sides being ahead of one another in so unequal a number of rounds
+    (two-sided sign test); 0 where samples do not come in rounds.
+    """
 
     ratio: float
     low: float
     high: float
+    chance: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """``faster`` or ``slower`` only where the interval excludes 1, and by ``LEAST_RATIO``."""
+        """``faster`` or ``slower``: an interval without 1, by ``LEAST_RATIO``, and in most rounds.
+
+        The bootstrap alone calls 5 to 6% of equal sides different with 7 rounds. The sign test
+        assumes nothing of how samples spread.
+        """
+        if self.chance > 1 - LEVEL:
+            return UNDECIDED
         if self.low > 1 and self.ratio >= LEAST_RATIO:
             return FASTER
         return SLOWER if self.high < 1 and self.ratio <= 1 / LEAST_RATIO else UNDECIDED
@@ -79,7 +91,16 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -
     if len(baseline) != len(other) or not baseline:
         raise ValueError("a pair needs a sample of each side in every round")
     drawn = np.random.default_rng(seed).integers(len(other), size=(RESAMPLES, len(other)))
-    return _interval(np.asarray(baseline, np.float64), np.asarray(other, np.float64), drawn, drawn)
+    first, second = np.asarray(baseline, np.float64), np.asarray(other, np.float64)
+    chance = sign_test(int((first > second).sum()), int((first < second).sum()))
+    return replace(_interval(first, second, drawn, drawn), chance=chance)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Chance that a fair coin falls as unequally as this, or more so; ties are not counted."""
+    tosses, more = wins + losses, max(wins, losses)
+    tail = sum(math.comb(tosses, heads) for heads in range(more, tosses + 1))
+    return float(min(1.0, 2 * tail / 2**tosses))
 
 
 def unpaired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Interval:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunectl.benchmarking.clocks import clock_of
-from prunectl.benchmarking.errors import NotEnoughMemory
+from prunectl.benchmarking.errors import Interrupted, NotEnoughMemory
 from prunectl.benchmarking.inputs import text_tokens
 from prunectl.benchmarking.limits import measure_rates
-from prunectl.benchmarking.machine import choose_device, machine_of
-from prunectl.benchmarking.nature import nature_of
+from prunectl.benchmarking.machine import (
+    choose_device,
+    current_device,
+    is_out_of_memory,
+    machine_of,
+    torch_threads,
+)
+from prunectl.benchmarking.nature import common_nature, nature_of
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
 from prunectl.benchmarking.running import Bench, run_workloads
 from prunectl.benchmarking.settings import BenchSettings
@@ -22,7 +27,6 @@ from prunectl.benchmarking.sides import (
     SPARSE_ENOUGH,
     Live,
     Source,
-    is_out_of_memory,
     load_side,
     made_sides,
     memory_errors,
@@ -73,6 +77,7 @@ def bench(
         InvalidOption: settings that have no meaning for the model or the device.
         CannotRun: the model's forward pass fails, or takes inputs that bench does not know.
         NotEnoughMemory: nothing at all could be measured.
+        Interrupted: Ctrl-C, after some of it was; the exception holds that.
         SourceError: a checkpoint cannot be read.
     """
     started = time.perf_counter()
@@ -87,10 +92,12 @@ def bench(
         )
     sources = [_source(one) for one in against]
     sources.append(random_source(random_weights) if model is None else _source(model))
-    with _threads(settings.threads):
-        return replace(
-            _bench(sources, device, settings, on_event), seconds=time.perf_counter() - started
-        )
+    with torch_threads(settings.threads), current_device(device):
+        result = _bench(sources, device, settings, on_event)
+    result = replace(result, seconds=time.perf_counter() - started)
+    if result.interrupted:
+        raise Interrupted(result)
+    return result
 
 
 def _source(model: Model) -> Source:
@@ -105,7 +112,10 @@ def _bench(
     import torch
 
     lives, left_out = _load(sources, device, settings, on_event)
-    nature = _nature(lives, sources)
+    folders = {source.name: source.folder for source in sources}
+    nature = common_nature(
+        [(one.side.model, nature_of(one.model, folders.get(one.side.model))) for one in lives]
+    )
     workloads, notes = plan(nature, device.type, settings)
     if settings.compile == "reduce-overhead" and nature.kind is Kind.SEQ2SEQ:
         raise InvalidOption(
@@ -196,36 +206,6 @@ def _free_label(source: Source, taken: Sequence[str]) -> str:
     return f"{source.name} ({number})"
 
 
-def _nature(lives: Sequence[Live], sources: Sequence[Source]) -> Nature:
-    """What all models are together: one kind, and inputs that each of them takes.
-
-    Raises:
-        InvalidOption: they are of different kinds, or take images of different sizes.
-    """
-    folders = {source.name: source.folder for source in sources}
-    natures = [nature_of(live.model, folders.get(live.side.model)) for live in lives]
-    first = natures[0]
-    for live, other in zip(lives, natures, strict=True):
-        if (other.kind, other.image) != (first.kind, first.image):
-            raise InvalidOption(
-                f"{live.side.model} ({_words(other)}) and {lives[0].side.model} "
-                f"({_words(first)}) cannot be given the same inputs",
-                hint="compare models of one kind",
-            )
-    contexts = [one.context for one in natures if one.context is not None]
-    return replace(
-        first,
-        context=min(contexts, default=None),
-        vocabulary=min(one.vocabulary for one in natures),
-        avoided=frozenset().union(*(one.avoided for one in natures)),
-    )
-
-
-def _words(nature: Nature) -> str:
-    size = f", {'x'.join(map(str, nature.image))}" if nature.image else ""
-    return f"{nature.kind}{size}"
-
-
 def _add_sparse(
     bench_: Bench,
     lives: list[Live],
@@ -249,7 +229,7 @@ def _add_sparse(
             made, found = sparse_side(bench_, live, workloads, kernels or backends())
             rows += found
             if made is not None:
-                agreements.append(agreement(bench_, made, live, workloads[0]))
+                agreements.append(agreement(bench_, made, live, workloads))
                 lives.append(made)
             else:
                 why = "no weight shape where they win" if found else "no weight that they take"
@@ -284,17 +264,3 @@ def _method_notes(runs: Sequence[Run], settings: BenchSettings) -> Iterator[str]
             f"samples of one workload spread by up to {spread:.0%}: something else kept the "
             "machine busy, and only large differences show"
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads inside the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.benchmarking.statistics import UNDECIDED
 from prunectl.cli import numbers
+from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
 
 if TYPE_CHECKING:
@@ -197,12 +198,11 @@ def _conditions(result: BenchResult, *, everything: bool) -> Iterator[Renderable
 def comparison_screen(comparison: Comparison, name: str) -> Iterator[RenderableType]:
     """Parts of the screen of ``--compare``, in order."""
     yield heading(f"Against {name}")
-    yield columns(
-        ("workload", "phase", "model", "speed to before", ""),
-        [(one.workload, one.phase, one.side, *_ratio(one.against)) for one in comparison.changes],
-        left=(0, 1, 2, 4),
-    )
+    rows = [(one.workload, one.phase, one.side, *_ratio(one.against)) for one in comparison.changes]
+    if rows:
+        names = ("workload", "phase", "model", "speed to before", "")
+        yield columns(names, rows, left=(0, 1, 2, 4))
     if comparison.missing:
         yield sentence(f"{numbers.plural(comparison.missing, 'row')} without a counterpart.")
     for text in comparison.differences:
-        yield sentence(f"Not the same: {text}.")
+        yield sentence(f"Not the same: {visible(text)}.")

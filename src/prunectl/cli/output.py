@@ -130,11 +130,16 @@ def check_file(path: Path) -> None:
 def save_text(path: Path, text: str) -> None:
     """Write a file through a temporary name beside it, so that it is there whole or not at all.
 
+    What is there and no regular file (``/dev/null``, a pipe) is written into.
+
     Raises:
         CannotWrite: the system refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe must not become a file
+            path.write_text(text, encoding="utf-8")
+            return
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:

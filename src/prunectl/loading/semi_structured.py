@@ -82,6 +82,7 @@ def reason_against(weight: torch.Tensor) -> str:
 
 def shape_reason(shape: tuple[int, ...], dtype: Any) -> str:
     """Why torch's kernels do not take a shape or dtype; '' if they do. Asks torch for its rules."""
+    import torch
     from torch.sparse import (
         SparseSemiStructuredTensorCUSPARSELT,
         SparseSemiStructuredTensorCUTLASS,
@@ -94,7 +95,8 @@ def shape_reason(shape: tuple[int, ...], dtype: Any) -> str:
     if len(shape) != 2:
         return "it is not a matrix"
     rules = kind._DTYPE_SHAPE_CONSTRAINTS.get(dtype)
-    if rules is None:
+    # CUTLASS' form of float32 is 1:2, and drops weights of 2:4 without a word.
+    if rules is None or dtype not in (torch.float16, torch.bfloat16):
         return f"{dtype} has no kernel"
     rows, columns = rules.sparse_min_rows, rules.sparse_min_cols
     if shape[0] % rows or shape[1] % columns or not shape[0] or not shape[1]:
