@@ -292,3 +292,14 @@ class BadManifest(PrunectlError):
     def __init__(self, path: Path | str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{path}: {why}", hint=hint or "only folders written by prunectl have one")
         self.path, self.why = str(path), why
+
+
+# --- calibration ----------------------------------------------------------------------------
+
+
+class CalibrationFailed(PrunectlError):
+    """The model could not be run forward on the calibration samples."""
+
+    def __init__(self, why: str, *, hint: str = "") -> None:
+        super().__init__(f"calibration failed: {why}", hint=hint)
+        self.why = why

@@ -23,7 +23,15 @@ from typing import Any
 
 from prunectl.errors import InvalidOption, PrunectlError, RecipeError
 from prunectl.pattern import Pattern, Unstructured, parse_pattern
-from prunectl.settings import PruneSettings, Rule, Scope
+from prunectl.settings import (
+    Budget,
+    Calibration,
+    Method,
+    PruneSettings,
+    Rule,
+    Scope,
+    usual_scope,
+)
 
 _TOP = {"sparsity", "pattern", "scope", "include", "exclude", "rules"}
 _RULE = {"match", "sparsity", "pattern", "scope", "skip"}
@@ -86,8 +94,14 @@ def combine(
     scope: Scope | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    method: Method = Method.MAGNITUDE,
+    refine: bool = False,
+    calibration: Calibration | None = None,
+    budget: Budget = Budget.MATRIX,
 ) -> PruneSettings:
     """Settings from flags and a recipe; what both say is an error, never a silent choice.
+
+    Method, refinement, calibration and budget are no matter of a recipe.
 
     Raises:
         InvalidOption: a flag and the recipe set the same thing.
@@ -109,7 +123,11 @@ def combine(
     return PruneSettings(
         sparsity=sparsity if sparsity is not None else recipe.sparsity,
         pattern=pattern or recipe.pattern or Unstructured(),
-        scope=scope or recipe.scope or Scope.GLOBAL,
+        scope=scope or recipe.scope or usual_scope(method),
+        method=method,
+        refine=refine,
+        calibration=calibration,
+        budget=budget,
         include=include or recipe.include,
         exclude=exclude or recipe.exclude,
         rules=recipe.rules,

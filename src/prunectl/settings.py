@@ -23,6 +23,55 @@ class Scope(StrEnum):
     ROW = "row"
 
 
+class Method(StrEnum):
+    """How weights are chosen, and what becomes of those that stay."""
+
+    MAGNITUDE = "magnitude"
+    WANDA = "wanda"
+    SPARSEGPT = "sparsegpt"
+    ADMM = "admm"
+
+
+class Budget(StrEnum):
+    """What takes an N:M pattern where the sparsity asked for is below the pattern's own."""
+
+    MATRIX = "matrix"
+    ROWS = "rows"
+
+
+ROW_BLOCK = 16
+"""Rows that take a pattern together, or stay dense together: what sparse kernels want."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Samples that are run forward, and how.
+
+    Attributes:
+        source: as :func:`prunectl.calibration.source.parse_calibration` reads it.
+        samples: how many; sequence_length: tokens in each, at most what the model takes.
+        seed: of the choice of samples.
+        damping: added to the diagonal of the inputs' second moments, as a share of its mean.
+        true_sequential: measure each matrix behind the pruned ones before it in the same block.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
+    """
+
+    source: tuple[str, ...] = ()
+    samples: int = 128
+    sequence_length: int = 2048
+    seed: int = 0
+    damping: float = 0.01
+    true_sequential: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        given: object = self.source
+        texts = (given,) if isinstance(given, str) else tuple(self.source)
+        object.__setattr__(self, "source", texts)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One entry of a recipe: the first rule that matches a tensor decides.
@@ -56,19 +105,50 @@ class PruneSettings:
         scope: for unstructured pruning.
         include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
         rules: a recipe's rules, in order.
-        mask: a file of masks (docs/masks.md) that says which weights go; then nothing else is set.
+        mask: a file of masks (docs/masks.md) that says which weights go; then nothing else of the
+            above is set.
+        method: how weights are chosen. All but magnitude need calibration.
+        refine: change the weights that stay so that each layer's output is kept as well as it can
+            be with this mask (least squares on the calibration's inputs).
+        calibration: the samples, for a method or refinement that needs them.
+        budget: what an N:M pattern goes to when ``sparsity`` is below the pattern's own.
+
+    ``scope`` left out (None) is global for magnitude, row for wanda, tensor for the others.
     """
 
     sparsity: float | None = None
     pattern: Pattern = field(default_factory=Unstructured)
-    scope: Scope = Scope.GLOBAL
+    scope: Scope = None  # type: ignore[assignment]  # the method's usual one
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     mask: Path | None = None
+    method: Method = Method.MAGNITUDE
+    refine: bool = False
+    calibration: Calibration | None = None
+    budget: Budget = Budget.MATRIX
 
     def __post_init__(self) -> None:
+        for name, kind in (("method", Method), ("budget", Budget)):
+            value = getattr(self, name)
+            if value not in list(kind):
+                hint = f"one of {', '.join(kind)}"
+                raise InvalidOption(f"{name} '{value}' is not known", hint=hint)
+            object.__setattr__(self, name, kind(value))
+        given: object = self.scope
+        if given is None:
+            object.__setattr__(self, "scope", usual_scope(self.method))
         _normalise(self, selectors=("include", "exclude"))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether samples have to be run forward."""
+        return self.method is not Method.MAGNITUDE or self.refine
+
+
+def usual_scope(method: Method) -> Scope:
+    """What a method compares together unless it is told otherwise, as in its paper."""
+    return {Method.MAGNITUDE: Scope.GLOBAL, Method.WANDA: Scope.ROW}.get(method, Scope.TENSOR)
 
 
 def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
@@ -133,14 +213,16 @@ def check_sparsity(value: float, pattern: Pattern) -> None:
 
 def check_settings(settings: PruneSettings) -> None:
     """Raise a UsageError for settings that contradict themselves."""
+    _check_method(settings)
     if settings.mask is not None:
         check_mask_alone(
             sparsity=settings.sparsity,
             pattern=None if isinstance(settings.pattern, Unstructured) else settings.pattern,
-            scope=None if settings.scope is Scope.GLOBAL else settings.scope,
+            scope=None if settings.scope is usual_scope(settings.method) else settings.scope,
             include=settings.include,
             exclude=settings.exclude,
             recipe=settings.rules,
+            method=None if settings.method is Method.MAGNITUDE else settings.method,
         )
         return
     for selector in (
@@ -149,10 +231,38 @@ def check_settings(settings: PruneSettings) -> None:
         *(selector for rule in settings.rules for selector in rule.match),
     ):
         _check_selector(selector)
-    _check_target(settings.sparsity, settings.pattern, settings.scope, bool(settings.rules))
+    usual = usual_scope(settings.method)
+    _check_target(settings.sparsity, settings.pattern, settings.scope, usual, bool(settings.rules))
     for rule in settings.rules:
         if not rule.skip:
-            _check_target(*rule_target(rule, settings), False)
+            _check_target(*rule_target(rule, settings), usual, False)
+
+
+def _check_method(settings: PruneSettings) -> None:
+    calibration = settings.calibration
+    if settings.needs_calibration and (calibration is None or not calibration.source):
+        what = "refine" if settings.method is Method.MAGNITUDE else f"method {settings.method}"
+        raise InvalidOption(
+            f"{what} needs calibration samples",
+            hint="add --calibration text:FILE (or hf:DATASET, images:FOLDER, pairs:FILE)",
+        )
+    if calibration is not None and not settings.needs_calibration:
+        raise InvalidOption(
+            "calibration samples are given, and method magnitude uses none",
+            hint="choose --method wanda, sparsegpt or admm, or add --refine",
+        )
+    if calibration is not None:
+        for name, least in (("samples", 1), ("sequence_length", 2)):
+            if getattr(calibration, name) < least:
+                option = name.replace("_", "-")
+                raise InvalidOption(f"--{option} must be at least {least}")
+        if not 0 < calibration.damping < 100:
+            raise InvalidOption("--damping must be above 0", hint="usually 0.01")
+    patterned = isinstance(settings.pattern, NM) or any(
+        isinstance(rule.pattern, NM) for rule in settings.rules
+    )
+    if settings.budget is Budget.ROWS and not patterned:
+        raise InvalidOption("--budget rows is for N:M patterns", hint="add --pattern such as 2:4")
 
 
 def check_mask_alone(**others: object) -> None:
@@ -182,7 +292,7 @@ def _check_selector(selector: str) -> None:
 
 
 def _check_target(
-    sparsity: float | None, pattern: Pattern, scope: Scope, may_be_missing: bool
+    sparsity: float | None, pattern: Pattern, scope: Scope, usual: Scope, may_be_missing: bool
 ) -> None:
     if sparsity is not None:
         check_sparsity(sparsity, pattern)
@@ -191,7 +301,7 @@ def _check_target(
             "no sparsity given",
             hint="add --sparsity S (0 < S < 1), or a --pattern such as 2:4 that implies one",
         )
-    if isinstance(pattern, NM) and scope is not Scope.GLOBAL:
+    if isinstance(pattern, NM) and scope is not usual:
         raise InvalidOption(
             f"scope '{scope}' has no meaning with pattern {pattern}",
             hint="N:M compares weights inside each group; leave --scope out",
@@ -208,5 +318,6 @@ def rule_target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Patt
     sparsity = rule.sparsity
     if sparsity is None and (rule.pattern is None or isinstance(pattern, Unstructured)):
         sparsity = settings.sparsity
-    scope = Scope.GLOBAL if isinstance(rule.pattern, NM) else settings.scope
+    usual = usual_scope(settings.method)
+    scope = usual if isinstance(rule.pattern, NM) else settings.scope
     return sparsity, pattern, rule.scope or scope

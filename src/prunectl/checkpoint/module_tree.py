@@ -29,6 +29,7 @@ class Target:
 
     Attributes:
         parameter: full name in the module tree.
+        converted: whether more is done than giving it that name: stacked, split, transposed.
         transposes: whether loading swaps the last two axes of the stored tensor.
         only_if_needed: whether it does so only when the shapes differ otherwise.
     """
@@ -36,6 +37,7 @@ class Target:
     parameter: str
     transposes: bool = False
     only_if_needed: bool = False
+    converted: bool = False
 
 
 _COUNT = re.compile(r"(layers?|blocks|experts|depth)$")
@@ -178,16 +180,16 @@ def build_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
-    _check_counts(config.to_dict())
+    check_counts(config.to_dict())
     with init_empty_weights(include_buffers=True), no_init_weights():
         return cls(config)
 
 
-def _check_counts(config: dict[Any, Any]) -> None:
+def check_counts(config: dict[Any, Any]) -> None:
     """Refuse a config that asks for a model too large to list; each module is a Python object."""
     for key, value in config.items():
         if isinstance(value, dict):
-            _check_counts(value)
+            check_counts(value)
         elif isinstance(value, int) and value > MAX_MODULES and _COUNT.search(str(key)):
             raise UnknownArchitecture(f"config.json asks for {value:,} in '{key}'")
 
@@ -233,5 +235,6 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
             key, pattern = rename_source_key(name, [], [], prefix, state)
         if key in owned:
             op = transposes.get(pattern) if pattern is not None else None
-            targets[name] = Target(key, op is not None, op is not None and op.check_dims)
+            only_if_needed = op is not None and op.check_dims
+            targets[name] = Target(key, op is not None, only_if_needed, pattern is not None)
     return targets

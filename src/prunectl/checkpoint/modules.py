@@ -159,17 +159,27 @@ class _Tree:
     """Path of the base model inside of a model with a head, with its dot; '' for a base model."""
 
 
-def _survey(model: PreTrainedModel) -> _Tree:
+def block_lists(model: PreTrainedModel) -> set[str]:
+    """Paths of the lists in a module tree whose elements are transformer blocks.
+
+    One may lie inside of another; the outermost around a module is the one that counts.
+    """
     from torch import nn
 
-    modules = dict(model.named_modules(remove_duplicate=False))
-    blocks = {
+    return {
         name
-        for name, module in modules.items()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.ModuleList | nn.Sequential)
         and can_hold_blocks(name)
         and _is_list_of_blocks(module)
     }
+
+
+def _survey(model: PreTrainedModel) -> _Tree:
+    from torch import nn
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    blocks = block_lists(model)
     tied: dict[str, bool] = {}
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         owners = [modules.get(name.rpartition(".")[0]) for name in (target, source)]

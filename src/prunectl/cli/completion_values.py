@@ -42,6 +42,24 @@ CHOICES: dict[str, dict[str, str]] = {
         "tensor": "a threshold for each tensor",
         "row": "a threshold for each row of each tensor",
     },
+    "--method": {
+        "magnitude": "the smallest weights go; no data is needed",
+        "wanda": "the smallest by weight and input norm go",
+        "sparsegpt": "chosen with second moments of the inputs; the others are changed",
+        "admm": "as sparsegpt, nearer to the optimum, and slower",
+    },
+    "--budget": {
+        "matrix": "whole matrices take the pattern",
+        "rows": "blocks of 16 rows in every matrix take it",
+    },
+    "SOURCE": {
+        "text:": "files of text",
+        "hf:": "a dataset",
+        "images:": "a folder of images",
+        "pairs:": "a table of two texts in each row",
+        "demo": "the text that comes with prunectl",
+        "random": "random tokens: a stand-in",
+    },
     "LAYOUT": {
         "auto": "whichever is smallest for each tensor",
         "dense": "zeros like any weight: what everything loads",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunectl.cli import options, push_options
+from prunectl.cli import calibration_options, options, push_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_pattern
-from prunectl.settings import PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.settings import Budget, Method, PruneSettings, Scope, check_mask_alone, check_settings
 
 if TYPE_CHECKING:
     from prunectl.analysis.remote import RemoteSpace
@@ -26,6 +26,7 @@ EPILOG = options.examples(
     "prunectl prune ./my-model -s 0.3 --scope row --dry-run",
     "prunectl prune ./my-model --recipe recipe.toml -o out/ --force",
     "prunectl prune org/name --mask masks.safetensors -o out/",
+    "prunectl prune org/name --method sparsegpt --pattern 2:4 --calibration text:a.txt -o out/",
     "prunectl prune org/name --sparsity 0.4 -o out/ --push org/name-pruned --private",
 )
 
@@ -90,6 +91,17 @@ def prune(
             help="Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
         ),
     ] = None,
+    method: calibration_options.MethodOption = Method.MAGNITUDE,
+    refine: calibration_options.Refine = False,
+    budget: calibration_options.BudgetOption = Budget.MATRIX,
+    calibration: calibration_options.Source = None,
+    samples: calibration_options.Samples = None,
+    sequence_length: calibration_options.SequenceLength = None,
+    seed: calibration_options.Seed = None,
+    damping: calibration_options.Damping = None,
+    true_sequential: calibration_options.TrueSequential = False,
+    device: calibration_options.DeviceOption = None,
+    dtype: calibration_options.Dtype = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -132,7 +144,13 @@ def prune(
     where it stopped when the same command is given again.
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
-    settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask)
+    choice = choose_model(model, revision, out)
+    chosen = calibration_options.calibration_of(
+        choice.model, method, refine, calibration, true_sequential, samples=samples,
+        sequence_length=sequence_length, seed=seed, damping=damping, device=device, dtype=dtype,
+    )  # fmt: skip
+    how = {"method": method, "refine": refine, "calibration": chosen, "budget": budget}
+    settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask, how)
     shard_size = _size(max_shard_size)
     after = push_options.PushAfter(push, push_revision, private, create_pr, commit_message, token)
     after.check()
@@ -145,7 +163,6 @@ def prune(
             "--remote reads headers only, which is enough for --dry-run and nothing else",
             hint="add --dry-run, or leave --remote out",
         )
-    choice = choose_model(model, revision, out)
     if remote:
         found = options.open_headers(choice, token, cache_dir, trust_remote_code, jobs, out)
         space = _remote_space(found, output or Path.cwd(), shard_size)
@@ -185,6 +202,7 @@ def _settings(
     exclude: list[str],
     recipe: Path | None,
     mask: Path | None,
+    how: dict[str, Any],
 ) -> PruneSettings:
     """Flags and recipe together, checked before anything is opened."""
     from prunectl.recipe import combine, read_recipe
@@ -198,7 +216,9 @@ def _settings(
             exclude=tuple(exclude),
             recipe=recipe,
         )
-        return PruneSettings(mask=mask)
+        settings = PruneSettings(mask=mask, **how)
+        check_settings(settings)
+        return settings
     settings = combine(
         read_recipe(recipe) if recipe else None,
         sparsity=sparsity,
@@ -206,6 +226,7 @@ def _settings(
         scope=scope,
         include=tuple(include),
         exclude=tuple(exclude),
+        **how,
     )
     check_settings(settings)
     return settings

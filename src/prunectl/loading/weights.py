@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.checkpoint.torch_tensors import torch_dtype
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
 from prunectl.streaming import run_ordered
@@ -105,7 +106,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
                 self.checkpoint.folder / tensor.file,
                 f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
             )
-        return data.view(_torch_dtype(tensor.spec)).reshape(shape)
+        return data.view(torch_dtype(tensor.spec)).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -183,24 +184,3 @@ def load_state_dict(
         found = dict(zip(names, run_ordered(names, work, jobs), strict=True))
         aliases = weights.checkpoint.aliases
     return found | {alias: found[name] for alias, name in aliases.items()}
-
-
-_TORCH_NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-
-
-def _torch_dtype(spec: TensorSpec) -> torch.dtype:
-    import torch
-
-    name = _TORCH_NAMES.get(spec.dtype.name)
-    dtype = getattr(torch, name, None) if name else None
-    if not isinstance(dtype, torch.dtype):
-        raise BadCheckpoint(
-            spec.name, f"torch has no type for {spec.dtype.label}", hint="read it with safetensors"
-        )
-    return dtype

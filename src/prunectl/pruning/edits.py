@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.codes import Codes
 from prunectl.magnitude.masks import as_groups, cut, cut_rows, nm
 from prunectl.pattern import NM
@@ -55,7 +56,15 @@ class Keep:
     reader: TensorReader
 
 
-Edit = Copy | Cut | CutRows | Groups | Keep
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The weights are those of ``tensor``, of the same dtype and shape, which ``reader`` reads."""
+
+    tensor: StoredTensor
+    reader: TensorReader
+
+
+Edit = Copy | Cut | CutRows | Groups | Keep | Replace
 
 
 def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:

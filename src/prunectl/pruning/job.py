@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blake3
 
@@ -24,12 +24,16 @@ from prunectl.settings import PruneSettings, check_settings
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import check_space, check_target, is_safe_relative
 
+if TYPE_CHECKING:
+    from prunectl.calibration.samples import Samples
+
 
 @dataclass(frozen=True)
 class Job:
     """Everything that is decided before the first byte is written.
 
-    ``masks`` is the file of masks, if there is one, and ``mask_digest`` its BLAKE3.
+    ``masks`` is the file of masks, if there is one, and ``mask_digest`` its BLAKE3; ``samples`` are
+    those of a calibration.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +46,7 @@ class Job:
     command: str
     masks: MaskFile | None = None
     mask_digest: str = ""
+    samples: Samples | None = None
 
     @cached_property
     def planned(self) -> dict[str, TensorPlan]:
@@ -128,10 +133,12 @@ def arguments(job: Job) -> dict[str, Any]:
         return {
             "method": "mask",
             "mask": mask_argument(job.masks, job.mask_digest),
+            **_calibration(job),
             "max_shard_size": job.max_shard_size,
         }
     return {
-        "method": "magnitude",
+        "method": str(settings.method),
+        **_calibration(job),
         "sparsity": settings.sparsity,
         "pattern": str(settings.pattern),
         "scope": str(settings.scope),
@@ -148,6 +155,22 @@ def arguments(job: Job) -> dict[str, Any]:
             for rule in settings.rules
         ],
         "max_shard_size": job.max_shard_size,
+    }
+
+
+def _calibration(job: Job) -> dict[str, Any]:
+    """What is recorded of a calibration; nothing where there was none."""
+    calibration = job.settings.calibration
+    if calibration is None or job.samples is None:
+        return {}
+    return {
+        "refine": job.settings.refine,
+        "calibration": {
+            **job.samples.record,
+            "damping": calibration.damping,
+            "true_sequential": calibration.true_sequential,
+            "dtype": calibration.dtype,
+        },
     }
 
 

@@ -109,6 +109,7 @@ def _tensor_outcome(
         requested=pool.sparsity if pool and alone else None,
         input_axis=entry.input_axis if entry.prunable else None,
         norm_lost=forecast.norm_lost if forecast else None,
+        calibrated=resolution.calibrated.get(entry.spec.name),
     )
 
 

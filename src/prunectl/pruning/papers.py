@@ -79,6 +79,7 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         tied_to=one.tied_to,
         input_axis=one.input_axis,
         stored_bytes=one.numel * DTYPES[one.dtype].bits // 8,
+        calibrated=None if one.calibrated is None else dict(one.calibrated),
     )
 
 
@@ -124,6 +125,23 @@ def auto_class_of(checkpoint: Checkpoint) -> str:
     return next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
 
 
+_METHODS = {
+    "mask": "pruning by a file of masks",
+    "magnitude": "one-shot magnitude pruning",
+    "wanda": "one-shot pruning by Wanda (arXiv 2306.11695)",
+    "sparsegpt": "one-shot pruning by SparseGPT (arXiv 2301.00774)",
+    "admm": "one-shot pruning by ADMM (arXiv 2406.07831)",
+}
+
+
+def method_in_words(arguments: dict[str, Any]) -> str:
+    """How weights were chosen, and what became of the others, for a card."""
+    words = _METHODS.get(str(arguments.get("method")), "pruning")
+    if arguments.get("refine"):
+        words += ", with the weights that stay fitted to the layers' outputs on calibration data"
+    return words
+
+
 def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
@@ -133,7 +151,7 @@ def _card_facts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
-        method="pruning by a file of masks" if by_mask else "one-shot magnitude pruning",
+        method=method_in_words(arguments),
         pattern=result.pools[0].pattern if len(result.pools) == 1 else "by recipe",
         scope="" if by_mask else arguments["scope"],
         prunable=prunable,

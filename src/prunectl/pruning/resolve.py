@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from prunectl.analysis.measured import Measured
 from prunectl.analysis.thresholds import Target, find_own_targets, find_targets, shares
@@ -34,12 +35,14 @@ class Resolution:
         reasons: why prunable tensors stay dense after all.
         thresholds: by pool; None where a pool has no one threshold.
         forecasts: by tensor name, where the measurements tell before the weights are written.
+        calibrated: by tensor name, what calibration did, JSON-ready.
     """
 
     edits: dict[str, Edit]
     reasons: dict[str, str]
     thresholds: tuple[float | None, ...]
     forecasts: dict[str, Forecast]
+    calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def resolve_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class TensorOutcome:
         requested: sparsity asked of this tensor's weights alone (scope tensor or row), else None.
         input_axis: the axis along which N:M groups and rows lie; None where it has none.
         norm_lost: share of its squared norm that went, where it was measured, else None.
+        calibrated: what calibration did to it (docs/manifest.md), else None.
     """
 
     name: str
@@ -66,6 +68,7 @@ class TensorOutcome:
     requested: float | None = None
     input_axis: int | None = None
     norm_lost: float | None = None
+    calibrated: Mapping[str, Any] | None = None
 
     @property
     def sparsity(self) -> float:

@@ -17,7 +17,16 @@ from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.masks import as_groups, count_zeros, keep, nm_violations, odd_codes
 from prunectl.pattern import pruned_count
-from prunectl.pruning.edits import Copy, CutRows, Edit, Editor, Keep, axis_view, block_unit
+from prunectl.pruning.edits import (
+    Copy,
+    CutRows,
+    Edit,
+    Editor,
+    Keep,
+    Replace,
+    axis_view,
+    block_unit,
+)
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.streaming import Bytes, Scratch
 
@@ -82,6 +91,9 @@ def write_tensor(
         itemsize = spec.dtype.bits // 8
         for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
             output.put(offset, block, partial(_keep, edit, offset // itemsize, width, scratch))
+    elif isinstance(edit, Replace):
+        for offset, block in scratch.blocks(reader, source):
+            output.put(offset, block, partial(_replace, edit, offset))
     else:
         editor = Editor(edit, spec, axis)
         for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
@@ -180,6 +192,12 @@ def _keep(edit: Keep, first: int, width: int, scratch: Scratch, codes: Codes) ->
             why = f"'{mask.name}' keeps more than {n} of {m} weights somewhere, unlike its header"
             raise BadMaskFile(mask.bits.file, why)
     return zeros
+
+
+def _replace(edit: Replace, offset: int, codes: Codes) -> int:
+    """Put the new weights, from byte ``offset`` on, in the place of ``codes``; returns zeros."""
+    edit.reader.read(edit.tensor, offset, codes.view(np.uint8))
+    return count_zeros(codes)
 
 
 def _lines(

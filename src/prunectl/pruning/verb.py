@@ -15,6 +15,7 @@ from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadMaskFile, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.pruning.calibration_run import calibrated, gather_samples
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.outcome import build_result, check_counts
@@ -22,7 +23,7 @@ from prunectl.pruning.papers import write_papers
 from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
-from prunectl.settings import PruneSettings
+from prunectl.settings import Method, PruneSettings
 from prunectl.sink.folder import OutputFolder
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -44,7 +45,9 @@ def prune(
 
     Weights of lowest magnitude become +0.0, exactly as many as asked for; every other weight keeps
     its bits ("The Emergence of Essential Sparsity in Large Pre-trained Models", arXiv 2306.03805).
-    With ``settings.mask`` those go that a file of masks says, whatever their magnitude.
+    With ``settings.mask`` those go that a file of masks says, whatever their magnitude. Methods
+    that are calibrated run samples through the model, block by block, to choose the weights and to
+    change those that stay.
     The output is complete or absent; an interrupted run is resumed by the same call.
 
     Args:
@@ -68,14 +71,21 @@ def prune(
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     for text in job.plan.notes:
         on_event(Note(text))
+    if job.settings.needs_calibration and job.settings.calibration is not None:
+        samples = gather_samples(checkpoint, job.settings.calibration, on_event)
+        job = replace(job, samples=samples)
     with ExitStack() as stack:  # masks are read until the last weight is written
         if (masks := job.masks) is not None:
             reader = stack.enter_context(masks.open())
             check_twins(checkpoint, masks, job.plan, reader)
             job = replace(job, mask_digest=check_bits(masks, reader, on_event))
             resolution = mask_resolution(job.plan, reader)
-        else:
+        elif job.settings.method is Method.MAGNITUDE:
             resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
+        else:
+            resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
+        if job.samples is not None:
+            resolution = stack.enter_context(calibrated(job, resolution, on_event))
         result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
     for text in result.warnings:
         on_event(Note(text, warning=True))

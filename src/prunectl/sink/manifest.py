@@ -16,7 +16,7 @@ from prunectl.sink.fields import Fields
 from prunectl.sink.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
 from prunectl.sink.target import MANIFEST_NAME
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True, slots=True)

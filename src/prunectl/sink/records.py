@@ -145,6 +145,8 @@ class TensorRecord:
         tied_to: name of the tensor above that it repeats (one tensor in the source, under two
             names); it counts once in the totals.
         input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
+        calibrated: what calibration did to it: ``survivors`` is ``kept`` or ``updated``; None where
+            magnitudes or a mask decided, and in manifests before schema 1.2.
     """
 
     name: str
@@ -165,6 +167,7 @@ class TensorRecord:
     tied_to: str | None = None
     input_axis: int | None = None
     stored_bytes: int | None = None
+    calibrated: dict[str, Any] | None = None
 
     @property
     def numel(self) -> int:
@@ -198,12 +201,25 @@ class TensorRecord:
                 if "stored_bytes" in fields.members
                 else None
             ),
+            calibrated=_calibrated(fields),
         )
         if record.input_axis is not None and record.input_axis >= len(record.shape):
             fields.fail("input_axis", f"is not an axis of a shape of {len(record.shape)} sizes")
         if max(record.zeros, record.zeros_before) > math.prod(record.shape):
             fields.fail("zeros", "is more than there are weights")
         return record
+
+
+def _calibrated(fields: Fields) -> dict[str, Any] | None:
+    if fields.members.get("calibrated") is None:
+        return None
+    member = fields.member("calibrated")
+    if member.text("survivors") not in ("kept", "updated"):
+        member.fail("survivors", "is neither 'kept' nor 'updated'")
+    member.count("tokens")
+    for key in ("error", "error_before_refine"):
+        member.optional(key, member.number)
+    return member.members
 
 
 def record_object(record: FileRecord | SourceFile | Count | TensorRecord) -> dict[str, Any]:

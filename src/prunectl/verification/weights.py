@@ -182,7 +182,8 @@ def _judge_source(
     comparison = found.comparison
     if comparison is None:
         return
-    if comparison.changed:
+    updated = record.calibrated is not None and record.calibrated["survivors"] == "updated"
+    if comparison.changed and not updated:
         yield Difference(
             "survivors",
             name,

@@ -1,0 +1,93 @@
+"""What is gathered of the inputs of a block's matrices; those with the same input share it."""
+
+from __future__ import annotations
+
+import torch
+
+from prunectl.calibration.capture import Matrix
+from prunectl.events import Note, OnEvent
+from prunectl.methods.statistics import Gram
+
+Key = tuple[Matrix, ...]
+"""The matrices that one product multiplies by: one, or those that are fused into one weight."""
+
+
+class NotShared(Exception):
+    """Two weights had the same input for one sample and do not have it for another."""
+
+
+class Statistics:
+    """Second moments by matrix.
+
+    Query, key and value get the very same tensor, and one set of moments for the three is a third
+    of the work and memory. That they do is seen at the first sample, and checked at every other.
+
+    Attributes:
+        order: the products in the order of their first use.
+        leader: by product, the one whose moments it shares; itself where it shares none.
+
+    Args:
+        full: whole second moments; False gathers their diagonals only.
+        device: where they are kept; the host's memory takes over when it is full.
+        shared: whether products may share moments.
+        only: leaders that are gathered; None is all.
+    """
+
+    def __init__(
+        self,
+        *,
+        full: bool,
+        device: torch.device,
+        on_event: OnEvent,
+        shared: bool = True,
+        only: set[Key] | None = None,
+    ) -> None:
+        self._full, self._device, self._on_event = full, device, on_event
+        self._shared, self._only = shared, only
+        self._grams: dict[Key, Gram] = {}
+        self._recent: list[tuple[torch.Tensor, Key]] = []
+        self.leader: dict[Key, Key] = {}
+        self.order: list[Key] = []
+        self._key_of: dict[Matrix, Key] = {}
+
+    def next_sample(self) -> None:
+        """Forget the tensors of the last one."""
+        self._recent.clear()
+
+    def seen(self, key: Key, x: torch.Tensor) -> None:
+        """Add ``x`` [..., in], unless it was added already by a product that shares it.
+
+        Raises:
+            NotShared: what was shared before is not shared here.
+        """
+        twin = next((other for held, other in reversed(self._recent) if held is x), None)
+        if key not in self.leader:
+            self.leader[key] = twin if twin is not None and self._shared else key
+            self.order.append(key)
+            self._key_of.update(dict.fromkeys(key, key))
+        leader = self.leader[key]
+        if leader != key:
+            if twin != leader:
+                raise NotShared
+            return
+        self._recent.append((x, key))  # kept alive: no other tensor can be mistaken for it
+        if self._only is None or key in self._only:
+            if key not in self._grams:
+                self._grams[key] = self._new(x.shape[-1])
+            self._grams[key].add(x)
+
+    def of(self, matrix: Matrix) -> Gram | None:
+        """The moments of a matrix's inputs; None where nothing reached it."""
+        key = self._key_of.get(matrix)
+        return None if key is None else self._grams.get(self.leader[key])
+
+    def _new(self, inputs: int) -> Gram:
+        try:
+            return Gram(inputs, full=self._full, device=self._device)
+        except torch.OutOfMemoryError:
+            if self._device.type == "cpu":
+                raise
+        self._device = torch.device("cpu")
+        text = "The device is full: the inputs' statistics are kept in the host's memory."
+        self._on_event(Note(text, warning=True))
+        return Gram(inputs, full=self._full, device=self._device)

@@ -1,0 +1,62 @@
+"""A stored tensor as a torch tensor on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import BadCheckpoint
+from prunectl.tensorspec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 4 << 20
+"""Bytes read at a time."""
+
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """torch's own type of a stored tensor.
+
+    Raises:
+        BadCheckpoint: torch has none.
+    """
+    import torch
+
+    name = _TORCH_NAMES.get(spec.dtype.name)
+    dtype = getattr(torch, name, None) if name else None
+    if not isinstance(dtype, torch.dtype):
+        raise BadCheckpoint(
+            spec.name, f"torch has no type for {spec.dtype.label}", hint="read it with safetensors"
+        )
+    return dtype
+
+
+def read_tensor(reader: TensorReader, tensor: StoredTensor) -> torch.Tensor:
+    """The whole tensor on the CPU, bit for bit.
+
+    Raises:
+        BadCheckpoint: the file ends early, or torch has no such type or no memory for it.
+    """
+    import torch
+
+    reader.check(tensor)  # before memory is taken for what a header claims
+    try:
+        data = torch.empty(tensor.spec.nbytes, dtype=torch.uint8)
+    except RuntimeError:  # torch's way to say that there is no memory
+        raise BadCheckpoint(
+            tensor.file, f"tensor '{tensor.name}' of {tensor.spec.nbytes:,} bytes does not fit"
+        ) from None
+    out = data.numpy()
+    for start in range(0, tensor.spec.nbytes, _BLOCK):
+        reader.read(tensor, start, out[start : start + _BLOCK])
+    return data.view(torch_dtype(tensor.spec)).reshape(tensor.spec.shape)

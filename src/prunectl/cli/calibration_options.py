@@ -1,0 +1,125 @@
+"""The options of calibrated methods."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunectl.errors import InvalidOption
+from prunectl.settings import Budget, Calibration, Method
+
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        "--method",
+        help="How weights are chosen: by magnitude, or with calibration samples by wanda, "
+        "sparsegpt or admm (the last two also change the weights that stay).",
+    ),
+]
+Refine = Annotated[
+    bool,
+    typer.Option(
+        "--refine",
+        help="Fit the weights that stay to the layers' outputs on the calibration samples, after "
+        "any method or mask.",
+    ),
+]
+BudgetOption = Annotated[
+    Budget,
+    typer.Option(
+        "--budget",
+        help="N:M with --sparsity: whole matrices take the pattern, or blocks of 16 rows in each.",
+    ),
+]
+Source = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="SOURCE",
+        help="text:FILE, hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, random, "
+        "or demo (repeatable for text). The model demo has its own.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option("--samples", metavar="N", help="Calibration samples.", show_default="128"),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence-length",
+        metavar="N",
+        help="Tokens in a sample, at most what the model takes.",
+        show_default="2048",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of the choice of samples.", show_default="0"),
+]
+Damping = Annotated[
+    float | None,
+    typer.Option(
+        "--damping",
+        metavar="RATIO",
+        help="Added to the inputs' second moments, in their mean.",
+        show_default="0.01",
+    ),
+]
+TrueSequential = Annotated[
+    bool,
+    typer.Option(
+        "--true-sequential",
+        help="Inside a block too, measure each matrix behind those pruned before it (slower).",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where samples are run: auto, cpu, cuda:N.",
+        show_default="auto",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Type the samples are run in; auto: fp32 on the CPU, else the checkpoint's.",
+        show_default="auto",
+    ),
+]
+
+
+def calibration_of(
+    model: str,
+    method: Method,
+    refine: bool,
+    source: list[str] | None,
+    true_sequential: bool,
+    **given: object,
+) -> Calibration | None:
+    """The calibration that options mean; None where there is none.
+
+    Args:
+        model: what is pruned: the model ``demo`` brings its own text.
+        given: other options by their field of :class:`Calibration`; None is left out.
+
+    Raises:
+        InvalidOption: options of a calibration, and none is made.
+    """
+    needed = method is not Method.MAGNITUDE or refine
+    set_ones = {name: value for name, value in given.items() if value is not None}
+    if not needed:
+        for name in [*(["calibration"] if source else []), *set_ones,
+                     *(["true_sequential"] if true_sequential else [])]:  # fmt: skip
+            raise InvalidOption(
+                f"--{name.replace('_', '-')} is about calibration, and method magnitude has none",
+                hint="choose --method wanda, sparsegpt or admm, or add --refine",
+            )
+        return None
+    texts = tuple(source or (["demo"] if model == "demo" else []))
+    return Calibration(texts, true_sequential=true_sequential, **set_ones)  # type: ignore[arg-type]

@@ -1,0 +1,262 @@
+"""The calibrated part of a prune: samples, the budget by output error, and the blocks in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.events import Note, OnEvent
+from prunectl.pruning.calibrated import Calibrator, masks_of, needs_full, replaced
+from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.edits import Copy
+from prunectl.pruning.job import Job, fingerprint
+from prunectl.pruning.resolve import Resolution
+from prunectl.pruning.targets import TensorTarget, pool_targets, take_by_error
+from prunectl.settings import Calibration, Method
+from prunectl.tensorspec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunectl.calibration.engine import Wanted
+    from prunectl.calibration.samples import Samples
+    from prunectl.checkpoint.reader import TensorReader
+    from prunectl.checkpoint.skeleton import Skeleton
+
+
+def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEvent) -> Samples:
+    """Read the samples that a model is calibrated on.
+
+    Raises:
+        PrunectlError: see :mod:`prunectl.calibration.errors`.
+    """
+    from prunectl.calibration.samples import load_samples
+    from prunectl.calibration.source import parse_calibration
+    from prunectl.checkpoint.module_tree import (
+        build_on_meta,
+        model_class,
+        quiet_transformers,
+        unknown_if_it_fails,
+    )
+    from prunectl.checkpoint.nature import nature_of
+
+    source = parse_calibration(settings.source)
+    with unknown_if_it_fails(), quiet_transformers():
+        cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+        model = build_on_meta(cls, config)
+    samples = load_samples(
+        source,
+        checkpoint,
+        nature_of(model, checkpoint.folder),
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        seed=settings.seed,
+        on_event=on_event,
+    )
+    for text in samples.notes:
+        on_event(Note(text))
+    return samples
+
+
+@contextmanager
+def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[Resolution]:
+    """Prune by calibration; inside of the block the new weights can be read.
+
+    Leaving it without an error removes them: they are in the output by then.
+
+    Raises:
+        PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
+    """
+    from prunectl.calibration.engine import calibrate
+
+    assert job.settings.calibration is not None
+    assert job.samples is not None
+    with job.checkpoint.open() as reader:
+        skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
+        resolution, targets = _resolve(job, resolution, skeleton, reader, on_event)
+        blocks = _blocks(job, targets, skeleton)
+        with CalibratedStore(job.target, fingerprint(job), blocks, on_event) as store:
+            if not store.complete:
+                on_event(Note(_memory(job, skeleton, targets)))
+                full = needs_full(job.settings.method, job.settings.refine)
+                calibrator = Calibrator(job, targets, reader, store, on_event, full=full)
+                calibrate(
+                    skeleton, job.samples.inputs, _wanted(job, blocks, full=full), calibrator,
+                    finished=store.values_of, done=store.finish, on_event=on_event,
+                )  # fmt: skip
+                _outside(blocks.get("", []), job, calibrator, reader)
+                store.finish("")
+            del skeleton
+            yield replaced(resolution, store)
+            store.done_with()
+
+
+def _resolve(
+    job: Job,
+    resolution: Resolution,
+    skeleton: Skeleton,
+    reader: TensorReader,
+    on_event: OnEvent,
+) -> tuple[Resolution, dict[str, TensorTarget]]:
+    """What goes of each tensor; a budget's matrices are chosen by what their outputs lose."""
+    by_magnitude = job.masks is not None or job.settings.method is Method.MAGNITUDE
+    targets = masks_of(job, resolution.edits, reader) if by_magnitude else {}
+    for index, pool in enumerate(job.plan.pools):
+        if pool.is_budget:
+            found = pool_targets(job.plan, index)
+            taken = _take(job, index, found, skeleton, reader, on_event)
+            dense = found.keys() - taken
+            targets = {k: v for k, v in targets.items() if k not in found}
+            targets |= {name: found[name] for name in found if name in taken}
+            reason = "kept dense: the budget is spent on matrices whose outputs change less"
+            resolution = replace(
+                resolution,
+                edits={**resolution.edits, **dict.fromkeys(dense, Copy())},
+                reasons={**resolution.reasons, **dict.fromkeys(dense, reason)},
+                forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
+            )
+        elif not by_magnitude:
+            targets |= pool_targets(job.plan, index)
+    return resolution, targets
+
+
+def _take(
+    job: Job,
+    index: int,
+    targets: dict[str, TensorTarget],
+    skeleton: Skeleton,
+    reader: TensorReader,
+    on_event: OnEvent,
+) -> set[str]:
+    """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
+    from prunectl.calibration.engine import calibrate
+
+    assert job.samples is not None
+    calibrator = Calibrator(job, targets, reader, None, on_event, full=True)
+    blocks = _blocks(job, targets, skeleton)
+    wanted = _wanted(job, blocks, full=True)
+    calibrate(
+        skeleton, job.samples.inputs, replace(wanted, true_sequential=False), calibrator,
+        phase="measuring errors", on_event=on_event,
+    )  # fmt: skip
+    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
+    members = job.plan.pools[index].members
+    zeros = {name: int((read_tensor(reader, stored[name]) == 0).sum()) for name in members}
+    # What no sample reaches has no error to speak of: it is taken first.
+    errors = {name: 0.0 for name in targets}
+    for name, facts in calibrator.facts.items():
+        errors[name] = facts.error or 0.0
+    specs = [stored[name].spec for name in members if name in targets]
+    return take_by_error(job.plan.pools[index], specs, errors, zeros)
+
+
+def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> Skeleton:
+    from prunectl.checkpoint.skeleton import Skeleton
+
+    device = _device(settings.device)
+    return Skeleton(
+        checkpoint, reader, device=device, dtype=_dtype(settings.dtype, device, checkpoint)
+    )
+
+
+def _device(wanted: str) -> torch.device:
+    from prunectl.benchmarking.machine import choose_device
+
+    return choose_device(wanted)
+
+
+def _dtype(wanted: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """fp32 on the CPU, whose bf16 is slow; elsewhere the type of most of the weights."""
+    import torch
+
+    from prunectl.checkpoint.torch_tensors import torch_dtype
+    from prunectl.errors import InvalidOption
+
+    if wanted != "auto":
+        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        found = getattr(torch, names.get(wanted, wanted), None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise InvalidOption(
+                f"dtype '{wanted}' is not known", hint="auto, float32, bfloat16 or float16"
+            )
+        return found
+    if device.type == "cpu":
+        return torch.float32
+    largest = max(checkpoint.tensors, key=lambda tensor: tensor.spec.nbytes)
+    return torch_dtype(largest.spec)
+
+
+def _blocks(
+    job: Job, targets: Mapping[str, TensorTarget], skeleton: Skeleton
+) -> dict[str, list[TensorSpec]]:
+    """The tensors to prune by block, in the order of blocks; '' is outside of all."""
+    found: dict[str, list[TensorSpec]] = {block: [] for block in (*skeleton.blocks, "")}
+    for entry in job.plan.tensors:
+        if entry.spec.name in targets:
+            target = skeleton.targets.get(entry.spec.name)
+            block = None if target is None else skeleton.block_of(target.parameter)
+            found[block or ""].append(entry.spec)
+    return {block: specs for block, specs in found.items() if specs}
+
+
+def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> Wanted:
+    from prunectl.calibration.engine import Wanted
+
+    assert job.settings.calibration is not None
+    inside = {spec.name for block, specs in blocks.items() if block for spec in specs}
+    names = [entry.spec.name for entry in job.plan.tensors if entry.spec.name in inside]
+    return Wanted(
+        {name: job.planned[name].input_axis for name in names},
+        full=full,
+        true_sequential=job.settings.calibration.true_sequential,
+    )
+
+
+def _outside(
+    specs: list[TensorSpec], job: Job, calibrator: Calibrator, reader: TensorReader
+) -> None:
+    """Tensors that were included and are in no block: there are no statistics of their inputs."""
+    from prunectl.calibration.capture import matrices
+    from prunectl.calibration.engine import Measured
+    from prunectl.checkpoint.torch_tensors import read_tensor
+
+    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
+    for spec in specs:
+        weight = read_tensor(reader, stored[spec.name])
+        parts = matrices(spec.name, weight, job.planned[spec.name].input_axis)
+        calibrator(spec.name, [Measured(one, None) for one in parts])
+
+
+def _memory(job: Job, skeleton: Skeleton, targets: Mapping[str, TensorTarget]) -> str:
+    """What calibration will take, as far as it can be told: a sentence."""
+    assert job.samples is not None
+    block = max(skeleton.nbytes(path) for path in skeleton.blocks)
+    moments: dict[str, int] = {}
+    full = needs_full(job.settings.method, job.settings.refine)
+    for name in targets:
+        entry = job.planned[name]
+        target = skeleton.targets.get(name)
+        path = None if target is None else skeleton.block_of(target.parameter)
+        if path is None or entry.input_axis is None or len(entry.spec.shape) < 2:
+            continue
+        width = entry.spec.shape[entry.input_axis]
+        stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
+        moments[path] = moments.get(path, 0) + stack * 4 * width * (width if full else 1)
+    config = skeleton.model.config.get_text_config()
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    states = int(job.samples.record.get("tokens") or 0) * hidden * skeleton.dtype.itemsize
+    statistics = max(moments.values(), default=0)
+    total = block + statistics + states
+    parts = (
+        f"{_size(block)} for a block, up to {_size(statistics)} for its inputs' moments, "
+        f"{_size(states)} for what blocks put out"
+    )
+    return f"Calibration takes up to {_size(total)} of memory: {parts}."
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
