@@ -1,29 +1,20 @@
-"""Calibration, one block at a time: inputs gathered, weights pruned, outputs computed anew.
-
-The model's own forward is run for every block, with the blocks before it answering at once with
-what they put out last time. So nothing here knows what a block is called with: masks, positions,
-caches, a shared position bias or the encoder's output come from the model's own code.
-"""
+"""Calibration, one block at a time: inputs gathered, weights pruned, outputs computed anew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
+from prunectl.calibration.forward import Forward, Inputs, Unit
 from prunectl.calibration.statistics import Key, NotShared, Statistics
 from prunectl.checkpoint.skeleton import Skeleton
-from prunectl.errors import CalibrationFailed
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.statistics import Gram
 
-Inputs = Mapping[str, torch.Tensor]
 Values = dict[str, torch.Tensor]
 
 
@@ -53,10 +44,6 @@ class Wanted:
     axes: Mapping[str, int | None]
     full: bool = True
     true_sequential: bool = False
-
-
-class _Stop(Exception):
-    """The block has been run: what comes after it is of no interest."""
 
 
 def _never(block: str) -> Values | None:
@@ -90,8 +77,8 @@ def calibrate(
     Raises:
         CalibrationFailed: the model fails on the samples, or puts out NaN.
     """
-    engine = _Engine(skeleton, _batched(samples), wanted, prune_tensor, phase, on_event)
-    units = engine.units()
+    engine = _Engine(skeleton, samples, wanted, prune_tensor, phase, on_event)
+    units = engine.forward.units()
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
         engine.run(unit, {block: finished(block) for block in unit.blocks})
@@ -102,19 +89,6 @@ def calibrate(
             engine.prune_unreached(block)
         done(block)
     on_event(PhaseDone(phase))
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Blocks that are worked on together: one, or several that take turns.
-
-    Attributes:
-        blocks: in the order of their first call.
-        calls: how often one of them is called in a forward.
-    """
-
-    blocks: tuple[str, ...]
-    calls: int
 
 
 class _Engine:
@@ -128,10 +102,9 @@ class _Engine:
         on_event: OnEvent,
     ) -> None:
         self._phase = phase
-        self._skeleton, self._samples, self._wanted = skeleton, samples, wanted
+        self._skeleton, self._wanted = skeleton, wanted
         self._prune_tensor, self._on_event = prune_tensor, on_event
-        # By list of blocks and sample: what the last block that was run has put out.
-        self._outputs: dict[str, list[Any]] = {}
+        self.forward = Forward(skeleton, samples)
         self._names: dict[str, list[str]] = {block: [] for block in skeleton.blocks}
         for name in wanted.axes:
             target = skeleton.targets.get(name)
@@ -139,105 +112,25 @@ class _Engine:
             if block is not None:
                 self._names[block].append(name)
 
-    # --- running the model ----------------------------------------------------------------------
-
-    def units(self) -> list[_Unit]:
-        """Run one sample through the whole model, with each block in memory while it is called."""
-        trace: list[str] = []
-
-        def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            trace.append(block)
-            self._skeleton.load(block)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._skeleton.unload(block)
-
-        with self._replaced(run):
-            self._forward(0)
-        if not trace:
-            raise CalibrationFailed("no transformer block is reached by the samples")
-        return _in_units(trace)
-
-    @contextmanager
-    def _replaced(self, run: Callable[..., Any]) -> Iterator[None]:
-        """``run(block, its own forward, ...)`` in the place of every block's forward."""
-        modules = {path: self._skeleton.model.get_submodule(path) for path in self._skeleton.blocks}
-        for path, module in modules.items():
-            module.forward = partial(run, path, module.forward)
-        try:
-            yield
-        finally:
-            for module in modules.values():
-                del module.forward
-
-    def _forward(self, index: int) -> None:
-        """One sample through the model, until a block says that it is enough."""
-        device, dtype = self._skeleton.device, self._skeleton.dtype
-        inputs = {
-            key: value.to(device, dtype if value.is_floating_point() else None)
-            for key, value in self._samples[index].items()
-        }
-        try:
-            with torch.no_grad():
-                self._skeleton.model(**inputs)
-        except (_Stop, NotShared, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-            raise CalibrationFailed(
-                f"the model's forward fails on the samples: {first}",
-                hint="PRUNECTL_DEBUG=1 shows where",
-            ) from error
-
-    def _run_unit(self, unit: _Unit, index: int) -> dict[str, Any]:
-        """One sample through a unit; returns what its blocks put out last, by list of blocks."""
-        left = unit.calls
-        found: dict[str, Any] = {}
-
-        def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            stack = block.rpartition(".")[0]
-            if block not in unit.blocks:
-                return pytree.tree_map_only(torch.Tensor, self._fresh, self._outputs[stack][index])
-            found[stack] = original(*args, **kwargs)
-            left -= 1
-            if not left:
-                raise _Stop
-            return found[stack]
-
-        with self._replaced(run):
-            try:
-                self._forward(index)
-            except _Stop:
-                return found
-        raise CalibrationFailed(f"some samples do not reach block {unit.blocks[-1]}")
-
-    def _fresh(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the device: the model may write into what a block returns."""
-        return tensor.to(self._skeleton.device, copy=True)
-
-    # --- one unit -------------------------------------------------------------------------------
-
-    def run(self, unit: _Unit, earlier: Mapping[str, Values | None]) -> None:
+    def run(self, unit: Unit, earlier: Mapping[str, Values | None]) -> None:
         """Prune the blocks of a unit, then compute what they put out now."""
         for block in unit.blocks:
             self._skeleton.load(block)
         steps = self._steps(unit, earlier)
         size = sum(self._skeleton.nbytes(block) for block in unit.blocks)
-        count = (len(steps) + 1) * len(self._samples)
+        count = (len(steps) + 1) * self.forward.count
         tell = _Teller(self._on_event, self._phase, size, count, unit.blocks[0])
         for step in steps:
             step(tell)
-        for index in range(len(self._samples)):
-            self._record(unit, index)
+        for index in range(self.forward.count):
+            self.forward.record(unit, index)
             tell()
         for block in unit.blocks:
             self._skeleton.unload(block)
         tell.finish()
 
     def _steps(
-        self, unit: _Unit, earlier: Mapping[str, Values | None]
+        self, unit: Unit, earlier: Mapping[str, Values | None]
     ) -> list[Callable[[_Teller], None]]:
         """What is to be done before the outputs: one measurement, or one for each input."""
         names = [name for block in unit.blocks for name in self._names[block]]
@@ -258,7 +151,7 @@ class _Engine:
             for group in groups
         ]
 
-    def _in_order(self, unit: _Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
+    def _in_order(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         """The tensors in order of use; those that share an input go together."""
         statistics = self._statistics(only=set())
         self._collect_one(unit, todo, statistics, 0)
@@ -273,7 +166,7 @@ class _Engine:
         return [*groups.values(), *([unseen] if unseen else [])]
 
     def _measure_and_prune(
-        self, unit: _Unit, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
+        self, unit: Unit, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
     ) -> None:
         statistics = self._collect(unit, todo, tell)
         for name, parts in todo.items():
@@ -290,43 +183,29 @@ class _Engine:
             only=only,
         )
 
-    def _collect(self, unit: _Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:
+    def _collect(self, unit: Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:
         statistics = self._statistics()
         try:
-            for index in range(len(self._samples)):
+            for index in range(self.forward.count):
                 self._collect_one(unit, todo, statistics, index)
                 tell()
         except NotShared:
             statistics = self._statistics(shared=False)
-            for index in range(len(self._samples)):
+            for index in range(self.forward.count):
                 self._collect_one(unit, todo, statistics, index)
         return statistics
 
     def _collect_one(
-        self, unit: _Unit, todo: Mapping[str, list[Matrix]], statistics: Statistics, index: int
+        self, unit: Unit, todo: Mapping[str, list[Matrix]], statistics: Statistics, index: int
     ) -> None:
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
         with ProductWatcher(watched, statistics.seen):
-            self._run_unit(unit, index)
-
-    def _record(self, unit: _Unit, index: int) -> None:
-        """Keep what a unit puts out for a sample, for the blocks after it."""
-        for stack, output in self._run_unit(unit, index).items():
-            kept = self._outputs.setdefault(stack, [None] * len(self._samples))
-            kept[index] = _in_host_memory(output, kept[index - 1] if index else None)
-            first = next(
-                (leaf for leaf in pytree.tree_leaves(kept[index]) if torch.is_tensor(leaf)), None
-            )
-            if first is not None and first.is_floating_point() and not first.isfinite().all():
-                raise CalibrationFailed(
-                    f"block {unit.blocks[-1]} puts out NaN or Inf",
-                    hint="--dtype float32 has more range; is the checkpoint damaged?",
-                )
+            self.forward.run(unit, index)
 
     # --- what no sample reaches -----------------------------------------------------------------
 
-    def unreached(self, units: Sequence[_Unit]) -> list[str]:
+    def unreached(self, units: Sequence[Unit]) -> list[str]:
         """Blocks with tensors to prune that no sample reaches, such as those of a vision tower."""
         reached = {block for unit in units for block in unit.blocks}
         return [block for block, names in self._names.items() if names and block not in reached]
@@ -359,71 +238,3 @@ class _Teller:
         if upto > self._told:
             self._on_event(Advanced(self._phase, upto - self._told, self._item))
             self._told = upto
-
-
-def _batched(samples: Sequence[Inputs]) -> list[Inputs]:
-    """Samples of equal shapes side by side, as many as make one efficient forward.
-
-    Nothing is padded, so that every row of an input is a token of some sample.
-    """
-    batches: list[list[Inputs]] = []
-    for sample in samples:
-        room = max(1, _ROWS // max(_rows(sample), 1))
-        last = batches[-1] if batches else []
-        if last and len(last) < room and _shapes(last[0]) == _shapes(sample):
-            last.append(sample)
-        else:
-            batches.append([sample])
-    return [{key: torch.cat([one[key] for one in batch]) for key in batch[0]} for batch in batches]
-
-
-_ROWS = 2048
-"""Tokens in a forward; more of them make it no faster."""
-
-_PATCH = 256
-"""Values of an image or a sound that about make a row of a block's input."""
-
-
-def _rows(sample: Inputs) -> int:
-    return max(
-        value.numel() // (_PATCH if value.is_floating_point() else 1) for value in sample.values()
-    )
-
-
-def _shapes(sample: Inputs) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in sample.items()}
-
-
-def _in_units(trace: Sequence[str]) -> list[_Unit]:
-    """Cut a sequence of calls wherever no block is called on both sides of the cut."""
-    last = {block: at for at, block in enumerate(trace)}
-    units: list[_Unit] = []
-    start = 0
-    while start < len(trace):
-        end = at = start
-        while at <= end:
-            end = max(end, last[trace[at]])
-            at += 1
-        part = trace[start : end + 1]
-        units.append(_Unit(tuple(dict.fromkeys(part)), len(part)))
-        start = end + 1
-    return units
-
-
-def _in_host_memory(output: Any, before: Any) -> Any:
-    """The output on the CPU; a tensor that is equal to the last sample's is kept once."""
-    leaves, spec = pytree.tree_flatten(output)
-    others = pytree.tree_leaves(before)
-    kept = []
-    for i, leaf in enumerate(leaves):
-        if torch.is_tensor(leaf):
-            leaf = leaf.detach().to("cpu")
-            other = others[i] if i < len(others) else None
-            if torch.is_tensor(other) and _same(leaf, other):
-                leaf = other
-        kept.append(leaf)
-    return pytree.tree_unflatten(kept, spec)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

@@ -1,0 +1,141 @@
+"""Images as a model is fed them: found, opened with care, and processed as its folder says."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.calibration.errors import BadCalibration, MissingLibrary
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.checkpoint.nature import Nature, accepted_inputs
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Process = Callable[["Image"], dict[str, NDArray[Any]]]
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded by their own content; others of PIL start programs or are seldom."""
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files by their names, also in folders below, sorted by path.
+
+    Raises:
+        BadCalibration: there are none, or the folder cannot be read.
+    """
+    try:
+        inside = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+        found = sorted((path for path in inside if path.is_file()), key=lambda p: p.parts)
+    except OSError as error:
+        raise BadCalibration(str(folder), f"cannot be read: {error.strerror}") from None
+    if not found:
+        raise BadCalibration(
+            str(folder),
+            f"the folder holds no images ({', '.join(SUFFIXES)})",
+            hint="name a folder of images: --calibration images:FOLDER",
+        )
+    return found
+
+
+def open_image(source: Path | bytes, channels: int) -> Image | None:
+    """The first frame of an image, turned as its EXIF data says; None where it is broken.
+
+    A file that would decode to more pixels than PIL holds for safe counts as broken.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=_FORMATS) as image:
+                turned = ImageOps.exif_transpose(image)
+                return turned.convert(_MODES.get(channels, "RGB"))
+    except MemoryError:
+        raise
+    except Exception:  # PIL's decoders raise anything: SyntaxError, struct.error, ZeroDivisionError
+        return None
+
+
+def load_processor(checkpoint: Checkpoint, nature: Nature) -> tuple[Process, str]:
+    """What makes a model's input of an image: arrays of batch size 1; and a note, or ''.
+
+    Raises:
+        MissingLibrary: PIL is not installed.
+        BadCalibration: the folder's image processor does not load.
+    """
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise MissingLibrary("pillow", "calibration on images") from None
+    if not (checkpoint.folder / "preprocessor_config.json").is_file():
+        assert nature.image is not None
+        _, height, width = nature.image
+        note = (
+            f"{checkpoint.model} has no preprocessor_config.json: images are resized to "
+            f"{height}x{width} and scaled to -1..1"
+        )
+        return _plain(nature.image), note
+    try:
+        with quiet_transformers():
+            from transformers import AutoImageProcessor
+
+            inner = AutoImageProcessor.from_pretrained(
+                checkpoint.folder,
+                local_files_only=True,
+                trust_remote_code=checkpoint.trust_remote_code,
+            )
+    except Exception as error:  # transformers may raise anything at all
+        raise _broken(checkpoint, error, "does not load") from None
+    return _own(checkpoint, inner), ""
+
+
+def _plain(size: tuple[int, int, int]) -> Process:
+    """Resized (bicubic), scaled to -1..1: float32 (1, channels, height, width)."""
+    _, height, width = size
+
+    def process(image: Image) -> dict[str, NDArray[Any]]:
+        from PIL.Image import Resampling
+
+        small = image.resize((width, height), Resampling.BICUBIC)
+        pixels = np.asarray(small, np.float32) / np.float32(127.5) - 1
+        channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return {"pixel_values": np.ascontiguousarray(channels_first)[None]}
+
+    return process
+
+
+def _own(checkpoint: Checkpoint, inner: Any) -> Process:
+    accepted = accepted_inputs(
+        checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
+    ) | {"pixel_values"}
+
+    def process(image: Image) -> dict[str, NDArray[Any]]:
+        try:
+            with quiet_transformers():
+                made = inner(images=image, return_tensors="np")
+        except Exception as error:  # as above
+            raise _broken(checkpoint, error, "fails") from None
+        return {name: np.asarray(value) for name, value in made.items() if name in accepted}
+
+    return process
+
+
+def _broken(checkpoint: Checkpoint, error: Exception, what: str) -> BadCalibration:
+    first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+    return BadCalibration(
+        "images",
+        f"the image processor of {checkpoint.model} {what}: {first}",
+        hint="repair its preprocessor_config.json, or use --calibration random",
+    )

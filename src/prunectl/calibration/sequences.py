@@ -1,0 +1,197 @@
+"""Samples of models that read tokens: windows, paragraphs, pairs, or random ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from prunectl import demo
+from prunectl.calibration import datasets, text
+from prunectl.calibration.errors import BadCalibration
+from prunectl.calibration.request import Arrays, Request
+from prunectl.calibration.source import SourceKind
+from prunectl.calibration.tokens import Ids, Tokenizer, load_tokenizer, windows
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.nature import Kind, accepted_inputs
+from prunectl.errors import InvalidOption
+
+MIN_TOKENS = 16
+"""A window with fewer tokens is no sample, unless fewer were asked for."""
+BYTES_PER_TOKEN = 8
+"""So much text is read for each token that is needed: about twice what text takes."""
+MIN_BYTES = 1 << 20
+MOST_GROWTH = 64
+"""Text of long tokens is read again, more of it, up to so many times the first amount."""
+_START_KEYS = ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def make_sequences(request: Request) -> list[Arrays]:
+    """Samples of a model that reads tokens."""
+    if request.source.kind is SourceKind.RANDOM:
+        _cap(request, None)
+        return _random_tokens(request)
+    tokenizer = load_tokenizer(request.checkpoint)
+    _cap(request, tokenizer.longest)
+    if request.length <= len(tokenizer.prefix) + len(tokenizer.suffix):
+        raise InvalidOption(
+            f"--sequence-length {request.length} leaves no room beside the tokens that begin and "
+            "end a text"
+        )
+    if request.source.kind is SourceKind.PAIRS:
+        made = _of_pairs(request, tokenizer)
+    elif request.nature.kind is Kind.ENCODER:
+        made = _of_paragraphs(request, tokenizer)
+    else:
+        made = _of_windows(request, tokenizer)
+    if made:
+        tokenizer.check([ids for one in made for ids in one.values()], request.nature.vocabulary)
+    return made
+
+
+def _cap(request: Request, longest: int | None) -> None:
+    # The tokenizer's own limit is often wrong; it is asked where the model states none.
+    context = request.nature.context if request.nature.context is not None else longest
+    if context is not None and context < request.length:
+        request.notes.append(
+            f"samples of {context:,} tokens instead of {request.length:,}: the model takes no more"
+        )
+        request.length = context
+
+
+def _of_windows(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
+    is_causal = request.nature.kind is Kind.CAUSAL_LM
+    prefix, suffix = tokenizer.prefix, () if is_causal else tokenizer.suffix
+    length = request.length - len(prefix) - len(suffix)
+    documents, ids = _enough(request, tokenizer, request.samples * length)
+    _note_read(request, documents)
+    least = min(MIN_TOKENS, length)
+    if len(ids) < least:
+        raise BadCalibration(
+            request.source.name,
+            f"its text has {len(ids)} tokens, and a sample has at least {least}"
+            if len(ids)
+            else "it holds no text",
+        )
+    if len(ids) < length:
+        request.notes.append(
+            f"{request.source.name} has {len(ids):,} tokens, less than one full sample"
+        )
+    parts = [ids[one] for one in windows(request.samples, length, len(ids), request.rng)]
+    made = [
+        np.concatenate([np.array(prefix, np.int64), part, np.array(suffix, np.int64)])
+        for part in parts
+        if len(part) >= least
+    ]
+    return [{"input_ids": one} if is_causal else _both(request, one, one) for one in made]
+
+
+def _enough(request: Request, tokenizer: Tokenizer, needed: int) -> tuple[text.Documents, Ids]:
+    """Documents that hold ``needed`` tokens, or all there are; and the ids of them."""
+    read = _reader(request)
+    budget = first = max(MIN_BYTES, BYTES_PER_TOKEN * needed)
+    while True:
+        documents = read(budget)
+        ids = tokenizer.ids(documents.texts)
+        if len(ids) >= needed or documents.is_all or budget >= MOST_GROWTH * first:
+            return documents, ids
+        budget *= 4
+
+
+def _reader(request: Request) -> Callable[[int], text.Documents]:
+    source = request.source
+    if source.kind is SourceKind.HF:
+        rows = datasets.open_rows(source, request.seed, datasets.TEXT_COLUMNS)
+        request.facts |= rows.facts()
+        return lambda budget: datasets.read_rows(rows, source, budget, request.on_event)
+    files = (demo.calibration_text(),) if source.kind is SourceKind.DEMO else source.files
+    return lambda budget: text.read_files(files, budget, request.seed, request.on_event)
+
+
+def _note_read(request: Request, documents: text.Documents) -> None:
+    request.facts["bytes_read"] = documents.read
+    if documents.total is not None:
+        request.facts["bytes_total"] = documents.total
+
+
+def _of_paragraphs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
+    documents = _reader(request)(max(MIN_BYTES, BYTES_PER_TOKEN * request.samples * request.length))
+    _note_read(request, documents)
+    if request.source.kind is SourceKind.HF:
+        name, units = "rows", list(documents.texts)
+    else:
+        name, units = "paragraphs", text.paragraphs(documents.texts)
+        if len(units) < request.samples:  # whole chapters, or a sentence a line
+            name, units = "lines", text.lines(documents.texts)
+    request.facts["units"] = name
+    if not units:
+        raise BadCalibration(request.source.name, "it holds no text")
+    order = request.rng.permutation(len(units)).tolist()
+    return _encoded(request, tokenizer, ((units[index], None) for index in order))
+
+
+def _of_pairs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
+    pairs, total = text.read_pairs(request.source.files[0], request.samples, request.seed)
+    request.facts["pairs"] = total
+    if request.nature.kind is Kind.SEQ2SEQ:
+        ids = [[tokenizer.encode(one, length=request.length)["input_ids"] for one in pair]
+               for pair in pairs]  # fmt: skip
+        return [_both(request, first, second) for first, second in ids]
+    together = _is_classifier(request.checkpoint)
+    request.facts["sequences_per_pair"] = 1 if together else 2
+    texts: Iterator[tuple[str, str | None]] = (
+        iter(pairs) if together else ((one, None) for pair in pairs for one in pair)
+    )
+    return _encoded(request, tokenizer, texts)
+
+
+def _is_classifier(checkpoint: Checkpoint) -> bool:
+    names = checkpoint.config.get("architectures")
+    return any(str(name).endswith("ForSequenceClassification") for name in names or ())
+
+
+def _encoded(
+    request: Request, tokenizer: Tokenizer, texts: Iterator[tuple[str, str | None]]
+) -> list[Arrays]:
+    """Texts as the tokenizer makes them, as far as the model takes that; empty ones are skipped."""
+    trust = request.checkpoint.trust_remote_code
+    accepted = accepted_inputs(request.checkpoint.folder, trust_remote_code=trust) | {"input_ids"}
+    empty = len(tokenizer.prefix) + len(tokenizer.suffix)
+    made: list[Arrays] = []
+    for first, second in texts:
+        encoded = tokenizer.encode(first, second, length=request.length)
+        if len(encoded["input_ids"]) > empty:
+            made.append({name: one for name, one in encoded.items() if name in accepted})
+        if len(made) == request.samples:
+            break
+    return made
+
+
+def _both(request: Request, source: Ids, target: Ids) -> Arrays:
+    """Inputs of both halves: the decoder's are the target, shifted by one (teacher forcing)."""
+    shifted = np.concatenate(
+        [np.array([_decoder_start(request.checkpoint)], np.int64), target[:-1]]
+    )
+    return {"input_ids": source, "decoder_input_ids": shifted}
+
+
+def _decoder_start(checkpoint: Checkpoint) -> int:
+    """The id that a decoder starts with; T5's config names none, and it starts with padding."""
+    try:
+        generation = json.loads((checkpoint.folder / "generation_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        generation = {}
+    settings = [checkpoint.config, generation if isinstance(generation, dict) else {}]
+    found = (one.get(key) for key in _START_KEYS for one in settings)
+    return next((value for value in found if type(value) is int and value >= 0), 0)
+
+
+def _random_tokens(request: Request) -> list[Arrays]:
+    ids = np.setdiff1d(
+        np.arange(request.nature.vocabulary), np.array([*request.nature.avoided], np.int64)
+    )
+    drawn = ids[request.rng.integers(0, len(ids), (request.samples, request.length))]
+    if request.nature.kind is Kind.SEQ2SEQ:
+        return [_both(request, one, one) for one in drawn]
+    return [{"input_ids": one} for one in drawn]

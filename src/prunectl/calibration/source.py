@@ -1,0 +1,204 @@
+"""What ``--calibration`` means: a text becomes a source of samples. Nothing is read but names."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from prunectl.checkpoint.hub import is_repo_id
+from prunectl.errors import InvalidOption
+
+FORMS = (
+    "text:FILE[,FILE...], hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, demo "
+    "or random"
+)
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
+PAIRS = (".csv", ".tsv", ".jsonl")
+
+
+class SourceKind(StrEnum):
+    """Where calibration samples come from."""
+
+    TEXT = "text"
+    """Files of UTF-8 text."""
+    HF = "hf"
+    """A dataset that the library ``datasets`` reads: of the Hub, or a local folder or file."""
+    RANDOM = "random"
+    """Random tokens or pixels: a stand-in, not data."""
+    IMAGES = "images"
+    """A folder of images."""
+    PAIRS = "pairs"
+    """A file with two columns of text."""
+    DEMO = "demo"
+    """The text that is part of prunectl."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSource:
+    """Where calibration samples come from.
+
+    Attributes:
+        kind: which of the fields below are set.
+        files: of text; or the one folder of images; or the one file of pairs.
+        dataset: a Hub id, or the path of a local folder or file, as the user wrote it.
+        config, split, column: of the dataset; None means its default.
+    """
+
+    kind: SourceKind
+    files: tuple[Path, ...] = field(default=())
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    column: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As the user would write it, for messages."""
+        if self.kind is SourceKind.HF:
+            return ":".join(["hf", self.dataset or "", *filter(None, (self.config, self.split))])
+        if not self.files:
+            return str(self.kind)
+        more = f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else ""
+        return f"{self.files[0]}{more}"
+
+    @property
+    def local_dataset(self) -> Path | None:
+        """The folder or file of a dataset that is not on the Hub."""
+        path = Path(self.dataset).expanduser() if self.dataset else None
+        return path if path is not None and path.exists() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """What was named, without the folders of the user's machine; unset fields are left out."""
+        local = self.local_dataset
+        fields = {
+            "kind": str(self.kind),
+            "files": [path.name for path in self.files],
+            "dataset": local.resolve().name if local else self.dataset,
+            "config": self.config,
+            "split": self.split,
+            "column": self.column,
+        }
+        return {key: value for key, value in fields.items() if value}
+
+
+def parse_calibration(texts: Sequence[str] | str) -> CalibrationSource:
+    """The source that one or several ``--calibration`` name.
+
+    Several ``text:`` are one source, in the order given; of the other kinds there is one.
+
+    Raises:
+        InvalidOption: a form that is not known, a file that is not there, or kinds that are mixed.
+    """
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not given:
+        raise InvalidOption("no calibration data given", hint=f"--calibration takes {FORMS}")
+    sources = [_parse_one(text.strip()) for text in given]
+    if len(sources) == 1:
+        return sources[0]
+    if any(source.kind is not SourceKind.TEXT for source in sources):
+        raise InvalidOption(
+            f"--calibration {' and '.join(given[:3])} cannot be combined",
+            hint="only text: may be given several times",
+        )
+    files = dict.fromkeys(path for source in sources for path in source.files)
+    return replace(sources[0], files=tuple(files))
+
+
+def _parse_one(text: str) -> CalibrationSource:
+    if text in (SourceKind.RANDOM, SourceKind.DEMO):
+        return CalibrationSource(SourceKind(text))
+    kind, colon, rest = text.partition(":")
+    if colon and kind in ("text", "hf", "images", "pairs"):
+        if not rest:
+            raise InvalidOption(f"--calibration {text} names nothing", hint=f"it takes {FORMS}")
+        parse = {"text": _text, "hf": _dataset, "images": _images, "pairs": _pairs}[kind]
+        return parse(rest)
+    if _exists(text):
+        if Path(text).suffix.lower() in TABLES:
+            raise InvalidOption(
+                f"--calibration {text} could mean a table or its characters",
+                hint=f"say hf:{text} for its rows, pairs:{text} for two columns, or text:{text}",
+            )
+        return _text(text)
+    looks_like_id = is_repo_id(text) and text.count("/") == 1
+    raise InvalidOption(
+        f"--calibration {text or repr(text)} is neither a file nor a form that is known",
+        hint=f"a dataset of the Hub is hf:{text}" if looks_like_id else f"it takes {FORMS}",
+    )
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, ~ of an unknown user, a NUL
+        return False
+
+
+def _text(rest: str) -> CalibrationSource:
+    # A name may hold a comma or a bracket: what is there as it stands is meant as it stands.
+    names = [rest] if _exists(rest) else [name for name in rest.split(",") if name]
+    files = dict.fromkeys(path for name in names for path in _text_files(name))
+    if not files:
+        raise InvalidOption(f"--calibration text:{rest} names no file")
+    return CalibrationSource(SourceKind.TEXT, tuple(files))
+
+
+def _text_files(name: str) -> list[Path]:
+    if not _exists(name):
+        expanded = str(Path(name).expanduser()) if name.startswith("~/") else name
+        found = [Path(one) for one in sorted(glob.glob(expanded, recursive=True))]  # noqa: PTH207
+        found = [one for one in found if one.is_file()]
+        if not found:
+            raise InvalidOption(
+                f"--calibration text:{name}: there is no such file", hint="check the path"
+            )
+        return found
+    path = Path(name).expanduser()
+    if path.is_dir():
+        inside = sorted(one for one in path.glob("*.txt") if one.is_file())
+        if not inside:
+            raise InvalidOption(
+                f"--calibration text:{name}: the folder holds no *.txt",
+                hint=f"name the files, for example 'text:{name}/*.md'",
+            )
+        return inside
+    return [path]
+
+
+def _dataset(rest: str) -> CalibrationSource:
+    parts = [part.strip() for part in rest.split(":")]
+    if len(parts) > 4:
+        raise InvalidOption(
+            f"--calibration hf:{rest} has more than four parts",
+            hint="hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]; a slice of a split cannot be given",
+        )
+    dataset, config, split, column = [*parts, "", "", ""][:4]
+    if not _exists(dataset) and not is_repo_id(dataset):
+        raise InvalidOption(
+            f"--calibration hf:{rest}: '{dataset}' is neither a path nor the name of a dataset",
+            hint="give org/name, or a local folder, CSV, JSONL or Parquet file",
+        )
+    return CalibrationSource(
+        SourceKind.HF, (), dataset, config or None, split or None, column or None
+    )
+
+
+def _images(rest: str) -> CalibrationSource:
+    if not _exists(rest) or not Path(rest).expanduser().is_dir():
+        raise InvalidOption(f"--calibration images:{rest}: there is no such folder")
+    return CalibrationSource(SourceKind.IMAGES, (Path(rest).expanduser(),))
+
+
+def _pairs(rest: str) -> CalibrationSource:
+    if not _exists(rest) or not Path(rest).expanduser().is_file():
+        raise InvalidOption(f"--calibration pairs:{rest}: there is no such file")
+    if Path(rest).suffix.lower() not in PAIRS:
+        raise InvalidOption(
+            f"--calibration pairs:{rest} is not a table by its name",
+            hint=f"one of {', '.join(PAIRS)}",
+        )
+    return CalibrationSource(SourceKind.PAIRS, (Path(rest).expanduser(),))

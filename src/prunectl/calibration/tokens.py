@@ -1,0 +1,158 @@
+"""A checkpoint's tokenizer: loaded, asked, and checked against the model's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.calibration.errors import BadTokenizer, WrongTokenizer
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.module_tree import quiet_transformers
+
+Ids = NDArray[np.int64]
+
+JOINER = "\n\n"
+"""Stands between the documents that windows are cut from."""
+MOST_UNKNOWN = 0.5
+"""Share of unknown tokens above which a text is not one that the tokenizer was made for."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
+_VOCABULARY_SUFFIXES = (".model", ".spm", ".bpe", ".tiktoken", ".vocab")
+_PROBE = "a"
+_SANE = 1 << 24
+"""A tokenizer that knows no limit says 10^30."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+        inner: of transformers.
+        model: what messages call it.
+        prefix, suffix: the special tokens that it puts before and after a text.
+    """
+
+    inner: Any
+    model: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def longest(self) -> int | None:
+        """The length that it says its model takes, if it says one."""
+        value = self.inner.model_max_length
+        return value if isinstance(value, int) and 0 < value < _SANE else None
+
+    def ids(self, documents: Sequence[str]) -> Ids:
+        """Ids of documents joined by an empty line, without special tokens; shape (n,)."""
+        texts = [text + JOINER for text in documents[:-1]] + list(documents[-1:])
+        if not texts:
+            return np.zeros(0, np.int64)
+        found = self._call(texts, add_special_tokens=False)["input_ids"]
+        return np.concatenate([np.asarray(one, np.int64) for one in found])
+
+    def encode(self, first: str, second: str | None = None, *, length: int) -> dict[str, Ids]:
+        """All that the tokenizer makes of a text, or of two in one sequence: arrays (tokens,).
+
+        It is cut to ``length``. The mask is left out, as nothing is padded.
+        """
+        made = self._call(first, second, truncation=True, max_length=length)
+        return {
+            name: np.asarray(values, np.int64)
+            for name, values in made.items()
+            if name != "attention_mask"
+        }
+
+    def _call(self, *texts: Any, **options: Any) -> Any:
+        try:
+            with quiet_transformers():
+                return self.inner(*texts, verbose=False, **options)
+        except Exception as error:  # transformers may raise anything at all
+            raise BadTokenizer(self.model, f"which fails: {_first_line(error)}") from None
+
+    def check(self, samples: Iterable[Ids], vocabulary: int) -> None:
+        """Refuse ids that the model does not have, and text of another language or script.
+
+        Raises:
+            WrongTokenizer: with the numbers.
+        """
+        joined = np.concatenate([one.reshape(-1) for one in samples])
+        unknown_id = self.inner.unk_token_id
+        special = set(self.inner.all_special_ids) - {unknown_id}
+        ordinary = joined[~np.isin(joined, list(special))]
+        is_known = unknown_id is None or not len(ordinary)
+        unknown = 0.0 if is_known else float(np.mean(ordinary == unknown_id))
+        largest = int(joined.max(initial=-1))
+        if largest >= vocabulary or unknown > MOST_UNKNOWN:
+            raise WrongTokenizer(
+                self.model, largest=largest, vocabulary=vocabulary, unknown=unknown
+            )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder.
+
+    Raises:
+        BadTokenizer: there is none, or it does not load.
+    """
+    if not _has_vocabulary(checkpoint):
+        # transformers would make one up that knows nothing, from the type of model alone.
+        raise BadTokenizer(checkpoint.model, f"and {checkpoint.folder} has none")
+    try:
+        with quiet_transformers():
+            from transformers import AutoTokenizer
+
+            inner = AutoTokenizer.from_pretrained(
+                checkpoint.folder,
+                local_files_only=True,
+                trust_remote_code=checkpoint.trust_remote_code,
+            )
+            dressed = list(inner(_PROBE)["input_ids"])
+            bare = list(inner(_PROBE, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # transformers may raise anything at all
+        raise BadTokenizer(
+            checkpoint.model, f"and that in {checkpoint.folder} does not load: {_first_line(error)}"
+        ) from None
+    return Tokenizer(inner, checkpoint.model, *_around(bare, dressed))
+
+
+def _has_vocabulary(checkpoint: Checkpoint) -> bool:
+    names = [path.name for path in checkpoint.folder.iterdir()]
+    own_code = checkpoint.trust_remote_code and "tokenizer_config.json" in names
+    return own_code or any(
+        name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in names
+    )
+
+
+def _around(bare: list[int], dressed: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after ``bare`` inside of ``dressed``."""
+    for at in range(len(dressed) - len(bare) + 1):
+        if bare and dressed[at : at + len(bare)] == bare:
+            return tuple(dressed[:at]), tuple(dressed[at + len(bare) :])
+    return (), ()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+
+
+def windows(count: int, length: int, tokens: int, rng: np.random.Generator) -> list[slice]:
+    """Where windows are cut from a text of ``tokens`` tokens; no two overlap.
+
+    Of a text that is long enough, ``count`` windows at random places: every way to place them is
+    drawn with the same chance. Of a shorter one all of it, in order, the last window as long as
+    what is left.
+    """
+    slack = tokens - count * length
+    if slack <= 0:
+        return [slice(at, min(at + length, tokens)) for at in range(0, tokens, length)]
+    # Shrunk to one token each, windows and the tokens between them are slack + count places, and
+    # each choice of the windows' places stands for one way to put them.
+    places = np.sort(rng.choice(slack + count, count, replace=False))
+    starts = places - np.arange(count) + np.arange(count) * length
+    return [slice(int(at), int(at) + length) for at in starts]

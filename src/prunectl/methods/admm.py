@@ -1,0 +1,155 @@
+"""Mask and weights together, by ADMM on the layer's least squares (after ALPS, arXiv 2406.07831).
+
+    min over W of tr((W - W0) H (W - W0)^T)   subject to W having the zeros of the target
+
+with a copy D of W that has the zeros, multipliers V, and a penalty rho that ties W to D:
+
+    W = (W0 H - V + rho D) (H + rho I)^-1
+    D = W + V / rho, with its lowest weights zeroed as the target says
+    V = V + rho (W - D)
+
+H is damped, and scaled so that its diagonal is 1: a weight is then compared by its share in the
+outputs, as Wanda does. One eigendecomposition of H serves every rho. rho grows while the support of
+D still moves, the faster the more it does; when it stands still, conjugate gradients find the best
+weights on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunectl.methods import checks
+from prunectl.methods.errors import SingularHessian
+from prunectl.methods.factor import RAISES, wake_dead
+from prunectl.methods.pruned import Pruned
+from prunectl.methods.refine import ITERATIONS, descend, gains
+from prunectl.methods.target import Target, check_target, choose
+
+FIRST_PENALTY = 0.1
+"""rho to start with, beside a diagonal of 1."""
+
+EVERY = 3
+"""Steps between two looks at the support, with one rho and so one inverse."""
+
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""(share of the support that moved, by what rho grows if it was more)."""
+
+
+def admm(
+    weight: Tensor,
+    hessian: Tensor,
+    target: Target,
+    *,
+    damping: float = 0.01,
+    iterations: int = 300,
+) -> Pruned:
+    """Prune to a mask and weights that are chosen together.
+
+    Args:
+        weight: float [out, in], finite.
+        hessian: float [in, in], ``2/n * sum x x^T``. Inputs that never fired (0 on its diagonal)
+            get weight 0, and are pruned first.
+        target: how many go, and what is compared with what.
+        damping: what is added to the diagonal, as a share of its mean; raised tenfold, again and
+            again, while H has negative eigenvalues.
+        iterations: steps of ADMM at most; usually the support stands still after 30 to 50.
+
+    Returns:
+        the new weight in fp32, its mask, and what damping it took. Its output error, by the hessian
+        without damping, is never above that of scaled magnitudes (Wanda's score) on their support.
+
+    Raises:
+        ValueError: shapes that do not fit, or NaN or Inf.
+        SingularHessian: no damping helps.
+    """
+    weight = checks.matrix("weight", weight)
+    hessian = checks.second_moments(hessian, weight)
+    check_target(target, *weight.shape)
+    checks.share(damping)
+    woken = hessian.clone()
+    dead = wake_dead(woken)
+    dense = weight.masked_fill(dead, 0.0)
+    spectrum = decompose(woken, damping)
+    scaled = dense * spectrum.scale
+    first = choose(scaled.abs(), target)
+    start = torch.where(first, dense, 0.0)
+    moved, mask = _alternate(scaled, spectrum, target, first, iterations)
+    found = torch.where(mask, moved / spectrum.scale, 0.0)
+    pull = spectrum.damping * float(woken.diagonal().mean())
+    best = descend(dense, found, mask, hessian, pull, ITERATIONS)
+    best = torch.where((gains(dense, found, best, hessian) > 0)[:, None], best, found)
+    if float(gains(dense, start, best, hessian).sum()) < 0:
+        best, mask = start, first
+    return Pruned(best, mask, spectrum.damping, spectrum.raised, int(dead.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Eigenvalues and -vectors of the damped, scaled second moments.
+
+    Attributes:
+        values: fp32 [in], at least 0.
+        vectors: fp32 [in, in], in its columns.
+        scale: fp32 [in], root of the damped diagonal; H is divided by it on both sides.
+        damping: the one that worked.
+        raised: how often it was raised.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    scale: Tensor
+    damping: float
+    raised: int
+
+
+def decompose(hessian: Tensor, damping: float) -> Spectrum:
+    """Damp, scale and diagonalize ``hessian`` fp32 [in, in] whose diagonal is positive.
+
+    Raises:
+        SingularHessian: no damping of those tried makes it positive semidefinite.
+    """
+    mean = hessian.diagonal().mean()
+    for raised in range(RAISES + 1):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        scale = damped.diagonal().sqrt()
+        values, vectors = torch.linalg.eigh(damped.div_(scale).div_(scale[:, None]))
+        # Rounding alone puts eigenvalues that are zero this far below it.
+        if bool(vectors.isfinite().all()) and float(values[0]) >= -1e-5 * float(values[-1]):
+            return Spectrum(values.clamp_(min=0), vectors, scale, damping, raised)
+        tried, damping = damping, 10 * damping or 0.001
+    raise SingularHessian(tried)
+
+
+def _alternate(
+    dense: Tensor, spectrum: Spectrum, target: Target, mask: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The steps of ADMM on scaled weights [out, in], until the support stands still.
+
+    Returns:
+        D, and its mask.
+    """
+    values, vectors = spectrum.values, spectrum.vectors
+    wanted = (dense @ (vectors * values)) @ vectors.T
+    copy, multipliers = torch.where(mask, dense, 0.0), torch.zeros_like(dense)
+    penalty, seen, kept = FIRST_PENALTY, mask, max(int(mask.sum()), 1)
+    for step in range(1, iterations + 1):
+        if step % EVERY == 1:  # only then rho has changed
+            inverse = (vectors / (values + penalty)) @ vectors.T
+        free = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
+        proposal = free.add_(multipliers, alpha=1 / penalty)
+        mask = choose(proposal.abs(), target)
+        copy = torch.where(mask, proposal, 0.0)
+        # W + V/rho - D, times rho: the new multipliers.
+        multipliers = proposal.sub_(copy).mul_(penalty)
+        if step % EVERY:
+            continue
+        moved = int((mask & ~seen).sum()) / kept
+        if not moved:
+            break
+        penalty *= next(growth for share, growth in GROWTH if moved > share)
+        seen = mask
+    return copy, mask

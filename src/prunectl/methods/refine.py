@@ -1,0 +1,123 @@
+"""The best weights for a given mask: least squares on a fixed support.
+
+For every row, with second moments H, a small multiple of the identity to hold what the data does
+not decide, and S the row's kept inputs,
+
+    min over w on S of (w - w0) (H + d * mean(diag H) * I) (w - w0)^T
+
+by conjugate gradients preconditioned by the diagonal, all rows at once: the residual is masked, so
+every row stays on its own support. This is the second step of ALPS (arXiv 2406.07831), and it goes
+with any mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunectl.methods import checks
+
+ITERATIONS = 60
+"""Steps at most; most layers stop earlier."""
+
+SMALLEST_GAIN = 5e-4
+"""The share of the error, summed over rows, that a step must win for another to follow."""
+
+
+def refine(
+    dense: Tensor,
+    pruned_weight: Tensor,
+    mask: Tensor,
+    hessian: Tensor,
+    *,
+    damping: float = 0.01,
+    iterations: int = ITERATIONS,
+) -> Tensor:
+    """Move the kept weights so that the layer's outputs are close to the dense layer's again.
+
+    Args:
+        dense: float [out, in], the weight whose outputs are wanted.
+        pruned_weight: float [out, in], where to start; what lies outside the mask is ignored.
+        mask: bool [out, in], True = kept.
+        hessian: float [in, in], ``2/n * sum x x^T``, singular or not.
+        damping: share of its mean diagonal that pulls weights to the dense ones. Weights of inputs
+            that never fired (0 on its diagonal) stay as they came.
+        iterations: steps of conjugate gradients at most.
+
+    Returns:
+        fp32 [out, in], +0.0 outside the mask. No row has a larger output error, by the hessian
+        without damping, than it had: where none smaller was found, the row is as it came.
+
+    Raises:
+        ValueError: shapes that do not fit, a mask that is not bool, or NaN or Inf.
+    """
+    dense, start = checks.matrix("dense weight", dense), checks.matrix("weight", pruned_weight)
+    checks.same_shape("weight", start, dense)
+    checks.same_shape("mask", mask, dense)
+    if mask.dtype is not torch.bool:
+        raise ValueError(f"a mask is bool, not {mask.dtype}")
+    hessian = checks.second_moments(hessian, dense)
+    checks.share(damping)
+    start = torch.where(mask, start, 0.0)
+    pull = damping * float(hessian.diagonal().mean())
+    moved = descend(dense, start, mask, hessian, pull, iterations)
+    better = gains(dense, start, moved, hessian) > 0
+    return torch.where(better[:, None], moved, start)
+
+
+def descend(
+    dense: Tensor, start: Tensor, mask: Tensor, hessian: Tensor, pull: float, iterations: int
+) -> Tensor:
+    """Conjugate gradients on the support, from ``start`` [out, in], without looking back.
+
+    Rows have step sizes of their own, in fp64.
+    """
+    diagonal = hessian.diagonal()
+    inverse = torch.where(diagonal > 0, 1 / (diagonal + pull), 0.0)
+    weight = start.clone()
+    residual = _pulled(dense - start, hessian, pull).mul_(mask)
+    error = float(_dots(dense - start, _pulled(dense - start, hessian, pull)).sum())
+    direction = residual * inverse
+    slope = _dots(residual, direction)
+    for _ in range(iterations):
+        ahead = _pulled(direction, hessian, pull).mul_(mask)
+        curvature = _dots(direction, ahead)
+        step = torch.where(curvature > 0, slope / curvature, 0.0)
+        weight.addcmul_(direction, step[:, None].float())
+        gain = float((step * slope).sum())
+        error -= gain
+        if not gain > SMALLEST_GAIN * error:
+            break
+        residual.addcmul_(ahead, step[:, None].float(), value=-1)
+        scaled = residual * inverse
+        before, slope = slope, _dots(residual, scaled)
+        ratio = torch.where(before > 0, slope / before, 0.0)
+        direction.mul_(ratio[:, None].float()).add_(scaled)
+    return weight
+
+
+def gains(dense: Tensor, old: Tensor, new: Tensor, hessian: Tensor) -> Tensor:
+    """By how much the output error of every row falls from ``old`` to ``new``: fp64 [out].
+
+    ``e H e^T - f H f^T = (e - f) H (e + f)^T``, in fp64 all through, because a comparison that
+    rounding decides would be no guarantee; a part of H at a time.
+    """
+    change = old.double() - new.double()
+    total = old.double() + new.double() - 2 * dense.double()
+    gained = torch.zeros(len(dense), dtype=torch.float64, device=dense.device)
+    for first in range(0, len(hessian), _PART):
+        part = slice(first, first + _PART)
+        gained += ((change @ hessian[:, part].double()) * total[:, part]).sum(1)
+    return gained
+
+
+def _pulled(change: Tensor, hessian: Tensor, pull: float) -> Tensor:
+    return torch.addmm(change, change, hessian, beta=pull)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row, fp64 [out]."""
+    return (a * b).sum(1, dtype=torch.float64)
+
+
+_PART = 1024

@@ -1,0 +1,106 @@
+"""How many weights go, and which: the lowest scores, counted exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunectl.pattern import NM
+
+
+@dataclass(frozen=True, slots=True)
+class PerTensor:
+    """Exactly ``zeros`` in the whole matrix."""
+
+    zeros: int
+
+
+@dataclass(frozen=True, slots=True)
+class PerRow:
+    """Exactly ``zeros`` in every row."""
+
+    zeros: int
+
+
+Target = PerTensor | PerRow | NM
+
+
+def choose(scores: Tensor, target: Target) -> Tensor:
+    """The mask that keeps the highest scores.
+
+    Args:
+        scores: float [out, in], higher = keep; Inf of both signs are in order.
+        target: what to prune. Of equal scores, counts prune the lower row-major index first, and a
+            group of N:M keeps the lower index.
+
+    Returns:
+        bool [out, in], True = kept: exactly ``zeros`` are False in the matrix or in every row, or
+        exactly N of every M are True.
+
+    Raises:
+        ValueError: NaN, not a matrix, more zeros than weights, or rows that M does not divide.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"scores are [out, in], not of shape {list(scores.shape)}")
+    check_target(target, scores.shape[0], scores.shape[1])
+    if bool(scores.isnan().any()):
+        raise ValueError("scores hold NaN, which has no order")
+    if isinstance(target, NM):
+        return _grouped(scores, target)
+    if isinstance(target, PerRow):
+        return _lowest_pruned(scores, target.zeros)
+    return _lowest_pruned(scores.reshape(1, -1), target.zeros).reshape(scores.shape)
+
+
+def check_target(target: Target, rows: int, columns: int) -> None:
+    """See that a matrix [rows, columns] can follow ``target``.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(target, NM):
+        if not 0 < target.n <= target.m or columns % target.m:
+            raise ValueError(f"rows of {columns} weights cannot follow {target}")
+        return
+    room = columns if isinstance(target, PerRow) else rows * columns
+    if not 0 <= target.zeros <= room:
+        raise ValueError(f"{target.zeros} zeros do not fit into {room} weights")
+
+
+def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
+    """Prune the ``zeros`` lowest of every row; of equal ones the lower index."""
+    if zeros == 0 or scores.numel() == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    cut = torch.kthvalue(scores, zeros, dim=1, keepdim=True).values
+    mask = scores > cut
+    # The rest of the zeros are among those equal to the cut. Nearly always it is all of them.
+    left = scores.shape[1] - mask.sum(1) - zeros
+    rows = left.nonzero().flatten()
+    if len(rows):
+        tied = scores[rows] == cut[rows]
+        quota = tied.sum(1, keepdim=True) - left[rows, None]
+        mask[rows] |= tied & (tied.cumsum(1) > quota)
+    return mask
+
+
+def _grouped(scores: Tensor, target: NM) -> Tensor:
+    """Keep the n highest of every m; of equal ones the lower index."""
+    groups = scores.reshape(-1, target.m)
+    if target.m > _COUNTED:
+        order = groups.sort(dim=1, descending=True, stable=True).indices[:, : target.n]
+        mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+        return mask.reshape(scores.shape)
+    columns = groups.T.contiguous()
+    ranks = torch.zeros_like(columns, dtype=torch.int8)
+    for j in range(1, target.m):
+        # Whoever is compared once tells both ranks: the later loses unless it is larger.
+        later = columns[j] > columns[:j]
+        ranks[:j] += later
+        ranks[j] += (~later).sum(0, dtype=torch.int8)
+    return (ranks < target.n).T.reshape(scores.shape)
+
+
+_COUNTED = 16
+"""Groups up to this size are ranked by comparing all pairs, which beats sorting many short rows."""

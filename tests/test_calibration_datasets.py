@@ -1,0 +1,316 @@
+"""Calibration on datasets and on images: local ones, and what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import zlib
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+
+from prunectl import demo
+from prunectl.calibration.errors import BadCalibration, MissingLibrary, NoSuchColumn
+from prunectl.calibration.images import find_images, open_image
+from prunectl.calibration.samples import Samples, load_samples
+from prunectl.calibration.source import parse_calibration
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.module_tree import build_on_meta, model_class
+from prunectl.checkpoint.nature import Kind, Nature, nature_of
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.errors import HubUnreachable, InvalidOption
+
+TEXTS = demo.calibration_text().read_text(encoding="utf-8").splitlines()[:40]
+
+
+def opened(folder: Path, name: str = "") -> tuple[Checkpoint, Nature]:
+    nature = nature_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
+    return open_checkpoint(name or folder), nature
+
+
+@pytest.fixture(scope="module")
+def text_model() -> tuple[Checkpoint, Nature]:
+    return opened(demo.model_folder(), "demo")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Nature]:
+    folder = tmp_path_factory.mktemp("vit")
+    tiny_models.build("vit", folder)
+    return opened(folder)
+
+
+def save_rows(path: Path, texts: list[str] = TEXTS, column: str = "text") -> Path:
+    rows = [{"number": n, column: text} for n, text in enumerate(texts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def windows_of(source: str, model: tuple[Checkpoint, Nature], **options: Any) -> Samples:
+    return load_samples(parse_calibration(source), *model, samples=4, **options)
+
+
+# --- datasets -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "data/train.jsonl"])
+def test_local_datasets_of_each_format(
+    text_model: tuple[Checkpoint, Nature], tmp_path: Path, name: str
+) -> None:
+    path = save_rows(tmp_path / name)
+    source = path.parent if "/" in name else path
+    found = windows_of(f"hf:{source}", text_model, sequence_length=64, seed=1)
+    assert [one["input_ids"].shape for one in found.inputs] == [(1, 64)] * 4
+    again = windows_of(f"hf:{source}", text_model, sequence_length=64, seed=1)
+    other = windows_of(f"hf:{source}", text_model, sequence_length=64, seed=2)
+    assert found.record == again.record
+    assert found.record["blake3"] != other.record["blake3"]
+    named = {key: found.record[key] for key in ("kind", "dataset", "split", "column")}
+    assert named == {"kind": "hf", "dataset": source.name, "split": "train", "column": "text"}
+    assert found.record["bytes_read"] == sum(len(text.encode()) for text in TEXTS if text.strip())
+    assert str(tmp_path) not in json.dumps(found.record)
+
+
+def test_a_dataset_that_was_saved_to_disk(
+    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_dict({"sentence": TEXTS})
+    datasets.DatasetDict({"test": one, "dev": one}).save_to_disk(tmp_path / "saved")
+    found = windows_of(f"hf:{tmp_path / 'saved'}::dev", text_model)
+    assert (found.record["split"], found.record["column"]) == ("dev", "sentence")
+    assert windows_of(f"hf:{tmp_path / 'saved'}", text_model).record["split"] == "test"
+
+
+def test_no_more_rows_are_read_than_are_needed(
+    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+) -> None:
+    path = save_rows(tmp_path / "a.jsonl", [TEXTS[0] * 20] * 3000)
+    found = windows_of(f"hf:{path}", text_model)
+    assert 1 << 20 <= found.record["bytes_read"] < (1 << 20) + 20 * len(TEXTS[0]) < 2 << 20
+    assert "bytes_total" not in found.record
+
+
+def test_columns(text_model: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+    path = save_rows(tmp_path / "a.jsonl", column="verse")
+    with pytest.raises(NoSuchColumn, match=r"no column that is known .* number, verse") as caught:
+        windows_of(f"hf:{path}", text_model)
+    assert caught.value.columns == ("number", "verse")
+    with pytest.raises(NoSuchColumn, match="no column 'words'; it has number, verse"):
+        windows_of(f"hf:{path}:::words", text_model)
+    with pytest.raises(BadCalibration, match="'number' holds int, not text"):
+        windows_of(f"hf:{path}:::number", text_model)
+    assert windows_of(f"hf:{path}:::verse", text_model).record["column"] == "verse"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "more", "message"),
+    [
+        ("a.jsonl", b"bad{{{\n", "", "JSON"),
+        ("a.jsonl", b"", "", "no rows"),
+        ("a.parquet", b"no parquet", "", "Parquet|magic"),
+        ("a.bin", b"abc", "", "ends in '.bin'"),
+        ("a.jsonl", b'{"text": "a"}\n', "::test", "no split 'test'; it has train"),
+        ("a.jsonl", b'{"text": "a"}\n', "", "has 1 tokens|has . tokens"),
+        ("a.jsonl", b'{"text": ""}\n{"text": null}', "", "no text"),
+        ("empty/a.bin", b"", "", r"[Nn]o \(supported\) data files"),
+    ],
+)
+def test_bad_datasets(
+    text_model: tuple[Checkpoint, Nature],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    data: bytes,
+    more: str,
+    message: str,
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    source = path.parent if "/" in name else path
+    with pytest.raises(BadCalibration, match=message) as caught:
+        windows_of(f"hf:{source}{more}", text_model)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_offline(text_model: tuple[Checkpoint, Nature]) -> None:
+    with pytest.raises(HubUnreachable, match="offline mode is on"):
+        windows_of("hf:nobody/nothing", text_model)
+
+
+@pytest.mark.parametrize(("library", "source"), [("datasets", "hf:org/name"), ("PIL", "images:.")])
+def test_missing_libraries(
+    text_model: tuple[Checkpoint, Nature],
+    vit: tuple[Checkpoint, Nature],
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    source: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    with pytest.raises(MissingLibrary) as caught:
+        windows_of(source, text_model if library == "datasets" else vit)
+    assert caught.value.hint == "pip install 'prunectl[data]'"
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def save_images(folder: Path, count: int = 9) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{n}.png" for n in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    return paths
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it is 30000 x 30000."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data))
+
+    head = pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_images_without_a_processor(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+    assert vit[1] == Nature(Kind.VISION, None, 0, (3, 16, 16), frozenset())
+    paths = save_images(tmp_path / "a") + save_images(tmp_path / "a" / "below", 2)
+    found = windows_of(f"images:{tmp_path / 'a'}", vit)
+    pixels = [one["pixel_values"] for one in found.inputs]
+    assert {(one.dtype, one.shape) for one in pixels} == {(torch.float32, (1, 3, 16, 16))}
+    plain = [np.asarray(Image.open(path)) / 127.5 - 1 for path in paths]  # of the size as they are
+    for one in pixels:
+        image = one[0].permute(1, 2, 0).numpy()
+        assert sum(np.allclose(image, other, atol=1e-6) for other in plain) >= 1
+    assert "no preprocessor_config.json: images are resized to 16x16" in found.notes[0]
+    named = {key: found.record[key] for key in ("kind", "files", "images", "samples")}
+    assert named == {"kind": "images", "files": ["a"], "images": 11, "samples": 4}
+    assert "tokens" not in found.record
+    again = windows_of(f"images:{tmp_path / 'a'}", vit)
+    assert again.record == found.record
+    assert windows_of(f"images:{tmp_path / 'a'}", vit, seed=1).record != found.record
+    with torch.no_grad():
+        assert tiny_models.make("vit")(**found.inputs[0]).logits.shape == (1, 2)
+
+
+def test_images_through_the_models_own_processor(tmp_path: Path) -> None:
+    tiny_models.build("vit", tmp_path / "vit")
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 16, "width": 16},
+        "image_mean": [0.25, 0.5, 0.5],
+        "image_std": [0.5, 0.25, 0.5],
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
+    paths = save_images(tmp_path / "a")
+    found = windows_of(f"images:{tmp_path / 'a'}", opened(tmp_path / "vit"))
+    assert found.notes == ()
+    plain = [(np.asarray(Image.open(path)) / 255 - [0.25, 0.5, 0.5]) / [0.5, 0.25, 0.5]
+             for path in paths]  # fmt: skip
+    for one in found.inputs:
+        image = one["pixel_values"][0].permute(1, 2, 0).numpy()
+        assert sum(np.allclose(image, other, atol=1e-5) for other in plain) == 1
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_processor_type": "X"}')
+    with pytest.raises(BadCalibration, match=r"image processor of .* does not load"):
+        windows_of(f"images:{tmp_path / 'a'}", opened(tmp_path / "vit"))
+
+
+def test_broken_images_are_left_out_and_counted(
+    vit: tuple[Checkpoint, Nature], tmp_path: Path
+) -> None:
+    good = save_images(tmp_path / "a", 3)
+    broken = [b"", b"no image", good[0].read_bytes()[:300], bomb(), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+    for number, data in enumerate(broken):
+        (tmp_path / "a" / f"broken{number}.png").write_bytes(data)
+    found = windows_of(f"images:{tmp_path / 'a'}", vit)
+    assert (found.record["samples"], found.record["broken"]) == (3, len(broken))
+    assert "5 of the images could not be read, and were left out" in found.notes
+    assert "3 samples instead of 4" in found.notes[-1]
+    for path in good:
+        path.unlink()
+    with pytest.raises(BadCalibration, match="none of its images can be read"):
+        windows_of(f"images:{tmp_path / 'a'}", vit)
+
+
+def test_a_folder_without_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(BadCalibration, match="holds no images"):
+        windows_of(f"images:{tmp_path}", vit)
+
+
+def test_images_are_opened_as_the_model_needs_them(tmp_path: Path) -> None:
+    turned = Image.new("LA", (4, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    turned.save(tmp_path / "b.png", exif=exif)
+    image = open_image(tmp_path / "b.png", 3)
+    assert image is not None
+    assert (image.size, image.mode) == ((2, 4), "RGB")
+    grey = open_image((tmp_path / "b.png").read_bytes(), 1)
+    assert grey is not None
+    assert grey.mode == "L"
+    assert find_images(tmp_path) == [tmp_path / "b.png"]
+
+
+def test_a_dataset_of_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+    save_images(tmp_path / "a" / "train" / "cat", 3)
+    save_images(tmp_path / "a" / "train" / "dog", 3)
+    found = windows_of(f"hf:{tmp_path / 'a'}", vit)
+    assert (found.record["column"], found.record["samples"]) == ("image", 4)
+    path = save_rows(tmp_path / "a.jsonl")
+    with pytest.raises(BadCalibration, match="column 'text' holds no images"):
+        windows_of(f"hf:{path}:::text", vit)
+
+
+def test_random_pixels(vit: tuple[Checkpoint, Nature]) -> None:
+    found = windows_of("random", vit)
+    pixels = torch.cat([one["pixel_values"] for one in found.inputs])
+    assert pixels.shape == (4, 3, 16, 16)
+    assert abs(pixels.mean()) < 0.1
+    assert abs(pixels.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("source", ["demo", "text:a.txt", "pairs:a.csv"])
+def test_text_is_not_for_a_vision_model(
+    vit: tuple[Checkpoint, Nature],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.csv").write_text("a b,c d")
+    with pytest.raises(InvalidOption, match="which reads images"):
+        windows_of(source, vit)
+
+
+def test_images_are_not_for_a_text_model(
+    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidOption, match="which reads text"):
+        windows_of(f"images:{tmp_path}", text_model)

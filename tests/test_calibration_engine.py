@@ -1,0 +1,281 @@
+"""Inputs of every weight, block by block, against hooks on the whole model; and the run's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from prunectl.calibration.engine import Measured, Wanted, calibrate
+from prunectl.calibration.forward import Inputs
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.errors import CalibrationFailed, UnsupportedCheckpoint
+from prunectl.events import Advanced, Event, PhaseStarted
+from prunectl.methods.statistics import Gram
+
+QUICK = (
+    "bert", "albert", "gpt2", "llama", "mixtral", "gpt_oss", "llama4", "jetmoe", "t5", "whisper",
+    "vit", "dinov2", "clip", "qwen3_vl_moe", "deberta",
+)  # fmt: skip
+SPLIT = "dinov2_swiglu"  # its files hold one matrix that transformers takes apart
+
+
+def _named(names: Sequence[str]) -> list[Any]:
+    return [
+        pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in names
+    ]
+
+
+def inputs_of(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """One sample that a tiny model takes."""
+
+    def ids(count: int) -> torch.Tensor:
+        return torch.randint(3, 60, (1, count), generator=generator)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if name in ("vit", "dinov2", "dinov2_swiglu"):
+        return {"pixel_values": normal(1, 3, 16, 16)}
+    if name == "whisper":
+        return {"input_features": normal(1, 10, 40), "decoder_input_ids": ids(5)}
+    if name == "clip":
+        return {"input_ids": ids(7), "pixel_values": normal(1, 3, 16, 16)}
+    if name.startswith(("t5", "bart")):
+        return {"input_ids": ids(9), "decoder_input_ids": ids(5)}
+    return {"input_ids": ids(9)}
+
+
+def samples_of(name: str, count: int = 3) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [inputs_of(name, generator) for _ in range(count)]
+
+
+def axes_of(checkpoint: Checkpoint, skeleton: Skeleton) -> dict[str, int | None]:
+    roles = checkpoint.roles.roles
+    return {
+        name: roles[name].input_axis for name in skeleton.targets
+        if roles[name].role == "block linear"
+    }  # fmt: skip
+
+
+def moments_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
+    """``2/n sum x x^T`` of every linear layer's inputs, by running the whole model, in fp64."""
+    from transformers.pytorch_utils import Conv1D
+
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def hook(name: str) -> Any:
+        def keep(module: Any, args: Any, kwargs: Any) -> None:
+            x = (args[0] if args else kwargs["input"]).detach()
+            seen.setdefault(f"{name}.weight", []).append(x.reshape(-1, x.shape[-1]).double())
+
+        return keep
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            module.register_forward_pre_hook(hook(name), with_kwargs=True)
+    with torch.no_grad():
+        for sample in samples:
+            model(**sample)
+    rows = {name: torch.cat(parts) for name, parts in seen.items()}
+    return {name: 2 / len(x) * x.T @ x for name, x in rows.items()}
+
+
+def run(
+    folder: Path, samples: Sequence[Inputs], prune: Any, events: list[Event] | None = None,
+    **options: Any,
+) -> Skeleton:  # fmt: skip
+    checkpoint = open_checkpoint(folder)
+    with checkpoint.open() as reader:
+        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
+        wanted = Wanted(axes_of(checkpoint, skeleton), **options)
+        on_event = (lambda event: None) if events is None else events.append
+        calibrate(skeleton, samples, wanted, prune, on_event=on_event)
+    return skeleton
+
+
+@pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
+def test_the_weights_are_those_of_the_files_in_the_shapes_of_the_files(
+    name: str, tmp_path: Path
+) -> None:
+    tiny_models.build(name, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    stored = {tensor.name: tensor for tensor in checkpoint.tensors}
+    with checkpoint.open() as reader:
+        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
+        axes = axes_of(checkpoint, skeleton)
+        assert axes
+        for block in skeleton.blocks:
+            assert not skeleton.is_loaded(block)
+            skeleton.load(block)
+            views = skeleton.views([n for n in skeleton.names_of(block) if n in axes])
+            for tensor, view in views.items():
+                assert torch.equal(view, read_tensor(reader, stored[tensor])), tensor
+                view.fill_(7)  # a view: the model's own parameter changes
+                parameter = skeleton.targets[tensor].parameter
+                assert (skeleton.model.get_parameter(parameter) == 7).any()
+            skeleton.unload(block)
+
+
+@pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
+def test_moments_are_those_that_hooks_on_the_whole_model_see(name: str, tmp_path: Path) -> None:
+    model = tiny_models.build(name, tmp_path)
+    samples = samples_of(name)
+    seen: dict[str, Gram | None] = {}
+
+    def prune(tensor: str, parts: Sequence[Measured]) -> None:
+        seen.update((part.matrix.label, part.gram) for part in parts)
+
+    events: list[Event] = []
+    skeleton = run(tmp_path, samples, prune, events)
+    expected = moments_by_hooks(model, samples)
+    compared = 0
+    for tensor, target in skeleton.targets.items():
+        gram = seen.get(tensor)
+        if target.parameter in expected and gram is not None:
+            torch.testing.assert_close(
+                gram.hessian().double(), expected[target.parameter], rtol=1e-4, atol=1e-5
+            )
+            compared += 1
+    assert compared >= 2
+    unreached = {label for label, gram in seen.items() if gram is None}
+    assert all("visual" in label for label in unreached)  # text does not reach a vision tower
+    (started,) = (event for event in events if isinstance(event, PhaseStarted))
+    assert sum(event.count for event in events if isinstance(event, Advanced)) == started.total
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "albert", "mixtral"])
+def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
+    name: str, tmp_path: Path
+) -> None:
+    """Every other weight is set to zero; the reference runs the model with the blocks before."""
+    tiny_models.build(name, tmp_path)
+    samples = samples_of(name)
+    order: list[str] = []
+    diagonals: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
+
+    def prune(tensor: str, parts: Sequence[Measured]) -> torch.Tensor:
+        order.append(tensor)
+        assert parts[0].gram is not None
+        diagonals[tensor] = parts[0].gram.diagonal()
+        view = parts[0].matrix.weight.clone()
+        view[:, ::2] = 0
+        values[tensor] = view
+        return view
+
+    skeleton = run(tmp_path, samples, prune)
+    blocks = [skeleton.block_of(skeleton.targets[tensor].parameter) for tensor in order]
+    for block in dict.fromkeys(blocks):
+        model = type(skeleton.model).from_pretrained(tmp_path).eval()
+        for tensor, before in zip(order, blocks, strict=True):
+            if before == block:
+                break
+            parameter = model.get_parameter(skeleton.targets[tensor].parameter)
+            if parameter.shape == values[tensor].shape:
+                parameter.data.copy_(values[tensor])
+            else:  # experts: a slice of the stack
+                _put_expert(model, tensor, values[tensor])
+        expected = moments_by_hooks(model, samples)
+        for tensor, own in zip(order, blocks, strict=True):
+            parameter_name = skeleton.targets[tensor].parameter
+            if own == block and parameter_name in expected:
+                torch.testing.assert_close(
+                    diagonals[tensor].double(), expected[parameter_name].diagonal(),
+                    rtol=1e-3, atol=1e-5,
+                )  # fmt: skip
+
+
+def _put_expert(model: Any, tensor: str, value: torch.Tensor) -> None:
+    """A Mixtral expert's w1, w2 or w3, into the stacks that transformers makes of them."""
+    path, _, rest = tensor.partition(".block_sparse_moe.experts.")
+    number, which = int(rest.split(".")[0]), rest.split(".")[1]
+    experts = model.get_submodule(f"{path}.mlp.experts")
+    if which == "w2":
+        experts.down_proj.data[number].copy_(value)
+    else:
+        half = experts.gate_up_proj.shape[1] // 2
+        rows = slice(0, half) if which == "w1" else slice(half, None)
+        experts.gate_up_proj.data[number, rows].copy_(value)
+
+
+def test_true_sequential_measures_behind_the_matrices_before(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path)
+    diagonals: dict[bool, dict[str, torch.Tensor]] = {False: {}, True: {}}
+    orders: dict[bool, list[str]] = {False: [], True: []}
+    for sequential in (False, True):
+
+        def prune(
+            tensor: str, parts: Sequence[Measured], sequential: bool = sequential
+        ) -> torch.Tensor:
+            assert parts[0].gram is not None
+            orders[sequential].append(tensor)
+            diagonals[sequential][tensor] = parts[0].gram.diagonal()
+            return parts[0].matrix.weight * 0.5
+
+        run(tmp_path, samples_of("llama"), prune, true_sequential=sequential)
+    first = [t.split("layers.0.")[1] for t in orders[True] if "layers.0." in t]
+    assert [set(first[:3]), first[3], set(first[4:6]), first[6]] == [
+        {f"self_attn.{x}_proj.weight" for x in "qkv"}, "self_attn.o_proj.weight",
+        {"mlp.gate_proj.weight", "mlp.up_proj.weight"}, "mlp.down_proj.weight",
+    ]  # fmt: skip
+    same = {
+        tensor: bool(torch.equal(diagonals[True][tensor], diagonals[False][tensor]))
+        for tensor in diagonals[True] if "layers.0." in tensor
+    }  # fmt: skip
+    assert all(same[t] for t in same if t.endswith(("q_proj.weight", "v_proj.weight")))
+    assert not any(same[t] for t in same if "mlp" in t or "o_proj" in t)
+
+
+def test_a_sample_alone_and_samples_side_by_side_give_the_same(tmp_path: Path) -> None:
+    tiny_models.build("bert", tmp_path)
+    long, short = samples_of("bert", 4), samples_of("bert", 2)
+    short = [{"input_ids": one["input_ids"][:, :5]} for one in short]
+    found: list[dict[str, torch.Tensor]] = []
+    for samples in ([*long, *short], [long[0], short[0], long[1], short[1], long[2], long[3]]):
+        moments: dict[str, torch.Tensor] = {}
+
+        def prune(
+            tensor: str, parts: Sequence[Measured], moments: dict[str, torch.Tensor] = moments
+        ) -> None:
+            assert parts[0].gram is not None
+            assert parts[0].gram.tokens == 4 * 9 + 2 * 5
+            moments[tensor] = parts[0].gram.hessian()
+
+        run(tmp_path, samples, prune)
+        found.append(moments)
+    for tensor, moment in found[0].items():
+        torch.testing.assert_close(moment, found[1][tensor], rtol=1e-4, atol=1e-6)
+
+
+def test_a_matrix_that_transformers_takes_apart_is_refused_by_name(tmp_path: Path) -> None:
+    tiny_models.build(SPLIT, tmp_path)
+    with pytest.raises(UnsupportedCheckpoint, match=r"weights_in\.weight.* taken apart"):
+        run(tmp_path, samples_of(SPLIT), lambda tensor, parts: None)
+
+
+def test_a_model_that_fails_on_the_samples_says_so(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path)
+    sample = {"input_ids": torch.tensor([[3, 61_000]])}
+    with pytest.raises(CalibrationFailed, match="forward fails"):
+        run(tmp_path, [sample], lambda tensor, parts: None)
+
+
+def test_nan_between_blocks_is_named(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path)
+
+    def prune(tensor: str, parts: Sequence[Measured]) -> torch.Tensor | None:
+        if tensor.endswith("layers.0.mlp.down_proj.weight"):
+            return parts[0].matrix.weight * float("nan")
+        return None
+
+    with pytest.raises(CalibrationFailed, match=r"block model\.layers\.0 puts out NaN or Inf"):
+        run(tmp_path, samples_of("llama"), prune)

@@ -1,0 +1,111 @@
+"""What ``--calibration`` means, form by form, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
+from prunectl.errors import InvalidOption
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with some files, which is the current one."""
+    for name in ("b.txt", "a.txt", "x,y.txt", "c.md", "rows.jsonl", "pairs.csv"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "d.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("text:a.txt", ["a.txt"]),
+        ("a.txt", ["a.txt"]),
+        ("text:b.txt,a.txt", ["b.txt", "a.txt"]),
+        ("text:x,y.txt", ["x,y.txt"]),
+        ("text:[ab].txt", ["a.txt", "b.txt"]),
+        ("text:**/d.txt", ["sub/d.txt"]),
+        ("text:.", ["a.txt", "b.txt", "x,y.txt"]),
+        ("sub", ["sub/d.txt"]),
+        (["text:b.txt", "text:a.txt,b.txt"], ["b.txt", "a.txt"]),
+        ("text:rows.jsonl", ["rows.jsonl"]),
+    ],
+)
+def test_text(folder: Path, given: str | list[str], names: list[str]) -> None:
+    found = parse_calibration(given)
+    assert found == CalibrationSource(SourceKind.TEXT, tuple(map(Path, names)))
+    assert found.to_json() == {"kind": "text", "files": [Path(name).name for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ("hf:org/name", ("org/name", None, None, None)),
+        ("hf:name:conf", ("name", "conf", None, None)),
+        ("hf:org/name::test", ("org/name", None, "test", None)),
+        ("hf:org/name:conf:test:column of text", ("org/name", "conf", "test", "column of text")),
+        ("hf:rows.jsonl:::text", ("rows.jsonl", None, None, "text")),
+    ],
+)
+def test_datasets(folder: Path, given: str, fields: tuple[str | None, ...]) -> None:
+    found = parse_calibration(given)
+    assert (found.dataset, found.config, found.split, found.column) == fields
+    assert (found.kind, found.files) == (SourceKind.HF, ())
+
+
+def test_the_record_names_no_folder_of_the_user(folder: Path) -> None:
+    found = parse_calibration(f"hf:{folder / 'sub'}")
+    assert found.to_json() == {"kind": "hf", "dataset": "sub"}
+    assert parse_calibration(f"images:{folder / 'sub'}").to_json()["files"] == ["sub"]
+    assert str(folder) not in json.dumps(parse_calibration(str(folder)).to_json())
+
+
+def test_the_others(folder: Path) -> None:
+    assert parse_calibration(["random"]) == CalibrationSource(SourceKind.RANDOM)
+    (folder / "demo").mkdir()
+    assert parse_calibration("demo") == CalibrationSource(SourceKind.DEMO), "everywhere the same"
+    assert parse_calibration("images:sub") == CalibrationSource(SourceKind.IMAGES, (Path("sub"),))
+    found = parse_calibration("pairs:pairs.csv")
+    assert found == CalibrationSource(SourceKind.PAIRS, (Path("pairs.csv"),))
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ([], "no calibration data", "text:FILE"),
+        ("", "'' is neither", "text:FILE"),
+        ("org/name", "neither a file nor a form", "hf:org/name"),
+        ("nothing.txt", "neither a file nor a form", "text:FILE"),
+        ("c4:en", "neither a file nor a form", "hf:DATASET"),
+        ("x" * 5000, "neither a file nor a form", "text:FILE"),
+        ("a\0b", "neither a file nor a form", "text:FILE"),
+        ("text:", "names nothing", "text:FILE"),
+        ("text:,", "names no file", ""),
+        ("text:nothing.txt", "no such file", "check the path"),
+        ("text:a.txt,no*.txt", "no such file", "check the path"),
+        ("text:empty", "holds no \\*.txt", "empty/"),
+        ("rows.jsonl", "could mean a table", "hf:rows.jsonl"),
+        ("hf:", "names nothing", "hf:DATASET"),
+        ("hf:a/b/c", "neither a path nor", "org/name"),
+        ("hf:org/name:c:train:text:more", "more than four parts", "COLUMN"),
+        ("hf:org/name:c:train[:10%]:text", "more than four parts", "slice"),
+        ("images:nothing", "no such folder", ""),
+        ("images:a.txt", "no such folder", ""),
+        ("pairs:nothing.csv", "no such file", ""),
+        ("pairs:a.txt", "not a table", ".csv, .tsv"),
+        (["text:a.txt", "random"], "cannot be combined", "only text"),
+        (["hf:a/b", "hf:c/d"], "cannot be combined", "only text"),
+    ],
+)
+def test_refused(folder: Path, given: str | list[str], message: str, hint: str) -> None:
+    with pytest.raises(InvalidOption, match=message) as caught:
+        parse_calibration(given)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
