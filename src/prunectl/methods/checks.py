@@ -55,8 +55,10 @@ def second_moments(hessian: Tensor, weight: Tensor) -> Tensor:
 
 
 def same_shape(name: str, value: Tensor, weight: Tensor) -> None:
-    """Raises:
-    ValueError: ``value`` and the weight differ in shape.
+    """See that ``value`` has the shape of ``weight``.
+
+    Raises:
+        ValueError: it has another.
     """
     if value.shape != weight.shape:
         raise ValueError(
@@ -65,8 +67,10 @@ def same_shape(name: str, value: Tensor, weight: Tensor) -> None:
 
 
 def share(damping: float) -> None:
-    """Raises:
-    ValueError: a damping that is negative or no number.
+    """See that ``damping`` is one.
+
+    Raises:
+        ValueError: it is negative, infinite or no number.
     """
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping is a share of the mean diagonal, 0 or more, not {damping}")

@@ -15,14 +15,14 @@ from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
 from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.targets import TensorTarget, pool_targets, take_by_error
-from prunectl.settings import Calibration, Method
+from prunectl.pruning.targets import ByCount, TensorTarget, pool_targets, take_by_error
+from prunectl.settings import Calibration, Method, Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.engine import Wanted
+    from prunectl.calibration.engine import PruneTensor, Wanted
     from prunectl.calibration.samples import Samples
     from prunectl.checkpoint.reader import TensorReader
     from prunectl.checkpoint.skeleton import Skeleton
@@ -119,9 +119,34 @@ def _resolve(
                 reasons={**resolution.reasons, **dict.fromkeys(dense, reason)},
                 forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
             )
+        elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
+            targets |= _allocate(job, index, skeleton, reader, on_event)
         elif not by_magnitude:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
+
+
+def _allocate(
+    job: Job, index: int, skeleton: Skeleton, reader: TensorReader, on_event: OnEvent
+) -> dict[str, TensorTarget]:
+    """How many weights of each tensor go, where one threshold is for all of a pool."""
+    from prunectl.calibration.engine import calibrate
+    from prunectl.pruning.allocation import ScoreCounts, allocate
+
+    assert job.samples is not None
+    pool = job.plan.pools[index]
+    targets: dict[str, TensorTarget] = pool_targets(job.plan, index)
+    blocks = _blocks(job, targets, skeleton)
+    axes = {name: job.planned[name].input_axis for name in targets}
+    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
+    counter = ScoreCounts(stored, axes, reader)
+    wanted = replace(_wanted(job, blocks, full=False), true_sequential=False)
+    calibrate(
+        skeleton, job.samples.inputs, wanted, counter, phase="comparing weights", on_event=on_event
+    )
+    _outside(blocks.get("", []), job, counter, reader)
+    counts = {name: counter.counts[name] for name in targets}
+    return {name: ByCount(zeros) for name, zeros in allocate(counts, pool.target_zeros).items()}
 
 
 def _take(
@@ -147,7 +172,7 @@ def _take(
     members = job.plan.pools[index].members
     zeros = {name: int((read_tensor(reader, stored[name]) == 0).sum()) for name in members}
     # What no sample reaches has no error to speak of: it is taken first.
-    errors = {name: 0.0 for name in targets}
+    errors = dict.fromkeys(targets, 0.0)
     for name, facts in calibrator.facts.items():
         errors[name] = facts.error or 0.0
     specs = [stored[name].spec for name in members if name in targets]
@@ -217,7 +242,7 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
 
 
 def _outside(
-    specs: list[TensorSpec], job: Job, calibrator: Calibrator, reader: TensorReader
+    specs: list[TensorSpec], job: Job, calibrator: PruneTensor, reader: TensorReader
 ) -> None:
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices

@@ -9,8 +9,9 @@ from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.codes import Codes
-from prunectl.magnitude.masks import as_groups, cut, cut_rows, nm
+from prunectl.magnitude.masks import as_groups, count_zeros, cut, cut_rows, nm
 from prunectl.pattern import NM
+from prunectl.pruning.row_blocks import Ranges, row_parts
 from prunectl.tensorspec import TensorSpec
 
 
@@ -49,6 +50,18 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class RowGroups:
+    """At most N of every M along the input axis stay in some rows; the others keep every bit.
+
+    Attributes:
+        rows: sorted ranges, numbered as in :mod:`prunectl.pruning.row_blocks`.
+    """
+
+    pattern: NM
+    rows: Ranges
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """What a mask has a 1 for stays; ``reader`` reads its bits."""
 
@@ -64,7 +77,7 @@ class Replace:
     reader: TensorReader
 
 
-Edit = Copy | Cut | CutRows | Groups | Keep | Replace
+Edit = Copy | Cut | CutRows | Groups | RowGroups | Keep | Replace
 
 
 def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
@@ -77,7 +90,7 @@ def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
 
 def block_unit(edit: Edit, spec: TensorSpec, axis: int | None) -> int:
     """Elements that must come in one block: whole groups, whole rows, or single weights."""
-    if isinstance(edit, Groups):
+    if isinstance(edit, Groups | RowGroups):
         return edit.pattern.m * axis_view(spec, axis)[1]
     if isinstance(edit, CutRows):
         return math.prod(axis_view(spec, axis))
@@ -99,6 +112,7 @@ class Editor:
         self.edit = edit
         self._length, self._width = axis_view(spec, axis)
         self._quota = edit.quota if isinstance(edit, Cut) else 0
+        self._first = 0
 
     def apply(self, codes: Codes) -> int:
         """Edit one block [n] of whole units in place; returns its zeros of both signs."""
@@ -111,6 +125,25 @@ class Editor:
         elif isinstance(edit, Groups):
             m = edit.pattern.m
             zeros = nm(as_groups(codes, m, self._width), edit.pattern.n, m)
+        elif isinstance(edit, RowGroups):
+            zeros = self._group_rows(codes, edit)
         else:
             raise TypeError("a copied tensor is not edited")
         return zeros
+
+    def _group_rows(self, codes: Codes, edit: RowGroups) -> int:
+        """Bring the rows of ``edit`` that are in ``codes`` into its pattern; returns zeros."""
+        n, m, place = edit.pattern.n, edit.pattern.m, (self._length, self._width)
+        parts = row_parts(codes, self._first, *place, edit.rows)
+        if self._width == 1:
+            for part in parts:
+                nm(part, n, m)
+        else:
+            # Kernels are slow on a few columns: they get all of them, and what is theirs is taken.
+            whole = codes.copy()
+            nm(as_groups(whole, m, self._width), n, m)
+            done = row_parts(whole, self._first, *place, edit.rows)
+            for part, new in zip(parts, done, strict=True):
+                part[...] = new
+        self._first += codes.size
+        return count_zeros(codes)

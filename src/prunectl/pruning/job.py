@@ -142,6 +142,7 @@ def arguments(job: Job) -> dict[str, Any]:
         "sparsity": settings.sparsity,
         "pattern": str(settings.pattern),
         "scope": str(settings.scope),
+        **_budget(job),
         "include": list(settings.include),
         "exclude": list(settings.exclude),
         "rules": [
@@ -156,6 +157,13 @@ def arguments(job: Job) -> dict[str, Any]:
         ],
         "max_shard_size": job.max_shard_size,
     }
+
+
+def _budget(job: Job) -> dict[str, Any]:
+    """What N:M patterns go to; nothing where they go to all that fits."""
+    if any(pool.is_budget for pool in job.plan.pools):
+        return {"budget": str(job.settings.budget)}
+    return {}
 
 
 def _calibration(job: Job) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.sizes import predict
 from prunectl.pruning.transform import Written
-from prunectl.settings import Scope
+from prunectl.settings import ROW_BLOCK, Scope
 from prunectl.sink.shards import ShardLayout
 
 VISIBLE = 0.0005
@@ -110,6 +110,7 @@ def _tensor_outcome(
         input_axis=entry.input_axis if entry.prunable else None,
         norm_lost=forecast.norm_lost if forecast else None,
         calibrated=resolution.calibrated.get(entry.spec.name),
+        pattern_rows=resolution.pattern_rows.get(entry.spec.name),
     )
 
 
@@ -129,6 +130,7 @@ def _pool_outcome(
         zeros=zeros,
         threshold=resolution.thresholds[index],
         budget=pool.is_budget,
+        row_block=ROW_BLOCK if pool.by_rows else None,
         pruned_tensors=pruned,
         dense_tensors=len(pool.members) - pruned,
         note=pool_note(pool, zeros, len(pool.members) - pruned),
@@ -147,10 +149,13 @@ def pool_note(pool: Pool, zeros: int, dense: int) -> str:
     if abs(achieved - pool.sparsity) < VISIBLE:
         return ""
     asked = f"{pool.sparsity:.1%} requested, {achieved:.1%} achieved{where}: "
-    if pool.is_budget and not zeros:
-        return asked + f"any one matrix in {pool.pattern} is already further away than none."
     if pool.is_budget:
-        return asked + f"whole matrices take {pool.pattern}, and this is the nearest they come."
+        one, all_ = ("matrix", "whole matrices")
+        if pool.by_rows:
+            one, all_ = (f"block of {ROW_BLOCK} rows", f"blocks of {ROW_BLOCK} rows")
+        if not zeros:
+            return asked + f"any one {one} in {pool.pattern} is already further away than none."
+        return asked + f"{all_} take {pool.pattern}, and this is the nearest they come."
     if achieved > pool.sparsity and isinstance(pool.pattern, Unstructured):
         return asked + "more weights were zero already, and they stay."
     if isinstance(pool.pattern, NM):

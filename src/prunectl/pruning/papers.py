@@ -9,7 +9,7 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.pruning.result import PruneResult, TensorOutcome
+from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.sink.card import CardFacts, model_card, role_rows
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Manifest
@@ -80,6 +80,7 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         input_axis=one.input_axis,
         stored_bytes=one.numel * DTYPES[one.dtype].bits // 8,
         calibrated=None if one.calibrated is None else dict(one.calibrated),
+        pattern_rows=one.pattern_rows,
     )
 
 
@@ -142,6 +143,10 @@ def method_in_words(arguments: dict[str, Any]) -> str:
     return words
 
 
+def _pattern_in_words(pool: PoolOutcome) -> str:
+    return f"{pool.pattern} in blocks of {pool.row_block} rows" if pool.row_block else pool.pattern
+
+
 def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
@@ -152,7 +157,7 @@ def _card_facts(
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
         method=method_in_words(arguments),
-        pattern=result.pools[0].pattern if len(result.pools) == 1 else "by recipe",
+        pattern=_pattern_in_words(result.pools[0]) if len(result.pools) == 1 else "by recipe",
         scope="" if by_mask else arguments["scope"],
         prunable=prunable,
         overall=overall,

@@ -1,9 +1,9 @@
-"""From a plan to edits: exact thresholds, and which matrices an N:M budget takes."""
+"""From a plan to edits: exact thresholds, and which matrices or rows an N:M budget takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunectl.analysis.measured import Measured
@@ -14,8 +14,10 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
 from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan import Plan, Pool
-from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep
-from prunectl.settings import Scope
+from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
+from prunectl.pruning.row_blocks import Ranges
+from prunectl.pruning.row_budget import TakenRows, take_rows
+from prunectl.settings import ROW_BLOCK, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Resolution:
         thresholds: by pool; None where a pool has no one threshold.
         forecasts: by tensor name, where the measurements tell before the weights are written.
         calibrated: by tensor name, what calibration did, JSON-ready.
+        pattern_rows: by tensor name, the rows that take its N:M pattern, where not all of them do.
     """
 
     edits: dict[str, Edit]
@@ -43,6 +46,7 @@ class Resolution:
     thresholds: tuple[float | None, ...]
     forecasts: dict[str, Forecast]
     calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pattern_rows: Mapping[str, Ranges] = field(default_factory=dict)
 
 
 def resolve_plan(
@@ -63,10 +67,14 @@ def resolve_plan(
     reasons: dict[str, str] = {}
     thresholds: list[float | None] = []
     forecasts: dict[str, Forecast] = {}
+    rows: dict[str, TakenRows] = {}
     for index, pool in enumerate(plan.pools):
         fitting = [entry.spec.name for entry in plan.tensors if entry.pool == index]
         threshold = None
-        if pool.is_budget:
+        if pool.by_rows:
+            present = {name: measured.facts[name].zeros for name in pool.members}
+            rows |= take_rows(checkpoint, plan, index, present, jobs=jobs, on_event=on_event)
+        elif pool.is_budget:
             taken = take_budget(pool, fitting, measured)
             for name in fitting:
                 if name in taken:
@@ -86,7 +94,8 @@ def resolve_plan(
             threshold = _one_threshold(pool, cuts)
         thresholds.append(threshold)
     forecasts.update(_group_forecasts(plan, edits, measured))
-    return Resolution(edits, reasons, tuple(thresholds), forecasts)
+    resolution = Resolution(edits, reasons, tuple(thresholds), forecasts)
+    return _with_rows(resolution, plan, rows, measured) if rows else resolution
 
 
 def mask_resolution(plan: Plan, reader: TensorReader) -> Resolution:
@@ -107,13 +116,14 @@ def _measure(
         for name in pool.members
     ]
     budgeted = [name for pool in plan.pools if pool.is_budget for name in pool.members]
-    patterns = list(dict.fromkeys(_nm(pool) for pool in plan.pools if pool.is_budget))
+    whole = [pool for pool in plan.pools if pool.is_budget and not pool.by_rows]
+    patterns = list(dict.fromkeys(_nm(pool) for pool in whole))
     measure_missing(
         checkpoint,
         measured,
         names=[*compared, *budgeted],
         patterns=patterns,
-        pattern_names=budgeted,
+        pattern_names=[name for pool in whole for name in pool.members],
         jobs=jobs,
         on_event=on_event,
     )
@@ -199,6 +209,30 @@ def _group_forecasts(
 def _forecast(measured: Measured, name: str, zeros: int, lost: float) -> Forecast:
     norm = measured.facts[name].norm_squared
     return Forecast(zeros, lost / norm if norm else 0.0)
+
+
+def _with_rows(
+    resolution: Resolution, plan: Plan, rows: Mapping[str, TakenRows], measured: Measured
+) -> Resolution:
+    """Add the edits of tensors whose blocks of rows take a pattern."""
+    edits, reasons, forecasts = resolution.edits, resolution.reasons, resolution.forecasts
+    found: dict[str, Ranges] = {}
+    for entry in plan.tensors:
+        name, pattern = entry.spec.name, entry.pattern
+        if name not in rows:
+            continue
+        taken = rows[name]
+        assert isinstance(pattern, NM)
+        forecasts[name] = _forecast(measured, name, taken.zeros, taken.lost)
+        if not taken.rows:
+            edits[name] = Copy()
+            reasons[name] = f"kept dense: no block of {ROW_BLOCK} rows comes nearer to the sparsity"
+        elif taken.everything:
+            edits[name] = Groups(pattern)
+        else:
+            edits[name] = RowGroups(pattern, taken.rows)
+            found[name] = taken.rows
+    return replace(resolution, pattern_rows=found)
 
 
 def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[str]:

@@ -18,9 +18,10 @@ class PoolOutcome:
         requested: sparsity asked for; None if an N:M pattern alone was.
         achieved: zeros / weights. weights, zeros: of its prunable tensors.
         threshold: the global threshold; None for other scopes and N:M.
-        budget: whether N:M went to some of the matrices only.
+        budget: whether N:M went to some of the matrices, or rows, only.
         pruned_tensors, dense_tensors: of its prunable tensors.
         note: why achieved differs visibly from requested, '' if it does not.
+        row_block: rows that take the pattern together; None where whole matrices do.
     """
 
     label: str
@@ -35,6 +36,7 @@ class PoolOutcome:
     pruned_tensors: int
     dense_tensors: int
     note: str = ""
+    row_block: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class TensorOutcome:
         input_axis: the axis along which N:M groups and rows lie; None where it has none.
         norm_lost: share of its squared norm that went, where it was measured, else None.
         calibrated: what calibration did to it (docs/manifest.md), else None.
+        pattern_rows: rows [start, stop) that follow the pattern; None where all do.
     """
 
     name: str
@@ -69,6 +72,7 @@ class TensorOutcome:
     input_axis: int | None = None
     norm_lost: float | None = None
     calibrated: Mapping[str, Any] | None = None
+    pattern_rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def sparsity(self) -> float:

@@ -49,8 +49,8 @@ def _sizes(tensor: TensorOutcome, written: Written) -> dict[str, int]:
 
 
 def _groups(tensor: TensorOutcome) -> NM | None:
-    """The N:M that a tensor was pruned to, or None."""
-    if tensor.action != "prune" or tensor.pattern is None:
+    """The N:M that a whole tensor was pruned to, or None."""
+    if tensor.pattern_rows is not None or tensor.action != "prune" or tensor.pattern is None:
         return None
     try:
         pattern = parse_pattern(tensor.pattern)

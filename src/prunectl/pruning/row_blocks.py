@@ -1,0 +1,135 @@
+"""Blocks of rows that take an N:M pattern while the other rows of a matrix stay dense.
+
+A *row* is what one output is computed from: a run of weights along the input axis. Rows of a tensor
+are numbered through its stack of matrices, ``matrix * out + row``, and lie in sorted ranges
+``[start, stop)`` that neither overlap nor touch.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from prunectl.magnitude.codes import Codes
+from prunectl.settings import ROW_BLOCK
+
+Ranges = tuple[tuple[int, int], ...]
+"""Rows as sorted ranges [start, stop)."""
+
+
+def rows_of_matrix(shape: Sequence[int], axis: int) -> int:
+    """Rows (outputs) of each matrix in a tensor whose inputs are ``axis``; of a vector it is 1."""
+    if axis == len(shape) - 1:
+        return shape[-2] if len(shape) > 1 else 1
+    return math.prod(shape[axis + 1 :])
+
+
+def row_parts(codes: Codes, first: int, length: int, width: int, ranges: Ranges) -> Iterator[Codes]:
+    """The parts of a tensor's block that lie in some of its rows, as N:M kernels take them.
+
+    Args:
+        codes: [n], contiguous: whole N:M groups of the tensor, that is tiles [m, width].
+        first: place of its first element in the tensor, row-major.
+        length: of the input axis, a multiple of m.
+        width: elements from one input to the next: 1 if inputs are the last axis.
+        ranges: the rows.
+
+    Yields:
+        Views [1, inputs, rows of a range] of ``codes``; where inputs are the last axis, and rows
+        thus lie one behind the other, [1, inputs of all rows of a range, 1].
+    """
+    if width == 1:
+        for start, stop in _inside(ranges, first // length, -(-(first + codes.size) // length)):
+            part = codes[max(0, start * length - first) : stop * length - first]
+            yield part.reshape(1, -1, 1)
+        return
+    lines = codes.reshape(-1, width)
+    line, end = first // width, first // width + len(lines)
+    for matrix in range(line // length, -(-end // length)):
+        begin = max(line, matrix * length) - line
+        part = lines[begin : min(end, (matrix + 1) * length) - line]
+        for start, stop in _inside(ranges, matrix * width, (matrix + 1) * width):
+            yield part[None, :, start - matrix * width : stop - matrix * width]
+
+
+def _inside(ranges: Ranges, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """What of the ranges is in the rows [first, last)."""
+    for i in range(max(0, bisect_right(ranges, (first, 0)) - 1), len(ranges)):
+        start, stop = ranges[i]
+        if start >= last:
+            return
+        if stop > first:
+            yield max(start, first), min(stop, last)
+
+
+def choose_rows(losses: ArrayLike, zeros: ArrayLike, wanted: int) -> Ranges:
+    """Which rows of one matrix take a pattern: blocks of ``ROW_BLOCK``, those that lose least.
+
+    Args:
+        losses: [out], at least 0: what each row loses by the pattern, in any unit.
+        zeros: [out], whole numbers: weights of each row that the pattern prunes, without those that
+            are zero already.
+        wanted: how many weights of the matrix are to be pruned. Below 0 means none.
+
+    Returns:
+        Rows in the blocks whose pruned weights are, taken together, nearest to ``wanted`` (equally
+        near: fewer); see :func:`choose_blocks` for their order.
+
+    Raises:
+        ValueError: a loss is NaN, or the two are no vectors of one length.
+    """
+    lost, pruned = np.asarray(losses, np.float64), np.asarray(zeros).astype(np.int64)
+    if lost.ndim != 1 or lost.shape != pruned.shape:
+        raise ValueError(f"losses {lost.shape} and zeros {pruned.shape} are not of the same rows")
+    out = len(lost)
+    if not out:
+        return ()
+    starts = np.arange(0, out, ROW_BLOCK)
+    chosen = choose_blocks(np.add.reduceat(lost, starts), np.add.reduceat(pruned, starts), wanted)
+    return merged(block_rows(block, out) for block in chosen)
+
+
+def choose_blocks(losses: Sequence[float] | Codes, zeros: Codes, wanted: int) -> list[int]:
+    """Which blocks of a matrix take a pattern, as their numbers in order.
+
+    They come by their loss per weight pruned, so that a last block of fewer rows has no advantage,
+    rounded to nine digits, since the last bits of float sums differ between machines; of equal
+    losses the lower block comes first.
+
+    Args:
+        losses: of each block, at least 0; zeros: weights that the pattern prunes in each.
+        wanted: the sum of zeros to come near to.
+
+    Raises:
+        ValueError: a loss is NaN.
+    """
+    if np.isnan(losses).any():
+        raise ValueError("losses hold NaN, which has no order")
+    rates = [
+        float(f"{loss / count:.9g}") if count else 0.0
+        for loss, count in zip(np.asarray(losses).tolist(), zeros.tolist(), strict=True)
+    ]
+    ranked = sorted(range(len(rates)), key=rates.__getitem__)
+    distances = np.abs(np.cumsum([0, *(int(zeros[block]) for block in ranked)]) - wanted)
+    return sorted(ranked[: int(distances.argmin())])
+
+
+def block_rows(block: int, out: int, matrix: int = 0) -> tuple[int, int]:
+    """The rows of a block of a matrix with ``out`` rows, as the tensor numbers them."""
+    start = block * ROW_BLOCK
+    return matrix * out + start, matrix * out + min(start + ROW_BLOCK, out)
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Sorted ranges with those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)

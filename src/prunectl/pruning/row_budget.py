@@ -1,0 +1,187 @@
+"""``--budget rows``: which blocks of rows of a checkpoint's matrices take an N:M pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.magnitude.codes import Codes, code_format
+from prunectl.magnitude.masks import count_zeros
+from prunectl.magnitude.measure import PatternMeasure
+from prunectl.pattern import NM
+from prunectl.plan import Plan
+from prunectl.pruning.edits import axis_view
+from prunectl.pruning.row_blocks import (
+    Ranges,
+    block_rows,
+    choose_blocks,
+    merged,
+    rows_of_matrix,
+)
+from prunectl.settings import ROW_BLOCK
+from prunectl.streaming import Scratch, run_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLosses:
+    """What a pattern would do to the blocks of rows of one matrix.
+
+    Attributes:
+        lost: float64 [blocks], the squared norm that goes.
+        pruned: int64 [blocks], weights that become zero and were not.
+        present: zeros of the matrix before, of both signs.
+    """
+
+    lost: NDArray[np.float64]
+    pruned: NDArray[np.int64]
+    present: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRows:
+    """What one tensor gives to a budget.
+
+    Attributes:
+        rows: those that take the pattern; () for none.
+        everything: whether that is all of them.
+        zeros: of the tensor afterwards. lost: the squared norm that goes.
+    """
+
+    rows: Ranges
+    everything: bool
+    zeros: int
+    lost: float
+
+
+def take_rows(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    index: int,
+    present: Mapping[str, int],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> dict[str, TakenRows]:
+    """Which rows of a pool's tensors take its pattern, in one pass over those that can.
+
+    The zeros wanted of the pool, less those of its tensors that cannot take the pattern, are shared
+    out over the others' matrices by their weights. In each, blocks of ``ROW_BLOCK`` rows take it,
+    those that lose least, until the zeros are nearest to its share; what they are more or less goes
+    to the matrix after it, so that the pool's zeros come nearest to what was asked for.
+
+    Args:
+        index: of the pool, one with a budget.
+        present: zeros of its members, by name. None of them holds NaN.
+    """
+    pool = plan.pools[index]
+    assert isinstance(pool.pattern, NM)
+    pattern = pool.pattern
+    axes = {entry.spec.name: entry.input_axis for entry in plan.tensors if entry.pool == index}
+    tensors = [tensor for tensor in checkpoint.tensors if tensor.name in axes]
+    unfit = sum(present[name] for name in pool.members if name not in axes)
+    taker = _Taker(max(0, pool.target_zeros - unfit), sum(tensor.spec.numel for tensor in tensors))
+    phase = f"measuring blocks of {ROW_BLOCK} rows"
+    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    found = {}
+    with checkpoint.open() as reader:
+
+        def work(tensor: StoredTensor, scratch: Scratch) -> list[BlockLosses]:
+            axis = axes[tensor.name]
+            assert axis is not None  # or it would not fit the pattern
+            return list(block_losses(tensor, axis, pattern, reader, scratch))
+
+        for tensor, matrices in run_tensors(tensors, work, jobs):
+            axis = axes[tensor.name]
+            assert axis is not None
+            found[tensor.name] = taker.take(tensor, axis, matrices)
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+    on_event(PhaseDone(phase))
+    return found
+
+
+class _Taker:
+    """Shares ``wanted`` zeros out over matrices of ``weights`` weights in all, in order."""
+
+    def __init__(self, wanted: int, weights: int) -> None:
+        self._wanted, self._weights = wanted, weights
+        self._seen = self._reached = 0
+
+    def take(self, tensor: StoredTensor, axis: int, matrices: list[BlockLosses]) -> TakenRows:
+        """Choose the blocks of the next tensor."""
+        spec, out = tensor.spec, rows_of_matrix(tensor.spec.shape, axis)
+        rows, zeros, lost = [], 0, 0.0
+        for number, matrix in enumerate(matrices):
+            self._seen += out * spec.shape[axis]
+            share = (2 * self._wanted * self._seen + self._weights) // (2 * self._weights)
+            more = share - self._reached - matrix.present
+            blocks = choose_blocks(matrix.lost, matrix.pruned, more)
+            rows += [block_rows(block, out, number) for block in blocks]
+            given = matrix.present + int(matrix.pruned[blocks].sum())
+            zeros, self._reached = zeros + given, self._reached + given
+            lost += float(matrix.lost[blocks].sum())
+        ranges = merged(rows)
+        everything = ranges == ((0, spec.numel // spec.shape[axis]),)
+        return TakenRows(ranges, everything, zeros, lost)
+
+
+def block_losses(
+    tensor: StoredTensor, axis: int, pattern: NM, reader: TensorReader, scratch: Scratch
+) -> Iterator[BlockLosses]:
+    """What ``pattern`` along ``axis`` would do to every block of rows, matrix by matrix.
+
+    Inf has no squared norm, here as in :class:`PatternMeasure`; NaN is the caller's to rule out.
+    """
+    spec = tensor.spec
+    length, width = axis_view(spec, axis)
+    out = rows_of_matrix(spec.shape, axis)
+    uint = code_format(spec.dtype).uint
+    # Whole blocks of rows where these are stored so; else lines of inputs, a piece of every row.
+    unit = ROW_BLOCK * length if width == 1 else pattern.m * width
+    for first in range(0, spec.numel, out * length):
+        part = (first, out * length)
+        blocks = (b.view(uint) for _, b in scratch.blocks(reader, tensor, unit, part=part))
+        if width == 1:
+            rows = (block.reshape(-1, length) for block in blocks)
+            done = [_measured(rows_, tensor, pattern) for block in rows for rows_ in _cut(block)]
+        else:
+            done = _across(blocks, width, tensor, pattern)
+        lost, pruned, present = zip(*done, strict=True)
+        yield BlockLosses(np.array(lost), np.array(pruned, np.int64), sum(present))
+
+
+def _cut(rows: Codes) -> Iterator[Codes]:
+    """Blocks of rows, from [rows, inputs]."""
+    return (rows[start : start + ROW_BLOCK] for start in range(0, len(rows), ROW_BLOCK))
+
+
+def _measured(rows: Codes, tensor: StoredTensor, pattern: NM) -> tuple[float, int, int]:
+    """(squared norm lost, weights pruned, zeros before) of a block of rows, contiguous."""
+    measure = PatternMeasure(tensor.spec.dtype, pattern)
+    measure.update(rows.reshape(1, -1, 1))
+    stats, present = measure.finish(), count_zeros(rows.reshape(-1))
+    return stats.lost_energy, stats.zeros_after - present, present
+
+
+def _across(
+    blocks: Iterator[Codes], width: int, tensor: StoredTensor, pattern: NM
+) -> list[tuple[float, int, int]]:
+    """As :func:`_measured` for all blocks of a matrix whose rows run across the stored lines."""
+    measures = [PatternMeasure(tensor.spec.dtype, pattern) for _ in range(0, width, ROW_BLOCK)]
+    present = [0] * len(measures)
+    for block in blocks:
+        turned = np.ascontiguousarray(block.reshape(-1, width).T)
+        for number, rows in enumerate(_cut(turned)):
+            measures[number].update(rows.reshape(1, -1, 1))
+            present[number] += count_zeros(rows.reshape(-1))
+    stats = [measure.finish() for measure in measures]
+    return [
+        (one.lost_energy, one.zeros_after - before, before)
+        for one, before in zip(stats, present, strict=True)
+    ]
