@@ -10,6 +10,7 @@ set, and to stdout as one JSON document. The exit code is that of the first comm
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -39,7 +40,7 @@ def prunectl(*arguments: str) -> dict[str, Any]:
     """Run a command with ``--json``; its messages and progress go to stderr as they come.
 
     Raises:
-        Failed: any exit code but 0.
+        Failed: any exit code but 0, or no result.
     """
     print("$ prunectl", shlex.join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run(
@@ -51,7 +52,12 @@ def prunectl(*arguments: str) -> dict[str, Any]:
     )
     if done.returncode:
         raise Failed(f"prunectl {arguments[0]}", done.returncode)
-    document: dict[str, Any] = json.loads(done.stdout)
+    try:
+        document: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        # Further arguments can ask for something else, such as --help.
+        print("error: it printed no result; see the further arguments", file=sys.stderr)
+        raise Failed(f"prunectl {arguments[0]}", USAGE) from None
     return document
 
 
@@ -88,6 +94,7 @@ def run(inputs: Mapping[str, str]) -> dict[str, Any]:
         Failed: the first step that does not succeed.
     """
     model, output = value_of(inputs, "MODEL"), value_of(inputs, "OUTPUT", "pruned")
+    output = output.rstrip("/") or "/"
     layout, push_to = value_of(inputs, "LAYOUT", "dense"), value_of(inputs, "PUSH_TO")
     if not model:
         print("error: input model is empty", file=sys.stderr)
@@ -101,6 +108,9 @@ def run(inputs: Mapping[str, str]) -> dict[str, Any]:
     dense = output if layout == "dense" else f"{output}-dense"
     # A runner that is used again has the folder of the run before.
     pruned = prunectl("prune", model, *options, "--output", dense, "--force", *more)
+    if Path(pruned.get("output", "")).expanduser().resolve() != Path(dense).expanduser().resolve():
+        print(f"error: the further arguments wrote no model into {dense}", file=sys.stderr)
+        raise Failed("reading the inputs", USAGE)
     prunectl("verify", dense)
     nbytes = pruned["nbytes"]
     if layout != "dense":
@@ -187,23 +197,37 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def append(variable: str, text: str) -> None:
-    """Add text to the file that a variable names, if it names one."""
-    if path := os.environ.get(variable):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)
+    """Add text to the file that a variable names, if it names one.
+
+    Raises:
+        Failed: that cannot be done, and steps after this one would go on without the text.
+    """
+    try:
+        if path := os.environ.get(variable):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        print(f"error: ${variable}: {error.strerror}", file=sys.stderr)
+        raise Failed(f"writing ${variable}", 1) from None
 
 
 def main() -> int:
     try:
         results = run(os.environ)
+        append("GITHUB_OUTPUT", output_lines(results))
     except Failed as failure:
-        append("GITHUB_STEP_SUMMARY", f"### prunectl\n\n{failure}; the log says why.\n")
+        tell(f"### prunectl\n\n{failure}; the log says why.\n")
         print(f"error: {failure}", file=sys.stderr)
         return failure.code
-    append("GITHUB_OUTPUT", output_lines(results))
-    append("GITHUB_STEP_SUMMARY", summary(results))
+    tell(summary(results))
     print(json.dumps({name: results[name] for name in OUTPUTS}, indent=2))
     return 0
+
+
+def tell(text: str) -> None:
+    """Add to the job's summary; what was done stays done where that fails."""
+    with contextlib.suppress(Failed):
+        append("GITHUB_STEP_SUMMARY", text)
 
 
 if __name__ == "__main__":

@@ -273,6 +273,9 @@ def test_the_action_stores_in_another_layout_again_and_again(workspace: Path) ->
         ({"revision": f"main|{TOUCH}"}, 2),
         ({"args": f"; {TOUCH}"}, 2),
         ({"args": "--exclude 'open"}, 2),
+        ({"args": "--help"}, 2),
+        ({"args": "--dry-run"}, 2),
+        ({"args": "--output elsewhere"}, 2),
         ({"push_to": f"--help;{TOUCH}"}, 2),
     ],
 )
@@ -401,6 +404,17 @@ def test_the_summary_shows_what_it_is_given_and_no_more() -> None:
     assert "50 bytes, 50.0% of the source's" in text
     unchanged = action.summary(RESULTS | {"changed": False})
     assert f"| published | org/name: nothing to change, {where}" in unchanged
+
+
+def test_a_summary_that_cannot_be_written_fails_nothing_and_outputs_do(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):
+        monkeypatch.setenv(name, str(workspace / "missing" / "file"))
+    action.tell("text")
+    with pytest.raises(action.Failed, match=r"GITHUB_OUTPUT failed with exit code 1"):
+        action.append("GITHUB_OUTPUT", "x")
+    assert "error: $GITHUB_STEP_SUMMARY: No such file" in capsys.readouterr().err
 
 
 def test_words_are_split_as_by_a_shell_that_expands_nothing() -> None:

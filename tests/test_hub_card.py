@@ -36,7 +36,7 @@ def test_tags_library_and_the_name_are_added(tmp_path: Path) -> None:
     before, after = model_card(SOURCE, FACTS), OURS
     added = metadata(before, tmp_path) | {
         "library_name": "transformers",
-        "tags": ["text-generation", "pruned", "prunectl", "sparsity-40", "sparsity-2-4"],
+        "tags": ["text-generation", "1.5", "pruned", "prunectl", "sparsity-40", "sparsity-2-4"],
     }
     assert metadata(after, tmp_path) == added
     assert after.split(START)[1] == before.split(START)[1].replace("path/to/this/folder", "org/new")
@@ -61,7 +61,7 @@ def test_only_what_people_call_the_folder_is_renamed() -> None:
 def test_a_later_sparsity_replaces_the_earlier_one(tmp_path: Path) -> None:
     merged = merged_card(LATER, OURS)
     assert metadata(merged, tmp_path)["tags"] == [
-        *("text-generation", "pruned", "prunectl"),
+        *("text-generation", "1.5", "pruned", "prunectl"),
         *("sparsity-70", "sparsity-4-8", "sparsity-unstructured"),
     ]
     assert "40.0000%" not in merged.split(START)[1].split(END)[0]

@@ -67,7 +67,7 @@ def test_the_metadata_are_merged_and_other_lines_kept(tmp_path: Path) -> None:
     for gone in ("base_model_relation", "model-index"):
         del before[gone]
     before["base_model"] = "org/name"
-    before["tags"] = ["text-generation", "pruned", "prunectl", "sparsity-40"]
+    before["tags"] = ["text-generation", "1.5", "pruned", "prunectl", "sparsity-40"]
     assert found == before
     for line in (
         "# a comment that stays",

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunectl.checkpoint.hub_files import (
-    HubFile,
-    HubListing,
-    ask_listing,
-    fetch_files,
+from prunectl.checkpoint.hub_errors import (
     hub_errors,
     is_connection_error,
     is_offline_mode,
     why_no_answer,
 )
+from prunectl.checkpoint.hub_files import HubFile, HubListing, ask_listing, fetch_files
 from prunectl.checkpoint.index import WeightSet, find_weights, read_index
 from prunectl.checkpoint.sidefiles import list_folder, side_files
 from prunectl.errors import HubUnreachable, PrunectlError

@@ -6,21 +6,29 @@ The library huggingface_hub makes them all; its errors become ours here.
 from __future__ import annotations
 
 import glob
-import json
+import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prunectl.errors import AccessDenied, HubUnreachable, ModelNotFound, SourceError
+from prunectl.checkpoint.hub_errors import (
+    hub_errors,
+    is_connection_error,
+    not_the_hub,
+    why_no_answer,
+)
+from prunectl.errors import AccessDenied, BadCheckpoint, HubUnreachable
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
 
 DOWNLOADING = "downloading"
+
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_DIGEST = re.compile(r"[0-9a-f]+")
 
 _ATTEMPTS = 3
 """So often a range is asked for when the connection breaks off."""
@@ -94,13 +102,31 @@ def ask_listing(repo_id: str, revision: str | None, token: str | None) -> HubLis
     if any(sibling.size is None for sibling in found):  # a mirror that lists only names there
         entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=info.sha, token=token)
         found = [entry for entry in entries if isinstance(entry, RepoFile)]
-    files = {}
+    listing = HubListing(repo_id, revision, info.sha or "", {})
+    if not _COMMIT.fullmatch(listing.commit):
+        raise not_the_hub(listing.model)
     for file in found:
-        sha256 = file.lfs.sha256 if file.lfs else None
-        files[file.rfilename] = HubFile(
-            file.rfilename, file.size, sha256, sha256 or file.blob_id or ""
-        )
-    return HubListing(repo_id, revision, info.sha or "", files)
+        listing.files[file.rfilename] = _listed(file, listing.model)
+    return listing
+
+
+def _listed(file: Any, model: str) -> HubFile:
+    """An entry of a listing, which may be that of anybody's server.
+
+    Raises:
+        BadCheckpoint: a name that leads out of the repository.
+        HubUnreachable: what no Hub would say.
+    """
+    name, sha256 = file.rfilename, file.lfs.sha256 if file.lfs else None
+    if not isinstance(name, str) or type(file.size) is not int or file.size < 0:
+        raise not_the_hub(model)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or name != str(path) or not name.isprintable():
+        why = f"its listing names {name[:80]!a}, which is no file inside of it"
+        raise BadCheckpoint(model, why, hint="whoever serves it is not to be trusted")
+    # The cache has a file of this name.
+    blob = sha256 or file.blob_id or ""
+    return HubFile(name, file.size, sha256, blob if _DIGEST.fullmatch(str(blob)) else "")
 
 
 def cache_root(cache_dir: Path | None) -> Path:
@@ -246,78 +272,3 @@ def _read_range(listing: HubListing, name: str, start: int, count: int, token: s
             if len(body) >= skip + count:
                 break
         return bytes(body[skip : skip + count])
-
-
-def why_no_answer(error: Exception) -> str:
-    """Words for an error that :func:`is_connection_error` knows."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if is_offline_mode(error):
-        return "offline mode is on (HF_HUB_OFFLINE)"
-    status = f" (HTTP {error.response.status_code})" if isinstance(error, HfHubHTTPError) else ""
-    return f"the Hub cannot be reached{status}"
-
-
-def is_offline_mode(error: Exception) -> bool:
-    """Whether there was no request, since the user wants none."""
-    return type(error).__name__ == "OfflineModeIsEnabled"
-
-
-def is_connection_error(error: Exception) -> bool:
-    """Whether the Hub gave no answer, or one that says nothing of what was asked."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        return status >= 500 or status == 429
-    no_answer = errors.HTTPError  # type: ignore[attr-defined]
-    return isinstance(error, (no_answer, ConnectionError, TimeoutError))
-
-
-@contextmanager
-def hub_errors(model: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into ours; their texts may carry URLs, never tokens."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise AccessDenied(model, "access to this repository is gated") from None
-    except errors.RepositoryNotFoundError as error:
-        if error.response.status_code in (401, 403):
-            raise AccessDenied(
-                model, "not on the Hub, or private and no token given opens it"
-            ) from None
-        raise ModelNotFound(
-            model,
-            "neither a local path nor a repository on the Hub",
-            hint="check the spelling; for a private repository run 'hf auth login' or set HF_TOKEN",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelNotFound(
-            model, "the repository has no such revision", hint="give a branch, tag or commit"
-        ) from None
-    except errors.HFValidationError:
-        raise ModelNotFound(model, "neither a local path nor a Hub id (org/name)") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise AccessDenied(model, f"the Hub refused access (HTTP {status})") from None
-        raise HubUnreachable(model, f"the Hub answered HTTP {status}") from None
-    except json.JSONDecodeError:
-        raise HubUnreachable(model, "what answered is not the Hub (no JSON)") from None
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.RevisionResolutionError,
-        errors.FileMetadataError,
-        errors.XetDownloadError,
-        errors.HTTPError,  # type: ignore[attr-defined]
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        raise HubUnreachable(model, f"the download was cut off ({type(error).__name__})") from None
-    except OSError as error:
-        raise SourceError(
-            f"{model}: the download cannot be stored: {error.strerror or error}",
-            hint="free some space, or choose another cache with --cache-dir or HF_HOME",
-        ) from None

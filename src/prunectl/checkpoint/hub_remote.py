@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -133,19 +133,8 @@ def open_remote(
     checkpoint = None
     if weights.format == "safetensors":
         headers = _read_headers(listing, names, Path(text), token, requests)
-        tensors, aliases = check_headers(Path(text), weights, weight_map, headers)
-        checkpoint = Checkpoint(
-            text, "hub", folder, weights.format,
-            tuple(WeightFile(n, listing.files[n].size, 0, listing.files[n].sha256) for n in names),
-            tensors, aliases, side_files(listing.files),
-            repo_id=repo_id,
-            revision=revision,
-            commit=listing.commit,
-            quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
-            trust_remote_code=trust_remote_code,
-            metadata={name: metadata for name, (_, metadata) in headers.items()},
-            opener=_no_weights(text),
-        )  # fmt: skip
+        checkpoint = _checkpoint(text, listing, folder, weights, weight_map, headers)
+        checkpoint = replace(checkpoint, trust_remote_code=trust_remote_code)
     files = files_to_fetch(listing, weights, names)
     return RemoteModel(
         model=text,
@@ -157,6 +146,34 @@ def open_remote(
         cache=cache_root(cache),
         checkpoint=checkpoint,
     )
+
+
+def _checkpoint(
+    model: str,
+    listing: HubListing,
+    folder: Path,
+    weights: WeightSet,
+    weight_map: dict[str, str] | None,
+    headers: dict[str, Header],
+) -> Checkpoint:
+    """The checkpoint that the headers describe; its folder is the snapshot, as far as it is there.
+
+    Raises:
+        BadCheckpoint: the headers contradict each other or the index.
+    """
+    tensors, aliases = check_headers(Path(model), weights, weight_map, headers)
+    files = (listing.files[name] for name in headers)
+    return Checkpoint(
+        model, "hub", folder, weights.format,
+        tuple(WeightFile(file.name, file.size, 0, file.sha256) for file in files),
+        tensors, aliases, side_files(listing.files),
+        repo_id=listing.repo_id,
+        revision=listing.revision,
+        commit=listing.commit,
+        quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
+        metadata={name: metadata for name, (_, metadata) in headers.items()},
+        opener=_no_weights(model),
+    )  # fmt: skip
 
 
 def _fetch_papers(

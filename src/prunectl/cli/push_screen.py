@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunectl.cli import numbers
+from prunectl.cli.command_line import visible
 from prunectl.cli.tables import facts, heading, sentence
 
 if TYPE_CHECKING:
@@ -47,6 +48,6 @@ def push_screen(result: PushResult, *, everything: bool = False) -> Iterator[Ren
 
 
 def _names(names: tuple[str, ...], limit: int | None) -> str:
-    shown = ", ".join(names[:limit])
+    shown = visible(", ".join(names[:limit]))
     more = len(names) - len(names[:limit])
     return f"{shown} and {more:,} more" if more else shown

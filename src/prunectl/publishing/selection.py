@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunectl.errors import BadManifest
+from prunectl.events import Note, OnEvent
 from prunectl.sink.hub_card import hub_card
 from prunectl.sink.hub_state import Content
 from prunectl.sink.manifest import Manifest
+from prunectl.sink.measured import Measured, results_in, weights_of
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 
 ATTRIBUTES = ".gitattributes"
@@ -20,8 +23,42 @@ def local_files(folder: Path, manifest: Manifest) -> dict[str, Content]:
     return {name: folder / name for name in sorted(names | {MANIFEST_NAME})}
 
 
-def card_of(folder: Path, manifest: Manifest, repo_id: str) -> str:
+def published_results(folder: Path, manifest: Manifest, on_event: OnEvent) -> list[Measured]:
+    """Results in the folder that are about its weights; it is said which are not."""
+    results = results_in(folder, manifest.files)
+    read = [result for result in results.values() if isinstance(result, Measured)]
+    weights = weights_of(folder, manifest)
+    for result in read:
+        if not result.is_about(weights):
+            what = f"{result.name} measures other weights than these: it is not published"
+            on_event(Note(what, warning=True))
+    return [result for result in read if result.is_about(weights)]
+
+
+Stamps = dict[str, tuple[int, ...] | None]
+"""Of files by name: what changes when somebody writes to one; None where there is none."""
+
+
+def stamps(folder: Path, names: Iterable[str]) -> Stamps:
+    """Sizes, times and inodes of files."""
+    found: Stamps = {}
+    for name in names:
+        try:
+            of = (folder / name).lstat()
+        except OSError:
+            found[name] = None
+        else:
+            found[name] = (of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino)
+    return found
+
+
+def card_of(
+    folder: Path, manifest: Manifest, repo_id: str, results: Sequence[Measured] = ()
+) -> str:
     """The folder's model card as it goes to the Hub.
+
+    Args:
+        results: what it says besides of measurements.
 
     Raises:
         BadManifest: it is not UTF-8.
@@ -33,7 +70,8 @@ def card_of(folder: Path, manifest: Manifest, repo_id: str) -> str:
     except UnicodeDecodeError as error:
         raise BadManifest(path, f"is not UTF-8 ({error})", hint="save it as UTF-8") from None
     patterns = {tensor.pattern for tensor in manifest.tensors if tensor.pattern}
-    return hub_card(text, repo_id, patterns=patterns, library=_library(folder))
+    measured = [line for result in results for line in ("", *result.lines)][1:]
+    return hub_card(text, repo_id, patterns=patterns, library=_library(folder), measured=measured)
 
 
 def listed_names(manifest: bytes) -> set[str]:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import InvalidOption
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.events import OnEvent, ignore_events
+from prunectl.publishing.changes import Job, changes, text_of
 from prunectl.publishing.result import PushResult
-from prunectl.publishing.selection import ATTRIBUTES, card_of, listed_names, local_files
-from prunectl.sink.hub_card import merged_card, same_text
-from prunectl.sink.hub_state import Content, Digests, HubState, differing, matching
+from prunectl.publishing.selection import (
+    Stamps,
+    card_of,
+    local_files,
+    published_results,
+    stamps,
+)
+from prunectl.sink.hub_state import HubState
 from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.push_errors import InvalidRepository, NotVerified, PushConflict, PushError
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+from prunectl.sink.measured import results_in
+from prunectl.sink.push_errors import InvalidRepository, NotVerified, PushError
+from prunectl.sink.target import CARD_NAME
 from prunectl.sink.upload import HubRepository, check_repo_id, hub_repository
 from prunectl.verification.verb import verify
-
-_OTHER_WEIGHTS = re.compile(
-    r"(model|pytorch_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?", re.ASCII
-)
-"""Files in whose place a loader would not look at ours."""
 
 
 def push(
@@ -47,7 +48,8 @@ def push(
 ) -> PushResult:
     """Verify an output of ``prune`` or ``export``, and publish it as one commit on the Hub.
 
-    What the manifest lists goes up, with the manifest and the model card; nothing else does. If
+    What the manifest lists goes up, with the manifest, the model card, and results of ``bench``
+    that are about these weights (the card shows them too); nothing else does. If
     the Hub has all of it already, nothing is committed. Files that an earlier output of prunectl
     had there and this one has not are deleted in the same commit; other files stay.
 
@@ -78,6 +80,8 @@ def push(
     check_push(repo_id, revision, create_pr=create_pr, commit_message=commit_message)
     path = Path(folder)
     manifest = read_manifest(path)
+    files = local_files(path, manifest)
+    before = stamps(path, [*files, CARD_NAME, *results_in(path, manifest.files)])
     report = verify(
         path, source=source, token=token, trust_remote_code=trust_remote_code, jobs=jobs,
         on_event=on_event,
@@ -85,15 +89,19 @@ def push(
     if not report.ok:
         problems = (f"{found.where} {found.detail}" for found in report.differences)
         raise NotVerified(path, tuple(problems))
-    files = local_files(path, manifest)
+    results = published_results(path, manifest, on_event)
+    files |= {result.name: path / result.name for result in results}
     with hub_repository(repo_id, token=token, on_event=on_event) as repo:
         repo.create(private=private, exist_ok=exist_ok)
-        job = _Job(repo, path, manifest, files, tuple(delete), on_event)
+        card = card_of(path, manifest, repo.repo_id, results)
+        job = Job(repo, path, files, card, tuple(delete), on_event)
         state = _state(repo, revision)
         if private and not state.private:
             why = "is public, and --private was asked for"
             raise InvalidRepository(repo.repo_id, why, hint="make it private on the Hub first")
-        done = _commit(job, state, revision, create_pr, commit_message, commit_description)
+        message = commit_message or _message(manifest)
+        suggestion = _Suggestion(revision, create_pr, message, commit_description or "")
+        done = _commit(job, state, suggestion, before)
     return PushResult(
         path, repo.repo_id, revision, done.changed, done.commit, done.url, done.pull,
         done.uploaded, done.deleted, len(files) + 1, done.nbytes, time.perf_counter() - started,
@@ -120,16 +128,13 @@ def check_push(
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What is to be published where."""
+class _Suggestion:
+    """Where a commit goes, and what it says."""
 
-    repo: HubRepository
-    folder: Path
-    manifest: Manifest
-    files: dict[str, Content]
-    delete: tuple[str, ...]
-    on_event: OnEvent
-    digests: Digests = field(default_factory=dict)
+    revision: str | None
+    create_pr: bool
+    message: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,43 +153,41 @@ class _Done:
 def _state(repo: HubRepository, revision: str | None) -> HubState:
     """What the branch holds; it is made where it is missing."""
     state = repo.state(revision)
-    if state is None and revision is not None:
-        repo.make_branch(revision)
-        state = repo.state(revision)
+    if revision is not None and revision != "main":
+        if state is not None:
+            repo.check_branch(revision)
+        else:
+            repo.make_branch(revision)
+            state = repo.state(revision)
     if state is None:
         raise PushError(repo.repo_id, f"the Hub has no revision {revision or 'main'}")
     return state
 
 
-def _commit(
-    job: _Job,
-    state: HubState,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    description: str | None,
-) -> _Done:
+def _commit(job: Job, state: HubState, suggestion: _Suggestion, before: Stamps) -> _Done:
+    """Make the revision what the folder is, unless it is that already."""
     repo = job.repo
-    changed, deleted = _changes(job, state, tell=True)
+    changed, deleted = changes(job, state, tell=True)
     if not changed and not deleted:
         return _Done(False, state.commit, repo.address(state.commit))
-    if create_pr and (pull := _same_pull(job)):
+    if suggestion.create_pr and (pull := _same_pull(job)):
         return pull
     if CARD_NAME in changed:
-        repo.check_card(_text(job, changed[CARD_NAME]))
+        repo.check_card(text_of(job, changed[CARD_NAME]))
     sizes = [len(c) if isinstance(c, bytes) else c.stat().st_size for c in changed.values()]
     made = repo.commit(
         state,
         changed,
         deleted,
         job.digests,
-        revision=revision,
-        create_pr=create_pr,
-        message=message or _message(job.manifest),
-        description=description or "",
+        revision=suggestion.revision,
+        create_pr=suggestion.create_pr,
+        message=suggestion.message,
+        description=suggestion.description,
+        last_look=lambda: _check_unchanged(job, before),
     )
     after = repo.state(made.commit)
-    missing = sorted(_changes(job, after)[0]) if after else ["the commit"]
+    missing = sorted(changes(job, after)[0]) if after else ["the commit"]
     if missing:
         why = f"the Hub has made commit {made.commit[:7]} without {', '.join(missing[:3])}"
         raise PushError(repo.repo_id, why)
@@ -193,63 +196,23 @@ def _commit(
     )
 
 
-def _same_pull(job: _Job) -> _Done | None:
+def _check_unchanged(job: Job, before: Stamps) -> None:
+    """Raise PushError if a file is no longer the one that was verified."""
+    now = stamps(job.folder, before)
+    different = sorted(name for name in before if now[name] != before[name])
+    if different:
+        why = f"{', '.join(different[:3])} changed while the folder was pushed"
+        hint = "nothing was committed; when nobody writes there any more, repeat the command"
+        raise PushError(job.repo.repo_id, why, hint=hint)
+
+
+def _same_pull(job: Job) -> _Done | None:
     """An open pull request that already is what would be suggested."""
     for revision, url in job.repo.pulls():
         state = job.repo.state(revision)
-        if state is not None and _changes(job, state) == ({}, []):
+        if state is not None and changes(job, state) == ({}, []):
             return _Done(False, state.commit, job.repo.address(state.commit), url)
     return None
-
-
-def _changes(
-    job: _Job, state: HubState, *, tell: bool = False
-) -> tuple[dict[str, Content], list[str]]:
-    """Files to send, and names to delete, so that the revision becomes what was asked for."""
-    there = job.repo.read(state, CARD_NAME)
-    theirs = None if there is None else _text(job, there)
-    ours = card_of(job.folder, job.manifest, job.repo.repo_id)
-    if tell and theirs is not None and not same_text(ours, theirs):
-        job.on_event(Note(f"{CARD_NAME} on the Hub keeps its own text, but for prunectl's section"))
-    files = job.files | {CARD_NAME: merged_card(ours, theirs).encode()}
-    changed = differing(files, state, job.digests, job.on_event)
-    if ATTRIBUTES in changed:
-        # The Hub adds a line for each large file without a rule; its lines stay.
-        own = (job.folder / ATTRIBUTES).read_bytes()
-        if (job.repo.read(state, ATTRIBUTES) or b"").startswith(own):
-            del changed[ATTRIBUTES]
-    return changed, _deletions(job, state, set(files))
-
-
-def _deletions(job: _Job, state: HubState, ours: set[str]) -> list[str]:
-    """Names that go: of an earlier output of prunectl, and those that were asked for.
-
-    Raises:
-        PushConflict: weights of another model would stay, and be loaded in the place of ours.
-    """
-    others = [name for name in state.files if name not in ours and name != ATTRIBUTES]
-    gone = set(matching(others, job.delete))
-    listed = job.repo.read(state, MANIFEST_NAME)
-    if listed is not None:
-        gone |= listed_names(listed) & set(others)
-    stay = [name for name in others if name not in gone and _OTHER_WEIGHTS.fullmatch(name)]
-    if stay:
-        raise PushConflict(
-            job.repo.repo_id,
-            f"holds other weights: {', '.join(stay[:3])}, which loaders could take for these",
-            hint="push elsewhere, or delete them in the same commit: --delete "
-            + " --delete ".join(f"'{name}'" for name in stay[:3]),
-        )
-    return sorted(gone)
-
-
-def _text(job: _Job, content: Content) -> str:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        why = f"{CARD_NAME} on the Hub is not UTF-8"
-        raise PushError(job.repo.repo_id, why, hint="correct or delete it there") from None
 
 
 def _message(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
+from prunectl.sink.markdown import code, fenced, plain
 from prunectl.sink.records import Count
 from prunectl.sink.target import MANIFEST_NAME
 
@@ -135,7 +136,7 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
         # The Hub knows the relations adapter, merge, quantized and finetune; pruning is none of
         # them, and the source's own value is about another base.
         remove.add("base_model_relation")
-    changes["tags"] = _tags(card.members.get("tags"), facts)
+    changes["tags"] = _tags(card, facts)
     front = update_yaml(card, changes, remove)
     section = _section(facts, card)
     if newline != "\n":
@@ -144,9 +145,18 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
     return f"---{newline}{front}---{newline}{place(section, card.body, newline)}"
 
 
-def _tags(given: object, facts: CardFacts) -> list[str]:
+def written_tags(card: SplitCard) -> list[str]:
+    """The tags as they are written: YAML 1.1 takes ``no`` for False and ``2024`` for a number."""
+    import yaml
+
+    members = yaml.load(card.yaml, Loader=yaml.BaseLoader) if "tags" in card.members else {}
+    given = members.get("tags")
     tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    kept = [tag for tag in tags if isinstance(tag, str)]
+    return [tag for tag in tags if isinstance(tag, str) and tag]
+
+
+def _tags(card: SplitCard, facts: CardFacts) -> list[str]:
+    kept = written_tags(card)
     if "prunectl" in kept:  # ours, of an earlier run
         kept = [tag for tag in kept if not SPARSITY_TAG.fullmatch(tag)]
     ours = ["prunectl"]
@@ -166,7 +176,7 @@ def place(section: str, body: str, newline: str) -> str:
 
 
 def _section(facts: CardFacts, card: SplitCard) -> str:
-    source = _code(facts.model) if facts.repo_id is None else _hub_link(facts)
+    source = code(facts.model) if facts.repo_id is None else _hub_link(facts)
     lines = [
         START,
         _HEADING,
@@ -184,11 +194,11 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         "",
         "Made with:",
         "",
-        *_fenced("bash", facts.command),
+        *fenced("bash", facts.command),
         "",
         "Load it as any other checkpoint:" if facts.layout == "dense" else _COMPRESSED,
         "",
-        *_fenced("python", _load_snippet(facts)),
+        *fenced("python", _load_snippet(facts)),
         "",
         _limits(facts),
     ]
@@ -196,7 +206,7 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         lines += [
             "",
             "The metadata of the source's card could not be read "
-            f"({_plain(card.broken)}); it is kept as text below.",
+            f"({plain(card.broken)}); it is kept as text below.",
         ]
     if "model-index" in card.members:
         lines += ["", "The source's evaluation metadata (`model-index`) was left out."]
@@ -211,24 +221,24 @@ _COMPRESSED = (
 
 def _what(facts: CardFacts, source: str) -> str:
     """The first sentences: what these weights are."""
-    version = f"prunectl {_plain(facts.version)}"
+    version = f"prunectl {plain(facts.version)}"
     lists = f"`{MANIFEST_NAME}` lists what was done to every tensor."
     stored = ""
     if facts.layout != "dense":
         share = facts.stored_bytes / facts.dense_bytes if facts.dense_bytes else 1.0
         stored = (
-            f" They are stored in layout {_code(facts.layout)}: {facts.stored_bytes:,} bytes, "
+            f" They are stored in layout {code(facts.layout)}: {facts.stored_bytes:,} bytes, "
             f"{share:.1%} of the {facts.dense_bytes:,} that they take densely."
         )
     if not facts.method:
         return f"These are the weights of {source}, bit for bit ({version}).{stored} {lists}"
     details = "".join(
-        f"{sign} {name} {_code(value)}"
+        f"{sign} {name} {code(value)}"
         for sign, name, value in ((";", "pattern", facts.pattern), (",", "scope", facts.scope))
         if value
     )
     return (
-        f"These are the weights of {source} after {_plain(facts.method)}, without any training "
+        f"These are the weights of {source} after {plain(facts.method)}, without any training "
         f"({version}{details}).{stored} {lists}"
     )
 
@@ -247,8 +257,8 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _hub_link(facts: CardFacts) -> str:
-    commit = f" at commit {_code(facts.commit)}" if facts.commit else ""
-    return f"[{_plain(facts.repo_id or '')}](https://huggingface.co/{facts.repo_id}){commit}"
+    commit = f" at commit {code(facts.commit)}" if facts.commit else ""
+    return f"[{plain(facts.repo_id or '')}](https://huggingface.co/{facts.repo_id}){commit}"
 
 
 def _total_row(label: str, count: Count) -> str:
@@ -259,7 +269,7 @@ def _total_row(label: str, count: Count) -> str:
 def _role_row(row: RoleRow) -> str:
     count = row.count
     return (
-        f"| {_plain(row.role)} | {row.tensors:,} | {count.weights:,} | {count.zeros:,} "
+        f"| {plain(row.role)} | {row.tensors:,} | {count.weights:,} | {count.zeros:,} "
         f"| {count.achieved:.2%} |"
     )
 
@@ -271,25 +281,3 @@ def _load_snippet(facts: CardFacts) -> str:
         f"{plug_in}from transformers import {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("{THIS_FOLDER}", dtype="auto")'
     )
-
-
-def _plain(text: str) -> str:
-    """One line of text that cannot end a table cell, a comment or our section."""
-    flat = " ".join(text.split()).replace("|", "\\|")
-    return flat.replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _code(text: str) -> str:
-    """Inline code, whatever the text holds."""
-    flat = " ".join(text.split())
-    longest = max((len(run) for run in re.findall(r"`+", flat)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest else ""
-    return f"{fence}{pad}{flat.replace('<!--', '< !--')}{pad}{fence}"
-
-
-def _fenced(language: str, text: str) -> list[str]:
-    """A fenced block, whatever the text holds; it cannot hold one of our markers."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}{language}", text.replace("<!-- prunectl:", "<!-- prunectl :"), fence]

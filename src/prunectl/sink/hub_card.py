@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from prunectl.sink.card import SECTION, SPARSITY_TAG, THIS_FOLDER, place
+from prunectl.sink.card import END, SECTION, SPARSITY_TAG, THIS_FOLDER, place, written_tags
 from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
 
 
-def hub_card(ours: str, repo_id: str, *, patterns: Iterable[str], library: str | None) -> str:
+def hub_card(
+    ours: str,
+    repo_id: str,
+    *,
+    patterns: Iterable[str],
+    library: str | None,
+    measured: Sequence[str] = (),
+) -> str:
     """The card of a folder, with what only matters on the Hub.
 
     Its section loads from the repository instead of from a folder; ``tags`` name the patterns, and
@@ -21,9 +27,10 @@ def hub_card(ours: str, repo_id: str, *, patterns: Iterable[str], library: str |
         repo_id: where it goes.
         patterns: as in the manifest: ``unstructured``, ``2:4``.
         library: what loads it, in the Hub's words; None if that is not known.
+        measured: lines that end the section: what results beside the weights say.
     """
     card = split_card(ours)
-    tags = _texts(card.members.get("tags"))
+    tags = written_tags(card)
     # A colon in a tag means something else to the Hub.
     wanted = [f"sparsity-{pattern.replace(':', '-')}" for pattern in sorted(patterns)]
     changes: dict[str, object] = {"tags": list(dict.fromkeys(tags + wanted))}
@@ -33,6 +40,12 @@ def hub_card(ours: str, repo_id: str, *, patterns: Iterable[str], library: str |
     body = card.body
     if section is not None:
         loads = section[0].replace(f'"{THIS_FOLDER}"', f'"{repo_id}"')
+        if measured:
+            newline = _newline(section[0])
+            head, end, tail = loads.rpartition(END)
+            loads = (
+                head + newline + "".join(line + newline for line in (*measured, "")) + end + tail
+            )
         body = body[: section.start()] + loads + body[section.end() :]
     return _with_front(ours, card, body, changes)
 
@@ -56,7 +69,7 @@ def merged_card(ours: str, theirs: str | None) -> str:
     if section is None:
         return theirs
     is_first = SECTION.search(old.body) is None
-    changes: dict[str, object] = {"tags": _merged_tags(new.members, old.members, is_first)}
+    changes: dict[str, object] = {"tags": _merged_tags(new, old, is_first)}
     base = new.members.get("base_model")
     if base is not None and base not in _texts(old.members.get("base_model")):
         changes["base_model"] = base
@@ -69,14 +82,25 @@ def merged_card(ours: str, theirs: str | None) -> str:
     return _with_front(theirs, old, body, changes)
 
 
+def section_of(card: str) -> str:
+    """Our own section; '' if there is none."""
+    found = SECTION.search(split_card(card).body)
+    return found[0] if found else ""
+
+
+def sections(card: str) -> int:
+    """How many sections of ours a card has: somebody may have put two cards together."""
+    return len(SECTION.findall(split_card(card).body))
+
+
 def same_text(one: str, other: str) -> bool:
     """Whether two cards say the same outside of metadata and our section."""
     bodies = [SECTION.sub("", split_card(card).body) for card in (one, other)]
     return bodies[0].split() == bodies[1].split()
 
 
-def _merged_tags(ours: dict[str, Any], theirs: dict[str, Any], is_first: bool) -> list[str]:
-    added, kept = _texts(ours.get("tags")), _texts(theirs.get("tags"))
+def _merged_tags(ours: SplitCard, theirs: SplitCard, is_first: bool) -> list[str]:
+    added, kept = written_tags(ours), written_tags(theirs)
     if not is_first:
         added = [tag for tag in added if tag in ("pruned", "prunectl") or SPARSITY_TAG.match(tag)]
     if "prunectl" in kept:

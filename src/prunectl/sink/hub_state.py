@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 
@@ -32,6 +33,17 @@ class HubState:
     commit: str
     private: bool
     files: dict[str, HubFile]
+
+
+def listed_files(entries: Iterable[Any]) -> dict[str, HubFile] | None:
+    """Files by name from huggingface_hub's entries; None if a size is none: no Hub says that."""
+    files = {}
+    for entry in entries:
+        if type(entry.size) is not int:
+            return None
+        sha256 = entry.lfs.sha256 if entry.lfs else None
+        files[entry.path] = HubFile(entry.size, entry.blob_id, sha256)
+    return files
 
 
 Digests = dict[str, str]

@@ -6,26 +6,37 @@ push that was cut off has uploaded is there the next time, and is not sent again
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, BinaryIO
 
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
-from prunectl.sink.hub_state import Content, Digests, HubFile, HubState
+from prunectl.events import Note, OnEvent
+from prunectl.sink.hub_state import Content, Digests, HubState, listed_files
 from prunectl.sink.push_errors import InvalidRepository, PushDenied, PushError
-from prunectl.sink.upload_errors import hub_errors, hub_log, without_secrets
+from prunectl.sink.upload_errors import (
+    bad_endpoint,
+    hub_errors,
+    hub_log,
+    not_created,
+    not_the_hub,
+    shown_address,
+    without_secrets,
+)
+from prunectl.sink.upload_progress import Uploading, batches
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 _AT_ONCE = 4
 """Large files that are uploaded together."""
-_LARGE = 1 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_LARGEST_READ = 64 << 20
+"""A model card or manifest on the Hub is smaller."""
 _PULLS = 10
 """Open pull requests, from the newest on, that are looked at for the same change."""
 _NOTHING_IGNORED = "# everything that is listed in prunectl.json belongs here\n"
@@ -68,13 +79,8 @@ class HubRepository:
                 self.repo_id, private=private or None, exist_ok=exist_ok, repo_type="model"
             )
         except HfHubHTTPError as error:
-            if error.response.status_code == 400:
-                said = without_secrets(error.server_message or "", self._token)
-                raise InvalidRepository(self.repo_id, f"the Hub refuses the name: {said}") from None
-            if error.response.status_code == 409 and not exist_ok:
-                hint = "choose another name, or leave --no-exist-ok out"
-                raise InvalidRepository(self.repo_id, "exists already", hint=hint) from None
-            raise
+            why = not_created(self.repo_id, error, self._token)
+            raise why or error from None
         self.repo_id = url.repo_id
 
     def state(self, revision: str | None) -> HubState | None:
@@ -93,13 +99,26 @@ class HubRepository:
         except RepositoryNotFoundError:
             why = "the name is taken on the Hub, and not by a model that this token can see"
             raise InvalidRepository(self.repo_id, why, hint="choose another name") from None
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise not_the_hub(self.repo_id)
         tree = self._api.list_repo_tree(self.repo_id, recursive=True, revision=info.sha)
-        files = {
-            entry.path: HubFile(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
-            for entry in tree
-            if isinstance(entry, RepoFile)
-        }
+        files = listed_files(entry for entry in tree if isinstance(entry, RepoFile))
+        if files is None:
+            raise not_the_hub(self.repo_id)
         return HubState(info.sha or "", bool(info.private), files)
+
+    def check_branch(self, revision: str) -> None:
+        """Find out before anything is uploaded whether commits can be made there.
+
+        Raises:
+            InvalidRepository: it is a tag or a commit.
+        """
+        if revision.startswith("refs/pr/"):
+            return
+        branches = self._api.list_repo_refs(self.repo_id).branches
+        if revision not in (branch.name for branch in branches):
+            why = f"'{revision}' is a tag or a commit there, not a branch"
+            raise InvalidRepository(self.repo_id, why, hint="choose another --revision")
 
     def make_branch(self, branch: str) -> None:
         """A new branch at the head of main.
@@ -119,6 +138,9 @@ class HubRepository:
         """A small file's bytes at that commit; None if there is none."""
         if name not in state.files:
             return None
+        if state.files[name].size > _LARGEST_READ:
+            why = f"{name} on the Hub has {state.files[name].size:,} bytes, too many for one"
+            raise PushError(self.repo_id, why, hint="delete it there")
         with tempfile.TemporaryDirectory(prefix="prunectl-push-") as folder:
             path = self._api.hf_hub_download(
                 self.repo_id, name, revision=state.commit, local_dir=folder
@@ -131,11 +153,11 @@ class HubRepository:
             self.repo_id, discussion_type="pull_request", discussion_status="open"
         )
         for _, pull in zip(range(_PULLS), found, strict=False):
-            yield f"refs/pr/{pull.num}", self._shown(pull.url)
+            yield f"refs/pr/{pull.num}", shown_address(pull.url)
 
     def address(self, commit: str) -> str:
         """Where people look at a commit."""
-        return self._shown(f"{self._api.endpoint}/{self.repo_id}/commit/{commit}")
+        return shown_address(f"{self._api.endpoint}/{self.repo_id}/commit/{commit}")
 
     # --- changing -------------------------------------------------------------------------------
 
@@ -168,30 +190,31 @@ class HubRepository:
         create_pr: bool,
         message: str,
         description: str,
+        last_look: Callable[[], None],
     ) -> Published:
         """Upload files and make one commit on top of ``parent``.
 
         Args:
             digests: of large files, where they are known; those of all uploaded ones are added.
+            last_look: called when all is uploaded; what it raises keeps the commit from being made.
 
         Raises:
             PushConflict: the branch has moved on meanwhile.
             PushError: whatever else went wrong; the branch is as it was.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete
 
-        adds = [
-            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in files.items()
-        ]
+        uploading = Uploading(self._on_event)
+        adds = [self._add(name, content, uploading) for name, content in files.items()]
         deletes = [CommitOperationDelete(name, is_folder=False) for name in deleted]
         for add in adds:
             if add.path_in_repo in digests:
                 add.upload_info.sha256 = bytes.fromhex(digests[add.path_in_repo])
-        self._upload(adds, None if create_pr else revision, create_pr)
+        self._upload(adds, uploading, None if create_pr else revision, create_pr)
         for add in adds:
             if add.upload_info.is_hashed and isinstance(add.path_or_fileobj, str):
                 digests[add.path_in_repo] = add.upload_info.sha256.hex()
+        last_look()
         with warnings.catch_warnings(record=True) as caught:
             made = self._api.create_commit(
                 self.repo_id,
@@ -204,31 +227,43 @@ class HubRepository:
             )
         for warning in caught:
             self._on_event(Note(without_secrets(str(warning.message), self._token), warning=True))
-        pull = self._shown(made.pr_url) if made.pr_url else None
-        return Published(made.oid, self._shown(made.commit_url), pull)
+        pull = shown_address(made.pr_url) if made.pr_url else None
+        return Published(made.oid, shown_address(made.commit_url), pull)
+
+    def _add(self, name: str, content: Content, uploading: Uploading) -> CommitOperationAdd:
+        """A file of the commit, which tells how much of it was sent."""
+        from huggingface_hub import CommitOperationAdd
+
+        class Add(CommitOperationAdd):
+            @contextmanager
+            def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+                # A bar is asked for where the file is sent, and nowhere else.
+                with super().as_file() as file:
+                    yield uploading.watched(file, name) if with_tqdm else file
+
+        return Add(name, content if isinstance(content, bytes) else str(content))
 
     def _upload(
-        self, adds: list[CommitOperationAdd], revision: str | None, create_pr: bool
+        self,
+        adds: list[CommitOperationAdd],
+        uploading: Uploading,
+        revision: str | None,
+        create_pr: bool,
     ) -> None:
-        self._on_event(PhaseStarted("uploading", sum(add.upload_info.size for add in adds)))
-        for batch in _batches(adds):
-            self._api.preupload_lfs_files(
-                self.repo_id,
-                batch,
-                revision=revision,
-                create_pr=create_pr,
-                num_threads=_AT_ONCE,
-                free_memory=False,
-                gitignore_content=_NOTHING_IGNORED,
-            )
-            size = sum(add.upload_info.size for add in batch)
-            self._on_event(Advanced("uploading", size, batch[0].path_in_repo))
-        self._on_event(PhaseDone("uploading"))
-
-    def _shown(self, url: str) -> str:
-        """An address without the credentials that HF_ENDPOINT may hold."""
-        parts = urlsplit(url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        sizes = {add.path_in_repo: add.upload_info.size for add in adds}
+        by_name = {add.path_in_repo: add for add in adds}
+        with uploading.phase(sum(sizes.values())):
+            for names in batches(sizes, _AT_ONCE):
+                self._api.preupload_lfs_files(
+                    self.repo_id,
+                    [by_name[name] for name in names],
+                    revision=revision,
+                    create_pr=create_pr,
+                    num_threads=_AT_ONCE,
+                    free_memory=False,
+                    gitignore_content=_NOTHING_IGNORED,
+                )
+                uploading.finish({name: sizes[name] for name in names})
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -241,15 +276,6 @@ def check_repo_id(repo_id: str) -> None:
 
     with hub_errors(repo_id, None):
         validate_repo_id(repo_id)
-
-
-def _batches(adds: list[CommitOperationAdd]) -> Iterator[list[CommitOperationAdd]]:
-    """All small files at once, then the large ones by a few."""
-    small = [add for add in adds if add.upload_info.size < _LARGE]
-    large = [add for add in adds if add.upload_info.size >= _LARGE]
-    yield from ([small] if small else [])
-    for start in range(0, len(large), _AT_ONCE):
-        yield large[start : start + _AT_ONCE]
 
 
 @contextmanager
@@ -267,11 +293,15 @@ def hub_repository(
         PushDenied: the token holds characters that none has.
         PushError: see the methods.
     """
-    from huggingface_hub import HfApi, get_token
-
+    try:
+        from huggingface_hub import HfApi, get_token
+    except ValueError:  # HF_ENDPOINT is looked at when the library is imported
+        raise bad_endpoint(repo_id) from None
+    token = (token or "").strip() or None
     used = token or get_token()
     if used and not (used.isascii() and used.isprintable()):
-        raise PushDenied(repo_id, "the token holds characters that no token has")
+        hint = "see --token and HF_TOKEN: a token is a line of letters, digits and signs"
+        raise PushDenied(repo_id, "the token holds characters that no token has", hint=hint)
     with _without_bars(), hub_log(used, on_event), hub_errors(repo_id, used):
         yield HubRepository(HfApi(token=token), repo_id, used, on_event)
 

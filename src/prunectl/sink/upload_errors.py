@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from prunectl.errors import PrunectlError
 from prunectl.events import Note, OnEvent
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
+_LOGIN = re.compile(r"(https?://)[^\s/@'\"]+@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 _DETAILS = 300
 """Characters of the Hub's own words that are shown."""
 
 
 def without_secrets(text: str, token: str | None) -> str:
-    """``text`` without tokens, and without the queries of signed addresses."""
+    """``text`` without tokens, logins inside of addresses, and queries of signed ones."""
     if token and len(token) >= 8:
         text = text.replace(token, "***")
-    return _QUERY.sub(r"\1", _TOKEN.sub("***", text))
+    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", _TOKEN.sub("***", text)))
 
 
 @contextmanager
@@ -68,6 +70,8 @@ def _ours(repo: str, error: Exception, token: str | None) -> Exception:
     # An upload in a thread is wrapped, sometimes more than once.
     while isinstance(found, RuntimeError) and found.__cause__ is not None:
         found = found.__cause__
+    if _is_malformed_answer(found):
+        return not_the_hub(repo)
     match found:
         case errors.HFValidationError():
             return InvalidRepository(repo, "is no name that a repository on the Hub can have")
@@ -78,6 +82,14 @@ def _ours(repo: str, error: Exception, token: str | None) -> Exception:
             return _denied(repo, "there is no token")
         case errors.HfHubHTTPError():
             return _answered(repo, found, token)
+        case errors.FileMetadataError():
+            return not_the_hub(repo)
+        case errors.LocalEntryNotFoundError():
+            return PushError(repo, "the connection broke off")
+        case ImportError():  # a SOCKS proxy that httpx lacks the package for
+            return PushError(repo, " ".join(str(found).split()))
+        case Exception() if type(found).__name__ == "UnsupportedProtocol":
+            return bad_endpoint(repo)
         case errors.HTTPError() | ConnectionError() | TimeoutError():  # type: ignore[attr-defined]
             return PushError(repo, f"the connection broke off ({type(found).__name__})")
         case PermissionError() if found.filename is None:  # of the Xet client
@@ -93,6 +105,49 @@ def _ours(repo: str, error: Exception, token: str | None) -> Exception:
             return PushError(repo, f"not pushed: {why or type(found).__name__}")
         case _:
             return error
+
+
+def not_the_hub(repo: str) -> PushError:
+    """An answer that cannot be the Hub's."""
+    hint = "see HF_ENDPOINT; then repeat the command"
+    return PushError(repo, "what answers is not the Hub", hint=hint)
+
+
+def not_created(repo: str, error: HfHubHTTPError, token: str | None) -> InvalidRepository | None:
+    """Why a repository was not made; None where it is not about its name."""
+    if error.response.status_code == 400:
+        said = without_secrets(error.server_message or "", token)
+        return InvalidRepository(repo, f"the Hub refuses the name: {said}")
+    if error.response.status_code == 409:  # only where it must not be there
+        hint = "choose another name, or leave --no-exist-ok out"
+        return InvalidRepository(repo, "exists already", hint=hint)
+    return None
+
+
+def shown_address(url: str) -> str:
+    """An address without the credentials that HF_ENDPOINT may hold."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def bad_endpoint(repo: str) -> PushError:
+    """``HF_ENDPOINT`` cannot be asked at all."""
+    hint = "it begins with https:// or http://, or unset it"
+    return PushError(repo, "HF_ENDPOINT is no address", hint=hint)
+
+
+def _is_malformed_answer(error: BaseException) -> bool:
+    """Whether huggingface_hub itself stumbled over what it was told.
+
+    It takes the members of an answer as they come; one that is missing, or of another type, ends in
+    an error of Python that was raised in its own code.
+    """
+    expected = LookupError | TypeError | AttributeError | AssertionError | RecursionError
+    last = error.__traceback__ if isinstance(error, expected) else None
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = str(last.tb_frame.f_globals.get("__name__", "")) if last is not None else ""
+    return where.partition(".")[0] in ("huggingface_hub", "json")
 
 
 def _answered(repo: str, error: HfHubHTTPError, token: str | None) -> PushError:

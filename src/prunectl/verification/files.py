@@ -11,6 +11,7 @@ from prunectl.checkpoint.index import read_index
 from prunectl.errors import SourceError
 from prunectl.sink.config_json import CONFIG_NAME, unmark
 from prunectl.sink.manifest import Manifest
+from prunectl.sink.measured import Measured, results_in
 from prunectl.sink.parts import PARTS_INDEX, PARTS_SUFFIX
 from prunectl.sink.records import FileRecord
 from prunectl.sink.shards import INDEX_NAME
@@ -27,12 +28,19 @@ def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
     present = set(_all_files(folder))
     for name in sorted((listed | {CARD_NAME}) - present):
         findings.add("files", name, "is missing")
-    for name in sorted(name for name in present if (folder / name).is_symlink()):
-        findings.add("files", name, "is a link; an output stands by itself")
-    for name in sorted(present - listed - {MANIFEST_NAME, CARD_NAME}):
-        findings.add("files", name, "is not in the manifest")
+    for name in sorted(present):
+        if (folder / name).is_symlink():
+            findings.add("files", name, "is a link; an output stands by itself")
+        elif not (folder / name).is_file():
+            findings.add("files", name, "is no regular file")
+    # What was measured on an output is put beside it afterwards.
+    results = results_in(folder, manifest.files)
+    known = {name for name, result in results.items() if isinstance(result, Measured)}
+    for name in sorted(present - listed - known - {MANIFEST_NAME, CARD_NAME}):
+        why = f", and no result that can be read: {results[name]}" if name in results else ""
+        findings.add("files", name, f"is not in the manifest{why}")
     for file in manifest.files:
-        if file.name in present and not _is_written(folder / file.name, file):
+        if file.name in present - known and not _is_written(folder / file.name, file):
             findings.add("side files", file.name, "its bytes differ from those that were written")
 
 
@@ -78,9 +86,11 @@ def check_source_files(
 ) -> None:
     listed = {file.name for file in manifest.files} - {INDEX_NAME, PARTS_INDEX}
     expected = set(origin.checkpoint.side_files)
-    for name in sorted(expected - listed):
+    results = results_in(folder, manifest.files).keys()
+    later = results_in(origin.checkpoint.folder, ()).keys()
+    for name in sorted(expected - listed - later):
         findings.add("side files of the source", name, "is in the source, not in the output")
-    for name in sorted(listed & expected):
+    for name in sorted((listed & expected) - results):
         ours, theirs = folder / name, origin.checkpoint.folder / name
         length = theirs.stat().st_size if name == _GROWS and theirs.is_file() else None
         is_same = _digest(ours, length) == _digest(theirs) or _is_marked(ours, theirs)
