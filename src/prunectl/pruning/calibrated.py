@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from prunectl.calibration.capture import as_matrices
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
-from prunectl.methods.pruned import Pruned
+from prunectl.pruning.calibrated_matrix import Done, MatrixPruner, stored
 from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.pruning.edits import Copy, Edit, Replace
+from prunectl.pruning.edits import Copy, Replace
 from prunectl.pruning.job import Job
-from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.targets import Masked, TensorTarget, split
-from prunectl.pruning.transform import write_tensor
-from prunectl.settings import Calibration, Method
-from prunectl.streaming import Scratch
+from prunectl.pruning.row_blocks import merged
+from prunectl.pruning.targets import Goal, TensorTarget, split
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +39,7 @@ class CalibratedFacts:
         damping: the largest used. raised: how often it had to be raised tenfold.
         dead_inputs: inputs that never fired.
         by_magnitude: matrices that no input reached, so that magnitudes decided.
+        pattern_rows: the rows that follow the pattern, where not all do; as the manifest has them.
     """
 
     survivors: str
@@ -55,6 +51,7 @@ class CalibratedFacts:
     raised: int
     dead_inputs: int
     by_magnitude: int
+    pattern_rows: list[tuple[int, int]] | None = None
 
 
 class Calibrator:
@@ -79,15 +76,14 @@ class Calibrator:
     ) -> None:
         assert job.settings.calibration is not None
         self._job, self._targets, self._reader, self._store = job, targets, reader, store
-        self._calibration: Calibration = job.settings.calibration
-        self._method, self._refine = job.settings.method, job.settings.refine
+        settings, damping = job.settings, job.settings.calibration.damping
+        self._pruner = MatrixPruner(settings.method, settings.refine, damping, full)
         self._stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
-        self._on_event, self._full = on_event, full
+        self._on_event = on_event
         self.facts: dict[str, CalibratedFacts] = {}
 
     def __call__(self, name: str, measured: Sequence[Measured]) -> torch.Tensor | None:
         """The new values of a tensor, in its own dtype and shape."""
-        import torch
 
         source = read_tensor(self._reader, self._stored[name])
         _refuse_odd(name, source)
@@ -100,11 +96,7 @@ class Calibrator:
         for place, part, one, goal in zip(places, parts, measured, wanted, strict=True):
             found = self._one(part, one, goal)
             done.append(found)
-            if found.survivors == "kept":
-                place.copy_(torch.where(found.mask.cpu(), part, torch.zeros_like(part)))
-            else:
-                # + 0.0: what is rounded to zero is a plain zero, whatever its sign was.
-                place.copy_(found.weight.cpu().to(part.dtype) + 0.0)
+            place.copy_(stored(found, part))
         self.facts[name] = _summed(done, [one.gram for one in measured])
         if self._store is None:
             return None
@@ -112,63 +104,18 @@ class Calibrator:
         self._store.put(name, new, asdict(self.facts[name]))
         return new
 
-    def _one(self, part: torch.Tensor, one: Measured, goal: Any) -> _Done:
+    def _one(self, part: torch.Tensor, one: Measured, goal: Goal) -> Done:
         import torch
 
         device = one.matrix.weight.device
         try:
-            return self._prune(part.to(device, torch.float32), one, goal, part.dtype)
+            return self._pruner.prune(part.to(device, torch.float32), one.gram, goal, part.dtype)
         except torch.OutOfMemoryError:
             if device.type == "cpu":
                 raise
             text = f"The device is full: {one.matrix.label} is pruned on the CPU."
             self._on_event(Note(text, warning=True))
-            return self._prune(part.float(), one, goal, part.dtype)
-
-    def _prune(self, weight: torch.Tensor, one: Measured, goal: Any, dtype: torch.dtype) -> _Done:
-        """One matrix [out, in] in fp32."""
-        from prunectl.methods.loss import output_error
-        from prunectl.methods.magnitude import magnitude
-        from prunectl.methods.refine import refine
-
-        gram = one.gram if one.gram is not None and one.gram.tokens else None
-        if isinstance(goal, Masked):
-            pruned = Pruned(weight * goal.mask.to(weight.device), goal.mask.to(weight.device))
-        elif gram is None:
-            pruned = magnitude(weight, goal)
-        else:
-            pruned = self._by_method(weight, gram, goal)
-        updated = self._method in (Method.SPARSEGPT, Method.ADMM) and gram is not None
-        if gram is None or not self._full:
-            return _Done(pruned, pruned.weight, pruned.mask, "kept", None, None, gram is None)
-        hessian = gram.hessian().to(weight.device)
-        before = output_error(weight, pruned.weight, hessian)
-        final = pruned.weight
-        if self._refine:
-            final = refine(weight, final, pruned.mask, hessian, damping=self._calibration.damping)
-            updated = True
-        error = output_error(weight, final.to(dtype).float(), hessian)
-        return _Done(
-            pruned, final, pruned.mask, "updated" if updated else "kept", error,
-            before if self._refine else None, False,
-        )  # fmt: skip
-
-    def _by_method(self, weight: torch.Tensor, gram: Any, goal: Any) -> Pruned:
-        from prunectl.methods.magnitude import magnitude
-        from prunectl.methods.sparsegpt import sparsegpt
-        from prunectl.methods.wanda import wanda
-
-        damping = self._calibration.damping
-        if self._method is Method.MAGNITUDE:
-            return magnitude(weight, goal)
-        if self._method is Method.WANDA:
-            return wanda(weight, gram.norms().to(weight.device), goal)
-        hessian = gram.hessian().to(weight.device)
-        if self._method is Method.SPARSEGPT:
-            return sparsegpt(weight, hessian, goal, damping=damping)
-        from prunectl.methods.admm import admm
-
-        return admm(weight, hessian, goal, damping=damping)
+            return self._pruner.prune(part.float(), one.gram, goal, part.dtype)
 
     def _tell(self, name: str, facts: CalibratedFacts) -> None:
         """What a user should know of a tensor, by name."""
@@ -185,23 +132,7 @@ class Calibrator:
             self._on_event(Note(f"{text} {facts.damping:g}.", warning=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    pruned: Pruned
-    weight: torch.Tensor
-    mask: torch.Tensor
-    survivors: str
-    error: float | None
-    error_before_refine: float | None
-    by_magnitude: bool
-
-
-def needs_full(method: Method, refine: bool) -> bool:
-    """Whether a method needs whole second moments of the inputs, and not their norms only."""
-    return refine or method in (Method.SPARSEGPT, Method.ADMM)
-
-
-def _summed(done: Sequence[_Done], grams: Sequence[Any]) -> CalibratedFacts:
+def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
     errors = [one.error for one in done if one.error is not None]
     before = [one.error_before_refine for one in done if one.error_before_refine is not None]
     return CalibratedFacts(
@@ -214,6 +145,17 @@ def _summed(done: Sequence[_Done], grams: Sequence[Any]) -> CalibratedFacts:
         raised=max((one.pruned.raised for one in done), default=0),
         dead_inputs=sum(one.pruned.dead for one in done),
         by_magnitude=sum(one.by_magnitude for one in done),
+        pattern_rows=_all_rows(done),
+    )
+
+
+def _all_rows(done: Sequence[Done]) -> list[tuple[int, int]] | None:
+    """The rows of a stack of matrices, numbered through."""
+    if any(one.rows is None for one in done):
+        return None
+    out = len(done[0].weight)
+    return list(
+        merged((i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ())
     )
 
 
@@ -227,48 +169,21 @@ def _refuse_odd(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
-    """What magnitudes, or a file of masks, leave of each tensor: a mask to fit the survivors to."""
-    return {
-        name: _ByEdit(job, name, edit, reader)
-        for name, edit in edits.items()
-        if not isinstance(edit, Copy)
-    }
-
-
-class _ByEdit:
-    """The mask that an edit gives, found when it is asked for: one tensor is in memory."""
-
-    def __init__(self, job: Job, name: str, edit: Edit, reader: TensorReader) -> None:
-        self._job, self._name, self._edit, self._reader = job, name, edit, reader
-
-    def mask(self) -> torch.Tensor:
-        """bool, of the tensor's shape."""
-        import threading
-
-        import torch
-
-        stored = next(t for t in self._job.checkpoint.tensors if t.name == self._name)
-        out = np.empty(stored.spec.nbytes, np.uint8)
-
-        def write(offset: int, data: memoryview) -> None:
-            out[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
-
-        planned = self._job.planned[self._name]
-        write_tensor(
-            OutputTensor(stored.spec, stored), self._edit, planned.input_axis, self._reader, write,
-            Scratch(threading.Event()), prunable=planned.mask is None,
-        )  # fmt: skip
-        uint = np.dtype(f"u{stored.spec.dtype.bits // 8}")
-        return torch.from_numpy(out.view(uint) != 0).reshape(stored.spec.shape)
-
-
 def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
     """The resolution with the new values in the place of edits."""
-    records = store.records()
-    edits: dict[str, Edit] = {
-        **resolution.edits,
-        **{name: Replace(store.tensor(name), store.reader) for name in records},
-    }
+    records, rows = store.records(), dict(resolution.pattern_rows)
+    edits, reasons = dict(resolution.edits), dict(resolution.reasons)
+    for name, record in list(records.items()):
+        found = record.pop("pattern_rows")
+        if found == []:
+            edits[name] = Copy()
+            reasons[name] = "kept dense: its share of the budget is less than a block of rows"
+            del records[name]
+            continue
+        edits[name] = Replace(store.tensor(name), store.reader)
+        if found is not None:
+            rows[name] = tuple((start, stop) for start, stop in found)
     forecasts = {k: v for k, v in resolution.forecasts.items() if k not in records}
-    return replace(resolution, edits=edits, forecasts=forecasts, calibrated=records)
+    return Resolution(
+        edits, reasons, resolution.thresholds, forecasts, pattern_rows=rows, calibrated=records
+    )

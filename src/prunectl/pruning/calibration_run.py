@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.events import Note, OnEvent
-from prunectl.pruning.calibrated import Calibrator, masks_of, needs_full, replaced
+from prunectl.pruning.calibrated import Calibrator, replaced
+from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
 from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.targets import ByCount, TensorTarget, pool_targets, take_by_error
-from prunectl.settings import Calibration, Method, Scope
+from prunectl.pruning.targets import (
+    ByCount,
+    TensorTarget,
+    pool_targets,
+    row_block_targets,
+    take_by_error,
+)
+from prunectl.settings import Budget, Calibration, Method, Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -106,7 +114,9 @@ def _resolve(
     by_magnitude = job.masks is not None or job.settings.method is Method.MAGNITUDE
     targets = masks_of(job, resolution.edits, reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
-        if pool.is_budget:
+        if pool.is_budget and job.settings.budget is Budget.ROWS:
+            targets |= row_block_targets(job.plan, index)
+        elif pool.is_budget:
             found = pool_targets(job.plan, index)
             taken = _take(job, index, found, skeleton, reader, on_event)
             dense = found.keys() - taken

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from prunectl.pattern import NM, pruned_count
 from prunectl.plan import Plan, Pool
-from prunectl.settings import Scope
+from prunectl.pruning.edits import axis_view
+from prunectl.settings import ROW_BLOCK, Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,15 @@ class ByRow:
     sparsity: float
 
 
-TensorTarget = ByMask | ByPattern | ByCount | ByRow
+@dataclass(frozen=True, slots=True)
+class ByRowBlocks:
+    """The pattern in blocks of rows, until about ``zeros`` weights of the tensor are zero."""
+
+    pattern: NM
+    zeros: int
+
+
+TensorTarget = ByMask | ByPattern | ByCount | ByRow | ByRowBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,11 @@ class Masked:
     mask: torch.Tensor
 
 
-def split(
-    target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None
-) -> list[Target | Masked]:
+Goal: TypeAlias = "Target | Masked | ByRowBlocks"
+"""What is asked of one matrix."""
+
+
+def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None) -> list[Goal]:
     """The target of each matrix [out, in] of a tensor; counts are shared out evenly and exactly."""
     from prunectl.calibration.capture import as_matrices
     from prunectl.methods.target import PerRow, PerTensor
@@ -67,9 +78,12 @@ def split(
         return [target.pattern] * len(parts)
     if isinstance(target, ByRow):
         return [PerRow(pruned_count(target.sparsity, part.shape[1])) for part in parts]
-    if isinstance(target, ByCount):
+    if isinstance(target, ByCount | ByRowBlocks):
         ends = [target.zeros * i // len(parts) for i in range(len(parts) + 1)]
-        return [PerTensor(b - a) for a, b in itertools.pairwise(ends)]
+        shares = [b - a for a, b in itertools.pairwise(ends)]
+        if isinstance(target, ByRowBlocks):
+            return [ByRowBlocks(target.pattern, share) for share in shares]
+        return [PerTensor(share) for share in shares]
     return [Masked(one) for one in as_matrices(target.mask(), axis)]
 
 
@@ -78,6 +92,31 @@ def pool_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
     pool = plan.pools[index]
     fitting = [entry.spec for entry in plan.tensors if entry.pool == index]
     return {spec.name: _target(pool, spec.numel) for spec in fitting}
+
+
+def row_block_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
+    """The targets of a budget that goes to blocks of rows: every matrix gives the same share.
+
+    A share is met in whole blocks; what it is off by is carried over to the next matrix, in file
+    order, so that the pool comes as near to its sparsity as a block allows.
+    """
+    pool = plan.pools[index]
+    assert isinstance(pool.pattern, NM)
+    pattern = pool.pattern
+    entries = [entry for entry in plan.tensors if entry.pool == index]
+    total = sum(entry.spec.numel for entry in entries)
+    found: dict[str, TensorTarget] = {}
+    wanted = given = done = 0
+    for entry in entries:
+        done += entry.spec.numel
+        wanted = pool.target_zeros * done // total
+        length, _ = axis_view(entry.spec, entry.input_axis)
+        block = ROW_BLOCK * length * (pattern.m - pattern.n) // pattern.m
+        most = entry.spec.numel * (pattern.m - pattern.n) // pattern.m
+        zeros = min(most, max(0, (2 * (wanted - given) + block) // (2 * block)) * block)
+        given += zeros
+        found[entry.spec.name] = ByRowBlocks(pattern, zeros)
+    return found
 
 
 def take_by_error(

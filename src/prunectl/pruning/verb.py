@@ -15,7 +15,6 @@ from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadMaskFile, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.pruning.calibration_run import calibrated, gather_samples
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.outcome import build_result, check_counts
@@ -72,6 +71,8 @@ def prune(
     for text in job.plan.notes:
         on_event(Note(text))
     if job.settings.needs_calibration and job.settings.calibration is not None:
+        from prunectl.pruning.calibration_run import gather_samples
+
         samples = gather_samples(checkpoint, job.settings.calibration, on_event)
         job = replace(job, samples=samples)
     with ExitStack() as stack:  # masks are read until the last weight is written
@@ -85,6 +86,8 @@ def prune(
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:
+            from prunectl.pruning.calibration_run import calibrated
+
             resolution = stack.enter_context(calibrated(job, resolution, on_event))
         result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
     for text in result.warnings:

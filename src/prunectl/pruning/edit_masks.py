@@ -1,0 +1,49 @@
+"""Masks that magnitudes or a file of masks leave, for survivors to be fitted to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.pruning.edits import Copy, Edit
+from prunectl.pruning.job import Job
+from prunectl.pruning.outputs import OutputTensor
+from prunectl.pruning.targets import TensorTarget
+from prunectl.pruning.transform import write_tensor
+from prunectl.streaming import Scratch
+
+
+def masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
+    """What magnitudes, or a file of masks, leave of each tensor: a mask to fit the survivors to."""
+    return {
+        name: _ByEdit(job, name, edit, reader)
+        for name, edit in edits.items()
+        if not isinstance(edit, Copy)
+    }
+
+
+class _ByEdit:
+    """The mask that an edit gives, found when it is asked for: one tensor is in memory."""
+
+    def __init__(self, job: Job, name: str, edit: Edit, reader: TensorReader) -> None:
+        self._job, self._name, self._edit, self._reader = job, name, edit, reader
+
+    def mask(self) -> torch.Tensor:
+        """bool, of the tensor's shape."""
+        stored = next(t for t in self._job.checkpoint.tensors if t.name == self._name)
+        out = np.empty(stored.spec.nbytes, np.uint8)
+
+        def write(offset: int, data: memoryview) -> None:
+            out[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+        planned = self._job.planned[self._name]
+        write_tensor(
+            OutputTensor(stored.spec, stored), self._edit, planned.input_axis, self._reader, write,
+            Scratch(threading.Event()), prunable=planned.mask is None,
+        )  # fmt: skip
+        uint = np.dtype(f"u{stored.spec.dtype.bits // 8}")
+        return torch.from_numpy(out.view(uint) != 0).reshape(stored.spec.shape)
