@@ -279,3 +279,31 @@ def test_nan_between_blocks_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(CalibrationFailed, match=r"block model\.layers\.0 puts out NaN or Inf"):
         run(tmp_path, samples_of("llama"), prune)
+
+
+def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) -> None:
+    from prunectl.calibration.forward import Forward
+
+    tiny_models.build("t5", tmp_path / "model")
+    folder = tmp_path / "states"
+    folder.mkdir()
+    checkpoint = open_checkpoint(tmp_path / "model")
+    found: list[dict[str, torch.Tensor]] = []
+    for spill in (None, folder):
+        moments: dict[str, torch.Tensor] = {}
+
+        def prune(
+            tensor: str, parts: Sequence[Measured], moments: dict[str, torch.Tensor] = moments
+        ) -> torch.Tensor:
+            assert parts[0].gram is not None
+            moments[tensor] = parts[0].gram.hessian()
+            assert not list(folder.iterdir())
+            return parts[0].matrix.weight * 0.9
+
+        with checkpoint.open() as reader:
+            skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
+            wanted = Wanted(axes_of(checkpoint, skeleton))
+            calibrate(skeleton, samples_of("t5"), wanted, prune, spill=spill)
+        found.append(moments)
+    assert all(torch.equal(moment, found[1][tensor]) for tensor, moment in found[0].items())
+    assert Forward(skeleton, samples_of("t5"), folder).count == 1

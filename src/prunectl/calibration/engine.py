@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -58,6 +59,7 @@ def calibrate(
     *,
     finished: Callable[[str], Values | None] = _never,
     done: Callable[[str], object] = _never,
+    spill: Path | None = None,
     phase: str = "calibrating",
     on_event: OnEvent = ignore_events,
 ) -> None:
@@ -71,13 +73,15 @@ def calibrate(
             with all blocks before it pruned. Blocks that no sample reaches come last.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: told when all tensors of a block have been pruned.
+        spill: a folder for what blocks put out; None keeps it in memory.
         phase: what the progress is called.
         on_event: told of the progress, in bytes of blocks.
 
     Raises:
         CalibrationFailed: the model fails on the samples, or puts out NaN.
     """
-    engine = _Engine(skeleton, samples, wanted, prune_tensor, phase, on_event)
+    forward = Forward(skeleton, samples, spill)
+    engine = _Engine(skeleton, forward, wanted, prune_tensor, phase, on_event)
     units = engine.forward.units()
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
@@ -95,7 +99,7 @@ class _Engine:
     def __init__(
         self,
         skeleton: Skeleton,
-        samples: Sequence[Inputs],
+        forward: Forward,
         wanted: Wanted,
         prune_tensor: PruneTensor,
         phase: str,
@@ -104,7 +108,7 @@ class _Engine:
         self._phase = phase
         self._skeleton, self._wanted = skeleton, wanted
         self._prune_tensor, self._on_event = prune_tensor, on_event
-        self.forward = Forward(skeleton, samples)
+        self.forward = forward
         self._names: dict[str, list[str]] = {block: [] for block in skeleton.blocks}
         for name in wanted.axes:
             target = skeleton.targets.get(name)

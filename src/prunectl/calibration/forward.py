@@ -7,10 +7,13 @@ the encoder's output come from the model's own code.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from prunectl.calibration.statistics import NotShared
 from prunectl.checkpoint.skeleton import Skeleton
-from prunectl.errors import CalibrationFailed
+from prunectl.errors import CalibrationFailed, CannotWrite
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -49,9 +52,13 @@ class Forward:
     Args:
         skeleton: the model.
         samples: keyword arguments of its forward, one sample each.
+        spill: a folder for what blocks put out; None keeps it in memory.
     """
 
-    def __init__(self, skeleton: Skeleton, samples: Sequence[Inputs]) -> None:
+    def __init__(
+        self, skeleton: Skeleton, samples: Sequence[Inputs], spill: Path | None = None
+    ) -> None:
+        self._spill = spill
         self._skeleton, self._batches = skeleton, _batched(samples)
         self.count = len(self._batches)
         # Heads are left out where they can be: logits of a large vocabulary fill the memory.
@@ -147,7 +154,7 @@ class Forward:
         """Keep what a unit puts out for a batch, for the blocks after it."""
         for stack, output in self.run(unit, index).items():
             kept = self._outputs.setdefault(stack, [None] * self.count)
-            kept[index] = _in_host_memory(output, kept[index - 1] if index else None)
+            kept[index] = _on_host(output, kept[index - 1] if index else None, self._spill)
             first = next(
                 (leaf for leaf in pytree.tree_leaves(kept[index]) if torch.is_tensor(leaf)), None
             )
@@ -207,8 +214,8 @@ def _in_units(trace: Sequence[str]) -> list[Unit]:
     return units
 
 
-def _in_host_memory(output: Any, before: Any) -> Any:
-    """The output on the CPU; a tensor that is equal to the last sample's is kept once."""
+def _on_host(output: Any, before: Any, spill: Path | None) -> Any:
+    """The output on the CPU; a tensor that is equal to the last batch's is kept once."""
     leaves, spec = pytree.tree_flatten(output)
     others = pytree.tree_leaves(before)
     kept = []
@@ -218,8 +225,39 @@ def _in_host_memory(output: Any, before: Any) -> Any:
             other = others[i] if i < len(others) else None
             if torch.is_tensor(other) and _same(leaf, other):
                 leaf = other
+            elif spill is not None:
+                leaf = _in_file(leaf, spill)
         kept.append(leaf)
     return pytree.tree_unflatten(kept, spec)
+
+
+def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
+    """The same tensor in a file that is gone with it: it has no name, and a kill leaves none.
+
+    Raises:
+        CannotWrite: the folder takes no file of that size.
+    """
+    if not tensor.numel():
+        return tensor
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".prunectl-states-")
+        try:
+            # A full disk is an error then; later it would be a signal that kills.
+            getattr(os, "posix_fallocate", _resize)(handle, 0, tensor.nbytes)
+            mapped = torch.from_file(
+                name, shared=True, size=tensor.numel(), dtype=tensor.dtype
+            ).reshape(tensor.shape)
+        finally:
+            os.close(handle)
+            Path(name).unlink()
+    except OSError as error:
+        raise CannotWrite(folder, error.strerror or type(error).__name__) from None
+    return mapped.copy_(tensor)
+
+
+def _resize(handle: int, start: int, size: int) -> None:
+    """For systems that cannot reserve space."""
+    os.ftruncate(handle, start + size)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

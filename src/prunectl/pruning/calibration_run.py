@@ -13,6 +13,7 @@ from prunectl.events import Note, OnEvent
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.calibration_memory import forecast
 from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
@@ -79,6 +80,9 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
     Raises:
         PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
     """
+    import torch
+
+    from prunectl.benchmarking.machine import free_memory
     from prunectl.calibration.engine import calibrate
 
     assert job.settings.calibration is not None
@@ -89,12 +93,15 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
         blocks = _blocks(job, targets, skeleton)
         with CalibratedStore(job.target, fingerprint(job), blocks, on_event) as store:
             if not store.complete:
-                on_event(Note(_memory(job, skeleton, targets)))
+                memory = forecast(job, skeleton, targets, free_memory(torch.device("cpu")))
+                on_event(Note(str(memory)))
                 full = needs_full(job.settings.method, job.settings.refine)
                 calibrator = Calibrator(job, targets, reader, store, on_event, full=full)
                 calibrate(
                     skeleton, job.samples.inputs, _wanted(job, blocks, full=full), calibrator,
-                    finished=store.values_of, done=store.finish, on_event=on_event,
+                    finished=store.values_of, done=store.finish,
+                    spill=job.target.resolve().parent if memory.spilled else None,
+                    on_event=on_event,
                 )  # fmt: skip
                 _outside(blocks.get("", []), job, calibrator, reader)
                 store.finish("")
@@ -264,34 +271,3 @@ def _outside(
         weight = read_tensor(reader, stored[spec.name])
         parts = matrices(spec.name, weight, job.planned[spec.name].input_axis)
         calibrator(spec.name, [Measured(one, None) for one in parts])
-
-
-def _memory(job: Job, skeleton: Skeleton, targets: Mapping[str, TensorTarget]) -> str:
-    """What calibration will take, as far as it can be told: a sentence."""
-    assert job.samples is not None
-    block = max(skeleton.nbytes(path) for path in skeleton.blocks)
-    moments: dict[str, int] = {}
-    full = needs_full(job.settings.method, job.settings.refine)
-    for name in targets:
-        entry = job.planned[name]
-        target = skeleton.targets.get(name)
-        path = None if target is None else skeleton.block_of(target.parameter)
-        if path is None or entry.input_axis is None or len(entry.spec.shape) < 2:
-            continue
-        width = entry.spec.shape[entry.input_axis]
-        stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
-        moments[path] = moments.get(path, 0) + stack * 4 * width * (width if full else 1)
-    config = skeleton.model.config.get_text_config()
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
-    states = int(job.samples.record.get("tokens") or 0) * hidden * skeleton.dtype.itemsize
-    statistics = max(moments.values(), default=0)
-    total = block + statistics + states
-    parts = (
-        f"{_size(block)} for a block, up to {_size(statistics)} for its inputs' moments, "
-        f"{_size(states)} for what blocks put out"
-    )
-    return f"Calibration takes up to {_size(total)} of memory: {parts}."
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
