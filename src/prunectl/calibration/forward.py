@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from prunectl.calibration.statistics import NotShared
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.errors import CalibrationFailed, CannotWrite
+from prunectl.sink.osfiles import allocate
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -115,7 +116,7 @@ class Forward:
             first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CalibrationFailed(
                 f"the model's forward fails on the samples: {first}",
-                hint="PRUNECTL_DEBUG=1 shows where",
+                hint="PRUNECTL_DEBUG=1 shows where; --method magnitude runs no samples",
             ) from error
 
     def run(self, unit: Unit, index: int) -> dict[str, Any]:
@@ -242,8 +243,7 @@ def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
     try:
         handle, name = tempfile.mkstemp(dir=folder, prefix=".prunectl-states-")
         try:
-            # A full disk is an error then; later it would be a signal that kills.
-            getattr(os, "posix_fallocate", _resize)(handle, 0, tensor.nbytes)
+            allocate(handle, tensor.nbytes)  # a full disk is an error here, and a signal later
             mapped = torch.from_file(
                 name, shared=True, size=tensor.numel(), dtype=tensor.dtype
             ).reshape(tensor.shape)
@@ -253,11 +253,6 @@ def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
     except OSError as error:
         raise CannotWrite(folder, error.strerror or type(error).__name__) from None
     return mapped.copy_(tensor)
-
-
-def _resize(handle: int, start: int, size: int) -> None:
-    """For systems that cannot reserve space."""
-    os.ftruncate(handle, start + size)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prunectl.cli import numbers
@@ -93,6 +93,7 @@ def _facts(result: PruneResult) -> list[tuple[str, str]]:
     rate = numbers.rate(result.nbytes, result.seconds)
     return [
         ("", " "),
+        ("method", _method(result)),
         ("pattern", _pattern(pool) if pool else ""),
         ("threshold", _threshold(pool) if pool else ""),
         ("tensors", f"{numbers.count(pruned)} pruned, "
@@ -103,10 +104,25 @@ def _facts(result: PruneResult) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _method(result: PruneResult) -> str:
+    """How it was done where that is not the usual way, and what became of the weights that stay."""
+    calibrated = [tensor.calibrated for tensor in result.tensors if tensor.calibrated is not None]
+    if not calibrated:
+        return ""
+    updated = any(record["survivors"] == "updated" for record in calibrated)
+    refined = " and refine" if result.refined else ""
+    kept = (
+        "the weights that stay were changed" if updated else "the weights that stay are as before"
+    )
+    return f"{result.method}{refined}; {kept}"
+
+
 def _pattern(pool: PoolOutcome) -> str:
     if pool.pattern == "mask":
         return f"the masks of {pool.label}"
-    return f"unstructured, {pool.scope} scope" if pool.pattern == "unstructured" else pool.pattern
+    if pool.pattern == "unstructured":
+        return f"unstructured, {pool.scope} scope"
+    return f"{pool.pattern}, blocks of {pool.row_block} rows" if pool.row_block else pool.pattern
 
 
 def _threshold(pool: PoolOutcome) -> str:
@@ -131,28 +147,44 @@ def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableTy
     if not pruned:
         return
     shown = pruned if everything else pruned[:MOST_AFFECTED]
-    title = "Pruned tensors" if everything else "Most affected tensors"
-    yield heading(f"{title} (of {len(pruned)})")
-    is_measured = any(tensor.norm_lost is not None for tensor in shown)
+    heading_text = "Pruned tensors" if everything else "Most affected tensors"
+    yield heading(f"{heading_text} (of {len(pruned)})")
+    title, share = _measure(shown)
     yield columns(
-        ("tensor", "weights", "zero before", "zero now", *(["norm lost"] if is_measured else [])),
+        ("tensor", "weights", "zero before", "zero now", *([title] if title else [])),
         [
             (
                 tensor.name,
                 numbers.count(tensor.numel),
                 numbers.share(tensor.zeros_before / tensor.numel),
                 numbers.share(tensor.zeros / tensor.numel),
-                *([_norm_lost(tensor)] if is_measured else []),
+                *([share(tensor)] if title else []),
             )
             for tensor in shown
         ],
     )
 
 
-def _norm_lost(tensor: TensorOutcome) -> str:
-    return "" if tensor.norm_lost is None else numbers.share(tensor.norm_lost)
+def _measure(shown: list[TensorOutcome]) -> tuple[str, Callable[[TensorOutcome], str]]:
+    """The last column: what was lost of the outputs, or of the norm; '' where neither is known."""
+    if any(_output_error(tensor) is not None for tensor in shown):
+        return "output error", lambda tensor: _share(_output_error(tensor))
+    if any(tensor.norm_lost is not None for tensor in shown):
+        return "norm lost", lambda tensor: _share(tensor.norm_lost)
+    return "", lambda tensor: ""
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else numbers.share(value)
+
+
+def _output_error(tensor: TensorOutcome) -> float | None:
+    error = None if tensor.calibrated is None else tensor.calibrated["error"]
+    return None if error is None else float(error)
 
 
 def _effect(tensor: TensorOutcome) -> tuple[float, float]:
-    """Share of the norm that went, where it is known; else the share of weights that did."""
-    return tensor.norm_lost or 0.0, (tensor.zeros - tensor.zeros_before) / tensor.numel
+    """What was lost of outputs or norm, where it is known; then the share of weights that went."""
+    lost = _output_error(tensor)
+    lost = (tensor.norm_lost or 0.0) if lost is None else lost
+    return lost, (tensor.zeros - tensor.zeros_before) / tensor.numel

@@ -17,6 +17,7 @@ from prunectl.calibration.capture import as_matrices
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.pruning.calibrated import _refuse_odd
 
 if TYPE_CHECKING:
     from prunectl.calibration.engine import Measured
@@ -38,8 +39,14 @@ class ScoreCounts:
         self.counts: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str, measured: Sequence[Measured]) -> None:
-        """Count the scores of a tensor; changes nothing."""
-        parts = as_matrices(read_tensor(self._reader, self._tensors[name]), self._axes[name])
+        """Count the scores of a tensor; changes nothing.
+
+        Raises:
+            NaNWeights, UnsupportedCheckpoint: it holds NaN or Inf, which have no score.
+        """
+        stored = read_tensor(self._reader, self._tensors[name])
+        _refuse_odd(name, stored)
+        parts = as_matrices(stored, self._axes[name])
         total = torch.zeros(1 << (32 - _SHIFT - 1), dtype=torch.int64)
         for part, one in zip(parts, measured, strict=True):
             gram = one.gram
@@ -53,12 +60,21 @@ def scores(weight: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
     """``w_ij^2 * d_j / sum``: fp32 [out, in], at least 0; shares of the matrix' output.
 
     Args:
-        weight: fp32 [out, in].
+        weight: fp32 [out, in], finite.
         inputs: fp32 [in], mean squares of the inputs; None where they are not known.
     """
-    energy = weight.square() if inputs is None else weight.square() * inputs
+    # Shares stay the same, and squares of very large or small weights stay in range.
+    energy = _to_one(weight).square()
+    if inputs is not None:
+        energy = energy * _to_one(inputs)
     total = float(energy.sum(dtype=torch.float64))
     return energy / total if total > 0 else torch.zeros_like(energy)
+
+
+def _to_one(values: torch.Tensor) -> torch.Tensor:
+    """Scaled so that the largest is 1."""
+    largest = values.abs().max()
+    return values / largest if largest > 0 else values
 
 
 def allocate(counts: Mapping[str, torch.Tensor], zeros: int) -> dict[str, int]:

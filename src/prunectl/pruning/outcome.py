@@ -79,6 +79,8 @@ def build_result(
         seconds=0.0,
         warnings=tuple(_warnings(checkpoint, plan, counted.values())),
         predicted_bytes=predict(tensors, written),
+        method="mask" if plan.settings.mask is not None else str(plan.settings.method),
+        refined=plan.settings.refine,
     )
 
 

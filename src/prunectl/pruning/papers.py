@@ -138,8 +138,11 @@ _METHODS = {
 def method_in_words(arguments: dict[str, Any]) -> str:
     """How weights were chosen, and what became of the others, for a card."""
     words = _METHODS.get(str(arguments.get("method")), "pruning")
+    data = arguments.get("calibration")
+    if isinstance(data, dict) and isinstance(data.get("samples"), int):
+        words += f", calibrated on {data['samples']:,} samples of {data.get('kind')}"
     if arguments.get("refine"):
-        words += ", with the weights that stay fitted to the layers' outputs on calibration data"
+        words += ", with the weights that stay fitted to the layers' outputs"
     return words
 
 
@@ -151,14 +154,13 @@ def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
     prunable, overall = _counts(result)
-    by_mask = arguments["method"] == "mask"
     return CardFacts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
         method=method_in_words(arguments),
         pattern=_pattern_in_words(result.pools[0]) if len(result.pools) == 1 else "by recipe",
-        scope="" if by_mask else arguments["scope"],
+        scope=result.pools[0].scope if len(result.pools) == 1 else "",
         prunable=prunable,
         overall=overall,
         roles=role_rows(result.tensors),

@@ -92,6 +92,8 @@ class PruneResult:
         seconds: wall time. warnings: sentences.
         predicted_bytes: of all tensors by layout: ``dense``, ``bitmask``, ``nm`` where a tensor
             follows N:M (these are exact), and ``packed`` (an estimate).
+        method: how weights were chosen; ``mask`` where a file of masks did.
+        refined: whether the weights that stay were fitted to the layers' outputs.
     """
 
     output: Path
@@ -111,6 +113,8 @@ class PruneResult:
     seconds: float
     warnings: tuple[str, ...]
     predicted_bytes: dict[str, int] = field(default_factory=dict)
+    method: str = "magnitude"
+    refined: bool = False
 
     @property
     def sparsity(self) -> float:

@@ -33,6 +33,7 @@ class Findings:
 
     differences: list[Difference] = field(default_factory=list)
     impossible: dict[str, str] = field(default_factory=dict)
+    sentences: dict[str, str] = field(default_factory=lambda: dict(CHECKS))
 
     def add(self, kind: str, where: str, detail: str) -> None:
         self.differences.append(Difference(kind, where, detail))
@@ -40,7 +41,7 @@ class Findings:
     def checks(self) -> Iterator[Check]:
         """Every check with its outcome, in order."""
         counts = Counter(difference.kind for difference in self.differences)
-        for kind, sentence in CHECKS.items():
+        for kind, sentence in self.sentences.items():
             if counts[kind]:
                 yield Check(kind, False, f"{sentence}: {counts[kind]:,} differences")
             elif kind in self.impossible:

@@ -159,6 +159,10 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
+    if any(map(_is_updated, manifest.tensors)):
+        findings.sentences["survivors"] = (
+            "where calibration changed no weights, survivors are bit-identical to the source"
+        )
     stored = stored_layouts(output)
     for name in sorted(records.keys() & stored.keys()):
         record, (layout, size) = records[name], stored[name]
@@ -199,7 +203,8 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
 
     One global threshold gives exactly floor(s*P + 0.5) zeros, or those that were there already;
     scopes tensor and row give as much for each tensor and row. (A recipe's rules may each have a
-    scope of their own; their counts are those of the tensors' records.)
+    scope of their own; their counts are those of the tensors' records.) Where calibration changed
+    the weights that stay, some of them may have come to be zero too.
     """
     asked, count = manifest.arguments, manifest.prunable
     one_pool = asked.get("pattern") == "unstructured" and not asked.get("rules")
@@ -207,6 +212,7 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         findings.add("zeros", MANIFEST_NAME, "its arguments and totals name different sparsities")
     if one_pool and asked.get("scope") == "global" and count.requested is not None:
         least = most = max(count.zeros_before, pruned_count(count.requested, count.weights))
+        most = count.weights if any(map(_is_updated, manifest.tensors)) else most
         _check_between(MANIFEST_NAME, count.zeros, least, most, findings)
     for record in manifest.tensors:
         if record.sparsity is None or not one_pool:
@@ -216,7 +222,12 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         length = _row_length(record) if by_row else weights
         least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
         most = least + record.zeros_before if by_row else max(least, record.zeros_before)
+        most = weights if _is_updated(record) else most
         _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)
+
+
+def _is_updated(record: TensorRecord) -> bool:
+    return record.calibrated is not None and record.calibrated["survivors"] == "updated"
 
 
 def _row_length(record: TensorRecord) -> int:
