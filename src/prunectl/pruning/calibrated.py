@@ -150,13 +150,14 @@ def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
 
 
 def _all_rows(done: Sequence[Done]) -> list[tuple[int, int]] | None:
-    """The rows of a stack of matrices, numbered through."""
+    """The rows of a stack of matrices that take the pattern, numbered through; None for all."""
     if any(one.rows is None for one in done):
         return None
     out = len(done[0].weight)
-    return list(
-        merged((i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ())
+    ranges = merged(
+        (i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ()
     )
+    return None if ranges == ((0, out * len(done)),) else list(ranges)
 
 
 def _refuse_odd(name: str, tensor: torch.Tensor) -> None:
