@@ -34,7 +34,8 @@ from prunectl.benchmarking.presets import PRESETS, find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.statistics import Interval, summarize
 from prunectl.benchmarking.verb import _method_notes
-from prunectl.benchmarking.workloads import Kind, Workload
+from prunectl.benchmarking.workloads import Workload
+from prunectl.checkpoint.nature import Kind
 from prunectl.cli.bench import _show
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.cli.output import Output

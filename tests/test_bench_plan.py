@@ -11,11 +11,10 @@ import pytest
 import tiny_models
 import torch
 
-from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
-from prunectl.benchmarking.nature import nature_of
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.workloads import Kind, Nature, Workload, plan
+from prunectl.benchmarking.workloads import Workload, plan
+from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, nature_of
 from prunectl.errors import InvalidOption
 
 LM = Nature(Kind.CAUSAL_LM, 256, 100, None, frozenset({0, 5}))
@@ -53,7 +52,7 @@ def test_what_models_are(name: str, kind: Kind, context: int | None) -> None:
 
 
 def test_a_model_of_sounds_is_refused() -> None:
-    with pytest.raises(CannotRun, match="its input is 'input_features'"):
+    with pytest.raises(UnknownInputs, match="its input is 'input_features'"):
         nature_of(tiny_models.make("whisper"))
 
 

@@ -35,7 +35,6 @@ from prunectl.benchmarking.kernels import (
     shapes_of,
 )
 from prunectl.benchmarking.limits import Rates, bytes_read, tensor_bytes, weight_bytes
-from prunectl.benchmarking.nature import nature_of
 from prunectl.benchmarking.running import Bench
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sides import Live, _side
@@ -57,6 +56,7 @@ from prunectl.benchmarking.zeros import (
     keep_largest,
     prune_in_memory,
 )
+from prunectl.checkpoint.nature import nature_of
 from prunectl.pattern import NM
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")

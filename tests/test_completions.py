@@ -17,15 +17,16 @@ from typer.core import TyperArgument, TyperGroup
 from typer.main import get_command
 
 import make_completions
+from prunectl.calibration.source import PAIRS, TABLES, SourceKind
 from prunectl.cli.app import app
 from prunectl.cli.completion import complete
-from prunectl.cli.completion_values import CHOICES, FINDERS, FREE
+from prunectl.cli.completion_values import CHOICES, FINDERS, FREE, SOURCES
 from prunectl.cli.run import run
 from prunectl.cli.shell_line import bash_words, quoted_for_bash
 from prunectl.cli.shell_scripts import SCRIPTS, VARIABLE, Shell
 from prunectl.layouts.choice import LAYOUTS
 from prunectl.pattern import parse_pattern
-from prunectl.settings import Scope
+from prunectl.settings import Budget, Method, Scope
 
 ROOT = Path(__file__).parents[1]
 REPOS: dict[str, dict[str, str]] = {
@@ -33,6 +34,8 @@ REPOS: dict[str, dict[str, str]] = {
     "org/other": {},
     "gpt2": {"main": "d" * 40},
 }
+
+TEXTS = ["a:b@c/", "my model/", "notes.txt", "out/", "recipes/"]
 
 
 def hub_cache(folder: Path) -> Path:
@@ -97,6 +100,14 @@ def values(*words: str) -> list[str]:
         (["prune", "--sparsity", ""], []),
         (["prune", "--token", ""], []),
         (["prune", "-h"], ["-h"]),
+        (["prune", "--method", "s"], ["sparsegpt"]),
+        (["prune", "--budget", ""], ["matrix", "rows"]),
+        (["prune", "--calibration", "r"], ["random"]),
+        (["prune", "--calibration", "p"], ["pairs:"]),
+        (["prune", "--calibration", "text:"], [f"text:{n}" for n in TEXTS]),
+        (["prune", "--calibration", "images:o"], ["images:out/"]),
+        (["prune", "--calibration", "hf:no/such"], []),
+        (["prune", "--calibration", "nonsense:o"], []),
         (["verify", "o"], ["out/"]),
         (["verify", "out", ""], []),
         (["verify", "out", "--source", "gp"], ["gpt2"]),
@@ -164,7 +175,10 @@ def test_a_loop_of_links_is_passed_over(here: Path) -> None:
 
 
 def test_values_mean_what_the_commands_accept() -> None:
-    assert list(CHOICES["--scope"]) == list(Scope)
+    for option, kind in (("--scope", Scope), ("--method", Method), ("--budget", Budget)):
+        assert list(CHOICES[option]) == list(kind)
+    assert {name.rstrip(":") for name in SOURCES} == set(SourceKind)
+    assert (SOURCES["hf:"][1], SOURCES["pairs:"][1]) == (TABLES, PAIRS)
     assert set(CHOICES["LAYOUT"]) == {"auto", *LAYOUTS}
     for pattern in [*CHOICES["PATTERN"], *CHOICES["N:M"], *CHOICES["analyze --pattern"]]:
         assert pattern == "none" or str(parse_pattern(pattern)) == pattern

@@ -18,6 +18,7 @@ import torch
 import yaml
 from docs_pages import Reader, blocks_of, call
 from hubserver import WRITER, serve
+from test_calibration_samples import WORDS, save_tokenizer
 from typer.main import get_command
 
 import make_docs
@@ -37,21 +38,25 @@ PREPARED = (
 )
 CACHE = "docs-cache"
 
+# The reader's own text for calibration, which is in every folder; the stand-ins can read it.
+TEXTS = ("my-text.txt", "a.txt")
+
 # The page that is followed with the installed command, in processes of their own.
 IN_SHELL = "index.md"
 
 # How many blocks and commands of each page run, so that none stops being run unnoticed.
 RUN = {
-    "README.md": 11,
+    "README.md": 12,
     "automation.md": 7,
     "bench.md": 5,
-    "commands.md": 31,
-    "faq.md": 4,
+    "calibration.md": 9,
+    "commands.md": 32,
+    "faq.md": 5,
     "hub.md": 3,
     "index.md": 3,
     "masks.md": 4,
     "recipes.md": 1,
-    "tutorial.md": 7,
+    "tutorial.md": 8,
 }
 
 
@@ -61,9 +66,12 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stand-ins for the reader's models, a recipe, and a file of masks."""
+    """A folder with the stand-ins for the reader's models, text, a recipe, and a file of masks."""
     folder = tmp_path_factory.mktemp("shelf")
     tiny_models.build("llama", folder / STAND_INS[0])
+    save_tokenizer(folder / STAND_INS[0])
+    for name in TEXTS:
+        (folder / name).write_text(" ".join(WORDS * 10), encoding="utf-8")
     for name in STAND_INS[1:]:
         shutil.copytree(folder / STAND_INS[0], folder / name)
     supplies = folder / SUPPLIES

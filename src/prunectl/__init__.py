@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prunectl.publishing.result import PushResult
     from prunectl.publishing.verb import push
     from prunectl.recipe import load_recipe
-    from prunectl.settings import PruneSettings, Rule, Scope
+    from prunectl.settings import Budget, Calibration, Method, PruneSettings, Rule, Scope
     from prunectl.verification.result import VerifyReport
     from prunectl.verification.verb import verify
 
@@ -62,6 +62,9 @@ _HOMES = {
     "Unstructured": "prunectl.pattern",
     "parse_pattern": "prunectl.pattern",
     "Plan": "prunectl.plan",
+    "Budget": "prunectl.settings",
+    "Calibration": "prunectl.settings",
+    "Method": "prunectl.settings",
     "PruneSettings": "prunectl.settings",
     "PushResult": "prunectl.publishing.result",
     "push": "prunectl.publishing.verb",
@@ -83,8 +86,11 @@ __all__ = [
     "Analysis",
     "BenchResult",
     "BenchSettings",
+    "Budget",
+    "Calibration",
     "Checkpoint",
     "ExportResult",
+    "Method",
     "Plan",
     "PruneResult",
     "PruneSettings",

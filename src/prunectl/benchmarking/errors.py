@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CannotRun(PrunectlError):
-    """A model whose forward pass cannot be run, or not on the inputs that bench can make."""
+    """A model whose forward pass cannot be run, or that cannot be loaded for it."""
 
     def __init__(self, model: str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{model}: cannot be run: {why}", hint=hint)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunectl.benchmarking.workloads import Nature, Workload
+from prunectl.benchmarking.workloads import Workload
+from prunectl.checkpoint.nature import Nature
 from prunectl.errors import InvalidOption
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.benchmarking.clocks import Clock
 from prunectl.benchmarking.rounds import Pass, Span
-from prunectl.benchmarking.workloads import Kind, Workload
+from prunectl.benchmarking.workloads import Workload
+from prunectl.checkpoint.nature import Kind
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,8 @@ from prunectl.benchmarking.rounds import Timed, time_passes
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sides import Live, skipped
 from prunectl.benchmarking.statistics import paired_ratio, summarize
-from prunectl.benchmarking.workloads import Kind, Nature, Workload
+from prunectl.benchmarking.workloads import Workload
+from prunectl.checkpoint.nature import Kind, Nature
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from prunectl.benchmarking.machine import (
     machine_of,
     torch_threads,
 )
-from prunectl.benchmarking.nature import common_nature, nature_of
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
 from prunectl.benchmarking.running import Bench, run_workloads
 from prunectl.benchmarking.settings import BenchSettings
@@ -35,8 +34,9 @@ from prunectl.benchmarking.sides import (
     source_of,
 )
 from prunectl.benchmarking.sparse import Backend, backends
-from prunectl.benchmarking.workloads import Kind, Nature, Workload, plan
+from prunectl.benchmarking.workloads import Workload, plan
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.nature import Kind, Nature, common_nature, nature_of
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
 
@@ -75,7 +75,8 @@ def bench(
 
     Raises:
         InvalidOption: settings that have no meaning for the model or the device.
-        CannotRun: the model's forward pass fails, or takes inputs that bench does not know.
+        CannotRun: the model's forward pass fails.
+        UnknownInputs: it takes neither tokens nor images.
         NotEnoughMemory: nothing at all could be measured.
         Interrupted: Ctrl-C, after some of it was; the exception holds that.
         SourceError: a checkpoint cannot be read.

@@ -4,46 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from prunectl.benchmarking.settings import BenchSettings
+from prunectl.checkpoint.nature import Kind, Nature
 from prunectl.errors import InvalidOption
-
-
-class Kind(StrEnum):
-    """What a model does, as far as timing it goes."""
-
-    CAUSAL_LM = "causal-lm"
-    """Continues a text: a pass over the prompt, then one for each new token."""
-    SEQ2SEQ = "encoder-decoder"
-    """Reads a text with its encoder, then writes one token after the other."""
-    ENCODER = "encoder"
-    """Reads a text once."""
-    VISION = "vision"
-    """Looks at an image once."""
-
-    @property
-    def generates(self) -> bool:
-        return self in (Kind.CAUSAL_LM, Kind.SEQ2SEQ)
-
-
-@dataclass(frozen=True, slots=True)
-class Nature:
-    """What a model is, and what limits its inputs.
-
-    Attributes:
-        kind: which workloads fit it.
-        context: most tokens that it takes, or None where nothing limits them.
-        vocabulary: number of token ids; 0 for a vision model.
-        image: channels, height and width; None for text.
-        avoided: ids with a meaning of their own, which random text leaves out.
-    """
-
-    kind: Kind
-    context: int | None
-    vocabulary: int
-    image: tuple[int, int, int] | None
-    avoided: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,28 +43,32 @@ Source = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option("--samples", metavar="N", help="Calibration samples.", show_default="128"),
+    typer.Option(
+        "--samples", metavar="N", help="Calibration samples; default: 128.", show_default=False
+    ),
 ]
 SequenceLength = Annotated[
     int | None,
     typer.Option(
         "--sequence-length",
         metavar="N",
-        help="Tokens in a sample, at most what the model takes.",
-        show_default="2048",
+        help="Tokens in a sample, at most what the model takes; default: 2048.",
+        show_default=False,
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", help="Of the choice of samples.", show_default="0"),
+    typer.Option(
+        "--seed", metavar="N", help="Of the choice of samples; default: 0.", show_default=False
+    ),
 ]
 Damping = Annotated[
     float | None,
     typer.Option(
         "--damping",
         metavar="RATIO",
-        help="Added to the inputs' second moments, in their mean.",
-        show_default="0.01",
+        help="Added to the inputs' second moments, in their mean; default: 0.01.",
+        show_default=False,
     ),
 ]
 TrueSequential = Annotated[
@@ -79,8 +83,8 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="Where samples are run: auto, cpu, cuda:N.",
-        show_default="auto",
+        help="Where samples are run: auto (default), cpu, cuda:N.",
+        show_default=False,
     ),
 ]
 Dtype = Annotated[
@@ -89,7 +93,7 @@ Dtype = Annotated[
         "--dtype",
         metavar="DTYPE",
         help="Type the samples are run in; auto: fp32 on the CPU, else the checkpoint's.",
-        show_default="auto",
+        show_default=False,
     ),
 ]
 
@@ -109,7 +113,8 @@ def calibration_of(
         given: other options by their field of :class:`Calibration`; None is left out.
 
     Raises:
-        InvalidOption: options of a calibration, and none is made.
+        InvalidOption: options of a calibration, and none is made; or a source that is not there,
+            which is told before a model is fetched.
     """
     needed = method is not Method.MAGNITUDE or refine
     set_ones = {name: value for name, value in given.items() if value is not None}
@@ -122,4 +127,8 @@ def calibration_of(
             )
         return None
     texts = tuple(source or (["demo"] if model == "demo" else []))
+    if texts:
+        from prunectl.calibration.source import parse_calibration
+
+        parse_calibration(texts)
     return Calibration(texts, true_sequential=true_sequential, **set_ones)  # type: ignore[arg-type]

@@ -52,14 +52,6 @@ CHOICES: dict[str, dict[str, str]] = {
         "matrix": "whole matrices take the pattern",
         "rows": "blocks of 16 rows in every matrix take it",
     },
-    "SOURCE": {
-        "text:": "files of text",
-        "hf:": "a dataset",
-        "images:": "a folder of images",
-        "pairs:": "a table of two texts in each row",
-        "demo": "the text that comes with prunectl",
-        "random": "random tokens: a stand-in",
-    },
     "LAYOUT": {
         "auto": "whichever is smallest for each tensor",
         "dense": "zeros like any weight: what everything loads",
@@ -78,6 +70,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "cpu": "the processor",
         "cuda": "the first CUDA device",
         "cuda:1": "the second one, and so on",
+    },
+    "prune --dtype": {
+        "auto": "float32 on the CPU, elsewhere that of the checkpoint",
+        "float32": "most exact",
+        "bfloat16": "half the memory, with the range of float32",
+        "float16": "half the memory, with more digits",
     },
     "DTYPE": {
         "auto": "that of the checkpoint",
@@ -102,6 +100,16 @@ CHOICES: dict[str, dict[str, str]] = {
 }
 """Values and what they mean."""
 
+SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "text:": ("files of text", (".txt", ".md")),
+    "hf:": ("a dataset", (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")),
+    "images:": ("a folder of images", ()),
+    "pairs:": ("a table of two texts in each row", (".csv", ".tsv", ".jsonl")),
+    "demo": ("the text that comes with prunectl", ()),
+    "random": ("random tokens or pixels: a stand-in", ()),
+}
+"""Calibration samples: what each kind means, and the endings of files that may follow its colon."""
+
 
 def _models(text: str, given: Given) -> Iterator[Candidate]:
     if DEMO.startswith(text):
@@ -123,6 +131,17 @@ def _revision_of_model(text: str, given: Given) -> Iterator[Candidate]:
     for name, commit in _revisions(_hub_cache(given), model.partition("@")[0]):
         if name.startswith(text):
             yield Candidate(name, commit)
+
+
+def _sources(text: str, given: Given) -> Iterator[Candidate]:
+    """Kinds of calibration samples; after a colon, files of that kind."""
+    kind, colon, path = text.partition(":")
+    _, suffixes = SOURCES.get(kind + colon, ("", ()))
+    for found in _paths(path, suffixes) if colon and kind + colon in SOURCES else ():
+        yield Candidate(f"{kind}:{found.value}", found.help)
+    for name, (meaning, _) in SOURCES.items():
+        if name.startswith(text) and name != text:
+            yield Candidate(name, meaning)
 
 
 def _revisions(cache: Path, repo: str) -> Iterator[tuple[str, str]]:
@@ -186,6 +205,7 @@ def _expanded(path: str) -> str:
 FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "MODEL": _models,
     "REV": _revision_of_model,
+    "SOURCE": _sources,
     "DIR": lambda text, _: _paths(text, ()),
     "--recipe": lambda text, _: _paths(text, (".toml",)),
     "--mask": lambda text, _: _paths(text, (".safetensors",)),

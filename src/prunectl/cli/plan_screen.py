@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunectl.cli import numbers
 from prunectl.cli.tables import columns, heading, sentence
 from prunectl.pattern import NM
+from prunectl.settings import ROW_BLOCK
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,6 +69,7 @@ def plan_document(plan: Plan, model: str) -> dict[str, Any]:
                 "pattern": pool.kind,
                 "scope": pool.scope_label or None,
                 "sparsity": pool.sparsity,
+                "budget": str(pool.budget) if pool.is_budget else None,
                 "weights": pool.weights,
                 "zeros": planned_zeros(plan, pool),
                 "members": list(pool.members),
@@ -147,5 +149,7 @@ def _what(plan: Plan, entry: TensorPlan) -> str:
         return f"copy: {entry.reason}"
     pool = plan.pools[entry.pool]
     verb = "may take" if pool.is_budget else "prune"
+    if pool.by_rows:
+        verb = f"blocks of {ROW_BLOCK} rows may take"
     which = f" ({pool.label})" if len(plan.pools) > 1 else ""
     return f"{verb} {entry.pattern}{which}" + (" by its mask" if entry.mask is not None else "")

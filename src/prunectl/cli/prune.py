@@ -56,7 +56,9 @@ def prune(
     scope: Annotated[
         Scope | None,
         typer.Option(
-            "--scope", help="What is compared together (unstructured only); default: global."
+            "--scope",
+            help="What is compared together (unstructured only); default: global, row for wanda, "
+            "tensor for sparsegpt and admm.",
         ),
     ] = None,
     include: Annotated[
@@ -138,7 +140,10 @@ def prune(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Set the weights of lowest magnitude to zero, and write a checkpoint that loads as before.
+    """Set weights to zero, by default those of lowest magnitude; the result loads as before.
+
+    Methods that are calibrated run samples through the model, one block at a time, to choose the
+    weights and to fit those that stay. They need --calibration.
 
     The source is not touched. The output is complete or absent; a run that was cut off goes on
     where it stopped when the same command is given again.
