@@ -1,7 +1,7 @@
 """What will be done to every tensor, decided from headers alone. This is what ``--dry-run`` shows.
 
 Tensors that are compared together form a *pool*: those that one recipe rule matches, and all
-others. Numbers that depend on weights (thresholds, which matrices a budget takes) come later.
+others. Numbers that depend on weights (thresholds, what a budget takes) come later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import InvalidOption, NothingPrunable
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
-from prunectl.settings import PruneSettings, Scope, check_settings, matches, rule_target
+from prunectl.settings import (
+    Budget,
+    PruneSettings,
+    Scope,
+    check_settings,
+    matches,
+    rule_target,
+)
 from prunectl.tensorspec import TensorSpec
 
 
@@ -28,6 +35,7 @@ class Pool:
             pattern included: they count in the sparsity's denominator.
         weights: their elements in all.
         masked: how many of them a mask removes; None where no mask decides.
+        budget: what takes an N:M pattern where ``is_budget``.
     """
 
     label: str
@@ -37,6 +45,7 @@ class Pool:
     members: tuple[str, ...]
     weights: int
     masked: int | None = None
+    budget: Budget = Budget.MATRIX
 
     @property
     def kind(self) -> str:
@@ -50,12 +59,17 @@ class Pool:
 
     @property
     def is_budget(self) -> bool:
-        """Whether an N:M pattern goes to whole matrices until a sparsity is reached."""
+        """Whether an N:M pattern goes to some matrices, or rows, until a sparsity is reached."""
         return (
             isinstance(self.pattern, NM)
             and self.sparsity is not None
             and self.sparsity < self.pattern.sparsity
         )
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it is a budget of blocks of rows, and not of whole matrices."""
+        return self.is_budget and self.budget is Budget.ROWS
 
     @property
     def target_zeros(self) -> int:
@@ -230,6 +244,7 @@ def _assemble(
                 sparsity=sparsity,
                 members=tuple(spec.name for spec in members[which]),
                 weights=sum(spec.numel for spec in members[which]),
+                budget=settings.budget,
             )
         )
     numbered = tuple(e if e.pool is None else replace(e, pool=numbers[e.pool]) for e in entries)

@@ -151,13 +151,18 @@ def _manifest_of(checkpoint: Checkpoint) -> Manifest | None:
 def _expected(
     checkpoint: Checkpoint, manifest: Manifest | None, pattern: NM | None
 ) -> dict[str, Expected]:
-    """The pattern of every tensor that should follow one: as told, else as the manifest says."""
+    """The pattern of every tensor that should follow one: as told, else as the manifest says.
+
+    A tensor of which some rows only follow one is like one that was pruned without a pattern.
+    """
     if pattern is not None:
         return _as_told(checkpoint, pattern)
     found = {}
     for record in manifest.tensors if manifest else ():
         told = parse_pattern(record.pattern) if record.pattern else None
         if told is None or isinstance(told, Unstructured) or record.input_axis is None:
+            continue
+        if record.pattern_rows is not None:
             continue
         if record.shape[record.input_axis] % told.m == 0:
             found[record.name] = Expected(told, record.input_axis)

@@ -159,7 +159,8 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
         if (spec.shape, spec.dtype.name) != (record.shape, record.dtype):
             raise BadManifest(path, f"lists '{record.name}' with another shape or dtype")
         pattern = parse_pattern(record.pattern)
-        groups = None if isinstance(pattern, Unstructured) else pattern
+        partly = record.pattern_rows is not None  # then the whole tensor follows no pattern
+        groups = None if isinstance(pattern, Unstructured) or partly else pattern
         if groups is not None and axis_view(spec, record.input_axis)[0] % groups.m:
             raise BadManifest(path, f"lists '{record.name}' as {groups}, which it cannot be")
         axis = record.input_axis

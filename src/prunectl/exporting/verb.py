@@ -168,8 +168,11 @@ def _choices(
         on_event=on_event,
     )
     if job.layout == "nm" and not finished and not any(c.layout == "nm" for c in found.values()):
+        records = job.manifest.tensors if job.manifest else ()
+        partly = any(record.pattern_rows is not None for record in records)
         raise InvalidOption(
-            "--layout nm: no tensor follows an N:M pattern that is known of it",
+            "--layout nm: no tensor follows an N:M pattern that is known of it"
+            + (", but for blocks of rows" if partly else ""),
             hint="prune with --pattern 2:4 first, or choose --layout auto",
         )
     choices = {

@@ -178,10 +178,12 @@ def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
         found = record.pop("pattern_rows")
         if found == []:
             edits[name] = Copy()
+            rows.pop(name, None)
             reasons[name] = "kept dense: its share of the budget is less than a block of rows"
             del records[name]
             continue
         edits[name] = Replace(store.tensor(name), store.reader)
+        rows.pop(name, None)
         if found is not None:
             rows[name] = tuple((start, stop) for start, stop in found)
     forecasts = {k: v for k, v in resolution.forecasts.items() if k not in records}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -147,6 +148,8 @@ class TensorRecord:
         input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
         calibrated: what calibration did to it: ``survivors`` is ``kept`` or ``updated``; None where
             magnitudes or a mask decided, and in manifests before schema 1.2.
+        pattern_rows: rows [start, stop) that follow the N:M pattern, numbered through the tensor's
+            matrices, sorted and apart; None where all do, and in manifests before schema 1.2.
     """
 
     name: str
@@ -168,6 +171,7 @@ class TensorRecord:
     input_axis: int | None = None
     stored_bytes: int | None = None
     calibrated: dict[str, Any] | None = None
+    pattern_rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def numel(self) -> int:
@@ -202,12 +206,41 @@ class TensorRecord:
                 else None
             ),
             calibrated=_calibrated(fields),
+            pattern_rows=_row_ranges(fields),
         )
         if record.input_axis is not None and record.input_axis >= len(record.shape):
             fields.fail("input_axis", f"is not an axis of a shape of {len(record.shape)} sizes")
         if max(record.zeros, record.zeros_before) > math.prod(record.shape):
             fields.fail("zeros", "is more than there are weights")
+        _check_rows(record, fields)
         return record
+
+
+def _row_ranges(fields: Fields) -> tuple[tuple[int, int], ...] | None:
+    if fields.members.get("pattern_rows") is None:
+        return None
+    ranges: list[tuple[int, int]] = []
+    for item in fields.items("pattern_rows"):
+        if not (
+            isinstance(item, list) and len(item) == 2 and all(type(end) is int for end in item)
+        ):
+            fields.fail("pattern_rows", "is not a list of [start, stop]")
+        ranges.append((item[0], item[1]))
+    return tuple(ranges)
+
+
+def _check_rows(record: TensorRecord, fields: Fields) -> None:
+    """The rows of a record are rows of its tensor, and it has a pattern that they can follow."""
+    if record.pattern_rows is None:
+        return
+    if record.pattern is None or record.pattern == "unstructured" or not record.shape:
+        fields.fail("pattern_rows", "is given for a tensor without an N:M pattern")
+    ends = [end for pair in record.pattern_rows for end in pair]
+    if not ends or any(a >= b for a, b in itertools.pairwise(ends)):
+        fields.fail("pattern_rows", "is not sorted, or is empty")
+    length = record.shape[-1 if record.input_axis is None else record.input_axis]
+    if ends[0] < 0 or ends[-1] > (record.numel // length if length else 0):
+        fields.fail("pattern_rows", "names rows that the tensor does not have")
 
 
 def _calibrated(fields: Fields) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,10 +13,11 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
-from prunectl.magnitude.codes import code_format
+from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import Comparison, as_groups, compare, count_zeros, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.pruning.edits import axis_view
+from prunectl.pruning.row_blocks import row_parts
 from prunectl.sink.records import TensorRecord
 from prunectl.streaming import Bytes, Scratch, run_tensors
 from prunectl.verification.result import Difference
@@ -32,12 +33,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was counted in one tensor of the output; ``zeros_before`` in its source, if read."""
+    """What was counted in one tensor of the output; ``zeros_before`` in its source, if read.
+
+    ``strays`` are weights that were pruned in rows that the pattern is not for.
+    """
 
     zeros: int
     zeros_before: int | None
     digest: str
     violations: int
+    strays: int
     comparison: Comparison | None
     same_bytes: bool
 
@@ -112,7 +117,8 @@ def _examine(
         pattern, violations = None, spec.numel
     else:
         violations = 0
-    zeros, before, same = 0, 0, True
+    zeros, before, strays, same = 0, 0, 0, True
+    rows = None if pattern is None else record.pattern_rows
     comparison = Comparison() if read_source and format and format.bits >= 16 else None
     for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
         digest.update(block.data)
@@ -124,15 +130,29 @@ def _examine(
                 part = compare(original.view(format.uint), codes)
                 comparison += part
                 zeros += part.zeros
+                if rows is not None:
+                    place = start // format.uint.itemsize, length, width
+                    strays += part.pruned - _pruned_in(
+                        row_parts(original.view(format.uint), *place, rows),
+                        row_parts(codes, *place, rows),
+                    )
             else:
                 zeros += count_zeros(codes)
             if pattern is not None:
-                groups = as_groups(codes, pattern.m, width)
-                violations += nm_violations(groups, pattern.n, pattern.m)
+                groups: Iterable[Codes] = (as_groups(codes, pattern.m, width),)
+                if rows is not None:
+                    groups = row_parts(codes, start // format.uint.itemsize, length, width, rows)
+                violations += sum(nm_violations(group, pattern.n, pattern.m) for group in groups)
         if original is not None and same:
             same = bool(np.array_equal(original, block))
     counted = before if read_source else None
-    return Found(zeros, counted, digest.hexdigest(), violations, comparison, same)
+    return Found(zeros, counted, digest.hexdigest(), violations, strays, comparison, same)
+
+
+def _pruned_in(source: Iterable[Codes], output: Iterable[Codes]) -> int:
+    """Positions in these parts where the output is +0.0 and the source is not."""
+    pairs = zip(source, output, strict=True)
+    return sum(int(np.count_nonzero((now == 0) & (was != 0))) for was, now in pairs)
 
 
 def _judge(
@@ -189,6 +209,9 @@ def _judge_source(
             name,
             f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
         )
+    if found.strays and not updated:
+        detail = f"{found.strays:,} weights were pruned in rows that were to stay dense"
+        yield Difference("survivors", name, detail)
     if record.threshold is not None:
         yield from _judge_threshold(tensor, record.threshold, comparison)
 
