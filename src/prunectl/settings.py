@@ -262,7 +262,9 @@ def _check_method(settings: PruneSettings) -> None:
         isinstance(rule.pattern, NM) for rule in settings.rules
     )
     if settings.budget is Budget.ROWS and not patterned:
-        raise InvalidOption("--budget rows is for N:M patterns", hint="add --pattern such as 2:4")
+        by_mask = settings.mask is not None
+        hint = "leave it out: the masks decide" if by_mask else "add --pattern such as 2:4"
+        raise InvalidOption("--budget rows is for N:M patterns", hint=hint)
 
 
 def check_mask_alone(**others: object) -> None:

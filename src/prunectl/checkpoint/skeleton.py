@@ -117,9 +117,10 @@ class Skeleton:
         self._put({name: _Stored(self._reader, self._tensors[name]) for name in self._names[block]})
         missing = [n for n, p in self.model.get_submodule(block).named_parameters() if p.is_meta]
         if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise BadCheckpoint(
                 self._checkpoint.folder,
-                f"{len(missing)} weights of block {block} are not in it: {', '.join(missing[:3])}",
+                f"block {block} lacks {', '.join(missing[:3])}{more}",
                 hint="prunectl verify says what is wrong with an output of prunectl",
             )
 

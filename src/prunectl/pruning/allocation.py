@@ -17,7 +17,7 @@ from prunectl.calibration.capture import as_matrices
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.pruning.calibrated import _refuse_odd
+from prunectl.pruning.calibrated import refuse_odd
 
 if TYPE_CHECKING:
     from prunectl.calibration.engine import Measured
@@ -45,7 +45,7 @@ class ScoreCounts:
             NaNWeights, UnsupportedCheckpoint: it holds NaN or Inf, which have no score.
         """
         stored = read_tensor(self._reader, self._tensors[name])
-        _refuse_odd(name, stored)
+        refuse_odd(name, stored)
         parts = as_matrices(stored, self._axes[name])
         total = torch.zeros(1 << (32 - _SHIFT - 1), dtype=torch.int64)
         for part, one in zip(parts, measured, strict=True):

@@ -11,6 +11,7 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
+from prunectl.methods.errors import SingularHessian
 from prunectl.pruning.calibrated_matrix import Done, MatrixPruner, stored
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.edits import Copy, Replace
@@ -80,13 +81,14 @@ class Calibrator:
         self._pruner = MatrixPruner(settings.method, settings.refine, damping, full)
         self._stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
         self._on_event = on_event
+        self._unreached: list[str] = []
         self.facts: dict[str, CalibratedFacts] = {}
 
     def __call__(self, name: str, measured: Sequence[Measured]) -> torch.Tensor | None:
         """The new values of a tensor, in its own dtype and shape."""
 
         source = read_tensor(self._reader, self._stored[name])
-        _refuse_odd(name, source)
+        refuse_odd(name, source)
         target, axis = self._targets[name], self._job.planned[name].input_axis
         new = source.clone()
         parts = as_matrices(source, axis)
@@ -100,7 +102,7 @@ class Calibrator:
         self.facts[name] = _summed(done, [one.gram for one in measured])
         if self._store is None:
             return None
-        self._tell(name, self.facts[name])
+        self._tell(name, self.facts[name], measured)
         self._store.put(name, new, asdict(self.facts[name]))
         return new
 
@@ -110,6 +112,10 @@ class Calibrator:
         device = one.matrix.weight.device
         try:
             return self._pruner.prune(part.to(device, torch.float32), one.gram, goal, part.dtype)
+        except SingularHessian as error:
+            error.message = f"{one.matrix.label}: {error.message}"
+            error.args = (error.message,)
+            raise
         except torch.OutOfMemoryError:
             if device.type == "cpu":
                 raise
@@ -117,19 +123,29 @@ class Calibrator:
             self._on_event(Note(text, warning=True))
             return self._pruner.prune(part.float(), one.gram, goal, part.dtype)
 
-    def _tell(self, name: str, facts: CalibratedFacts) -> None:
+    def _tell(self, name: str, facts: CalibratedFacts, measured: Sequence[Measured]) -> None:
         """What a user should know of a tensor, by name."""
-        if facts.by_magnitude:
-            many = "" if facts.by_magnitude == 1 else f" ({facts.by_magnitude} matrices of it)"
-            self._on_event(
-                Note(f"No sample reaches {name}{many}: magnitudes decided there.", warning=True)
-            )
         if facts.skipped:
             text = f"{name}: {facts.skipped:,} inputs held NaN or Inf and were left out."
             self._on_event(Note(text, warning=True))
         if facts.raised:
             text = f"{name}: its second moments are singular; damping was raised to"
             self._on_event(Note(f"{text} {facts.damping:g}.", warning=True))
+        if facts.by_magnitude == len(measured):
+            self._unreached.append(name)
+        elif facts.by_magnitude:
+            self._unreached.append(f"{facts.by_magnitude} of {len(measured)} matrices of {name}")
+
+    def tell_unreached(self) -> None:
+        """Say once, when all is done, what no sample has reached."""
+        if not self._unreached:
+            return
+        some = ", ".join(self._unreached[:3])
+        more = f" and {len(self._unreached) - 3:,} more" if len(self._unreached) > 3 else ""
+        by_mask = self._job.masks is not None
+        what = "their survivors are as before" if by_mask else "magnitudes decided there"
+        text = f"No sample reaches {some}{more}: {what}. The manifest says which."
+        self._on_event(Note(text, warning=True))
 
 
 def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
@@ -160,7 +176,12 @@ def _all_rows(done: Sequence[Done]) -> list[tuple[int, int]] | None:
     return None if ranges == ((0, out * len(done)),) else list(ranges)
 
 
-def _refuse_odd(name: str, tensor: torch.Tensor) -> None:
+def refuse_odd(name: str, tensor: torch.Tensor) -> None:
+    """Refuse weights that no output error can be told of.
+
+    Raises:
+        NaNWeights, UnsupportedCheckpoint: NaN, or Inf.
+    """
     nans = int(tensor.isnan().sum())
     if nans:
         raise NaNWeights(name, nans)

@@ -6,6 +6,7 @@ on behind the last one.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,10 +18,24 @@ from prunectl.events import OnEvent
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.header import encode_header, storage_order
 from prunectl.sink.shards import Shard, ShardWriter
+from prunectl.sink.target import journal_file, work_folder
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+def _place(target: Path) -> Path:
+    return target.with_name(f".{target.name}.calibrated")
+
+
+def sweep(target: Path) -> None:
+    """Remove what an interrupted calibration left beside an output that is whole by now."""
+    for path in (work_folder(_place(target)), journal_file(_place(target))):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class CalibratedStore:
@@ -40,7 +55,7 @@ class CalibratedStore:
         on_event: OnEvent,
     ) -> None:
         self._folder = OutputFolder(
-            target.with_name(f".{target.name}.calibrated"),
+            _place(target),
             fingerprint,
             force=False,
             protected=[],
@@ -58,9 +73,10 @@ class CalibratedStore:
         self._records: dict[str, dict[str, Any]] = {}
 
     @property
-    def size(self) -> int:
-        """Bytes that it takes at most."""
-        return sum(shard.size for shard in self._shards.values())
+    def missing(self) -> int:
+        """Bytes of the blocks that are not there yet."""
+        shards = self._shards.values()
+        return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
 
     def __enter__(self) -> Self:
         self._folder.__enter__()

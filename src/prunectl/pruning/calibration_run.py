@@ -1,7 +1,8 @@
-"""The calibrated part of a prune: samples, the budget by output error, and the blocks in turn."""
+"""The calibrated part of a prune: the budget by output error, and the blocks in turn."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_memory import forecast
+from prunectl.pruning.calibration_samples import device_of, dtype_of
 from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
@@ -26,49 +28,13 @@ from prunectl.pruning.targets import (
     take_by_error,
 )
 from prunectl.settings import Budget, Calibration, Method, Scope
+from prunectl.sink.target import check_space
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from prunectl.calibration.engine import PruneTensor, Wanted
-    from prunectl.calibration.samples import Samples
     from prunectl.checkpoint.reader import TensorReader
     from prunectl.checkpoint.skeleton import Skeleton
-
-
-def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEvent) -> Samples:
-    """Read the samples that a model is calibrated on.
-
-    Raises:
-        PrunectlError: see :mod:`prunectl.calibration.errors`.
-    """
-    from prunectl.calibration.samples import load_samples
-    from prunectl.calibration.source import parse_calibration
-    from prunectl.checkpoint.module_tree import (
-        build_on_meta,
-        model_class,
-        quiet_transformers,
-        unknown_if_it_fails,
-    )
-    from prunectl.checkpoint.nature import nature_of
-
-    source = parse_calibration(settings.source)
-    with unknown_if_it_fails(), quiet_transformers():
-        cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-        model = build_on_meta(cls, config)
-    samples = load_samples(
-        source,
-        checkpoint,
-        nature_of(model, checkpoint.folder),
-        samples=settings.samples,
-        sequence_length=settings.sequence_length,
-        seed=settings.seed,
-        on_event=on_event,
-    )
-    for text in samples.notes:
-        on_event(Note(text))
-    return samples
 
 
 @contextmanager
@@ -93,6 +59,8 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
         blocks = _blocks(job, targets, skeleton)
         with CalibratedStore(job.target, fingerprint(job), blocks, on_event) as store:
             if not store.complete:
+                # The new weights lie beside the output until it is whole.
+                check_space(job.target, store.missing + job.layout.total_bytes)
                 memory = forecast(job, skeleton, targets, free_memory(torch.device("cpu")))
                 on_event(Note(str(memory)))
                 full = needs_full(job.settings.method, job.settings.refine)
@@ -105,6 +73,7 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
                 )  # fmt: skip
                 _outside(blocks.get("", []), job, calibrator, reader)
                 store.finish("")
+                calibrator.tell_unreached()
             del skeleton
             yield replaced(resolution, store)
             store.done_with()
@@ -188,10 +157,11 @@ def _take(
     stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
     members = job.plan.pools[index].members
     zeros = {name: int((read_tensor(reader, stored[name]) == 0).sum()) for name in members}
-    # What no sample reaches has no error to speak of: it is taken first.
-    errors = dict.fromkeys(targets, 0.0)
+    # Of what no sample reaches nothing is known: it is taken last.
+    errors = dict.fromkeys(targets, math.inf)
     for name, facts in calibrator.facts.items():
-        errors[name] = facts.error or 0.0
+        if facts.error is not None and not facts.by_magnitude:
+            errors[name] = facts.error
     specs = [stored[name].spec for name in members if name in targets]
     return take_by_error(job.plan.pools[index], specs, errors, zeros)
 
@@ -199,37 +169,8 @@ def _take(
 def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> Skeleton:
     from prunectl.checkpoint.skeleton import Skeleton
 
-    device = _device(settings.device)
-    return Skeleton(
-        checkpoint, reader, device=device, dtype=_dtype(settings.dtype, device, checkpoint)
-    )
-
-
-def _device(wanted: str) -> torch.device:
-    from prunectl.benchmarking.machine import choose_device
-
-    return choose_device(wanted)
-
-
-def _dtype(wanted: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """fp32 on the CPU, whose bf16 is slow; elsewhere the type of most of the weights."""
-    import torch
-
-    from prunectl.checkpoint.torch_tensors import torch_dtype
-    from prunectl.errors import InvalidOption
-
-    if wanted != "auto":
-        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-        found = getattr(torch, names.get(wanted, wanted), None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise InvalidOption(
-                f"dtype '{wanted}' is not known", hint="auto, float32, bfloat16 or float16"
-            )
-        return found
-    if device.type == "cpu":
-        return torch.float32
-    largest = max(checkpoint.tensors, key=lambda tensor: tensor.spec.nbytes)
-    return torch_dtype(largest.spec)
+    device = device_of(settings)
+    return Skeleton(checkpoint, reader, device=device, dtype=dtype_of(settings, checkpoint))
 
 
 def _blocks(

@@ -46,4 +46,5 @@ class _ByEdit:
             Scratch(threading.Event()), prunable=planned.mask is None,
         )  # fmt: skip
         uint = np.dtype(f"u{stored.spec.dtype.bits // 8}")
-        return torch.from_numpy(out.view(uint) != 0).reshape(stored.spec.shape)
+        magnitudes = out.view(uint) & uint.type((1 << (8 * uint.itemsize - 1)) - 1)
+        return torch.from_numpy(magnitudes != 0).reshape(stored.spec.shape)

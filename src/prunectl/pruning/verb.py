@@ -15,6 +15,7 @@ from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadMaskFile, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.pruning.calibrated_store import sweep
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.outcome import build_result, check_counts
@@ -71,7 +72,7 @@ def prune(
     for text in job.plan.notes:
         on_event(Note(text))
     if job.settings.needs_calibration and job.settings.calibration is not None:
-        from prunectl.pruning.calibration_run import gather_samples
+        from prunectl.pruning.calibration_samples import gather_samples
 
         samples = gather_samples(checkpoint, job.settings.calibration, on_event)
         job = replace(job, samples=samples)
@@ -90,6 +91,7 @@ def prune(
 
             resolution = stack.enter_context(calibrated(job, resolution, on_event))
         result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
+    sweep(job.target)
     for text in result.warnings:
         on_event(Note(text, warning=True))
     return replace(result, seconds=time.perf_counter() - started)

