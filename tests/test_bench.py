@@ -216,7 +216,13 @@ def test_every_kind_of_model(tiny: Model, name: str, kind: str, phases: tuple[st
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "kind"), [("minilm", "encoder"), ("smollm2", "causal-lm")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("minilm", "encoder"),
+        pytest.param("smollm2", "causal-lm", marks=pytest.mark.slow),
+    ],
+)
 def test_real_models(real_model: Callable[[str], Path], name: str, kind: str) -> None:
     folder = real_model(name)
     settings = QUICK if kind == "causal-lm" else FORWARD

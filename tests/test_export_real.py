@@ -166,9 +166,9 @@ def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     ("how", "layout", "limit"),
     [
         ("40%", "packed", "5GB"),
-        ("40%", "bitmask", "100MB"),
-        ("2:4", "packed", "100MB"),
-        ("2:4", "nm", "5GB"),
+        pytest.param("40%", "bitmask", "100MB", marks=pytest.mark.slow),
+        pytest.param("2:4", "packed", "100MB", marks=pytest.mark.slow),
+        pytest.param("2:4", "nm", "5GB", marks=pytest.mark.slow),
     ],
 )
 def test_smollm2_says_the_same_by_every_loader(

@@ -109,7 +109,9 @@ def test_the_reader_is_short() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("model", ["smollm2", "minilm", "rxnmapper"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("smollm2", marks=pytest.mark.slow), "minilm", "rxnmapper"]
+)
 @pytest.mark.parametrize("pruning", PRUNINGS)
 def test_reads_real_models(
     model: str, pruning: str, real_model: RealModel, libraries: Path, tmp_path: Path
