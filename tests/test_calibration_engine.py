@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+import transformers
 
 from prunectl.calibration.engine import Measured, Wanted, calibrate
 from prunectl.calibration.forward import Inputs
@@ -307,3 +308,25 @@ def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) 
         found.append(moments)
     assert all(torch.equal(moment, found[1][tensor]) for tensor, moment in found[0].items())
     assert Forward(skeleton, samples_of("t5"), folder).count == 1
+
+
+def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
+    """As where a model adds what several blocks have put out to the input of a later one."""
+    from prunectl.calibration.forward import Forward
+    from prunectl.calibration.units import find_units
+
+    config = transformers.LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    with checkpoint.open() as reader:
+        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
+        assert len(find_units(Forward(skeleton, samples_of("llama")))) == 4
+        layers = skeleton.model.get_submodule("model.layers")
+        kept: list[torch.Tensor] = []
+        layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
+        layers[3].register_forward_pre_hook(lambda module, args: (args[0] + kept[-1], *args[1:]))
+        with pytest.raises(CalibrationFailed, match=r"model\.layers\.3 depends on more than"):
+            find_units(Forward(skeleton, samples_of("llama")))

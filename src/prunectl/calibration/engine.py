@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
-from prunectl.calibration.forward import Forward, Inputs, Unit
+from prunectl.calibration.forward import Forward, Inputs
 from prunectl.calibration.statistics import Key, NotShared, Statistics
+from prunectl.calibration.units import Unit, find_units
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.statistics import Gram
@@ -82,7 +83,7 @@ def calibrate(
     """
     forward = Forward(skeleton, samples, spill)
     engine = _Engine(skeleton, forward, wanted, prune_tensor, phase, on_event)
-    units = engine.forward.units()
+    units = find_units(forward)
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
         engine.run(unit, {block: finished(block) for block in unit.blocks})

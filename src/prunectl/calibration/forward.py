@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from prunectl.calibration.statistics import NotShared
+from prunectl.calibration.units import Stop, Unit
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.sink.osfiles import allocate
@@ -27,28 +27,11 @@ from prunectl.sink.osfiles import allocate
 Inputs = Mapping[str, torch.Tensor]
 
 
-class _Stop(BaseException):
-    """The block has been run, and the rest is of no interest. No model may catch this."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Blocks that are worked on together: one, or several that take turns.
-
-    Attributes:
-        blocks: in the order of their first call.
-        calls: how often one of them is called in a forward.
-    """
-
-    blocks: tuple[str, ...]
-    calls: int
-
-
 class Forward:
     """Runs samples through single blocks.
 
     Attributes:
-        count: batches that the samples make.
+        batches: what the samples make, side by side where they can be; count: how many.
 
     Args:
         skeleton: the model.
@@ -60,8 +43,8 @@ class Forward:
         self, skeleton: Skeleton, samples: Sequence[Inputs], spill: Path | None = None
     ) -> None:
         self._spill = spill
-        self._skeleton, self._batches = skeleton, _batched(samples)
-        self.count = len(self._batches)
+        self.skeleton, self.batches = skeleton, _batched(samples)
+        self.count = len(self.batches)
         # Heads are left out where they can be: logits of a large vocabulary fill the memory.
         base = skeleton.model.base_model
         prefix = f"{skeleton.model.base_model_prefix}."
@@ -70,28 +53,10 @@ class Forward:
         # By list of blocks and batch: what the last block that was run has put out.
         self._outputs: dict[str, list[Any]] = {}
 
-    def units(self) -> list[Unit]:
-        """Run one sample through the whole model, with each block in memory while it is called."""
-        trace: list[str] = []
-
-        def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            trace.append(block)
-            self._skeleton.load(block)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._skeleton.unload(block)
-
-        with self._replaced(run):
-            self._forward(0)
-        if not trace:
-            raise CalibrationFailed("no transformer block is reached by the samples")
-        return _in_units(trace)
-
     @contextmanager
-    def _replaced(self, run: Callable[..., Any]) -> Iterator[None]:
+    def replaced(self, run: Callable[..., Any]) -> Iterator[None]:
         """``run(block, its own forward, ...)`` in the place of every block's forward."""
-        modules = {path: self._skeleton.model.get_submodule(path) for path in self._skeleton.blocks}
+        modules = {path: self.skeleton.model.get_submodule(path) for path in self.skeleton.blocks}
         for path, module in modules.items():
             module.forward = partial(run, path, module.forward)
         try:
@@ -100,17 +65,23 @@ class Forward:
             for module in modules.values():
                 del module.forward
 
-    def _forward(self, index: int) -> None:
-        """One batch through the model, until a block says that it is enough."""
-        device, dtype = self._skeleton.device, self._skeleton.dtype
-        inputs = {
+    def go(self, inputs: Inputs) -> bool:
+        """Run inputs through the model; returns whether a block has ended it by :class:`Stop`.
+
+        Raises:
+            CalibrationFailed: the model fails on them.
+        """
+        device, dtype = self.skeleton.device, self.skeleton.dtype
+        placed = {
             key: value.to(device, dtype if value.is_floating_point() else None)
-            for key, value in self._batches[index].items()
+            for key, value in inputs.items()
         }
         try:
             with torch.no_grad():
-                self._model(**inputs)
-        except (_Stop, NotShared, torch.OutOfMemoryError):
+                self._model(**placed)
+        except Stop:
+            return True
+        except (NotShared, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
@@ -118,6 +89,7 @@ class Forward:
                 f"the model's forward fails on the samples: {first}",
                 hint="PRUNECTL_DEBUG=1 shows where; --method magnitude runs no samples",
             ) from error
+        return False
 
     def run(self, unit: Unit, index: int) -> dict[str, Any]:
         """One batch through a unit; returns what its blocks put out last, by list of blocks.
@@ -133,23 +105,22 @@ class Forward:
             nonlocal left
             stack = block.rpartition(".")[0]
             if block not in unit.blocks:
-                return pytree.tree_map_only(torch.Tensor, self._fresh, self._outputs[stack][index])
+                return self.fresh(self._outputs[stack][index])
             found[stack] = original(*args, **kwargs)
             left -= 1
             if not left:
-                raise _Stop
+                raise Stop
             return found[stack]
 
-        with self._replaced(run):
-            try:
-                self._forward(index)
-            except _Stop:
+        with self.replaced(run):
+            if self.go(self.batches[index]):
                 return found
         raise CalibrationFailed(f"some samples do not reach block {unit.blocks[-1]}")
 
-    def _fresh(self, tensor: torch.Tensor) -> torch.Tensor:
+    def fresh(self, output: Any) -> Any:
         """A copy on the device: the model may write into what a block returns."""
-        return tensor.to(self._skeleton.device, copy=True)
+        device = self.skeleton.device
+        return pytree.tree_map_only(torch.Tensor, lambda one: one.to(device, copy=True), output)
 
     def record(self, unit: Unit, index: int) -> None:
         """Keep what a unit puts out for a batch, for the blocks after it."""
@@ -197,22 +168,6 @@ def _rows(sample: Inputs) -> int:
 
 def _shapes(sample: Inputs) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in sample.items()}
-
-
-def _in_units(trace: Sequence[str]) -> list[Unit]:
-    """Cut a sequence of calls wherever no block is called on both sides of the cut."""
-    last = {block: at for at, block in enumerate(trace)}
-    units: list[Unit] = []
-    start = 0
-    while start < len(trace):
-        end = at = start
-        while at <= end:
-            end = max(end, last[trace[at]])
-            at += 1
-        part = trace[start : end + 1]
-        units.append(Unit(tuple(dict.fromkeys(part)), len(part)))
-        start = end + 1
-    return units
 
 
 def _on_host(output: Any, before: Any, spill: Path | None) -> Any:

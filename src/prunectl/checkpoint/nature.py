@@ -97,7 +97,7 @@ def nature_of(model: Any, folder: Path | None = None) -> Nature:
     if vocabulary < 1:
         raise UnknownInputs(name, "the size of its vocabulary is not known", hint="")
     avoided = frozenset(_special_ids(model.config)) | frozenset(_special_ids(text))
-    if len(avoided & set(range(vocabulary))) >= vocabulary:
+    if sum(0 <= one < vocabulary for one in avoided) >= vocabulary:
         avoided = frozenset()
     return Nature(kind, _context_of(model, text), vocabulary, None, avoided)
 
