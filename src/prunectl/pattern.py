@@ -6,7 +6,9 @@ the input dimension (the last axis of a Linear); N counts the *kept* weights, as
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -79,6 +81,12 @@ def parse_nm(text: str) -> NM:
     if isinstance(pattern, Unstructured):
         raise InvalidPattern(text, "an N:M pattern such as 2:4 is needed here")
     return pattern
+
+
+def nearest_prefix(steps: Iterable[int], wanted: int) -> int:
+    """How many of the first steps bring their sum nearest to ``wanted``; of equals, the fewest."""
+    distances = [abs(total - wanted) for total in itertools.accumulate(steps, initial=0)]
+    return distances.index(min(distances))
 
 
 def pruned_count(sparsity: float, weights: int) -> int:

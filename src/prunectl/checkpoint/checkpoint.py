@@ -71,6 +71,17 @@ class Checkpoint:
 
         return load_roles(self)
 
+    @cached_property
+    def by_name(self) -> dict[str, StoredTensor]:
+        """The tensors by name, in file order."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def by_any_name(self) -> dict[str, StoredTensor]:
+        """The tensors by every name they have, further names of tied ones included."""
+        own = self.by_name
+        return own | {alias: own[name] for alias, name in self.aliases.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""

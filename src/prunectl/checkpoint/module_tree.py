@@ -175,21 +175,28 @@ def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return first
 
 
-def build_on_meta(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without storage: every parameter and buffer is on the meta device."""
+def build_on_meta(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, *, buffers: bool = False
+) -> PreTrainedModel:
+    """The model without storage: every parameter is on the meta device.
+
+    Args:
+        buffers: whether buffers are real, with what the model's code computes; else they are there
+            too.
+    """
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
-    check_counts(config.to_dict())
-    with init_empty_weights(include_buffers=True), no_init_weights():
+    _check_counts(config.to_dict())
+    with init_empty_weights(include_buffers=not buffers), no_init_weights():
         return cls(config)
 
 
-def check_counts(config: dict[Any, Any]) -> None:
+def _check_counts(config: dict[Any, Any]) -> None:
     """Refuse a config that asks for a model too large to list; each module is a Python object."""
     for key, value in config.items():
         if isinstance(value, dict):
-            check_counts(value)
+            _check_counts(value)
         elif isinstance(value, int) and value > MAX_MODULES and _COUNT.search(str(key)):
             raise UnknownArchitecture(f"config.json asks for {value:,} in '{key}'")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import (
-    check_counts,
+    build_on_meta,
     map_names,
     model_class,
     quiet_transformers,
@@ -26,7 +26,7 @@ from prunectl.errors import BadCheckpoint, UnknownArchitecture, UnsupportedCheck
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _BY_MAGNITUDE = "--method magnitude works on the files as they are"
 _TAGS = 250
@@ -62,9 +62,7 @@ class Skeleton:
     ) -> None:
         self.device, self.dtype = device, dtype
         self._checkpoint, self._reader = checkpoint, reader
-        self._tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
-        for alias, name in checkpoint.aliases.items():
-            self._tensors[alias] = self._tensors[name]
+        self._tensors = checkpoint.by_any_name
         with unknown_if_it_fails(), quiet_transformers():
             cls, config = model_class(
                 checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
@@ -301,14 +299,13 @@ class _Stored:
         return read_tensor(self._reader, self._tensor)
 
 
-def _build(cls: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> PreTrainedModel:
+def _build(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
     """The model with parameters on the meta device and buffers as its code computes them."""
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
     from transformers.modeling_utils import local_torch_dtype
 
-    check_counts(config.to_dict())
     # Experts one by one, each with a plain product whose inputs can be seen.
     config._experts_implementation = "eager"
-    with local_torch_dtype(dtype), init_empty_weights(), no_init_weights():
-        return cls(config).eval()
+    with local_torch_dtype(dtype):
+        return build_on_meta(cls, config, buffers=True).eval()

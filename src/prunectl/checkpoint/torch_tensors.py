@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
@@ -47,16 +49,42 @@ def read_tensor(reader: TensorReader, tensor: StoredTensor) -> torch.Tensor:
     Raises:
         BadCheckpoint: the file ends early, or torch has no such type or no memory for it.
     """
+    flat = read_elements(reader, tensor, 0, tensor.spec.numel, Path(tensor.file))
+    return flat.reshape(tensor.spec.shape)
+
+
+def read_elements(
+    reader: TensorReader,
+    tensor: StoredTensor,
+    first: int,
+    last: int,
+    path: Path,
+    seen: Callable[[memoryview], object] | None = None,
+) -> torch.Tensor:
+    """Elements ``first`` to ``last`` of a tensor in row-major order, [last - first], on the CPU.
+
+    Args:
+        path: of its file, for messages.
+        seen: shown the bytes, block by block.
+
+    Raises:
+        BadCheckpoint: the file ends early, or torch has no such type or no memory for it.
+    """
     import torch
 
     reader.check(tensor)  # before memory is taken for what a header claims
+    bits = tensor.spec.dtype.bits
+    begin, end = first * bits // 8, last * bits // 8
     try:
-        data = torch.empty(tensor.spec.nbytes, dtype=torch.uint8)
+        data = torch.empty(end - begin, dtype=torch.uint8)
     except RuntimeError:  # torch's way to say that there is no memory
         raise BadCheckpoint(
-            tensor.file, f"tensor '{tensor.name}' of {tensor.spec.nbytes:,} bytes does not fit"
+            path, f"tensor '{tensor.name}' of {end - begin:,} bytes does not fit the memory"
         ) from None
     out = data.numpy()
-    for start in range(0, tensor.spec.nbytes, _BLOCK):
-        reader.read(tensor, start, out[start : start + _BLOCK])
-    return data.view(torch_dtype(tensor.spec)).reshape(tensor.spec.shape)
+    for start in range(0, end - begin, _BLOCK):
+        block = out[start : start + _BLOCK]
+        reader.read(tensor, begin + start, block)
+        if seen is not None:
+            seen(block.data)
+    return data.view(torch_dtype(tensor.spec))

@@ -144,8 +144,7 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
         NothingMasked: there are none.
     """
     path = checkpoint.folder / MANIFEST_NAME
-    own = {tensor.name: tensor for tensor in checkpoint.tensors}
-    own |= {alias: own[name] for alias, name in checkpoint.aliases.items()}
+    own = checkpoint.by_any_name
     found = []
     for record in manifest.tensors:
         if record.pattern is None:

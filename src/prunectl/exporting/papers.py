@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prunectl._version import __version__
 from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
 from prunectl.plan import input_axis, not_prunable_reason
-from prunectl.pruning.papers import auto_class_of, source_card, source_record
+from prunectl.pruning.papers import auto_class_of, method_in_words, source_card, source_record
 from prunectl.settings import PruneSettings
 from prunectl.sink.card import CardFacts, earlier_commands, model_card, role_rows
 from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
@@ -167,7 +168,7 @@ def _card_facts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=source.repo_id or Path(os.path.expanduser(source.model)).resolve().name,  # noqa: PTH111
         version=__version__,
-        method=_method(arguments.get("method")),
+        method=_method(arguments),
         pattern=str(arguments.get("pattern") or ""),
         scope=str(arguments.get("scope") or ""),
         prunable=manifest.prunable,
@@ -183,7 +184,8 @@ def _card_facts(
     )
 
 
-def _method(name: object) -> str:
-    return {None: "", "magnitude": "one-shot magnitude pruning", "mask": "a given mask"}.get(
-        name if isinstance(name, str) else None, str(name)
-    )
+def _method(arguments: dict[str, Any]) -> str:
+    name = arguments.get("method")
+    if name in (None, "mask"):
+        return "a given mask" if name else ""
+    return method_in_words(arguments)

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.checkpoint.torch_tensors import torch_dtype
+from prunectl.checkpoint.torch_tensors import read_elements
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
 from prunectl.streaming import run_ordered
@@ -20,9 +20,6 @@ from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-_BLOCK = 4 << 20
-"""Bytes decoded and hashed at a time."""
 
 
 class Weights(Mapping[str, "torch.Tensor"]):
@@ -34,9 +31,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._reader = checkpoint.open()
-        self._tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
-        for alias, name in checkpoint.aliases.items():
-            self._tensors[alias] = self._tensors[name]
+        self._tensors = checkpoint.by_any_name
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The whole tensor on the CPU.
@@ -82,31 +77,16 @@ class Weights(Mapping[str, "torch.Tensor"]):
         shape: tuple[int, ...],
         digest: str | None,
     ) -> torch.Tensor:
-        import torch
-
-        self._reader.check(tensor)  # before memory is taken for what a header claims
-        bits = tensor.spec.dtype.bits
-        begin, end = first * bits // 8, last * bits // 8
-        try:
-            data = torch.empty(end - begin, dtype=torch.uint8)
-        except RuntimeError:  # torch's way to say that there is no memory
-            raise BadCheckpoint(
-                self.checkpoint.folder / tensor.file,
-                f"tensor '{tensor.name}' of {end - begin:,} bytes does not fit the memory",
-            ) from None
-        out = data.numpy()
+        path = self.checkpoint.folder / tensor.file
         hasher = blake3()
-        for start in range(0, end - begin, _BLOCK):
-            block = out[start : start + _BLOCK]
-            self._reader.read(tensor, begin + start, block)
-            if digest is not None:
-                hasher.update(block.data)
+        seen = None if digest is None else hasher.update
+        flat = read_elements(self._reader, tensor, first, last, path, seen)
         if digest is not None and hasher.hexdigest() != digest:
             raise BadCheckpoint(
-                self.checkpoint.folder / tensor.file,
+                path,
                 f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
             )
-        return data.view(torch_dtype(tensor.spec)).reshape(shape)
+        return flat.reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -79,7 +79,7 @@ class Calibrator:
         self._job, self._targets, self._reader, self._store = job, targets, reader, store
         settings, damping = job.settings, job.settings.calibration.damping
         self._pruner = MatrixPruner(settings.method, settings.refine, damping, full)
-        self._stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
+        self._stored = job.checkpoint.by_name
         self._on_event = on_event
         self._unreached: list[str] = []
         self.facts: dict[str, CalibratedFacts] = {}

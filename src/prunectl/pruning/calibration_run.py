@@ -116,21 +116,14 @@ def _allocate(
     job: Job, index: int, skeleton: Skeleton, reader: TensorReader, on_event: OnEvent
 ) -> dict[str, TensorTarget]:
     """How many weights of each tensor go, where one threshold is for all of a pool."""
-    from prunectl.calibration.engine import calibrate
     from prunectl.pruning.allocation import ScoreCounts, allocate
 
-    assert job.samples is not None
     pool = job.plan.pools[index]
     targets: dict[str, TensorTarget] = pool_targets(job.plan, index)
-    blocks = _blocks(job, targets, skeleton)
     axes = {name: job.planned[name].input_axis for name in targets}
-    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
-    counter = ScoreCounts(stored, axes, reader)
-    wanted = replace(_wanted(job, blocks, full=False), true_sequential=False)
-    calibrate(
-        skeleton, job.samples.inputs, wanted, counter, phase="comparing weights", on_event=on_event
-    )
-    _outside(blocks.get("", []), job, counter, reader)
+    counter = ScoreCounts(job.checkpoint.by_name, axes, reader)
+    outside = _measure(job, targets, skeleton, counter, "comparing weights", on_event, full=False)
+    _outside(outside, job, counter, reader)
     counts = {name: counter.counts[name] for name in targets}
     return {name: ByCount(zeros) for name, zeros in allocate(counts, pool.target_zeros).items()}
 
@@ -144,17 +137,9 @@ def _take(
     on_event: OnEvent,
 ) -> set[str]:
     """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
-    from prunectl.calibration.engine import calibrate
-
-    assert job.samples is not None
     calibrator = Calibrator(job, targets, reader, None, on_event, full=True)
-    blocks = _blocks(job, targets, skeleton)
-    wanted = _wanted(job, blocks, full=True)
-    calibrate(
-        skeleton, job.samples.inputs, replace(wanted, true_sequential=False), calibrator,
-        phase="measuring errors", on_event=on_event,
-    )  # fmt: skip
-    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
+    _measure(job, targets, skeleton, calibrator, "measuring errors", on_event, full=True)
+    stored = job.checkpoint.by_name
     members = job.plan.pools[index].members
     zeros = {name: int((read_tensor(reader, stored[name]) == 0).sum()) for name in members}
     # Of what no sample reaches nothing is known: it is taken last.
@@ -164,6 +149,26 @@ def _take(
             errors[name] = facts.error
     specs = [stored[name].spec for name in members if name in targets]
     return take_by_error(job.plan.pools[index], specs, errors, zeros)
+
+
+def _measure(
+    job: Job,
+    targets: Mapping[str, TensorTarget],
+    skeleton: Skeleton,
+    seen: PruneTensor,
+    phase: str,
+    on_event: OnEvent,
+    *,
+    full: bool,
+) -> list[TensorSpec]:
+    """Show ``seen`` the inputs of the dense model's matrices; returns tensors outside of blocks."""
+    from prunectl.calibration.engine import calibrate
+
+    assert job.samples is not None
+    blocks = _blocks(job, targets, skeleton)
+    wanted = replace(_wanted(job, blocks, full=full), true_sequential=False)
+    calibrate(skeleton, job.samples.inputs, wanted, seen, phase=phase, on_event=on_event)
+    return blocks.get("", [])
 
 
 def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> Skeleton:
@@ -205,10 +210,8 @@ def _outside(
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices
     from prunectl.calibration.engine import Measured
-    from prunectl.checkpoint.torch_tensors import read_tensor
 
-    stored = {tensor.name: tensor for tensor in job.checkpoint.tensors}
     for spec in specs:
-        weight = read_tensor(reader, stored[spec.name])
+        weight = read_tensor(reader, job.checkpoint.by_name[spec.name])
         parts = matrices(spec.name, weight, job.planned[spec.name].input_axis)
         calibrator(spec.name, [Measured(one, None) for one in parts])

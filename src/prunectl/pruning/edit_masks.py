@@ -34,7 +34,7 @@ class _ByEdit:
 
     def mask(self) -> torch.Tensor:
         """bool, of the tensor's shape."""
-        stored = next(t for t in self._job.checkpoint.tensors if t.name == self._name)
+        stored = self._job.checkpoint.by_name[self._name]
         out = np.empty(stored.spec.nbytes, np.uint8)
 
         def write(offset: int, data: memoryview) -> None:

@@ -25,7 +25,7 @@ def output_tensors(checkpoint: Checkpoint) -> tuple[OutputTensor, ...]:
     bytes, and transformers saves such a tensor once: so do we, if the model's own loading code says
     that nothing is missing then; else every name is written.
     """
-    own = {tensor.name: tensor for tensor in checkpoint.tensors}
+    own = checkpoint.by_name
     plain = tuple(OutputTensor(tensor.spec, tensor) for tensor in checkpoint.tensors)
     if not checkpoint.aliases:
         return plain

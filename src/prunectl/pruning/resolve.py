@@ -12,7 +12,7 @@ from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
-from prunectl.pattern import NM, Unstructured, pruned_count
+from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
 from prunectl.plan import Plan, Pool
 from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
 from prunectl.pruning.row_blocks import Ranges
@@ -251,15 +251,10 @@ def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[s
     ranked = sorted(
         range(len(fitting)), key=lambda i: (_relative_loss(measured, fitting[i], text), i)
     )
-    zeros = sum(measured.facts[name].zeros for name in pool.members)
-    best, best_distance = 0, abs(zeros - pool.target_zeros)
-    for count, i in enumerate(ranked, 1):
-        stats = measured.patterns[fitting[i], text]
-        zeros += stats.zeros_after - measured.facts[fitting[i]].zeros
-        distance = abs(zeros - pool.target_zeros)
-        if distance < best_distance:
-            best, best_distance = count, distance
-    return {fitting[i] for i in ranked[:best]}
+    present = {name: measured.facts[name].zeros for name in pool.members}
+    gains = (measured.patterns[fitting[i], text].zeros_after - present[fitting[i]] for i in ranked)
+    taken = nearest_prefix(gains, pool.target_zeros - sum(present.values()))
+    return {fitting[i] for i in ranked[:taken]}
 
 
 def _relative_loss(measured: Measured, name: str, pattern: str) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunectl.magnitude.codes import Codes
+from prunectl.pattern import nearest_prefix
 from prunectl.settings import ROW_BLOCK
 
 Ranges = tuple[tuple[int, int], ...]
@@ -114,8 +115,8 @@ def choose_blocks(losses: Sequence[float] | Codes, zeros: Codes, wanted: int) ->
         for loss, count in zip(np.asarray(losses).tolist(), zeros.tolist(), strict=True)
     ]
     ranked = sorted(range(len(rates)), key=rates.__getitem__)
-    distances = np.abs(np.cumsum([0, *(int(zeros[block]) for block in ranked)]) - wanted)
-    return sorted(ranked[: int(distances.argmin())])
+    taken = nearest_prefix((int(zeros[block]) for block in ranked), wanted)
+    return sorted(ranked[:taken])
 
 
 def block_rows(block: int, out: int, matrix: int = 0) -> tuple[int, int]:

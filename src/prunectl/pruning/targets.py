@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from prunectl.pattern import NM, pruned_count
+from prunectl.pattern import NM, nearest_prefix, pruned_count
 from prunectl.plan import Plan, Pool
 from prunectl.pruning.edits import axis_view
 from prunectl.settings import ROW_BLOCK, Scope
@@ -106,7 +106,7 @@ def row_block_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
     entries = [entry for entry in plan.tensors if entry.pool == index]
     total = sum(entry.spec.numel for entry in entries)
     found: dict[str, TensorTarget] = {}
-    wanted = given = done = 0
+    given = done = 0
     for entry in entries:
         done += entry.spec.numel
         wanted = pool.target_zeros * done // total
@@ -136,14 +136,10 @@ def take_by_error(
     """
     assert isinstance(pool.pattern, NM)
     ranked = sorted(specs, key=lambda spec: float(f"{errors[spec.name]:.9g}"))
-    reached = sum(zeros.values())
-    best, distance = 0, abs(reached - pool.target_zeros)
-    for count, spec in enumerate(ranked, 1):
-        pruned = spec.numel * (pool.pattern.m - pool.pattern.n) // pool.pattern.m
-        reached += max(0, pruned - zeros[spec.name])
-        if abs(reached - pool.target_zeros) < distance:
-            best, distance = count, abs(reached - pool.target_zeros)
-    return {spec.name for spec in ranked[:best]}
+    n, m = pool.pattern.n, pool.pattern.m
+    gains = (max(0, spec.numel * (m - n) // m - zeros[spec.name]) for spec in ranked)
+    taken = nearest_prefix(gains, pool.target_zeros - sum(zeros.values()))
+    return {spec.name for spec in ranked[:taken]}
 
 
 def _target(pool: Pool, numel: int) -> TensorTarget:

@@ -177,6 +177,11 @@ class TensorRecord:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def is_updated(self) -> bool:
+        """Whether calibration changed the weights that stay."""
+        return self.calibrated is not None and self.calibrated["survivors"] == "updated"
+
     def to_object(self) -> dict[str, Any]:
         return record_object(self)
 

@@ -29,7 +29,7 @@ from prunectl.tensorspec import DTYPES, TensorSpec
 from prunectl.verification.files import check_files, check_index, check_source_files
 from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
 from prunectl.verification.result import VerifyReport
-from prunectl.verification.weights import Source, check_weights, source_tensors
+from prunectl.verification.weights import Source, check_weights
 
 
 def verify(
@@ -108,7 +108,7 @@ def _find_source(
         if source == "auto":
             on_event(Note(f"checked without the source: {why}"))
         return None
-    return Source(checkpoint, source_tensors(checkpoint))
+    return Source(checkpoint, checkpoint.by_any_name)
 
 
 def _open_recorded(
@@ -159,7 +159,7 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
-    if any(map(_is_updated, manifest.tensors)):
+    if any(record.is_updated for record in manifest.tensors):
         findings.sentences["survivors"] = (
             "where calibration changed no weights, survivors are bit-identical to the source"
         )
@@ -212,7 +212,8 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         findings.add("zeros", MANIFEST_NAME, "its arguments and totals name different sparsities")
     if one_pool and asked.get("scope") == "global" and count.requested is not None:
         least = most = max(count.zeros_before, pruned_count(count.requested, count.weights))
-        most = count.weights if any(map(_is_updated, manifest.tensors)) else most
+        updated = any(record.is_updated for record in manifest.tensors)
+        most = count.weights if updated else most
         _check_between(MANIFEST_NAME, count.zeros, least, most, findings)
     for record in manifest.tensors:
         if record.sparsity is None or not one_pool:
@@ -222,12 +223,8 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         length = _row_length(record) if by_row else weights
         least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
         most = least + record.zeros_before if by_row else max(least, record.zeros_before)
-        most = weights if _is_updated(record) else most
+        most = weights if record.is_updated else most
         _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)
-
-
-def _is_updated(record: TensorRecord) -> bool:
-    return record.calibrated is not None and record.calibrated["survivors"] == "updated"
 
 
 def _row_length(record: TensorRecord) -> int:

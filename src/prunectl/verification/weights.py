@@ -202,14 +202,13 @@ def _judge_source(
     comparison = found.comparison
     if comparison is None:
         return
-    updated = record.calibrated is not None and record.calibrated["survivors"] == "updated"
-    if comparison.changed and not updated:
+    if comparison.changed and not record.is_updated:
         yield Difference(
             "survivors",
             name,
             f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
         )
-    if found.strays and not updated:
+    if found.strays and not record.is_updated:
         detail = f"{found.strays:,} weights were pruned in rows that were to stay dense"
         yield Difference("survivors", name, detail)
     if record.threshold is not None:
@@ -229,9 +228,3 @@ def _judge_threshold(
     for size, what in wrong:
         detail = f"a weight of magnitude {size:.9g} was {what}, the threshold is {threshold:.9g}"
         yield Difference("threshold", tensor.name, detail)
-
-
-def source_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Tensors by every name they have, further names of tied ones included."""
-    own = {tensor.name: tensor for tensor in checkpoint.tensors}
-    return {**own, **{alias: own[name] for alias, name in checkpoint.aliases.items()}}
