@@ -6,11 +6,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 import fetch_models
+
+if TYPE_CHECKING:
+    from hubserver import Hub, Worker
 
 REAL_MODELS = fetch_models.cache_dir()
 
@@ -105,3 +109,63 @@ def real_models_stay_as_they_are() -> Iterator[None]:
     yield
     changed = [name for name in before if not fetch_models.is_complete(name, REAL_MODELS)]
     assert not changed, f"tests have written to the real models: {changed}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from the name of a tiny model (tests/tiny_models.py) to its folder."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def get(name: str) -> Path:
+        if not (folder / name).exists():
+            tiny_models.build(name, folder / name)
+        return folder / name
+
+    return get
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``prunectl ARGS`` in this process, which spares importing torch once more."""
+    from prunectl.cli.run import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*args: str | Path) -> tuple[int, str, str]:
+        code = run(list(map(str, args)))
+        return code, *capsys.readouterr()
+
+    return run_it
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub of its own for each module of tests that push."""
+    from hubserver import serve
+
+    with serve(tmp_path_factory.mktemp("hub")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A process that pushes to it."""
+    from hubserver import worker
+
+    with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
+        yield running
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Where other tests run too, several threads wait long for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

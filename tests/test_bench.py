@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -43,6 +43,8 @@ from prunectl.cli.run import run
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Event, Note
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 QUICK = prunectl.BenchSettings(
     batch_sizes=(1,),
@@ -55,28 +57,6 @@ QUICK = prunectl.BenchSettings(
 )
 FORWARD = replace(QUICK, new_tokens=None)
 Model = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where other tests run too, several threads wait long for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A function from the name of a tiny model to its folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def build(name: str) -> Path:
-        if not (folder / name).exists():
-            tiny_models.build(name, folder / name)
-        return folder / name
-
-    return build
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,10 @@ from prunectl.benchmarking.workloads import Workload, plan
 from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, nature_of
 from prunectl.errors import InvalidOption
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LM = Nature(Kind.CAUSAL_LM, 256, 100, None, frozenset({0, 5}))
 VIT = Nature(Kind.VISION, None, 0, (3, 16, 8), frozenset())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where other tests run too, several threads wait long for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

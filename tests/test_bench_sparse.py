@@ -7,7 +7,7 @@ another sparse form that torch does have on the CPU, CSR, which is a backend lik
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +59,10 @@ from prunectl.benchmarking.zeros import (
 from prunectl.checkpoint.nature import nature_of
 from prunectl.pattern import NM
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 Price = Callable[[int], float]
 """Input rows to seconds."""
@@ -69,15 +72,6 @@ RULES: Mapping[torch.dtype, SimpleNamespace] = {
 }
 CSR = Backend("CSR", torch.Tensor.to_sparse_csr, RULES)
 WRONG = Backend("wrong", lambda weight: (1.2 * weight).to_sparse_csr(), RULES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where other tests run too, several threads wait long for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def two_four(rows: int, columns: int, *, dense_rows: tuple[int, ...] = ()) -> torch.Tensor:

@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 from prunectl._version import __version__
 from prunectl.checkpoint import opening as checkpoint_module
 from prunectl.cli.app import app
-from prunectl.cli.run import run
 from prunectl.userdirs import cache_dir
 
 ROOT = Path(__file__).parents[1]
@@ -55,20 +54,6 @@ def prunectl(tmp_path: Path) -> Prunectl:
         )
 
     return run
-
-
-@pytest.fixture
-def typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Typed:
-    """Runs ``prunectl ARGS`` in this process, which spares importing torch once more."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_it(*args: str | Path) -> tuple[int, str, str]:
-        code = run(list(map(str, args)))
-        return code, *capsys.readouterr()
-
-    return run_it
 
 
 def one_document(text: str) -> dict[str, Any]:

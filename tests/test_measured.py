@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
-from hubserver import WRITER, Hub, Worker, serve, worker
+from hubserver import WRITER, Hub, Worker
 
 import prunectl
 from prunectl.sink.card import END, SECTION
@@ -17,18 +17,6 @@ from prunectl.sink.manifest import read_manifest
 from prunectl.sink.measured import Measured, results_in, weights_of
 
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serve(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -157,19 +157,6 @@ STACKED_INPUT = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            tiny_models.build(name, folders[name])
-        return folders[name]
-
-    return get
-
-
 Tiny = Callable[[str], Path]
 
 

@@ -26,7 +26,6 @@ from reference import Tensors
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneResult, PruneSettings, Rule, open_checkpoint, prune, verify
-from prunectl.cli.run import run
 from prunectl.errors import (
     BadCheckpoint,
     CalibrationFailed,
@@ -57,36 +56,9 @@ Tiny = Callable[[str], Path]
 Typed = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp("tiny") / name
-            tiny_models.build(name, folders[name])
-        return folders[name]
-
-    return get
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
-
-
-@pytest.fixture
-def typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Typed:
-    """Runs ``prunectl ARGS`` in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_it(*args: str | Path) -> tuple[int, str, str]:
-        code = run(list(map(str, args)))
-        return code, *capsys.readouterr()
-
-    return run_it
 
 
 def settings(method: str, sparsity: float | None = 0.5, **options: Any) -> PruneSettings:

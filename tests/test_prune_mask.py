@@ -31,7 +31,6 @@ from prunectl import (
     prune,
     verify,
 )
-from prunectl.cli.run import run
 from prunectl.errors import (
     BadMaskFile,
     InvalidOption,
@@ -52,33 +51,6 @@ SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json"
 Tiny = Callable[[str], Path]
 Typed = Callable[..., tuple[int, str, str]]
 HALF, GROUPS = PruneSettings(sparsity=0.5), PruneSettings(pattern=NM(2, 4))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp("tiny") / name
-            tiny_models.build(name, folders[name])
-        return folders[name]
-
-    return get
-
-
-@pytest.fixture
-def typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Typed:
-    """Runs ``prunectl ARGS`` in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_it(*args: str | Path) -> tuple[int, str, str]:
-        code = run(list(map(str, args)))
-        return code, *capsys.readouterr()
-
-    return run_it
 
 
 def by(path: Path) -> PruneSettings:

@@ -32,19 +32,6 @@ Tiny = Callable[[str], Path]
 INPUT_FIRST = {"gpt_oss", "llama4"}
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp("tiny") / name
-            tiny_models.build(name, folders[name])
-        return folders[name]
-
-    return get
-
-
 def input_axis(model: str, name: str, live: Tensors) -> int:
     """Where a stored matrix has its inputs, told without prunectl."""
     if model in INPUT_FIRST and name.endswith(("experts.gate_up_proj", "experts.down_proj")):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hubserver import READER, WRITER, Hub, Worker, serve, worker
+from hubserver import READER, WRITER, Hub, Worker, worker
 from hubserver.cards import check_card
 
 import prunectl
@@ -23,12 +23,6 @@ from prunectl.sink.card import END, START
 
 MINILM = "org/all-MiniLM-L6-v2"
 SECRETS = (READER, WRITER)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serve(tmp_path_factory.mktemp("hub")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

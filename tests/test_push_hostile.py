@@ -8,29 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
-from hubserver import WRITER, Hub, Worker, serve, worker
+from hubserver import WRITER, Hub, Worker
 from hubserver.server import ROUTES
 
 import prunectl
 from prunectl.sink.card import END, SECTION, START
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serve(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
-        yield running
 
 
 @pytest.fixture
