@@ -11,6 +11,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from prunectl.calibration.settings import Calibration as Calibration
 from prunectl.errors import InvalidOption, InvalidSparsity
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 
@@ -41,35 +42,6 @@ class Budget(StrEnum):
 
 ROW_BLOCK = 16
 """Rows that take a pattern together, or stay dense together: what sparse kernels want."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Samples that are run forward, and how.
-
-    Attributes:
-        source: as :func:`prunectl.calibration.source.parse_calibration` reads it.
-        samples: how many; sequence_length: tokens in each, at most what the model takes.
-        seed: of the choice of samples.
-        damping: added to the diagonal of the inputs' second moments, as a share of its mean.
-        true_sequential: measure each matrix behind the pruned ones before it in the same block.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
-    """
-
-    source: tuple[str, ...] = ()
-    samples: int = 128
-    sequence_length: int = 2048
-    seed: int = 0
-    damping: float = 0.01
-    true_sequential: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        given: object = self.source
-        texts = (given,) if isinstance(given, str) else tuple(self.source)
-        object.__setattr__(self, "source", texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +224,7 @@ def _check_method(settings: PruneSettings) -> None:
             hint="choose --method wanda, sparsegpt or admm, or add --refine",
         )
     if calibration is not None:
-        for name, least in (("samples", 1), ("sequence_length", 2)):
-            if getattr(calibration, name) < least:
-                option = name.replace("_", "-")
-                raise InvalidOption(f"--{option} must be at least {least}")
-        if not 0 < calibration.damping < 100:
-            raise InvalidOption("--damping must be above 0", hint="usually 0.01")
+        calibration.check()
     patterned = isinstance(settings.pattern, NM) or any(
         isinstance(rule.pattern, NM) for rule in settings.rules
     )
