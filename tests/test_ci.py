@@ -243,6 +243,7 @@ def test_the_action_prunes_and_says_what_came_out(workspace: Path) -> None:
     assert "$ prunectl verify " in ran.stderr
 
 
+@pytest.mark.slow
 def test_the_action_stores_in_another_layout_again_and_again(workspace: Path) -> None:
     sizes = []
     for pattern in ("2:4", "unstructured"):
