@@ -16,8 +16,8 @@ special tokens and cut into windows that do not overlap; what is left at the end
 the model predicts each token of a window from those before it in the window; perplexity is exp of
 the mean negative log likelihood. Of more than ``--windows`` windows, that many are taken, evenly
 spread. The demo model is measured on all of its held-out text in windows of 256 and calibrated on
-32 windows of 256 of its calibration text; other models on the Brown corpus (brown.py): 32 windows
-of 512 of the held-out texts, calibrated on 64 windows of 512 tokens of the others.
+32 windows of 256 of its calibration text; other models on the Brown corpus (brown.py): 16 windows
+of 512 of the held-out texts, calibrated on 32 windows of 512 tokens of the others.
 
 *Ranking* (``--check encoder``), higher is better: Spearman's rank correlation, of the pruned with
 the dense model, of the cosine similarities of all pairs among 128 held-out paragraphs (mean over
@@ -125,7 +125,7 @@ def source_for(model: str, check: str, windows: int | None) -> Source:
     if check == "encoder":
         protocol = Protocol(folder.name, "ranking", *texts, 128, 128)
     else:
-        protocol = Protocol(folder.name, "perplexity", *texts, 64, 512, windows or 32)
+        protocol = Protocol(folder.name, "perplexity", *texts, 32, 512, windows or 16)
     return Source(protocol, str(folder), folder, f"text:{corpus / 'calibration'}", heldout)
 
 
