@@ -22,13 +22,7 @@ from prunectl.benchmarking.compare import as_csv, compare, read_result
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory, Slower
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
-from prunectl.benchmarking.machine import (
-    _kernel_module,
-    _left_in_container,
-    choose_device,
-    is_out_of_memory,
-    torch_threads,
-)
+from prunectl.benchmarking.machine import _kernel_module, torch_threads
 from prunectl.benchmarking.passes import cache_after, make_pass, outputs_of
 from prunectl.benchmarking.presets import PRESETS, find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
@@ -40,6 +34,7 @@ from prunectl.cli.bench import _show
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.cli.output import Output
 from prunectl.cli.run import run
+from prunectl.device import _left_in_container, choose_device, is_out_of_memory
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Event, Note
 

@@ -38,6 +38,7 @@ FLOORS: dict[str, set[str]] = {
         "tensorspec",
         "errors",
         "events",
+        "device",
         "plain",
         "userdirs",
         "_version",

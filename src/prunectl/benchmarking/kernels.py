@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import functional
 
 from prunectl.benchmarking.clocks import Clock
-from prunectl.benchmarking.machine import is_out_of_memory
 from prunectl.benchmarking.result import KernelRow
 from prunectl.benchmarking.rounds import Pass, time_passes
 from prunectl.benchmarking.sparse import Backend, SplitWeight, sparse_rows
 from prunectl.benchmarking.statistics import FASTER, Interval, paired_ratio, summarize
+from prunectl.device import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch

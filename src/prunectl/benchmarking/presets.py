@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
-from prunectl.benchmarking.machine import free_memory, is_out_of_memory
+from prunectl.device import free_memory, is_out_of_memory
 from prunectl.errors import InvalidOption, PrunectlError
 
 PRESETS: dict[str, dict[str, Any]] = {

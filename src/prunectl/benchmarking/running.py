@@ -11,7 +11,6 @@ from prunectl.benchmarking.clocks import Clock, WallClock
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
 from prunectl.benchmarking.limits import Rates, Work, bytes_read, cache_bytes, count_flops
-from prunectl.benchmarking.machine import is_out_of_memory
 from prunectl.benchmarking.passes import cache_after, make_pass
 from prunectl.benchmarking.result import INTERRUPTED, Run, Skipped
 from prunectl.benchmarking.rounds import Timed, time_passes
@@ -20,6 +19,7 @@ from prunectl.benchmarking.sides import Live, skipped
 from prunectl.benchmarking.statistics import paired_ratio, summarize
 from prunectl.benchmarking.workloads import Workload
 from prunectl.checkpoint.nature import Kind, Nature
+from prunectl.device import is_out_of_memory
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:

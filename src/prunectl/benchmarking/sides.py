@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import weight_bytes
 from prunectl.benchmarking.loading import LoadCost, measure_loading
-from prunectl.benchmarking.machine import free_memory, is_out_of_memory
 from prunectl.benchmarking.presets import find_config, random_model
 from prunectl.benchmarking.result import Side, Skipped
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.zeros import block_matrices, count_zeros, fill_in_memory, prune_in_memory
+from prunectl.device import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,6 @@ from prunectl.benchmarking.kernels import (
     tolerance_of,
 )
 from prunectl.benchmarking.limits import weight_bytes
-from prunectl.benchmarking.machine import is_out_of_memory
 from prunectl.benchmarking.passes import make_pass, outputs_of
 from prunectl.benchmarking.result import Agreement, KernelRow
 from prunectl.benchmarking.running import Bench
@@ -31,6 +30,7 @@ from prunectl.benchmarking.sparse import (
 )
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import block_matrices
+from prunectl.device import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn

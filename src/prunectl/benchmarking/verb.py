@@ -12,13 +12,7 @@ from prunectl.benchmarking.clocks import clock_of
 from prunectl.benchmarking.errors import Interrupted, NotEnoughMemory
 from prunectl.benchmarking.inputs import text_tokens
 from prunectl.benchmarking.limits import measure_rates
-from prunectl.benchmarking.machine import (
-    choose_device,
-    current_device,
-    is_out_of_memory,
-    machine_of,
-    torch_threads,
-)
+from prunectl.benchmarking.machine import current_device, machine_of, torch_threads
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
 from prunectl.benchmarking.running import Bench, run_workloads
 from prunectl.benchmarking.settings import BenchSettings
@@ -37,6 +31,7 @@ from prunectl.benchmarking.sparse import Backend, backends
 from prunectl.benchmarking.workloads import Workload, plan
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.nature import Kind, Nature, common_nature, nature_of
+from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
@@ -48,7 +49,6 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
     """
     import torch
 
-    from prunectl.benchmarking.machine import free_memory
     from prunectl.calibration.engine import calibrate
 
     assert job.settings.calibration is not None

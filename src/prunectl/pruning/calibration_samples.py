@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.device import choose_device
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Note, OnEvent
 from prunectl.settings import Calibration
@@ -94,8 +95,6 @@ def device_of(settings: Calibration) -> torch.device:
     Raises:
         InvalidOption: it is not known, or not there.
     """
-    from prunectl.benchmarking.machine import choose_device
-
     return choose_device(settings.device)
 
 

@@ -1,0 +1,84 @@
+"""Where tensors are computed: which device is meant, what it has left, and whether it is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunectl.errors import InvalidOption
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that is meant: ``auto`` is CUDA where there is one.
+
+    Raises:
+        InvalidOption: no such device, or not one that is known.
+    """
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidOption(f"--device '{wanted}' is not known", hint="auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InvalidOption(
+            f"--device {wanted}: torch {torch.__version__} sees no CUDA device",
+            hint="--device cpu takes the CPU",
+        )
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise InvalidOption(
+            f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", index)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be used; None where it is not known."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [memory_stated("MemAvailable") or None, _left_in_container(Path("/sys/fs/cgroup"))]
+    return min((one for one in known if one is not None), default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device, or the host, has no memory left."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+def memory_stated(key: str) -> int:
+    """Bytes that Linux states of its memory, such as ``MemTotal``; 0 elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+
+def _left_in_container(folder: Path) -> int | None:
+    """What a container's limit leaves; caches of files count as used until they are dropped."""
+    try:
+        most = (folder / "memory.max").read_text(encoding="ascii")
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        cached = int(stat[stat.index("inactive_file") + 1])
+        return max(0, int(most) - used + cached)
+    except (OSError, ValueError, IndexError):  # no such limit, which is also written as "max"
+        return None
