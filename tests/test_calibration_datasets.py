@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from prunectl import demo
-from prunectl.calibration.errors import BadCalibration, MissingLibrary, NoSuchColumn
+from prunectl.calibration.errors import BadCalibration, NoSuchColumn
 from prunectl.calibration.images import find_images, open_image
 from prunectl.calibration.samples import Samples, load_samples
 from prunectl.calibration.source import parse_calibration
@@ -25,7 +25,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Kind, Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import HubUnreachable, InvalidOption
+from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 
 TEXTS = demo.calibration_text().read_text(encoding="utf-8").splitlines()[:40]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.command_line import recorded_command, redact
 from prunectl.cli.histogram import BAR_WIDTH, histogram_cells, histogram_rows
 

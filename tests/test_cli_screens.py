@@ -11,8 +11,9 @@ import cli_results
 import pytest
 from rich.console import RenderableType
 
+from prunectl.analysis.sizes import stored_as
 from prunectl.checkpoint.roles import Role, TensorRole
-from prunectl.cli.analyze_screen import analysis_screen, stored_as
+from prunectl.cli.analyze_screen import analysis_screen
 from prunectl.cli.output import Output, screen
 from prunectl.cli.plan_screen import plan_document, plan_screen
 from prunectl.cli.progress import LineProgress

@@ -282,7 +282,7 @@ class CannotWrite(OutputError):
     """The system refused to write."""
 
     def __init__(self, path: Path | str, why: str) -> None:
-        super().__init__(f"{path}: cannot write: {why}", hint="choose a writable -o")
+        super().__init__(f"{path}: cannot write: {why}", hint="choose a place that can be written")
         self.path, self.why = str(path), why
 
 
@@ -292,6 +292,20 @@ class BadManifest(PrunectlError):
     def __init__(self, path: Path | str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{path}: {why}", hint=hint or "only folders written by prunectl have one")
         self.path, self.why = str(path), why
+
+
+# --- libraries ------------------------------------------------------------------------------
+
+
+class MissingLibrary(PrunectlError):
+    """An optional library that is not installed, and the extra of prunectl that brings it."""
+
+    def __init__(self, library: str, what: str, *, extra: str = "data") -> None:
+        super().__init__(
+            f"{what} needs the library '{library}', which is not installed",
+            hint=f"pip install 'prunectl[{extra}]'",
+        )
+        self.library, self.what, self.extra = library, what, extra
 
 
 # --- calibration ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,9 @@ _BY_LABEL: dict[str, DType] = {dtype.label: dtype for dtype in DTYPES.values()}
 
 CODING = 1.005
 """Bytes of a packed tensor / its order-0 entropy, about (benchmarks/export.py --sizes)."""
+
+_STORED = {"nm": "{}, as values and positions", "bitmask": "{}, as a bitmask and values",
+           "packed": "{}, packed"}  # fmt: skip
 
 
 def bits_of(tensor: TensorStats) -> int:
@@ -55,6 +59,22 @@ def predicted_bytes(
         result[f"nm@{pattern.pattern}"] = pattern.bytes_packed
         result[f"packed@{pattern.pattern}"] = _packed(source, tensors, parse_nm(pattern.pattern))
     return result
+
+
+def stored_as(id_: str) -> str:
+    """Words for a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``, ``nm@2:4``.
+
+    A key that is not known is given back as it is.
+    """
+    if id_ == "dense":
+        return "dense (zeros stored like any weight)"
+    if id_ == "packed":
+        return "packed, nothing pruned"
+    layout, _, detail = id_.partition("@")
+    with contextlib.suppress(ValueError, KeyError):
+        words = _STORED[layout]
+        return words.format(detail if ":" in detail else f"{float(detail):.0%} unstructured")
+    return id_
 
 
 def _packed(source: SourceFacts, tensors: Sequence[TensorStats], change: int | NM | None) -> int:

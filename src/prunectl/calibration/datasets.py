@@ -13,11 +13,11 @@ from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.errors import BadCalibration, MissingLibrary, NoSuchColumn
+from prunectl.calibration.errors import BadCalibration, NoSuchColumn
 from prunectl.calibration.source import CalibrationSource
 from prunectl.calibration.text import READING, Documents
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.errors import AccessDenied, HubUnreachable, PrunectlError
+from prunectl.errors import AccessDenied, HubUnreachable, MissingLibrary, PrunectlError
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
 SHUFFLED = 1_000

@@ -67,14 +67,3 @@ class WrongTokenizer(PrunectlError):
             vocabulary,
             unknown,
         )
-
-
-class MissingLibrary(PrunectlError):
-    """An optional library that this kind of calibration data needs."""
-
-    def __init__(self, library: str, what: str) -> None:
-        super().__init__(
-            f"{what} needs the library '{library}', which is not installed",
-            hint="pip install 'prunectl[data]'",
-        )
-        self.library, self.what = library, what

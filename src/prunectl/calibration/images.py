@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.errors import BadCalibration, MissingLibrary
+from prunectl.calibration.errors import BadCalibration
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.checkpoint.nature import Nature, accepted_inputs
+from prunectl.errors import MissingLibrary
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import numbers, options
+from prunectl import numbers
+from prunectl.cli import options
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption

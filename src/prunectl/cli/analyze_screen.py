@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunectl.cli import numbers
+from prunectl import numbers
+from prunectl.analysis.sizes import stored_as
 from prunectl.cli.histogram import histogram_cells, histogram_rows
 from prunectl.cli.tables import columns, facts, heading, sentence
 
@@ -231,26 +231,6 @@ def _bytes(analysis: Analysis) -> Iterator[RenderableType]:
             for id_, nbytes in sizes.items()
         ],
     )
-
-
-_STORED = {"nm": "{}, as values and positions", "bitmask": "{}, as a bitmask and values",
-           "packed": "{}, packed"}  # fmt: skip
-
-
-def stored_as(id_: str) -> str:
-    """Words for a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``, ``nm@2:4``.
-
-    A key that this screen does not know is shown as it is.
-    """
-    if id_ == "dense":
-        return "dense (zeros stored like any weight)"
-    if id_ == "packed":
-        return "packed, nothing pruned"
-    layout, _, detail = id_.partition("@")
-    with contextlib.suppress(ValueError, KeyError):
-        words = _STORED[layout]
-        return words.format(detail if ":" in detail else f"{float(detail):.0%} unstructured")
-    return id_
 
 
 def _tensors(analysis: Analysis) -> Iterator[RenderableType]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from prunectl import numbers
 from prunectl.benchmarking.statistics import UNDECIDED
-from prunectl.cli import numbers
 from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
 

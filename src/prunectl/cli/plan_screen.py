@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.tables import columns, heading, sentence
 from prunectl.pattern import NM
 from prunectl.settings import ROW_BLOCK

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.events import Advanced, Event, Note, OnEvent, PhaseDone, PhaseStarted
 
 INTERVAL = 60.0

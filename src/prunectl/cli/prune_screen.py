@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.tables import columns, facts, heading, sentence
 
 if TYPE_CHECKING:

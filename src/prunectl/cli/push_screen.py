@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.command_line import visible
 from prunectl.cli.tables import facts, heading, sentence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.analyze_screen import source_rows
 from prunectl.cli.tables import columns, facts, heading, sentence
 

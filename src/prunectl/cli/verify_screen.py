@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunectl.cli import numbers
+from prunectl import numbers
 from prunectl.cli.tables import columns, heading, sentence
 
 if TYPE_CHECKING:
