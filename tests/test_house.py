@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {
         "publishing",
         "loading",
         "benchmarking",
-        "evaluate",
+        "evaluation",
     },
     "plan": {"settings", "plan", "recipe", "calibration", "streaming"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A long step begins; ``total`` is in bytes."""
+    """A long step begins; ``total`` is in bytes, or in what ``unit`` names, in the plural."""
 
     phase: str
     total: int
+    unit: str = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """``count`` more bytes of the phase are done; ``item`` is the tensor or file just worked on."""
+    """``count`` more of the phase is done; ``item`` is the tensor or file just worked on."""
 
     phase: str
     count: int

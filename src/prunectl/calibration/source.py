@@ -85,48 +85,51 @@ class CalibrationSource:
         return {key: value for key, value in fields.items() if value}
 
 
-def parse_calibration(texts: Sequence[str] | str) -> CalibrationSource:
+def parse_calibration(
+    texts: Sequence[str] | str, option: str = "--calibration"
+) -> CalibrationSource:
     """The source that one or several ``--calibration`` name.
 
     Several ``text:`` are one source, in the order given; of the other kinds there is one.
+    ``option`` is what messages call it.
 
     Raises:
         InvalidOption: a form that is not known, a file that is not there, or kinds that are mixed.
     """
     given = [texts] if isinstance(texts, str) else list(texts)
     if not given:
-        raise InvalidOption("no calibration data given", hint=f"--calibration takes {FORMS}")
-    sources = [_parse_one(text.strip()) for text in given]
+        raise InvalidOption("no calibration data given", hint=f"{option} takes {FORMS}")
+    sources = [_parse_one(text.strip(), option) for text in given]
     if len(sources) == 1:
         return sources[0]
     if any(source.kind is not SourceKind.TEXT for source in sources):
         raise InvalidOption(
-            f"--calibration {' and '.join(given[:3])} cannot be combined",
+            f"{option} {' and '.join(given[:3])} cannot be combined",
             hint="only text: may be given several times",
         )
     files = dict.fromkeys(path for source in sources for path in source.files)
     return replace(sources[0], files=tuple(files))
 
 
-def _parse_one(text: str) -> CalibrationSource:
+def _parse_one(text: str, option: str) -> CalibrationSource:
     if text in (SourceKind.RANDOM, SourceKind.DEMO):
         return CalibrationSource(SourceKind(text))
     kind, colon, rest = text.partition(":")
     if colon and kind in ("text", "hf", "images", "pairs"):
         if not rest:
-            raise InvalidOption(f"--calibration {text} names nothing", hint=f"it takes {FORMS}")
+            raise InvalidOption(f"{option} {text} names nothing", hint=f"it takes {FORMS}")
         parse = {"text": _text, "hf": _dataset, "images": _images, "pairs": _pairs}[kind]
-        return parse(rest)
+        return parse(rest, option)
     if _exists(text):
         if Path(text).suffix.lower() in TABLES:
             raise InvalidOption(
-                f"--calibration {text} could mean a table or its characters",
+                f"{option} {text} could mean a table or its characters",
                 hint=f"say hf:{text} for its rows, pairs:{text} for two columns, or text:{text}",
             )
-        return _text(text)
+        return _text(text, option)
     looks_like_id = is_repo_id(text) and text.count("/") == 1
     raise InvalidOption(
-        f"--calibration {text or repr(text)} is neither a file nor a form that is known",
+        f"{option} {text or repr(text)} is neither a file nor a form that is known",
         hint=f"a dataset of the Hub is hf:{text}" if looks_like_id else f"it takes {FORMS}",
     )
 
@@ -138,23 +141,23 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _text(rest: str) -> CalibrationSource:
+def _text(rest: str, option: str) -> CalibrationSource:
     # A name may hold a comma or a bracket: what is there as it stands is meant as it stands.
     names = [rest] if _exists(rest) else [name for name in rest.split(",") if name]
-    files = dict.fromkeys(path for name in names for path in _text_files(name))
+    files = dict.fromkeys(path for name in names for path in _text_files(name, option))
     if not files:
-        raise InvalidOption(f"--calibration text:{rest} names no file")
+        raise InvalidOption(f"{option} text:{rest} names no file")
     return CalibrationSource(SourceKind.TEXT, tuple(files))
 
 
-def _text_files(name: str) -> list[Path]:
+def _text_files(name: str, option: str) -> list[Path]:
     if not _exists(name):
         expanded = str(Path(name).expanduser()) if name.startswith("~/") else name
         found = [Path(one) for one in sorted(glob.glob(expanded, recursive=True))]  # noqa: PTH207
         found = [one for one in found if one.is_file()]
         if not found:
             raise InvalidOption(
-                f"--calibration text:{name}: there is no such file", hint="check the path"
+                f"{option} text:{name}: there is no such file", hint="check the path"
             )
         return found
     path = Path(name).expanduser()
@@ -162,24 +165,24 @@ def _text_files(name: str) -> list[Path]:
         inside = sorted(one for one in path.glob("*.txt") if one.is_file())
         if not inside:
             raise InvalidOption(
-                f"--calibration text:{name}: the folder holds no *.txt",
+                f"{option} text:{name}: the folder holds no *.txt",
                 hint=f"name the files, for example 'text:{name}/*.md'",
             )
         return inside
     return [path]
 
 
-def _dataset(rest: str) -> CalibrationSource:
+def _dataset(rest: str, option: str) -> CalibrationSource:
     parts = [part.strip() for part in rest.split(":")]
     if len(parts) > 4:
         raise InvalidOption(
-            f"--calibration hf:{rest} has more than four parts",
+            f"{option} hf:{rest} has more than four parts",
             hint="hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]; a slice of a split cannot be given",
         )
     dataset, config, split, column = [*parts, "", "", ""][:4]
     if not _exists(dataset) and not is_repo_id(dataset):
         raise InvalidOption(
-            f"--calibration hf:{rest}: '{dataset}' is neither a path nor the name of a dataset",
+            f"{option} hf:{rest}: '{dataset}' is neither a path nor the name of a dataset",
             hint="give org/name, or a local folder, CSV, JSONL or Parquet file",
         )
     return CalibrationSource(
@@ -187,18 +190,18 @@ def _dataset(rest: str) -> CalibrationSource:
     )
 
 
-def _images(rest: str) -> CalibrationSource:
+def _images(rest: str, option: str) -> CalibrationSource:
     if not _exists(rest) or not Path(rest).expanduser().is_dir():
-        raise InvalidOption(f"--calibration images:{rest}: there is no such folder")
+        raise InvalidOption(f"{option} images:{rest}: there is no such folder")
     return CalibrationSource(SourceKind.IMAGES, (Path(rest).expanduser(),))
 
 
-def _pairs(rest: str) -> CalibrationSource:
+def _pairs(rest: str, option: str) -> CalibrationSource:
     if not _exists(rest) or not Path(rest).expanduser().is_file():
-        raise InvalidOption(f"--calibration pairs:{rest}: there is no such file")
+        raise InvalidOption(f"{option} pairs:{rest}: there is no such file")
     if Path(rest).suffix.lower() not in PAIRS:
         raise InvalidOption(
-            f"--calibration pairs:{rest} is not a table by its name",
+            f"{option} pairs:{rest} is not a table by its name",
             hint=f"one of {', '.join(PAIRS)}",
         )
     return CalibrationSource(SourceKind.PAIRS, (Path(rest).expanduser(),))

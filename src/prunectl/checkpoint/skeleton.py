@@ -40,12 +40,14 @@ class Skeleton:
         model: in evaluation mode; parameters of blocks that are not loaded are on the meta device.
         blocks: paths of the transformer blocks, in the order of the module tree.
         device, dtype: where and as what loaded weights are.
+        made_up: parameters outside of the blocks that the checkpoint lacks (a new head's): zeros.
 
     Args:
         checkpoint: dense.
         reader: of its bytes; used until the skeleton is dropped.
         device: of the weights.
         dtype: of the weights in memory, whatever the files hold.
+        built: class and config of the model; None is what config.json names.
 
     Raises:
         UnknownArchitecture: transformers cannot build the model.
@@ -59,12 +61,13 @@ class Skeleton:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        built: tuple[type[PreTrainedModel], PreTrainedConfig] | None = None,
     ) -> None:
         self.device, self.dtype = device, dtype
         self._checkpoint, self._reader = checkpoint, reader
         self._tensors = checkpoint.by_any_name
         with unknown_if_it_fails(), quiet_transformers():
-            cls, config = model_class(
+            cls, config = built or model_class(
                 checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
             )
             self.model = _build(cls, config, dtype)
@@ -84,7 +87,7 @@ class Skeleton:
         for name, target in self.targets.items():
             block = self.block_of(target.parameter)
             (rest if block is None else self._names[block]).append(name)
-        self._load_rest(rest)
+        self.made_up = self._load_rest(rest)
 
     def block_of(self, parameter: str) -> str | None:
         """The path of the block that holds a parameter (by its name in the module tree)."""
@@ -162,7 +165,8 @@ class Skeleton:
 
     # --- loading --------------------------------------------------------------------------------
 
-    def _load_rest(self, names: list[str]) -> None:
+    def _load_rest(self, names: list[str]) -> tuple[str, ...]:
+        """Load what is outside of the blocks; returns what there was nothing for."""
         self._put({name: _Stored(self._reader, self._tensors[name]) for name in names})
         import torch
 
@@ -171,17 +175,20 @@ class Skeleton:
             found = {self.targets[name].parameter for name in self.targets}
             missing = {n for n, _ in model.named_parameters(remove_duplicate=False)} - found
             model.tie_weights(missing_keys=missing, recompute_mapping=False)
+        made_up: list[str] = []
         for path, module in model.named_modules():
             if self.block_of(f"{path}.x") is not None:
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if parameter.is_meta:  # a head that the checkpoint lacks: nothing reads it
+                if parameter.is_meta:  # such as a head; calibration runs the blocks only
+                    made_up.append(f"{path}.{name}" if path else name)
                     empty = torch.zeros_like(parameter, device=self.device)
                     setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
         for module in model.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 if not buffer.is_meta:
                     setattr(module, name, buffer.to(self.device))
+        return tuple(made_up)
 
     def _put(self, state: Mapping[str, Any]) -> None:
         """Load tensors by their names in the files, as ``from_pretrained`` would."""

@@ -1,0 +1,122 @@
+"""What every metric is: data that were read, and a way to score a model on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.nature import Nature
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.events import OnEvent, ignore_events
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prunectl.evaluation.subject import Subject
+
+    Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """How good a model is.
+
+    Attributes:
+        value: the score.
+        values: float64 [samples, columns], what was seen of each sample: the metric's ``statistic``
+            of all of them is ``value``, and of samples drawn again it says how sure that is.
+        parts: further scores by name, such as those of groups of questions.
+    """
+
+    value: float
+    values: Values
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Request:
+    """What a metric is prepared from.
+
+    ``facts`` go into the metric's record, ``notes`` are sentences for people.
+    """
+
+    checkpoint: Checkpoint
+    nature: Nature
+    settings: EvalSettings
+    on_event: OnEvent = ignore_events
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model class with a head that the checkpoint may lack, and is trained.
+
+    Attributes:
+        auto: name of the class of transformers that chooses it:
+            ``AutoModelForSequenceClassification``.
+        config: entries of the config that it needs, such as ``num_labels``.
+    """
+
+    auto: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """Data that were read and checked, ready to score models of one checkpoint.
+
+    Attributes:
+        name: of the metric.
+        unit: what a sample is, in the plural: ``windows``.
+        samples: how many there are.
+        higher_is_better: which way is up.
+        trains: whether scoring trains the model, so that it has to be loaded anew for each score.
+        head: the class to load the model as; None is the one that its config names.
+        record: the protocol, ready for JSON: all that fixes the number, a hash of the data
+            included. Equal records mean comparable scores.
+        notes: sentences for people: what had to be other than asked for.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+    @property
+    def trains(self) -> bool: ...
+    @property
+    def head(self) -> Head | None: ...
+    @property
+    def record(self) -> dict[str, Any]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def tolerates(self, parameter: str) -> bool:
+        """Whether the model may lack a parameter outside of its blocks: the metric does not use it,
+        or trains it."""
+        ...
+
+    def statistic(self, values: Values) -> float:
+        """The score of samples [samples, columns]."""
+        ...
+
+    def score(self, subject: Subject, *, seed: int, on_event: OnEvent = ignore_events) -> Score:
+        """Run the model on the data.
+
+        Args:
+            subject: the model, on its device.
+            seed: of training; metrics that do not train ignore it.
+
+        Raises:
+            EvaluationFailed: its outputs are not numbers.
+        """
+        ...
+
+
+Prepare = Callable[[Request], Metric]

@@ -1,0 +1,201 @@
+"""Perplexity on text: exp of the mean negative log likelihood of a token, given those before it.
+
+The protocol is fixed. Documents are joined by an empty line and tokenized without special tokens;
+windows of ``sequence_length`` tokens begin every ``stride`` tokens. Each is begun by what the
+tokenizer begins a text with (nothing, or a token such as ``<s>``), which is not predicted. Of the
+first window all tokens but the first are predicted (all, behind a token that begins the text), of a
+later one those that no window before it held; without overlap that is, again, all but the first.
+What is left at the end and fills no window is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunectl.calibration.source import SourceKind
+from prunectl.calibration.tokens import JOINER, Ids, load_tokenizer
+from prunectl.checkpoint.nature import Kind
+from prunectl.errors import InvalidOption
+from prunectl.evaluation.batches import in_batches
+from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.sources import digest, read_text, source_of
+from prunectl.events import OnEvent, ignore_events
+
+if TYPE_CHECKING:
+    from prunectl.evaluation.metric import Values
+    from prunectl.evaluation.subject import Subject
+
+LENGTH = 2048
+"""Tokens of a window where none are asked for, and the model takes so many."""
+BATCH = 4
+LEAST = 16
+"""Fewer tokens than this tell nothing."""
+_BYTES_PER_TOKEN = 16
+_FINITE = 700.0
+"""Mean negative log likelihoods from which exp has no finite value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens that are run together, and how many of the last ones are scored."""
+
+    ids: Ids
+    scored: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Perplexity:
+    """See :class:`prunectl.evaluation.metric.Metric`; a sample is a window: (sum of negative log
+    likelihoods, tokens predicted)."""
+
+    windows: tuple[Window, ...]
+    batch_size: int
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    name: str = "perplexity"
+    unit: str = "windows"
+    higher_is_better: bool = False
+    trains: bool = False
+    head: Head | None = None
+
+    @property
+    def samples(self) -> int:
+        return len(self.windows)
+
+    def tolerates(self, parameter: str) -> bool:
+        return False
+
+    def statistic(self, values: Values) -> float:
+        """Exp of the mean over all tokens; Inf where that is too large."""
+        total, tokens = values.sum(0)
+        return math.exp(total / tokens) if total / tokens < _FINITE else math.inf
+
+    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+        """Run the windows through the model.
+
+        Raises:
+            EvaluationFailed: a loss is NaN.
+        """
+        found = in_batches(
+            self.windows,
+            self.batch_size,
+            partial(_losses, subject.model),
+            phase="perplexity",
+            unit=self.unit,
+            on_event=on_event,
+        )
+        values = np.array(found, np.float64)
+        if np.isnan(values).any():
+            raise EvaluationFailed(
+                self.name, f"the loss of {int(np.isnan(values[:, 0]).sum())} windows is NaN"
+            )
+        mean = float(values[:, 0].sum() / values[:, 1].sum())
+        return Score(self.statistic(values), values, {"nats per token": mean})
+
+
+def prepare(request: Request) -> Perplexity:
+    """Read the text and cut its windows.
+
+    Raises:
+        MetricMismatch: the model does not continue text.
+        NoData, BadData, BadTokenizer, WrongTokenizer, InvalidOption: see there.
+    """
+    settings, model = request.settings, request.checkpoint.model
+    if request.nature.kind is not Kind.CAUSAL_LM:
+        raise MetricMismatch(
+            settings.metric,
+            model,
+            f"it is for models that continue text, and this one is of kind {request.nature.kind}",
+            hint="--metric similarity or classification is for encoders",
+        )
+    source = source_of(request, own=True)
+    tokenizer = load_tokenizer(request.checkpoint)
+    length = _length(request, tokenizer.longest)
+    body = length - len(tokenizer.prefix)
+    stride = settings.stride or body
+    if not 1 <= stride <= body or body < 2:
+        raise InvalidOption(
+            f"--stride {settings.stride} is not valid for windows of {length} tokens",
+            hint="1 to the tokens of a window; left out, windows do not overlap",
+        )
+    needed = None
+    if settings.samples is not None and source.kind is SourceKind.HF:
+        needed = (settings.samples * stride + body) * _BYTES_PER_TOKEN
+    texts = read_text(request, source, needed)
+    ids = tokenizer.ids(texts)
+    if len(ids) < LEAST:
+        raise BadData(source.name, f"its text has {len(ids)} tokens, and {LEAST} are needed")
+    tokenizer.check([ids], request.nature.vocabulary)
+    windows = cut(ids, np.array(tokenizer.prefix, np.int64), body, stride)
+    available = len(windows)
+    if settings.samples is not None and settings.samples < available:
+        # Spread evenly: a text's beginning is no sample of it.
+        count = settings.samples
+        windows = [windows[index * available // count] for index in range(count)]
+    record = {
+        "metric": "perplexity",
+        **source.to_json(),
+        **request.facts,
+        "blake3": digest(texts),
+        "joiner": JOINER,
+        "prefix": list(tokenizer.prefix),
+        "sequence_length": len(windows[0].ids),
+        "stride": stride,
+        "windows": len(windows),
+        "windows_available": available,
+        "tokens": sum(one.scored for one in windows),
+    }
+    return Perplexity(tuple(windows), settings.batch_size or BATCH, record, tuple(request.notes))
+
+
+def _length(request: Request, longest: int | None) -> int:
+    # The tokenizer's own limit is often wrong; it is asked where the model states none.
+    context = request.nature.context if request.nature.context is not None else longest
+    wanted = request.settings.sequence_length
+    if wanted is None:
+        return min(LENGTH, context or LENGTH)
+    if context is not None and wanted > context:
+        request.notes.append(
+            f"windows of {context:,} tokens instead of {wanted:,}: the model takes no more"
+        )
+        return context
+    return wanted
+
+
+def cut(ids: Ids, prefix: Ids, body: int, stride: int) -> list[Window]:
+    """Windows of a text of tokens (n,), each with ``prefix`` before ``body`` tokens of it.
+
+    A text that is shorter than a window is one.
+    """
+    found = []
+    for start in range(0, max(len(ids) - body, 0) + 1, stride):
+        part = ids[start : start + body]
+        new = len(part) if not start or stride == body else stride
+        # Without anything before it, a window's first token has nothing to be predicted from.
+        scored = min(new, len(prefix) + len(part) - 1)
+        found.append(Window(np.concatenate([prefix, part]), scored))
+    return found
+
+
+def _losses(model: Any, windows: Sequence[Window]) -> list[tuple[float, float]]:
+    """Sum of negative log likelihoods of each window's scored tokens, and their number."""
+    import torch
+
+    device = next(model.parameters()).device
+    found = []
+    ids = torch.from_numpy(np.stack([one.ids for one in windows])).to(device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits
+        for one, row, target in zip(windows, logits, ids, strict=True):
+            loss = torch.nn.functional.cross_entropy(
+                row[-one.scored - 1 : -1].float(), target[-one.scored :], reduction="none"
+            )
+            found.append((float(loss.sum(dtype=torch.float64)), float(one.scored)))
+    return found

@@ -1,0 +1,48 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prunectl._version import __version__
+from prunectl.evaluation.resampling import Interval
+from prunectl.plain import plain
+
+SCHEMA = "prunectl.evaluate/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model's score.
+
+    Attributes:
+        model: what was evaluated. revision: its commit on the Hub, if it is from there.
+        metric: the name. higher_is_better: which way is up.
+        score: the value. interval: of 95%, by bootstrap over samples; None where there is none.
+        parts: further scores by name.
+        samples, unit: on how many of what.
+        sparsity: zeros among the prunable weights, 0..1.
+        record: the metric's protocol.
+        device, dtype: it was run on and in. seconds: of loading and scoring.
+    """
+
+    model: str
+    revision: str | None
+    metric: str
+    higher_is_better: bool
+    score: float
+    interval: Interval | None
+    parts: dict[str, float]
+    samples: int
+    unit: str
+    sparsity: float
+    record: dict[str, Any]
+    device: str
+    dtype: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``--json``; NaN and Inf are strings."""
+        document: dict[str, Any] = plain(self)
+        return {"schema": SCHEMA, "prunectl": __version__, **document}

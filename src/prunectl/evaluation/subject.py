@@ -1,0 +1,209 @@
+"""A model in memory whose prunable weights can be put in, one tensor at a time, as the files have
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunectl.benchmarking.machine import choose_device, is_out_of_memory
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.errors import BadCheckpoint, PrunectlError
+from prunectl.evaluation.metric import Head
+from prunectl.plan import not_prunable_reason
+from prunectl.settings import PruneSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunectl.checkpoint.reader import TensorReader
+    from prunectl.checkpoint.skeleton import Skeleton
+    from prunectl.evaluation.metric import Metric
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Weights that stay zero.
+
+    Attributes:
+        name: of the tensor in the files.
+        weight: of the stored shape, sharing memory with the model's parameter.
+        gone: bool of the same shape, True = pruned.
+    """
+
+    name: str
+    weight: torch.Tensor
+    gone: torch.Tensor
+
+
+class Subject:
+    """A checkpoint's model, whole and in evaluation mode.
+
+    Attributes:
+        model: the transformers model. checkpoint: what it is of.
+        device: where it is.
+        prunable: names of the tensors in the files that pruning is about.
+        made_up: parameters outside of the blocks that the checkpoint lacks.
+
+    Args:
+        reader: of the checkpoint's bytes; used as long as the subject is.
+        head: another class than the config's; what the checkpoint lacks of it is initialised as
+            the class does it, by ``seed``.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        reader: TensorReader,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        head: Head | None = None,
+        seed: int = 0,
+    ) -> None:
+        from prunectl.checkpoint.skeleton import Skeleton
+
+        built = None if head is None else _with_head(checkpoint, head)
+        self.checkpoint, self.device, self._reader = checkpoint, device, reader
+        self._skeleton: Skeleton = Skeleton(
+            checkpoint, reader, device=device, dtype=dtype, built=built
+        )
+        for block in self._skeleton.blocks:
+            self._skeleton.load(block)
+        self.model: Any = self._skeleton.model
+        self.made_up = self._skeleton.made_up
+        if head is not None:
+            self._initialise(seed)
+        known = self._skeleton.targets
+        self.prunable = tuple(name for name in prunable_names(checkpoint) if name in known)
+        self._views: dict[str, torch.Tensor] | None = None
+
+    @property
+    def views(self) -> dict[str, torch.Tensor]:
+        """By name, the prunable weights in the stored shape, sharing memory with the model.
+
+        Raises:
+            UnsupportedCheckpoint: loading does more to a tensor than to move whole matrices.
+        """
+        if self._views is None:
+            self._views = self._skeleton.views(self.prunable)
+        return self._views
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Replace a prunable tensor; ``values`` are of its stored shape, in any dtype."""
+        import torch
+
+        with torch.no_grad():
+            self.views[name].copy_(values)
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Put prunable tensors back as the checkpoint has them."""
+        for name in names:
+            self.put(name, read_tensor(self._reader, self.checkpoint.by_any_name[name]))
+
+    def held(self) -> list[Held]:
+        """What is zero of the prunable weights now, and is to stay so; tied tensors once."""
+        found: dict[int, Held] = {}
+        for name, view in self.views.items():
+            found.setdefault(view.data_ptr(), Held(name, view, view == 0))
+        return list(found.values())
+
+    def _initialise(self, seed: int) -> None:
+        """Give what the checkpoint lacks the values that its class begins training with."""
+        import torch
+
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.made_up)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for owner in owners:
+                module = self.model.get_submodule(owner)
+                for parameter in module.parameters(recurse=False):
+                    parameter._is_hf_initialized = False
+                module._is_hf_initialized = False
+                self.model._init_weights(module)
+
+
+def prunable_names(checkpoint: Checkpoint) -> list[str]:
+    """The tensors that pruning is about, where nothing is included or excluded; in file order."""
+    roles, settings = checkpoint.roles.roles, PruneSettings()
+    specs = [tensor.spec for tensor in checkpoint.tensors]
+    return [s.name for s in specs if not not_prunable_reason(s, roles[s.name], settings)]
+
+
+def _with_head(checkpoint: Checkpoint, head: Head) -> tuple[Any, Any]:
+    """The class that transformers' auto class chooses, and the config that the head needs."""
+    import transformers
+
+    from prunectl.checkpoint.module_tree import (
+        model_class,
+        quiet_transformers,
+        unknown_if_it_fails,
+    )
+    from prunectl.errors import UnknownArchitecture
+
+    with unknown_if_it_fails(), quiet_transformers():
+        _, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+        for key, value in head.config.items():
+            setattr(config, key, value)
+        mapping = getattr(transformers, head.auto)._model_mapping
+        if type(config) not in mapping:
+            raise UnknownArchitecture(
+                f"transformers has no {head.auto} for model type '{config.model_type}'"
+            )
+        return mapping[type(config)], config
+
+
+@contextmanager
+def open_subject(
+    checkpoint: Checkpoint, metric: Metric, *, device: str, dtype: str, seed: int = 0
+) -> Iterator[Subject]:
+    """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
+
+    Raises:
+        BadCheckpoint: weights are missing that the metric depends on.
+        UnknownArchitecture: transformers cannot build the model.
+        InvalidOption: a device or dtype that is not there.
+        PrunectlError: it does not fit into memory.
+    """
+    place = choose_device(device)
+    with checkpoint.open() as reader:
+        try:
+            subject = Subject(
+                checkpoint,
+                reader,
+                device=place,
+                dtype=dtype_of(checkpoint, place, dtype),
+                head=metric.head,
+                seed=seed,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise PrunectlError(
+                f"{checkpoint.model} does not fit into the memory of {place}",
+                hint="--device cpu, or --dtype bfloat16, takes less of it",
+            ) from None
+        lacking = [name for name in subject.made_up if not metric.tolerates(name)]
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise BadCheckpoint(
+                checkpoint.folder,
+                f"it lacks {', '.join(lacking[:3])}{more}, which {metric.name} depends on",
+                hint="this metric is for checkpoints that have them",
+            )
+        yield subject
+
+
+def dtype_of(checkpoint: Checkpoint, device: torch.device, wanted: str) -> torch.dtype:
+    """What the model is run in; see :func:`prunectl.pruning.calibration_samples.dtype_of`.
+
+    Raises:
+        InvalidOption: it is not known.
+    """
+    from prunectl.pruning.calibration_samples import dtype_of as calibration_dtype
+    from prunectl.settings import Calibration
+
+    return calibration_dtype(Calibration(device=str(device), dtype=wanted), checkpoint)

@@ -1,0 +1,76 @@
+"""The ``evaluate`` verb: a metric's data are read, the model is loaded, and scored."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.evaluation.metric import Metric, Score
+from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
+from prunectl.evaluation.result import Evaluation
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.subject import Subject, open_subject
+from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.loading.compressed import open_model
+
+
+def evaluate(
+    model: Checkpoint | str | os.PathLike[str],
+    settings: EvalSettings | None = None,
+    *,
+    on_event: OnEvent = ignore_events,
+) -> Evaluation:
+    """Score a dense, pruned or compressed checkpoint.
+
+    Args:
+        model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes.
+        settings: metric and data; by default perplexity, for which ``demo`` has a text of its own.
+        on_event: receives progress.
+
+    Raises:
+        UsageError: a metric that is not known or does not fit the model, or no data.
+        SourceError: the checkpoint cannot be read.
+        BadData: the data cannot be read. EvaluationFailed: the outputs are not numbers.
+    """
+    settings = settings or EvalSettings()
+    started = time.perf_counter()
+    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
+    for text in checkpoint.notes:
+        on_event(Note(text, warning=True))
+    metric = prepare(checkpoint, settings, on_event)
+    options = {"device": settings.device, "dtype": settings.dtype, "seed": settings.seed}
+    with open_subject(checkpoint, metric, **options) as subject:  # type: ignore[arg-type]
+        sparsity = zeros_share(subject)
+        score = metric.score(subject, seed=settings.seed, on_event=on_event)
+        dtype = str(subject.model.dtype).removeprefix("torch.")
+        return Evaluation(
+            model=checkpoint.model,
+            revision=checkpoint.commit,
+            metric=metric.name,
+            higher_is_better=metric.higher_is_better,
+            score=score.value,
+            interval=interval_of(metric, score, settings.seed),
+            parts=score.parts,
+            samples=metric.samples,
+            unit=metric.unit,
+            sparsity=sparsity,
+            record=metric.record,
+            device=str(subject.device),
+            dtype=dtype,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:
+    """How sure a score is."""
+    return interval(redrawn(score.values, metric.statistic, draws(len(score.values), seed)))
+
+
+def zeros_share(subject: Subject) -> float:
+    """Zeros among the prunable weights, 0..1."""
+    views = list(subject.views.values())
+    total = sum(one.numel() for one in views)
+    zeros = sum(one.numel() - int(one.count_nonzero()) for one in views)
+    return zeros / total if total else 0.0
