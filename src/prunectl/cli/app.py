@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prunectl._version import __version__
-from prunectl.cli import analyze, bench, export, prune, push, verify
+from prunectl.cli import analyze, bench, evaluate, export, prune, push, verify
 from prunectl.cli.options import SETTINGS, examples
 from prunectl.cli.shell_scripts import SCRIPTS, Shell
 
@@ -29,6 +29,7 @@ app.command(epilog=export.EPILOG, short_help="Store a checkpoint smaller, or den
 app.command(epilog=verify.EPILOG, short_help="Check that an output is what it should be.")(
     verify.verify
 )
+app.command(epilog=evaluate.EPILOG, short_help="Score a model by a metric.")(evaluate.evaluate)
 app.command(epilog=bench.EPILOG, short_help="Time a model beside others.")(bench.bench)
 app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from prunectl.benchmarking.machine import is_out_of_memory
+from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
 
 One = TypeVar("One")

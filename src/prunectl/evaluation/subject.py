@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunectl.benchmarking.machine import choose_device, is_out_of_memory
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import BadCheckpoint, PrunectlError
 from prunectl.evaluation.metric import Head
 from prunectl.plan import not_prunable_reason

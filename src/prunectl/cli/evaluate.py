@@ -1,0 +1,82 @@
+"""``prunectl evaluate``: how good a model is, by one metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunectl.cli import evaluate_options, options
+from prunectl.cli.model_argument import choose_model
+from prunectl.cli.output import Output, as_json, check_file, save_text
+
+EPILOG = options.examples(
+    "prunectl evaluate demo",
+    "prunectl evaluate out/ --metric perplexity --data text:heldout.txt --sequence-length 512",
+    "prunectl evaluate org/name --metric choice --data hf:cais/mmlu:all --shots 5",
+    "prunectl evaluate out/ --metric similarity --data sts.csv --json",
+)
+
+
+def evaluate(
+    model: options.Model = None,
+    metric: evaluate_options.Metric = "perplexity",
+    data: evaluate_options.Data = None,
+    samples: evaluate_options.Samples = None,
+    sequence_length: evaluate_options.SequenceLength = None,
+    stride: evaluate_options.Stride = None,
+    shots: evaluate_options.Shots = 0,
+    batch_size: evaluate_options.BatchSize = None,
+    seed: evaluate_options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: evaluate_options.Dtype = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Score a dense, pruned or compressed model by one metric.
+
+    The protocol is fixed, stated, and recorded with a hash of the data: scores with the same record
+    can be compared. The interval is a bootstrap over samples.
+    """
+    from prunectl.cli.evaluate_screen import evaluation_screen
+    from prunectl.evaluation.settings import EvalSettings
+    from prunectl.evaluation.verb import evaluate
+
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    if output:
+        check_file(output)
+    settings = EvalSettings(
+        metric=metric,
+        data=tuple(data or ()),
+        samples=samples,
+        sequence_length=sequence_length,
+        stride=stride,
+        shots=shots,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    choice = choose_model(model, revision, out)
+    checkpoint = options.open_source(
+        choice, token, cache_dir, trust_remote_code, out, compressed=True
+    )
+    with out.progress() as on_event:
+        result = evaluate(checkpoint, settings, on_event=on_event)
+    if output:
+        save_text(output, as_json(result.to_json()))
+        out.note(f"saved: {output}")
+    out.data(result.to_json())
+    out.show(*evaluation_screen(result, everything=verbose))

@@ -1,0 +1,76 @@
+"""The options of metrics, for ``evaluate`` and ``sweep``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        "-m",
+        metavar="METRIC",
+        help="perplexity, choice, similarity, arithmetic, classification, qa, or "
+        "harness:TASK[,TASK].",
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help="text:FILE (repeatable), hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], a table (CSV, JSONL, "
+        "Parquet) or a folder of them. The model demo has its own text.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        help="Windows, questions or rows to measure on, at most; default: all.",
+        show_default=False,
+    ),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence-length",
+        metavar="N",
+        help="Tokens in a window or a row, at most what the model takes.",
+        show_default=False,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        metavar="N",
+        help="perplexity: tokens from one window to the next; default: no overlap.",
+        show_default=False,
+    ),
+]
+Shots = Annotated[
+    int,
+    typer.Option("--shots", metavar="N", help="choice, arithmetic: solved examples in the prompt."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Samples at once; halved where memory is full.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is drawn.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Of the weights in memory; auto: float32 on the CPU, else the checkpoint's.",
+    ),
+]
