@@ -384,7 +384,7 @@ def test_a_terminal_shows_a_bar_with_bytes_and_the_notes(monkeypatch: pytest.Mon
     work(Output())
     drawn = terminal.getvalue()
     assert "reading [x]" in drawn
-    assert "/4.0 MB" in drawn
+    assert "of 4.00 MB" in drawn
     assert "warning: half of it is odd\n" in drawn
 
 
@@ -431,7 +431,7 @@ def test_no_color_draws_bars_without_colours(monkeypatch: pytest.MonkeyPatch) ->
     terminal.truncate(0)
     monkeypatch.setenv("NO_COLOR", "1")
     work(Output())
-    assert "/4.0 MB" in terminal.getvalue()
+    assert "of 4.00 MB" in terminal.getvalue()
     assert "\x1b[32m" not in terminal.getvalue()
 
 

@@ -32,7 +32,7 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[done]}", markup=False),
+        TextColumn("{task.fields[done]}", style="progress.download", markup=False),
         TimeRemainingColumn(compact=True),
     )
     bars: dict[str, TaskID] = {}
@@ -45,8 +45,9 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
             match event:
                 case PhaseStarted(phase, total, unit):
                     progress.update(outside, visible=False)
-                    bars[phase] = progress.add_task(phase, total=total, start=False, done="")
-                    phases[phase] = _Phase(total, now := time.monotonic(), now, unit)
+                    phases[phase] = one = _Phase(total, now := time.monotonic(), now, unit)
+                    done = one.words(now)
+                    bars[phase] = progress.add_task(phase, total=total, start=False, done=done)
                 case Advanced(phase, count) if phase in bars:
                     phases[phase].done += count
                     progress.start_task(bars[phase])
