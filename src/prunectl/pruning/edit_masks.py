@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from prunectl.checkpoint.reader import TensorReader
+from prunectl.pruning.edited import edited
 from prunectl.pruning.edits import Copy, Edit
 from prunectl.pruning.job import Job
-from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.targets import TensorTarget
-from prunectl.pruning.transform import write_tensor
-from prunectl.streaming import Scratch
 
 
 def masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
@@ -35,16 +32,10 @@ class _ByEdit:
     def mask(self) -> torch.Tensor:
         """bool, of the tensor's shape."""
         stored = self._job.checkpoint.by_name[self._name]
-        out = np.empty(stored.spec.nbytes, np.uint8)
-
-        def write(offset: int, data: memoryview) -> None:
-            out[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
-
         planned = self._job.planned[self._name]
-        write_tensor(
-            OutputTensor(stored.spec, stored), self._edit, planned.input_axis, self._reader, write,
-            Scratch(threading.Event()), prunable=planned.mask is None,
-        )  # fmt: skip
+        out = edited(
+            stored, self._edit, planned.input_axis, self._reader, prunable=planned.mask is None
+        )
         uint = np.dtype(f"u{stored.spec.dtype.bits // 8}")
         magnitudes = out.view(uint) & uint.type((1 << (8 * uint.itemsize - 1)) - 1)
         return torch.from_numpy(magnitudes != 0).reshape(stored.spec.shape)

@@ -1,0 +1,63 @@
+"""All numbers of a prune, whichever way it chooses its weights: nothing is written but, hidden
+beside the output, what a calibration has made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.measured import Measured
+from prunectl.checkpoint.mask_file import check_bits
+from prunectl.events import OnEvent
+from prunectl.pruning.job import Job
+from prunectl.pruning.masking import check_twins
+from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
+from prunectl.settings import Method
+
+
+@contextmanager
+def resolved(
+    job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent
+) -> Iterator[tuple[Job, Resolution]]:
+    """What happens to every tensor, known in full; inside of the block it can be carried out.
+
+    Masks and new weights are read until the block ends. The job that comes back also says what was
+    found on the way: the masks' digest, the calibration's samples.
+
+    Raises:
+        PrunectlError: as :func:`prunectl.prune`.
+    """
+    if job.settings.needs_calibration and job.settings.calibration is not None:
+        from prunectl.pruning.calibration_samples import gather_samples
+
+        samples = gather_samples(job.checkpoint, job.settings.calibration, on_event)
+        job = replace(job, samples=samples)
+    with ExitStack() as stack:  # masks are read until the last weight is written
+        if (masks := job.masks) is not None:
+            reader = stack.enter_context(masks.open())
+            check_twins(job.checkpoint, masks, job.plan, reader)
+            job = replace(job, mask_digest=check_bits(masks, reader, on_event))
+            resolution = mask_resolution(job.plan, reader)
+        elif job.settings.method is Method.MAGNITUDE:
+            resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
+        else:
+            resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
+        if job.samples is not None:
+            from prunectl.pruning.calibration_run import calibrated
+
+            resolution = stack.enter_context(calibrated(job, resolution, on_event))
+        yield job, resolution
+
+
+def _resolve(job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent) -> Resolution:
+    """Find the thresholds, with the measurements that earlier runs kept."""
+    measured = (load_measured(job.checkpoint) if use_cache else None) or Measured()
+    try:
+        resolution = resolve_plan(job.checkpoint, job.plan, measured, jobs=jobs, on_event=on_event)
+        if use_cache and measured.dirty:
+            store_measured(job.checkpoint, measured)
+        return resolution
+    finally:
+        measured.close()
