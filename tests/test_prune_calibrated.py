@@ -775,11 +775,10 @@ def test_code_that_comes_with_a_model_is_not_run(tiny: Tiny, tmp_path: Path, out
 def test_what_an_interrupted_calibration_left_is_gone_after_another_run_succeeds(
     tmp_path: Path,
 ) -> None:
-    left = tmp_path / "..out.calibrated.prunectl-partial"
+    left = target.calibrated_folder(tmp_path / "out")
     left.mkdir()
     (left / "block-00000.safetensors").write_bytes(b"half")
-    journal = tmp_path / "..out.calibrated.prunectl-journal"
-    journal.write_text("{}")
+    target.calibrated_journal(tmp_path / "out").write_text("{}")
     prune("demo", tmp_path / "out", PruneSettings(sparsity=0.5))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -37,6 +37,7 @@ import os, signal, sys
 from pathlib import Path
 from prunectl.sink import folder as folder_module
 from prunectl.sink.folder import OutputFolder
+from prunectl.sink.journal import Journal
 from prunectl.sink.shards import ShardWriter, plan_shards
 from prunectl.tensorspec import DTYPES, TensorSpec
 
@@ -120,12 +121,12 @@ STAGES = [
     ("middle of the third shard", "after(ShardWriter, 'write', 5)", 1, False),
     ("shard written, not durable", "before(ShardWriter, 'close', 2)", 2, False),
     ("shard renamed, not in the journal", "after(ShardWriter, 'close', 2)", 2, False),
-    ("journal line written", "after(folder_module.Journal, 'add', 2)", 1, False),
+    ("journal line written", "after(Journal, 'add', 2)", 1, False),
     ("between side files", "after(OutputFolder, 'write_bytes', 1)", 0, False),
     ("before the commit", "before(OutputFolder, 'commit')", 0, False),
     ("before the switch", "before(OutputFolder, '_move_in'); before(OutputFolder, '_swap')", 0, 0),
     ("after the switch", "after(OutputFolder, '_move_in'); after(OutputFolder, '_swap')", 3, True),
-    ("before the journal goes", "before(folder_module.Journal, 'remove')", 3, True),
+    ("before the journal goes", "before(Journal, 'remove')", 3, True),
 ]
 
 
@@ -196,7 +197,7 @@ def test_a_failed_second_rename_puts_the_old_output_back(
 
 def test_the_end_of_a_torn_journal_is_ignored(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+    run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
     with journal_file(target).open("ab") as file:
         file.write(b'{"shard": "model-00003-of-0000')
     run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
@@ -244,7 +245,7 @@ def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_pat
 
 def test_records_come_back(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+    run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
     events: list[Event] = []
     with OutputFolder(target, "fp-1", force=False, protected=[], on_event=events.append) as out:
         assert [out.records_of(s) for s in LAYOUT.shards] == [[{"fill": 1}], [{"fill": 1}], None]
@@ -325,7 +326,7 @@ def test_an_exception_leaves_the_target_and_finished_work(
 def test_discarding_leaves_nothing(tmp_path: Path, killed: bool) -> None:
     target = tmp_path / "new" / "deep" / "out"
     if killed:  # the folders were made by another run then
-        run_until_killed(target, 1, DIE + "after(folder_module.Journal, 'add', 2)")
+        run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
     with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
         for shard in LAYOUT.shards[2:] if killed else LAYOUT.shards:
             writer = out.open_shard(shard)
@@ -351,7 +352,7 @@ def test_a_refused_run_clears_up_after_one_killed_at_its_end(
     target = tmp_path / "out"
     if old is not None:
         job(target, old)
-    run_until_killed(target, 1, DIE + "before(folder_module.Journal, 'remove')")
+    run_until_killed(target, 1, DIE + "before(Journal, 'remove')")
     assert left_over(target) != []
     with pytest.raises(OutputConflict, match="not empty"):
         check_target(target, force=False, protected=[])

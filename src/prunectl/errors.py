@@ -286,6 +286,17 @@ class CannotWrite(OutputError):
         self.path, self.why = str(path), why
 
 
+class DamagedWork(OutputError):
+    """New weights that waited beside an output changed on the disk before they were in it."""
+
+    def __init__(self, path: Path | str, tensor: str) -> None:
+        super().__init__(
+            f"{path}: the new weights of '{tensor}', which waited beside it, changed on the disk",
+            hint="repeat the command: what is damaged is computed anew; is the disk sound?",
+        )
+        self.path, self.tensor = str(path), tensor
+
+
 class BadManifest(PrunectlError):
     """``prunectl.json`` is missing, damaged, or of a newer version."""
 

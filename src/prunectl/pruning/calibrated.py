@@ -193,18 +193,18 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
 
 def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
     """The resolution with the new values in the place of edits."""
-    records, rows = store.records(), dict(resolution.pattern_rows)
+    records: dict[str, dict[str, Any]] = {}
+    rows = dict(resolution.pattern_rows)
     edits, reasons = dict(resolution.edits), dict(resolution.reasons)
-    for name, record in list(records.items()):
+    for name, (record, digest) in store.records().items():
         found = record.pop("pattern_rows")
+        rows.pop(name, None)
         if found == []:
             edits[name] = Copy()
-            rows.pop(name, None)
             reasons[name] = "kept dense: its share of the budget is less than a block of rows"
-            del records[name]
             continue
-        edits[name] = Replace(store.tensor(name), store.reader)
-        rows.pop(name, None)
+        records[name] = record
+        edits[name] = Replace(store.tensor(name), store.reader, digest)
         if found is not None:
             rows[name] = tuple((start, stop) for start, stop in found)
     forecasts = {k: v for k, v in resolution.forecasts.items() if k not in records}

@@ -1,41 +1,44 @@
 """Where calibrated weights wait until the output is written: a file a block, hidden beside it.
 
 Each block's file is durable before the next block begins, and a later run of the same command goes
-on behind the last one.
+on behind the last one. What it finds it compares with the digests of what was written. A block that
+is damaged is computed anew. The blocks after it were computed from its outputs: they stay if it
+comes out as it was, and are computed anew too if it does not, as may be on another machine.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import blake3
 
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.events import OnEvent
-from prunectl.sink.folder import OutputFolder
+from prunectl.errors import BadCheckpoint
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
 from prunectl.sink.header import encode_header, storage_order
+from prunectl.sink.osfiles import os_errors
+from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.sink.target import journal_file, work_folder
+from prunectl.sink.target import calibrated_folder, calibrated_journal
+from prunectl.streaming import Scratch, run_tensors
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-
-def _place(target: Path) -> Path:
-    return target.with_name(f".{target.name}.calibrated")
+Value = TypeVar("Value")
 
 
 def sweep(target: Path) -> None:
     """Remove what an interrupted calibration left beside an output that is whole by now."""
-    for path in (work_folder(_place(target)), journal_file(_place(target))):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    real = target.resolve()
+    shutil.rmtree(calibrated_folder(real), ignore_errors=True)
+    calibrated_journal(real).unlink(missing_ok=True)
 
 
 class CalibratedStore:
@@ -44,39 +47,21 @@ class CalibratedStore:
     Args:
         target: the output that it belongs to.
         fingerprint: of all that decides the values.
-        blocks: by block, the tensors that get new values.
     """
 
-    def __init__(
-        self,
-        target: Path,
-        fingerprint: str,
-        blocks: Mapping[str, Iterable[TensorSpec]],
-        on_event: OnEvent,
-    ) -> None:
-        self._folder = OutputFolder(
-            _place(target),
-            fingerprint,
-            force=False,
-            protected=[],
-            on_event=on_event,
-        )
+    def __init__(self, target: Path, fingerprint: str, on_event: OnEvent) -> None:
+        with os_errors(target):
+            real = target.resolve()
+        self._folder = ResumableFolder(
+            calibrated_folder(real), calibrated_journal(real), target, fingerprint,
+            part="block", on_event=on_event,
+        )  # fmt: skip
+        self._target, self._on_event = target, on_event
         self._shards: dict[str, Shard] = {}
-        for number, (block, specs) in enumerate(blocks.items()):
-            ordered = storage_order(list(specs))
-            name = f"block-{number:05d}.safetensors"
-            self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
-        self._block_of = {
-            s.name: block for block, shard in self._shards.items() for s in shard.specs
-        }
+        self._block_of: dict[str, str] = {}
         self._writers: dict[str, ShardWriter] = {}
         self._records: dict[str, dict[str, Any]] = {}
-
-    @property
-    def missing(self) -> int:
-        """Bytes of the blocks that are not there yet."""
-        shards = self._shards.values()
-        return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
+        self._passed: set[str] = set()
 
     def __enter__(self) -> Self:
         self._folder.__enter__()
@@ -86,6 +71,59 @@ class CalibratedStore:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._reader.close()
         self._folder.__exit__(kind, error, trace)
+
+    def once(self, key: str, measure: Callable[[], Value]) -> Value:
+        """What ``measure`` gives, a JSON value; a later run is given the same without it."""
+        found: Value | None = self._folder.remembered(key)
+        if found is None:
+            found = measure()
+            self._folder.remember(key, found)
+        return found
+
+    def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
+        """Say which tensors of which block get new values; looks at what is there of them."""
+        for number, (block, specs) in enumerate(blocks.items()):
+            ordered = storage_order(list(specs))
+            name = f"block-{number:05d}.safetensors"
+            self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
+            self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
+        for name in self._damaged_files():
+            self._folder.spoil(name)
+        self._folder.tell_resumed()
+
+    def _damaged_files(self) -> set[str]:
+        """Files of finished blocks that do not hold what was written into them."""
+        found = [s for s in self._shards.values() if self._folder.records_of(s) is not None]
+        if not found:
+            return set()
+        phase = "checking earlier blocks"
+        self._on_event(PhaseStarted(phase, sum(shard.size for shard in found)))
+        digests = self._digests()
+        damaged = set()
+        with WeightReader(self._folder.work) as reader:
+
+            def digest_of(tensor: StoredTensor, scratch: Scratch) -> str:
+                digest = blake3.blake3()
+                try:
+                    for _, block in scratch.blocks(reader, tensor):
+                        digest.update(block.data)
+                except BadCheckpoint:
+                    return ""
+                return digest.hexdigest()
+
+            tensors = [self.tensor(spec.name) for shard in found for spec in shard.specs]
+            for tensor, digest in run_tensors(tensors, digest_of):
+                if digest != digests[tensor.name]:
+                    damaged.add(tensor.file)
+                self._on_event(Advanced(phase, tensor.spec.nbytes, tensor.file))
+        self._on_event(PhaseDone(phase))
+        return damaged
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the blocks that are not there yet."""
+        shards = self._shards.values()
+        return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
 
     @property
     def complete(self) -> bool:
@@ -101,18 +139,37 @@ class CalibratedStore:
             self._writers[block] = self._folder.open_shard(self._shards[block])
         data = values.contiguous().view(-1).view(torch.uint8).numpy()
         self._writers[block].write(name, 0, data.data)
-        self._records[name] = record
+        self._records[name] = {"blake3": blake3.blake3(data.data).hexdigest(), "facts": record}
 
     def finish(self, block: str) -> None:
         """Make a block durable; does nothing where it is so already, or holds nothing."""
+        self._passed.add(block)
         writer = self._writers.pop(block, None)
-        if writer is not None:
-            names = [spec.name for spec in self._shards[block].specs]
-            self._folder.finish(writer, [{"name": n, **self._records[n]} for n in names])
-            self._folder.wait()
+        if writer is None:
+            return
+        records = [{"name": s.name, **self._records[s.name]} for s in self._shards[block].specs]
+        earlier = self._folder.damaged.get(writer.name)
+        if earlier is not None and _digests_in(earlier["records"]) != _digests_in(records):
+            self._give_up_later(block)
+        self._folder.finish(writer, records)
+        self._folder.wait()
+
+    def _give_up_later(self, block: str) -> None:
+        """Forget the blocks that were computed behind other values of this one."""
+        later = [
+            shard.name
+            for other, shard in self._shards.items()
+            if other not in self._passed and self._folder.records_of(shard) is not None
+        ]
+        for name in later:
+            self._folder.spoil(name)
+        if later:
+            text = f"{block} did not come out as it was: the blocks after it are computed anew too"
+            self._on_event(Note(f"{self._target}: {text}", warning=True))
 
     def values_of(self, block: str) -> dict[str, torch.Tensor] | None:
         """A finished block's values by tensor; None where it is not finished."""
+        self._passed.add(block)
         shard = self._shards.get(block)
         if shard is None:
             return {}
@@ -133,14 +190,21 @@ class CalibratedStore:
         """Reads finished blocks."""
         return self._reader
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """The facts on every tensor of all finished blocks."""
-        found = {}
-        for shard in self._shards.values():
-            for record in self._folder.records_of(shard) or ():
-                found[record["name"]] = {k: v for k, v in record.items() if k != "name"}
-        return found
+    def records(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Of every tensor of all finished blocks, the facts, and the BLAKE3 of its values."""
+        return {
+            record["name"]: (dict(record["facts"]), record["blake3"])
+            for shard in self._shards.values()
+            for record in self._folder.records_of(shard) or ()
+        }
+
+    def _digests(self) -> dict[str, str]:
+        return {name: digest for name, (_, digest) in self.records().items()}
 
     def done_with(self) -> None:
         """The values are in the output: nothing is kept when the store is left."""
         self._folder.discard()
+
+
+def _digests_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [record["blake3"] for record in records]

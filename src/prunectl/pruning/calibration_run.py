@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -55,9 +56,10 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
     assert job.samples is not None
     with job.checkpoint.open() as reader:
         skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
-        resolution, targets = _resolve(job, resolution, skeleton, reader, on_event)
-        blocks = _blocks(job, targets, skeleton)
-        with CalibratedStore(job.target, fingerprint(job), blocks, on_event) as store:
+        with CalibratedStore(job.target, fingerprint(job), on_event) as store:
+            resolution, targets = _resolve(job, resolution, skeleton, reader, store, on_event)
+            blocks = _blocks(job, targets, skeleton)
+            store.expect(blocks)
             if not store.complete:
                 # The new weights lie beside the output until it is whole.
                 check_space(job.target, store.missing + job.layout.total_bytes)
@@ -84,9 +86,13 @@ def _resolve(
     resolution: Resolution,
     skeleton: Skeleton,
     reader: TensorReader,
+    store: CalibratedStore,
     on_event: OnEvent,
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
-    """What goes of each tensor; a budget's matrices are chosen by what their outputs lose."""
+    """What goes of each tensor; a budget's matrices are chosen by what their outputs lose.
+
+    What takes a pass over the samples is kept in the store, and not measured again.
+    """
     by_magnitude = job.masks is not None or job.settings.method is Method.MAGNITUDE
     targets = masks_of(job, resolution.edits, reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
@@ -94,7 +100,8 @@ def _resolve(
             targets |= row_block_targets(job.plan, index)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
-            taken = _take(job, index, found, skeleton, reader, on_event)
+            measure = partial(_take, job, index, found, skeleton, reader, on_event)
+            taken = set(store.once(f"taken by pool {index}", measure))
             dense = found.keys() - taken
             targets = {k: v for k, v in targets.items() if k not in found}
             targets |= {name: found[name] for name in found if name in taken}
@@ -106,7 +113,9 @@ def _resolve(
                 forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
             )
         elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
-            targets |= _allocate(job, index, skeleton, reader, on_event)
+            allot = partial(_allocate, job, index, skeleton, reader, on_event)
+            counts = store.once(f"zeros in pool {index}", allot)
+            targets |= {name: ByCount(zeros) for name, zeros in counts.items()}
         elif not by_magnitude:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
@@ -114,18 +123,18 @@ def _resolve(
 
 def _allocate(
     job: Job, index: int, skeleton: Skeleton, reader: TensorReader, on_event: OnEvent
-) -> dict[str, TensorTarget]:
+) -> dict[str, int]:
     """How many weights of each tensor go, where one threshold is for all of a pool."""
     from prunectl.pruning.allocation import ScoreCounts, allocate
 
     pool = job.plan.pools[index]
-    targets: dict[str, TensorTarget] = pool_targets(job.plan, index)
+    targets = pool_targets(job.plan, index)
     axes = {name: job.planned[name].input_axis for name in targets}
     counter = ScoreCounts(job.checkpoint.by_name, axes, reader)
     outside = _measure(job, targets, skeleton, counter, "comparing weights", on_event, full=False)
     _outside(outside, job, counter, reader)
     counts = {name: counter.counts[name] for name in targets}
-    return {name: ByCount(zeros) for name, zeros in allocate(counts, pool.target_zeros).items()}
+    return allocate(counts, pool.target_zeros)
 
 
 def _take(
@@ -135,7 +144,7 @@ def _take(
     skeleton: Skeleton,
     reader: TensorReader,
     on_event: OnEvent,
-) -> set[str]:
+) -> list[str]:
     """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
     calibrator = Calibrator(job, targets, reader, None, on_event, full=True)
     _measure(job, targets, skeleton, calibrator, "measuring errors", on_event, full=True)
@@ -148,7 +157,8 @@ def _take(
         if facts.error is not None and not facts.by_magnitude:
             errors[name] = facts.error
     specs = [stored[name].spec for name in members if name in targets]
-    return take_by_error(job.plan.pools[index], specs, errors, zeros)
+    taken = take_by_error(job.plan.pools[index], specs, errors, zeros)
+    return [spec.name for spec in specs if spec.name in taken]
 
 
 def _measure(

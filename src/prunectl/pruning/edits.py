@@ -71,10 +71,14 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """The weights are those of ``tensor``, of the same dtype and shape, which ``reader`` reads."""
+    """The weights are those of ``tensor``, of the same dtype and shape, which ``reader`` reads.
+
+    ``blake3`` is the digest of their bytes.
+    """
 
     tensor: StoredTensor
     reader: TensorReader
+    blake3: str
 
 
 Edit = Copy | Cut | CutRows | Groups | RowGroups | Keep | Replace

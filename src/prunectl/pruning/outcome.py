@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.errors import SourceChanged
+from prunectl.errors import DamagedWork, SourceChanged
 from prunectl.pattern import NM, Unstructured
 from prunectl.plan import Plan, Pool, TensorPlan
-from prunectl.pruning.edits import Copy, Cut
+from prunectl.pruning.edits import Copy, Cut, Replace
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
@@ -23,18 +23,24 @@ VISIBLE = 0.0005
 """Differences between requested and achieved sparsity from here on are explained."""
 
 
-def check_counts(
+def check_written(
+    target: Path,
     checkpoint: Checkpoint,
     resolution: Resolution,
     outputs: Mapping[str, OutputTensor],
     written: Mapping[str, Written],
 ) -> None:
-    """Compare the zeros that were written with those that the thresholds were found for.
+    """Compare what was written with what it was to be, where that is known.
 
     Raises:
-        SourceChanged: they differ, so the weights are not the ones that were measured.
+        SourceChanged: the zeros are not those that the thresholds were found for, so the weights
+            are not the ones that were measured.
+        DamagedWork: new weights are not those that calibration has put out.
     """
     for name, tensor in outputs.items():
+        edit = resolution.edits.get(tensor.source.name)
+        if isinstance(edit, Replace) and written[name].blake3 != edit.blake3:
+            raise DamagedWork(target, name)
         forecast = resolution.forecasts.get(tensor.source.name)
         if forecast is not None and written[name].zeros != forecast.zeros:
             raise SourceChanged(checkpoint.model, name, forecast.zeros, written[name].zeros)

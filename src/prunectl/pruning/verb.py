@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from prunectl.analysis.cache import load_measured, store_measured
-from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import BadMaskFile, NaNWeights, SourceChanged
+from prunectl.errors import BadMaskFile, DamagedWork, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pruning.calibrated_store import sweep
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
-from prunectl.pruning.masking import check_twins
-from prunectl.pruning.outcome import build_result, check_counts
+from prunectl.pruning.outcome import build_result, check_written
 from prunectl.pruning.papers import write_papers
-from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
+from prunectl.pruning.resolve import Resolution
+from prunectl.pruning.resolving import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
-from prunectl.settings import Method, PruneSettings
+from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -71,25 +67,7 @@ def prune(
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     for text in job.plan.notes:
         on_event(Note(text))
-    if job.settings.needs_calibration and job.settings.calibration is not None:
-        from prunectl.pruning.calibration_samples import gather_samples
-
-        samples = gather_samples(checkpoint, job.settings.calibration, on_event)
-        job = replace(job, samples=samples)
-    with ExitStack() as stack:  # masks are read until the last weight is written
-        if (masks := job.masks) is not None:
-            reader = stack.enter_context(masks.open())
-            check_twins(checkpoint, masks, job.plan, reader)
-            job = replace(job, mask_digest=check_bits(masks, reader, on_event))
-            resolution = mask_resolution(job.plan, reader)
-        elif job.settings.method is Method.MAGNITUDE:
-            resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
-        else:
-            resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
-        if job.samples is not None:
-            from prunectl.pruning.calibration_run import calibrated
-
-            resolution = stack.enter_context(calibrated(job, resolution, on_event))
+    with resolved(job, use_cache=use_cache, jobs=jobs, on_event=on_event) as (job, resolution):
         result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
     sweep(job.target)
     for text in result.warnings:
@@ -112,8 +90,8 @@ def _write(
     with folder as sink:
         try:
             written, resumed = write_weights(job, resolution, sink, jobs, on_event)
-            check_counts(checkpoint, resolution, job.outputs, written)
-        except (NaNWeights, SourceChanged, BadMaskFile) as error:
+            check_written(job.target, checkpoint, resolution, job.outputs, written)
+        except (NaNWeights, SourceChanged, BadMaskFile, DamagedWork) as error:
             sink.discard()  # a later run would only go on towards the same error
             if isinstance(error, NaNWeights) and job.masks is not None:
                 error.hint = "the checkpoint is damaged, or another one than the masks are for"
@@ -124,15 +102,3 @@ def _write(
         write_papers(sink, checkpoint, result, arguments(job), job.layout, job.command)
         sink.commit()
     return result
-
-
-def _resolve(job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent) -> Resolution:
-    """Find the thresholds, with the measurements that earlier runs kept."""
-    measured = (load_measured(job.checkpoint) if use_cache else None) or Measured()
-    try:
-        resolution = resolve_plan(job.checkpoint, job.plan, measured, jobs=jobs, on_event=on_event)
-        if use_cache and measured.dirty:
-            store_measured(job.checkpoint, measured)
-        return resolution
-    finally:
-        measured.close()

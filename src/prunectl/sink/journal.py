@@ -1,7 +1,8 @@
 """The journal of an unfinished output: what is done, and that only one process works on it.
 
 One JSON line each: first the fingerprint, the work folder's inode and how many folders were made to
-hold it, then one per finished shard.
+hold it, then one per finished shard, and per value that a later run wants to know. Each line holds
+its own BLAKE3; from the first on that is torn or damaged, nothing counts.
 It lies beside the work folder, so that the finished folder never holds it, and names the folder by
 inode, so that an old output that was just exchanged into the work folder's place is not mistaken
 for half a new one.
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,27 @@ from prunectl.errors import OutputConflict
 from prunectl.sink.osfiles import is_safe_relative
 from prunectl.sink.shards import Shard
 
-FORMAT = 1
+FORMAT = 2
 
 JsonObject = dict[str, Any]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """Some cluster file systems have no flock; there the lock is not held, and all else works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a journal holds.
+
+    Attributes:
+        finished, damaged: lines by shard name; of those that are in the folder, and of those that
+            are not, or have another size or header.
+        remembered: values by key.
+    """
+
+    finished: dict[str, JsonObject] = field(default_factory=dict)
+    damaged: dict[str, JsonObject] = field(default_factory=dict)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
 
 class Journal:
@@ -48,8 +65,8 @@ class Journal:
         self._fd = _open_locked(path, target)
         self.made_parents = 0
 
-    def load(self, fingerprint: str, work: Path) -> dict[str, JsonObject] | None:
-        """Entries by shard name whose file is in ``work``, complete; None if this is another job's.
+    def load(self, fingerprint: str, work: Path) -> Entries | None:
+        """What was noted on the shards in ``work``; None if this is another job's.
 
         What a kill left of a last line is cut off, so that the next line starts cleanly.
         """
@@ -61,7 +78,15 @@ class Journal:
         if not work.is_dir() or first != self._first_line(fingerprint, work):
             return None
         os.ftruncate(self._fd, length)
-        return {line["shard"]: line for line in lines[1:] if _is_complete(line, work)}
+        found = Entries()
+        for line in lines[1:]:
+            if "key" in line:
+                found.remembered[line["key"]] = line["value"]
+            else:
+                found.damaged[line["shard"]] = line  # the last of a shard counts
+        for name in [name for name, line in found.damaged.items() if _is_complete(line, work)]:
+            found.finished[name] = found.damaged.pop(name)
+        return found
 
     def restart(self, fingerprint: str, work: Path) -> None:
         """Forget everything and begin with ``work``, which exists and is empty."""
@@ -84,6 +109,10 @@ class Journal:
         }
         self._append(entry)
         return entry
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a JSON value; returns once the line is durable."""
+        self._append({"key": key, "value": value})
 
     def close(self) -> None:
         """Release the lock; the journal stays for a later run."""
@@ -171,11 +200,15 @@ def _open_locked(path: Path, target: Path) -> int:
 
 
 def _encode(line: JsonObject) -> bytes:
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    return _text({**line, "blake3": blake3(_text(line)).hexdigest()}) + b"\n"
+
+
+def _text(line: JsonObject) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode()
 
 
 def _whole_lines(data: bytes) -> tuple[list[JsonObject], int]:
-    """The leading lines that are complete JSON objects, and their length in bytes."""
+    """The leading lines that are as they were written, and their length in bytes."""
     lines: list[JsonObject] = []
     length = 0
     for text in data.split(b"\n")[:-1]:
@@ -183,7 +216,9 @@ def _whole_lines(data: bytes) -> tuple[list[JsonObject], int]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             break
-        if not isinstance(line, dict):
+        if not isinstance(line, dict) or "blake3" not in line:
+            break
+        if line.pop("blake3") != blake3(_text(line)).hexdigest():
             break
         lines.append(line)
         length += len(text) + 1

@@ -20,24 +20,26 @@ class PartialFile:
         folder: where.
         name: the final name.
         size: of the complete file in bytes, reserved at once; 0 where it is not known yet.
+        shown: what messages call it; None is its own path.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; from every method too.
     """
 
-    def __init__(self, folder: Path, name: str, size: int) -> None:
+    def __init__(self, folder: Path, name: str, size: int, shown: Path | None = None) -> None:
         self.name = name
         self._final = folder / name
         self._partial = folder / f"{name}.partial"
+        self._shown = shown or self._partial
         self._size = size
         self._lock = threading.Lock()
         self._syncer = ThreadPoolExecutor(1, "prunectl-sync")  # its thread starts when needed
         self._sync: Future[None] | None = None
         self._unsynced = 0
-        with os_errors(self._partial, size):
+        with os_errors(self._shown, size):
             self._fd: int | None = create_file(self._partial)
         try:
-            with os_errors(self._partial, size):
+            with os_errors(self._shown, size):
                 allocate(self._fd, size)
         except BaseException:
             self.abort()
@@ -51,16 +53,16 @@ class PartialFile:
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at a position of the file."""
         fd = self._open_fd()
-        with os_errors(self._partial, self._size):
+        with os_errors(self._shown, self._size):
             _write_at(fd, data, position)
-        with self._lock, os_errors(self._partial, self._size):
+        with self._lock, os_errors(self._shown, self._size):
             self._unsynced += memoryview(data).nbytes
             if self._unsynced >= _SYNC_EVERY and (self._sync is None or self._sync.done()):
                 self._sync_in_background(fd)
 
     def truncate(self, size: int) -> None:
         """Cut the file off, or lengthen it by zero bytes."""
-        with os_errors(self._partial, self._size):
+        with os_errors(self._shown, self._size):
             os.ftruncate(self._open_fd(), size)
 
     def _open_fd(self) -> int:
@@ -78,7 +80,7 @@ class PartialFile:
     def close(self) -> None:
         """Make the file durable and give it its final name."""
         fd = self._open_fd()
-        with os_errors(self._partial, self._size):
+        with os_errors(self._shown, self._size):
             self._syncer.shutdown()
             if self._sync is not None:
                 self._sync.result()

@@ -63,12 +63,15 @@ class PartsWriter:
 
     Bytes go to positions counted from the first byte after the header. What :meth:`declare` lists
     must cover them without a gap. For the header, ``room`` bytes are kept (:func:`header_room`).
+    ``shown`` is what messages call it.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; from every method.
     """
 
-    def __init__(self, folder: Path, shard: PartsShard, room: int) -> None:
+    def __init__(
+        self, folder: Path, shard: PartsShard, room: int, shown: Path | None = None
+    ) -> None:
         self.plan = shard
         self.name = shard.name
         self.shard: Shard | None = None
@@ -76,7 +79,7 @@ class PartsWriter:
         self._described: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._begin = 8 + room
-        self._file = PartialFile(folder, shard.name, 0)
+        self._file = PartialFile(folder, shard.name, 0, shown)
 
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at ``position``; several threads may write at once."""

@@ -47,6 +47,16 @@ def replaced_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.prunectl-replaced")
 
 
+def calibrated_folder(target: Path) -> Path:
+    """Where new weights of a calibration wait until the output is complete."""
+    return target.with_name(f".{target.name}.prunectl-calibrated")
+
+
+def calibrated_journal(target: Path) -> Path:
+    """The list of what waits there, and the lock."""
+    return target.with_name(f".{target.name}.prunectl-calibrated-journal")
+
+
 def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Path:
     """Check that an output folder may come to be at ``target``; the target is only read.
 
@@ -104,7 +114,8 @@ def _check_apart(target: Path, real: Path, protected: Path) -> None:
         raise OutputConflict(target, f"{where} {protected}; the source is never changed")
     if _holds(real, source):
         raise OutputConflict(target, f"holds the source {protected}; the source is never changed")
-    for ours in (work_folder(real), journal_file(real), replaced_folder(real)):
+    for place in (work_folder, journal_file, replaced_folder, calibrated_folder):
+        ours = place(real)
         if _holds(ours, source):
             why = f"needs {ours.name} beside it, which is or holds the source {protected}"
             raise OutputConflict(target, why)
