@@ -1,0 +1,143 @@
+"""Rows of all splits of a dataset, by the optional library ``datasets``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunectl.calibration.datasets import dataset_errors
+from prunectl.calibration.source import CalibrationSource, SourceKind
+from prunectl.errors import MissingLibrary
+from prunectl.evaluation.errors import BadData
+from prunectl.evaluation.sources import data_errors
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+
+BINARY = {".parquet": "parquet", ".arrow": "arrow"}
+"""Formats of files that only the library reads."""
+
+_COMMIT = re.compile(r"@([0-9a-f]{40})\b")
+_READING = "reading data"
+_STEP = 1_000
+
+
+@dataclass(slots=True)
+class Splits:
+    """Datasets by the names of their splits, and their commit on the Hub."""
+
+    splits: dict[str, Any]
+    revision: str | None
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    one = all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (path / "dataset_dict.json").is_file()
+
+
+def open_splits(source: CalibrationSource) -> Splits:
+    """A dataset of the Hub, or what ``save_to_disk`` wrote; no row is read.
+
+    Raises:
+        MissingLibrary: ``datasets`` is not installed.
+        BadData, AccessDenied, HubUnreachable: it cannot be opened.
+    """
+    datasets = _library(source.name)
+    with data_errors(), dataset_errors(source):
+        local = source.local_dataset
+        if local is not None:
+            found = datasets.load_from_disk(str(local))
+            if not isinstance(found, dict):
+                found = {str(found.split or "train"): found}
+            return Splits({str(key): one.to_iterable_dataset() for key, one in found.items()}, None)
+        builder = datasets.load_dataset_builder(source.dataset, source.config)
+        commit = _COMMIT.search(str(builder.base_path))
+        splits = {str(key): one for key, one in builder.as_streaming_dataset().items()}
+    return Splits(splits, commit[1] if commit else None)
+
+
+def file_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet or Arrow file.
+
+    Raises:
+        MissingLibrary: ``datasets`` is not installed.
+        BadData: it cannot be read.
+    """
+    source = CalibrationSource(SourceKind.HF, (), str(path))
+    datasets = _library(path.name)
+    with data_errors(), dataset_errors(source):
+        kind = BINARY[path.suffix.lower()]
+        builder = datasets.load_dataset_builder(kind, data_files=str(path.resolve()))
+        rows = next(iter(builder.as_streaming_dataset().values()))
+    yield from _each(rows, source)
+
+
+def rows_of(
+    rows: Any, source: CalibrationSource, split: str, on_event: OnEvent
+) -> Iterator[dict[str, Any]]:
+    """Rows of a split; images are not decoded.
+
+    Raises:
+        BadData: a file is broken.
+    """
+    known = (rows.info.splits or {}).get(split)
+    total = int(getattr(known, "num_examples", 0) or 0)
+    if total:
+        on_event(PhaseStarted(_READING, total, "rows"))
+    try:
+        for number, row in enumerate(_each(rows, source), 1):
+            yield row
+            if total and not number % _STEP:
+                on_event(Advanced(_READING, _STEP, split))
+    finally:  # also where no more are wanted
+        if total:
+            on_event(PhaseDone(_READING))
+
+
+def classes_of(rows: Any) -> dict[str, list[str]]:
+    """Names of classes of the columns that hold a class by its number."""
+    features = getattr(rows, "features", None) or {}
+    named = {name: getattr(one, "names", None) for name, one in features.items()}
+    return {name: list(names) for name, names in named.items() if names}
+
+
+def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    features = rows.features or {}
+    images = [name for name, one in features.items() if isinstance(one, datasets.Image)]
+    with data_errors(), dataset_errors(source):
+        for name in images:
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    iterator = iter(rows)
+    while True:
+        with data_errors(), dataset_errors(source):
+            row = next(iterator, None)
+            if row is None:
+                return
+            row |= {name: _image(row[name], source) for name in images}
+        yield row
+
+
+def _image(value: dict[str, Any] | None, source: CalibrationSource) -> bytes | None:
+    """The bytes of an image file."""
+    import fsspec
+
+    data, path = (value or {}).get("bytes"), (value or {}).get("path")
+    # A path in somebody else's dataset may be that of a file of the user's.
+    if not data and path and (source.local_dataset or "://" in path):
+        with fsspec.open(path, "rb") as file:
+            data = file.read()
+    if not data:
+        raise BadData(source.name, "a row has no image")
+    return bytes(data)
+
+
+def _library(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingLibrary("datasets", f"data {name}") from None
+    return datasets
