@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunectl.analysis.packed import packed_dict, packed_floats
@@ -159,6 +159,62 @@ class PatternSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """Histograms of |w|, four bins an octave, exact.
+
+    The counts of each group: first the weights with 0 < |w| < ``edges[0]``, then those with
+    ``edges[i]`` <= |w| < ``edges[i + 1]`` for each i, at last those that are not below the last
+    edge, Inf included. Neither zeros nor NaN are among them.
+
+    Attributes:
+        edges: increasing. roles: of all measured tensors.
+        components, layers: of the prunable ones; all experts of a layer are one component
+            (``mlp.experts.*.up_proj``).
+    """
+
+    edges: tuple[float, ...] = ()
+    roles: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    components: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The prunable weights of one component in one layer, experts together.
+
+    Attributes:
+        stack, layer, component: which. tensors, weights: how many.
+        zeros: at each threshold of the :class:`Cuts`.
+    """
+
+    stack: str
+    layer: int | None
+    component: str
+    tensors: int
+    weights: int
+    zeros: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """One global threshold after another, and what each takes from every component and layer.
+
+    The first is 0: the checkpoint as it is. The others come nearest to 1%, 2% .. 99% of those that
+    split no bin of the histograms: each weight with |w| < threshold goes, and no other, so that
+    ``prune`` makes these very zeros where it is asked for as many. Few where types are coarse.
+
+    Attributes:
+        thresholds: increasing. zeros: of all prunable weights. norm_kept: share of their squared
+            norm that stays. cells: in file order.
+    """
+
+    thresholds: tuple[float, ...] = ()
+    zeros: tuple[int, ...] = ()
+    norm_kept: tuple[float, ...] = ()
+    cells: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GroupStats:
     """Sums over tensors: one role, component or layer."""
 
@@ -183,6 +239,8 @@ class Analysis:
         roles: by role. components: prunable ones by component (``self_attn.q_proj``).
         layers: by 'stack.layer', in order.
         octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
+        magnitudes: finer histograms of |w|, by role, component and layer.
+        cuts: what one global threshold takes from each component and layer, in steps of 1%.
         predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` -> bytes of all tensors then.
         warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
         advice: one sentence on what to try next.
@@ -202,6 +260,8 @@ class Analysis:
     predicted_bytes: dict[str, int]
     warnings: tuple[str, ...]
     advice: str
+    magnitudes: Magnitudes = Magnitudes()
+    cuts: Cuts = Cuts()
     from_cache: bool = False
     seconds: float = 0.0
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunectl.analysis.advice import advise, warnings_for
+from prunectl.analysis.distribution import cuts, magnitudes
 from prunectl.analysis.groups import group, layer_label
 from prunectl.analysis.measured import Measured
 from prunectl.analysis.result import (
@@ -81,6 +82,8 @@ def summarize(
         predicted_bytes=predicted_bytes(source, tensors, summaries),
         warnings=warnings_for(source, tensors),
         advice=advise(source, thresholds, summaries),
+        magnitudes=magnitudes(measured, tensors),
+        cuts=cuts(measured, tensors),
     )
 
 
