@@ -74,7 +74,7 @@ def test_each_format_gives_the_rows_that_were_written(
     assert found["all"].rows == ROWS
     assert found["all"].columns == ("text", "label")
     assert found["all"].facts == {
-        "data": {"kind": "table", "files": [path.name]}, "split": "all", "rows": 3,
+        "kind": "table", "files": [path.name], "split": "all", "rows": 3,
     }  # fmt: skip
 
 

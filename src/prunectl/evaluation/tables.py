@@ -38,8 +38,9 @@ class Table:
         columns: all names that a row has, in order.
         rows: by column; cells of a CSV are text. A column that a row lacks is not in it. Images
             are a path, or the bytes of an image file.
-        facts: for a metric's record: ``data``, ``split``, ``rows``, and, where they are known,
-            ``revision`` and, for columns of classes, ``classes``.
+        facts: for a metric's record: what was named (``kind``, ``files``, ``dataset`` ...),
+            ``split``, ``rows``, and, where they are known, ``revision`` and, of columns of classes,
+            ``classes``.
     """
 
     name: str
@@ -161,7 +162,7 @@ def _stand_in(value: Any) -> str:
 
 
 def _of_files(request: Request, name: str, files: Sequence[Path]) -> Table:
-    facts = {"data": {"kind": "table", "files": [path.name for path in files]}}
+    facts = {"kind": "table", "files": [path.name for path in files]}
 
     def rows() -> Iterable[dict[str, Any]]:
         for path in files:
@@ -183,7 +184,7 @@ def _of_folder(
             for split, files in splits.items()
             if split not in skip
         }
-    facts = {"data": {"kind": "images", "folder": folder.resolve().name}}
+    facts = {"kind": "images", "folder": folder.resolve().name}
     return {
         split: _gather(request, f"{name} ({split})", rows, dict(facts))
         for split, rows in table_images.find_splits(folder).items()
@@ -202,7 +203,7 @@ def _of_dataset(
     for split, rows in opened.splits.items():
         if split in skip and split != source.split:
             continue
-        facts: dict[str, Any] = {"data": source.to_json()}
+        facts = source.to_json()
         if opened.revision:
             facts["revision"] = opened.revision
         if classes := table_datasets.classes_of(rows):
