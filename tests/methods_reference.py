@@ -52,12 +52,39 @@ def keep(scores: np.ndarray, target: Target) -> np.ndarray:
     return mask
 
 
-def share_of(target: Target, first: int, last: int, columns: int) -> Target:
-    """What a block of columns prunes: counts so far, rounded to nearest, half up."""
-    if isinstance(target, NM):
-        return target
-    before, after = (int(np.floor(target.zeros * c / columns + 0.5)) for c in (first, last))
-    return type(target)(after - before)
+def precedence(scores: np.ndarray, weight: np.ndarray, dead: np.ndarray) -> np.ndarray:
+    """Whole numbers in the order in which weights go: first zeros, then those of dead inputs by
+    their magnitude, then the others by their scores."""
+    alive = np.broadcast_to(~dead, weight.shape)
+    rows = np.stack([alive, np.where(alive, scores, np.abs(weight))], -1).reshape(-1, 2)
+    rows = rows.astype(np.float64)
+    rows[weight.reshape(-1) == 0] = -1
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(weight.shape)
+
+
+def shares_of(
+    target: Target, weight: np.ndarray, dead: np.ndarray, ends: list[int]
+) -> list[list[int]]:
+    """How many go of each block of columns, by row, or (PerTensor) of all rows together.
+
+    What costs nothing goes where it is, and of the others the counts so far are rounded to
+    nearest, half up.
+    """
+    found = []
+    for rows in [weight] if isinstance(target, PerTensor) else [row[None] for row in weight]:
+        nothing = (rows == 0) | dead
+        free = sorted(
+            (rows[i, j] != 0, abs(rows[i, j]), i, j) for i, j in np.argwhere(nothing).tolist()
+        )[: target.zeros]
+        rest = target.zeros - len(free)
+        total = max(int((~nothing).sum()), 1)
+        counts = []
+        for end in ends:
+            seen = int((~nothing[:, :end]).sum())
+            gone = sum(j < end for *_, j in free)
+            counts.append(gone + (2 * rest * seen + total) // (2 * total))
+        found.append([b - a for a, b in zip([0, *counts], counts, strict=False)])
+    return found
 
 
 def sparsegpt_reference(
@@ -68,7 +95,8 @@ def sparsegpt_reference(
     The inverse of H without the fixed inputs comes from eliminating one input after the other, as
     in optimal brain surgery: [H_(j+1:)^-1] = (H_(j:)^-1 - column row / pivot) without j.
     """
-    w, h = weight.double().numpy().copy(), hessian.double().numpy().copy()
+    first = weight.double().numpy()
+    w, h = first.copy(), hessian.double().numpy().copy()
     dead = np.diag(h) == 0
     alive = np.diag(h)[~dead]
     h[dead, dead] = alive.mean() if len(alive) else 1.0
@@ -82,14 +110,22 @@ def sparsegpt_reference(
     pivots = np.array([i[0, 0] for i in inverses])
     mask = np.ones(w.shape, bool)
     step = target.m if isinstance(target, NM) else block
+    ends = [*range(step, len(h), step), len(h)]
+    shares = None if isinstance(target, NM) else shares_of(target, first, dead, ends)
     for j in range(len(h)):
         if j % step == 0:
-            end = min(j + step, len(h))
-            part = share_of(target, j, end, len(h))
-            mask[:, j:end] = keep(w[:, j:end] ** 2 / pivots[j:end], part)
-        error = np.where(mask[:, j], 0, w[:, j]) / pivots[j]
+            part = slice(j, min(j + step, len(h)))
+            order = precedence(w[:, part] ** 2 / pivots[part], first[:, part], dead[part])
+            if shares is None:
+                mask[:, part] = keep(order, target)
+            elif isinstance(target, PerTensor):
+                mask[:, part] = keep(order, PerTensor(shares[0][j // step]))
+            else:
+                for i, share in enumerate(shares):
+                    mask[i : i + 1, part] = keep(order[i : i + 1], PerRow(share[j // step]))
+        error = np.where(mask[:, j] & (first[:, j] != 0), 0, w[:, j]) / pivots[j]
         w[:, j:] -= np.outer(error, inverses[j][0])
-    return np.where(mask, w, 0), mask
+    return np.where(mask, np.where(dead, first, w), 0), mask
 
 
 def optimal(dense: Tensor, mask: Tensor, hessian: Tensor, damping: float) -> Tensor:

@@ -144,7 +144,8 @@ def test_admm_is_never_worse_than_its_start(
 ) -> None:
     weight, x = layer(rows, 4 * groups, seed, rank=rank, dead=dead)
     hessian = second_moments(x)
-    damped = (hessian.diagonal() + 0.01 * hessian.diagonal().mean()).sqrt()
+    alive = hessian.diagonal()[hessian.diagonal() > 0]  # whose mean dead inputs get
+    damped = (hessian.diagonal() + 0.01 * (alive.mean() if len(alive) else 1.0)).sqrt()
     norms = torch.where(hessian.diagonal() > 0, damped, 0.0)
     for target in (PerTensor(weight.numel() // 3), PerRow(2 * groups), NM(2, 4)):
         got = admm(weight, hessian, target, iterations=iterations)

@@ -11,7 +11,11 @@ with a copy D of W that has the zeros, multipliers V, and a penalty rho that tie
 H is damped, and scaled so that its diagonal is 1: a weight is then compared by its share in the
 outputs, as Wanda does. One eigendecomposition of H serves every rho. rho grows while the support of
 D still moves, the faster the more it does; when it stands still, conjugate gradients find the best
-weights on it.
+weights on it. How much it moves is the share of the kept weights that are new to it: half of the
+difference that ALPS compares with the same bounds, so that rho grows more slowly here.
+
+Weights that are zero go first and stay zero; then those of inputs that never fired (0 on the
+diagonal of H), the smallest first: neither costs anything. One that is kept stays as it was.
 """
 
 from __future__ import annotations
@@ -23,10 +27,10 @@ from torch import Tensor
 
 from prunectl.methods import checks
 from prunectl.methods.errors import SingularHessian
-from prunectl.methods.factor import RAISES, wake_dead
+from prunectl.methods.factor import RAISES, woken
 from prunectl.methods.pruned import Pruned
 from prunectl.methods.refine import ITERATIONS, descend, gains
-from prunectl.methods.target import Target, check_target, choose
+from prunectl.methods.target import Target, check_target, choose, costless, ranked
 
 FIRST_PENALTY = 0.1
 """rho to start with, beside a diagonal of 1."""
@@ -35,7 +39,7 @@ EVERY = 3
 """Steps between two looks at the support, with one rho and so one inverse."""
 
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""(share of the support that moved, by what rho grows if it was more)."""
+"""(share of the support that is new, by what rho grows if it was more)."""
 
 
 def admm(
@@ -50,8 +54,7 @@ def admm(
 
     Args:
         weight: float [out, in], finite.
-        hessian: float [in, in], ``2/n * sum x x^T``. Inputs that never fired (0 on its diagonal)
-            get weight 0, and are pruned first.
+        hessian: float [in, in], ``2/n * sum x x^T``.
         target: how many go, and what is compared with what.
         damping: what is added to the diagonal, as a share of its mean; raised tenfold, again and
             again, while H has negative eigenvalues.
@@ -69,21 +72,25 @@ def admm(
     hessian = checks.second_moments(hessian, weight)
     check_target(target, *weight.shape)
     checks.share(damping)
-    woken = hessian.clone()
-    dead = wake_dead(woken)
+    diagonal, dead = woken(hessian)
     dense = weight.masked_fill(dead, 0.0)
-    spectrum = decompose(woken, damping)
+    free = costless(weight, dead)
+    spectrum = decompose(hessian, diagonal, damping)
     scaled = dense * spectrum.scale
-    first = choose(scaled.abs(), target)
+    first = choose(ranked(scaled.abs(), free), target)
     start = torch.where(first, dense, 0.0)
-    moved, mask = _alternate(scaled, spectrum, target, first, iterations)
-    found = torch.where(mask, moved / spectrum.scale, 0.0)
-    pull = spectrum.damping * float(woken.diagonal().mean())
-    best = descend(dense, found, mask, hessian, pull, ITERATIONS)
+    moved, mask = _alternate(scaled, spectrum, target, first, free, iterations)
+    found = moved.div_(spectrum.scale)
+    pull = spectrum.damping * float(diagonal.mean())
+    damping, raised = spectrum.damping, spectrum.raised
+    del spectrum, scaled
+    best = descend(dense, found, _support(mask, free), hessian, pull, ITERATIONS)
     best = torch.where((gains(dense, found, best, hessian) > 0)[:, None], best, found)
     if float(gains(dense, start, best, hessian).sum()) < 0:
         best, mask = start, first
-    return Pruned(best, mask, spectrum.damping, spectrum.raised, int(dead.sum()))
+    if free is not None:
+        best = torch.where(mask & dead, weight + 0.0, best)
+    return Pruned(best, mask, damping, raised, int(dead.sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +112,51 @@ class Spectrum:
     raised: int
 
 
-def decompose(hessian: Tensor, damping: float) -> Spectrum:
-    """Damp, scale and diagonalize ``hessian`` fp32 [in, in] whose diagonal is positive.
+def decompose(hessian: Tensor, diagonal: Tensor, damping: float) -> Spectrum:
+    """Damp, scale and diagonalize ``hessian`` fp32 [in, in] with another ``diagonal``, positive.
 
     Raises:
         SingularHessian: no damping of those tried makes it positive semidefinite.
     """
-    mean = hessian.diagonal().mean()
+    mean = diagonal.mean()
     for raised in range(RAISES + 1):
         damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
+        damped.diagonal().copy_(diagonal + damping * mean)
         scale = damped.diagonal().sqrt()
-        values, vectors = torch.linalg.eigh(damped.div_(scale).div_(scale[:, None]))
+        found = _eigen(damped.div_(scale).div_(scale[:, None]))
         # Rounding alone puts eigenvalues that are zero this far below it.
-        if bool(vectors.isfinite().all()) and float(values[0]) >= -1e-5 * float(values[-1]):
-            return Spectrum(values.clamp_(min=0), vectors, scale, damping, raised)
+        if found is not None and float(found[0][0]) >= -1e-5 * float(found[0][-1]):
+            return Spectrum(found[0].clamp_(min=0), found[1], scale, damping, raised)
         tried, damping = damping, 10 * damping or 0.001
     raise SingularHessian(tried)
 
 
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues in order, and vectors; None where they are not found."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it did not converge
+        return None
+    return (values, vectors) if bool(vectors.isfinite().all()) else None
+
+
+def _support(mask: Tensor, free: Tensor | None) -> Tensor:
+    """The mask without weights that are zero: those are not kept, whatever it says."""
+    return mask if free is None else mask & ~free.isneginf()
+
+
 def _alternate(
-    dense: Tensor, spectrum: Spectrum, target: Target, mask: Tensor, iterations: int
+    dense: Tensor,
+    spectrum: Spectrum,
+    target: Target,
+    mask: Tensor,
+    free: Tensor | None,
+    iterations: int,
 ) -> tuple[Tensor, Tensor]:
     """The steps of ADMM on scaled weights [out, in], until the support stands still.
+
+    Args:
+        mask: to start with. free: see :func:`prunectl.methods.target.costless`.
 
     Returns:
         D, and its mask.
@@ -139,17 +168,17 @@ def _alternate(
     for step in range(1, iterations + 1):
         if step % EVERY == 1:  # only then rho has changed
             inverse = (vectors / (values + penalty)) @ vectors.T
-        free = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
-        proposal = free.add_(multipliers, alpha=1 / penalty)
-        mask = choose(proposal.abs(), target)
-        copy = torch.where(mask, proposal, 0.0)
+        moved = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
+        proposal = moved.add_(multipliers, alpha=1 / penalty)
+        mask = choose(ranked(proposal.abs(), free), target)
+        copy = torch.where(_support(mask, free), proposal, 0.0)
         # W + V/rho - D, times rho: the new multipliers.
         multipliers = proposal.sub_(copy).mul_(penalty)
         if step % EVERY:
             continue
-        moved = int((mask & ~seen).sum()) / kept
-        if not moved:
+        new = int((mask & ~seen).sum()) / kept
+        if not new:
             break
-        penalty *= next(growth for share, growth in GROWTH if moved > share)
+        penalty *= next(growth for share, growth in GROWTH if new > share)
         seen = mask
     return copy, mask

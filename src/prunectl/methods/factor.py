@@ -28,24 +28,26 @@ class Factor:
     raised: int
 
 
-def wake_dead(hessian: Tensor) -> Tensor:
-    """Give inputs that never fired a place on the diagonal of ``hessian`` [in, in], in place.
+def woken(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of ``hessian`` [in, in] with a place for inputs that never fired.
 
     They get the mean of the others, so that neither they nor the unit of the inputs matters to the
     damping; 1 if no input fired at all.
 
     Returns:
-        bool [in], True = never fired. Nothing else in their rows and columns is nonzero.
+        fp32 [in], all positive; and bool [in], True = never fired: all else in its row and column
+        is zero.
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
+    if not bool(dead.any()):
+        return diagonal, dead
     alive = diagonal[~dead]
-    diagonal[dead] = alive.mean() if len(alive) else 1.0
-    return dead
+    return torch.where(dead, alive.mean() if len(alive) else 1.0, diagonal), dead
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Factor:
-    """Factorize the inverse of ``hessian`` fp32 [in, in] whose diagonal is positive.
+def inverse_factor(hessian: Tensor, diagonal: Tensor, damping: float) -> Factor:
+    """Factorize the inverse of ``hessian`` fp32 [in, in] with another ``diagonal``, all positive.
 
     With J the reversal of all inputs and ``J H J = L L^T``, ``R = J L J`` is upper triangular and
     ``H = R R^T``, so ``U = R^-1``: one Cholesky factorization and one triangular inverse, where
@@ -54,15 +56,24 @@ def inverse_factor(hessian: Tensor, damping: float) -> Factor:
     Raises:
         SingularHessian: no damping of those tried makes it positive definite.
     """
-    mean = hessian.diagonal().mean()
+    mean = diagonal.mean()
     for raised in range(RAISES + 1):
-        flipped = hessian.flip(0, 1)
-        flipped.diagonal().add_(damping * mean)
-        lower, info = torch.linalg.cholesky_ex(flipped)
-        if int(info) == 0:
-            one = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), one, upper=True)
-            if bool(upper.isfinite().all()):
-                return Factor(upper, damping, raised)
+        upper = _root(hessian, diagonal + damping * mean)
+        if upper is not None:
+            # By columns, as LAPACK wants it: nothing is copied.
+            inverse = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device).T
+            torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)
+            if bool(inverse.isfinite().all()):
+                return Factor(inverse, damping, raised)
+            del inverse
         tried, damping = damping, 10 * damping or 0.001
     raise SingularHessian(tried)
+
+
+def _root(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
+    """R, upper triangular, with ``R R^T`` = H with another diagonal; None if there is none."""
+    flipped = hessian.flip(0, 1)
+    flipped.diagonal().copy_(diagonal.flip(0))
+    lower, info = torch.linalg.cholesky_ex(flipped)
+    del flipped
+    return lower.flip(0, 1) if int(info) == 0 else None

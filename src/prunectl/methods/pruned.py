@@ -14,7 +14,7 @@ class Pruned:
     Attributes:
         weight: fp32 [out, in], +0.0 where pruned.
         mask: bool [out, in], True = kept. Its zeros are exactly as many as the target says; the
-            weight has more if a kept one is zero, as those of dead inputs may be.
+            weight has more only where more were zero before: a weight that was zero stays so.
         damping: the share of the mean diagonal that was added to the second moments; 0.0 if none.
         raised: how often the damping was raised tenfold before the second moments could be used.
         dead: inputs that never fired in calibration.

@@ -9,18 +9,32 @@ with ``U_jj^2 = [H_(j:)^-1]_11``, the inverse of H without the inputs that are a
     saliency   s_j     = w_j^2 / U_jj^2
 
 The mask is chosen a block of columns at a time, or a group of N:M at a time, on weights that the
-columns before have updated.
+columns before have updated. Weights that are zero go first and stay zero; then those of inputs that
+never fired (0 on the diagonal of H), the smallest first: neither costs anything. One that is kept
+stays as it was.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import torch
 from torch import Tensor
 
 from prunectl.methods import checks
-from prunectl.methods.factor import inverse_factor, wake_dead
+from prunectl.methods.factor import inverse_factor, woken
 from prunectl.methods.pruned import Pruned
-from prunectl.methods.target import PerRow, PerTensor, Target, check_target, choose
+from prunectl.methods.target import (
+    PerRow,
+    PerTensor,
+    Target,
+    check_target,
+    choose,
+    choose_counts,
+    costless,
+    ranked,
+)
 from prunectl.pattern import NM
 
 
@@ -31,11 +45,10 @@ def sparsegpt(
 
     Args:
         weight: float [out, in], finite.
-        hessian: float [in, in], ``2/n * sum x x^T``. Inputs that never fired (0 on its diagonal)
-            get weight 0, and are pruned first.
-        target: how many go. Counts are spread over the blocks of columns by cumulative rounding,
-            so that their sum is exact; inside a block, the whole block is compared (PerTensor), or
-            each of its rows (PerRow).
+        hessian: float [in, in], ``2/n * sum x x^T``.
+        target: how many go. What costs nothing goes wherever it is; the rest of the count is spread
+            over the blocks of columns by cumulative rounding, so that the sum is exact. Inside a
+            block, the whole block is compared (PerTensor), or each of its rows (PerRow).
         block: columns that are chosen together; made a multiple of M for N:M.
         damping: what is added to the diagonal, as a share of its mean; raised tenfold, again and
             again, while H has no factor.
@@ -48,55 +61,101 @@ def sparsegpt(
         SingularHessian: no damping helps.
     """
     weight = checks.matrix("weight", weight)
-    hessian = checks.second_moments(hessian, weight).clone()
+    hessian = checks.second_moments(hessian, weight)
     check_target(target, *weight.shape)
     checks.share(damping)
     if block < 1:
         raise ValueError(f"a block has at least one column, not {block}")
     if isinstance(target, NM):
         block = max(block // target.m, 1) * target.m
-    dead = wake_dead(hessian)
-    factor = inverse_factor(hessian, damping)
+    diagonal, dead = woken(hessian)
+    free = costless(weight, dead)
+    quotas = _quotas(target, free, block, *weight.shape)
+    factor = inverse_factor(hessian, diagonal, damping)
     # Columns are what is worked on, so they lie in a row of memory each.
     columns = weight.masked_fill(dead, 0.0).T.contiguous()
     mask = torch.empty_like(columns, dtype=torch.bool)
-    for start in range(0, len(columns), block):
+    for start, quota in zip(range(0, len(columns), block), quotas, strict=True):
         end = min(start + block, len(columns))
-        own = columns[start:end]
         upper = factor.upper[start:end, start:end]
-        part = _part(target, start, end, *weight.shape)
-        errors = _prune_block(own, mask[start:end], upper, part)
+        part = None if free is None else free[:, start:end]
+        errors = _prune_block(columns[start:end], mask[start:end], upper, quota, part)
         columns[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1)
-    result = torch.where(mask, columns, 0.0).T.contiguous()
     kept = mask.T.contiguous()
+    result = torch.where(mask, columns, 0.0).T.contiguous()
+    if free is not None:
+        as_it_was = dead | (weight == 0)
+        result = torch.where(kept & as_it_was, weight + 0.0, result)
     return Pruned(result, kept, factor.damping, factor.raised, int(dead.sum()))
 
 
-def _prune_block(columns: Tensor, mask: Tensor, upper: Tensor, target: Target) -> Tensor:
+Quota = Target | Tensor
+"""What goes of a block of columns; int64 [out] are numbers of each row."""
+
+
+def _prune_block(
+    columns: Tensor, mask: Tensor, upper: Tensor, quota: Quota, free: Tensor | None
+) -> Tensor:
     """Prune one block [columns, out], in place, and fill its mask.
+
+    Args:
+        free: [out, columns], what :func:`costless` says of the block.
 
     Returns:
         the errors e_j [columns, out], by which later blocks are updated.
     """
     spread = upper.diagonal()
-    step = target.m if isinstance(target, NM) else len(columns)
+    step = quota.m if isinstance(quota, NM) else len(columns)
     errors = torch.empty_like(columns)
+    kept = mask if free is None else torch.empty_like(mask)
     for j in range(len(columns)):
         if j % step == 0:
-            scores = (columns[j : j + step] / spread[j : j + step, None]).abs()
-            mask[j : j + step] = choose(scores.T, target).T
-        errors[j] = torch.where(mask[j], 0.0, columns[j]) / spread[j]
+            group = slice(j, j + step)
+            saliency = (columns[group] / spread[group, None]).abs().T
+            part = None if free is None else free[:, group]
+            mask[group] = _choose(ranked(saliency, part), quota).T
+            if part is not None:  # a zero is not kept, whatever the mask says
+                kept[group] = mask[group] & ~part.T.isneginf()
+        errors[j] = torch.where(kept[j], 0.0, columns[j]) / spread[j]
         columns[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
     return errors
 
 
-def _part(target: Target, start: int, end: int, rows: int, columns: int) -> Target:
-    """What of the target falls to the columns from ``start`` to ``end``."""
+def _choose(scores: Tensor, quota: Quota) -> Tensor:
+    return choose_counts(scores, quota) if isinstance(quota, Tensor) else choose(scores, quota)
+
+
+def _quotas(
+    target: Target, free: Tensor | None, block: int, rows: int, columns: int
+) -> list[Quota]:
+    """What of the target falls to each block of columns.
+
+    Args:
+        free: [out, in], what :func:`costless` says of the weights; None if none is so.
+    """
+    ends = [*range(block, columns, block), columns]
     if isinstance(target, NM):
-        return target
+        return [target] * len(ends)
+    if free is not None:
+        return _uneven(target, free, ends)
+    before = [(2 * target.zeros * end + columns) // (2 * columns) for end in (0, *ends)]
+    return [type(target)(b - a) for a, b in itertools.pairwise(before)]
 
-    def before(column: int) -> int:
-        return (2 * target.zeros * column + columns) // (2 * columns)
 
-    zeros = before(end) - before(start)
-    return PerTensor(zeros) if isinstance(target, PerTensor) else PerRow(zeros)
+def _uneven(target: PerTensor | PerRow, free: Tensor, ends: list[int]) -> list[Quota]:
+    """:func:`_quotas` where some weights cost nothing: these, and a share of the others."""
+    costing = free >= 0
+    # Where what costs nothing is more than goes, all that goes is of it.
+    first = ~choose(torch.where(costing, math.inf, free), target)
+    everything = isinstance(target, PerTensor)
+    gone, left = (_up_to(flags, ends, everything) for flags in (first & ~costing, costing))
+    rest, total = target.zeros - gone[:, -1:], left[:, -1:].clamp(min=1)
+    before = gone + (2 * rest * left + total) // (2 * total)
+    parts = before.diff(dim=1, prepend=torch.zeros_like(rest)).T
+    return [PerTensor(int(part)) if everything else part for part in parts]
+
+
+def _up_to(flags: Tensor, ends: list[int], everything: bool) -> Tensor:
+    """How many are True in the columns before each end: int64 [out, ends], or [1, ends]."""
+    counts = flags.cumsum(1)[:, [end - 1 for end in ends]]
+    return counts.sum(0, keepdim=True) if everything else counts

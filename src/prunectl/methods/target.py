@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,36 @@ def choose(scores: Tensor, target: Target) -> Tensor:
     return _lowest_pruned(scores.reshape(1, -1), target.zeros).reshape(scores.shape)
 
 
+def costless(weight: Tensor, dead: Tensor) -> Tensor | None:
+    """Where weights rank whose going costs nothing: below every other, those that are zero first.
+
+    Args:
+        weight: fp32 [out, in], finite.
+        dead: bool [in], True = the input never fired.
+
+    Returns:
+        fp32 [out, in]: -Inf where the weight is zero; below 0 where its input is dead, in the order
+        of magnitudes; 0 elsewhere. None if no weight is one or the other.
+    """
+    zero = weight == 0
+    if not bool(dead.any()) and not bool(zero.any()):
+        return None
+    # The bits of floats are in the order of their magnitudes; a sign turns it around.
+    codes = weight.abs().view(torch.int32)
+    below = (_LARGEST - codes + _SIGN).view(torch.float32)
+    return torch.where(dead, below, 0.0).masked_fill(zero, -math.inf)
+
+
+_LARGEST = 0x7F7FFFFF
+"""Bits of the largest finite fp32."""
+_SIGN = -(1 << 31)
+
+
+def ranked(saliency: Tensor, free: Tensor | None) -> Tensor:
+    """Saliencies [out, in], at least 0, with those of :func:`costless` weights below them."""
+    return saliency if free is None else torch.where(free < 0, free, saliency)
+
+
 def check_target(target: Target, rows: int, columns: int) -> None:
     """See that a matrix [rows, columns] can follow ``target``.
 
@@ -67,6 +98,16 @@ def check_target(target: Target, rows: int, columns: int) -> None:
     room = columns if isinstance(target, PerRow) else rows * columns
     if not 0 <= target.zeros <= room:
         raise ValueError(f"{target.zeros} zeros do not fit into {room} weights")
+
+
+def choose_counts(scores: Tensor, zeros: Tensor) -> Tensor:
+    """The mask that prunes the ``zeros`` [out] lowest ``scores`` [out, in], so many in each row.
+
+    Of equal scores the lower index goes first.
+    """
+    order = scores.sort(dim=1, stable=True).indices
+    gone = torch.arange(scores.shape[1], device=scores.device) < zeros[:, None]
+    return torch.empty_like(gone).scatter_(1, order, ~gone)
 
 
 def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:

@@ -2,7 +2,8 @@
 
     S_ij = |W_ij| * ||x_j||_2
 
-The paper compares the scores within each output row (:class:`PerRow`, or N:M).
+The paper compares the scores within each output row (:class:`PerRow`, or N:M). Weights that are
+zero go first, then those of inputs that never fired, which cost nothing, the smallest first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from prunectl.methods import checks
 from prunectl.methods.pruned import Pruned
-from prunectl.methods.target import Target, choose
+from prunectl.methods.target import Target, choose, costless, ranked
 
 
 def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
@@ -31,6 +32,6 @@ def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
     """
     weight = checks.matrix("weight", weight)
     norms = checks.vector("norms", norms, weight.shape[1]).to(weight.device)
-    mask = choose(weight.abs() * norms, target)
-    dead = int((norms == 0).sum())
-    return Pruned(torch.where(mask, weight, 0.0), mask, dead=dead)
+    dead = norms == 0
+    mask = choose(ranked(weight.abs() * norms, costless(weight, dead)), target)
+    return Pruned(torch.where(mask, weight, 0.0), mask, dead=int(dead.sum()))
