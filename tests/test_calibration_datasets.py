@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 from struct import pack
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from prunectl import demo
+from prunectl.calibration.datasets import Rows, read_images
 from prunectl.calibration.errors import BadCalibration, NoSuchColumn
 from prunectl.calibration.images import find_images, open_image
 from prunectl.calibration.samples import Samples, load_samples
@@ -285,6 +287,33 @@ def test_a_dataset_of_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> 
     path = save_rows(tmp_path / "a.jsonl")
     with pytest.raises(BadCalibration, match="column 'text' holds no images"):
         windows_of(f"hf:{path}:::text", vit)
+
+
+@pytest.mark.parametrize("dataset", ["org/name", "local"])
+def test_a_row_cannot_name_a_file_of_the_users_or_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    (own,) = save_images(tmp_path / "own", 1)
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        archive.write(own, "a.png")
+    inside = own.read_bytes()
+    addresses = [f"file://{own}", f"zip://a.png::file://{tmp_path}/own.zip", f"local://{own}",
+                 "http://127.0.0.1:9/a.png", f"simplecache::file://{own}", f"hf://::file://{own}",
+                 "github://org:name@/a.png"]  # fmt: skip
+    paths = [str(own), f"zip://a.png::{tmp_path}/own.zip"]  # what a local dataset's rows hold
+    image = datasets.Features({"image": datasets.Image(decode=False)})
+    values: list[Any] = [{"path": path, "bytes": None} for path in (*addresses, *paths)]
+    values += [None, {"path": f"file://{own}", "bytes": inside}]
+    rows = datasets.Dataset.from_dict({"image": values}, image).to_iterable_dataset()
+    source = parse_calibration(f"hf:{dataset}")
+    assert bool(source.local_dataset) == (dataset == "local")
+    found = list(read_images(Rows(rows, ("image",), "image", "train", None), source))
+    local = inside if source.local_dataset else b""
+    assert found == [b""] * len(addresses) + [local] * 2 + [inside]
 
 
 def test_random_pixels(vit: tuple[Checkpoint, Nature]) -> None:

@@ -6,7 +6,7 @@ Rows are streamed: no more of them are fetched than are needed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL, getLogger
@@ -180,13 +180,12 @@ def read_rows(
 
 
 def read_images(rows: Rows, source: CalibrationSource) -> Iterator[bytes]:
-    """The bytes of image files, row by row; they are not decoded here.
+    """The bytes of image files, row by row; they are not decoded here, and b"" is none.
 
     Raises:
         BadCalibration: the column holds no images.
     """
     import datasets
-    import fsspec
 
     # A dataset of somebody else's may hold text that is the path of a file of the user's.
     if not isinstance((rows.rows.features or {}).get(rows.column), datasets.Image):
@@ -198,13 +197,36 @@ def read_images(rows: Rows, source: CalibrationSource) -> Iterator[bytes]:
     with dataset_errors(source):
         undecoded = rows.rows.cast_column(rows.column, datasets.Image(decode=False))
     for row in _each(undecoded, source):
-        value = row[rows.column] or {}
-        data, path = value.get("bytes"), value.get("path")
-        if not data and path and (source.local_dataset or "://" in path):
-            with dataset_errors(source), fsspec.open(path, "rb") as file:
-                data = file.read()
-        if data:
-            yield data
+        value = row[rows.column]
+        if value is not None:
+            yield image_bytes(value, source)
+
+
+def image_bytes(value: Mapping[str, Any], source: CalibrationSource) -> bytes:
+    """What an image's file holds: the bytes of a row, or what its path leads to; b"" if neither.
+
+    A row is somebody else's: of a dataset of the Hub, only a path that leads there is followed, and
+    of a local one only a path that is no address. Any other could name a file of the user's, or a
+    server that only the user can reach.
+    """
+    import fsspec
+
+    data, path = value.get("bytes"), value.get("path")
+    if data or not path:
+        return bytes(data or b"")
+    # "zip://inside.png::hf://datasets/..." is a file in an archive that is there.
+    *archives, place = str(path).split("::")
+    known = all(one.partition("://")[0] in _ARCHIVES for one in archives)
+    here = "://" not in place if source.local_dataset else place.startswith("hf://datasets/")
+    if not (known and here):
+        return b""
+    with dataset_errors(source), fsspec.open(path, "rb") as file:
+        read: bytes = file.read()
+    return read
+
+
+_ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
+"""Protocols by which ``datasets`` names a file inside of another."""
 
 
 def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
