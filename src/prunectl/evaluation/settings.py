@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from prunectl.errors import InvalidOption
+
+TRAINED = ("classification", "qa")
+"""Metrics that train the model before they score it."""
+PRECISIONS = ("no", "bf16", "fp16")
+PROTOCOLS = ("auto", "letters", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How metrics that train do so; None where the task's recipe holds.
+
+    Attributes:
+        epochs, learning_rate, train_batch_size, weight_decay, warmup, gradient_accumulation,
+            mixed_precision, max_grad_norm, max_steps: see
+            :class:`prunectl.evaluation.recipes.Recipe`.
+        train_samples: rows to train on, at most, drawn by the seed with each class's share kept.
+        checkpoints: a folder that takes the state after each epoch, for an interrupted training to
+            go on from; a run of other weights, data or settings does not touch it.
+    """
+
+    epochs: int | None = None
+    learning_rate: float | None = None
+    train_batch_size: int | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    gradient_accumulation: int | None = None
+    mixed_precision: str | None = None
+    max_grad_norm: float | None = None
+    max_steps: int | None = None
+    train_samples: int | None = None
+    checkpoints: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 0), ("train_batch_size", 1), ("gradient_accumulation", 1),
+            ("max_steps", 1), ("train_samples", 2),
+        ):  # fmt: skip
+            _at_least(name, getattr(self, name), least)
+        for name, most in (
+            ("learning_rate", math.inf), ("weight_decay", math.inf), ("warmup", 1.0),
+            ("max_grad_norm", math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (0 <= value <= most and math.isfinite(value)):
+                limit = "at least 0" if most == math.inf else f"0 to {most:g}"
+                raise InvalidOption(f"--{_option(name)} {value:g} is not valid: {limit}")
+        if self.mixed_precision not in (None, *PRECISIONS):
+            raise InvalidOption(
+                f"--mixed-precision '{self.mixed_precision}' is not known",
+                hint=f"one of {', '.join(PRECISIONS)}",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +72,15 @@ class EvalSettings:
         sequence_length: tokens in a window or a row, at most what the model takes.
         stride: perplexity: tokens from one window to the next; the length, where it is None.
         shots: choice, arithmetic: solved examples before each question.
-        batch_size: samples at once; halved where memory is full.
+        protocol: choice: ``letters`` (MMLU) or ``text`` (ARC, HellaSwag); ``auto`` is what the data
+            look like.
+        max_new_tokens: arithmetic: tokens of an answer at most.
+        batch_size: samples at once in scoring; halved where memory is full.
+        task: classification, qa: a task that is known by its name, such as ``qqp``.
+        train_data: classification, qa: what to train on, where it is not a split of ``data``.
+        text_columns: classification: one column of text, or two.
+        label_column: classification: the column of classes.
+        training: classification, qa: what is other than the task's recipe.
         seed: of all that is drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the weights in memory: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere)
@@ -32,7 +93,14 @@ class EvalSettings:
     sequence_length: int | None = None
     stride: int | None = None
     shots: int = 0
+    protocol: str = "auto"
+    max_new_tokens: int | None = None
     batch_size: int | None = None
+    task: str | None = None
+    train_data: str | None = None
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    training: Training | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -40,16 +108,45 @@ class EvalSettings:
     def __post_init__(self) -> None:
         given: object = self.data
         object.__setattr__(self, "data", (given,) if isinstance(given, str) else tuple(self.data))
+        object.__setattr__(self, "text_columns", tuple(self.text_columns))
         for name, least in (
             ("samples", 2), ("sequence_length", 2), ("stride", 1), ("batch_size", 1),
-            ("shots", 0), ("seed", 0),
+            ("shots", 0), ("max_new_tokens", 1), ("seed", 0),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not least <= value < 2**63:
-                option = name.replace("_", "-")
-                raise InvalidOption(f"--{option} {value} is not valid: at least {least}")
+            _at_least(name, getattr(self, name), least)
+        if self.protocol not in PROTOCOLS:
+            raise InvalidOption(
+                f"--protocol '{self.protocol}' is not known", hint=f"one of {', '.join(PROTOCOLS)}"
+            )
+        self._check_trained()
+
+    def _check_trained(self) -> None:
+        """Refuse options that only metrics that train have, where the metric is another one."""
+        given = {
+            "task": self.task,
+            "train_data": self.train_data,
+            "text_column": self.text_columns or None,
+            "label_column": self.label_column,
+        } | {one.name: getattr(self.training, one.name, None) for one in fields(Training)}
+        named = [f"--{_option(name)}" for name, value in given.items() if value is not None]
+        if named and self.name not in TRAINED:
+            raise InvalidOption(
+                f"{', '.join(named)}: --metric {self.metric} does not train",
+                hint=f"it is for --metric {' or '.join(TRAINED)}",
+            )
+        if len(self.text_columns) > 2:
+            raise InvalidOption("--text-column may be given twice at most, for pairs of texts")
 
     @property
     def name(self) -> str:
         """The metric, without what stands behind its colon."""
         return self.metric.partition(":")[0]
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and not least <= value < 2**63:
+        raise InvalidOption(f"--{_option(name)} {value} is not valid: at least {least}")
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,590 @@
+"""Fine-tuning with pruned weights held: against a plain loop, step by step, and interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from prunectl import open_checkpoint
+from prunectl.errors import CannotWrite, InvalidOption
+from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.metric import Head
+from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe, resolve
+from prunectl.evaluation.settings import EvalSettings, Training
+from prunectl.evaluation.subject import Held, Subject
+from prunectl.evaluation.training import TrainingRecord, decay, order, train
+from prunectl.evaluation.training_state import fingerprint
+from prunectl.events import Advanced, Event, Note, PhaseDone, PhaseStarted
+
+Tiny = Callable[[str], Path]
+State = dict[str, torch.Tensor]
+
+RECIPE = Recipe(
+    epochs=3, learning_rate=1e-2, train_batch_size=4, weight_decay=0.1, warmup=0.25, max_grad_norm=1
+)
+
+
+class Rows:
+    """Sequences of random tokens; of two classes, by the first token. No two rows are as long."""
+
+    def __init__(self, count: int = 10) -> None:
+        rng = np.random.default_rng(5)
+        self.rows = [rng.integers(5, 61, 4 + index % 7) for index in range(count)]
+        self.labels = [int(row[0] > 30) for row in self.rows]
+        self.sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> State:
+        self.sizes.append(len(indices))
+        length = max(len(self.rows[index]) for index in indices)
+        ids = torch.zeros(len(indices), length, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for at, index in enumerate(indices):
+            ids[at, : len(self.rows[index])] = torch.from_numpy(self.rows[index])
+            mask[at, : len(self.rows[index])] = 1
+        labels = torch.tensor([self.labels[index] for index in indices])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def model_and_held(
+    sparsity: float = 0.5, name: str = "bert_classifier", dropout: float = 0.1
+) -> tuple[Any, list[Held]]:
+    """A tiny model with the smallest weights of its blocks' matrices at zero."""
+    model = tiny_models.make(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    held = []
+    for path, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ".layer." in path:
+            weight = parameter.data
+            gone = weight.abs() < weight.abs().flatten().quantile(sparsity)
+            weight[gone] = 0
+            held.append(Held(path, weight, weight == 0))
+    assert held
+    return model.requires_grad_(False), held
+
+
+def state_of(model: torch.nn.Module) -> State:
+    return {name: one.detach().clone() for name, one in model.state_dict().items()}
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def plain_loop(model: Any, held: Sequence[Held], data: Rows, recipe: Recipe, seed: int) -> None:
+    """The same in a few lines of torch, with torch's and transformers' own schedule."""
+    model.train().requires_grad_(True)
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    steps = recipe.epochs * -(-len(data) // recipe.train_batch_size)
+    schedule = transformers.get_linear_schedule_with_warmup(
+        optimizer, round(recipe.warmup * steps), steps
+    )
+    kept = {one.name: ~one.gone for one in held}
+    torch.manual_seed(seed)
+    for epoch in range(recipe.epochs):
+        drawn = np.random.default_rng([seed, epoch]).permutation(len(data))
+        for indices in np.split(drawn, range(recipe.train_batch_size, len(data), 4)):
+            batch = data.batch(indices)
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            cross_entropy(logits, batch["labels"]).backward()
+            for name, parameter in named:
+                if name in kept:
+                    parameter.grad *= kept[name]
+            torch.nn.utils.clip_grad_norm_([p for _, p in named], recipe.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                for name, parameter in named:
+                    if name in kept:
+                        parameter *= kept[name]
+            schedule.step()
+            optimizer.zero_grad()
+    model.eval()
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def test_weights_are_those_of_a_plain_loop() -> None:
+    ours, held = model_and_held()
+    before = state_of(ours)
+    record = train(ours, held, Rows(), RECIPE, 7)
+    theirs, masks = model_and_held()
+    plain_loop(theirs, masks, Rows(), RECIPE, 7)
+    assert same(state_of(ours), state_of(theirs))
+    changed = [name for name, one in state_of(ours).items() if not torch.equal(one, before[name])]
+    assert len(changed) == len(before)
+    assert (record.steps, record.passes, len(record.losses)) == (9, 1, 3)
+    assert record.losses[-1] < record.losses[0]
+    assert not ours.training
+    assert not any(p.requires_grad or p.grad is not None for p in ours.parameters())
+
+
+@settings(max_examples=8)
+@given(
+    sparsity=st.floats(0.0, 0.95),
+    decays=st.sampled_from([0.0, 0.3, 5.0]),
+    rate=st.sampled_from([1e-4, 0.1]),
+    precision=st.sampled_from(["no", "bf16"]),
+    passes=st.integers(1, 5),
+)
+def test_after_every_step_zeros_are_zeros_and_nothing_else_is(
+    sparsity: float, decays: float, rate: float, precision: str, passes: int
+) -> None:
+    model, held = model_and_held(sparsity)
+    names = {one.name: one.gone for one in held}
+    seen = []
+
+    def check(step: int) -> None:
+        seen.append(step)
+        for name, parameter in model.named_parameters():
+            if name in names:
+                zero = parameter[names[name]]
+                assert torch.equal(zero, torch.zeros_like(zero))
+                assert not torch.signbit(zero).any()
+                assert (parameter == 0).sum() == names[name].sum()
+
+    recipe = replace(
+        RECIPE,
+        epochs=1,
+        weight_decay=decays,
+        learning_rate=rate,
+        warmup=0.0,
+        mixed_precision=precision,
+        gradient_accumulation=passes,
+    )
+    train(model, held, Rows(), recipe, 0, after_step=check)
+    assert seen == [1, 2, 3]
+
+
+def test_without_the_mask_pruned_weights_move() -> None:
+    """What the test above relies on."""
+    model, held = model_and_held()
+    train(model, [], Rows(), RECIPE, 0)
+    assert all((one.weight[one.gone] != 0).any() for one in held)
+
+
+@pytest.mark.parametrize("passes", [2, 3, 4])
+def test_a_step_is_the_same_in_several_passes(passes: int) -> None:
+    one, held = model_and_held(dropout=0.0)
+    train(one, held, Rows(), RECIPE, 0)
+    other, masks = model_and_held(dropout=0.0)
+    data = Rows()
+    train(other, masks, data, replace(RECIPE, gradient_accumulation=passes), 0)
+    for name, value in state_of(one).items():
+        torch.testing.assert_close(state_of(other)[name], value, atol=2e-4, rtol=0)
+    assert max(data.sizes) == -(-4 // passes)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(precision: str) -> None:
+    found = []
+    recipe = replace(RECIPE, mixed_precision=precision)
+    for seed in (1, 1, 2):
+        model, held = model_and_held()
+        random.seed(seed)  # what the caller draws does not matter
+        torch.rand(seed)
+        train(model, held, Rows(), recipe, seed)
+        found.append(state_of(model))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_a_model_can_be_trained_again_in_mixed_precision() -> None:
+    """As rounds of a lottery do it: what accelerate puts on a model is taken off."""
+    recipe = replace(RECIPE, mixed_precision="bf16")
+    model, held = model_and_held()
+    before = state_of(model)
+    train(model, held, Rows(), recipe, 1)
+    first = state_of(model)
+    assert "forward" not in model.__dict__
+    assert model(torch.tensor([[5, 6]])).logits.dtype == torch.float32
+    model.load_state_dict(before)
+    train(model, held, Rows(), recipe, 1)
+    assert same(state_of(model), first)
+
+
+def test_bf16_is_computed_in_bf16() -> None:
+    one, held = model_and_held()
+    train(one, held, Rows(), RECIPE, 0)
+    other, masks = model_and_held()
+    train(other, masks, Rows(), replace(RECIPE, mixed_precision="bf16"), 0)
+    assert not same(state_of(one), state_of(other))
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+
+
+def test_max_steps_ends_training_and_the_decay_with_it() -> None:
+    rates: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    model, held = model_and_held()
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        recipe = replace(RECIPE, warmup=0.0, max_steps=4)
+        record = train(model, held, Rows(), recipe, 0)
+    finally:
+        handle.remove()
+    assert record.steps == 4
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+def test_no_epochs_leave_the_model_as_it_is() -> None:
+    model, held = model_and_held()
+    before = state_of(model)
+    assert train(model, held, Rows(), replace(RECIPE, epochs=0), 0) == TrainingRecord(0, (), 1)
+    assert same(state_of(model), before)
+
+
+@given(samples=st.integers(1, 50), batch=st.integers(1, 20), seed=st.integers(0, 3))
+def test_an_epoch_sees_each_sample_once(samples: int, batch: int, seed: int) -> None:
+    for epoch in range(2):
+        steps = order(samples, batch, seed, epoch)
+        assert sorted(itertools.chain(*steps)) == list(range(samples))
+        assert all(len(step) == batch for step in steps[:-1])
+    assert samples < 20 or order(samples, batch, seed, 0) != order(samples, batch, seed, 1)
+
+
+@given(total=st.integers(1, 40), warmup=st.floats(0.0, 1.0))
+def test_the_decay_is_that_of_transformers(total: int, warmup: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    steps = round(warmup * total)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps, total)
+    for step in range(total):
+        assert decay(step, total, steps) == schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+
+
+def test_progress_is_told() -> None:
+    events: list[Event] = []
+    model, held = model_and_held()
+    train(model, held, Rows(), RECIPE, 0, events.append)
+    assert events[0] == PhaseStarted("fine-tuning", 9, "steps")
+    assert events[-1] == PhaseDone("fine-tuning")
+    assert sum(one.count for one in events if isinstance(one, Advanced)) == 9
+
+
+def test_the_caller_s_random_numbers_and_accelerator_are_left_alone() -> None:
+    def drawn() -> tuple[float, ...]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    own = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    try:
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        expected = drawn()
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        model, held = model_and_held()
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        train(model, held, Rows(), replace(RECIPE, mixed_precision="bf16"), 0)
+        assert drawn() == expected
+        assert (own.mixed_precision, own.gradient_accumulation_steps) == ("no", 3)
+        assert own.device == torch.device("cpu")
+    finally:
+        AcceleratorState._reset_state(True)
+    assert not PartialState._shared_state
+
+
+# --- weights that are held, in other layouts ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "albert", "dinov2"])
+def test_views_of_transposed_stacked_and_shared_weights_are_held(tiny: Tiny, name: str) -> None:
+    checkpoint = open_checkpoint(tiny(name))
+    images = name == "dinov2"
+    kind = "ImageClassification" if images else "SequenceClassification"
+    head = Head(f"AutoModelFor{kind}", {"num_labels": 2, "pad_token_id": 0})
+    with checkpoint.open() as reader:
+        subject = Subject(
+            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32, head=head
+        )
+        for view in subject.views.values():
+            view[torch.arange(view.numel()).reshape(view.shape) % 3 == 0] = 0
+        held = subject.held()
+
+        class Images(Rows):
+            def batch(self, indices: Sequence[int]) -> State:
+                labels = torch.tensor([self.labels[index] for index in indices])
+                return {"pixel_values": torch.rand(len(indices), 3, 16, 16), "labels": labels}
+
+        def check(step: int) -> None:
+            for one in held:
+                assert (one.weight[one.gone] == 0).all()
+                assert (one.weight[~one.gone] != 0).all()
+
+        data = Images() if images else Rows()
+        train(subject.model, held, data, replace(RECIPE, epochs=1), 0, after_step=check)
+        assert len({one.weight.data_ptr() for one in held}) == len(held)
+
+
+# --- interrupted, and gone on with ----------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(
+    tmp_path: Path, precision: str
+) -> None:
+    recipe = replace(RECIPE, mixed_precision=precision, gradient_accumulation=2)
+    whole, held = model_and_held()
+    expected = train(whole, held, Rows(), recipe, 3)
+
+    def stop(step: int) -> None:
+        if step == 8:
+            raise Interrupted
+
+    first, masks = model_and_held()
+    with pytest.raises(Interrupted):
+        train(first, masks, Rows(), recipe, 3, after_step=stop, folder=tmp_path / "state")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-0002"]
+    events: list[Event] = []
+    steps: list[int] = []
+    again, masks = model_and_held()
+    folder = tmp_path / "state"
+    record = train(
+        again, masks, Rows(), recipe, 3, events.append, after_step=steps.append, folder=folder
+    )
+    assert same(state_of(again), state_of(whole))
+    assert record == replace(expected, resumed=2)
+    assert steps == [7, 8, 9]
+    assert Note("fine-tuning goes on behind epoch 2 of 3") in events
+    assert sum(one.count for one in events if isinstance(one, Advanced)) == 9
+    # What is finished is not trained again.
+    last, masks = model_and_held()
+    record = train(last, masks, Rows(), recipe, 3, folder=folder)
+    assert (record.steps, record.resumed) == (9, 3)
+    assert same(state_of(last), state_of(whole))
+
+
+def test_a_state_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
+    model, held = model_and_held()
+    train(model, held, Rows(), RECIPE, 0, folder=tmp_path)
+    (tmp_path / "epoch-0003" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(EvaluationFailed, match=r"epoch-0003 cannot be loaded") as caught:
+        train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path)
+    assert "delete" in caught.value.hint
+
+
+def test_half_a_state_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "model.safetensors").write_bytes(b"torn")
+    model, held = model_and_held()
+    assert train(model, held, Rows(), RECIPE, 0, folder=tmp_path).resumed == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0003"]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CannotWrite, match="file"):
+        train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path / "file" / "state")
+
+
+def test_a_fingerprint_tells_weights_recipes_data_and_seeds_apart() -> None:
+    model, _ = model_and_held()
+    found = {fingerprint(model, RECIPE, "data", 0), fingerprint(model, RECIPE, "other", 0)}
+    found |= {fingerprint(model, RECIPE, "data", 1), fingerprint(model, TEXT, "data", 0)}
+    model.bert.encoder.layer[1].output.dense.weight[3, 4] += 1e-3
+    found.add(fingerprint(model, RECIPE, "data", 0))
+    assert len(found) == 5
+    model.bert.encoder.layer[1].output.dense.weight[3, 4] -= 1e-3
+    assert fingerprint(model, RECIPE, "data", 0) in found
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def allocate_too_much(model: Any, most: int) -> None:
+    """Memory for more than ``most`` samples is never there: torch's own allocator says so."""
+
+    def need(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if len(kwargs["input_ids"]) > most:
+            torch.empty(1 << 55, dtype=torch.uint8)
+
+    model.register_forward_pre_hook(need, with_kwargs=True)
+
+
+def test_where_memory_is_full_steps_take_more_passes_and_are_the_same() -> None:
+    plenty, held = model_and_held(dropout=0.0)
+    train(plenty, held, Rows(), RECIPE, 0)
+    scarce, masks = model_and_held(dropout=0.0)
+    allocate_too_much(scarce, 1)
+    events: list[Event] = []
+    record = train(scarce, masks, Rows(), RECIPE, 0, events.append)
+    assert record.passes == 4
+    notes = [one.text for one in events if isinstance(one, Note)]
+    assert notes == [
+        "memory is full: 2 samples at once from here on, 2 passes a step",
+        "memory is full: 1 samples at once from here on, 4 passes a step",
+    ]
+    for name, value in state_of(plenty).items():
+        torch.testing.assert_close(state_of(scarce)[name], value, atol=2e-4, rtol=0)
+
+
+def test_memory_that_does_not_suffice_for_one_sample_is_an_error() -> None:
+    model, held = model_and_held()
+    allocate_too_much(model, 0)
+    with pytest.raises(EvaluationFailed, match="memory of cpu does not suffice") as caught:
+        train(model, held, Rows(), RECIPE, 0)
+    assert "--sequence-length" in caught.value.hint
+    assert not model.training
+
+
+def test_a_loss_that_is_not_finite_ends_training() -> None:
+    model, held = model_and_held()
+    with pytest.raises(EvaluationFailed, match=r"the loss is (nan|inf) in step \d of 9") as caught:
+        train(model, held, Rows(), replace(RECIPE, learning_rate=1e30, max_grad_norm=0), 0)
+    assert "--learning-rate" in caught.value.hint
+    assert not model.training
+
+
+def test_other_errors_pass_through() -> None:
+    class Broken(Rows):
+        def batch(self, indices: Sequence[int]) -> State:
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        train(*model_and_held(), Broken(), RECIPE, 0)
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(InvalidOption, match="--mixed-precision fp16"):
+        train(*model_and_held(), Rows(), replace(RECIPE, mixed_precision="fp16"), 0)
+    assert not PartialState._shared_state
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+WORKER = """
+import json, sys, torch
+from dataclasses import replace
+from pathlib import Path
+import test_evaluate_training as t
+from prunectl.evaluation.training import train
+
+recipe = replace(t.RECIPE, train_batch_size=3, epochs=2)
+model, held = t.model_and_held(dropout=0.0)
+model.classifier.bias.data += torch.distributed.is_initialized()
+told, zeros = [], []
+def check(step):
+    zeros.append(all((one.weight[one.gone] == 0).all().item() for one in held))
+record = train(model, held, t.Rows(), recipe, 0, told.append, after_step=check,
+               folder=Path(sys.argv[1]) / "state")
+rank = torch.distributed.get_rank()
+torch.save(model.state_dict(), Path(sys.argv[1]) / f"{rank}.pt")
+facts = [record.steps, list(record.losses), len(told), all(zeros)]
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(facts))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    """Of the last step's samples (one) the second process has none."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *command, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, held = model_and_held(dropout=0.0)
+    recipe = replace(RECIPE, train_batch_size=3, epochs=2)
+    record = train(alone, held, Rows(), recipe, 0)
+    for rank in (0, 1):
+        steps, losses, told, zeros = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (steps, zeros, bool(told)) == (8, True, rank == 0)
+        assert losses == pytest.approx(record.losses, rel=1e-4)
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in state_of(alone).items():
+            torch.testing.assert_close(found[name], value, atol=2e-4, rtol=0)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-0002"]
+
+
+# --- settings and recipes -------------------------------------------------------------------------
+
+
+def test_recipes_are_those_of_the_paper() -> None:
+    text = {"mnli": 3, "qqp": 3, "rte": 3, "qnli": 4, "sst2": 5}
+    images = {"cifar10": 8, "cifar100": 8, "fashion-mnist": 8, "tiny-imagenet": 5}
+    expected = {name: (epochs, 32, 2e-5) for name, epochs in text.items()}
+    expected |= {name: (epochs, 64, 2e-5) for name, epochs in images.items()}
+    expected["squad"] = (3, 16, 3e-5)
+    found = {
+        name: (one.epochs, one.train_batch_size, one.learning_rate) for name, one in RECIPES.items()
+    }
+    assert found == expected
+    assert {(one.weight_decay, one.warmup, one.max_grad_norm) for one in RECIPES.values()} == {
+        (0.0, 0.0, 1.0)
+    }
+
+
+def test_what_is_set_replaces_the_recipe_s() -> None:
+    training = Training(
+        epochs=0, learning_rate=0.1, weight_decay=0.2, mixed_precision="bf16", train_samples=9
+    )
+    expected = replace(TEXT, epochs=0, learning_rate=0.1, weight_decay=0.2, mixed_precision="bf16")
+    assert resolve(TEXT, training) == expected
+    assert resolve(TEXT, None) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": -1}, "--epochs -1"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+        ({"train_batch_size": 0}, "--train-batch-size 0"),
+        ({"warmup": 1.5}, "--warmup 1.5 is not valid: 0 to 1"),
+        ({"mixed_precision": "fp8"}, "--mixed-precision 'fp8'"),
+        ({"weight_decay": -0.1}, "--weight-decay"),
+        ({"gradient_accumulation": 0}, "--gradient-accumulation"),
+        ({"max_steps": 0}, "--max-steps"),
+        ({"train_samples": 1}, "--train-samples"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        Training(**wrong)
+
+
+def test_options_of_training_are_refused_where_nothing_is_trained() -> None:
+    with pytest.raises(InvalidOption, match=r"--task, --epochs: --metric perplexity"):
+        EvalSettings("perplexity", task="qqp", training=Training(epochs=1))
+    EvalSettings("classification", task="qqp", training=Training(epochs=1))
+    EvalSettings("perplexity", training=Training())
