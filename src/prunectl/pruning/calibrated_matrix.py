@@ -10,12 +10,12 @@ from prunectl.methods.admm import admm
 from prunectl.methods.loss import output_error, row_errors
 from prunectl.methods.magnitude import magnitude
 from prunectl.methods.pruned import Pruned
-from prunectl.methods.refine import refine
+from prunectl.methods.refine import gains, refine
 from prunectl.methods.sparsegpt import sparsegpt
 from prunectl.methods.statistics import Gram
-from prunectl.methods.target import Target
 from prunectl.methods.wanda import wanda
 from prunectl.pruning.row_blocks import Ranges, choose_rows
+from prunectl.pruning.stored_form import Form, unit_of
 from prunectl.pruning.targets import ByRowBlocks, Goal, Masked
 from prunectl.settings import Method
 
@@ -25,12 +25,14 @@ class Done:
     """A pruned matrix.
 
     Attributes:
-        pruned: what the method gave. weight: fp32 [out, in], what it is in the end.
+        pruned: what the method gave.
+        weight: [out, in], what it is in the end, as it is stored.
         mask: bool [out, in], True = kept.
         survivors: ``kept`` bit for bit, or ``updated``.
         error, error_before_refine: see :class:`prunectl.pruning.calibrated.CalibratedFacts`.
         by_magnitude: whether there was no input to go by.
         rows: those that follow the pattern; None where all do.
+        overflowed: rows whose new weights the dtype does not hold, so that they are as they were.
     """
 
     pruned: Pruned
@@ -41,14 +43,14 @@ class Done:
     error_before_refine: float | None
     by_magnitude: bool
     rows: Ranges | None
+    overflowed: int = 0
 
 
 def stored(done: Done, source: torch.Tensor) -> torch.Tensor:
     """New values in the dtype of the ``source`` [out, in]; what stays as it was keeps its bits."""
     if done.survivors == "kept":
         return torch.where(done.mask.cpu(), source, torch.zeros_like(source))
-    # + 0.0: what is rounded to zero is a plain zero, whatever its sign was.
-    new = done.weight.cpu().to(source.dtype) + 0.0
+    new = done.weight.cpu()
     if done.rows is not None:
         new = torch.where(_inside(done.rows, len(source), source.device), new, source)
     return new
@@ -69,7 +71,7 @@ def _rows(
         lost = (final - weight).square()
         losses = (lost if gram is None else lost * gram.diagonal().to(lost.device)).sum(1)
     present = (weight == 0).sum(1)
-    gone = ((~mask).sum(1) - present).clamp(min=0)
+    gone = (~mask & (weight != 0)).sum(1)
     return choose_rows(losses.cpu().numpy(), gone.cpu().numpy(), zeros - int(present.sum()))
 
 
@@ -113,44 +115,54 @@ class MatrixPruner:
             weight: fp32 [out, in].
             gram: of its inputs; without one, or with no tokens in it, magnitudes decide.
             goal: which weights go.
-            dtype: that it is stored in: the error is told of what is stored.
+            dtype: that it is stored in: all that is told of it is of what is stored.
         """
         gram = gram if gram is not None and gram.tokens else None
         hessian = gram.hessian().to(weight.device) if gram is not None and self.full else None
-        pruned = self._chosen(weight, gram, goal)
-        final, updates = pruned.weight, gram is not None and self.method in _UPDATING
-        before = None
+        form = Form(dtype, unit_of(weight))
+        weight = weight if form.unit == 1 else weight / form.unit
+        pruned = self._chosen(weight, gram, hessian, goal)
+        updates = gram is not None and self.method in _UPDATING
+        # A weight that is zero stays so, even where there are more of them than were asked for.
+        kept = pruned.mask & (weight != 0)
+        plain = form.rounded(weight, kept)
+        final = form.rounded(pruned.weight, kept)
+        held = final.isfinite().all(1)
+        final, before = torch.where(held[:, None], final, plain), None
         if self.refine and hessian is not None:
-            before = final
-            final, updates = refine(weight, final, pruned.mask, hessian, damping=self.damping), True
-        rows: Ranges | None = None
-        mask = pruned.mask
+            fitted = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
+            fitted, before, updates = form.rounded(fitted, kept), final, True
+            # By what is stored: rounding may take more than fitting has won.
+            better = gains(weight, form.value(before), form.value(fitted), hessian) > 0
+            final, held = torch.where(better[:, None], fitted, before), fitted.isfinite().all(1)
+        new, mask, rows = form.value(final), pruned.mask, None
+        old = None if before is None else form.value(before)
         if isinstance(goal, ByRowBlocks):
-            rows = _rows(weight, final, mask, gram, hessian, goal.zeros)
+            rows = _rows(weight, new, mask, gram, hessian, goal.zeros)
             inside = _inside(rows, len(weight), weight.device)
-            mask, final = mask | ~inside, torch.where(inside, final, weight)
-            before = None if before is None else torch.where(inside, before, weight)
+            mask, new = mask | ~inside, torch.where(inside, new, weight)
+            old = None if old is None else torch.where(inside, old, weight)
         error = error_before = None
         if hessian is not None:
-            error = output_error(weight, final.to(dtype).float(), hessian)
-            error_before = None if before is None else output_error(weight, before, hessian)
-        survivors = "updated" if updates else "kept"
-        return Done(pruned, final, mask, survivors, error, error_before, gram is None, rows)
+            error = output_error(weight, new, hessian)
+            error_before = None if old is None else output_error(weight, old, hessian)
+        return Done(
+            pruned, final, mask, "updated" if updates else "kept", error, error_before,
+            gram is None, rows, int((~held).sum()),
+        )  # fmt: skip
 
-    def _chosen(self, weight: torch.Tensor, gram: Gram | None, goal: Goal) -> Pruned:
+    def _chosen(
+        self, weight: torch.Tensor, gram: Gram | None, hessian: torch.Tensor | None, goal: Goal
+    ) -> Pruned:
         """The weights that go, and what the method makes of the others."""
         if isinstance(goal, Masked):
             mask = goal.mask.to(weight.device)
             return Pruned(torch.where(mask, weight, torch.zeros_like(weight)), mask)
         target = goal.pattern if isinstance(goal, ByRowBlocks) else goal
-        return magnitude(weight, target) if gram is None else self._by_method(weight, gram, target)
-
-    def _by_method(self, weight: torch.Tensor, gram: Gram, goal: Target) -> Pruned:
-        if self.method is Method.MAGNITUDE:
-            return magnitude(weight, goal)
+        if gram is None or self.method is Method.MAGNITUDE:
+            return magnitude(weight, target)
         if self.method is Method.WANDA:
-            return wanda(weight, gram.norms().to(weight.device), goal)
-        hessian = gram.hessian().to(weight.device)
-        if self.method is Method.SPARSEGPT:
-            return sparsegpt(weight, hessian, goal, damping=self.damping)
-        return admm(weight, hessian, goal, damping=self.damping)
+            return wanda(weight, gram.norms().to(weight.device), target)
+        assert hessian is not None
+        method = sparsegpt if self.method is Method.SPARSEGPT else admm
+        return method(weight, hessian, target, damping=self.damping)
