@@ -159,8 +159,10 @@ def _with_head(checkpoint: Checkpoint, head: Head) -> tuple[Any, Any]:
 @contextmanager
 def open_subject(
     checkpoint: Checkpoint, metric: Metric, *, device: str, dtype: str, seed: int = 0
-) -> Iterator[Subject]:
+) -> Iterator[tuple[Subject, TensorReader]]:
     """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
+
+    Yields the subject, and the reader of the checkpoint's bytes.
 
     Raises:
         BadCheckpoint: weights are missing that the metric depends on.
@@ -194,7 +196,7 @@ def open_subject(
                 f"it lacks {', '.join(lacking[:3])}{more}, which {metric.name} depends on",
                 hint="this metric is for checkpoints that have them",
             )
-        yield subject
+        yield subject, reader
 
 
 def dtype_of(checkpoint: Checkpoint, device: torch.device, wanted: str) -> torch.dtype:

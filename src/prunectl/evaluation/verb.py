@@ -40,8 +40,9 @@ def evaluate(
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
     metric = prepare(checkpoint, settings, on_event)
-    options = {"device": settings.device, "dtype": settings.dtype, "seed": settings.seed}
-    with open_subject(checkpoint, metric, **options) as subject:  # type: ignore[arg-type]
+    with open_subject(
+        checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
+    ) as (subject, _):
         sparsity = zeros_share(subject)
         score = metric.score(subject, seed=settings.seed, on_event=on_event)
         dtype = str(subject.model.dtype).removeprefix("torch.")

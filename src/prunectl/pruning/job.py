@@ -91,14 +91,26 @@ def prepare(
     command: str,
 ) -> Job:
     """Everything that can be refused before a weight is read."""
+    job = plan_job(checkpoint, target, settings, max_shard_size, command)
+    check_target(target, force=force, protected=protected(checkpoint, settings))
+    check_space(target, job.layout.total_bytes + side_bytes(checkpoint))
+    return job
+
+
+def plan_job(
+    checkpoint: Checkpoint,
+    target: Path,
+    settings: PruneSettings,
+    max_shard_size: int | str,
+    command: str,
+) -> Job:
+    """The job, whether or not there is a place for its output; nothing is read or written."""
     plan, masks = _plan(checkpoint, settings)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     if size < 1:
         raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
-    check_target(target, force=force, protected=protected(checkpoint, settings))
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     layout = plan_shards([tensor.spec for tensor in outputs.values()], size)
-    check_space(target, layout.total_bytes + side_bytes(checkpoint))
     return Job(checkpoint, target, plan, settings, size, outputs, layout, command, masks)
 
 

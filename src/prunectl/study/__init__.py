@@ -1,0 +1,1 @@
+"""Studies of a model: what sparsity costs, measured along a curve."""

@@ -1,0 +1,39 @@
+"""The command that prunes a model as a point of a curve was."""
+
+from __future__ import annotations
+
+import shlex
+
+from prunectl.pattern import NM, Pattern
+from prunectl.settings import Budget, Method, PruneSettings, usual_scope
+
+
+def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:
+    """The words for a shell.
+
+    Args:
+        settings: those of the point; a sparsity of None is all that an N:M pattern takes.
+    """
+    words = ["prunectl", "prune", model]
+    if settings.sparsity is not None:
+        words += ["--sparsity", f"{settings.sparsity:g}"]
+    if isinstance(pattern, NM):
+        words += ["--pattern", str(pattern)]
+        if settings.budget is not Budget.MATRIX and settings.sparsity is not None:
+            words += ["--budget", str(settings.budget)]
+    if settings.method is not Method.MAGNITUDE:
+        words += ["--method", str(settings.method)]
+    if settings.scope is not usual_scope(settings.method) and not isinstance(pattern, NM):
+        words += ["--scope", str(settings.scope)]
+    words += [word for one in settings.include for word in ("--include", one)]
+    words += [word for one in settings.exclude for word in ("--exclude", one)]
+    words += ["--refine"] if settings.refine else []
+    calibration = settings.calibration
+    if calibration is not None and settings.needs_calibration:
+        words += [word for one in calibration.source for word in ("--calibration", one)]
+        words += ["--samples", str(calibration.samples)]
+        words += ["--sequence-length", str(calibration.sequence_length)]
+        words += ["--seed", str(calibration.seed)] if calibration.seed else []
+        words += ["--damping", f"{calibration.damping:g}"] if calibration.damping != 0.01 else []
+        words += ["--true-sequential"] if calibration.true_sequential else []
+    return shlex.join([*words, "-o", "out/"])

@@ -1,0 +1,133 @@
+"""Scores one checkpoint at one sparsity after another, each at most once."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from prunectl._version import __version__
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.device import choose_device, is_out_of_memory
+from prunectl.errors import CalibrationFailed
+from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.metric import Metric
+from prunectl.evaluation.subject import dtype_of, open_subject
+from prunectl.events import Note, OnEvent
+from prunectl.pattern import Pattern
+from prunectl.plain import plain
+from prunectl.settings import PruneSettings
+from prunectl.study.points import Point, Points, key_of
+from prunectl.study.pruned import PrunedSubject
+from prunectl.study.settings import SweepSettings
+
+
+class Measurer:
+    """A checkpoint and a metric; the model is loaded when the first score needs it.
+
+    A context manager: leaving it drops the model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        metric: Metric,
+        settings: SweepSettings,
+        points: Points,
+        jobs: int | None,
+        on_event: OnEvent,
+    ) -> None:
+        self.checkpoint, self.metric, self.settings = checkpoint, metric, settings
+        self._points, self._jobs, self._on_event = points, jobs, on_event
+        self._stack = ExitStack()
+        self._pruned: PrunedSubject | None = None
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._drop()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that change anything: without training and calibration one is as good as all."""
+        if self.metric.trains or self.settings.pruning.needs_calibration:
+            return self.settings.seeds
+        return self.settings.seeds[:1]
+
+    def measure(self, pattern: Pattern, sparsity: float, seed: int) -> Point:
+        """The score at a sparsity; 0 is the dense model."""
+        wanted = self.settings.at(pattern, sparsity, seed) if sparsity else None
+        key = key_of(self._facts(wanted, seed))
+        known = self._points.get(key)
+        if known is not None:
+            return known
+        started = time.perf_counter()
+        try:
+            point = self._score(wanted, seed, started)
+        except (EvaluationFailed, CalibrationFailed) as error:
+            point = self._failed(error.message, sparsity, started)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            point = self._failed("out of memory", sparsity, started)
+        if not point.failed:  # what failed may do another time
+            self._points.add(key, point)
+        return point
+
+    def _score(self, wanted: PruneSettings | None, seed: int, started: float) -> Point:
+        pruned = self._subject(seed)
+        zeros = pruned.apply(wanted, jobs=self._jobs, on_event=self._on_event)
+        try:
+            score = self.metric.score(pruned.subject, seed=seed, on_event=self._on_event)
+        finally:
+            if self.metric.trains:
+                self._drop()
+        seconds = time.perf_counter() - started
+        return Point(zeros.sparsity, zeros.overall, score.value, score.values, score.parts, seconds)
+
+    def _failed(self, why: str, sparsity: float, started: float) -> Point:
+        words = f"dense: {why}" if not sparsity else f"sparsity {sparsity:g}: {why}"
+        self._on_event(Note(f"{self.checkpoint.model}, {words}; this point is left out", True))
+        self._drop()
+        seconds = time.perf_counter() - started
+        return Point(sparsity, 0.0, None, None, {}, seconds, why or "failed")
+
+    def _subject(self, seed: int) -> PrunedSubject:
+        if self._pruned is None:
+            chosen = self.settings.evaluation
+            subject, reader = self._stack.enter_context(
+                open_subject(
+                    self.checkpoint, self.metric,
+                    device=chosen.device, dtype=chosen.dtype, seed=seed,
+                )
+            )  # fmt: skip
+            self._pruned = PrunedSubject(subject, reader)
+        return self._pruned
+
+    def _drop(self) -> None:
+        """Let go of the model, which training has changed, or which is not needed any more."""
+        self._pruned = None
+        self._stack.close()
+
+    def _facts(self, wanted: PruneSettings | None, seed: int) -> dict[str, object]:
+        """All that decides a point."""
+        chosen = self.settings.evaluation
+        place = choose_device(chosen.device)
+        uses_seed = self.metric.trains or (wanted is not None and wanted.needs_calibration)
+        return {
+            "version": __version__,
+            "source": self.checkpoint.identity(),
+            "metric": self.metric.record,
+            "device": place.type,
+            "dtype": str(dtype_of(self.checkpoint, place, chosen.dtype)),
+            "seed": seed if uses_seed else None,
+            "pruning": None if wanted is None else _pruning_facts(wanted),
+        }
+
+
+def _pruning_facts(wanted: PruneSettings) -> dict[str, object]:
+    facts: dict[str, object] = plain(asdict(wanted)) | {"pattern": str(wanted.pattern)}
+    if not wanted.needs_calibration:
+        facts["calibration"] = None
+    return facts

@@ -1,0 +1,147 @@
+"""Points of a sweep on disk: each is appended as soon as it is measured, so that a sweep goes on.
+
+A file of JSON lines. A point's key is a digest of all that decides it: the checkpoint, the metric's
+record, how it was pruned, on what it was run. A line that was cut off, or is not ours, is no point.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.errors import CannotWrite
+from prunectl.plain import plain
+
+_LARGEST = 1 << 30
+"""Bytes of a results file that are read; a sweep of a large test set has a few MB."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """One score: of a model, pruned one way, with one seed.
+
+    Attributes:
+        sparsity: achieved, of the prunable weights; overall: of all parameters.
+        score: of the metric; None if it failed.
+        values: float64 [samples, columns], what was seen of each sample; None if it failed.
+        parts: further scores. seconds: of pruning and scoring.
+        failed: why there is no score; '' if there is one.
+    """
+
+    sparsity: float
+    overall: float
+    score: float | None
+    values: NDArray[np.float64] | None
+    parts: dict[str, float]
+    seconds: float
+    failed: str = ""
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """The digest of what decides a point."""
+    text = json.dumps(plain(facts), sort_keys=True)
+    return blake3.blake3(text.encode()).hexdigest(length=16)
+
+
+class Points:
+    """The points that are known, by key; new ones are on disk before they count.
+
+    Args:
+        path: of the results file; None keeps them in memory only.
+
+    Raises:
+        CannotWrite: the file cannot be read or appended to.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._points: dict[str, Point] = {}
+        self._cut = False
+        if path is None:
+            return
+        try:
+            if path.exists() and path.stat().st_size <= _LARGEST:
+                data = path.read_bytes()
+                self._cut = bool(data) and not data.endswith(b"\n")
+                for line in data.splitlines():
+                    self._take(line)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        except OSError as error:
+            raise CannotWrite(path, error.strerror or type(error).__name__) from None
+
+    def get(self, key: str) -> Point | None:
+        """A point, if it is known."""
+        return self._points.get(key)
+
+    def add(self, key: str, point: Point) -> None:
+        """Remember a point, durably."""
+        self._points[key] = point
+        if self._path is None:
+            return
+        line = json.dumps({"key": key, **_document(point)}, allow_nan=False)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(("\n" if self._cut else "") + line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CannotWrite(self._path, error.strerror or type(error).__name__) from None
+        self._cut = False
+
+    def _take(self, line: bytes) -> None:
+        try:
+            found = json.loads(line)
+            self._points[str(found["key"])] = _point(found)
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            return  # cut off by a crash, or somebody else's: it is measured again
+
+
+def _document(point: Point) -> dict[str, Any]:
+    return {
+        "sparsity": point.sparsity,
+        "overall": point.overall,
+        "score": plain(point.score),
+        "values": None if point.values is None else plain(point.values.tolist()),
+        "parts": plain(point.parts),
+        "seconds": round(point.seconds, 3),
+        "failed": point.failed,
+    }
+
+
+def _point(found: dict[str, Any]) -> Point:
+    values = found["values"]
+    array = None
+    if values is not None:
+        array = np.array([[_number(one) for one in row] for row in values], np.float64)
+        if array.ndim != 2 or not array.size:
+            raise ValueError("not a table of numbers")
+    score = None if found["score"] is None else _number(found["score"])
+    failed = str(found["failed"])
+    if (score is None) != bool(failed) or (array is None) != bool(failed):
+        raise ValueError("neither a score nor a failure")
+    sparsity, overall = _number(found["sparsity"]), _number(found["overall"])
+    if not (0 <= sparsity <= 1 and 0 <= overall <= 1):
+        raise ValueError("no sparsity")
+    parts = {str(name): _number(value) for name, value in found["parts"].items()}
+    return Point(sparsity, overall, score, array, parts, _number(found["seconds"]), failed)
+
+
+def _number(value: Any) -> float:
+    """A number, or the text that JSON has for one that it lacks."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("not a number")
+    number = float(value)
+    if isinstance(value, str) and math.isfinite(number):
+        raise ValueError("a number as text")
+    return number

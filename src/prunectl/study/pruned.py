@@ -1,0 +1,119 @@
+"""A model in memory, pruned one way after another from the dense copy on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.checkpoint.torch_tensors import torch_dtype
+from prunectl.evaluation.subject import Subject
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.pruning.edited import edited
+from prunectl.pruning.edits import Copy, Edit, Replace
+from prunectl.pruning.job import Job, plan_job
+from prunectl.pruning.resolving import resolved
+from prunectl.pruning.verb import DEFAULT_SHARD_SIZE
+from prunectl.settings import PruneSettings
+
+PHASE = "pruning in memory"
+_ANY = PruneSettings(sparsity=0.5)
+"""Which tensors are prunable does not depend on how much goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """What a model holds after it was pruned.
+
+    Attributes:
+        zeros, weights: of the prunable weights. parameters: all numbers in the files.
+    """
+
+    zeros: int
+    weights: int
+    parameters: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights if self.weights else 0.0
+
+    @property
+    def overall(self) -> float:
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+
+class PrunedSubject:
+    """Puts into a subject's model what ``prune`` would write, bit for bit.
+
+    Only tensors whose edit is another than before are read and put in again: masks of rising
+    sparsity are nested, and N:M budgets add one matrix after the other.
+    """
+
+    def __init__(self, subject: Subject, reader: TensorReader) -> None:
+        self.subject = subject
+        self._reader = reader
+        self._edits: dict[str, Edit] = {}
+        self._zeros: dict[str, int] = {}
+
+    def apply(
+        self, settings: PruneSettings | None, *, jobs: int | None, on_event: OnEvent
+    ) -> Zeros:
+        """Prune the model in memory as ``prune`` would; None makes it dense again.
+
+        Raises:
+            PrunectlError: as :func:`prunectl.prune`.
+        """
+        checkpoint = self.subject.checkpoint
+        if settings is None:
+            job = plan_job(checkpoint, Path(), _ANY, DEFAULT_SHARD_SIZE, "")
+            self._put(job, {}, on_event)
+            return self._zeros_of(job)
+        with tempfile.TemporaryDirectory(prefix="prunectl-sweep-") as folder:
+            job = plan_job(checkpoint, Path(folder) / "out", settings, DEFAULT_SHARD_SIZE, "")
+            with resolved(job, use_cache=True, jobs=jobs, on_event=on_event) as (job, resolution):
+                self._put(job, resolution.edits, on_event)
+        return self._zeros_of(job)
+
+    def _zeros_of(self, job: Job) -> Zeros:
+        weights = [entry.spec for entry in job.plan.tensors if entry.prunable]
+        return Zeros(
+            sum(self._count(spec.name) for spec in weights),
+            sum(spec.numel for spec in weights),
+            sum(tensor.spec.numel for tensor in job.checkpoint.tensors),
+        )
+
+    def _put(self, job: Job, edits: Mapping[str, Edit], on_event: OnEvent) -> None:
+        stored = job.checkpoint.by_name
+        wanted = {name: edits.get(name, Copy()) for name in stored if job.planned[name].prunable}
+        changed = {
+            name: edit
+            for name, edit in wanted.items()
+            if edit != self._edits.get(name, Copy()) or isinstance(edit, Replace)
+        }
+        on_event(PhaseStarted(PHASE, sum(stored[name].spec.nbytes for name in changed)))
+        for name, edit in changed.items():
+            planned = job.planned[name]
+            values = edited(stored[name], edit, planned.input_axis, self._reader, prunable=True)
+            tensor = as_tensor(values, stored[name])
+            self.subject.put(name, tensor)
+            self._edits[name] = edit
+            self._zeros[name] = tensor.numel() - int(tensor.count_nonzero())
+            on_event(Advanced(PHASE, stored[name].spec.nbytes, name))
+        on_event(PhaseDone(PHASE))
+
+    def _count(self, name: str) -> int:
+        if name not in self._zeros:
+            view = self.subject.views[name]
+            self._zeros[name] = view.numel() - int(view.count_nonzero())
+        return self._zeros[name]
+
+
+def as_tensor(data: object, stored: StoredTensor) -> torch.Tensor:
+    """Bytes of a whole tensor as a torch tensor of its dtype and shape, without a copy."""
+    flat = torch.frombuffer(data, dtype=torch_dtype(stored.spec))
+    return flat.reshape(stored.spec.shape)

@@ -1,0 +1,74 @@
+"""What a sweep is asked to do; nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from prunectl.errors import InvalidOption
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
+from prunectl.settings import PruneSettings
+from prunectl.study.grid import Grid, parse_grid
+from prunectl.study.turning import Tolerance
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What is measured along which curve.
+
+    Attributes:
+        evaluation: the metric and its data.
+        sparsity: ``auto`` (steps of 0.1, then a search around the turning point), a range such as
+            ``0:0.9:0.1``, or a list such as ``0.1,0.2``.
+        step: how close ``auto`` comes to the turning point.
+        patterns: a curve each. N:M up to its own sparsity, as a budget of whole matrices.
+        pruning: method, scope, selectors, calibration of all curves; its sparsity and pattern are
+            not used.
+        tolerance: what loss is free.
+        seeds: of metrics that train, and of calibration; each point is measured with each.
+    """
+
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
+    sparsity: str = "auto"
+    step: float = 0.01
+    patterns: tuple[Pattern, ...] = (Unstructured(),)
+    pruning: PruneSettings = field(default_factory=lambda: PruneSettings(sparsity=0.5))
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        given: Sequence[Pattern | str] = self.patterns
+        patterns = tuple(parse_pattern(one) if isinstance(one, str) else one for one in given)
+        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
+        if not self.patterns:
+            raise InvalidOption("a sweep needs a pattern", hint="unstructured, or N:M")
+        if not self.seeds or min(self.seeds) < 0:
+            raise InvalidOption("--seeds: one or more whole numbers, 0 or above")
+        if self.pruning.mask is not None or self.pruning.rules:
+            raise InvalidOption("a sweep chooses weights itself: no masks and no recipe")
+        for pattern in self.patterns:
+            if not self.grid.within(pattern):
+                raise InvalidOption(
+                    f"--sparsity {self.sparsity} has no point that pattern {pattern} can reach"
+                )
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The sparsities that are measured."""
+        return parse_grid(self.sparsity, self.step)
+
+    def at(self, pattern: Pattern, sparsity: float, seed: int) -> PruneSettings:
+        """How one point is pruned."""
+        calibration = self.pruning.calibration
+        if calibration is not None:
+            calibration = replace(calibration, seed=seed)
+        full = isinstance(pattern, NM) and sparsity == 1 - pattern.n / pattern.m
+        return replace(
+            self.pruning,
+            sparsity=None if full else sparsity,
+            pattern=pattern,
+            calibration=calibration,
+        )

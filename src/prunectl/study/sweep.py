@@ -1,0 +1,195 @@
+"""The ``sweep`` verb: a model's score along rising sparsity, and where the curve turns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from prunectl.benchmarking.machine import machine_of
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.device import choose_device
+from prunectl.evaluation.metric import Metric
+from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.subject import prunable_names
+from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.loading.compressed import open_model
+from prunectl.pattern import Pattern
+from prunectl.plain import plain
+from prunectl.study.commands import prune_command
+from prunectl.study.curves import Requested, read_curve
+from prunectl.study.grid import next_point
+from prunectl.study.measurer import Measurer
+from prunectl.study.points import Points
+from prunectl.study.result import Curve, SweepResult, SweptModel
+from prunectl.study.settings import SweepSettings
+
+OnResult = Callable[[SweepResult], None]
+
+
+def sweep(
+    models: Checkpoint | str | os.PathLike[str] | Sequence[Checkpoint | str | os.PathLike[str]],
+    settings: SweepSettings | None = None,
+    *,
+    results: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    command: str = "",
+    on_event: OnEvent = ignore_events,
+    on_result: OnResult | None = None,
+) -> SweepResult:
+    """Measure how a model's score falls with sparsity, and its essential sparsity.
+
+    The model is loaded once and pruned in memory, from the dense copy on disk, bit for bit as
+    ``prune`` would; it is loaded anew only for metrics that train it. A point that fails is noted
+    and the others are measured. "The Emergence of Essential Sparsity in Large Pre-trained Models",
+    arXiv 2306.03805.
+
+    Args:
+        models: one or several: open checkpoints, or what :func:`prunectl.open_checkpoint` takes.
+        settings: metric, sparsities, patterns; by default perplexity, for ``demo`` on its own text.
+        results: a file to which every point is appended as it is measured, and whose points are not
+            measured again; None keeps them in memory.
+        jobs: threads that read; default one per core, eight at most.
+        command: recorded.
+        on_event: receives progress. on_result: receives what is known, after each point.
+
+    Raises:
+        UsageError: settings that do not fit the model. SourceError: it cannot be read.
+        BadData: the metric's data cannot be read. CannotWrite: ``results`` cannot be written.
+    """
+    started = time.perf_counter()
+    settings = settings or SweepSettings()
+    given = [models] if isinstance(models, Checkpoint | str | os.PathLike) else list(models)
+    opened = [one if isinstance(one, Checkpoint) else open_model(one) for one in given]
+    for checkpoint in opened:
+        for text in checkpoint.notes:
+            on_event(Note(text, warning=True))
+    points = Points(None if results is None else Path(results))
+    prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
+    found = _empty(prepared, settings, command)
+    done: list[Curve] = []
+    try:
+        for checkpoint, metric in prepared:
+            with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
+                for pattern in settings.patterns:
+                    for curve in _measured(measurer, pattern):
+                        seconds = time.perf_counter() - started
+                        found = replace(found, curves=(*done, curve), seconds=seconds)
+                        if on_result is not None:
+                            on_result(found)
+                    done.append(curve)
+    except KeyboardInterrupt:
+        if not found.curves:
+            raise
+        return replace(found, interrupted=True)
+    return found
+
+
+def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:
+    """The curve after each of its points: those of the grid, then those of the search."""
+    grid, requested = measurer.settings.grid, [_requested(measurer, pattern, Fraction(0))]
+    yield (curve := _curve(measurer, pattern, requested))
+    if requested[0].failed:
+        return
+    for sparsity in grid.within(pattern):
+        requested.append(_requested(measurer, pattern, sparsity))
+        yield (curve := _curve(measurer, pattern, requested))
+    while grid.step is not None:
+        epsilon = measurer.settings.tolerance.epsilon
+        asked = {Fraction(str(one.sparsity)): point for one, point in
+                 zip(requested, curve.points, strict=True)}  # fmt: skip
+        free = {s: p.change is not None and p.change <= epsilon for s, p in asked.items()}
+        wanted = next_point(free, grid.step)
+        if wanted is None:
+            return
+        requested.append(_requested(measurer, pattern, wanted))
+        requested.sort(key=lambda one: one.sparsity)
+        yield (curve := _curve(measurer, pattern, requested))
+
+
+def _requested(measurer: Measurer, pattern: Pattern, sparsity: Fraction) -> Requested:
+    value = float(sparsity)
+    return Requested(
+        value, {seed: measurer.measure(pattern, value, seed) for seed in measurer.seeds}
+    )
+
+
+def _curve(measurer: Measurer, pattern: Pattern, requested: list[Requested]) -> Curve:
+    metric, settings, model = measurer.metric, measurer.settings, measurer.checkpoint.model
+    read = read_curve(
+        requested,
+        metric.statistic,
+        settings.tolerance,
+        higher_is_better=metric.higher_is_better,
+        seed=settings.evaluation.seed,
+    )
+    command = None
+    if read.essential.sparsity:
+        at = next(p.requested for p in read.points if p.sparsity == read.essential.sparsity)
+        chosen = settings.at(pattern, at, settings.seeds[0])
+        command = prune_command(model, pattern, chosen)
+    method = str(settings.pruning.method)
+    if settings.pruning.refine:
+        method += " + refine"
+    return Curve(
+        label=f"{model}, {pattern}",
+        model=model,
+        pattern=str(pattern),
+        method=method,
+        bound=read.bound,
+        points=read.points,
+        essential=read.essential,
+        knee=read.knee,
+        command=command,
+    )
+
+
+def _empty(
+    prepared: Sequence[tuple[Checkpoint, Metric]], settings: SweepSettings, command: str
+) -> SweepResult:
+    """A result without curves."""
+    metric = prepared[0][1]
+    pruning, tolerance = settings.pruning, settings.tolerance
+    calibration = pruning.calibration if pruning.needs_calibration else None
+    return SweepResult(
+        metric=metric.name,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        models=tuple(_model(*one) for one in prepared),
+        curves=(),
+        settings={
+            "sparsity": settings.grid.text,
+            "step": settings.step,
+            "method": str(pruning.method),
+            "refine": pruning.refine,
+            "scope": str(pruning.scope),
+            "budget": str(pruning.budget),
+            "calibration": None if calibration is None else plain(calibration),
+            "include": list(pruning.include),
+            "exclude": list(pruning.exclude),
+            "patterns": [str(one) for one in settings.patterns],
+            "epsilon": tolerance.epsilon,
+            "epsilon_mode": str(tolerance.mode),
+            "seeds": list(settings.seeds),
+            "device": settings.evaluation.device,
+            "dtype": settings.evaluation.dtype,
+        },
+        machine=plain(machine_of(choose_device(settings.evaluation.device))),
+        command=command,
+        seconds=0.0,
+    )
+
+
+def _model(checkpoint: Checkpoint, metric: Metric) -> SweptModel:
+    names = set(prunable_names(checkpoint))
+    return SweptModel(
+        model=checkpoint.model,
+        revision=checkpoint.commit,
+        parameters=sum(tensor.spec.numel for tensor in checkpoint.tensors),
+        prunable=sum(t.spec.numel for t in checkpoint.tensors if t.name in names),
+        samples=metric.samples,
+        record=metric.record,
+    )
