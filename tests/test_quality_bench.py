@@ -25,6 +25,7 @@ import quality
 import ranking
 from prunectl import demo
 
+ROOT = Path(__file__).parents[1]
 PROTOCOL = quality.Protocol("m", "perplexity", "these", "those", 32, 256)
 
 
@@ -242,6 +243,15 @@ def test_the_table_has_a_line_a_method_and_a_column_a_target() -> None:
         "| wanda | 28.10 | 1,234 | 8 to 9 | 600 |",
         "| admm |  | 101 | 12 | 500 |",
     ]
+
+
+@pytest.mark.parametrize("check", ["encoder"])
+def test_the_tables_of_the_docs_are_those_of_the_results_that_are_kept(check: str) -> None:
+    path = ROOT / f"benchmarks/results/quality-{check}.jsonl"
+    entries = quality.read_results(path)
+    assert [entry["row"] for entry in entries] == quality.wanted(["dense", "*@50%", "*@2:4"])
+    assert len({json.dumps(entry["protocol"]) for entry in entries}) == 1
+    assert quality.table(entries) in (ROOT / "docs/quality.md").read_text()
 
 
 @pytest.mark.slow
