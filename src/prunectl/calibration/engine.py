@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
+from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import Forward, Inputs
 from prunectl.calibration.statistics import Key, NotShared, Statistics
 from prunectl.calibration.units import Unit, find_units
 from prunectl.checkpoint.skeleton import Skeleton
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.statistics import Gram
 
 Values = dict[str, torch.Tensor]
@@ -80,18 +81,22 @@ def calibrate(
 
     Raises:
         CalibrationFailed: the model fails on the samples, or puts out NaN.
+        DeviceFull: there is too little memory for a block.
     """
     forward = Forward(skeleton, samples, spill)
     engine = _Engine(skeleton, forward, wanted, prune_tensor, phase, on_event)
-    units = find_units(forward)
+    with memory_errors(skeleton.device, "a block of the model and one short sample"):
+        units = find_units(forward)
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
-        engine.run(unit, {block: finished(block) for block in unit.blocks})
+        with memory_errors(skeleton.device, f"{unit.blocks[0]} and its inputs"):
+            engine.run(unit, {block: finished(block) for block in unit.blocks})
         for block in unit.blocks:
             done(block)
     for block in engine.unreached(units):
         if finished(block) is None:
-            engine.prune_unreached(block)
+            with memory_errors(skeleton.device, block):
+                engine.prune_unreached(block)
         done(block)
     on_event(PhaseDone(phase))
 
@@ -110,6 +115,7 @@ class _Engine:
         self._skeleton, self._wanted = skeleton, wanted
         self._prune_tensor, self._on_event = prune_tensor, on_event
         self.forward = forward
+        self._statistics_device = skeleton.device
         self._names: dict[str, list[str]] = {block: [] for block in skeleton.blocks}
         for name in wanted.axes:
             target = skeleton.targets.get(name)
@@ -182,23 +188,29 @@ class _Engine:
     def _statistics(self, *, shared: bool = True, only: set[Key] | None = None) -> Statistics:
         return Statistics(
             full=self._wanted.full,
-            device=self._skeleton.device,
-            on_event=self._on_event,
+            device=self._statistics_device,
             shared=shared,
             only=only,
         )
 
     def _collect(self, unit: Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:
-        statistics = self._statistics()
-        try:
-            for index in range(self.forward.count):
-                self._collect_one(unit, todo, statistics, index)
-                tell()
-        except NotShared:
-            statistics = self._statistics(shared=False)
-            for index in range(self.forward.count):
-                self._collect_one(unit, todo, statistics, index)
-        return statistics
+        shared = True
+        while True:
+            statistics = self._statistics(shared=shared)
+            try:
+                for index in range(self.forward.count):
+                    self._collect_one(unit, todo, statistics, index)
+                    tell()
+            except NotShared:
+                shared = False
+            except torch.OutOfMemoryError:
+                if self._statistics_device.type == "cpu":
+                    raise
+                self._statistics_device = torch.device("cpu")  # of later blocks too
+                text = "The device is full: the inputs' statistics are kept in the host's memory."
+                self._on_event(Note(text, warning=True))
+            else:
+                return statistics
 
     def _collect_one(
         self, unit: Unit, todo: Mapping[str, list[Matrix]], statistics: Statistics, index: int

@@ -1,10 +1,16 @@
-"""Errors of calibration data, raised on purpose."""
+"""Errors of calibration, raised on purpose."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from prunectl.errors import PrunectlError
+from prunectl.device import is_out_of_memory
+from prunectl.errors import CalibrationFailed, PrunectlError, UnknownArchitecture
+
+if TYPE_CHECKING:
+    import torch
 
 _SOURCES = "give other data: --calibration text:FILE, hf:DATASET, or random"
 
@@ -67,3 +73,33 @@ class WrongTokenizer(PrunectlError):
             vocabulary,
             unknown,
         )
+
+
+class DeviceFull(CalibrationFailed):
+    """A device's memory does not hold what one block needs.
+
+    Attributes:
+        device: ``cpu`` or ``cuda:N``.
+        what: it was to hold.
+    """
+
+    def __init__(self, device: str, what: str) -> None:
+        where = "this machine" if device == "cpu" else device
+        less = "a lower --sequence-length takes less"
+        if device == "cpu":
+            hint = f"{less}, and so does --method wanda"
+        else:
+            hint = f"the same command with --device cpu goes on from the finished blocks; {less}"
+        super().__init__(f"{where} has too little free memory for {what}", hint=hint)
+        self.device, self.what = device, what
+
+
+@contextmanager
+def memory_errors(device: torch.device, what: str) -> Iterator[None]:
+    """Turn torch's ways to say that there is no memory into :class:`DeviceFull`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, UnknownArchitecture) as error:
+        if not is_out_of_memory(error.__cause__ or error):
+            raise
+        raise DeviceFull(str(device), what) from error

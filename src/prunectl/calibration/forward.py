@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from prunectl.calibration.statistics import NotShared
 from prunectl.calibration.units import Stop, Unit
 from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.sink.osfiles import allocate
 
@@ -81,9 +81,9 @@ class Forward:
                 self._model(**placed)
         except Stop:
             return True
-        except (NotShared, torch.OutOfMemoryError):
-            raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CalibrationFailed(
                 f"the model's forward fails on the samples: {first}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from prunectl.calibration.capture import Matrix
-from prunectl.events import Note, OnEvent
 from prunectl.methods.statistics import Gram
 
 Key = tuple[Matrix, ...]
@@ -28,7 +27,7 @@ class Statistics:
 
     Args:
         full: whole second moments; False gathers their diagonals only.
-        device: where they are kept; the host's memory takes over when it is full.
+        device: where they are kept.
         shared: whether products may share moments.
         only: leaders that are gathered; None is all.
     """
@@ -38,11 +37,10 @@ class Statistics:
         *,
         full: bool,
         device: torch.device,
-        on_event: OnEvent,
         shared: bool = True,
         only: set[Key] | None = None,
     ) -> None:
-        self._full, self._device, self._on_event = full, device, on_event
+        self._full, self._device = full, device
         self._shared, self._only = shared, only
         self._grams: dict[Key, Gram] = {}
         self._recent: list[tuple[torch.Tensor, Key]] = []
@@ -73,21 +71,10 @@ class Statistics:
         self._recent.append((x, key))  # kept alive: no other tensor can be mistaken for it
         if self._only is None or key in self._only:
             if key not in self._grams:
-                self._grams[key] = self._new(x.shape[-1])
+                self._grams[key] = Gram(x.shape[-1], full=self._full, device=self._device)
             self._grams[key].add(x)
 
     def of(self, matrix: Matrix) -> Gram | None:
         """The moments of a matrix's inputs; None where nothing reached it."""
         key = self._key_of.get(matrix)
         return None if key is None else self._grams.get(self.leader[key])
-
-    def _new(self, inputs: int) -> Gram:
-        try:
-            return Gram(inputs, full=self._full, device=self._device)
-        except torch.OutOfMemoryError:
-            if self._device.type == "cpu":
-                raise
-        self._device = torch.device("cpu")
-        text = "The device is full: the inputs' statistics are kept in the host's memory."
-        self._on_event(Note(text, warning=True))
-        return Gram(inputs, full=self._full, device=self._device)

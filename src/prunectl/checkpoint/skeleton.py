@@ -22,6 +22,7 @@ from prunectl.checkpoint.modules import block_lists
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.device import is_out_of_memory
 from prunectl.errors import BadCheckpoint, UnknownArchitecture, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ class Skeleton:
         for module in self.model.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
+        if any(is_out_of_memory(RuntimeError(text)) for text in info.conversion_errors.values()):
+            raise MemoryError("weights are put together")  # transformers has caught the error
         wrong = [name for name, *_ in info.mismatched_keys] + list(info.conversion_errors)
         if wrong:
             raise BadCheckpoint(

@@ -57,6 +57,10 @@ class Gram:
         else:
             self._sum += rows.square().sum(0)
 
+    def move(self, device: torch.device) -> None:
+        """Keep the sum on another device from now on."""
+        self._sum = self._sum.to(device)
+
     def hessian(self) -> Tensor:
         """``H = 2/n * sum x x^T``, fp32 [inputs, inputs], symmetric; zeros if n = 0.
 

@@ -82,6 +82,7 @@ class Calibrator:
         self._stored = job.checkpoint.by_name
         self._on_event = on_event
         self._unreached: list[str] = []
+        self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
 
     def __call__(self, name: str, measured: Sequence[Measured]) -> torch.Tensor | None:
@@ -111,17 +112,27 @@ class Calibrator:
 
         device = one.matrix.weight.device
         try:
-            return self._pruner.prune(part.to(device, torch.float32), one.gram, goal, part.dtype)
+            try:
+                weight = part.to(device, torch.float32)
+                return self._pruner.prune(weight, one.gram, goal, part.dtype)
+            except torch.OutOfMemoryError:
+                if device.type == "cpu":
+                    raise
+            self._tell_full(one)
+            if one.gram is not None:
+                one.gram.move(torch.device("cpu"))
+            return self._pruner.prune(part.float(), one.gram, goal, part.dtype)
         except SingularHessian as error:
             error.message = f"{one.matrix.label}: {error.message}"
             error.args = (error.message,)
             raise
-        except torch.OutOfMemoryError:
-            if device.type == "cpu":
-                raise
-            text = f"The device is full: {one.matrix.label} is pruned on the CPU."
-            self._on_event(Note(text, warning=True))
-            return self._pruner.prune(part.float(), one.gram, goal, part.dtype)
+
+    def _tell_full(self, one: Measured) -> None:
+        """Say once that a matrix does not fit the device; others may."""
+        if not self._is_full:
+            self._is_full = True
+            text = f"The device is full: what does not fit is pruned on the CPU, {one.matrix.label}"
+            self._on_event(Note(f"{text} to begin with.", warning=True))
 
     def _tell(self, name: str, facts: CalibratedFacts, measured: Sequence[Measured]) -> None:
         """What a user should know of a tensor, by name."""

@@ -46,7 +46,6 @@ def forecast(
         free: bytes of memory that can be used; the states go into a file if they would take more
             than half of it. None is not known.
     """
-    assert job.samples is not None
     moments: dict[str, int] = {}
     full = needs_full(job.settings.method, job.settings.refine)
     for name in targets:
@@ -58,15 +57,25 @@ def forecast(
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
-    config = skeleton.model.config.get_text_config()
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
-    states = int(job.samples.record.get("tokens") or 0) * hidden * skeleton.dtype.itemsize
     return MemoryForecast(
         block=max(skeleton.nbytes(path) for path in skeleton.blocks),
         moments=max(moments.values(), default=0),
-        states=states,
-        spilled=free is not None and states > free // 2,
+        states=states_size(job, skeleton),
+        spilled=are_spilled(job, skeleton, free),
     )
+
+
+def states_size(job: Job, skeleton: Skeleton) -> int:
+    """Bytes of what a block puts out for all samples."""
+    assert job.samples is not None
+    config = skeleton.model.config.get_text_config()
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    return int(job.samples.record.get("tokens") or 0) * hidden * skeleton.dtype.itemsize
+
+
+def are_spilled(job: Job, skeleton: Skeleton, free: int | None) -> bool:
+    """Whether what blocks put out goes into a file: it would take more than half of ``free``."""
+    return free is not None and states_size(job, skeleton) > free // 2
 
 
 def _size(count: int) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -16,7 +17,7 @@ from prunectl.events import Note, OnEvent
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.pruning.calibration_memory import forecast
+from prunectl.pruning.calibration_memory import are_spilled, forecast
 from prunectl.pruning.calibration_samples import device_of, dtype_of
 from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
@@ -39,6 +40,23 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.skeleton import Skeleton
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Run:
+    """What every pass over the samples needs; ``free`` is the host's memory, in bytes."""
+
+    job: Job
+    skeleton: Skeleton
+    reader: TensorReader
+    free: int | None
+    on_event: OnEvent
+
+    @property
+    def spill(self) -> Path | None:
+        """Where what blocks put out is kept, if not in memory."""
+        spilled = are_spilled(self.job, self.skeleton, self.free)
+        return self.job.target.resolve().parent if spilled else None
+
+
 @contextmanager
 def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[Resolution]:
     """Prune by calibration; inside of the block the new weights can be read.
@@ -50,58 +68,62 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
     """
     import torch
 
-    from prunectl.calibration.engine import calibrate
-
     assert job.settings.calibration is not None
-    assert job.samples is not None
     with job.checkpoint.open() as reader:
         skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
+        run = _Run(job, skeleton, reader, free_memory(torch.device("cpu")), on_event)
         with CalibratedStore(job.target, fingerprint(job), on_event) as store:
-            resolution, targets = _resolve(job, resolution, skeleton, reader, store, on_event)
+            resolution, targets = _resolve(run, resolution, store)
             blocks = _blocks(job, targets, skeleton)
             store.expect(blocks)
             if not store.complete:
-                # The new weights lie beside the output until it is whole.
-                check_space(job.target, store.missing + job.layout.total_bytes)
-                memory = forecast(job, skeleton, targets, free_memory(torch.device("cpu")))
-                on_event(Note(str(memory)))
-                full = needs_full(job.settings.method, job.settings.refine)
-                calibrator = Calibrator(job, targets, reader, store, on_event, full=full)
-                calibrate(
-                    skeleton, job.samples.inputs, _wanted(job, blocks, full=full), calibrator,
-                    finished=store.values_of, done=store.finish,
-                    spill=job.target.resolve().parent if memory.spilled else None,
-                    on_event=on_event,
-                )  # fmt: skip
-                _outside(blocks.get("", []), job, calibrator, reader)
-                store.finish("")
-                calibrator.tell_unreached()
-            del skeleton
+                _prune_blocks(run, targets, blocks, store)
+            del run, skeleton
             yield replaced(resolution, store)
             store.done_with()
 
 
-def _resolve(
-    job: Job,
-    resolution: Resolution,
-    skeleton: Skeleton,
-    reader: TensorReader,
+def _prune_blocks(
+    run: _Run,
+    targets: dict[str, TensorTarget],
+    blocks: Mapping[str, list[TensorSpec]],
     store: CalibratedStore,
-    on_event: OnEvent,
+) -> None:
+    """Compute the new weights that the store lacks."""
+    from prunectl.calibration.engine import calibrate
+
+    job = run.job
+    assert job.samples is not None
+    # The new weights lie beside the output until it is whole.
+    check_space(job.target, store.missing + job.layout.total_bytes)
+    run.on_event(Note(str(forecast(job, run.skeleton, targets, run.free))))
+    full = needs_full(job.settings.method, job.settings.refine)
+    calibrator = Calibrator(job, targets, run.reader, store, run.on_event, full=full)
+    calibrate(
+        run.skeleton, job.samples.inputs, _wanted(job, blocks, full=full), calibrator,
+        finished=store.values_of, done=store.finish, spill=run.spill, on_event=run.on_event,
+    )  # fmt: skip
+    _outside(blocks.get("", []), run, calibrator)
+    store.finish("")
+    calibrator.tell_unreached()
+
+
+def _resolve(
+    run: _Run, resolution: Resolution, store: CalibratedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
     """What goes of each tensor; a budget's matrices are chosen by what their outputs lose.
 
     What takes a pass over the samples is kept in the store, and not measured again.
     """
+    job = run.job
     by_magnitude = job.masks is not None or job.settings.method is Method.MAGNITUDE
-    targets = masks_of(job, resolution.edits, reader) if by_magnitude else {}
+    targets = masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
             targets |= row_block_targets(job.plan, index)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
-            measure = partial(_take, job, index, found, skeleton, reader, on_event)
-            taken = set(store.once(f"taken by pool {index}", measure))
+            taken = set(store.once(f"taken by pool {index}", partial(_take, run, index, found)))
             dense = found.keys() - taken
             targets = {k: v for k, v in targets.items() if k not in found}
             targets |= {name: found[name] for name in found if name in taken}
@@ -113,44 +135,36 @@ def _resolve(
                 forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
             )
         elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
-            allot = partial(_allocate, job, index, skeleton, reader, on_event)
-            counts = store.once(f"zeros in pool {index}", allot)
+            counts = store.once(f"zeros in pool {index}", partial(_allocate, run, index))
             targets |= {name: ByCount(zeros) for name, zeros in counts.items()}
         elif not by_magnitude:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
 
 
-def _allocate(
-    job: Job, index: int, skeleton: Skeleton, reader: TensorReader, on_event: OnEvent
-) -> dict[str, int]:
+def _allocate(run: _Run, index: int) -> dict[str, int]:
     """How many weights of each tensor go, where one threshold is for all of a pool."""
     from prunectl.pruning.allocation import ScoreCounts, allocate
 
+    job = run.job
     pool = job.plan.pools[index]
     targets = pool_targets(job.plan, index)
     axes = {name: job.planned[name].input_axis for name in targets}
-    counter = ScoreCounts(job.checkpoint.by_name, axes, reader)
-    outside = _measure(job, targets, skeleton, counter, "comparing weights", on_event, full=False)
-    _outside(outside, job, counter, reader)
+    counter = ScoreCounts(job.checkpoint.by_name, axes, run.reader)
+    outside = _measure(run, targets, counter, "comparing weights", full=False)
+    _outside(outside, run, counter)
     counts = {name: counter.counts[name] for name in targets}
     return allocate(counts, pool.target_zeros)
 
 
-def _take(
-    job: Job,
-    index: int,
-    targets: dict[str, TensorTarget],
-    skeleton: Skeleton,
-    reader: TensorReader,
-    on_event: OnEvent,
-) -> list[str]:
+def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
     """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
-    calibrator = Calibrator(job, targets, reader, None, on_event, full=True)
-    _measure(job, targets, skeleton, calibrator, "measuring errors", on_event, full=True)
+    job = run.job
+    calibrator = Calibrator(job, targets, run.reader, None, run.on_event, full=True)
+    _measure(run, targets, calibrator, "measuring errors", full=True)
     stored = job.checkpoint.by_name
     members = job.plan.pools[index].members
-    zeros = {name: int((read_tensor(reader, stored[name]) == 0).sum()) for name in members}
+    zeros = {name: int((read_tensor(run.reader, stored[name]) == 0).sum()) for name in members}
     # Of what no sample reaches nothing is known: it is taken last.
     errors = dict.fromkeys(targets, math.inf)
     for name, facts in calibrator.facts.items():
@@ -162,30 +176,28 @@ def _take(
 
 
 def _measure(
-    job: Job,
-    targets: Mapping[str, TensorTarget],
-    skeleton: Skeleton,
-    seen: PruneTensor,
-    phase: str,
-    on_event: OnEvent,
-    *,
-    full: bool,
+    run: _Run, targets: Mapping[str, TensorTarget], seen: PruneTensor, phase: str, *, full: bool
 ) -> list[TensorSpec]:
     """Show ``seen`` the inputs of the dense model's matrices; returns tensors outside of blocks."""
     from prunectl.calibration.engine import calibrate
 
-    assert job.samples is not None
-    blocks = _blocks(job, targets, skeleton)
-    wanted = replace(_wanted(job, blocks, full=full), true_sequential=False)
-    calibrate(skeleton, job.samples.inputs, wanted, seen, phase=phase, on_event=on_event)
+    assert run.job.samples is not None
+    blocks = _blocks(run.job, targets, run.skeleton)
+    wanted = replace(_wanted(run.job, blocks, full=full), true_sequential=False)
+    calibrate(
+        run.skeleton, run.job.samples.inputs, wanted, seen,
+        spill=run.spill, phase=phase, on_event=run.on_event,
+    )  # fmt: skip
     return blocks.get("", [])
 
 
 def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> Skeleton:
+    from prunectl.calibration.errors import memory_errors
     from prunectl.checkpoint.skeleton import Skeleton
 
-    device = device_of(settings)
-    return Skeleton(checkpoint, reader, device=device, dtype=dtype_of(settings, checkpoint))
+    device, dtype = device_of(settings), dtype_of(settings, checkpoint)
+    with memory_errors(device, "the model's weights outside of its blocks"):
+        return Skeleton(checkpoint, reader, device=device, dtype=dtype)
 
 
 def _blocks(
@@ -214,14 +226,12 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
     )
 
 
-def _outside(
-    specs: list[TensorSpec], job: Job, calibrator: PruneTensor, reader: TensorReader
-) -> None:
+def _outside(specs: list[TensorSpec], run: _Run, calibrator: PruneTensor) -> None:
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices
     from prunectl.calibration.engine import Measured
 
     for spec in specs:
-        weight = read_tensor(reader, job.checkpoint.by_name[spec.name])
-        parts = matrices(spec.name, weight, job.planned[spec.name].input_axis)
+        weight = read_tensor(run.reader, run.job.checkpoint.by_name[spec.name])
+        parts = matrices(spec.name, weight, run.job.planned[spec.name].input_axis)
         calibrator(spec.name, [Measured(one, None) for one in parts])

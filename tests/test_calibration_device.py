@@ -1,0 +1,173 @@
+"""Calibration on a device with little memory: the CPU's result, or an error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+import transformers
+from pretend_device import CUDA, PretendDevice
+
+from prunectl import NM, PruneSettings, prune
+from prunectl.calibration.errors import DeviceFull
+from prunectl.events import Event, Note
+from prunectl.pruning import calibration_samples
+from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.settings import Calibration
+
+Tiny = Callable[[str], Path]
+Typed = Callable[..., tuple[int, str, str]]
+PLENTY = 1 << 40
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """``--device cuda`` is what is pretended; transformers loads in this thread, where that is."""
+    choose = calibration_samples.choose_device
+
+    def pretended(wanted: str) -> torch.device:
+        return CUDA if wanted == "cuda" else choose(wanted)
+
+    monkeypatch.setattr(calibration_samples, "choose_device", pretended)
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    return
+
+
+def settings(method: str, device: str, **options: Any) -> PruneSettings:
+    calibration = Calibration(
+        ("random",), samples=4, sequence_length=12, device=device, dtype="float32"
+    )
+    options.setdefault("sparsity", 0.5)
+    return PruneSettings(method=method, calibration=calibration, **options)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the manifest and the card, which say how long it took and what was typed."""
+    return {
+        name: data for name, data in reference.contents(folder).items() if name.endswith("tensors")
+    }
+
+
+def warnings(events: list[Event]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, Note) and event.warning)
+
+
+@pytest.mark.usefixtures("cuda", "one_thread")
+@pytest.mark.parametrize(
+    ("name", "method", "options"),
+    [
+        ("llama", "sparsegpt", {"scope": "global"}),
+        ("llama", "admm", {"sparsity": 0.3, "pattern": NM(2, 4)}),
+        ("llama", "wanda", {"sparsity": 0.3, "pattern": NM(2, 4), "budget": "rows"}),
+        ("bert", "magnitude", {"refine": True}),
+        ("gpt2", "sparsegpt", {}),
+        ("mixtral", "sparsegpt", {}),
+        ("gpt_oss", "wanda", {}),
+        ("t5", "sparsegpt", {}),
+        ("vit", "sparsegpt", {}),
+    ],
+)
+def test_a_device_with_room_gives_what_the_cpu_gives(
+    tiny: Tiny, tmp_path: Path, name: str, method: str, options: dict[str, Any]
+) -> None:
+    prune(tiny(name), tmp_path / "cpu", settings(method, "cpu", **options))
+    with PretendDevice(PLENTY) as device:
+        prune(tiny(name), tmp_path / "cuda", settings(method, "cuda", **options))
+    assert device.most > 50_000
+    assert not device.refused
+    assert contents(tmp_path / "cuda") == contents(tmp_path / "cpu")
+
+
+@pytest.mark.usefixtures("cuda", "one_thread")
+def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path) -> None:
+    """Either the result is that of the CPU, or the device is said to be full, by name."""
+    prune(tiny("llama"), tmp_path / "cpu", settings("sparsegpt", "cpu"))
+    with PretendDevice(PLENTY) as device:
+        prune(tiny("llama"), tmp_path / "plenty", settings("sparsegpt", "cuda"))
+    said: list[str] = []
+    failed: list[DeviceFull] = []
+    for share in (0.95, 0.85, 0.75, 0.6, 0.4, 0.2, 0.02):
+        events: list[Event] = []
+        out = tmp_path / str(share)
+        with PretendDevice(int(device.most * share)) as tight:
+            try:
+                prune(tiny("llama"), out, settings("sparsegpt", "cuda"), on_event=events.append)
+            except DeviceFull as error:
+                failed.append(error)
+        if failed:
+            assert not out.exists()
+            continue
+        assert contents(out) == contents(tmp_path / "cpu")
+        assert tight.most <= tight.room
+        assert bool(warnings(events)) == bool(tight.refused)
+        said.append(warnings(events))
+    assert any("is pruned on the CPU, model.layers.0" in text for text in said)
+    assert any("kept in the host's memory" in text for text in said)
+    assert all(text.count("\n") <= 1 for text in said)  # once each, however many blocks there are
+    assert len(said) + len(failed) == 7  # what is too little for one is for all after it
+    for what in ("outside of its blocks", "one short sample", "model.layers.0 and its inputs"):
+        assert any(what in error.what for error in failed)
+    assert {error.device for error in failed} == {"cuda:0"}
+
+
+@pytest.mark.usefixtures("cuda", "one_thread")
+def test_the_cpu_goes_on_where_the_device_was_full(
+    tiny: Tiny, tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("prune", tiny("llama"), "-s", "0.5", "--method", "sparsegpt", "--calibration", "random",
+            "--samples", "4", "--sequence-length", "12", "--dtype", "float32")  # fmt: skip
+    finish = CalibratedStore.finish
+    device = PretendDevice(PLENTY)
+
+    def taken(self: CalibratedStore, block: str) -> None:
+        finish(self, block)
+        device.room = device.used + 1000  # others have taken the rest
+
+    with monkeypatch.context() as patch, device:
+        patch.setattr(CalibratedStore, "finish", taken)
+        code, _, err = typed(*line, "-o", "out", "--device", "cuda", "-q")
+    assert code == 1
+    assert err.splitlines() == [
+        "error: calibration failed: cuda:0 has too little free memory for model.layers.1 and its "
+        "inputs",
+        "hint: the same command with --device cpu goes on from the finished blocks; "
+        "a lower --sequence-length takes less",
+    ]
+    code, _, err = typed(*line, "-o", "out", "--device", "cpu")
+    assert code == 0, err
+    assert "going on from 1 finished block of an earlier run" in err
+    code, _, err = typed(*line, "-o", "whole", "--device", "cpu")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("cuda", "one_thread")
+def test_experts_that_do_not_fit_when_they_are_put_together(tiny: Tiny, tmp_path: Path) -> None:
+    """transformers catches what goes wrong while it stacks weights, and goes on without them."""
+    with PretendDevice(70_000), pytest.raises(DeviceFull, match="a block of the model") as caught:
+        prune(tiny("mixtral"), tmp_path / "out", settings("wanda", "cuda"))
+    assert isinstance(caught.value.__cause__, MemoryError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_without_memory(
+    tiny: Tiny, tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's allocator really refuses; its error is another one than a device's."""
+
+    def greedy(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.empty(1 << 50)
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaMLP, "forward", greedy)
+    code, _, err = typed("prune", tiny("llama"), "-s", "0.5", "--method", "wanda", "--calibration",
+                         "random", "--samples", "2", "-o", "out", "-q")  # fmt: skip
+    assert code == 1
+    assert err.splitlines() == [
+        "error: calibration failed: this machine has too little free memory for a block of the "
+        "model and one short sample",
+        "hint: a lower --sequence-length takes less, and so does --method wanda",
+    ]
+    assert list(tmp_path.iterdir()) == []
