@@ -20,6 +20,7 @@ from prunectl.events import Note, OnEvent, ignore_events
 
 METRICS = {
     "perplexity": "prunectl.evaluation.perplexity",
+    "choice": "prunectl.evaluation.choice",
 }
 """Where each metric's ``prepare`` is; imported when it is asked for."""
 

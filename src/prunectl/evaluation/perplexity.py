@@ -20,11 +20,11 @@ import numpy as np
 
 from prunectl.calibration.source import SourceKind
 from prunectl.calibration.tokens import JOINER, Ids, load_tokenizer
-from prunectl.checkpoint.nature import Kind
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import in_batches
-from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import BadData, EvaluationFailed
 from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.prompts import continues_text
 from prunectl.evaluation.sources import digest, read_text, source_of
 from prunectl.events import OnEvent, ignore_events
 
@@ -107,14 +107,8 @@ def prepare(request: Request) -> Perplexity:
         MetricMismatch: the model does not continue text.
         NoData, BadData, BadTokenizer, WrongTokenizer, InvalidOption: see there.
     """
-    settings, model = request.settings, request.checkpoint.model
-    if request.nature.kind is not Kind.CAUSAL_LM:
-        raise MetricMismatch(
-            settings.metric,
-            model,
-            f"it is for models that continue text, and this one is of kind {request.nature.kind}",
-            hint="--metric similarity or classification is for encoders",
-        )
+    continues_text(request)
+    settings = request.settings
     source = source_of(request, own=True)
     tokenizer = load_tokenizer(request.checkpoint)
     length = _length(request, tokenizer.longest)

@@ -1,0 +1,116 @@
+"""What metrics that prompt a model share: which models fit, how long a prompt may be, which rows
+are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from prunectl.calibration.tokens import Tokenizer
+from prunectl.checkpoint.nature import Kind
+from prunectl.evaluation.errors import BadData, MetricMismatch
+from prunectl.evaluation.metric import Request
+from prunectl.evaluation.tables import Table, column, has_column, pick
+
+Row = TypeVar("Row")
+
+LEAST = 2
+"""Fewer samples than this say nothing of how sure a score is."""
+SCORED = ("test", "validation", "all")
+EXAMPLES = ("dev", "train", "validation")
+
+
+def continues_text(request: Request) -> None:
+    """Refuse models that do not continue text.
+
+    Raises:
+        MetricMismatch: this one does something else.
+    """
+    kind = request.nature.kind
+    if kind is not Kind.CAUSAL_LM:
+        raise MetricMismatch(
+            request.settings.metric,
+            request.checkpoint.model,
+            f"it is for models that continue text, and this one is of kind {kind}",
+            hint="--metric similarity or classification is for encoders",
+        )
+
+
+def room(request: Request, tokenizer: Tokenizer) -> int | None:
+    """Tokens that the model takes at once, or that were asked for, if that is less.
+
+    None where nothing limits them.
+    """
+    # The tokenizer's own limit is often wrong; it is asked where the model states none.
+    context = request.nature.context if request.nature.context is not None else tokenizer.longest
+    wanted = request.settings.sequence_length
+    if context is None or wanted is None:
+        return context if wanted is None else wanted
+    return min(context, wanted)
+
+
+def drawn(request: Request, rows: Sequence[Row]) -> list[Row]:
+    """No more rows than were asked for, drawn by the seed, in their order."""
+    wanted = request.settings.samples
+    if wanted is None or wanted >= len(rows):
+        return list(rows)
+    chosen = np.random.default_rng(request.settings.seed).choice(len(rows), wanted, replace=False)
+    return [rows[int(index)] for index in np.sort(chosen)]
+
+
+def scored_split(splits: dict[str, Table], answers: Sequence[str], name: str) -> Table:
+    """The split to score on: ``test``, ``validation``, or the one that is there.
+
+    Published tests often have no answers; those are passed over.
+
+    Args:
+        answers: names that the column of answers may have.
+
+    Raises:
+        MissingColumn: no split has one.
+        BadData: there is no split of use, or which one is meant is not clear.
+    """
+    having = {key: one for key, one in splits.items() if has_column(one, answers)}
+    if not having:
+        column(next(iter(splits.values())), None, answers)
+    useful = {
+        key: one
+        for key, one in having.items()
+        if any(_is_given(row.get(column(one, None, answers))) for row in one.rows)
+    }
+    if not useful:
+        raise BadData(name, "its column of answers is empty")
+    return pick(useful, SCORED, name)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and str(value).strip() not in ("", "-1")
+
+
+def examples_split(splits: dict[str, Table], scored: Table, name: str) -> Table:
+    """The split that solved examples are taken from.
+
+    Raises:
+        BadData: there is only the one that is scored.
+    """
+    for split in EXAMPLES:
+        if split in splits and splits[split] is not scored:
+            return splits[split]
+    raise BadData(
+        name,
+        "--shots takes examples from a split of its own (dev, train or validation), and it has "
+        f"only {', '.join(splits)}",
+        hint="put dev.csv and test.csv into a folder, or leave --shots out",
+    )
+
+
+def enough(samples: int, unit: str, name: str) -> None:
+    """Refuse too few samples.
+
+    Raises:
+        BadData: with their number.
+    """
+    if samples < LEAST:
+        raise BadData(name, f"{samples} {unit}, and at least {LEAST} are needed")

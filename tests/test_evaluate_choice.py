@@ -1,0 +1,393 @@
+"""Multiple choice, against likelihoods of prompts that are written out here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunectl import demo
+from prunectl.calibration.tokens import load_tokenizer
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.errors import InvalidOption
+from prunectl.evaluation import likelihood
+from prunectl.evaluation.choice import Choice
+from prunectl.evaluation.errors import (
+    BadData,
+    EvaluationFailed,
+    MetricMismatch,
+    MissingColumn,
+    NoData,
+)
+from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.mmlu import GROUP_OF, group_of
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.verb import evaluate
+from prunectl.events import Note
+
+MMLU = Path(__file__).parent / "data" / "mmlu"
+GROUPS = {
+    "philosophy": "humanities",
+    "high_school_geography": "social sciences",
+    "conceptual_physics": "STEM",
+    "nutrition": "other",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint("demo")
+
+
+def prepared(checkpoint: Checkpoint, data: Path | str, **options: Any) -> Choice:
+    metric = prepare(checkpoint, EvalSettings("choice", data=(str(data),), **options))
+    assert isinstance(metric, Choice)
+    return metric
+
+
+class Reference:
+    """The model by transformers alone, one text at a time."""
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(demo.model_folder())
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            demo.model_folder(), dtype=torch.float32
+        ).eval()
+
+    def next_of(self, context: str, ends: list[str]) -> list[float]:
+        """Log probabilities of single tokens."""
+        ids = self.tokenizer(context)["input_ids"]
+        with torch.no_grad():
+            known = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        tokens = [self.tokenizer(context + end)["input_ids"][len(ids) :] for end in ends]
+        return [float(known[token]) for (token,) in tokens]
+
+    def log_likelihood(self, context: str, end: str) -> float:
+        before = self.tokenizer(context)["input_ids"]
+        ids = self.tokenizer(context + end)["input_ids"]
+        assert ids[: len(before)] == before
+        with torch.no_grad():
+            known = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(known[at - 1, ids[at]]) for at in range(len(before), len(ids)))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference()
+
+
+def write(folder: Path, rows: list[dict[str, Any]], name: str = "a.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(split: str) -> list[dict[str, str]]:
+    import csv
+
+    with (MMLU / f"{split}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def mmlu_prompt(row: dict[str, str], shots: int) -> str:
+    def one(row: dict[str, str]) -> str:
+        return (
+            f"{row['question']}\nA. {row['A']}\nB. {row['B']}\nC. {row['C']}\nD. {row['D']}\n"
+            "Answer:"
+        )
+
+    subject = row["subject"]
+    solved = [dev for dev in rows_of("dev") if dev["subject"] == subject][:shots]
+    text = "The following are multiple choice questions (with answers) about "
+    text += subject.replace("_", " ") + ".\n\n"
+    for dev in solved:
+        text += one(dev) + " " + dev["answer"] + "\n\n"
+    return text + one(row)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_letters_are_scored_as_a_plain_loop_does(
+    checkpoint: Checkpoint, reference: Reference, shots: int
+) -> None:
+    rows = rows_of("test")
+    want = []
+    for row in rows:
+        found = reference.next_of(mmlu_prompt(row, shots), [" A", " B", " C", " D"])
+        want.append("ABCD"[int(np.argmax(found))] == row["answer"])
+    result = evaluate(checkpoint, EvalSettings("choice", data=(str(MMLU),), shots=shots))
+    assert result.score == pytest.approx(np.mean(want))
+    assert result.samples == 20
+    assert result.higher_is_better
+    groups = [GROUPS[row["subject"]] for row in rows]
+    assert list(result.parts) == ["humanities", "social sciences", "STEM", "other"]
+    for name, score in result.parts.items():
+        right = [one for one, group in zip(want, groups, strict=True) if group == name]
+        assert score == pytest.approx(np.mean(right))
+    assert result.interval is not None
+    assert result.interval.low <= result.score <= result.interval.high
+    assert result.record["protocol"] == "letters"
+    assert result.record["shots"] == shots
+    assert result.record["questions"] == 20
+
+
+def test_the_prompt_is_that_of_mmlu_to_the_letter(checkpoint: Checkpoint) -> None:
+    metric = prepared(checkpoint, MMLU, shots=1)
+    at = next(i for i, one in enumerate(metric.questions) if one.subject == "philosophy")
+    inner = load_tokenizer(checkpoint).inner
+    assert inner.decode(metric.texts[at].context) == (
+        "The following are multiple choice questions (with answers) about philosophy.\n\n"
+        "Who wrote the Critique of Pure Reason?\nA. Hume\nB. Plato\nC. Kant\nD. Mill\n"
+        'Answer: C\n\n"I think, therefore I am" was written by\nA. Descartes\nB. Aristotle\n'
+        "C. Locke\nD. Nietzsche\nAnswer:"
+    )
+    assert [inner.decode(one) for one in metric.texts[at].ends] == [" A", " B", " C", " D"]
+
+
+ARC = [
+    {"question": "What do bees make?", "answerKey": "2",
+     "choices": {"text": ["milk", "honey", "cheese and butter"], "label": ["1", "2", "3"]}},
+    {"question": "Which of these is the largest?", "answerKey": "A",
+     "choices": {"text": ["the sun", "a mouse", "the moon", "a house by the sea"],
+                 "label": ["A", "B", "C", "D"]}},
+]  # fmt: skip
+ENDINGS = [
+    {"ctx": "The man opened the door and", "label": "1",
+     "endings": ["the of was.", "went into the house.", "green."]},
+    {"ctx": "She looked at him for a long time, and then she", "label": "0",
+     "endings": ["turned and walked away.", "seven of the is a."]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [ARC, ENDINGS], ids=["arc", "hellaswag"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_texts_of_options_are_scored_by_their_characters(
+    checkpoint: Checkpoint,
+    reference: Reference,
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    batch_size: int,
+) -> None:
+    metric = prepared(checkpoint, write(tmp_path, rows), batch_size=batch_size)
+    assert metric.record["protocol"] == "text"
+    want: list[list[float]] = []
+    for row in rows:
+        if rows is ARC:
+            context, options = f"Question: {row['question']}\nAnswer:", row["choices"]["text"]
+        else:
+            context, options = row["ctx"], row["endings"]
+        want.append([reference.log_likelihood(context, f" {one}") for one in options])
+    found = likelihood.log_likelihoods(
+        reference.model, metric.texts, batch_size=batch_size, phase="", on_event=lambda event: None
+    )
+    for have, expected in zip(found, want, strict=True):
+        np.testing.assert_allclose(have, expected, atol=1e-4)
+    normalised = [
+        int(np.argmax([value / len(one) for value, one in zip(v, q.options, strict=True)]))
+        for v, q in zip(want, metric.questions, strict=True)
+    ]
+    right = [a == q.answer for a, q in zip(normalised, metric.questions, strict=True)]
+    assert [q.answer for q in metric.questions] == [1, 0]
+    result = evaluate(checkpoint, EvalSettings("choice", data=(str(tmp_path / "a.jsonl"),)))
+    assert result.score == np.mean(right)
+
+
+def test_the_protocol_can_be_chosen(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    inner = load_tokenizer(checkpoint).inner
+    letters = prepared(checkpoint, write(tmp_path, ENDINGS), protocol="letters")
+    assert inner.decode(letters.texts[1].context) == (
+        "The following are multiple choice questions (with answers).\n\nShe looked at him for a "
+        "long time, and then she\nA. turned and walked away.\nB. seven of the is a.\nAnswer:"
+    )
+    text = prepared(checkpoint, MMLU, protocol="text", shots=1)
+    assert inner.decode(text.texts[0].context) == (
+        "Question: Which of these is the longest river in Africa?\nAnswer: Nile\n\n"
+        "Question: The capital of France is\nAnswer:"
+    )
+    with pytest.raises(InvalidOption, match="--protocol 'words' is not known"):
+        EvalSettings("choice", protocol="words")
+
+
+CHOICES = ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[2, 0], ["2", "0"], [2.0, 0.0], ["C", "A"], ["c", "a"], ["blue", "red"], [" C ", "A"]],
+)
+def test_answers_are_numbers_letters_or_texts(
+    checkpoint: Checkpoint, tmp_path: Path, answers: list[Any]
+) -> None:
+    rows = [{"question": "Colour?", "choices": CHOICES, "answer": one} for one in answers]
+    metric = prepared(checkpoint, write(tmp_path, rows))
+    assert [one.answer for one in metric.questions] == [2, 0]
+
+
+def test_a_table_has_its_lists_as_text_and_questions_of_fewer_options(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text(
+        'question,choices,answer\nOne?,"[""red"", ""it\'s""]",1\nTwo?,"[\'red\', \'green\']",0\n'
+    )
+    listed = prepared(checkpoint, tmp_path / "list.csv")
+    assert [one.options for one in listed.questions] == [("red", "it's"), ("red", "green")]
+    (tmp_path / "letters.csv").write_text("question,A,B,C,answer\nOne?,1,2,3,A\nTwo?,1,2,,B\n")
+    lettered = prepared(checkpoint, tmp_path / "letters.csv")
+    assert [one.options for one in lettered.questions] == [("1", "2", "3"), ("1", "2")]
+
+
+def test_a_test_without_answers_is_passed_over(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write(tmp_path, [row | {"label": ""} for row in ENDINGS], "test.jsonl")
+    write(tmp_path, ENDINGS, "validation.jsonl")
+    assert prepared(checkpoint, tmp_path).record["split"] == "validation"
+
+
+def test_fewer_questions_are_drawn_by_the_seed(checkpoint: Checkpoint) -> None:
+    every = prepared(checkpoint, MMLU).questions
+    first = prepared(checkpoint, MMLU, samples=5, seed=1)
+    assert first.questions == prepared(checkpoint, MMLU, samples=5, seed=1).questions
+    assert first.questions != prepared(checkpoint, MMLU, samples=5, seed=2).questions
+    places = [every.index(one) for one in first.questions]
+    assert places == sorted(places)
+    assert first.record["questions"] == 5
+    assert first.record["questions_available"] == 20
+
+
+def test_examples_that_do_not_fit_are_left_out_and_long_questions_cut(
+    checkpoint: Checkpoint,
+) -> None:
+    lengths = {shots: prepared(checkpoint, MMLU, shots=shots).texts for shots in (0, 1, 2)}
+    room = max(one.longest for one in lengths[1])
+    assert room < max(one.longest for one in lengths[2])
+    squeezed = prepared(checkpoint, MMLU, shots=2, sequence_length=room)
+    fewer = 0
+    for index, one in enumerate(squeezed.texts):
+        fits = lengths[2][index].longest <= room
+        want = lengths[2][index] if fits else lengths[1][index]
+        assert one.context.tolist() == want.context.tolist()
+        fewer += not fits
+    assert squeezed.record["questions_with_fewer_examples"] == fewer > 0
+    assert squeezed.record["questions_cut"] == 0
+    cut = prepared(checkpoint, MMLU, sequence_length=16)
+    assert cut.record["questions_cut"] == 20
+    for one, whole in zip(cut.texts, lengths[0], strict=True):
+        assert one.longest == 16
+        assert one.context.tolist() == whole.context[-16:].tolist()
+    assert cut.notes == ("20 questions lose their beginning: the model takes 16",)
+
+
+def test_a_token_across_the_boundary_belongs_to_the_continuation(checkpoint: Checkpoint) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    whole = {end: tokenizer.ids([f"in th{end}"]).tolist() for end in ("e", "is")}
+    assert whole["e"][0] == whole["is"][0]
+    assert len(whole["e"]) == len(whole["is"]) == 2, "' the' and ' this' are tokens of the demo"
+    (one,) = likelihood.encode(tokenizer, [("in th", ["e", "is"])])
+    assert one.context.tolist() == whole["e"][:1]
+    assert [end.tolist() for end in one.ends] == [ids[1:] for ids in whole.values()]
+
+
+BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "one row": ([ARC[0]], "1 questions, and at least 2 are needed"),
+    "no question": ([{"question": " ", "choices": CHOICES, "answer": 0}] * 2, "row 1 has no"),
+    "not among them": (
+        [{"question": "a", "choices": CHOICES, "answer": one} for one in ("A", "B", "D", "C")],
+        "row 3: answer 'D' is none of its 3 options",
+    ),
+    "number from one": (
+        [{"question": "a", "choices": CHOICES, "answer": one} for one in (1, 3)],
+        "row 2: answer '3' is none of its 3 options",
+    ),
+    "no list": ([{"question": "a", "choices": "red, blue", "answer": 0}] * 2, "is no list"),
+    "one option": ([{"question": "a", "choices": ["red"], "answer": 0}] * 2, "row 1 has 1 options"),
+    "empty option": (
+        [{"question": "a", "choices": ["red", " "], "answer": 0}] * 2, "has an empty option",
+    ),
+    "no answers": ([{"question": "a", "choices": CHOICES, "answer": -1}] * 2, "answers is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "why"), BAD.values(), ids=BAD)
+def test_bad_questions(
+    checkpoint: Checkpoint, tmp_path: Path, rows: list[dict[str, Any]], why: str
+) -> None:
+    with pytest.raises(BadData, match=why) as caught:
+        prepared(checkpoint, write(tmp_path, rows))
+    assert caught.value.hint
+
+
+def test_columns_that_are_missing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for lacking in ("question", "choices", "answer"):
+        row = {"question": "a", "choices": CHOICES, "answer": 0, "x": 1}
+        row.pop(lacking)
+        with pytest.raises(MissingColumn, match=lacking):
+            prepared(checkpoint, write(tmp_path, [row] * 2))
+
+
+def test_examples_that_are_missing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="--shots takes examples from a split of its own"):
+        prepared(checkpoint, write(tmp_path, ENDINGS), shots=1)
+    with pytest.raises(BadData, match=r"2 examples of subject '.*', and --shots asks for 3"):
+        prepared(checkpoint, MMLU, shots=3)
+
+
+def test_models_and_data_that_do_not_fit(
+    checkpoint: Checkpoint, tiny: Callable[[str], Path]
+) -> None:
+    with pytest.raises(MetricMismatch, match="of kind encoder") as caught:
+        prepare(open_checkpoint(tiny("bert")), EvalSettings("choice", data=(str(MMLU),)))
+    assert "similarity" in caught.value.hint
+    with pytest.raises(NoData, match="--metric choice needs --data for demo"):
+        prepare(checkpoint, EvalSettings("choice"))
+    with pytest.raises(BadData, match="an option has more than the 2 tokens there are"):
+        prepared(checkpoint, MMLU, protocol="text", sequence_length=2)
+
+
+def test_outputs_that_are_no_numbers(checkpoint: Checkpoint, reference: Reference) -> None:
+    metric = prepared(checkpoint, MMLU)
+    broken: Any = Reference()
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[5] = math.nan
+        broken.model.get_output_embeddings().weight[5] = math.nan
+    with pytest.raises(EvaluationFailed, match="the likelihoods of 20 questions are NaN"):
+        metric.score(broken)
+
+
+def test_memory_that_is_full_halves_the_batch(
+    checkpoint: Checkpoint, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = prepared(checkpoint, MMLU, batch_size=8)
+    want = metric.score(reference)  # type: ignore[arg-type]
+    real = likelihood._run
+
+    def small(model: Any, passes: list[Any]) -> list[list[float]]:
+        if len(passes) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, passes)
+
+    monkeypatch.setattr(likelihood, "_run", small)
+    events: list[Any] = []
+    assert (
+        metric.score(reference, on_event=events.append).values.tolist()  # type: ignore[arg-type]
+        == want.values.tolist()
+    )
+    notes = [one.text for one in events if isinstance(one, Note)]
+    assert [text.split(":")[1] for text in notes] == [
+        " 4 inputs at once from here on", " 2 inputs at once from here on",
+    ]  # fmt: skip
+
+
+def test_the_57_subjects() -> None:
+    assert Counter(GROUP_OF.values()) == {
+        "humanities": 13, "social sciences": 12, "STEM": 18, "other": 14,
+    }  # fmt: skip
+    assert group_of("Anatomy") == group_of("anatomy") == "other"
+    assert group_of("high school physics") == "STEM"
+    assert group_of("cooking") == "cooking"
