@@ -219,8 +219,49 @@ def test_a_finished_shard_that_changed_is_written_again(tmp_path: Path, damage: 
     else:
         shard.rename(tmp_path / "elsewhere")
         shard.symlink_to(tmp_path / "elsewhere")
-    assert job(target, 1) == [SHARDS[1]]
+    events: list[Event] = []
+    assert job(target, 1, events.append) == [SHARDS[1]]
     assert state(target) == 1
+    assert [e.text for e in events if isinstance(e, Note) and e.warning] == [
+        f"{target}: going on from 2 finished shards of an earlier run; "
+        "one shard was damaged and is made anew"
+    ]
+
+
+@pytest.mark.parametrize(("line", "kept"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_a_journal_counts_up_to_a_line_that_is_damaged(
+    tmp_path: Path, line: int, kept: int
+) -> None:
+    target = tmp_path / "out"
+    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    lines = journal_file(target).read_bytes().splitlines(keepends=True)
+    place = lines[line].index(b":") + 2
+    damaged = bytearray(lines[line])
+    damaged[place] ^= 1
+    lines[line] = bytes(damaged)
+    journal_file(target).write_bytes(b"".join(lines))
+    assert job(target, 1) == SHARDS[kept:]
+    assert state(target) == 1
+
+
+def test_values_are_remembered_by_a_later_run(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    value = {"a": [1, 0.1, None], "b": "ü"}
+
+    def stopped() -> None:
+        with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
+            assert out.remembered("chosen") is None
+            out.remember("chosen", [])
+            out.remember("chosen", value)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not target.exists()
+    with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
+        assert out.remembered("chosen") == value
+        out.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -311,8 +352,13 @@ def test_an_exception_leaves_the_target_and_finished_work(
             out.write_bytes("config.json", b"{}")
             raise error
 
-    with pytest.raises(error):
+    with pytest.raises(error) as stopped:
         stopped_job()
+    said = getattr(stopped.value, "__notes__", [])
+    if finished and error is KeyboardInterrupt:
+        assert said == [f"{target}: kept 1 finished shard; the same command goes on from there"]
+    else:
+        assert said == []
     if finished:
         assert not target.exists()
         assert not list(target.parent.rglob("*.partial"))
