@@ -13,6 +13,7 @@ import typer
 from prunectl import demo
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.output import NO_BARS
+from prunectl.settings import Scope
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -80,6 +81,26 @@ Remote = Annotated[
 ]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Read the weights even if their analysis is kept.")
+]
+ScopeOption = Annotated[
+    Scope | None,
+    typer.Option(
+        "--scope",
+        help="What is compared together (unstructured only); default: global, row for wanda, "
+        "tensor for sparsegpt and admm.",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include",
+        metavar="NAME",
+        help="Also prune these tensors: a name, a module, a glob, re:EXPRESSION (repeatable).",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="NAME", help="Leave these tensors as they are (repeatable)."),
 ]
 Device = Annotated[
     str,

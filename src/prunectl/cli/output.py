@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -71,8 +71,12 @@ class Output:
         return not self.quiet and _wants_bars()
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[OnEvent]:
-        """A listener that draws the events of a long function on stderr while inside the block."""
+    def progress(self, above: Callable[[], RenderableType] | None = None) -> Iterator[OnEvent]:
+        """A listener that draws the events of a long function on stderr while inside the block.
+
+        Args:
+            above: what stands above the bars, where bars are drawn.
+        """
         from prunectl.cli.progress import LineProgress, bar_progress
 
         def notes_only(event: object) -> None:
@@ -82,7 +86,7 @@ class Output:
         if self.quiet:
             yield notes_only
         elif self.draws_bars:
-            with bar_progress(self.tell) as on_event:
+            with bar_progress(self.tell, above) as on_event:
                 yield on_event
         else:
             yield LineProgress(self.note, self.tell)
@@ -127,7 +131,7 @@ def check_file(path: Path) -> None:
         raise CannotWrite(path, f"{path.parent} is not writable")
 
 
-def save_text(path: Path, text: str) -> None:
+def save_text(path: Path, text: str | bytes) -> None:
     """Write a file through a temporary name beside it, so that it is there whole or not at all.
 
     What is there and no regular file (``/dev/null``, a pipe) is written into.
@@ -136,11 +140,12 @@ def save_text(path: Path, text: str) -> None:
         CannotWrite: the system refuses.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe must not become a file
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise CannotWrite(path, error.strerror or type(error).__name__) from None

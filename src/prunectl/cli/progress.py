@@ -7,16 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.events import Advanced, Event, Note, OnEvent, PhaseDone, PhaseStarted
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 INTERVAL = 60.0
 """Seconds between two lines."""
 
 
 @contextmanager
-def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
+def bar_progress(
+    tell: Callable[[Note], None], above: Callable[[], RenderableType] | None = None
+) -> Iterator[OnEvent]:
     """A bar for each phase: bytes, rate, time left. It is wiped away at the end.
 
     A phase that has done nothing yet, and the time outside of phases, show a moving bar: reading
@@ -24,6 +30,7 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
 
     Args:
         tell: prints a note.
+        above: what is drawn above the bars, asked for whenever they are drawn.
     """
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -37,8 +44,15 @@ def bar_progress(tell: Callable[[Note], None]) -> Iterator[OnEvent]:
     )
     bars: dict[str, TaskID] = {}
     phases: dict[str, _Phase] = {}
+
     # Notes go through stderr itself, which rich moves above the bars while they are drawn.
-    with Progress(*columns, console=screen(sys.stderr), transient=True) as progress:
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            if above is not None:
+                yield above()
+            yield from super().get_renderables()
+
+    with Bars(*columns, console=screen(sys.stderr), transient=True) as progress:
         outside = progress.add_task("preparing", total=None, start=False, done="")
 
         def on_event(event: Event) -> None:

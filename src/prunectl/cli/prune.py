@@ -53,28 +53,9 @@ def prune(
             help="'unstructured' (default), or N:M: at most N kept of every M weights.",
         ),
     ] = None,
-    scope: Annotated[
-        Scope | None,
-        typer.Option(
-            "--scope",
-            help="What is compared together (unstructured only); default: global, row for wanda, "
-            "tensor for sparsegpt and admm.",
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--include",
-            metavar="NAME",
-            help="Also prune these tensors: a name, a module, a glob, re:EXPRESSION (repeatable).",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude", metavar="NAME", help="Leave these tensors as they are (repeatable)."
-        ),
-    ] = None,
+    scope: options.ScopeOption = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
     recipe: Annotated[
         Path | None,
         typer.Option(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from prunectl.evaluation.resampling import DRAWS, draws, interval, redrawn
 from prunectl.study.points import Point
 from prunectl.study.result import CurvePoint
-from prunectl.study.turning import Essential, Tolerance, essential, knee
+from prunectl.study.tolerance import Tolerance
+from prunectl.study.turning import Essential, essential, knee
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], float]

@@ -11,7 +11,7 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 from prunectl.settings import PruneSettings
 from prunectl.study.grid import Grid, parse_grid
-from prunectl.study.turning import Tolerance
+from prunectl.study.tolerance import Tolerance
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device
+from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.subject import prunable_names
@@ -23,9 +24,10 @@ from prunectl.study.commands import prune_command
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
 from prunectl.study.measurer import Measurer
-from prunectl.study.points import Points
+from prunectl.study.points import Points, key_of
 from prunectl.study.result import Curve, SweepResult, SweptModel
 from prunectl.study.settings import SweepSettings
+from prunectl.userdirs import cache_dir
 
 OnResult = Callable[[SweepResult], None]
 
@@ -35,6 +37,7 @@ def sweep(
     settings: SweepSettings | None = None,
     *,
     results: str | os.PathLike[str] | None = None,
+    use_cache: bool = True,
     jobs: int | None = None,
     command: str = "",
     on_event: OnEvent = ignore_events,
@@ -51,7 +54,8 @@ def sweep(
         models: one or several: open checkpoints, or what :func:`prunectl.open_checkpoint` takes.
         settings: metric, sparsities, patterns; by default perplexity, for ``demo`` on its own text.
         results: a file to which every point is appended as it is measured, and whose points are not
-            measured again; None keeps them in memory.
+            measured again; None is one in the user's cache, for each checkpoint.
+        use_cache: whether that is used; ``results`` is in any case.
         jobs: threads that read; default one per core, eight at most.
         command: recorded.
         on_event: receives progress. on_result: receives what is known, after each point.
@@ -67,12 +71,12 @@ def sweep(
     for checkpoint in opened:
         for text in checkpoint.notes:
             on_event(Note(text, warning=True))
-    points = Points(None if results is None else Path(results))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
     found = _empty(prepared, settings, command)
     done: list[Curve] = []
     try:
         for checkpoint, metric in prepared:
+            points = _points(checkpoint, results, use_cache=use_cache)
             with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
                 for pattern in settings.patterns:
                     for curve in _measured(measurer, pattern):
@@ -86,6 +90,21 @@ def sweep(
             raise
         return replace(found, interrupted=True)
     return found
+
+
+def _points(
+    checkpoint: Checkpoint, results: str | os.PathLike[str] | None, *, use_cache: bool
+) -> Points:
+    """The points that are known of a checkpoint."""
+    if results is not None:
+        return Points(Path(results))
+    if not use_cache:
+        return Points(None)
+    path = cache_dir() / f"sweep-{key_of(checkpoint.identity())}.jsonl"
+    try:
+        return Points(path)
+    except CannotWrite:  # a cache that does not work costs time, not the result
+        return Points(None)
 
 
 def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:

@@ -17,21 +17,12 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.errors import InvalidOption
+from prunectl.study.tolerance import Tolerance
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 LEAST_KNEE = 5
 """A knee of fewer points is chance."""
-
-
-class EpsilonMode(StrEnum):
-    """What a tolerance is a share of."""
-
-    RELATIVE = "relative"
-    """The dense model's score."""
-    ABSOLUTE = "absolute"
-    """1: of an accuracy, 0.01 is one point."""
 
 
 class Status(StrEnum):
@@ -46,37 +37,6 @@ class Status(StrEnum):
     """The scores are less sure than the tolerance is wide."""
     FAILED = "failed"
     """No point was measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How much worse than dense is still free."""
-
-    epsilon: float = 0.01
-    mode: EpsilonMode = EpsilonMode.RELATIVE
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise InvalidOption(f"--epsilon {self.epsilon} is not valid: it is above 0")
-        if self.mode not in list(EpsilonMode):
-            raise InvalidOption(
-                f"--epsilon-mode '{self.mode}' is not known",
-                hint=f"one of {', '.join(EpsilonMode)}",
-            )
-        object.__setattr__(self, "mode", EpsilonMode(self.mode))
-
-    def losses(self, scores: Floats, dense: Floats | float, *, higher_is_better: bool) -> Floats:
-        """How much worse scores are, in units of the mode; negative is better than dense."""
-        worse = dense - scores if higher_is_better else scores - dense
-        if self.mode is EpsilonMode.ABSOLUTE:
-            return np.asarray(worse, np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(worse / np.abs(dense), np.float64)
-
-    def bound(self, dense: float, *, higher_is_better: bool) -> float:
-        """The worst score that is within."""
-        room = self.epsilon * (abs(dense) if self.mode is EpsilonMode.RELATIVE else 1.0)
-        return dense - room if higher_is_better else dense + room
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,242 @@
+"""``prunectl sweep``: what sparsity costs a model, and how much of it is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from prunectl.cli import calibration_options, evaluate_options, options, sweep_options
+from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.errors import INTERRUPTED
+from prunectl.cli.model_argument import ModelChoice, choose_model
+from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.errors import InvalidOption
+from prunectl.pattern import Pattern, parse_pattern
+from prunectl.settings import Budget, Method
+from prunectl.study.tolerance import EpsilonMode, Tolerance
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from prunectl.study.result import SweepResult
+
+EPILOG = options.examples(
+    "prunectl sweep demo --sparsity 0.2,0.4",
+    "prunectl sweep demo --metric perplexity --pattern unstructured,2:4 --html out.html",
+    "prunectl sweep org/name --data text:heldout.txt --sequence-length 512 -o sweep.json",
+    "prunectl sweep org/name org/other --metric similarity --data sts.csv --png curves.png",
+)
+
+
+def sweep(
+    context: typer.Context,
+    models: sweep_options.Models = None,
+    metric: evaluate_options.Metric = "perplexity",
+    data: evaluate_options.Data = None,
+    sparsity: sweep_options.Sparsity = "auto",
+    step: sweep_options.Step = 0.01,
+    pattern: sweep_options.Pattern = None,
+    epsilon: sweep_options.Epsilon = 0.01,
+    epsilon_mode: sweep_options.Mode = EpsilonMode.RELATIVE,
+    seeds: sweep_options.Seeds = "0",
+    samples: evaluate_options.Samples = None,
+    sequence_length: evaluate_options.SequenceLength = None,
+    stride: evaluate_options.Stride = None,
+    shots: evaluate_options.Shots = 0,
+    batch_size: evaluate_options.BatchSize = None,
+    seed: evaluate_options.Seed = 0,
+    method: calibration_options.MethodOption = Method.MAGNITUDE,
+    scope: options.ScopeOption = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    budget: calibration_options.BudgetOption = Budget.MATRIX,
+    refine: calibration_options.Refine = False,
+    calibration: calibration_options.Source = None,
+    calibration_samples: sweep_options.CalibrationSamples = 128,
+    calibration_length: sweep_options.CalibrationLength = 2048,
+    device: options.Device = "auto",
+    dtype: evaluate_options.Dtype = "auto",
+    jobs: options.Jobs = None,
+    output: sweep_options.Output = None,
+    csv: sweep_options.Csv = None,
+    html: sweep_options.Html = None,
+    png: sweep_options.Png = None,
+    svg: sweep_options.Svg = None,
+    results: sweep_options.Results = None,
+    no_cache: sweep_options.NoCache = False,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure a model's score along rising sparsity, and its essential sparsity.
+
+    That is the largest sparsity whose loss is within --epsilon: what is free for this model, on
+    these data, by this metric. Each point is kept as it is measured: the same command, given again
+    after Ctrl-C, goes on.
+    """
+    from prunectl.evaluation.settings import EvalSettings
+    from prunectl.settings import PruneSettings
+    from prunectl.study.settings import SweepSettings
+    from prunectl.study.sweep import sweep
+
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    saved = _Saved(output, csv, html, png, svg)
+    saved.check()
+    given: list[str | None] = [*(models or [None])]
+    calibrated = refine or method is not Method.MAGNITUDE
+    sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
+    sources = calibration_options.calibration_of(
+        given[0] or "", method, refine, calibration, False,
+        **(sizes | {"device": device} if calibrated else {}),
+    )  # fmt: skip
+    settings = SweepSettings(
+        evaluation=EvalSettings(
+            metric=metric,
+            data=tuple(data or ()),
+            samples=samples,
+            sequence_length=sequence_length,
+            stride=stride,
+            shots=shots,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        ),
+        sparsity=sparsity,
+        step=step,
+        patterns=_patterns(pattern or []),
+        pruning=PruneSettings(
+            sparsity=0.5,
+            method=method,
+            scope=scope,  # type: ignore[arg-type]  # None is the method's own
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            budget=budget,
+            refine=refine,
+            calibration=sources,
+        ),
+        tolerance=Tolerance(epsilon, epsilon_mode),
+        seeds=_seeds(seeds),
+    )
+    if revision is not None and len(given) > 1:
+        raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
+    chosen = [
+        ModelChoice(one, revision) if one else choose_model(None, revision, out) for one in given
+    ]
+    opened = [
+        options.open_source(one, token, cache_dir, trust_remote_code, out, compressed=True)
+        for one in chosen
+    ]
+    screen = _Live(out, str(epsilon_mode))
+    with out.progress(above=screen.chart) as on_event:
+        result = sweep(
+            opened,
+            settings,
+            results=results,
+            use_cache=not no_cache,
+            jobs=jobs,
+            command=recorded_command(context.obj[ARGV]),
+            on_event=on_event,
+            on_result=screen.update,
+        )
+    saved.write(result, out)
+    _show(result, out)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+class _Live:
+    """What is shown while a sweep runs: a chart above the bars, or a line a point."""
+
+    def __init__(self, out: Output, mode: str) -> None:
+        self._out, self._mode = out, mode
+        self._result: SweepResult | None = None
+        self._told: set[tuple[str, float]] = set()
+
+    def update(self, result: SweepResult) -> None:
+        self._result = result
+        if self._out.draws_bars:
+            return
+        from prunectl.cli.sweep_screen import point_line
+
+        curve = result.curves[-1]
+        for point in curve.points:
+            if (place := (curve.label, point.requested)) not in self._told:
+                self._told.add(place)
+                self._out.note(point_line(curve, point, self._mode))
+
+    def chart(self) -> Text:
+        from rich.text import Text
+
+        from prunectl.cli.sweep_screen import chart
+
+        return Text("") if self._result is None else chart(self._result)
+
+
+class _Saved:
+    """The files that a sweep is saved to."""
+
+    def __init__(
+        self,
+        output: Path | None,
+        csv: Path | None,
+        html: Path | None,
+        png: Path | None,
+        svg: Path | None,
+    ) -> None:
+        self._output, self._csv, self._html, self._png, self._svg = output, csv, html, png, svg
+
+    def check(self) -> None:
+        """Find out before the work whether all can be written."""
+        for path in (self._output, self._csv, self._html, self._png, self._svg):
+            if path is not None:
+                check_file(path)
+        if self._html or self._png or self._svg:
+            from prunectl.report.libraries import check_libraries
+
+            check_libraries("a page or picture of a sweep")
+
+    def write(self, result: SweepResult, out: Output) -> None:
+        """Write those that were asked for."""
+        from prunectl.study.table import as_csv
+
+        document = result.to_json()
+        files: list[tuple[Path, str | bytes]] = []
+        if self._output:
+            files.append((self._output, as_json(document)))
+        if self._csv:
+            files.append((self._csv, as_csv(result)))
+        if self._html or self._png or self._svg:
+            from prunectl.report.sweep_page import sweep_page, sweep_picture
+
+            files += [(self._html, sweep_page(document))] if self._html else []
+            files += [(self._png, sweep_picture(document, "png"))] if self._png else []
+            files += [(self._svg, sweep_picture(document, "svg"))] if self._svg else []
+        for path, content in files:
+            save_text(path, content)
+            out.note(f"saved: {path}")
+
+
+def _show(result: SweepResult, out: Output) -> None:
+    from prunectl.cli.sweep_screen import sweep_screen
+
+    out.data(result.to_json())
+    out.show(*sweep_screen(result, everything=out.verbose))
+
+
+def _patterns(texts: list[str]) -> tuple[Pattern, ...]:
+    found = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    return tuple(parse_pattern(one) for one in found or ["unstructured"])
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InvalidOption(f"--seeds '{text}': whole numbers with commas") from None

@@ -1,0 +1,146 @@
+"""A sweep as people read it: where each curve turns, the curves, and their points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from prunectl import numbers
+from prunectl.cli.command_line import visible
+from prunectl.cli.evaluate_screen import protocol_rows, score
+from prunectl.cli.tables import columns, facts, heading, sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.study.result import Curve, CurvePoint, SweepResult
+
+HEIGHT, WIDTH = 12, 60
+_COLOURS = ("blue", "yellow", "magenta", "cyan", "green", "red")
+_WORST = 2.0
+"""Scores that are worse than dense by more than this share of it are beyond the chart's edge: a
+perplexity of thousands would leave nothing to see of the turning point."""
+
+
+def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: the metric's whole protocol.
+    """
+    for curve in result.curves:
+        yield heading(curve.label)
+        yield Text(f"  {curve.essential.text}")
+        if curve.knee is not None:
+            yield Text(f"  The curve's knee, which knows no tolerance, is at {curve.knee:.0%}.")
+        if curve.command:
+            yield Text(f"  {visible(curve.command)}", style="bold")
+        yield columns(
+            ("sparsity", "of all", result.metric, "95% interval", "loss", "95% interval", "time"),
+            [_row(point, result.settings["epsilon_mode"]) for point in curve.points],
+        )
+        yield from _failures(curve)
+    yield Text("")
+    yield chart(result)
+    first = result.models[0]
+    machine = result.machine
+    yield facts(
+        [
+            ("measured on", f"{first.samples:,} {result.unit}"),
+            ("run on", f"{machine['device']}, {machine['name']}"),
+            ("took", numbers.duration(result.seconds)),
+            *protocol_rows(first.record, everything=everything),
+        ]
+    )
+    if result.interrupted:
+        yield sentence("Interrupted. The same command goes on where it stopped.")
+
+
+def point_line(curve: Curve, point: CurvePoint, mode: str) -> str:
+    """One point in a line, for logs."""
+    if point.failed:
+        return f"{curve.label}, {numbers.share(point.sparsity)}: {point.failed}"
+    loss = "" if point.change is None or not point.sparsity else f" ({_loss(point.change, mode)})"
+    value = "beyond all numbers" if point.score is None else score(point.score)
+    return f"{curve.label}, {numbers.share(point.sparsity)}: {value}{loss}"
+
+
+def chart(result: SweepResult) -> Text:
+    """Score over sparsity; a line marks the worst score within the tolerance."""
+    from uniplot import plot_to_string
+
+    known = [
+        [(100 * p.sparsity, p.score) for p in curve.points if p.score is not None]
+        for curve in result.curves
+    ]
+    drawn = [(curve, points) for curve, points in zip(result.curves, known, strict=True) if points]
+    if not drawn:
+        return Text("")
+    scores = [value for _, points in drawn for _, value in points]
+    low, high = _edges(scores, [points[0][1] for _, points in drawn], result.higher_is_better)
+    bounds = [curve.bound for curve, _ in drawn if curve.bound is not None]
+    text = plot_to_string(
+        xs=[[x for x, _ in points] for _, points in drawn],
+        ys=[[y for _, y in points] for _, points in drawn],
+        lines=True,
+        width=WIDTH,
+        height=HEIGHT,
+        title=f"{result.metric} over sparsity",
+        legend_labels=[visible(curve.label) for curve, _ in drawn] if len(drawn) > 1 else None,
+        color=[_COLOURS[i % len(_COLOURS)] for i in range(len(drawn))],
+        character_set="braille",
+        x_unit="%",
+        x_min=0.0,
+        x_max=max(10.0, *(x for _, points in drawn for x, _ in points)),
+        y_min=low,
+        y_max=high,
+        x_gridlines=[],
+        y_gridlines=bounds,
+    )
+    return Text.from_ansi(str(text))
+
+
+def _edges(scores: list[float], dense: list[float], higher_is_better: bool) -> tuple[float, float]:
+    """Lowest and highest score that is shown, never the same."""
+    low, high = min(scores), max(scores)
+    if higher_is_better:
+        low = max(low, min(d - _WORST * abs(d) for d in dense))
+    else:
+        high = min(high, max(d + _WORST * abs(d) for d in dense))
+    room = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _row(point: CurvePoint, mode: str) -> tuple[str, ...]:
+    share = numbers.share(point.sparsity) if point.sparsity else "dense"
+    if point.failed:
+        return (share, "", "failed", "", "", "", numbers.duration(point.seconds))
+    moved = point.sparsity > 0 and point.change is not None
+    return (
+        share,
+        numbers.share(point.overall),
+        "Inf" if point.score is None else score(point.score),
+        _between(point.low, point.high, score),
+        _loss(point.change or 0.0, mode) if moved else "",
+        _between(point.change_low, point.change_high, lambda v: _loss(v, mode)) if moved else "",
+        numbers.duration(point.seconds),
+    )
+
+
+def _between(low: float | None, high: float | None, words: Callable[[float], str]) -> str:
+    if low is None or high is None:
+        return ""
+    return f"{words(low)} to {words(high)}"
+
+
+def _loss(value: float, mode: str) -> str:
+    """How much worse, with its sign: ``+1.2%``, ``-0.0004``."""
+    return f"{value:+.1%}" if mode == "relative" else f"{value:+.3g}"
+
+
+def _failures(curve: Curve) -> Iterator[RenderableType]:
+    for point in curve.points:
+        if point.failed:
+            yield Text(f"  {numbers.share(point.sparsity)}: {visible(point.failed)}")
