@@ -89,7 +89,6 @@ def test_gram_leaves_bad_rows_out(bad: float, full: bool) -> None:
 
 def test_gram_without_tokens_and_with_wrong_ones() -> None:
     gram = Gram(4)
-    assert not gram.hessian().any()
     assert not gram.norms().any()
     with pytest.raises(ValueError, match=r"inputs are \[\.\.\., 4\], not \[2, 3\]"):
         gram.add(torch.ones(2, 3))
@@ -97,6 +96,45 @@ def test_gram_without_tokens_and_with_wrong_ones() -> None:
         gram.add(torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one"):
         Gram(0)
+    assert not gram.hessian().any()
+    with pytest.raises(ValueError, match="nothing is added"):
+        gram.add(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_rows_of_zeros_are_no_tokens(full: bool) -> None:
+    """As where an expert is given zeros for the tokens that are not its own."""
+    x = layer(1, 8, 3)[1][:20]
+    gram, alone = Gram(8, full=full), Gram(8, full=full)
+    for part in (torch.zeros(3, 8), x[:9], -torch.zeros(1, 8), x[9:], torch.full((2, 8), 1e-30)):
+        gram.add(part)
+    alone.add(x[:9])
+    alone.add(x[9:])
+    assert (gram.tokens, gram.skipped) == (20, 0)
+    assert torch.equal(gram.diagonal(), alone.diagonal())
+
+
+def test_sums_of_large_inputs_stay_finite() -> None:
+    """Squares of 9e18 are in fp32, and a hundred of them are not."""
+    gram = Gram(4)
+    gram.add(torch.full((100, 4), 9e18))
+    gram.add(torch.full((100, 4), 5e11))
+    assert (gram.tokens, gram.skipped) == (100, 100)
+    torch.testing.assert_close(gram.norms(), torch.full((4,), 5e12))
+    assert gram.hessian().isfinite().all()
+
+
+def test_the_hessian_is_made_in_place_of_the_sum() -> None:
+    x = torch.randn(50, 2500, generator=torch.Generator().manual_seed(0))
+    gram = Gram(2500)
+    gram.add(x)
+    norms, products = gram.norms(), x.T @ x
+    hessian = gram.hessian()
+    assert hessian.data_ptr() == gram.hessian().data_ptr()
+    torch.testing.assert_close(hessian, 2 / 50 * products, rtol=1e-4, atol=1e-5)
+    assert torch.equal(hessian, hessian.T)
+    assert torch.equal(gram.norms(), norms)
+    assert torch.equal(gram.diagonal(), hessian.diagonal())
 
 
 # --- targets --------------------------------------------------------------------------------

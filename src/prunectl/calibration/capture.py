@@ -7,7 +7,7 @@ and matrix products whose one operand lies in the memory of a weight that is ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,16 @@ class ProductWatcher(TorchFunctionMode):
         watched: the matrices to look for. A product with a fused weight (gate and up in one) is a
             product with each of the matrices that it is fused of.
         seen: takes the matrices that were multiplied and their inputs [..., in].
+
+    Attributes:
+        missed: matrices that something else was computed with, of which nobody can say what it
+            multiplies them by.
     """
 
     def __init__(self, watched: Iterable[Matrix], seen: Seen) -> None:
         super().__init__()
         self._seen = seen
+        self.missed: set[Matrix] = set()
         self._by_storage: dict[int, list[Matrix]] = {}
         for one in watched:
             self._by_storage.setdefault(_storage(one.weight), []).append(one)
@@ -95,27 +100,40 @@ class ProductWatcher(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _LINEAR:
-            self._look(_at(args, kwargs, 0), _at(args, kwargs, 1), out_first=True)
-        elif func in _PRODUCT:
-            self._look(_at(args, kwargs, 0), _at(args, kwargs, 1), out_first=False)
-        elif func in _ADDED:
-            self._look(_at(args, kwargs, 1), _at(args, kwargs, 2), out_first=False)
-        return func(*args, **kwargs)
+        place = _OPERANDS.get(func)
+        if place is not None:
+            x, weight = _at(args, kwargs, place), _at(args, kwargs, place + 1)
+            if self._look(x, weight, out_first=func in _LINEAR):
+                return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._miss([*args, *kwargs.values()], result)
+        return result
 
-    def _look(self, x: Any, weight: Any, *, out_first: bool) -> None:
+    def _look(self, x: Any, weight: Any, *, out_first: bool) -> bool:
+        """Report a product of the two; returns whether it is one that is understood."""
         if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor):
-            return
+            return False
         if weight.ndim < 2 or _storage(weight) not in self._by_storage:
-            return
+            return False
         if weight.ndim == 2:
-            self._report(weight if out_first else weight.T, x)
-        elif weight.ndim == 3 and x.ndim == 3 and x.shape[0] == weight.shape[0]:
+            return self._report(weight if out_first else weight.T, x)
+        if weight.ndim == 3 and x.ndim == 3 and x.shape[0] == weight.shape[0]:
+            known = False
             for one, part in zip(weight, x, strict=True):
-                self._report(one if out_first else one.T, part)
+                known |= self._report(one if out_first else one.T, part)
+            return known
+        return False
 
-    def _report(self, operand: torch.Tensor, x: torch.Tensor) -> None:
-        """``operand`` [out, in]."""
+    def _miss(self, operands: Iterable[Any], result: Any) -> None:
+        """Note the matrices that something was computed with; views of them are not computed."""
+        made = {_storage(one) for one in _tensors_in([result])}
+        for one in _tensors_in(operands) if made else ():
+            storage = _storage(one)
+            if storage not in made and storage in self._by_storage:
+                self.missed.update(m for m in self._by_storage[storage] if _overlap(one, m.weight))
+
+    def _report(self, operand: torch.Tensor, x: torch.Tensor) -> bool:
+        """Tell of a product with ``operand`` [out, in]; returns whether it holds any matrix."""
         key = (_storage(operand), operand.storage_offset(), *operand.stride(), *operand.shape)
         found = self._known.get(key)
         if found is None:
@@ -124,7 +142,11 @@ class ProductWatcher(TorchFunctionMode):
             self._known[key] = found
         if found:
             self._seen(found, x)
+        return bool(found)
 
+
+_OPERANDS = dict.fromkeys(_LINEAR | _PRODUCT, 0) | dict.fromkeys(_ADDED, 1)
+"""By function, at which place the inputs are; the weight is at the next."""
 
 _NAMES = {0: ("input",), 1: ("weight", "mat2", "other", "mat1", "batch1"), 2: ("mat2", "batch2")}
 
@@ -134,6 +156,28 @@ def _at(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int) -> Any:
     if len(args) > index:
         return args[index]
     return next((kwargs[name] for name in _NAMES[index] if name in kwargs), None)
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Tensors among values, and in lists and tuples among them, that have a memory of their own."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.layout is torch.strided:
+                yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the memory that two tensors of one storage stretch over is partly the same."""
+    (first, end), (start, stop) = _stretch(a), _stretch(b)
+    return first < stop and start < end
+
+
+def _stretch(tensor: torch.Tensor) -> tuple[int, int]:
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = int(tensor.storage_offset())
+    return begin, begin + (int(steps) + 1 if tensor.numel() else 0)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -13,7 +13,7 @@ from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import Forward, Inputs
 from prunectl.calibration.statistics import Key, NotShared, Statistics
-from prunectl.calibration.units import Unit, find_units
+from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.statistics import Gram
@@ -23,10 +23,15 @@ Values = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A matrix of a block, and what was seen of its inputs; None where nothing reached it."""
+    """A matrix of a block, and what was seen of its inputs; None where nothing reached it.
+
+    Attributes:
+        missed: whether something was computed with it that is not known as a product.
+    """
 
     matrix: Matrix
     gram: Gram | None
+    missed: bool = False
 
 
 PruneTensor = Callable[[str, Sequence[Measured]], torch.Tensor | None]
@@ -53,12 +58,30 @@ def _never(block: str) -> Values | None:
     return None
 
 
+def try_model(
+    skeleton: Skeleton, samples: Sequence[Inputs], on_event: OnEvent = ignore_events
+) -> Course:
+    """See by a short sample whether a model can be calibrated block by block.
+
+    Raises:
+        CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_course`.
+        DeviceFull: there is too little memory for a block.
+    """
+    return _try(Forward(skeleton, samples), on_event)
+
+
+def _try(forward: Forward, on_event: OnEvent) -> Course:
+    with memory_errors(forward.skeleton.device, "a block of the model and one short sample"):
+        return find_course(forward, on_event)
+
+
 def calibrate(
     skeleton: Skeleton,
     samples: Sequence[Inputs],
     wanted: Wanted,
     prune_tensor: PruneTensor,
     *,
+    course: Course | None = None,
     finished: Callable[[str], Values | None] = _never,
     done: Callable[[str], object] = _never,
     spill: Path | None = None,
@@ -73,6 +96,7 @@ def calibrate(
         wanted: what is measured.
         prune_tensor: called once for each wanted tensor, when the inputs of its block are known
             with all blocks before it pruned. Blocks that no sample reaches come last.
+        course: what :func:`try_model` has found of the same samples; None finds it here.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: told when all tensors of a block have been pruned.
         spill: a folder for what blocks put out; None keeps it in memory.
@@ -85,8 +109,8 @@ def calibrate(
     """
     forward = Forward(skeleton, samples, spill)
     engine = _Engine(skeleton, forward, wanted, prune_tensor, phase, on_event)
-    with memory_errors(skeleton.device, "a block of the model and one short sample"):
-        units = find_units(forward)
+    units = (course or _try(forward, on_event)).units
+    engine.locate()  # what cannot be pruned is refused before anything is
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
         with memory_errors(skeleton.device, f"{unit.blocks[0]} and its inputs"):
@@ -122,6 +146,16 @@ class _Engine:
             block = skeleton.block_of(target.parameter) if target is not None else None
             if block is not None:
                 self._names[block].append(name)
+
+    def locate(self) -> None:
+        """Find where the tensors are in the model, while no block is in memory.
+
+        Raises:
+            UnsupportedCheckpoint: one is taken apart or reordered when it is loaded.
+        """
+        for block, names in self._names.items():
+            with memory_errors(self._skeleton.device, block):
+                self._skeleton.locate(names)
 
     def run(self, unit: Unit, earlier: Mapping[str, Values | None]) -> None:
         """Prune the blocks of a unit, then compute what they put out now."""
@@ -181,7 +215,8 @@ class _Engine:
     ) -> None:
         statistics = self._collect(unit, todo, tell)
         for name, parts in todo.items():
-            new = self._prune_tensor(name, [Measured(one, statistics.of(one)) for one in parts])
+            seen = [Measured(m, statistics.of(m), m in statistics.missed) for m in parts]
+            new = self._prune_tensor(name, seen)
             if new is not None:
                 views[name].copy_(new)
 
@@ -217,8 +252,9 @@ class _Engine:
     ) -> None:
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
-        with ProductWatcher(watched, statistics.seen):
+        with ProductWatcher(watched, statistics.seen) as watcher:
             self.forward.run(unit, index)
+        statistics.missed |= watcher.missed
 
     # --- what no sample reaches -----------------------------------------------------------------
 

@@ -46,10 +46,7 @@ class Forward:
         self.skeleton, self.batches = skeleton, _batched(samples)
         self.count = len(self.batches)
         # Heads are left out where they can be: logits of a large vocabulary fill the memory.
-        base = skeleton.model.base_model
-        prefix = f"{skeleton.model.base_model_prefix}."
-        inside = all(path.startswith(prefix) for path in skeleton.blocks)
-        self._model = base if inside else skeleton.model
+        self._model = skeleton.body
         # By list of blocks and batch: what the last block that was run has put out.
         self._outputs: dict[str, list[Any]] = {}
 

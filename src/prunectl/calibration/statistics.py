@@ -24,6 +24,7 @@ class Statistics:
     Attributes:
         order: the products in the order of their first use.
         leader: by product, the one whose moments it shares; itself where it shares none.
+        missed: matrices that something was computed with that is not known as a product.
 
     Args:
         full: whole second moments; False gathers their diagonals only.
@@ -47,6 +48,7 @@ class Statistics:
         self.leader: dict[Key, Key] = {}
         self.order: list[Key] = []
         self._key_of: dict[Matrix, Key] = {}
+        self.missed: set[Matrix] = set()
 
     def next_sample(self) -> None:
         """Forget the tensors of the last one."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from prunectl.errors import CalibrationFailed
+from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.errors import BadCheckpoint, CalibrationFailed
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
 if TYPE_CHECKING:
-    from prunectl.calibration.forward import Forward
+    from prunectl.calibration.forward import Forward, Inputs
 
 _TOKENS = 64
 """Tokens of the sample that shows the order: what blocks put out for it is kept for all of them."""
@@ -44,65 +48,174 @@ class _Call:
     output: Any
 
 
-def find_units(forward: Forward) -> list[Unit]:
+@dataclass(frozen=True)
+class Course:
+    """What a short sample shows of a model.
+
+    Attributes:
+        units: in the order in which the model calls them.
+        states: bytes of what blocks put out for all samples, at most.
+    """
+
+    units: tuple[Unit, ...]
+    states: int
+
+
+def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
     """Run a short sample through the whole model, with each block in memory while it is called.
+
+    Then each unit is run by itself, as it will be: whether it puts out the same is seen here, and
+    not in the middle of a calibration.
 
     Raises:
         CalibrationFailed: the model fails, no block is called, or a block depends on more than what
             the block before it puts out, so that it cannot be run by itself.
+        BadCheckpoint: the model computes its blocks' inputs with weights that are not there.
     """
-    sample = {
-        key: value[:1, :_TOKENS] if value.ndim == 2 else value[:1]
-        for key, value in forward.batches[0].items()
-    }
+    skeleton, sample = forward.skeleton, _short(forward.batches[0])
+    total = 2 * sum(skeleton.nbytes(block) for block in skeleton.blocks)
+    told = 0
+    on_event(PhaseStarted(_PHASE, total))
+
+    def tell(block: str) -> None:
+        nonlocal told
+        told += skeleton.nbytes(block)
+        on_event(Advanced(_PHASE, skeleton.nbytes(block), block))
+
     trace: list[_Call] = []
-    skeleton = forward.skeleton
+    reads = _MadeUpReads(skeleton, trace)
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        skeleton.load(block)
+        with torch._C.DisableTorchFunction():  # what loading does is not what the model does
+            skeleton.load(block)
         inputs = _tensors((args, kwargs))
         try:
             output = original(*args, **kwargs)
         finally:
             skeleton.unload(block)
+        if all(call.block != block for call in trace):
+            tell(block)
         trace.append(_Call(block, inputs, _kept(output)))
         return output
 
-    with forward.replaced(run):
+    with forward.replaced(run), reads:
         forward.go(sample)
     if not trace:
         raise CalibrationFailed("no transformer block is reached by the samples")
+    _refuse_made_up(skeleton, [name for name, at in reads.found.items() if at < len(trace)])
     units = in_units([call.block for call in trace])
     start = 0
     for unit in units:
         if start:
             _check(forward, sample, unit, trace, start)
+        for block in unit.blocks:
+            tell(block)
         start += unit.calls
-    return units
+    on_event(Advanced(_PHASE, total - told))
+    on_event(PhaseDone(_PHASE))
+    return Course(tuple(units), _states(trace, sample, forward.batches))
+
+
+_PHASE = "trying the model"
+
+
+def _short(inputs: Inputs) -> dict[str, torch.Tensor]:
+    """One sample of a batch, and of its tokens the first."""
+    return {
+        key: value[:1, :_TOKENS] if value.ndim == 2 else value[:1] for key, value in inputs.items()
+    }
+
+
+def _states(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) -> int:
+    """Bytes of the last outputs of each list of blocks, if they were those of all batches."""
+    last = {call.block.rpartition(".")[0]: call.output for call in trace}
+    size = sum(leaf.nbytes for leaf in _tensors(list(last.values())))
+    most = max(
+        sum(batch[key].numel() for batch in batches) / max(value.numel(), 1)
+        for key, value in sample.items()
+    )
+    return math.ceil(size * most)
+
+
+class _MadeUpReads(TorchFunctionMode):
+    """Sees which parameters that the checkpoint lacks a model computes with.
+
+    Attributes:
+        found: names; after how many calls of blocks each was read first.
+    """
+
+    def __init__(self, skeleton: Skeleton, trace: Sequence[_Call]) -> None:
+        super().__init__()
+        self._trace = trace
+        self._names = {id(skeleton.model.get_parameter(n)): n for n in skeleton.made_up}
+        self.found: dict[str, int] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self._names:
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if (name := self._names.get(id(leaf))) is not None:
+                    self.found.setdefault(name, len(self._trace))
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse_made_up(skeleton: Skeleton, names: Sequence[str]) -> None:
+    """Zeros in the place of an embedding or a norm would make all inputs meaningless."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise BadCheckpoint(
+            skeleton.folder,
+            f"lacks {', '.join(names[:3])}{more}, which the model's blocks need",
+            hint="calibration runs the model; --method magnitude works on the files as they are",
+        )
+
+
+class _Differs(BaseException):
+    """A unit gets or puts out something else than in the whole model. No model may catch this."""
 
 
 def _check(
-    forward: Forward, sample: Mapping[str, Any], unit: Unit, trace: Sequence[_Call], start: int
+    forward: Forward, sample: Inputs, unit: Unit, trace: Sequence[_Call], start: int
 ) -> None:
-    """See that a unit gets the same inputs when the blocks before it only answer from memory."""
+    """See that a unit does the same when the blocks before it only answer from memory."""
     latest = {call.block.rpartition(".")[0]: call.output for call in trace[:start]}
-    found: list[Any] = []
+    calls = iter(trace[start : start + unit.calls])
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if block in unit.blocks:
-            found.extend(_tensors((args, kwargs)))
+        if block not in unit.blocks:
+            return forward.fresh(latest[block.rpartition(".")[0]])
+        call = next(calls)
+        if call.block != block or not _alike(_tensors((args, kwargs)), call.inputs):
+            raise _Differs
+        forward.skeleton.load(block)
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            forward.skeleton.unload(block)
+        if not _alike(_tensors(output), _tensors(call.output)):
+            raise _Differs
+        if call is trace[start + unit.calls - 1]:
             raise Stop
-        return forward.fresh(latest[block.rpartition(".")[0]])
+        return output
 
+    cause: Exception | None = None
     with forward.replaced(run):
-        forward.go(sample)
-    expected = trace[start].inputs
-    same = len(found) == len(expected) and all(map(_close, found, expected))
-    if not same:
-        raise CalibrationFailed(
-            f"block {unit.blocks[0]} depends on more than what the block before it puts out",
-            hint="calibration runs one block at a time; --method magnitude needs none",
-        )
+        try:
+            if forward.go(sample):
+                return
+        except _Differs:
+            pass
+        except CalibrationFailed as error:
+            cause = error
+    raise CalibrationFailed(
+        f"block {unit.blocks[0]} depends on more than what the block before it puts out",
+        hint="calibration runs one block at a time; --method magnitude needs none",
+    ) from cause
 
 
 def in_units(trace: Sequence[str]) -> list[Unit]:
@@ -128,6 +241,10 @@ def _kept(value: Any) -> Any:
 def _tensors(value: Any) -> list[torch.Tensor]:
     leaves: list[Any] = pytree.tree_leaves(_kept(value))
     return [leaf for leaf in leaves if torch.is_tensor(leaf)]
+
+
+def _alike(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(_close, found, expected))
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,6 +8,8 @@ dropped afterwards, so that memory holds one block and not the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -19,6 +21,7 @@ from prunectl.checkpoint.module_tree import (
     unknown_if_it_fails,
 )
 from prunectl.checkpoint.modules import block_lists
+from prunectl.checkpoint.places import Place, find_places
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _BY_MAGNITUDE = "--method magnitude works on the files as they are"
-_TAGS = 250
-"""Small whole numbers that every float type tells apart, bfloat16 included (up to 256)."""
 
 
 class Skeleton:
@@ -41,6 +42,8 @@ class Skeleton:
         model: in evaluation mode; parameters of blocks that are not loaded are on the meta device.
         blocks: paths of the transformer blocks, in the order of the module tree.
         device, dtype: where and as what loaded weights are.
+        body: the smallest part of the model that all blocks are in: the model without its heads,
+            where that can be told.
         made_up: parameters outside of the blocks that the checkpoint lacks (a new head's): zeros.
 
     Args:
@@ -49,6 +52,7 @@ class Skeleton:
         device: of the weights.
         dtype: of the weights in memory, whatever the files hold.
         built: class and config of the model; None is what config.json names.
+        heads: whether to load what is outside of the body; else it stays on the meta device.
 
     Raises:
         UnknownArchitecture: transformers cannot build the model.
@@ -63,6 +67,7 @@ class Skeleton:
         device: torch.device,
         dtype: torch.dtype,
         built: tuple[type[PreTrainedModel], PreTrainedConfig] | None = None,
+        heads: bool = True,
     ) -> None:
         self.device, self.dtype = device, dtype
         self._checkpoint, self._reader = checkpoint, reader
@@ -83,12 +88,21 @@ class Skeleton:
         )
         if not self.blocks:
             raise UnknownArchitecture(f"{cls.__name__} has no transformer blocks that can be found")
+        prefix = f"{self.model.base_model_prefix}."
+        inside = all(path.startswith(prefix) for path in self.blocks)
+        self.body = self.model.base_model if inside else self.model
         self._names: dict[str, list[str]] = {block: [] for block in self.blocks}
+        self._places: dict[str, Place] = {}
         rest: list[str] = []
         for name, target in self.targets.items():
             block = self.block_of(target.parameter)
             (rest if block is None else self._names[block]).append(name)
-        self.made_up = self._load_rest(rest)
+        self.made_up = self._load_rest(rest, "" if heads or not inside else prefix)
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint is, for messages."""
+        return self._checkpoint.folder
 
     def block_of(self, parameter: str) -> str | None:
         """The path of the block that holds a parameter (by its name in the module tree)."""
@@ -113,11 +127,13 @@ class Skeleton:
 
         Raises:
             BadCheckpoint: weights are missing or do not fit.
+            UnsupportedCheckpoint: it shares weights with another block, which are stored once.
         """
         if self.is_loaded(block):
             return
         self._put({name: _Stored(self._reader, self._tensors[name]) for name in self._names[block]})
         missing = [n for n, p in self.model.get_submodule(block).named_parameters() if p.is_meta]
+        self._refuse_shared(block, missing)
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise BadCheckpoint(
@@ -125,6 +141,18 @@ class Skeleton:
                 f"block {block} lacks {', '.join(missing[:3])}{more}",
                 hint="prunectl verify says what is wrong with an output of prunectl",
             )
+
+    def _refuse_shared(self, block: str, missing: Iterable[str]) -> None:
+        ties = self.model.all_tied_weights_keys
+        for name in (f"{block}.{name}" for name in missing):
+            others = [a if b == name else b for a, b in ties.items() if name in (a, b)]
+            if others:
+                raise UnsupportedCheckpoint(
+                    self._checkpoint.model,
+                    f"block {block} shares weights with other blocks ({name} is {others[0]}), and "
+                    "one block at a time is in memory",
+                    hint=_BY_MAGNITUDE,
+                )
 
     def is_loaded(self, block: str) -> bool:
         """Whether a block's weights are in memory."""
@@ -153,32 +181,62 @@ class Skeleton:
         Raises:
             UnsupportedCheckpoint: a conversion that does more than move whole matrices.
         """
-        plain: dict[str, torch.Tensor] = {}
+        names = list(names)
+        self.locate(names)
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            parameter = self.model.get_parameter(self.targets[name].parameter).data
+            place = self._places[name]
+            if place.within is not None and place.within != parameter.stride():
+                raise UnsupportedCheckpoint(
+                    self._checkpoint.model,
+                    f"'{self.targets[name].parameter}' is laid out in two ways",
+                    hint=_BY_MAGNITUDE,
+                )
+            found[name] = place.view(parameter, self._tensors[name].spec.shape)
+        return found
+
+    def locate(self, names: Iterable[str]) -> None:
+        """Find where tensors end up in their blocks' parameters; best before these are loaded.
+
+        Raises:
+            UnsupportedCheckpoint: a conversion that does more than move whole matrices.
+        """
         moved: list[str] = []
         for name in names:
+            if name in self._places:
+                continue
             target = self.targets[name]
-            parameter = self.model.get_parameter(target.parameter).data
+            parameter = self.model.get_parameter(target.parameter)
             if not target.converted and parameter.shape == self._tensors[name].spec.shape:
-                plain[name] = parameter
+                self._places[name] = Place()
             else:
                 moved.append(name)
-        return plain | self._trace(moved)
+        self._find(moved)
 
     # --- loading --------------------------------------------------------------------------------
 
-    def _load_rest(self, names: list[str]) -> tuple[str, ...]:
-        """Load what is outside of the blocks; returns what there was nothing for."""
-        self._put({name: _Stored(self._reader, self._tensors[name]) for name in names})
+    def _load_rest(self, names: list[str], prefix: str) -> tuple[str, ...]:
+        """Load what is outside of the blocks; returns what there was nothing for.
+
+        Args:
+            prefix: of the parameters to load; others only if one of these is the same.
+        """
         import torch
 
         model = self.model
+        ties = model.all_tied_weights_keys
+        tied = ties.keys() | set(ties.values())
+        places = {name: self.targets[name].parameter for name in names}
+        used = [n for n, place in places.items() if place.startswith(prefix) or place in tied]
+        self._put({name: _Stored(self._reader, self._tensors[name]) for name in used})
         with quiet_transformers():
             found = {self.targets[name].parameter for name in self.targets}
             missing = {n for n, _ in model.named_parameters(remove_duplicate=False)} - found
             model.tie_weights(missing_keys=missing, recompute_mapping=False)
         made_up: list[str] = []
         for path, module in model.named_modules():
-            if self.block_of(f"{path}.x") is not None:
+            if self.block_of(f"{path}.x") is not None or not f"{path}.".startswith(prefix):
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.is_meta:  # such as a head; calibration runs the blocks only
@@ -217,86 +275,31 @@ class Skeleton:
 
     # --- where converted tensors end up ---------------------------------------------------------
 
-    def _trace(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """Views of converted tensors; see :meth:`views`."""
-        by_parameter: dict[str, list[str]] = {}
-        for name in names:
-            by_parameter.setdefault(self.targets[name].parameter, []).append(name)
-        found: dict[str, torch.Tensor] = {}
-        for parameter, sources in by_parameter.items():
-            step = _TAGS // (2 + max(len(self._tensors[n].spec.shape) for n in sources))
-            for start in range(0, len(sources), step):
-                found |= self._trace_some(parameter, sources, sources[start : start + step])
-        return found
+    def _find(self, names: list[str]) -> None:
+        """Find the places of tensors that loading stacks, fuses or transposes."""
+        for parameter in dict.fromkeys(self.targets[name].parameter for name in names):
+            sources = [n for n, target in self.targets.items() if target.parameter == parameter]
+            shapes = {name: self._tensors[name].spec.shape for name in sources}
+            found = find_places(shapes, self.dtype, partial(self._converted, parameter))
+            for name, place in found.items():
+                if place is None:
+                    raise UnsupportedCheckpoint(
+                        self._checkpoint.model,
+                        f"tensor '{name}' is taken apart or reordered when transformers loads it",
+                        hint=_BY_MAGNITUDE,
+                    )
+                self._places[name] = place
 
-    def _trace_some(
-        self, parameter: str, sources: list[str], marked: list[str]
-    ) -> dict[str, torch.Tensor]:
-        import torch
-
-        state: dict[str, torch.Tensor] = {}
-        tags: dict[str, list[tuple[tuple[int, ...], int]]] = {}
-        count = 0
-        for name in sources:
-            shape = self._tensors[name].spec.shape
-            state[name] = torch.zeros(shape, dtype=self.dtype)
-            for at in _corners(shape) if name in marked else ():
-                count += 1
-                state[name][at] = count
-                tags.setdefault(name, []).append((at, count))
+    def _converted(self, parameter: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What loading makes of other values of a parameter's tensors."""
         kept = self.model.get_parameter(parameter)
         owner, _, own = parameter.rpartition(".")
         try:
             self._put(state)
-            probe = self.model.get_parameter(parameter).data
+            found: torch.Tensor = self.model.get_parameter(parameter).data
+            return found
         finally:
             setattr(self.model.get_submodule(owner), own, kept)
-        where = probe.nonzero()
-        places = {
-            int(probe[tuple(at)]): sum(int(i) * s for i, s in zip(at, probe.stride(), strict=True))
-            for at in where
-        }
-        if kept.stride() != probe.stride():
-            raise UnsupportedCheckpoint(
-                self._checkpoint.model, f"'{parameter}' is laid out in two ways", hint=_BY_MAGNITUDE
-            )
-        return {name: self._view(name, tags[name], places, kept.data) for name in marked}
-
-    def _view(
-        self,
-        name: str,
-        tags: list[tuple[tuple[int, ...], int]],
-        places: dict[int, int],
-        parameter: torch.Tensor,
-    ) -> torch.Tensor:
-        shape = self._tensors[name].spec.shape
-        offsets = {at: places.get(tag) for at, tag in tags}
-        origin = offsets[(0,) * len(shape)]
-        strides = []
-        for axis in range(len(shape)):
-            at = offsets.get(_unit(axis, len(shape)))
-            strides.append(0 if at is None or origin is None else at - origin)
-        last = tuple(n - 1 for n in shape)
-        expected = (origin or 0) + sum(i * s for i, s in zip(last, strides, strict=True))
-        lost = origin is None or any(place is None for place in offsets.values())
-        if lost or offsets[last] != expected:
-            raise UnsupportedCheckpoint(
-                self._checkpoint.model,
-                f"tensor '{name}' is taken apart or reordered when transformers loads it",
-                hint=_BY_MAGNITUDE,
-            )
-        assert origin is not None
-        return parameter.as_strided(shape, strides, parameter.storage_offset() + origin)
-
-
-def _unit(axis: int, ndim: int) -> tuple[int, ...]:
-    return tuple(int(i == axis) for i in range(ndim))
-
-
-def _corners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The origin, its neighbour along each axis, and the last element; each once."""
-    units = [_unit(axis, len(shape)) for axis, length in enumerate(shape) if length > 1]
-    return list(dict.fromkeys([(0,) * len(shape), *units, tuple(n - 1 for n in shape)]))
 
 
 class _Stored:

@@ -19,8 +19,10 @@ class Gram:
         device: where the sum is kept and computed.
 
     Attributes:
-        tokens: rows counted.
-        skipped: rows left out, since they hold NaN, Inf, or values whose squares overflow fp32.
+        tokens: rows counted. Rows of zeros are not: an expert is given them in the place of tokens
+            that are not its own.
+        skipped: rows left out, since they hold NaN or Inf, or are so large that sums of their
+            squares could leave fp32.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Gram:
         shape = (inputs, inputs) if full else (inputs,)
         self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
         self._full, self._inputs = full, inputs
+        self._closed: Tensor | None = None  # the sum's diagonal, once the sum is made H
         self.tokens = 0
         self.skipped = 0
 
@@ -38,18 +41,21 @@ class Gram:
         """Count the inputs ``x`` [..., inputs], of any float dtype, on any device.
 
         Raises:
-            ValueError: another last axis, or not floats.
+            ValueError: another last axis, not floats, or the sum has been made H.
         """
+        if self._closed is not None:
+            raise ValueError("the second moments have been asked for: nothing is added to them")
         if x.ndim == 0 or x.shape[-1] != self._inputs:
             raise ValueError(f"inputs are [..., {self._inputs}], not {list(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"inputs are floats, not {x.dtype}")
         rows = x.detach().reshape(-1, self._inputs).to(self._sum.device, torch.float32)
-        # One pass finds NaN, Inf and what overflows: the sum of squares is then not finite.
-        sound = torch.linalg.vecdot(rows, rows).isfinite()
-        counted = int(sound.sum())
-        self.skipped += len(rows) - counted
-        if counted < len(rows):
+        # One pass finds NaN, Inf and what is too large: no comparison holds for NaN.
+        squares = torch.linalg.vecdot(rows, rows)
+        sound = squares < _TOO_LARGE
+        counted, sounds = torch.stack([(sound & (squares > 0)).sum(), sound.sum()]).tolist()
+        self.skipped += len(rows) - sounds
+        if sounds < len(rows):
             rows = rows[sound]
         self.tokens += counted
         if self._full:
@@ -60,20 +66,26 @@ class Gram:
     def move(self, device: torch.device) -> None:
         """Keep the sum on another device from now on."""
         self._sum = self._sum.to(device)
+        if self._closed is not None:
+            self._closed = self._closed.to(device)
 
     def hessian(self) -> Tensor:
         """``H = 2/n * sum x x^T``, fp32 [inputs, inputs], symmetric; zeros if n = 0.
 
         This is the second derivative of the mean squared output error by one row of the weight
-        (SparseGPT, arXiv 2301.00774).
+        (SparseGPT, arXiv 2301.00774). It is the sum's own memory, for one more matrix of that size
+        might not fit: it must not be changed, and nothing can be added from then on.
 
         Raises:
             ValueError: only the diagonal was kept.
         """
         if not self._full:
             raise ValueError("only the diagonal was gathered, not the full second moments")
-        # Matrix products may round the two halves differently.
-        return (self._sum + self._sum.T) / max(self.tokens, 1)
+        if self._closed is None:
+            self._closed = self._sum.diagonal().clone()
+            _symmetrize(self._sum)
+            self._sum /= max(self.tokens, 1)
+        return self._sum
 
     def diagonal(self) -> Tensor:
         """The diagonal of :meth:`hessian`, fp32 [inputs]."""
@@ -89,4 +101,24 @@ class Gram:
         return self._sum.nbytes
 
     def _squares(self) -> Tensor:
-        return self._sum.diagonal() if self._full else self._sum
+        if not self._full:
+            return self._sum
+        return self._sum.diagonal() if self._closed is None else self._closed
+
+
+_TOO_LARGE = 2.0**80
+"""Sum of squares of a row; 10^12 rows below it still sum up to a number of fp32."""
+
+
+def _symmetrize(matrix: Tensor) -> None:
+    """Add its transpose to a matrix, in place; products may round the two halves differently."""
+    size = len(matrix)
+    for i in range(0, size, _TILE):
+        for j in range(i, size, _TILE):
+            one, other = matrix[i : i + _TILE, j : j + _TILE], matrix[j : j + _TILE, i : i + _TILE]
+            total = one + other.T
+            one.copy_(total)
+            other.copy_(total.T)
+
+
+_TILE = 1024
