@@ -21,6 +21,8 @@ from prunectl.events import Note, OnEvent, ignore_events
 METRICS = {
     "perplexity": "prunectl.evaluation.perplexity",
     "choice": "prunectl.evaluation.choice",
+    "similarity": "prunectl.evaluation.similarity",
+    "classification": "prunectl.evaluation.classification",
 }
 """Where each metric's ``prepare`` is; imported when it is asked for."""
 

@@ -177,7 +177,9 @@ def open_subject(
                 checkpoint,
                 reader,
                 device=place,
-                dtype=dtype_of(checkpoint, place, dtype),
+                dtype=dtype_of(
+                    checkpoint, place, "float32" if metric.trains and dtype == "auto" else dtype
+                ),
                 head=metric.head,
                 seed=seed,
             )

@@ -1,0 +1,103 @@
+"""Tasks that are known by their names: where their data are, and which columns and splits count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prunectl.errors import InvalidOption
+from prunectl.evaluation.recipes import IMAGES, QUESTIONS, RECIPES, TEXT, Recipe
+
+SCORED = ("validation", "test", "all")
+"""Splits that are scored on where no task says which: the first that is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task, or what is known of one without a name.
+
+    Attributes:
+        recipe: how it is trained.
+        data: its source on the Hub.
+        inputs: columns: one or two of text, or one of images; empty where they are looked for.
+        label: the column of classes; None where it is looked for.
+        scored: names of the split that is scored on, the first that is there.
+        beside: further splits, each a part of the score by that name.
+        skipped: splits without labels.
+        images: whether it is about images; None where the data tell.
+    """
+
+    recipe: Recipe
+    data: str | None = None
+    inputs: tuple[str, ...] = ()
+    label: str | None = None
+    scored: tuple[str, ...] = SCORED
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    images: bool | None = None
+
+
+_UNLABELED = ("test", "test_matched", "test_mismatched")
+
+
+def _glue(name: str, *inputs: str) -> Task:
+    return Task(
+        RECIPES[name],
+        f"hf:nyu-mll/glue:{name}",
+        inputs,
+        "label",
+        ("validation", "all"),
+        {},
+        _UNLABELED,
+        False,
+    )
+
+
+def _images(name: str, dataset: str, column: str, label: str, *scored: str) -> Task:
+    return Task(RECIPES[name], f"hf:{dataset}", (column,), label, (*scored, "all"), images=True)
+
+
+CLASSIFICATION = {
+    "mnli": Task(
+        RECIPES["mnli"],
+        "hf:nyu-mll/glue:mnli",
+        ("premise", "hypothesis"),
+        "label",
+        ("validation_matched", "dev_matched", "validation", "all"),
+        {"mismatched": ("validation_mismatched", "dev_mismatched")},
+        _UNLABELED,
+        False,
+    ),
+    "qnli": _glue("qnli", "question", "sentence"),
+    "qqp": _glue("qqp", "question1", "question2"),
+    "rte": _glue("rte", "sentence1", "sentence2"),
+    "sst2": _glue("sst2", "sentence"),
+    "cifar10": _images("cifar10", "uoft-cs/cifar10", "img", "label", "test"),
+    "cifar100": _images("cifar100", "uoft-cs/cifar100", "img", "fine_label", "test"),
+    "fashion-mnist": _images(
+        "fashion-mnist", "zalando-datasets/fashion_mnist", "image", "label", "test"
+    ),
+    "tiny-imagenet": _images(
+        "tiny-imagenet", "zh-plus/tiny-imagenet", "image", "label", "valid", "validation"
+    ),
+}
+QA = {"squad": Task(RECIPES["squad"], "hf:rajpurkar/squad", scored=("validation", "all"))}
+
+UNNAMED_TEXT, UNNAMED_IMAGES, UNNAMED_QUESTIONS = Task(TEXT), Task(IMAGES), Task(QUESTIONS)
+"""What holds of other data."""
+
+
+def task_of(name: str | None, known: Mapping[str, Task], unnamed: Task, metric: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        InvalidOption: the metric does not know it.
+    """
+    if name is None:
+        return unnamed
+    if name.casefold() not in known:
+        raise InvalidOption(
+            f"--task '{name}' is not one of --metric {metric}",
+            hint=f"one of {', '.join(known)}; other data need no task: --data FILE",
+        )
+    return known[name.casefold()]

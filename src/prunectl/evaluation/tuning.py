@@ -1,0 +1,130 @@
+"""What metrics share that fine-tune a model before they score it: its class, and the tuning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunectl.checkpoint.module_tree import model_class, quiet_transformers, unknown_if_it_fails
+from prunectl.checkpoint.nature import Kind
+from prunectl.errors import InvalidOption
+from prunectl.evaluation.errors import MetricMismatch
+from prunectl.evaluation.metric import Head, Request
+from prunectl.evaluation.recipes import Recipe, resolve
+from prunectl.evaluation.tasks import Task
+from prunectl.evaluation.training import Samples, train
+from prunectl.evaluation.training_state import discard, fingerprint
+from prunectl.events import OnEvent
+
+if TYPE_CHECKING:
+    from prunectl.evaluation.subject import Subject
+
+POOLER = ".pooler."
+
+
+@dataclass(frozen=True, slots=True)
+class HeadClass:
+    """A model class with a head for a task.
+
+    Attributes:
+        auto: name of transformers' class that chooses it.
+        base: what names of the parameters begin with that are not the head's.
+        accepted: names of its inputs.
+        config: of the model, as the checkpoint has it.
+    """
+
+    auto: str
+    base: str
+    accepted: frozenset[str]
+    config: Any
+
+    def is_head(self, parameter: str) -> bool:
+        """Whether a parameter is trained from new where the checkpoint lacks it."""
+        return not parameter.startswith(f"{self.base}.") or POOLER in parameter
+
+    def head(self, request: Request, pad: int | None, **config: Any) -> Head:
+        """The head of a model that pads by the token ``pad``."""
+        own = self.config
+        # Encoders may count positions from their own padding; where a sequence ends that is padded
+        # is what the others need to know.
+        is_encoder = request.nature.kind is Kind.ENCODER
+        if pad is not None and not (is_encoder and getattr(own, "pad_token_id", None) is not None):
+            config["pad_token_id"] = pad
+        starts = getattr(own, "decoder_start_token_id", None) is not None
+        if pad is not None and request.nature.kind is Kind.SEQ2SEQ and not starts:
+            config["decoder_start_token_id"] = pad  # as T5 has it
+        return Head(self.auto, {"use_cache": False, **config})
+
+
+def head_class(request: Request, auto: str) -> HeadClass:
+    """The class that transformers has for a task and this model.
+
+    Raises:
+        UnknownArchitecture: config.json cannot be used.
+        MetricMismatch: there is none.
+    """
+    import transformers
+
+    checkpoint = request.checkpoint
+    with unknown_if_it_fails(), quiet_transformers():
+        _, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+        mapping = getattr(transformers, auto)._model_mapping
+        cls = mapping.get(type(config), None)
+    if cls is None:
+        raise MetricMismatch(
+            request.settings.metric,
+            checkpoint.model,
+            f"transformers has no {auto} for model type '{config.model_type}'",
+        )
+    names = inspect.signature(cls.forward).parameters
+    return HeadClass(auto, cls.base_model_prefix, frozenset(names), config)
+
+
+def recipe_of(request: Request, task: Task) -> Recipe:
+    """How the model is trained.
+
+    Raises:
+        InvalidOption: in a dtype that cannot be.
+    """
+    dtype = request.settings.dtype
+    if dtype in ("float16", "fp16", "half"):
+        raise InvalidOption(
+            f"--dtype {dtype}: weights cannot be trained in it",
+            hint="--mixed-precision fp16 computes in it, with weights in float32",
+        )
+    return resolve(task.recipe, request.settings.training)
+
+
+@contextmanager
+def tuned(
+    subject: Subject,
+    data: Samples | None,
+    recipe: Recipe,
+    *,
+    digest: str,
+    seed: int,
+    checkpoints: Path | None,
+    on_event: OnEvent,
+) -> Iterator[None]:
+    """Train the subject's model; inside of the block it is scored.
+
+    Args:
+        data: None where nothing is trained.
+        digest: a hash of the data.
+        checkpoints: takes states in a folder of their own, which goes when the score is there.
+
+    Raises:
+        EvaluationFailed, InvalidOption, NoSpace, CannotWrite: see
+            :func:`prunectl.evaluation.training.train`.
+    """
+    folder = None
+    if data is not None:
+        if checkpoints is not None:
+            folder = checkpoints / fingerprint(subject.model, recipe, digest, seed)
+        train(subject.model, subject.held(), data, recipe, seed, on_event, folder=folder)
+    yield
+    discard(folder)
