@@ -52,7 +52,7 @@ def protocol_rows(record: dict[str, Any], *, everything: bool = False) -> list[t
 
 def score(value: float) -> str:
     """Four significant digits, whole numbers from 1,000 on: ``26.83``, ``0.9123``, ``2,317``."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
 
 
 def _words(value: Any) -> str:

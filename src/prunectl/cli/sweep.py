@@ -88,7 +88,7 @@ def sweep(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     saved = _Saved(output, csv, html, png, svg)
     saved.check()
-    given: list[str | None] = [*(models or [None])]
+    given: list[str | None] = list(models) if models else [None]
     calibrated = refine or method is not Method.MAGNITUDE
     sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
     sources = calibration_options.calibration_of(

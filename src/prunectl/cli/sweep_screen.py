@@ -137,7 +137,8 @@ def _between(low: float | None, high: float | None, words: Callable[[float], str
 
 def _loss(value: float, mode: str) -> str:
     """How much worse, with its sign: ``+1.2%``, ``-0.0004``."""
-    return f"{value:+.1%}" if mode == "relative" else f"{value:+.3g}"
+    text = f"{value:+.1%}" if mode == "relative" else f"{value:+.4f}"
+    return text.replace("-", "+") if not text.strip("+-0.%") else text
 
 
 def _failures(curve: Curve) -> Iterator[RenderableType]:

@@ -56,3 +56,9 @@ class Tolerance:
         """The worst score that is within."""
         room = self.epsilon * (abs(dense) if self.mode is EpsilonMode.RELATIVE else 1.0)
         return dense - room if higher_is_better else dense + room
+
+    def __str__(self) -> str:
+        """``1% of the dense score``, ``0.01``."""
+        if self.mode is EpsilonMode.RELATIVE:
+            return f"{100 * self.epsilon:.3g}% of the dense score"
+        return f"{self.epsilon:.3g}"

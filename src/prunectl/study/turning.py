@@ -128,7 +128,8 @@ def knee(sparsities: Sequence[float], losses: Sequence[float]) -> float | None:
     # Log of what is left of the score keeps one exploding point from hiding all others.
     heights = np.log1p(np.maximum(y, 0.0))
     locator = KneeLocator(x, np.maximum.accumulate(heights), curve="convex", direction="increasing")
-    return None if locator.knee is None else float(locator.knee)
+    found = None if locator.knee is None else float(locator.knee)
+    return None if found == x[-1] else found  # the end of what was measured is no knee of it
 
 
 def _status(at: int, points: int, redrawn: Floats, tolerance: Tolerance) -> Status:
@@ -152,7 +153,7 @@ def _sentence(
     tolerance: Tolerance,
     at: int,
 ) -> str:
-    limit = f"{tolerance.epsilon:.3g} {tolerance.mode}"
+    limit = str(tolerance)
     sure = f" (95%: {low:.0%} to {high:.0%})" if low is not None and high is not None else ""
     if status is Status.FAILED:
         return "No point could be measured."
