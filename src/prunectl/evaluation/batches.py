@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunectl.calibration.tokens import Ids
 
 One = TypeVar("One")
 Result = TypeVar("Result")
@@ -52,3 +59,23 @@ def in_batches(
         on_event(Advanced(phase, len(batch)))
     on_event(PhaseDone(phase))
     return found
+
+
+def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torch.Tensor, ...]:
+    """Rows of tokens as one batch, on the model's device: ids, and the mask (0 = padding).
+
+    Both are int64 [rows, tokens]. What a padding token is does not matter behind the mask, but for
+    models that count positions by it; where the model names none it is 0.
+    """
+    import torch
+
+    padding = getattr(model.config, "pad_token_id", None)
+    width = max(map(len, rows))
+    ids = np.full((len(rows), width), padding if isinstance(padding, int) else 0, np.int64)
+    mask = np.zeros_like(ids)
+    for at, one in enumerate(rows):
+        where = slice(width - len(one), width) if left else slice(len(one))
+        ids[at, where] = one
+        mask[at, where] = 1
+    device = next(model.parameters()).device
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

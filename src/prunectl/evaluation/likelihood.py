@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prunectl.calibration.tokens import Ids, Tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.evaluation.batches import in_batches
+from prunectl.evaluation.batches import in_batches, padded
 from prunectl.events import OnEvent
 
 if TYPE_CHECKING:
@@ -125,26 +125,14 @@ def _run(model: Any, passes: Sequence[_Pass]) -> list[list[float]]:
     """Log probabilities of the continuations of each input, which are padded on the right."""
     import torch
 
-    device = next(model.parameters()).device
-    width = max(len(one.ids) for one in passes)
-    padding = getattr(model.config, "pad_token_id", None)
-    ids = np.full((len(passes), width), padding if isinstance(padding, int) else 0, np.int64)
-    mask = np.zeros_like(ids)
-    for row, one in enumerate(passes):
-        ids[row, : len(one.ids)] = one.ids
-        mask[row, : len(one.ids)] = 1
+    ids, mask = padded(model, [one.ids for one in passes])
     needed = sorted({at for one in passes for at in range(one.first, len(one.ids))})
     options: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         # The outputs of a large vocabulary take most of the memory.
-        options["logits_to_keep"] = torch.tensor(needed, device=device)
+        options["logits_to_keep"] = torch.tensor(needed, device=ids.device)
     with torch.inference_mode():
-        logits = model(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
-            use_cache=False,
-            **options,
-        ).logits
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
         where = {at: place for place, at in enumerate(needed)} if options else None
         return [_read(rows, one, where) for rows, one in zip(logits, passes, strict=True)]
 
