@@ -303,7 +303,6 @@ def test_a_head_of_the_checkpoint_s_own_is_gone_on_from(data: Path, tmp_path: Pa
         assert subject.made_up == ()
 
 
-@pytest.mark.xfail(reason="to come: the skeleton refuses it")
 def test_a_head_of_another_size_is_made_anew(tmp_path: Path) -> None:
     tiny_models.build("bert_classifier", tmp_path / "m")
     tiny_tokenizers.save(tmp_path / "m")

@@ -78,6 +78,12 @@ class Skeleton:
             )
             self.model = _build(cls, config, dtype)
             self.targets = map_names(self.model, self._tensors)
+        if built:  # a head for another number of classes, for example, is not this one's
+            shapes = {n: p.shape for n, p in self.model.named_parameters(remove_duplicate=False)}
+            for name, target in list(self.targets.items()):
+                shape = self._tensors[name].spec.shape
+                if not target.converted and shapes.get(target.parameter, shape) != shape:
+                    del self.targets[name]
         lists = block_lists(self.model)
         outermost = [a for a in lists if not any(a.startswith(f"{b}.") for b in lists)]
         self.blocks = tuple(
