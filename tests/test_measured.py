@@ -179,3 +179,56 @@ def test_text_in_a_result_does_nothing(out: Path) -> None:
     first = row.split(" | ")[0].removeprefix("| ")
     assert first.startswith("`` a\\|b")
     assert first.endswith("\u2026 ``")
+
+
+def evaluation_of(folder: Path) -> dict[str, Any]:
+    """What ``prunectl evaluate FOLDER -o FILE`` writes, without what is not read."""
+    weights = weights_of(folder, read_manifest(folder))
+    return {
+        "schema": "prunectl.evaluate/1", "metric": "similarity", "higher_is_better": True,
+        "score": 0.81234, "interval": {"low": 0.78, "high": 0.84}, "samples": 1379,
+        "unit": "pairs", "device": "cpu", "dtype": "float32", "zeros": weights.zeros,
+        "weights": 2 * weights.zeros, "disk_bytes": weights.stored_bytes,
+    }  # fmt: skip
+
+
+def test_a_score_is_shown_if_it_is_of_these_weights(out: Path) -> None:
+    save(out, evaluation_of(out), "evaluate.json")
+    other = evaluation_of(out) | {"zeros": 0}
+    save(out, other, "evaluate-other.json")
+    found = results_in(out, read_manifest(out).files)
+    own, foreign = found["evaluate.json"], found["evaluate-other.json"]
+    assert isinstance(own, Measured)
+    assert isinstance(foreign, Measured)
+    weights = weights_of(out, read_manifest(out))
+    assert own.is_about(weights)
+    assert not foreign.is_about(weights)
+    assert "**0.8123** (95% interval 0.78 to 0.84), higher is better, on 1,379" in own.lines[0]
+
+
+def test_a_sweep_is_shown_a_line_a_curve(out: Path) -> None:
+    essential = {"sparsity": 0.26, "status": "found", "text": "26% is within | <b>"}
+    document = {
+        "schema": "prunectl.sweep/1",
+        "metric": {"name": "perplexity", "samples": 107},
+        "settings": {"epsilon": 0.01, "epsilon_mode": "relative"},
+        "curves": [
+            {"label": "demo, unstructured", "essential": essential},
+            {"label": "demo, 2:4", "essential": essential | {"sparsity": None, "status": "none"}},
+        ],
+    }
+    save(out, document, "sweep.json")
+    found = results_in(out, read_manifest(out).files)["sweep.json"]
+    assert isinstance(found, Measured)
+    rows = [line for line in found.lines if line.startswith("| `demo")]
+    assert rows[0] == "| `demo, unstructured` | 26.0% | `found` | `26% is within \\| <b>` |"
+    assert rows[1].startswith("| `demo, 2:4` | none |")
+    assert found.is_about(weights_of(out, read_manifest(out)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"score": "NaN"}, {"interval": {"low": 1}}, {"samples": -1}, {"zeros": None}]
+)
+def test_a_damaged_score_is_named(out: Path, change: dict[str, Any]) -> None:
+    save(out, evaluation_of(out) | change, "evaluate.json")
+    assert isinstance(results_in(out, read_manifest(out).files)["evaluate.json"], str)

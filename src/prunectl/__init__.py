@@ -8,6 +8,7 @@ The public API; importing it loads neither torch nor numpy::
     analysis = prunectl.analyze(checkpoint)
     result = prunectl.prune(checkpoint, "out/", prunectl.PruneSettings(sparsity=0.4))
     report = prunectl.verify("out/")
+    curve = prunectl.sweep(checkpoint).curves[0]
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.opening import open_checkpoint
     from prunectl.errors import PrunectlError
+    from prunectl.evaluation.result import Evaluation
+    from prunectl.evaluation.settings import EvalSettings
+    from prunectl.evaluation.verb import evaluate
     from prunectl.exporting.result import ExportResult
     from prunectl.exporting.verb import export
     from prunectl.loading.model import load_model
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from prunectl.publishing.verb import push
     from prunectl.recipe import load_recipe
     from prunectl.settings import Budget, Calibration, Method, PruneSettings, Rule, Scope
+    from prunectl.study.result import SweepResult
+    from prunectl.study.settings import SweepSettings
+    from prunectl.study.sweep import sweep
+    from prunectl.study.tolerance import Tolerance
     from prunectl.verification.result import VerifyReport
     from prunectl.verification.verb import verify
 
@@ -52,6 +60,9 @@ _HOMES = {
     "Checkpoint": "prunectl.checkpoint.checkpoint",
     "open_checkpoint": "prunectl.checkpoint.opening",
     "PrunectlError": "prunectl.errors",
+    "Evaluation": "prunectl.evaluation.result",
+    "EvalSettings": "prunectl.evaluation.settings",
+    "evaluate": "prunectl.evaluation.verb",
     "ExportResult": "prunectl.exporting.result",
     "export": "prunectl.exporting.verb",
     "load_model": "prunectl.loading.model",
@@ -74,6 +85,10 @@ _HOMES = {
     "plan_prune": "prunectl.pruning.job",
     "prune": "prunectl.pruning.verb",
     "load_recipe": "prunectl.recipe",
+    "SweepResult": "prunectl.study.result",
+    "SweepSettings": "prunectl.study.settings",
+    "sweep": "prunectl.study.sweep",
+    "Tolerance": "prunectl.study.tolerance",
     "VerifyReport": "prunectl.verification.result",
     "verify": "prunectl.verification.verb",
 }
@@ -89,6 +104,8 @@ __all__ = [
     "Budget",
     "Calibration",
     "Checkpoint",
+    "EvalSettings",
+    "Evaluation",
     "ExportResult",
     "Method",
     "Plan",
@@ -98,12 +115,16 @@ __all__ = [
     "PushResult",
     "Rule",
     "Scope",
+    "SweepResult",
+    "SweepSettings",
+    "Tolerance",
     "Unstructured",
     "VerifyReport",
     "Weights",
     "__version__",
     "analyze",
     "bench",
+    "evaluate",
     "export",
     "load_model",
     "load_recipe",
@@ -114,6 +135,7 @@ __all__ = [
     "plan_prune",
     "prune",
     "push",
+    "sweep",
     "verify",
 ]  # fmt: skip
 

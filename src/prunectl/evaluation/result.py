@@ -22,7 +22,7 @@ class Evaluation:
         score: the value. interval: of 95%, by bootstrap over samples; None where there is none.
         parts: further scores by name.
         samples, unit: on how many of what.
-        sparsity: zeros among the prunable weights, 0..1.
+        zeros, weights: of the prunable weights. disk_bytes: of the weights' files.
         record: the metric's protocol.
         device, dtype: it was run on and in. seconds: of loading and scoring.
     """
@@ -36,13 +36,21 @@ class Evaluation:
     parts: dict[str, float]
     samples: int
     unit: str
-    sparsity: float
+    zeros: int
+    weights: int
+    disk_bytes: int
     record: dict[str, Any]
     device: str
     dtype: str
     seconds: float
 
+    @property
+    def sparsity(self) -> float:
+        """Zeros among the prunable weights, 0..1."""
+        return self.zeros / self.weights if self.weights else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """The document of ``--json``; NaN and Inf are strings."""
         document: dict[str, Any] = plain(self)
-        return {"schema": SCHEMA, "prunectl": __version__, **document}
+        head = {"schema": SCHEMA, "prunectl": __version__}
+        return {**head, **document, "sparsity": self.sparsity}

@@ -43,7 +43,7 @@ def evaluate(
     with open_subject(
         checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
     ) as (subject, _):
-        sparsity = zeros_share(subject)
+        zeros, weights = count_zeros(subject)
         score = metric.score(subject, seed=settings.seed, on_event=on_event)
         dtype = str(subject.model.dtype).removeprefix("torch.")
         return Evaluation(
@@ -56,7 +56,9 @@ def evaluate(
             parts=score.parts,
             samples=metric.samples,
             unit=metric.unit,
-            sparsity=sparsity,
+            zeros=zeros,
+            weights=weights,
+            disk_bytes=sum(file.size for file in checkpoint.files),
             record=metric.record,
             device=str(subject.device),
             dtype=dtype,
@@ -69,9 +71,8 @@ def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:
     return interval(redrawn(score.values, metric.statistic, draws(len(score.values), seed)))
 
 
-def zeros_share(subject: Subject) -> float:
-    """Zeros among the prunable weights, 0..1."""
+def count_zeros(subject: Subject) -> tuple[int, int]:
+    """Zeros of the prunable weights, and how many weights those are."""
     views = list(subject.views.values())
     total = sum(one.numel() for one in views)
-    zeros = sum(one.numel() - int(one.count_nonzero()) for one in views)
-    return zeros / total if total else 0.0
+    return total - sum(int(one.count_nonzero()) for one in views), total

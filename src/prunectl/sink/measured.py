@@ -19,7 +19,7 @@ from prunectl.sink.manifest import Manifest
 from prunectl.sink.markdown import cell
 from prunectl.sink.records import FileRecord
 
-_NAME = re.compile(r"(bench|sweep)([._-][\w.-]*)?\.json", re.ASCII)
+_NAME = re.compile(r"(bench|evaluate|sweep)([._-][\w.-]*)?\.json", re.ASCII)
 _LINK = re.compile(r"\[`([\w.-]+)`\]\(", re.ASCII)
 _LARGEST = 16 << 20
 _MOST_ROWS = 24
@@ -160,6 +160,50 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2f}x" if abs(ratio) < 1000 else f"{ratio:.3g}x"
 
 
-_READERS: dict[str, Callable[[Fields], _Read]] = {"prunectl.bench/1": _bench}
+def _evaluation(fields: Fields) -> _Read:
+    """A result of ``prunectl evaluate``: one score, with what it was measured on."""
+    way = "higher" if fields.flag("higher_is_better") else "lower"
+    score = f"**{fields.number('score'):.4g}**"
+    if fields.members.get("interval") is not None:
+        around = fields.member("interval")
+        score += f" (95% interval {around.number('low'):.4g} to {around.number('high'):.4g})"
+    line = (
+        f"{cell(fields.text('metric'))} {score}, {way} is better, on {fields.count('samples'):,} "
+        f"{cell(fields.text('unit'))}, run on {cell(fields.text('device'))} in "
+        f"{cell(fields.text('dtype'))}."
+    )
+    weights = Weights(fields.count("disk_bytes"), fields.count("zeros"))
+    return [line], ((weights, fields.count("weights")),)
+
+
+def _sweep(fields: Fields) -> _Read:
+    """A result of ``prunectl sweep``: what was free, of each curve; not of one set of weights."""
+    metric = fields.member("metric")
+    rows = []
+    for curve in fields.objects("curves"):
+        found = curve.member("essential")
+        sparsity = found.optional("sparsity", found.number)
+        rows.append(
+            f"| {cell(curve.text('label'))} | {'none' if sparsity is None else f'{sparsity:.1%}'} "
+            f"| {cell(found.text('status'))} | {cell(found.text('text'), 160)} |"
+        )
+    settings = fields.member("settings")
+    lines = [
+        f"{cell(metric.text('name'))} measured along rising sparsity, {metric.count('samples'):,} "
+        f"samples, tolerance {settings.number('epsilon'):.3g} "
+        f"{cell(settings.text('epsilon_mode'))}.",
+        "",
+        "| curve | essential sparsity | | what was found |",
+        "|---|---:|---|---|",
+        *rows[:_MOST_ROWS],
+    ]
+    return lines, None
+
+
+_READERS: dict[str, Callable[[Fields], _Read]] = {
+    "prunectl.bench/1": _bench,
+    "prunectl.evaluate/1": _evaluation,
+    "prunectl.sweep/1": _sweep,
+}
 """By schema: from the document to Markdown, the first line of which goes on after the file's name,
 and to the weights that were measured, with how many there are in the blocks."""
