@@ -12,10 +12,10 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 
 EPILOG = options.examples(
-    "prunectl evaluate demo",
-    "prunectl evaluate out/ --metric perplexity --data text:heldout.txt --sequence-length 512",
-    "prunectl evaluate org/name --metric choice --data hf:cais/mmlu:all --shots 5",
-    "prunectl evaluate out/ --metric similarity --data sts.csv --json",
+    "prunectl evaluate demo --samples 8",
+    "prunectl evaluate org/name --data text:my-text.txt --sequence-length 128",
+    "prunectl evaluate demo --metric choice --data questions.jsonl --shots 1",
+    "prunectl evaluate demo --samples 8 -o evaluate.json --json",
 )
 
 

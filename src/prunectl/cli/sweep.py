@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from prunectl.study.result import SweepResult
 
 EPILOG = options.examples(
-    "prunectl sweep demo --sparsity 0.2,0.4",
-    "prunectl sweep demo --metric perplexity --pattern unstructured,2:4 --html out.html",
-    "prunectl sweep org/name --data text:heldout.txt --sequence-length 512 -o sweep.json",
-    "prunectl sweep org/name org/other --metric similarity --data sts.csv --png curves.png",
+    "prunectl sweep demo --sparsity 0.2,0.4 --samples 8",
+    "prunectl sweep demo -s 0.1,0.3 --samples 8 --pattern unstructured,2:4 --html out.html",
+    "prunectl sweep org/name --data text:my-text.txt -s 0:0.4:0.2 -o sweep.json",
+    "prunectl sweep org/name my-model --data text:my-text.txt -s 0.3 --png curves.png",
 )
 
 
