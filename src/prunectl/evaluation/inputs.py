@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 Tokens = dict[str, NDArray[np.int32]]
 """What a tokenizer made of one text, by the names of inputs; the mask is left to padding."""
 
-_AT_ONCE = 1_000
+AT_ONCE = 1_000
 """Texts that are tokenized in one call."""
 
 
@@ -179,6 +179,7 @@ def padding_tokenizer(request: Request) -> Tokenizer:
     """
     tokenizer = load_tokenizer(request.checkpoint)
     inner = tokenizer.inner
+    inner.padding_side = "right"  # on the left it would move positions
     if inner.pad_token_id is None:
         if inner.eos_token is None:
             raise BadTokenizer(
@@ -228,18 +229,41 @@ def tokens_of(
         BadTokenizer, WrongTokenizer: the tokenizer fails, or is another model's.
     """
     found: list[Tokens] = []
-    for start in range(0, len(texts), _AT_ONCE):
-        columns = [list(one) for one in zip(*texts[start : start + _AT_ONCE], strict=True)]
-        try:
-            with quiet_transformers():
-                made = tokenizer.inner(*columns, truncation=True, max_length=length, verbose=False)
-        except Exception as error:  # transformers may raise anything at all
-            first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-            raise BadTokenizer(request.checkpoint.model, f"which fails: {first}") from None
-        names = [one for one in made if one in accepted | {"input_ids"} and one != "attention_mask"]
-        found += [
-            {name: np.asarray(made[name][row], np.int32) for name in names}
-            for row in range(len(columns[0]))
-        ]
-    tokenizer.check([one["input_ids"].astype(np.int64) for one in found], request.nature.vocabulary)
+    for start in range(0, len(texts), AT_ONCE):
+        columns = [list(one) for one in zip(*texts[start : start + AT_ONCE], strict=True)]
+        made = call(request, tokenizer, *columns, truncation=True, max_length=length)
+        found += rows_of(made, accepted)
+    check(request, tokenizer, found)
     return found
+
+
+def call(request: Request, tokenizer: Tokenizer, *texts: list[str], **options: Any) -> Any:
+    """What transformers' tokenizer makes of texts.
+
+    Raises:
+        BadTokenizer: it fails.
+    """
+    try:
+        with quiet_transformers():
+            return tokenizer.inner(*texts, verbose=False, **options)
+    except Exception as error:  # transformers may raise anything at all
+        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise BadTokenizer(request.checkpoint.model, f"which fails: {first}") from None
+
+
+def rows_of(made: Any, accepted: frozenset[str]) -> list[Tokens]:
+    """Each row of what a tokenizer made, as far as the model takes that; padding makes the mask."""
+    names = [one for one in made if one in accepted | {"input_ids"} and one != "attention_mask"]
+    return [
+        {name: np.asarray(made[name][row], np.int32) for name in names}
+        for row in range(len(made["input_ids"]))
+    ]
+
+
+def check(request: Request, tokenizer: Tokenizer, rows: Sequence[Tokens]) -> None:
+    """Refuse a tokenizer of another model.
+
+    Raises:
+        WrongTokenizer: with the numbers.
+    """
+    tokenizer.check([one["input_ids"].astype(np.int64) for one in rows], request.nature.vocabulary)

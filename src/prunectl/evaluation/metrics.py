@@ -16,13 +16,16 @@ from prunectl.checkpoint.nature import nature_of
 from prunectl.errors import InvalidOption, UnsupportedCheckpoint
 from prunectl.evaluation.metric import Metric, Prepare, Request
 from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.sources import data_errors
 from prunectl.events import Note, OnEvent, ignore_events
 
 METRICS = {
     "perplexity": "prunectl.evaluation.perplexity",
     "choice": "prunectl.evaluation.choice",
     "similarity": "prunectl.evaluation.similarity",
+    "arithmetic": "prunectl.evaluation.arithmetic",
     "classification": "prunectl.evaluation.classification",
+    "qa": "prunectl.evaluation.qa",
 }
 """Where each metric's ``prepare`` is; imported when it is asked for."""
 
@@ -51,7 +54,8 @@ def prepare(
         model = build_on_meta(cls, config)
     nature = nature_of(model, checkpoint.folder)
     prepare_one: Prepare = import_module(METRICS[settings.name]).prepare
-    metric = prepare_one(Request(checkpoint, nature, settings, on_event))
+    with data_errors():
+        metric = prepare_one(Request(checkpoint, nature, settings, on_event))
     tell(metric.notes, on_event)
     return metric
 

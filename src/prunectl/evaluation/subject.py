@@ -12,6 +12,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import BadCheckpoint, PrunectlError
+from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.plan import not_prunable_reason
 from prunectl.settings import PruneSettings
@@ -135,25 +136,10 @@ def prunable_names(checkpoint: Checkpoint) -> list[str]:
 
 def _with_head(checkpoint: Checkpoint, head: Head) -> tuple[Any, Any]:
     """The class that transformers' auto class chooses, and the config that the head needs."""
-    import transformers
-
-    from prunectl.checkpoint.module_tree import (
-        model_class,
-        quiet_transformers,
-        unknown_if_it_fails,
-    )
-    from prunectl.errors import UnknownArchitecture
-
-    with unknown_if_it_fails(), quiet_transformers():
-        _, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-        for key, value in head.config.items():
-            setattr(config, key, value)
-        mapping = getattr(transformers, head.auto)._model_mapping
-        if type(config) not in mapping:
-            raise UnknownArchitecture(
-                f"transformers has no {head.auto} for model type '{config.model_type}'"
-            )
-        return mapping[type(config)], config
+    cls, config = class_with_head(checkpoint, head.auto)
+    for key, value in head.config.items():
+        setattr(config, key, value)
+    return cls, config
 
 
 @contextmanager

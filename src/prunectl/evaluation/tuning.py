@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunectl.checkpoint.module_tree import model_class, quiet_transformers, unknown_if_it_fails
 from prunectl.checkpoint.nature import Kind
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import MetricMismatch
+from prunectl.evaluation.heads import NoSuchHead, class_with_head
 from prunectl.evaluation.metric import Head, Request
 from prunectl.evaluation.recipes import Recipe, resolve
 from prunectl.evaluation.tasks import Task
@@ -67,19 +67,11 @@ def head_class(request: Request, auto: str) -> HeadClass:
         UnknownArchitecture: config.json cannot be used.
         MetricMismatch: there is none.
     """
-    import transformers
-
-    checkpoint = request.checkpoint
-    with unknown_if_it_fails(), quiet_transformers():
-        _, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-        mapping = getattr(transformers, auto)._model_mapping
-        cls = mapping.get(type(config), None)
-    if cls is None:
-        raise MetricMismatch(
-            request.settings.metric,
-            checkpoint.model,
-            f"transformers has no {auto} for model type '{config.model_type}'",
-        )
+    try:
+        cls, config = class_with_head(request.checkpoint, auto)
+    except NoSuchHead as error:
+        settings, model = request.settings, request.checkpoint.model
+        raise MetricMismatch(settings.metric, model, error.why) from None
     names = inspect.signature(cls.forward).parameters
     return HeadClass(auto, cls.base_model_prefix, frozenset(names), config)
 
