@@ -37,6 +37,7 @@ from prunectl.plan import Pool
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
 from prunectl.pruning.row_blocks import choose_rows, row_parts
+from prunectl.publishing.selection import card_of
 from prunectl.settings import Budget, Rule, Scope
 from prunectl.sink.manifest import read_manifest
 
@@ -386,6 +387,31 @@ def test_export_and_back(rows: Path, tmp_path: Path, layout: str) -> None:
     export(tmp_path / "stored", tmp_path / "dense", "dense")
     reference.assert_same(reference.stored(tmp_path / "dense"), reference.stored(rows))
     assert verify(tmp_path / "dense").ok
+
+
+def test_cards_and_tags_say_that_blocks_of_rows_follow_the_pattern(
+    made: Path, rows: Path, tmp_path: Path
+) -> None:
+    export(rows, tmp_path / "stored")
+    prune(made / "source", tmp_path / "whole", PruneSettings(pattern=NM(2, 4)))
+    export(tmp_path / "whole", tmp_path / "exported")
+    for folder in (rows, tmp_path / "stored"):
+        section = " ".join((folder / "README.md").read_text().split())
+        assert "pattern `2:4 in blocks of 16 rows`" in section
+        partly = {
+            one.pattern_rows is not None for one in read_manifest(folder).tensors if one.pattern
+        }
+        sent = card_of(folder, read_manifest(folder), "org/new")
+        assert ("- sparsity-2-4-rows\n" in sent, "- sparsity-2-4\n" in sent) == (
+            True in partly,
+            False in partly,
+        )
+        assert True in partly
+    for folder in (tmp_path / "whole", tmp_path / "exported"):
+        assert "; pattern `2:4`)" in " ".join((folder / "README.md").read_text().split())
+        sent = card_of(folder, read_manifest(folder), "org/new")
+        assert "- sparsity-2-4\n" in sent
+        assert "-rows" not in sent
 
 
 def test_no_tensor_of_blocks_is_stored_as_nm(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_a_later_sparsity_replaces_the_earlier_one(tmp_path: Path) -> None:
     assert "40.0000%" not in merged.split(START)[1].split(END)[0]
 
 
+def test_a_tag_of_rows_is_replaced_too(tmp_path: Path) -> None:
+    """As any tag of an earlier sparsity, and one that people gave it stays."""
+    rows = hub_card(model_card(SOURCE, FACTS), "org/new", patterns=("2:4-rows",), library=None)
+    tags = ["text-generation", "1.5", "pruned", "prunectl", "sparsity-40", "sparsity-2-4-rows"]
+    assert metadata(rows, tmp_path)["tags"] == tags
+    theirs = rows.replace("- pruned\n", "- sparsity-2-4-rows-of-mine\n- pruned\n")
+    assert metadata(merged_card(OURS, theirs), tmp_path)["tags"] == [
+        *("text-generation", "1.5", "sparsity-2-4-rows-of-mine", "pruned", "prunectl"),
+        *("sparsity-40", "sparsity-2-4"),
+    ]
+
+
 def test_a_base_that_people_have_made_a_list_stays(tmp_path: Path) -> None:
     theirs = OURS.replace("base_model: org/name\n", "base_model:\n- org/name\n- org/other\n")
     assert metadata(merged_card(LATER, theirs), tmp_path)["base_model"] == ["org/name", "org/other"]

@@ -13,7 +13,13 @@ from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
 from prunectl.plan import input_axis, not_prunable_reason
-from prunectl.pruning.papers import auto_class_of, method_in_words, source_card, source_record
+from prunectl.pruning.papers import (
+    auto_class_of,
+    method_in_words,
+    pattern_and_scope,
+    source_card,
+    source_record,
+)
 from prunectl.settings import PruneSettings
 from prunectl.sink.card import CardFacts, earlier_commands, model_card, role_rows
 from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
@@ -164,13 +170,14 @@ def _card_facts(
 ) -> CardFacts:
     source = manifest.source
     arguments = manifest.arguments
+    pattern, scope = pattern_and_scope(arguments)
     return CardFacts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=source.repo_id or Path(os.path.expanduser(source.model)).resolve().name,  # noqa: PTH111
         version=__version__,
         method=_method(arguments),
-        pattern=str(arguments.get("pattern") or ""),
-        scope=str(arguments.get("scope") or ""),
+        pattern=pattern,
+        scope=scope,
         prunable=manifest.prunable,
         overall=manifest.overall,
         roles=role_rows(manifest.tensors),

@@ -9,7 +9,8 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
+from prunectl.pruning.result import PruneResult, TensorOutcome
+from prunectl.settings import ROW_BLOCK, Budget
 from prunectl.sink.card import CardFacts, model_card, role_rows
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Manifest
@@ -146,21 +147,31 @@ def method_in_words(arguments: dict[str, Any]) -> str:
     return words
 
 
-def _pattern_in_words(pool: PoolOutcome) -> str:
-    return f"{pool.pattern} in blocks of {pool.row_block} rows" if pool.row_block else pool.pattern
+def pattern_and_scope(arguments: dict[str, Any]) -> tuple[str, str]:
+    """Which weights go together, and what is compared together, for a card; '' where that is no
+    question: masks have decided, or groups are pruned each by itself."""
+    if any(not rule.get("skip") for rule in arguments.get("rules") or ()):
+        return "by recipe", ""
+    pattern = str(arguments.get("pattern") or "")
+    if pattern == "unstructured":
+        return pattern, str(arguments.get("scope") or "")
+    if arguments.get("budget") == Budget.ROWS:
+        return f"{pattern} in blocks of {ROW_BLOCK} rows", ""
+    return pattern, ""
 
 
 def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
     prunable, overall = _counts(result)
+    pattern, scope = pattern_and_scope(arguments)
     return CardFacts(
         # The card is for others: of a local path only the last part, which says what it was.
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
         method=method_in_words(arguments),
-        pattern=_pattern_in_words(result.pools[0]) if len(result.pools) == 1 else "by recipe",
-        scope=result.pools[0].scope if len(result.pools) == 1 else "",
+        pattern=pattern,
+        scope=scope,
         prunable=prunable,
         overall=overall,
         roles=role_rows(result.tensors),

@@ -69,7 +69,12 @@ def card_of(
             text = file.read()
     except UnicodeDecodeError as error:
         raise BadManifest(path, f"is not UTF-8 ({error})", hint="save it as UTF-8") from None
-    patterns = {tensor.pattern for tensor in manifest.tensors if tensor.pattern}
+    patterns = {
+        # N:M kernels take whole matrices: of one that is partly so, the tag must not speak.
+        tensor.pattern if tensor.pattern_rows is None else f"{tensor.pattern}-rows"
+        for tensor in manifest.tensors
+        if tensor.pattern
+    }
     measured = [line for result in results for line in ("", *result.lines)][1:]
     return hub_card(text, repo_id, patterns=patterns, library=_library(folder), measured=measured)
 

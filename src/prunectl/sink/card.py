@@ -28,7 +28,7 @@ SECTION = re.compile(
 _MADE = re.compile(
     r"^Made with:\s+^(?P<fence>`{3,})bash\r?\n(?P<commands>[\s\S]*?)^(?P=fence)", re.MULTILINE
 )
-SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+)?|unstructured)")
+SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+(-rows)?)?|unstructured)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ def hub_card(
     Args:
         ours: README.md of the folder.
         repo_id: where it goes.
-        patterns: as in the manifest: ``unstructured``, ``2:4``.
+        patterns: what tensors follow: ``unstructured``, ``2:4``; ``2:4-rows`` where some of their
+            rows do.
         library: what loads it, in the Hub's words; None if that is not known.
         measured: lines that end the section: what results beside the weights say.
     """

@@ -182,6 +182,16 @@ class TensorRecord:
         """Whether calibration changed the weights that stay."""
         return self.calibrated is not None and self.calibrated["survivors"] == "updated"
 
+    @property
+    def by_magnitude(self) -> int:
+        """Matrices of the tensor that calibration did not reach."""
+        return 0 if self.calibrated is None else int(self.calibrated["by_magnitude"])
+
+    @property
+    def matrices(self) -> int:
+        """How many it is: more than one where it is a stack of them."""
+        return math.prod(self.shape[:-2])
+
     def to_object(self) -> dict[str, Any]:
         return record_object(self)
 
@@ -254,9 +264,14 @@ def _calibrated(fields: Fields) -> dict[str, Any] | None:
     member = fields.member("calibrated")
     if member.text("survivors") not in ("kept", "updated"):
         member.fail("survivors", "is neither 'kept' nor 'updated'")
-    member.count("tokens")
+    for key in ("tokens", "skipped", "raised", "dead_inputs", "by_magnitude"):
+        member.count(key)
+    if member.number("damping") < 0:
+        member.fail("damping", "is below 0")
     for key in ("error", "error_before_refine"):
-        member.optional(key, member.number)
+        error = member.optional(key, member.number)
+        if error is not None and error < 0:
+            member.fail(key, "is below 0")
     return member.members
 
 

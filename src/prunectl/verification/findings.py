@@ -17,6 +17,7 @@ CHECKS = {
     "hashes": "stored bytes have the hashes of the manifest",
     "zeros": "zeros are as many as the manifest says",
     "pattern": "N:M holds in every group",
+    "calibrated": "weights that calibration changed are finite, and what it says can be",
     "source": "every tensor is in the source, with its dtype and shape",
     "survivors": "survivors are bit-identical to the source",
     "untouched": "tensors that were not pruned are bit-identical to the source",

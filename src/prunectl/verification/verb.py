@@ -26,6 +26,7 @@ from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
+from prunectl.verification.calibrated import check_calibrated
 from prunectl.verification.files import check_files, check_index, check_source_files
 from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
 from prunectl.verification.result import VerifyReport
@@ -69,6 +70,7 @@ def verify(
     check_index(path, manifest, findings)
     if isinstance(source, str | os.PathLike) and source != "auto":
         source = open_checkpoint(source, token=token, cache_dir=cache_dir)
+    check_calibrated(manifest, findings, on_event)
     opener = partial(_open_recorded, manifest, token, cache_dir, on_event)
     origin = _find_source(opener, source, findings, on_event)
     zeros = tensors = 0
@@ -159,10 +161,6 @@ def _check_tensors(
         for owner, spellings in names.items():
             if not spellings & present:
                 findings.add("untouched", owner, "is in the source and missing here")
-    if any(record.is_updated for record in manifest.tensors):
-        findings.sentences["survivors"] = (
-            "where calibration changed no weights, survivors are bit-identical to the source"
-        )
     stored = stored_layouts(output)
     for name in sorted(records.keys() & stored.keys()):
         record, (layout, size) = records[name], stored[name]

@@ -14,7 +14,14 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.magnitude.codes import Codes, code_format
-from prunectl.magnitude.masks import Comparison, as_groups, compare, count_zeros, nm_violations
+from prunectl.magnitude.masks import (
+    Comparison,
+    as_groups,
+    compare,
+    count_zeros,
+    nm_violations,
+    odd_codes,
+)
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.pruning.edits import axis_view
 from prunectl.pruning.row_blocks import row_parts
@@ -35,7 +42,9 @@ class Source:
 class Found:
     """What was counted in one tensor of the output; ``zeros_before`` in its source, if read.
 
-    ``strays`` are weights that were pruned in rows that the pattern is not for.
+    ``strays`` are weights that were pruned, or changed where that was allowed elsewhere, in rows
+    that the pattern is not for. ``odd`` and ``minus_zeros`` are NaN and Inf, and -0.0, in a tensor
+    that calibration changed.
     """
 
     zeros: int
@@ -45,6 +54,8 @@ class Found:
     strays: int
     comparison: Comparison | None
     same_bytes: bool
+    odd: int = 0
+    minus_zeros: int = 0
 
 
 def check_weights(
@@ -118,6 +129,7 @@ def _examine(
     else:
         violations = 0
     zeros, before, strays, same = 0, 0, 0, True
+    odd = minus_zeros = 0
     rows = None if pattern is None else record.pattern_rows
     comparison = Comparison() if read_source and format and format.bits >= 16 else None
     for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
@@ -132,9 +144,10 @@ def _examine(
                 zeros += part.zeros
                 if rows is not None:
                     place = start // format.uint.itemsize, length, width
-                    strays += part.pruned - _pruned_in(
-                        row_parts(original.view(format.uint), *place, rows),
-                        row_parts(codes, *place, rows),
+                    was, now = original.view(format.uint), codes
+                    count = _differing_in if record.is_updated else _pruned_in
+                    strays += count([was], [now]) - count(
+                        row_parts(was, *place, rows), row_parts(now, *place, rows)
                     )
             else:
                 zeros += count_zeros(codes)
@@ -143,16 +156,27 @@ def _examine(
                 if rows is not None:
                     groups = row_parts(codes, start // format.uint.itemsize, length, width, rows)
                 violations += sum(nm_violations(group, pattern.n, pattern.m) for group in groups)
+            if record.is_updated:
+                odd += sum(odd_codes(codes, format))
+                minus_zeros += int(np.count_nonzero(codes == format.mask + 1))
         if original is not None and same:
             same = bool(np.array_equal(original, block))
     counted = before if read_source else None
-    return Found(zeros, counted, digest.hexdigest(), violations, strays, comparison, same)
+    return Found(
+        zeros, counted, digest.hexdigest(), violations, strays, comparison, same, odd, minus_zeros
+    )
 
 
 def _pruned_in(source: Iterable[Codes], output: Iterable[Codes]) -> int:
     """Positions in these parts where the output is +0.0 and the source is not."""
     pairs = zip(source, output, strict=True)
     return sum(int(np.count_nonzero((now == 0) & (was != 0))) for was, now in pairs)
+
+
+def _differing_in(source: Iterable[Codes], output: Iterable[Codes]) -> int:
+    """Positions in these parts where the two have other bits."""
+    pairs = zip(source, output, strict=True)
+    return sum(int(np.count_nonzero(now != was)) for was, now in pairs)
 
 
 def _judge(
@@ -177,6 +201,11 @@ def _judge(
         yield Difference(
             "pattern", name, f"{found.violations:,} groups have more nonzeros than {record.pattern}"
         )
+    if found.odd:
+        yield Difference("calibrated", name, f"{found.odd:,} weights are NaN or Inf")
+    if found.minus_zeros and not record.by_magnitude:
+        # What no sample reached was not changed: there the source's own -0.0 may have stayed.
+        yield Difference("calibrated", name, f"{found.minus_zeros:,} zeros are -0.0")
     if source is not None:
         yield from _judge_source(tensor, record, found, source)
 
@@ -208,8 +237,9 @@ def _judge_source(
             name,
             f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
         )
-    if found.strays and not record.is_updated:
-        detail = f"{found.strays:,} weights were pruned in rows that were to stay dense"
+    if found.strays:
+        what = "changed" if record.is_updated else "pruned"
+        detail = f"{found.strays:,} weights were {what} in rows that were to stay dense"
         yield Difference("survivors", name, detail)
     if record.threshold is not None:
         yield from _judge_threshold(tensor, record.threshold, comparison)
