@@ -10,7 +10,6 @@ its ``mmlu``, ``acc_norm`` of its ``arc``).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from prunectl.evaluation.subject import Subject
 
 BATCH = 8
-MOST_GROUPS = 20
-"""More subjects than this, of data other than MMLU's, are no groups."""
 _SKIPPED = ("auxiliary_train",)
 """Splits of MMLU that nothing is taken from."""
 _UNSAID = ("rows", "classes")
@@ -141,17 +138,8 @@ class Choice:
         ]
         right = [answer == q.answer for answer, q in zip(chosen, self.questions, strict=True)]
         values = np.array(right, np.float64)[:, None]
-        return Score(self.statistic(values), values, self._parts(values[:, 0]))
-
-    def _parts(self, right: Values) -> dict[str, float]:
-        """The share that is right in each group of subjects; MMLU's come in its order."""
-        of = [group_of(one.subject) if one.subject else "" for one in self.questions]
-        known = Counter(of)
-        if len(known) < 2 or len(known) > MOST_GROUPS:
-            return {}
-        names = sorted(known, key=lambda one: (GROUPS.index(one) if one in GROUPS else 99, one))
-        members = np.array(of)
-        return {one or "no subject": float(right[members == one].mean()) for one in names}
+        groups = [group_of(one.subject) if one.subject else None for one in self.questions]
+        return Score(self.statistic(values), values, prompts.shares(groups, values[:, 0], GROUPS))
 
 
 def prepare(request: Request) -> Choice:
@@ -243,27 +231,23 @@ def _texts(
     """
     tokenizer = load_tokenizer(request.checkpoint)
     room = prompts.room(request, tokenizer)
-    texts: dict[int, Continued] = {}
-    fewer = cut = 0
-    for shots in range(request.settings.shots, -1, -1):
-        pending = [index for index in range(len(questions)) if index not in texts]
-        asked = [questions[index] for index in pending]
-        fewer += len(pending) if shots == request.settings.shots - 1 else 0
-        made = likelihood.encode(
+
+    def make(indices: Sequence[int], shots: int) -> list[Continued]:
+        asked = [questions[index] for index in indices]
+        return likelihood.encode(
             tokenizer,
             [(form.prompt(q, solved.get(q.subject, [])[:shots]), form.ends(q)) for q in asked],
         )
-        for index, one in zip(pending, made, strict=True):
-            if room is None or one.longest <= room:
-                texts[index] = one
-            elif not shots:
-                cut += 1
-                texts[index] = likelihood.shortened(one, room)
+
+    made, fewer = prompts.with_examples_that_fit(
+        len(questions), request.settings.shots, room, make, lambda one: one.longest
+    )
+    found = [likelihood.shortened(one, room) for one in made]
+    cut = sum(a is not b for a, b in zip(made, found, strict=True))
     if fewer:
         request.notes.append(f"{fewer:,} questions have fewer than the examples asked for: no room")
     if cut:
         request.notes.append(f"{cut:,} questions lose their beginning: the model takes {room:,}")
-    found = [texts[index] for index in range(len(questions))]
     if not all(len(one.context) for one in found):
         raise BadData(the_data(request), f"an option has more than the {room:,} tokens there are")
     tokenizer.check([one.context for one in found], request.nature.vocabulary)

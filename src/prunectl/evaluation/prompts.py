@@ -3,10 +3,11 @@ are taken."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunectl.calibration.tokens import Tokenizer
 from prunectl.checkpoint.nature import Kind
@@ -15,11 +16,14 @@ from prunectl.evaluation.metric import Request
 from prunectl.evaluation.tables import Table, column, has_column, pick
 
 Row = TypeVar("Row")
+Made = TypeVar("Made")
 
 LEAST = 2
 """Fewer samples than this say nothing of how sure a score is."""
 SCORED = ("test", "validation", "all")
 EXAMPLES = ("dev", "train", "validation")
+MOST_GROUPS = 20
+"""More kinds of samples than this are no groups."""
 
 
 def continues_text(request: Request) -> None:
@@ -114,3 +118,46 @@ def enough(samples: int, unit: str, name: str) -> None:
     """
     if samples < LEAST:
         raise BadData(name, f"{samples} {unit}, and at least {LEAST} are needed")
+
+
+def with_examples_that_fit(
+    count: int,
+    shots: int,
+    room: int | None,
+    make: Callable[[Sequence[int], int], Sequence[Made]],
+    length: Callable[[Made], int],
+) -> tuple[list[Made], int]:
+    """``count`` prompts, each with as many of its ``shots`` examples as leave it ``room`` tokens;
+    and how many have fewer. One that is too long without any stays so.
+
+    Args:
+        make: prompts of some indices, with so many examples.
+        length: tokens of one.
+    """
+    texts: dict[int, Made] = {}
+    fewer = 0
+    for examples in range(shots, -1, -1):
+        pending = [index for index in range(count) if index not in texts]
+        fewer = len(pending) if examples == shots - 1 else fewer
+        for index, one in zip(pending, make(pending, examples), strict=True):
+            if not examples or room is None or length(one) <= room:
+                texts[index] = one
+    return [texts[index] for index in range(count)], fewer
+
+
+def shares(
+    groups: Sequence[str | None], right: NDArray[np.float64], order: Sequence[str] = ()
+) -> dict[str, float]:
+    """The mean of ``right`` in each group, those of ``order`` first.
+
+    Nothing where there is one group, or where there are more than tell anything.
+    """
+    known = set(groups)
+    if not 2 <= len(known) <= MOST_GROUPS:
+        return {}
+    places = {name: place for place, name in enumerate(order)}
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(groups):
+        members.setdefault("(none)" if name is None else name, []).append(index)
+    names = sorted(members, key=lambda one: (places.get(one, len(places)), one))
+    return {name: float(right[members[name]].mean()) for name in names}

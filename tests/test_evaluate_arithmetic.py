@@ -1,0 +1,353 @@
+"""Arithmetic in words: numbers read from text, and answers generated one prompt at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunectl import demo
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.errors import InvalidOption
+from prunectl.evaluation import arithmetic
+from prunectl.evaluation.arithmetic import Arithmetic, is_right
+from prunectl.evaluation.errors import (
+    BadData,
+    EvaluationFailed,
+    MetricMismatch,
+    MissingColumn,
+    NoData,
+)
+from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.numerals import equal, numbers_in, result_of, written
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.verb import evaluate
+from prunectl.evaluation.word_problems import Problem
+
+SVAMP = Path(__file__).parent / "data" / "svamp"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint("demo")
+
+
+def prepared(checkpoint: Checkpoint, data: Path, **options: Any) -> Arithmetic:
+    metric = prepare(checkpoint, EvalSettings("arithmetic", (str(data),), **options))
+    assert isinstance(metric, Arithmetic)
+    return metric
+
+
+class Plain:
+    """The model of a folder by transformers alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def greedy(self, prompt: str, count: int) -> str:
+        """The likeliest next token, ``count`` times, without a cache."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        new: list[int] = []
+        for _ in range(count):
+            with torch.no_grad():
+                token = int(self.model(torch.tensor([ids + new])).logits[0, -1].argmax())
+            if token == self.tokenizer.eos_token_id:
+                break
+            new.append(token)
+            if "Question:" in self.tokenizer.decode(new):
+                break
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain(demo.model_folder())
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1,234", ["1234"]),
+        ("2,345,678.5", ["4691357/2"]),
+        ("It costs $5.", ["5"]),
+        ("$1,000.50 and -$5 and $-6", ["2001/2", "-5", "-6"]),
+        ("3/4 of 1 1/2 cups", ["3/4", "3/2"]),
+        ("-2", ["-2"]),
+        ("\u22127 degrees", ["-7"]),
+        ("5.0", ["5"]),
+        (".5 and 0.25.", ["1/2", "1/4"]),
+        ("10-4=6", ["10", "4", "6"]),
+        ("10 - 4 = 6", ["10", "4", "6"]),
+        ("12/4 = 3", ["3", "3"]),
+        ("1,2,3", ["1", "2", "3"]),
+        ("1e3", ["1000"]),
+        ("a 7th of 3rd", ["7", "3"]),
+        ("nothing", []),
+        ("1/0", []),
+        ("9" * 50, []),
+    ],
+)
+def test_numbers_in_text(text: str, numbers: list[str]) -> None:
+    assert numbers_in(text) == [Fraction(one) for one in numbers]
+
+
+def test_numbers_are_equal_but_for_rounding() -> None:
+    assert equal(Fraction("0.83333"), Fraction(5, 6))
+    assert not equal(Fraction("0.83"), Fraction(5, 6))
+    assert equal(Fraction(10000), Fraction("10000.5"))
+    assert not equal(Fraction(100), Fraction(101))
+    assert not equal(Fraction(5), Fraction(-5))
+    assert [written(Fraction(one)) for one in ("5.0", "0.75", "-3")] == ["5", "0.75", "-3"]
+
+
+@pytest.mark.parametrize(
+    ("equation", "result"),
+    [
+        ("( 9.0 - 4.0 )", "5"),
+        ("X=((22.0-14.0)/4.0)", "2"),
+        ("-(2+3)*0.5=x", "-5/2"),
+        ("9-2=7", None),
+        ("- number0 number1", None),
+        ("5/0", None),
+        ("2**9999999", None),
+        ("__import__('os')", None),
+        ("(" * 5000, None),
+    ],
+)
+def test_results_of_equations(equation: str, result: str | None) -> None:
+    assert result_of(equation) == (None if result is None else Fraction(result))
+
+
+def test_the_last_number_before_a_further_question_counts() -> None:
+    five = Problem("", Fraction(5))
+    assert is_right(" 9 - 4 = 5", five)
+    assert is_right(" $5.00\n\nQuestion: How many are 6 and 7?", five)
+    assert not is_right(" 5 of the 9 apples", five)
+    assert not is_right(" five", five)
+    assert not is_right("", five)
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "svamp": {"Body": "Sam had 9 apples and lost 4.", "Question": "How many are left?",
+              "Equation": "( 9.0 - 4.0 )", "Answer": 5.0, "Type": "Subtraction"},
+    "asdiv": {"body": "Sam had 9 apples and lost 4.", "question": "How many are left?",
+              "solution_type": "Subtraction", "answer": "5 (apples)", "formula": "9-4=5"},
+    "mawps of mwptoolkit": {"id": 1, "equation": "X=(9.0-4.0)", "ans": 5.0, "segmented_text": "x",
+                            "original_text": "Sam had 9 apples and lost 4. How many are left?"},
+    "mawps": {"iIndex": 1, "sQuestion": "Sam had 9 apples and lost 4. How many are left?",
+              "lEquations": ["X=(9.0-4.0)"], "lSolutions": [5.0]},
+    "svamp's csv": {"Question": "Sam had number0 apples and lost number1. How many are left?",
+                    "Numbers": "9.0 4.0", "Equation": "- number0 number1", "Answer": "5.0",
+                    "Body": "Sam had number0 apples and lost number1.",
+                    "Ques_Statement": "How many are left?"},
+    "gsm8k": {"question": "Sam had 9 apples and lost 4. How many are left?",
+              "answer": "He has 9-4=<<9-4=5>>5 left.\n#### 5"},
+    "equation": {"text": "Sam had 9 apples and lost 4. How many are left?",
+                 "equation": "x = 9.0 - 4.0"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
+def test_problems_of_known_sets(
+    checkpoint: Checkpoint, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 2)
+    for problem in prepared(checkpoint, path).problems:
+        assert problem.text == "Sam had 9 apples and lost 4. How many are left?"
+        assert problem.answer == 5
+        assert problem.kind in (None, "Subtraction")
+
+
+BAD = {
+    "one row": ([{"question": "a", "answer": 1}], "1 problems, and at least 2 are needed"),
+    "no number": (
+        [{"question": "a", "answer": 1}, {"question": "b", "answer": "many"}],
+        "row 2: 'many' in 'answer' is no number",
+    ),
+    "two solutions": ([{"question": "a", "answer": [1, 2]}] * 2, "is no number"),
+    "no question": ([{"question": "", "body": "a", "answer": 1}] * 2, "row 1 has no 'question'"),
+    "no answers": ([{"question": "a", "answer": ""}] * 2, "column of answers is empty"),
+    "no result": ([{"question": "a", "equation": "x"}] * 2, "'x' in 'equation' is no number"),
+}
+
+
+@pytest.mark.parametrize(("rows", "why"), BAD.values(), ids=BAD)
+def test_bad_problems(
+    checkpoint: Checkpoint, tmp_path: Path, rows: list[dict[str, Any]], why: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadData, match=why):
+        prepared(checkpoint, path)
+
+
+def test_columns_models_and_examples_that_are_missing(
+    checkpoint: Checkpoint, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    for header in ("x,answer", "question,x"):
+        path.write_text(f"{header}\na,1\nb,2\n")
+        with pytest.raises(MissingColumn):
+            prepared(checkpoint, path)
+    path.write_text("question,answer\na,1\nb,2\n")
+    with pytest.raises(BadData, match="--shots takes examples from a split of its own"):
+        prepared(checkpoint, path, shots=1)
+    with pytest.raises(BadData, match="it has 3 examples, and --shots asks for 4"):
+        prepared(checkpoint, SVAMP, shots=4)
+    with pytest.raises(NoData):
+        prepare(checkpoint, EvalSettings("arithmetic"))
+    with pytest.raises(MetricMismatch, match="of kind encoder"):
+        prepare(open_checkpoint(tiny("bert")), EvalSettings("arithmetic", (str(path),)))
+
+
+# --- the score ----------------------------------------------------------------------------------
+
+
+def prompt_of(row: dict[str, Any], shots: int) -> str:
+    def asked(row: dict[str, Any]) -> str:
+        return f"Question: {row['Body']} {row['Question']}\nAnswer:"
+
+    lines = (SVAMP / "train.jsonl").read_text().splitlines()[:shots]
+    solved = [json.loads(line) for line in lines]
+    return "".join(f"{asked(one)} {one['Answer']:g}\n\n" for one in solved) + asked(row)
+
+
+@pytest.mark.parametrize(("shots", "batch_size"), [(0, 3), (2, 8)])
+def test_answers_are_those_of_a_plain_loop(
+    checkpoint: Checkpoint, plain: Plain, shots: int, batch_size: int
+) -> None:
+    rows = [json.loads(line) for line in (SVAMP / "test.jsonl").read_text().splitlines()]
+    metric = prepared(checkpoint, SVAMP, shots=shots, max_new_tokens=8, batch_size=batch_size)
+    want = [plain.greedy(prompt_of(row, shots), 8) for row in rows]
+    assert metric.answers(plain.model) == want
+    assert [float(one.answer) for one in metric.problems] == [row["Answer"] for row in rows]
+
+
+@pytest.mark.real
+def test_a_real_model_writes_numbers(real_model: Callable[[str], Path]) -> None:
+    folder = real_model("smollm2")
+    rows = [json.loads(line) for line in (SVAMP / "test.jsonl").read_text().splitlines()][:3]
+    plain = Plain(folder)
+    metric = prepared(open_checkpoint(folder), SVAMP, shots=2, samples=3, seed=1, max_new_tokens=5)
+    texts = metric.answers(plain.model)
+    by_text = {f"{row['Body']} {row['Question']}": row for row in rows}
+    compared = 0
+    for problem, text in zip(metric.problems, texts, strict=True):
+        assert text is not None
+        assert numbers_in(text.partition("Question:")[0])
+        if problem.text in by_text:
+            assert text == plain.greedy(prompt_of(by_text[problem.text], 2), 5)
+            compared += 1
+    assert compared
+
+
+def test_the_score_is_the_share_that_is_right(
+    checkpoint: Checkpoint, plain: Plain, tmp_path: Path
+) -> None:
+    """The demo writes no numbers, so one stands in that writes the same one to all."""
+    rows = [{"question": f"What is {n}?", "answer": n, "Type": kind}
+            for n, kind in ((1, "odd"), (2, "even"), (3, "odd"), (4, "even"))]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    class Parrot:
+        def __init__(self, inner: Any) -> None:
+            self.config, self.inner, self.generation_config = inner.config, inner, None
+
+        def parameters(self) -> Any:
+            return self.inner.parameters()
+
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            end = torch.tensor(plain.tokenizer(" 3")["input_ids"])
+            return torch.cat([input_ids, end.expand(len(input_ids), -1)], 1)
+
+    metric = prepared(checkpoint, path)
+
+    class Subject:
+        model: Any = Parrot(plain.model)
+
+    score = metric.score(Subject())  # type: ignore[arg-type]
+    assert score.values[:, 0].tolist() == [0, 0, 1, 0]
+    assert score.value == 0.25
+    assert score.parts == {"even": 0.0, "odd": 0.5}
+
+
+def test_the_whole_verb(checkpoint: Checkpoint) -> None:
+    settings = EvalSettings("arithmetic", (str(SVAMP),), samples=4, max_new_tokens=4)
+    result = evaluate(checkpoint, settings)
+    assert result.samples == 4
+    assert result.score == 0
+    assert result.record["problems_available"] == 8
+    assert result.record["answer"] == "last number before 'Question:'"
+    assert result.record["max_new_tokens"] == 4
+    assert result.interval is not None
+
+
+def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint) -> None:
+    lengths = {shots: [len(one) for one in prepared(checkpoint, SVAMP, shots=shots).texts]
+               for shots in (0, 1, 2)}  # fmt: skip
+    room = max(lengths[1]) + 5
+    squeezed = prepared(checkpoint, SVAMP, shots=2, sequence_length=room, max_new_tokens=5)
+    want = [two if two <= room - 5 else one
+            for one, two in zip(lengths[1], lengths[2], strict=True)]  # fmt: skip
+    assert [len(one) for one in squeezed.texts] == want
+    fewer = sum(two > room - 5 for two in lengths[2])
+    assert squeezed.record["problems_with_fewer_examples"] == fewer > 0
+    cut = prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=5)
+    assert {len(one) for one in cut.texts} == {15}
+    assert cut.record["problems_cut"] == 8
+    with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
+        prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
+
+
+def test_outputs_that_are_no_numbers(checkpoint: Checkpoint) -> None:
+    metric = prepared(checkpoint, SVAMP, max_new_tokens=2)
+    broken = Plain(demo.model_folder())
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight.fill_(math.nan)
+    with pytest.raises(EvaluationFailed, match="the outputs for 8 problems are NaN"):
+        metric.score(broken)  # type: ignore[arg-type]
+
+
+def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
+    metric = prepared(checkpoint, SVAMP, max_new_tokens=6)
+    want = metric.answers(Plain(demo.model_folder()).model)
+    odd = Plain(demo.model_folder())
+    odd.model.generation_config.update(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1, num_beams=2
+    )
+    assert metric.answers(odd.model) == want
+
+
+def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "dev.csv"
+    rows = [SHAPES["svamp's csv"] | {"Numbers": "0.5 12,000", "Answer": "98"}] * 2
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    problem = prepared(checkpoint, path).problems[0]
+    assert problem.text == "Sam had 0.5 apples and lost 12000. How many are left?"
+    assert problem.answer == 98
+
+
+def test_the_defaults() -> None:
+    assert arithmetic.NEW_TOKENS == 64
+    with pytest.raises(InvalidOption, match="--max-new-tokens 0 is not valid: at least 1"):
+        EvalSettings("arithmetic", max_new_tokens=0)
