@@ -114,11 +114,7 @@ def prepare(request: Request) -> Perplexity:
     length = _length(request, tokenizer.longest)
     body = length - len(tokenizer.prefix)
     stride = settings.stride or body
-    if not 1 <= stride <= body or body < 2:
-        raise InvalidOption(
-            f"--stride {settings.stride} is not valid for windows of {length} tokens",
-            hint="1 to the tokens of a window; left out, windows do not overlap",
-        )
+    _check(length, body, stride)
     needed = None
     if settings.samples is not None and source.kind is SourceKind.HF:
         needed = (settings.samples * stride + body) * _BYTES_PER_TOKEN
@@ -147,6 +143,20 @@ def prepare(request: Request) -> Perplexity:
         "tokens": sum(one.scored for one in windows),
     }
     return Perplexity(tuple(windows), settings.batch_size or BATCH, record, tuple(request.notes))
+
+
+def _check(length: int, body: int, stride: int) -> None:
+    """Refuse windows in which nothing is predicted, or between which tokens are passed over."""
+    if body < 2:
+        raise InvalidOption(
+            f"--sequence-length {length} leaves room for {max(body, 0)} tokens of the text",
+            hint="the tokenizer begins each window with tokens of its own; give a larger one",
+        )
+    if stride > body:
+        raise InvalidOption(
+            f"--stride {stride} is not valid for windows of {length} tokens",
+            hint=f"1 to {body}; left out, windows do not overlap",
+        )
 
 
 def _length(request: Request, longest: int | None) -> int:
@@ -187,9 +197,10 @@ def _losses(model: Any, windows: Sequence[Window]) -> list[tuple[float, float]]:
     ids = torch.from_numpy(np.stack([one.ids for one in windows])).to(device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits
+        precision = torch.promote_types(logits.dtype, torch.float32)
         for one, row, target in zip(windows, logits, ids, strict=True):
             loss = torch.nn.functional.cross_entropy(
-                row[-one.scored - 1 : -1].float(), target[-one.scored :], reduction="none"
+                row[-one.scored - 1 : -1].to(precision), target[-one.scored :], reduction="none"
             )
             found.append((float(loss.sum(dtype=torch.float64)), float(one.scored)))
     return found

@@ -29,7 +29,12 @@ class Interval:
 
 
 def draws(samples: int, seed: int, count: int = DRAWS) -> NDArray[np.int64]:
-    """Indices of samples, int64 [count, samples]; the same for the same arguments."""
+    """Indices of samples, int64 [count, samples]; the same for the same arguments.
+
+    None of a single sample, [0, 1]: it would look as if it were sure.
+    """
+    if samples < 2:
+        return np.zeros((0, samples), np.int64)
     return np.random.default_rng(seed).integers(samples, size=(count, samples))
 
 

@@ -9,12 +9,13 @@ from blake3 import blake3
 
 from prunectl import demo
 from prunectl.calibration import datasets, text
-from prunectl.calibration.errors import BadCalibration
+from prunectl.calibration.errors import BadCalibration, BadTokenizer
 from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import FORMS, BadData, NoData
 from prunectl.evaluation.metric import Request
 
+_TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
 _ALL = 1 << 62
 """Bytes to read: all there are."""
 
@@ -27,6 +28,9 @@ def data_errors() -> Iterator[None]:
     except BadCalibration as error:
         hint = error.hint if "--calibration" not in error.hint else FORMS
         raise BadData(error.source, error.why, hint=hint) from None
+    except BadTokenizer as error:
+        error.hint = _TOKENIZER
+        raise
 
 
 def source_of(request: Request, *, own: bool = False) -> CalibrationSource:

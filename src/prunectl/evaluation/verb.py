@@ -6,6 +6,8 @@ import os
 import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.evaluation.metric import Metric, Score
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
@@ -42,8 +44,8 @@ def evaluate(
     metric = prepare(checkpoint, settings, on_event)
     with open_subject(
         checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
-    ) as (subject, _):
-        zeros, weights = count_zeros(subject)
+    ) as (subject, reader):
+        zeros, weights = count_zeros(subject, reader)
         score = metric.score(subject, seed=settings.seed, on_event=on_event)
         dtype = str(subject.model.dtype).removeprefix("torch.")
         return Evaluation(
@@ -71,8 +73,9 @@ def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:
     return interval(redrawn(score.values, metric.statistic, draws(len(score.values), seed)))
 
 
-def count_zeros(subject: Subject) -> tuple[int, int]:
-    """Zeros of the prunable weights, and how many weights those are."""
-    views = list(subject.views.values())
-    total = sum(one.numel() for one in views)
-    return total - sum(int(one.count_nonzero()) for one in views), total
+def count_zeros(subject: Subject, reader: TensorReader) -> tuple[int, int]:
+    """Zeros of the prunable weights, and how many weights those are, as the files have them."""
+    stored = [subject.checkpoint.by_any_name[name] for name in subject.prunable]
+    total = sum(tensor.spec.numel for tensor in stored)
+    kept = sum(int(read_tensor(reader, tensor).count_nonzero()) for tensor in stored)
+    return total - kept, total
