@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import tiny_models
+
+from prunectl import PruneSettings, prune
 from prunectl.pattern import NM, Pattern, Unstructured
 from prunectl.plan import Pool
 from prunectl.pruning.outcome import pool_note
@@ -36,3 +40,13 @@ def test_a_visible_difference_is_explained(
 def test_a_rules_pool_is_named() -> None:
     pool = Pool("*.mlp.*", NM(2, 4), Scope.GLOBAL, None, ("a",), 1000)
     assert "in *.mlp.*" in pool_note(pool, 0, 1)
+
+
+def test_more_zeros_by_rounding_are_not_said_to_have_been_there(tmp_path: Path) -> None:
+    """49% of rows of 32 and of 48 weights are 16 and 24, half of each."""
+    tiny_models.build("llama", tmp_path / "source")
+    for scope, words in (("row", "the number of zeros is rounded for each row"), ("tensor", "")):
+        settings = PruneSettings(sparsity=0.49, scope=scope)  # type: ignore[arg-type]
+        result = prune(tmp_path / "source", tmp_path / scope, settings)
+        assert words in result.pools[0].note
+        assert bool(result.pools[0].note) == bool(words)

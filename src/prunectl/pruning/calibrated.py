@@ -14,11 +14,12 @@ from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
 from prunectl.pruning.calibrated_matrix import Done, MatrixPruner, stored
 from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.calibration_notes import CalibrationNotes
 from prunectl.pruning.edits import Copy, Replace
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.row_blocks import merged
-from prunectl.pruning.targets import Goal, TensorTarget, split
+from prunectl.pruning.targets import ByShare, Goal, TensorTarget, split
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ class CalibratedFacts:
     Attributes:
         survivors: ``kept`` bit for bit, or ``updated``.
         tokens: inputs that were seen, the fewest of any of its matrices.
-        skipped: inputs left out since they held NaN or Inf.
+        skipped: inputs left out since they held NaN or Inf, or were far too large.
         error: squared output error relative to the squared output, on the calibration's inputs,
             of the weights as stored; None where only the inputs' norms were gathered.
         error_before_refine: the same before the survivors were fitted; None where they were not.
@@ -81,13 +82,12 @@ class Calibrator:
         self._pruner = MatrixPruner(settings.method, settings.refine, damping, full)
         self._stored = job.checkpoint.by_name
         self._on_event = on_event
-        self._unreached: list[str] = []
+        self.notes = CalibrationNotes(on_event, by_mask=job.masks is not None)
         self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
 
     def __call__(self, name: str, measured: Sequence[Measured]) -> torch.Tensor | None:
         """The new values of a tensor, in its own dtype and shape."""
-
         source = read_tensor(self._reader, self._stored[name])
         refuse_odd(name, source)
         target, axis = self._targets[name], self._job.planned[name].input_axis
@@ -100,12 +100,21 @@ class Calibrator:
             found = self._one(part, one, goal)
             done.append(found)
             place.copy_(stored(found, part))
+            if isinstance(target, ByShare):
+                target.shares.reached(int((place == 0).sum()))
         self.facts[name] = _summed(done, [one.gram for one in measured])
         if self._store is None:
             return None
-        self._tell(name, self.facts[name], measured)
+        self.notes.tensor(name, self.facts[name], measured, done)
         self._store.put(name, new, asdict(self.facts[name]))
         return new
+
+    def passed(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Tensors that an earlier run has pruned: what they gave of a budget is given."""
+        for name, value in values.items():
+            if isinstance(target := self._targets[name], ByShare):
+                target.shares.of_next(value.numel())
+                target.shares.reached(int((value == 0).sum()))
 
     def _one(self, part: torch.Tensor, one: Measured, goal: Goal) -> Done:
         import torch
@@ -133,30 +142,6 @@ class Calibrator:
             self._is_full = True
             text = f"The device is full: what does not fit is pruned on the CPU, {one.matrix.label}"
             self._on_event(Note(f"{text} to begin with.", warning=True))
-
-    def _tell(self, name: str, facts: CalibratedFacts, measured: Sequence[Measured]) -> None:
-        """What a user should know of a tensor, by name."""
-        if facts.skipped:
-            text = f"{name}: {facts.skipped:,} inputs held NaN or Inf and were left out."
-            self._on_event(Note(text, warning=True))
-        if facts.raised:
-            text = f"{name}: its second moments are singular; damping was raised to"
-            self._on_event(Note(f"{text} {facts.damping:g}.", warning=True))
-        if facts.by_magnitude == len(measured):
-            self._unreached.append(name)
-        elif facts.by_magnitude:
-            self._unreached.append(f"{facts.by_magnitude} of {len(measured)} matrices of {name}")
-
-    def tell_unreached(self) -> None:
-        """Say once, when all is done, what no sample has reached."""
-        if not self._unreached:
-            return
-        some = ", ".join(self._unreached[:3])
-        more = f" and {len(self._unreached) - 3:,} more" if len(self._unreached) > 3 else ""
-        by_mask = self._job.masks is not None
-        what = "their survivors are as before" if by_mask else "magnitudes decided there"
-        text = f"No sample reaches {some}{more}: {what}. The manifest says which."
-        self._on_event(Note(text, warning=True))
 
 
 def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
@@ -196,20 +181,26 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
     nans = int(tensor.isnan().sum())
     if nans:
         raise NaNWeights(name, nans)
-    if not bool(tensor.isfinite().all()):
+    finite = bool(tensor.isfinite().all())
+    if not finite or not bool(tensor.float().isfinite().all()):
+        what = "numbers beyond the range of float32" if finite else "Inf"
         raise UnsupportedCheckpoint(
-            name, "it holds Inf, which has no output error", hint="--method magnitude takes it"
+            name,
+            f"it holds {what}, which no output error can be told of",
+            hint="--method magnitude takes it",
         )
 
 
 def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
     """The resolution with the new values in the place of edits."""
     records: dict[str, dict[str, Any]] = {}
+    stored = store.records()
     rows = dict(resolution.pattern_rows)
     edits, reasons = dict(resolution.edits), dict(resolution.reasons)
-    for name, (record, digest) in store.records().items():
+    for name, (record, digest) in stored.items():
         found = record.pop("pattern_rows")
         rows.pop(name, None)
+        reasons.pop(name, None)
         if found == []:
             edits[name] = Copy()
             reasons[name] = "kept dense: its share of the budget is less than a block of rows"
@@ -218,7 +209,7 @@ def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
         edits[name] = Replace(store.tensor(name), store.reader, digest)
         if found is not None:
             rows[name] = tuple((start, stop) for start, stop in found)
-    forecasts = {k: v for k, v in resolution.forecasts.items() if k not in records}
+    forecasts = {k: v for k, v in resolution.forecasts.items() if k not in stored}
     return Resolution(
         edits, reasons, resolution.thresholds, forecasts, pattern_rows=rows, calibrated=records
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.job import Job
-from prunectl.pruning.targets import TensorTarget
+
+if TYPE_CHECKING:
+    from prunectl.calibration.units import Course
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,8 @@ class MemoryForecast:
         )
 
 
-def forecast(
-    job: Job, skeleton: Skeleton, targets: Mapping[str, TensorTarget], free: int | None
-) -> MemoryForecast:
-    """What the calibration of ``targets`` takes.
+def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> MemoryForecast:
+    """What a calibration takes.
 
     Args:
         free: bytes of memory that can be used; the states go into a file if they would take more
@@ -48,8 +48,9 @@ def forecast(
     """
     moments: dict[str, int] = {}
     full = needs_full(job.settings.method, job.settings.refine)
-    for name in targets:
-        entry = job.planned[name]
+    for name, entry in job.planned.items():
+        if entry.pool is None and entry.mask is None:
+            continue
         target = skeleton.targets.get(name)
         block = None if target is None else skeleton.block_of(target.parameter)
         if block is None or entry.input_axis is None or len(entry.spec.shape) < 2:
@@ -60,22 +61,9 @@ def forecast(
     return MemoryForecast(
         block=max(skeleton.nbytes(path) for path in skeleton.blocks),
         moments=max(moments.values(), default=0),
-        states=states_size(job, skeleton),
-        spilled=are_spilled(job, skeleton, free),
+        states=course.states,
+        spilled=free is not None and course.states > free // 2,
     )
-
-
-def states_size(job: Job, skeleton: Skeleton) -> int:
-    """Bytes of what a block puts out for all samples."""
-    assert job.samples is not None
-    config = skeleton.model.config.get_text_config()
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
-    return int(job.samples.record.get("tokens") or 0) * hidden * skeleton.dtype.itemsize
-
-
-def are_spilled(job: Job, skeleton: Skeleton, free: int | None) -> bool:
-    """Whether what blocks put out goes into a file: it would take more than half of ``free``."""
-    return free is not None and states_size(job, skeleton) > free // 2
 
 
 def _size(count: int) -> str:

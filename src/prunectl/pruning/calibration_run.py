@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,17 @@ from prunectl.events import Note, OnEvent
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.pruning.calibration_memory import are_spilled, forecast
+from prunectl.pruning.calibration_memory import forecast
 from prunectl.pruning.calibration_samples import device_of, dtype_of
 from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.targets import (
-    ByCount,
+    ByCounts,
     TensorTarget,
     pool_targets,
-    row_block_targets,
+    share_targets,
     take_by_error,
 )
 from prunectl.settings import Budget, Calibration, Method, Scope
@@ -35,26 +35,52 @@ from prunectl.sink.target import check_space
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
-    from prunectl.calibration.engine import PruneTensor, Wanted
+    from prunectl.calibration.engine import PruneTensor, Values, Wanted
+    from prunectl.calibration.units import Course
     from prunectl.checkpoint.reader import TensorReader
     from prunectl.checkpoint.skeleton import Skeleton
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class _Run:
-    """What every pass over the samples needs; ``free`` is the host's memory, in bytes."""
+    """What every pass over the samples needs, and what all of them take."""
 
-    job: Job
-    skeleton: Skeleton
-    reader: TensorReader
-    free: int | None
-    on_event: OnEvent
+    def __init__(self, job: Job, reader: TensorReader, on_event: OnEvent) -> None:
+        import torch
 
-    @property
-    def spill(self) -> Path | None:
-        """Where what blocks put out is kept, if not in memory."""
-        spilled = are_spilled(self.job, self.skeleton, self.free)
-        return self.job.target.resolve().parent if spilled else None
+        assert job.settings.calibration is not None
+        assert job.samples is not None
+        self.job, self.reader, self.on_event = job, reader, on_event
+        self._free = free_memory(torch.device("cpu"))
+        self.skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
+        self._samples = job.samples.inputs
+
+    @cached_property
+    def _begun(self) -> tuple[Course, Path | None]:
+        """How the model runs, and where what its blocks put out is kept, if not in memory."""
+        from prunectl.calibration.engine import try_model
+
+        course = try_model(self.skeleton, self._samples, self.on_event)
+        memory = forecast(self.job, self.skeleton, course, self._free)
+        self.on_event(Note(str(memory)))
+        return course, self.job.target.resolve().parent if memory.spilled else None
+
+    def go(
+        self,
+        wanted: Wanted,
+        prune_tensor: PruneTensor,
+        *,
+        phase: str = "calibrating",
+        finished: Callable[[str], Values | None] = lambda block: None,
+        done: Callable[[str], object] = lambda block: None,
+    ) -> None:
+        """One pass; see :func:`prunectl.calibration.engine.calibrate`."""
+        from prunectl.calibration.engine import calibrate
+
+        course, spill = self._begun
+        calibrate(
+            self.skeleton, self._samples, wanted, prune_tensor, course=course,
+            finished=finished, done=done, spill=spill, phase=phase, on_event=self.on_event,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -66,19 +92,15 @@ def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[
     Raises:
         PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
     """
-    import torch
-
-    assert job.settings.calibration is not None
     with job.checkpoint.open() as reader:
-        skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
-        run = _Run(job, skeleton, reader, free_memory(torch.device("cpu")), on_event)
+        run = _Run(job, reader, on_event)
         with CalibratedStore(job.target, fingerprint(job), on_event) as store:
             resolution, targets = _resolve(run, resolution, store)
-            blocks = _blocks(job, targets, skeleton)
+            blocks = _blocks(job, targets, run.skeleton)
             store.expect(blocks)
             if not store.complete:
                 _prune_blocks(run, targets, blocks, store)
-            del run, skeleton
+            del run
             yield replaced(resolution, store)
             store.done_with()
 
@@ -90,22 +112,22 @@ def _prune_blocks(
     store: CalibratedStore,
 ) -> None:
     """Compute the new weights that the store lacks."""
-    from prunectl.calibration.engine import calibrate
-
     job = run.job
-    assert job.samples is not None
     # The new weights lie beside the output until it is whole.
     check_space(job.target, store.missing + job.layout.total_bytes)
-    run.on_event(Note(str(forecast(job, run.skeleton, targets, run.free))))
     full = needs_full(job.settings.method, job.settings.refine)
     calibrator = Calibrator(job, targets, run.reader, store, run.on_event, full=full)
-    calibrate(
-        run.skeleton, job.samples.inputs, _wanted(job, blocks, full=full), calibrator,
-        finished=store.values_of, done=store.finish, spill=run.spill, on_event=run.on_event,
-    )  # fmt: skip
+
+    def finished(block: str) -> Values | None:
+        values = store.values_of(block)
+        calibrator.passed(values or {})
+        return values
+
+    wanted = _wanted(job, blocks, full=full)
+    run.go(wanted, calibrator, finished=finished, done=store.finish)
     _outside(blocks.get("", []), run, calibrator)
     store.finish("")
-    calibrator.tell_unreached()
+    calibrator.notes.end()
 
 
 def _resolve(
@@ -120,7 +142,8 @@ def _resolve(
     targets = masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
-            targets |= row_block_targets(job.plan, index)
+            unfit = sum(_zeros(run, set(pool.members) - _fitting(job, index)).values())
+            targets |= share_targets(job.plan, index, unfit)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
             taken = set(store.once(f"taken by pool {index}", partial(_take, run, index, found)))
@@ -136,14 +159,25 @@ def _resolve(
             )
         elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
             counts = store.once(f"zeros in pool {index}", partial(_allocate, run, index))
-            targets |= {name: ByCount(zeros) for name, zeros in counts.items()}
+            targets |= {name: ByCounts(tuple(zeros)) for name, zeros in counts.items()}
         elif not by_magnitude:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
 
 
-def _allocate(run: _Run, index: int) -> dict[str, int]:
-    """How many weights of each tensor go, where one threshold is for all of a pool."""
+def _fitting(job: Job, index: int) -> set[str]:
+    """The tensors that take a pool's pattern."""
+    return {entry.spec.name for entry in job.plan.tensors if entry.pool == index}
+
+
+def _zeros(run: _Run, names: Iterable[str]) -> dict[str, int]:
+    """How many weights of each tensor are zero."""
+    stored = run.job.checkpoint.by_name
+    return {name: int((read_tensor(run.reader, stored[name]) == 0).sum()) for name in names}
+
+
+def _allocate(run: _Run, index: int) -> dict[str, list[int]]:
+    """How many weights of each matrix go, where one threshold is for all of a pool."""
     from prunectl.pruning.allocation import ScoreCounts, allocate
 
     job = run.job
@@ -162,16 +196,15 @@ def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
     job = run.job
     calibrator = Calibrator(job, targets, run.reader, None, run.on_event, full=True)
     _measure(run, targets, calibrator, "measuring errors", full=True)
-    stored = job.checkpoint.by_name
     members = job.plan.pools[index].members
-    zeros = {name: int((read_tensor(run.reader, stored[name]) == 0).sum()) for name in members}
-    # Of what no sample reaches nothing is known: it is taken last.
+    # Of what no sample reaches nothing is known: it is taken last. Of a stack, what is known of its
+    # other matrices counts.
     errors = dict.fromkeys(targets, math.inf)
     for name, facts in calibrator.facts.items():
-        if facts.error is not None and not facts.by_magnitude:
+        if facts.error is not None:
             errors[name] = facts.error
-    specs = [stored[name].spec for name in members if name in targets]
-    taken = take_by_error(job.plan.pools[index], specs, errors, zeros)
+    specs = [job.checkpoint.by_name[name].spec for name in members if name in targets]
+    taken = take_by_error(job.plan.pools[index], specs, errors, _zeros(run, members))
     return [spec.name for spec in specs if spec.name in taken]
 
 
@@ -179,15 +212,9 @@ def _measure(
     run: _Run, targets: Mapping[str, TensorTarget], seen: PruneTensor, phase: str, *, full: bool
 ) -> list[TensorSpec]:
     """Show ``seen`` the inputs of the dense model's matrices; returns tensors outside of blocks."""
-    from prunectl.calibration.engine import calibrate
-
-    assert run.job.samples is not None
     blocks = _blocks(run.job, targets, run.skeleton)
     wanted = replace(_wanted(run.job, blocks, full=full), true_sequential=False)
-    calibrate(
-        run.skeleton, run.job.samples.inputs, wanted, seen,
-        spill=run.spill, phase=phase, on_event=run.on_event,
-    )  # fmt: skip
+    run.go(wanted, seen, phase=phase)
     return blocks.get("", [])
 
 
@@ -197,7 +224,7 @@ def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReade
 
     device, dtype = device_of(settings), dtype_of(settings, checkpoint)
     with memory_errors(device, "the model's weights outside of its blocks"):
-        return Skeleton(checkpoint, reader, device=device, dtype=dtype)
+        return Skeleton(checkpoint, reader, device=device, dtype=dtype, heads=False)
 
 
 def _blocks(

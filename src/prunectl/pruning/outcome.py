@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import DamagedWork, SourceChanged
-from prunectl.pattern import NM, Unstructured
+from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan import Plan, Pool, TensorPlan
-from prunectl.pruning.edits import Copy, Cut, Replace
+from prunectl.pruning.edits import Copy, Cut, Replace, axis_view
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
@@ -141,12 +141,35 @@ def _pool_outcome(
         row_block=ROW_BLOCK if pool.by_rows else None,
         pruned_tensors=pruned,
         dense_tensors=len(pool.members) - pruned,
-        note=pool_note(pool, zeros, len(pool.members) - pruned),
+        note=pool_note(pool, zeros, len(pool.members) - pruned, _rounded(plan, index)),
     )
 
 
-def pool_note(pool: Pool, zeros: int, dense: int) -> str:
-    """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not."""
+def _rounded(plan: Plan, index: int) -> int:
+    """The zeros that an unstructured pool's sparsity means, rounded for each tensor or row."""
+    pool = plan.pools[index]
+    entries = [entry for entry in plan.tensors if entry.pool == index]
+    if not isinstance(pool.pattern, Unstructured) or pool.sparsity is None:
+        return 0
+    if pool.scope is Scope.GLOBAL:
+        return pool.target_zeros
+    total = 0
+    for entry in entries:
+        together, _ = axis_view(entry.spec, entry.input_axis)
+        if pool.scope is Scope.TENSOR:
+            together = entry.spec.numel
+        if together:
+            total += entry.spec.numel // together * pruned_count(pool.sparsity, together)
+    return total
+
+
+def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0) -> str:
+    """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not.
+
+    Args:
+        zeros: that it has. dense: tensors that stay dense.
+        rounded: the zeros that are asked for, rounded for each tensor or row.
+    """
     if pool.masked is not None:
         return ""
     where = "" if pool.label == "default" else f" in {pool.label}"
@@ -164,7 +187,7 @@ def pool_note(pool: Pool, zeros: int, dense: int) -> str:
         if not zeros:
             return asked + f"any one {one} in {pool.pattern} is already further away than none."
         return asked + f"{all_} take {pool.pattern}, and this is the nearest they come."
-    if achieved > pool.sparsity and isinstance(pool.pattern, Unstructured):
+    if achieved > pool.sparsity and isinstance(pool.pattern, Unstructured) and zeros > rounded:
         return asked + "more weights were zero already, and they stay."
     if isinstance(pool.pattern, NM):
         return asked + f"{unfit} and stay dense."

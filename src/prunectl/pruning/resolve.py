@@ -71,7 +71,9 @@ def resolve_plan(
     for index, pool in enumerate(plan.pools):
         fitting = [entry.spec.name for entry in plan.tensors if entry.pool == index]
         threshold = None
-        if pool.by_rows:
+        if pool.by_rows and plan.settings.needs_calibration:
+            pass  # the calibration chooses them
+        elif pool.by_rows:
             present = {name: measured.facts[name].zeros for name in pool.members}
             rows |= take_rows(checkpoint, plan, index, present, jobs=jobs, on_event=on_event)
         elif pool.is_budget:

@@ -67,6 +67,31 @@ def _inside(ranges: Ranges, first: int, last: int) -> Iterator[tuple[int, int]]:
             yield max(start, first), min(stop, last)
 
 
+class RowShares:
+    """Shares the zeros wanted of a pool out over its matrices, in the order in which they come.
+
+    Each is to give the same share of its weights. Blocks of rows come only near to it; what they
+    are off by goes to the matrix after them, so that the pool comes as near as one block can.
+
+    Args:
+        wanted: zeros of all matrices, those that are there too. weights: of all matrices.
+    """
+
+    def __init__(self, wanted: int, weights: int) -> None:
+        self._wanted, self._weights = wanted, weights
+        self._seen = self._reached = 0
+
+    def of_next(self, weights: int) -> int:
+        """How many zeros the next matrix, of so many weights, should come to have."""
+        self._seen += weights
+        share = (2 * self._wanted * self._seen + self._weights) // (2 * self._weights)
+        return share - self._reached
+
+    def reached(self, zeros: int) -> None:
+        """Say how many it has come to have."""
+        self._reached += zeros
+
+
 def choose_rows(losses: ArrayLike, zeros: ArrayLike, wanted: int) -> Ranges:
     """Which rows of one matrix take a pattern: blocks of ``ROW_BLOCK``, those that lose least.
 

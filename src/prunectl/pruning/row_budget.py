@@ -20,6 +20,7 @@ from prunectl.plan import Plan
 from prunectl.pruning.edits import axis_view
 from prunectl.pruning.row_blocks import (
     Ranges,
+    RowShares,
     block_rows,
     choose_blocks,
     merged,
@@ -86,7 +87,8 @@ def take_rows(
     axes = {entry.spec.name: entry.input_axis for entry in plan.tensors if entry.pool == index}
     tensors = [tensor for tensor in checkpoint.tensors if tensor.name in axes]
     unfit = sum(present[name] for name in pool.members if name not in axes)
-    taker = _Taker(max(0, pool.target_zeros - unfit), sum(tensor.spec.numel for tensor in tensors))
+    weights = sum(tensor.spec.numel for tensor in tensors)
+    shares = RowShares(max(0, pool.target_zeros - unfit), weights)
     phase = f"measuring blocks of {ROW_BLOCK} rows"
     on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
     found = {}
@@ -100,35 +102,29 @@ def take_rows(
         for tensor, matrices in run_tensors(tensors, work, jobs):
             axis = axes[tensor.name]
             assert axis is not None
-            found[tensor.name] = taker.take(tensor, axis, matrices)
+            found[tensor.name] = _take(tensor, axis, matrices, shares)
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))
     return found
 
 
-class _Taker:
-    """Shares ``wanted`` zeros out over matrices of ``weights`` weights in all, in order."""
-
-    def __init__(self, wanted: int, weights: int) -> None:
-        self._wanted, self._weights = wanted, weights
-        self._seen = self._reached = 0
-
-    def take(self, tensor: StoredTensor, axis: int, matrices: list[BlockLosses]) -> TakenRows:
-        """Choose the blocks of the next tensor."""
-        spec, out = tensor.spec, rows_of_matrix(tensor.spec.shape, axis)
-        rows, zeros, lost = [], 0, 0.0
-        for number, matrix in enumerate(matrices):
-            self._seen += out * spec.shape[axis]
-            share = (2 * self._wanted * self._seen + self._weights) // (2 * self._weights)
-            more = share - self._reached - matrix.present
-            blocks = choose_blocks(matrix.lost, matrix.pruned, more)
-            rows += [block_rows(block, out, number) for block in blocks]
-            given = matrix.present + int(matrix.pruned[blocks].sum())
-            zeros, self._reached = zeros + given, self._reached + given
-            lost += float(matrix.lost[blocks].sum())
-        ranges = merged(rows)
-        everything = ranges == ((0, spec.numel // spec.shape[axis]),)
-        return TakenRows(ranges, everything, zeros, lost)
+def _take(
+    tensor: StoredTensor, axis: int, matrices: list[BlockLosses], shares: RowShares
+) -> TakenRows:
+    """Choose the blocks of the next tensor."""
+    spec, out = tensor.spec, rows_of_matrix(tensor.spec.shape, axis)
+    rows, zeros, lost = [], 0, 0.0
+    for number, matrix in enumerate(matrices):
+        more = shares.of_next(out * spec.shape[axis]) - matrix.present
+        blocks = choose_blocks(matrix.lost, matrix.pruned, more)
+        rows += [block_rows(block, out, number) for block in blocks]
+        given = matrix.present + int(matrix.pruned[blocks].sum())
+        shares.reached(given)
+        zeros += given
+        lost += float(matrix.lost[blocks].sum())
+    ranges = merged(rows)
+    everything = ranges == ((0, spec.numel // spec.shape[axis]),)
+    return TakenRows(ranges, everything, zeros, lost)
 
 
 def block_losses(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from prunectl.pattern import NM, nearest_prefix, pruned_count
 from prunectl.plan import Plan, Pool
-from prunectl.pruning.edits import axis_view
-from prunectl.settings import ROW_BLOCK, Scope
+from prunectl.pruning.row_blocks import RowShares
+from prunectl.settings import Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ class ByCount:
 
 
 @dataclass(frozen=True, slots=True)
+class ByCounts:
+    """So many weights of each of the tensor's matrices."""
+
+    zeros: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ByRow:
     """This share of every row."""
 
@@ -48,14 +55,14 @@ class ByRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ByRowBlocks:
-    """The pattern in blocks of rows, until about ``zeros`` weights of the tensor are zero."""
+class ByShare:
+    """The pattern in blocks of rows, as many as the tensor's matrices are to give of a budget."""
 
     pattern: NM
-    zeros: int
+    shares: RowShares
 
 
-TensorTarget = ByMask | ByPattern | ByCount | ByRow | ByRowBlocks
+TensorTarget = ByMask | ByPattern | ByCount | ByCounts | ByRow | ByShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +72,50 @@ class Masked:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class ByRowBlocks:
+    """The pattern in blocks of a matrix' rows, until about ``zeros`` of its weights are zero."""
+
+    pattern: NM
+    zeros: int
+
+
 Goal: TypeAlias = "Target | Masked | ByRowBlocks"
 """What is asked of one matrix."""
 
 
-def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None) -> list[Goal]:
-    """The target of each matrix [out, in] of a tensor; counts are shared out evenly and exactly."""
+def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None) -> Iterator[Goal]:
+    """The goal of each matrix [out, in] of a tensor, as it is asked for.
+
+    A tensor's count is shared out evenly and exactly; what is zero already goes where it is. What a
+    matrix has given of a budget is told to its shares before the next goal is asked for.
+    """
     from prunectl.calibration.capture import as_matrices
     from prunectl.methods.target import PerRow, PerTensor
 
-    if isinstance(target, ByPattern):
-        return [target.pattern] * len(parts)
-    if isinstance(target, ByRow):
-        return [PerRow(pruned_count(target.sparsity, part.shape[1])) for part in parts]
-    if isinstance(target, ByCount | ByRowBlocks):
-        ends = [target.zeros * i // len(parts) for i in range(len(parts) + 1)]
-        shares = [b - a for a, b in itertools.pairwise(ends)]
-        if isinstance(target, ByRowBlocks):
-            return [ByRowBlocks(target.pattern, share) for share in shares]
-        return [PerTensor(share) for share in shares]
-    return [Masked(one) for one in as_matrices(target.mask(), axis)]
+    match target:
+        case ByPattern(pattern):
+            yield from [pattern] * len(parts)
+        case ByRow(sparsity):
+            yield from (PerRow(pruned_count(sparsity, part.shape[1])) for part in parts)
+        case ByCounts(zeros):
+            yield from map(PerTensor, zeros)
+        case ByCount(zeros):
+            yield from map(PerTensor, _shared_out(zeros, parts))
+        case ByShare(pattern, shares):
+            yield from (ByRowBlocks(pattern, shares.of_next(part.numel())) for part in parts)
+        case _:
+            yield from (Masked(one) for one in as_matrices(target.mask(), axis))
+
+
+def _shared_out(zeros: int, parts: Sequence[torch.Tensor]) -> list[int]:
+    """How many zeros each matrix of a tensor is to have, ``zeros`` in all."""
+    present = [int((part == 0).sum()) for part in parts]
+    there = min(zeros, sum(present))
+    first = [min(n, max(0, there - sum(present[:i]))) for i, n in enumerate(present)]
+    left = [0, *itertools.accumulate(p.numel() - n for p, n in zip(parts, present, strict=True))]
+    ends = [(zeros - there) * end // max(left[-1], 1) for end in left]
+    return [a + c - b for a, (b, c) in zip(first, itertools.pairwise(ends), strict=True)]
 
 
 def pool_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
@@ -94,29 +125,17 @@ def pool_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
     return {spec.name: _target(pool, spec.numel) for spec in fitting}
 
 
-def row_block_targets(plan: Plan, index: int) -> dict[str, TensorTarget]:
-    """The targets of a budget that goes to blocks of rows: every matrix gives the same share.
+def share_targets(plan: Plan, index: int, unfit: int) -> dict[str, TensorTarget]:
+    """The targets of a budget that goes to blocks of rows.
 
-    A share is met in whole blocks; what it is off by is carried over to the next matrix, in file
-    order, so that the pool comes as near to its sparsity as a block allows.
+    Args:
+        unfit: zeros of the pool's tensors that cannot take its pattern.
     """
     pool = plan.pools[index]
     assert isinstance(pool.pattern, NM)
-    pattern = pool.pattern
-    entries = [entry for entry in plan.tensors if entry.pool == index]
-    total = sum(entry.spec.numel for entry in entries)
-    found: dict[str, TensorTarget] = {}
-    given = done = 0
-    for entry in entries:
-        done += entry.spec.numel
-        wanted = pool.target_zeros * done // total
-        length, _ = axis_view(entry.spec, entry.input_axis)
-        block = ROW_BLOCK * length * (pattern.m - pattern.n) // pattern.m
-        most = entry.spec.numel * (pattern.m - pattern.n) // pattern.m
-        zeros = min(most, max(0, (2 * (wanted - given) + block) // (2 * block)) * block)
-        given += zeros
-        found[entry.spec.name] = ByRowBlocks(pattern, zeros)
-    return found
+    specs = [entry.spec for entry in plan.tensors if entry.pool == index]
+    shares = RowShares(max(0, pool.target_zeros - unfit), sum(spec.numel for spec in specs))
+    return {spec.name: ByShare(pool.pattern, shares) for spec in specs}
 
 
 def take_by_error(
