@@ -696,6 +696,45 @@ def test_outputs_that_are_nan(model: Model, data: Path) -> None:
             metric._told(subject.model, metric.scored, lambda event: None)
 
 
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_takes_all_of_it(
+    model: Model, tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
+    rows = [{"a": text, "b": WORDS[0], "kind": kind} for text, kind in texts(40, 0)]
+    write(tmp_path / "a.csv", rows)
+    write(tmp_path / "b.csv", rows[:10])
+    words = "--metric classification --data b.csv --train-data a.csv --text-column a"
+    words += " --text-column b --label-column kind --epochs 2 --learning-rate 0.01"
+    words += " --train-batch-size 16 --weight-decay 0.1 --warmup 0.2 --gradient-accumulation 2"
+    words += " --mixed-precision bf16 --max-grad-norm 0.5 --max-steps 3 --train-samples 30"
+    code, out, err = typed("evaluate", model(), *words.split(), "--checkpoints", "s", "--json")
+    assert code == 0, err
+    record = json.loads(out)["record"]
+    assert record["columns"] == ["a", "b", "kind"]
+    assert (record["rows"], record["train"]["rows"]) == (10, 30)
+    assert record["recipe"] == {
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "train_batch_size": 16,
+        "weight_decay": 0.1,
+        "warmup": 0.2,
+        "gradient_accumulation": 2,
+        "mixed_precision": "bf16",
+        "max_grad_norm": 0.5,
+        "max_steps": 3,
+    }
+    assert list((tmp_path / "s").iterdir()) == []
+    code, out, _ = typed("evaluate", model(), *words.split())
+    assert code == 0
+    assert "accuracy" not in out
+    assert "mcc" in out
+    code, _, err = typed("evaluate", model(), "--task", "qqp")
+    assert code == 2
+    assert "--task: --metric perplexity does not train" in " ".join(err.split())
+
+
 # --- the parts ------------------------------------------------------------------------------------
 
 pairs_of_classes = st.integers(2, 5).flatmap(

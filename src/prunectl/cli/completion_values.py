@@ -83,6 +83,23 @@ CHOICES: dict[str, dict[str, str]] = {
         "bfloat16": "2 bytes, with the range of float32",
         "float16": "2 bytes, with more digits",
     },
+    "TASK": {
+        "mnli": "GLUE: does one sentence follow from the other",
+        "qnli": "GLUE: does the sentence hold the answer",
+        "qqp": "GLUE: do two questions ask the same",
+        "rte": "GLUE: does one sentence follow from the other, few rows",
+        "sst2": "GLUE: is the sentence of a review kind or unkind",
+        "cifar10": "images of 10 classes",
+        "cifar100": "images of 100 classes",
+        "fashion-mnist": "images of 10 kinds of clothes",
+        "tiny-imagenet": "images of 200 classes",
+        "squad": "--metric qa: the answer in a text",
+    },
+    "PRECISION": {
+        "no": "that of the weights",
+        "bf16": "faster on most GPUs",
+        "fp16": "on GPUs without bf16",
+    },
     "MODE": {
         "none": "no torch.compile",
         "default": "torch.compile",
@@ -215,5 +232,19 @@ FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
 }
 """Values that are looked for."""
 
-FREE = {"S", "NAME", "SIZE", "N", "N,N...", "RATIO", "TOKEN", "ORG/NAME", "BRANCH", "TEXT", "GLOB"}
+FREE = {
+    "S",
+    "NAME",
+    "SIZE",
+    "N",
+    "X",
+    "SHARE",
+    "N,N...",
+    "RATIO",
+    "TOKEN",
+    "ORG/NAME",
+    "BRANCH",
+    "TEXT",
+    "GLOB",
+}
 """Metavars whose values nobody can guess."""

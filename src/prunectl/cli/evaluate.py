@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunectl.cli import evaluate_options, options
+from prunectl.cli import evaluate_options, options, training_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 
@@ -20,6 +20,7 @@ EPILOG = options.examples(
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model = None,
     metric: evaluate_options.Metric = "perplexity",
     data: evaluate_options.Data = None,
@@ -29,6 +30,21 @@ def evaluate(
     shots: evaluate_options.Shots = 0,
     batch_size: evaluate_options.BatchSize = None,
     seed: evaluate_options.Seed = 0,
+    task: training_options.Task = None,
+    train_data: training_options.TrainData = None,
+    text_column: training_options.TextColumn = None,
+    label_column: training_options.LabelColumn = None,
+    train_samples: training_options.TrainSamples = None,
+    epochs: training_options.Epochs = None,
+    learning_rate: training_options.LearningRate = None,
+    train_batch_size: training_options.TrainBatchSize = None,
+    weight_decay: training_options.WeightDecay = None,
+    warmup: training_options.Warmup = None,
+    gradient_accumulation: training_options.GradientAccumulation = None,
+    mixed_precision: training_options.MixedPrecision = None,
+    max_grad_norm: training_options.MaxGradNorm = None,
+    max_steps: training_options.MaxSteps = None,
+    checkpoints: training_options.Checkpoints = None,
     device: options.Device = "auto",
     dtype: evaluate_options.Dtype = "auto",
     output: Annotated[
@@ -65,6 +81,7 @@ def evaluate(
         stride=stride,
         shots=shots,
         batch_size=batch_size,
+        **training_options.trained(context.params),
         seed=seed,
         device=device,
         dtype=dtype,
@@ -75,8 +92,8 @@ def evaluate(
     )
     with out.progress() as on_event:
         result = evaluate(checkpoint, settings, on_event=on_event)
+    out.data(result.to_json())
+    out.show(*evaluation_screen(result, everything=verbose))
     if output:
         save_text(output, as_json(result.to_json()))
         out.note(f"saved: {output}")
-    out.data(result.to_json())
-    out.show(*evaluation_screen(result, everything=verbose))

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from prunectl.cli import calibration_options, evaluate_options, options, sweep_options
+from prunectl.cli import (
+    calibration_options,
+    evaluate_options,
+    options,
+    sweep_options,
+    training_options,
+)
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import INTERRUPTED
 from prunectl.cli.model_argument import ModelChoice, choose_model
@@ -47,6 +53,21 @@ def sweep(
     shots: evaluate_options.Shots = 0,
     batch_size: evaluate_options.BatchSize = None,
     seed: evaluate_options.Seed = 0,
+    task: training_options.Task = None,
+    train_data: training_options.TrainData = None,
+    text_column: training_options.TextColumn = None,
+    label_column: training_options.LabelColumn = None,
+    train_samples: training_options.TrainSamples = None,
+    epochs: training_options.Epochs = None,
+    learning_rate: training_options.LearningRate = None,
+    train_batch_size: training_options.TrainBatchSize = None,
+    weight_decay: training_options.WeightDecay = None,
+    warmup: training_options.Warmup = None,
+    gradient_accumulation: training_options.GradientAccumulation = None,
+    mixed_precision: training_options.MixedPrecision = None,
+    max_grad_norm: training_options.MaxGradNorm = None,
+    max_steps: training_options.MaxSteps = None,
+    checkpoints: training_options.Checkpoints = None,
     method: calibration_options.MethodOption = Method.MAGNITUDE,
     scope: options.ScopeOption = None,
     include: options.Include = None,
@@ -104,6 +125,7 @@ def sweep(
             stride=stride,
             shots=shots,
             batch_size=batch_size,
+            **training_options.trained(context.params),
             seed=seed,
             device=device,
             dtype=dtype,
