@@ -216,7 +216,11 @@ def test_a_stack_with_one_expert_that_nothing_reaches_is_not_the_last_to_be_take
 ) -> None:
     choice = settings("sparsegpt", 0.2, pattern="2:4", calibration=FEW)
     result = prune(tiny("gpt_oss"), out, choice)
-    assert any(one["by_magnitude"] for one in facts(result).values())
+    blind = [name for name, one in facts(result).items() if one["by_magnitude"]]
+    dense = [one.name for one in result.tensors if one.reason.startswith("kept dense")]
+    assert [name for name in blind if name.endswith("experts.down_proj")] == blind
+    assert len(blind) == 2
+    assert any("self_attn" in name for name in dense)  # of which all is known, and more is lost
 
 
 # --- blocks of rows -------------------------------------------------------------------------------
