@@ -192,7 +192,9 @@ def loaded_by(code: str) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
 
 
-HEAVY = {"torch", "transformers", "accelerate", "numba", "numpy", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "accelerate", "numba", "numpy", "huggingface_hub"} | {
+    "altair", "vl_convert", "jinja2",
+}  # fmt: skip
 
 
 def test_importing_the_library_loads_nothing_heavy() -> None:

@@ -46,6 +46,9 @@ def test_the_wheel_holds_the_demo_and_the_completions(wheel: Path) -> None:
         "prunectl/demo/model/model.safetensors",
         "prunectl/demo/model/tokenizer.json",
         "prunectl/demo/model/README.md",
+        "prunectl/report/template/page.html",
+        "prunectl/report/template/page.css",
+        "prunectl/report/template/page.js",
     ):
         assert wanted in names
     shared = {name.partition(".data/data/")[2] for name in names if ".data/data/" in name}

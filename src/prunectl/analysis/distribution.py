@@ -23,8 +23,8 @@ from prunectl.pattern import pruned_count
 
 Counts = NDArray[np.int64]
 
-_STEPS = 4
-"""Bins of a histogram in each octave."""
+BINS_PER_OCTAVE = 4
+"""Of the histograms: an edge is twice the one that is so many before it."""
 _WIDEST = 40
 """Octaves that the histograms reach at most, counted from the lowest."""
 _TAIL = 0.0005
@@ -117,7 +117,7 @@ def _edges(tensors: Iterable[TensorStats]) -> tuple[float, ...]:
         return ()
     low = max(_LOWEST, min(_low_end(octaves) for octaves in spread))
     high = min(_HIGHEST, low + _WIDEST, max(max(octaves) for octaves in spread))
-    return (*_ladder(range(low, high + 1), _STEPS), math.ldexp(1.0, high + 1))
+    return (*_ladder(range(low, high + 1), BINS_PER_OCTAVE), math.ldexp(1.0, high + 1))
 
 
 def _add(into: dict[int, int], octaves: Mapping[int, int]) -> None:

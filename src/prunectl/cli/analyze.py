@@ -23,10 +23,12 @@ EPILOG = options.examples(
     "prunectl analyze org/name@v1.0 --pattern 4:8 --pattern 1:4",
     "prunectl analyze ./my-model --pattern none -o analysis.json",
     "prunectl analyze ./my-model --json | jq .thresholds",
+    "prunectl analyze ./my-model --html analysis.html",
 )
 
 
 def analyze(
+    context: typer.Context,
     model: options.Model = None,
     pattern: Annotated[
         list[str] | None,
@@ -51,6 +53,16 @@ def analyze(
             help="Save the analysis as JSON.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            callback=options.expand,
+            help="Save a page with charts to look at in a browser; it needs no network "
+            "(pip install 'prunectl[report]').",
+        ),
+    ] = None,
     revision: options.Revision = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
@@ -69,21 +81,15 @@ def analyze(
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
     patterns = wanted_patterns(pattern or [])
-    if output:
-        check_file(output)
+    _check_files(output, html)
     if remote:
-        if pattern:
-            raise InvalidOption(
-                "--pattern is measured on the weights, which --remote does not read",
-                hint="leave one of them out",
-            )
+        _refuse_weights(pattern, html)
         chosen = choose_model(model, revision, out)
         found = options.open_headers(chosen, token, cache_dir, trust_remote_code, jobs, out)
         _show_remote(found, output, all_, out)
         return
-    checkpoint = options.open_source(
-        choose_model(model, revision, out), token, cache_dir, trust_remote_code, out
-    )
+    chosen = choose_model(model, revision, out)
+    checkpoint = options.open_source(chosen, token, cache_dir, trust_remote_code, out)
     options.warn_of(checkpoint, out)
     from prunectl.analysis.verb import analyze
 
@@ -98,6 +104,12 @@ def analyze(
     if output:
         save_text(output, as_json(analysis.to_json()))
         out.note(f"saved: {output}")
+    if html:
+        from prunectl.report.analyze_page import analyze_page
+
+        command = options.command_of(context, model, chosen, checkpoint)
+        save_text(html, analyze_page(analysis, command))
+        out.note(f"saved: {html}")
     if json:
         out.data(analysis.to_json())
         return
@@ -106,6 +118,29 @@ def analyze(
     out.show(*analysis_screen(analysis, everything=all_, verbose=verbose))
     for warning in analysis.warnings:
         out.warn(warning)
+
+
+def _check_files(output: Path | None, html: Path | None) -> None:
+    """Find out before the work whether what was asked for can be made and saved."""
+    for path in (output, html):
+        if path is not None:
+            check_file(path)
+    if html is not None:
+        from prunectl.report.libraries import check_libraries
+
+        if output == html:
+            raise InvalidOption(f"-o and --html name the same file: {html}")
+        check_libraries("--html")
+
+
+def _refuse_weights(pattern: list[str] | None, html: Path | None) -> None:
+    asked = (("--pattern is", pattern), ("--html shows what is", html))
+    for option, given in asked:
+        if given:
+            raise InvalidOption(
+                f"{option} measured on the weights, which --remote does not read",
+                hint="leave one of them out",
+            )
 
 
 def _show_remote(remote: RemoteModel, output: Path | None, all_: bool, out: Output) -> None:

@@ -228,6 +228,9 @@ FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "--mask": lambda text, _: _paths(text, (".safetensors",)),
     "--text": lambda text, _: _paths(text, (".txt",)),
     "--csv": lambda text, _: _paths(text, (".csv",)),
+    "--html": lambda text, _: _paths(text, (".html",)),
+    "--png": lambda text, _: _paths(text, (".png",)),
+    "--svg": lambda text, _: _paths(text, (".svg",)),
     "FILE": lambda text, _: _paths(text, (".json",)),
 }
 """Values that are looked for."""

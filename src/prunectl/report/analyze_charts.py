@@ -1,0 +1,227 @@
+"""Charts of an analysis: what a threshold takes from each cell, and N:M losses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prunectl import numbers
+from prunectl.analysis.distribution import kind_of
+from prunectl.analysis.result import Analysis, Cuts, TensorStats
+from prunectl.report.charts import Chart, by_label, dash, finished, hovered, short
+from prunectl.report.libraries import load
+
+CUT = "cut"
+"""The parameter that says at which of the thresholds a chart shows the model."""
+
+MANY = 3000
+"""Tensors of which each is a point; of more, those of a layer and matrix are one."""
+
+_NUMBERED = re.compile(r"^[^.]+\.\*\.")
+
+
+def heat_map(cuts: Cuts) -> dict[str, Any]:
+    """Layer by matrix: the share of zeros at the threshold that the slider says."""
+    alt = load("altair")
+    names = matrix_names((cell.stack, cell.component) for cell in cuts.cells)
+    rows = [
+        {
+            "layer": "none" if cell.layer is None else cell.layer,
+            "matrix": names[cell.stack, cell.component],
+            "weights": cell.weights,
+            "tensors": cell.tensors,
+            "zeros": list(cell.zeros),
+        }
+        for cell in sorted(cuts.cells, key=lambda c: (c.stack, -1 if c.layer is None else c.layer))
+    ]
+    matrices = list(dict.fromkeys(row["matrix"] for row in rows))
+    base = (
+        alt.Chart(alt.NamedData("cells"))
+        .transform_calculate(
+            gone=f"datum.zeros[{CUT}]", share=f"datum.zeros[{CUT}] / datum.weights"
+        )
+        .encode(
+            x=alt.X(
+                "layer:O",
+                title="Layer",
+                scale=alt.Scale(paddingInner=0.03),
+                axis=alt.Axis(
+                    labelAngle=0, labelOverlap=True, ticks=False, domain=False, labelPadding=8
+                ),
+            ),
+            y=alt.Y(
+                "matrix:N",
+                title=None,
+                sort=None,
+                scale=alt.Scale(domain=matrices, paddingInner=0.06),
+                axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
+            ),
+        )
+    )
+    color = alt.Color(
+        "share:Q",
+        title="zeros",
+        scale=alt.Scale(zero=False, nice=False),
+        legend=alt.Legend(
+            format=".0~%", orient="top", direction="horizontal", gradientLength=160, tickCount=4
+        ),
+    )
+    tooltip = [
+        alt.Tooltip("matrix:N", title="title"),
+        alt.Tooltip("layer:O", title="layer"),
+        alt.Tooltip("share:Q", title="zeros", format=".2%"),
+        alt.Tooltip("gone:Q", title="weights that go", format=","),
+        alt.Tooltip("weights:Q", title="of", format=","),
+        alt.Tooltip("tensors:Q", title="tensors"),
+    ]
+    written = f"bandwidth('x') >= 34 && isValid(datum.zeros[{CUT}])"
+    ink = "luminance(scale('color', datum.share)) > 0.18"
+    layers = [
+        base.mark_rect(stroke=None, cornerRadius=2).encode(color=color, tooltip=tooltip),
+        base.mark_text(fontSize=11, tooltip=None).encode(
+            text=alt.Text("share:Q", format=".0%"),
+            opacity=alt.condition(written, alt.value(1), alt.value(0)),
+            color=alt.condition(ink, alt.value("#10141a"), alt.value("#ffffff")),
+        ),
+    ]
+    chart = alt.layer(*layers).add_params(alt.param(name=CUT, value=0))
+    return finished(chart, {"cells": rows}, height=26 * len(matrices))
+
+
+def norm_curve(cuts: Cuts, weights: int) -> dict[str, Any]:
+    """The share of the squared norm that stays, along the thresholds."""
+    alt = load("altair")
+    rows = [
+        {
+            "index": i,
+            "sparsity": short(zeros / weights),
+            "kept": short(kept),
+            "at": numbers.share(zeros / weights, 2),
+            "threshold": numbers.real(threshold),
+            "kept_text": numbers.share(kept, 2),
+        }
+        for i, (threshold, zeros, kept) in enumerate(
+            zip(cuts.thresholds, cuts.zeros, cuts.norm_kept, strict=True)
+        )
+        if math.isfinite(kept)
+    ]
+    base = alt.Chart(alt.NamedData("steps")).encode(
+        x=alt.X(
+            "sparsity:Q",
+            title="Sparsity of the prunable weights",
+            scale=alt.Scale(domain=[0, 1], nice=False),
+            axis=alt.Axis(format="~%", grid=False, tickCount=10),
+        ),
+        y=alt.Y(
+            "kept:Q",
+            title="Squared norm kept",
+            scale=alt.Scale(domain=[0, 1], nice=False),
+            axis=alt.Axis(format="~%", tickCount=5),
+        ),
+    )
+    here = base.transform_filter(f"datum.index == {CUT}")
+    tooltip = [("at", "sparsity"), ("threshold", "|w| below"), ("kept_text", "norm kept")]
+    layers = [
+        base.mark_line(style="first", strokeWidth=2, tooltip=None),
+        here.mark_rule(strokeDash=[4, 3], tooltip=None).encode(
+            y=alt.value(0), y2=alt.value("height")
+        ),
+        hovered(base, ["index"], tooltip, style="first"),
+        here.mark_point(style="first", filled=True, size=90, opacity=1, tooltip=None),
+    ]
+    chart = alt.layer(*layers).add_params(alt.param(name=CUT, value=0))
+    return finished(chart, {"steps": rows}, height=200)
+
+
+def pattern_losses(analysis: Analysis) -> dict[tuple[str, ...], dict[str, Any]]:
+    """By N:M pattern: the share of its squared norm that each tensor loses."""
+    charts: dict[tuple[str, ...], dict[str, Any]] = {}
+    for summary in analysis.patterns:
+        rows = loss_rows(analysis.tensors, summary.pattern)
+        if rows:
+            charts[summary.pattern,] = finished(_losses(rows), {"tensors": rows}, height=300)
+    return charts
+
+
+def loss_rows(tensors: Sequence[TensorStats], pattern: str) -> list[dict[str, Any]]:
+    """A row for each tensor that takes the pattern; beyond ``MANY``, one for each cell."""
+    fits = [(tensor, tensor.patterns.get(pattern)) for tensor in tensors if tensor.prunable]
+    taken = [(t, fit.norm_kept) for t, fit in fits if fit is not None and fit.norm_kept is not None]
+    names = matrix_names((tensor.stack, kind_of(tensor.component)) for tensor, _ in taken)
+    groups: dict[tuple[Any, ...], list[tuple[TensorStats, float]]] = {}
+    for tensor, kept in taken:
+        name = kind_of(tensor.component)
+        key = (tensor.stack, tensor.layer, name, tensor.name if len(taken) <= MANY else "")
+        groups.setdefault(key, []).append((tensor, kept))
+    rows = []
+    for (stack, layer, component, name), members in groups.items():
+        norm = sum(tensor.norm_squared for tensor, _ in members)
+        lost = sum(tensor.norm_squared * (1 - kept) for tensor, kept in members)
+        if norm and math.isfinite(lost / norm):
+            shape = "x".join(map(str, members[0][0].shape))
+            rows.append(
+                {
+                    "matrix": names[stack, component],
+                    "layer": 0 if layer is None else layer,
+                    "lost": short(lost / norm),
+                    "text": numbers.share(lost / norm, 2),
+                    "name": name or f"{len(members):,} tensors of layer {layer}",
+                    "shape": f"{shape} each" if len(members) > 1 else shape,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["matrix"], row["layer"]))
+
+
+def _losses(rows: list[dict[str, Any]]) -> Chart:
+    alt = load("altair")
+    labels = list(dict.fromkeys(row["matrix"] for row in rows))
+    layers = sorted({row["layer"] for row in rows})
+    base = alt.Chart(alt.NamedData("tensors")).encode(
+        x=alt.X(
+            "layer:Q",
+            title="Layer",
+            scale=alt.Scale(nice=False, zero=False, padding=12),
+            axis=alt.Axis(values=layers, format="d", grid=False, labelOverlap=True),
+        ),
+        y=alt.Y(
+            "lost:Q",
+            title="Squared norm lost",
+            scale=alt.Scale(zero=False, nice=True),
+            axis=alt.Axis(format=".1~%", tickCount=6),
+        ),
+        color=by_label(labels, field="matrix"),
+    )
+    means = base.encode(
+        y=alt.Y("mean(lost):Q", title="Squared norm lost"),
+        strokeDash=dash(labels, field="matrix"),
+    )
+    tooltip = [("name", "title"), ("matrix", "matrix"), ("layer", "layer"), ("text", "norm lost"),
+               ("shape", "shape")]  # fmt: skip
+    layers = [
+        means.mark_line(strokeWidth=1.4, opacity=0.7, tooltip=None),
+        hovered(base, ["name", "layer"], tooltip, size=42),
+    ]
+    return alt.layer(*layers)
+
+
+def matrix_names(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Short names of matrices, by stack and component.
+
+    The stack is named where there are several, by its first word if that tells them apart; a
+    numbered place in the block (T5's ``layer.*.SelfAttention.q``) is left out if names stay unique.
+    """
+    keys = list(dict.fromkeys(places))
+    stacks = list(dict.fromkeys(stack for stack, _ in keys))
+    words = [stack.partition(".")[0] for stack in stacks]
+    if len(set(words)) < len(words):
+        words = stacks
+    prefix = {
+        stack: f"{word}: " if len(stacks) > 1 else ""
+        for stack, word in zip(stacks, words, strict=True)
+    }
+    short_ones = {key: prefix[key[0]] + _NUMBERED.sub("", key[1]) for key in keys}
+    if len(set(short_ones.values())) == len(keys):
+        return short_ones
+    return {key: prefix[key[0]] + key[1] for key in keys}

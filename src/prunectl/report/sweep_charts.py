@@ -1,0 +1,317 @@
+"""The two charts of a sweep: scores, and losses against the dense model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunectl.report.charts import Chart, near_tooltip
+from prunectl.report.libraries import load
+from prunectl.report.sweep_data import dense_rows, known, labels_of, mark_rows, percent, point_rows
+from prunectl.report.theme import DASHES, LIGHT
+
+LOG, LINEAR, NEAR = "Log", "Linear", "Near dense"
+WITHIN, WHOLE = "Near the tolerance", "All"
+
+_STEEP = 3.0
+"""Scores that differ by more than this factor are shown on a log scale first."""
+_ROOM_BETTER, _ROOM_WORSE = 2.5, 8.0
+"""Tolerances that are shown on the better and the worse side of the dense score."""
+CHOSEN = "chosen"
+"""The parameter with the labels of the curves to be seen; none: all of them."""
+_MARKS = {"essential sparsity": "diamond", "knee": "triangle-up"}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCharts:
+    """A document with what its charts share.
+
+    Attributes:
+        interactive: with what reacts to a pointer, for a page; without it, for a picture.
+    """
+
+    document: dict[str, Any]
+    interactive: bool
+
+    def scores(self) -> dict[str, Chart]:
+        """The chart of scores by how its axis is scaled; the one to show first is first."""
+        points, dense = list(point_rows(self.document)), dense_rows(self.document)
+        values = known(points, "score", "low", "high") + known(dense, "dense", "bound")
+        if not values:
+            return {}
+        own = known(points, "score")
+        scales: dict[str, dict[str, Any]] = {LINEAR: {"zero": False, "nice": True}}
+        if min(values) > 0 and own and max(own) > _STEEP * min(own):
+            scales = {LOG: {"type": "log", "nice": False, "domain": _wider(values)}} | scales
+        if near := _near(dense, values, higher_is_better=self._higher):
+            scales[NEAR] = {"domain": near, "nice": False, "zero": False}
+        return {name: self._score_chart(scale) for name, scale in scales.items()}
+
+    def losses(self) -> dict[str, Chart]:
+        """The chart of losses by the range of its axis; empty where no loss was measured."""
+        points = list(point_rows(self.document))
+        values = known(points, "change")
+        if not values:
+            return {}
+        epsilon = self.epsilon
+        low = max(min([*known(points, "change", "change_low"), -epsilon]), -4 * epsilon)
+        high = min(max([*values, 2 * epsilon]), _ROOM_WORSE * epsilon)
+        whole = [min([*values, -epsilon]), max([*values, 2 * epsilon])]
+        ranges = {WITHIN: [low * 1.1, high]}
+        if whole[1] > high or whole[0] < low:
+            ranges[WHOLE] = whole
+        return {name: self._loss_chart(domain) for name, domain in ranges.items()}
+
+    @property
+    def _higher(self) -> bool:
+        return bool(self.document["metric"]["higher_is_better"])
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.document["settings"]["epsilon"])
+
+    @property
+    def relative(self) -> bool:
+        return bool(self.document["settings"]["epsilon_mode"] == "relative")
+
+    def _score_chart(self, scale: dict[str, Any]) -> Chart:
+        alt = load("altair")
+        name = str(self.document["metric"]["name"])
+        better = "higher is better" if self._higher else "lower is better"
+        axis = alt.Axis(format=",~g", tickCount=6)
+        y = alt.Y("score:Q", title=f"{name} ({better})", scale=alt.Scale(**scale), axis=axis)
+        dense = alt.Chart(alt.NamedData("dense"))
+        behind = [
+            dense.transform_filter("isValid(datum.bound)")
+            .mark_rect(style="tolerated", clip=True, tooltip=None)
+            .encode(y=alt.Y("dense:Q"), y2="bound:Q"),
+            dense.mark_rule(style="dense", strokeDash=[2, 2], clip=True).encode(y="dense:Q"),
+        ]
+        before = [
+            dense.mark_text(
+                style="note", align="right", dx=-4, dy=-8 if self._higher else 9, clip=True
+            ).encode(x=alt.value("width"), y="dense:Q", text="text:N"),
+        ]  # fmt: skip
+        return self._layers(y, ("score", "low", "high"), behind, before)
+
+    def _loss_chart(self, domain: Sequence[float]) -> Chart:
+        alt = load("altair")
+        unit = "share of the dense score" if self.relative else "in units of the score"
+        axis = alt.Axis(
+            format="+.1~%" if self.relative else "+~g", tickCount=6,
+            labelExpr="datum.value == 0 ? 'dense' : datum.label",
+        )  # fmt: skip
+        scale = alt.Scale(domain=list(domain), nice=False, zero=False)
+        y = alt.Y("change:Q", title=f"Loss ({unit})", scale=scale, axis=axis)
+        bounds = alt.Chart(alt.NamedData("bounds"))
+        behind = [
+            bounds.mark_rect(style="tolerated", clip=True, tooltip=None).encode(
+                y=alt.Y("bottom:Q"), y2="epsilon:Q"
+            ),
+            bounds.mark_rule(style="bound", clip=True).encode(y="epsilon:Q"),
+            bounds.mark_rule(style="dense", strokeDash=[2, 2], clip=True).encode(y="zero:Q"),
+        ]
+        before = [
+            bounds.mark_text(style="note", align="right", dx=-4, dy=8, clip=True).encode(
+                x=alt.value("width"), y="epsilon:Q", text="epsilon_text:N"
+            )
+        ]
+        return self._layers(y, ("change", "change_low", "change_high"), behind, before)
+
+    def _layers(
+        self, y: Chart, fields: tuple[str, str, str], behind: list[Chart], before: list[Chart]
+    ) -> Chart:
+        """Curves over what is behind them, the marks on them, and what is written before them."""
+        alt = load("altair")
+        field, low, high = fields
+        base = alt.Chart(alt.NamedData("points")).encode(
+            x=self._x(), color=self._color(), opacity=self._opacity(1.0)
+        )
+        own = f"isValid(datum.{field})"
+        both = f"isValid(datum.{low}) && isValid(datum.{high})"
+        spread = base.transform_filter(both).encode(y=f"{low}:Q", y2=f"{high}:Q")
+        layers = [
+            *behind,
+            *self._turning_points(),
+            spread.mark_area(clip=True, tooltip=None).encode(opacity=self._opacity(0.16)),
+            *(
+                [
+                    spread.transform_filter("datum.alone")
+                    .mark_rule(clip=True, tooltip=None)
+                    .encode(opacity=self._opacity(0.55))
+                ]
+                if any(row["alone"] for row in point_rows(self.document))
+                else []
+            ),
+            base.transform_filter(own)
+            .mark_line(clip=True, strokeWidth=2, tooltip=None)
+            .encode(y=y, strokeDash=self._dash()),
+            self._points(base.transform_filter(own), field),
+            self._marks(field),
+            *self._failed(),
+            *before,
+        ]
+        chart = alt.layer(*layers)
+        return chart.add_params(alt.param(name=CHOSEN, value=[])) if self.interactive else chart
+
+    def _x(self) -> Chart:
+        alt = load("altair")
+        top = max([0.1, *known(point_rows(self.document), "sparsity")])
+        scale = alt.Scale(domain=[0, math.ceil(top * 20) / 20], nice=False)
+        axis = alt.Axis(format="~%", grid=False, tickCount=10)
+        return alt.X("sparsity:Q", title="Sparsity of the prunable weights", scale=scale, axis=axis)
+
+    def _color(self) -> Chart:
+        alt = load("altair")
+        labels = labels_of(self.document)
+        legend = None
+        if not self.interactive and len(labels) > 1:  # a page has its own
+            legend = alt.Legend(
+                title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=2
+            )
+        return alt.Color("label:N", scale=alt.Scale(domain=labels), legend=legend)
+
+    def _dash(self) -> Chart:
+        """Dashes tell curves apart once there are more of them than colours."""
+        alt = load("altair")
+        labels, colours = labels_of(self.document), len(LIGHT.series)
+        dashes = [list(DASHES[i // colours % len(DASHES)]) for i in range(len(labels))]
+        if len(labels) <= colours:
+            return alt.value([1, 0])
+        scale = alt.Scale(domain=labels, range=dashes)
+        legend = None if self.interactive else alt.Legend(title=None)
+        return alt.StrokeDash("label:N", scale=scale, legend=legend)
+
+    def _opacity(self, value: float) -> Chart:
+        """Where curves are chosen in the page's legend, the others fade."""
+        alt = load("altair")
+        if not self.interactive:
+            return alt.value(value)
+        shown = f"length({CHOSEN}) == 0 || indexof({CHOSEN}, datum.label) >= 0"
+        return alt.condition(shown, alt.value(value), alt.value(value / 8))
+
+    def _points(self, base: Chart, field: str) -> Chart:
+        alt = load("altair")
+        points = base.mark_point(filled=True, size=34, clip=True, opacity=1).encode(y=f"{field}:Q")
+        if not self.interactive:
+            return points
+        near = alt.selection_point(
+            name="near", on="pointerover", clear="pointerout", nearest=True,
+            fields=["label", "sparsity"], empty=False,
+        )  # fmt: skip
+        size = alt.condition(near, alt.value(120), alt.value(34))
+        tooltip = near_tooltip(
+            [
+                ("label", "title"),
+                ("at", "sparsity"),
+                ("of_all", "of all parameters"),
+                ("score_text", "score"),
+                ("interval", "95% interval"),
+                ("loss", "loss"),
+                ("loss_interval", "its 95% interval"),
+            ]
+        )
+        return points.encode(size=size, tooltip=tooltip).add_params(near)
+
+    def _marks(self, field: str) -> Chart:
+        alt = load("altair")
+        shape = alt.Shape(
+            "kind:N",
+            scale=alt.Scale(domain=list(_MARKS), range=list(_MARKS.values())),
+            # A page says it in words.
+            legend=None if self.interactive else alt.Legend(title=None, symbolOpacity=1),
+        )
+        chart = alt.Chart(alt.NamedData("marks")).transform_filter(f"isValid(datum.{field})")
+        return chart.mark_point(
+            filled=True, size=190, clip=True, style="halo", strokeWidth=1.5
+        ).encode(
+            x=self._x(), y=f"{field}:Q", shape=shape, color=self._color(),
+            opacity=self._opacity(1.0), tooltip=_mark_tooltip(),
+        )  # fmt: skip
+
+    def _turning_points(self) -> list[Chart]:
+        """Where each curve turns, over the whole height, with its interval."""
+        alt = load("altair")
+        base = (
+            alt.Chart(alt.NamedData("marks"))
+            .transform_filter("datum.kind == 'essential sparsity'")
+            .encode(color=self._color())
+        )
+        ends = base.transform_filter("isValid(datum.from) && isValid(datum.to)")
+        return [
+            ends.mark_rect(clip=True, tooltip=None).encode(
+                x=alt.X("from:Q"), x2="to:Q", opacity=self._opacity(0.1)
+            ),
+            base.mark_rule(strokeDash=[5, 4], clip=True).encode(
+                x=self._x(), opacity=self._opacity(0.8), tooltip=_mark_tooltip()
+            ),
+        ]
+
+    def _failed(self) -> list[Chart]:
+        """Points without a score stand at the bottom, where their sparsity is."""
+        alt = load("altair")
+        if not any(row["failed"] for row in point_rows(self.document)):
+            return []
+        tooltip = [
+            alt.Tooltip("label:N", title="title"),
+            alt.Tooltip("at:N", title="sparsity"),
+            alt.Tooltip("failed:N", title="failed"),
+        ]
+        chart = alt.Chart(alt.NamedData("points")).transform_filter("datum.failed != ''")
+        return [
+            chart.mark_point(shape="cross", angle=45, filled=True, size=90, style="failed").encode(
+                x=self._x(), y=alt.value({"expr": "height - 8"}), tooltip=tooltip
+            )
+        ]
+
+    def datasets(self) -> dict[str, list[dict[str, Any]]]:
+        """What the charts show, by the names that they use: goes into the outermost of them."""
+        points, epsilon = list(point_rows(self.document)), self.epsilon
+        tolerance = percent(epsilon) if self.relative else f"{epsilon:g}"
+        bounds = {
+            "bottom": min([-1e3 * epsilon, *known(points, "change", "change_low")]),
+            "epsilon": epsilon,
+            "epsilon_text": f"tolerance {tolerance}",
+            "zero": 0,
+        }
+        return {
+            "points": points,
+            "marks": list(mark_rows(self.document)),
+            "dense": dense_rows(self.document),
+            "bounds": [bounds],
+        }
+
+
+def _mark_tooltip() -> list[Chart]:
+    alt = load("altair")
+    return [
+        alt.Tooltip("label:N", title="title"),
+        alt.Tooltip("kind:N", title="what"),
+        alt.Tooltip("at:N", title="sparsity"),
+        alt.Tooltip("interval:N", title="95% interval"),
+        alt.Tooltip("text:N", title="meaning"),
+    ]
+
+
+def _wider(values: list[float]) -> list[float]:
+    """The range of positive values with some room, as a log scale shows it."""
+    room = (max(values) / min(values)) ** 0.04
+    return [min(values) / room, max(values) * room]
+
+
+def _near(
+    dense: list[dict[str, Any]], values: list[float], *, higher_is_better: bool
+) -> list[float] | None:
+    """A range of some tolerances around the dense scores; None where all is in it anyway."""
+    ends = []
+    for row in dense:
+        if row["bound"] is None:
+            continue
+        step = abs(row["bound"] - row["dense"])
+        worse = -step if higher_is_better else step
+        ends += [row["dense"] + _ROOM_WORSE * worse, row["dense"] - _ROOM_BETTER * worse]
+    if not ends or (min(ends) <= min(values) and max(values) <= max(ends)):
+        return None
+    return [min(ends), max(ends)] if max(ends) > min(ends) else None

@@ -1,0 +1,180 @@
+"""A sweep's document as the rows that charts and tables are made of."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunectl import numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How the numbers of one sweep are written.
+
+    Attributes:
+        relative: whether losses are shares of the dense score, or in its own units.
+    """
+
+    relative: bool
+
+    def loss(self, value: float | None) -> str:
+        """``+0.30%``, or ``+0.0030`` in units of the score."""
+        if value is None:
+            return ""
+        if not self.relative:
+            return f"{value:+.4f}"
+        return f"{value:+.2%}" if abs(value) < 10 else f"{value:+,.0%}"
+
+
+def score_text(value: float | None) -> str:
+    """Four significant digits; all before the point."""
+    if value is None:
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:#.4g}".rstrip(".")
+
+
+def percent(value: float | None) -> str:
+    """``24%``, ``24.5%``: as many digits as a sparsity has, at most two."""
+    return "" if value is None else f"{100 * value:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def between(low: str, high: str) -> str:
+    """An interval in words; empty where there is none."""
+    return f"{low} to {high}" if low and high else ""
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """An interval of scores in words; empty where there is none."""
+    return "" if low is None or high is None else between(score_text(low), score_text(high))
+
+
+def labels_of(document: dict[str, Any]) -> list[str]:
+    """The curves' labels, made different where two are the same."""
+    labels: list[str] = []
+    for curve in document["curves"]:
+        label, again = str(curve["label"]), 2
+        while label in labels:
+            label, again = f"{curve['label']} ({again})", again + 1
+        labels.append(label)
+    return labels
+
+
+def point_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for each point of each curve, with texts for what is shown beside it."""
+    words = Words(document["settings"]["epsilon_mode"] == "relative")
+    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+        alone = len(curve["points"]) < 3  # two points make no band
+        for point in curve["points"]:
+            row = {
+                key: point.get(key)
+                for key in ("sparsity", "score", "low", "high", "change", "change_low",
+                            "change_high")
+            }  # fmt: skip
+            yield row | {
+                "label": label,
+                "at": percent(point["sparsity"]),
+                "of_all": percent(point.get("overall")),
+                "score_text": score_text(point.get("score")),
+                "interval": interval(point.get("low"), point.get("high")) or "not measured",
+                "loss": words.loss(point.get("change")) or "not measured",
+                "loss_interval": loss_interval(words, point) or "not measured",
+                "failed": point.get("failed") or "",
+                "alone": alone,
+            }
+
+
+def loss_interval(words: Words, point: dict[str, Any]) -> str:
+    """The interval of a point's loss in words; empty where there is none."""
+    return between(words.loss(point.get("change_low")), words.loss(point.get("change_high")))
+
+
+def mark_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Essential sparsity and knee of each curve, at the height where they are on it."""
+    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+        essential = curve["essential"]
+        places = [
+            ("essential sparsity", essential["sparsity"], essential["low"], essential["high"]),
+            ("knee", curve["knee"], None, None),
+        ]
+        for kind, place, low, high in places:
+            if place is not None:
+                yield {
+                    "label": label,
+                    "kind": kind,
+                    "sparsity": place,
+                    "from": low,
+                    "to": high,
+                    "score": height(curve["points"], place, "score"),
+                    "change": height(curve["points"], place, "change"),
+                    "at": percent(place),
+                    "interval": between(percent(low), percent(high)) or "none",
+                    "text": essential["text"] if kind != "knee" else "found on the whole curve",
+                }
+
+
+def dense_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Dense score and bound, once for each model: its curves share them."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for curve in document["curves"]:
+        score, bound = curve["dense"]["score"], curve["bound"]
+        if score is not None:
+            row = {"dense": score, "bound": bound, "text": f"dense {score_text(score)}"}
+            rows.setdefault((curve["model"], score, bound), row)
+    return list(rows.values())
+
+
+def height(points: Sequence[dict[str, Any]], place: float, key: str) -> float | None:
+    """The value of a curve of straight lines at one sparsity; None outside of it."""
+    known = sorted((p["sparsity"], p[key]) for p in points if p.get(key) is not None)
+    for (left, low), (right, high) in itertools.pairwise(known):
+        if left <= place <= right:
+            part = (place - left) / (right - left) if right > left else 0.0
+            return float(low + part * (high - low))
+    return next((float(value) for at, value in known if at == place), None)
+
+
+def known(rows: Iterable[dict[str, Any]], *keys: str) -> list[float]:
+    """All numbers under these keys."""
+    return [float(row[key]) for row in rows for key in keys if row.get(key) is not None]
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A tree of JSON as names and texts; dictionaries of plain values are one text each."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
+            yield from flat(value, f"{name}, ")
+        elif key == "memory" and isinstance(value, int):
+            yield name, numbers.size(value)
+        else:
+            yield name, text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """One value as people read it."""
+    if value is None or value in ("", [], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(text_of, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text_of(item)}".replace("_", " ") for key, item in value.items())
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else json.dumps(text)
+
+
+def model_text(model: dict[str, Any]) -> str:
+    """A line on one of the models."""
+    parts = [f"revision {model['revision']}"] if model.get("revision") else []
+    if model.get("parameters"):
+        parts.append(f"{numbers.count(model['parameters'])} parameters")
+    if model.get("prunable"):
+        parts.append(f"{numbers.count(model['prunable'])} prunable")
+    return ", ".join(parts)
