@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
     reads = _MadeUpReads(skeleton, trace)
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # what loading does is not what the model does
+        with reads.paused():  # what loading does is not what the model does
             skeleton.load(block)
         inputs = _tensors((args, kwargs))
         try:
@@ -149,6 +150,14 @@ class _MadeUpReads(TorchFunctionMode):
         self._trace = trace
         self._names = {id(skeleton.model.get_parameter(n)): n for n in skeleton.made_up}
         self.found: dict[str, int] = {}
+        self._is_paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside of the block nothing counts."""
+        self._is_paused = True
+        yield
+        self._is_paused = False
 
     def __torch_function__(
         self,
@@ -157,7 +166,7 @@ class _MadeUpReads(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self._names:
+        if self._names and not self._is_paused:
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if (name := self._names.get(id(leaf))) is not None:
                     self.found.setdefault(name, len(self._trace))
