@@ -41,7 +41,7 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
             write(file)
         target = folder / name
         Path(temporary).replace(target)
-        _forget_oldest(folder, name)
+        forget_oldest(folder, name)
     except OSError:
         return None
     else:
@@ -51,7 +51,7 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
             Path(temporary).unlink(missing_ok=True)
 
 
-def _forget_oldest(folder: Path, name: str) -> None:
+def forget_oldest(folder: Path, name: str) -> None:
     """Keep the newest files of a kind (the name up to its first '-'), so that nothing piles up."""
     kind = f"{name.partition('-')[0]}-*"
     by_age = sorted(folder.glob(kind), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -15,8 +15,8 @@ from prunectl.cli import (
     training_options,
 )
 from prunectl.cli.command_line import ARGV, recorded_command
-from prunectl.cli.errors import INTERRUPTED
-from prunectl.cli.model_argument import ModelChoice, choose_model
+from prunectl.cli.errors import FAILED, INTERRUPTED
+from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
 from prunectl.pattern import Pattern, parse_pattern
@@ -105,11 +105,12 @@ def sweep(
     from prunectl.settings import PruneSettings
     from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
+    from prunectl.study.turning import Status
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     saved = _Saved(output, csv, html, png, svg)
-    saved.check()
-    given: list[str | None] = list(models) if models else [None]
+    saved.check(results)
+    given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
     calibrated = refine or method is not Method.MAGNITUDE
     sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
     sources = calibration_options.calibration_of(
@@ -148,9 +149,7 @@ def sweep(
     )
     if revision is not None and len(given) > 1:
         raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
-    chosen = [
-        ModelChoice(one, revision) if one else choose_model(None, revision, out) for one in given
-    ]
+    chosen = [choose_model(one, revision, out) for one in given]
     opened = [
         options.open_source(one, token, cache_dir, trust_remote_code, out, compressed=True)
         for one in chosen
@@ -167,10 +166,14 @@ def sweep(
             on_event=on_event,
             on_result=screen.update,
         )
-    saved.write(result, out)
     _show(result, out)
+    saved.write(result, out)
     if result.interrupted:
+        if results is not None or not no_cache:
+            out.warn("what was measured is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
+    if all(curve.essential.status is Status.FAILED for curve in result.curves):
+        raise typer.Exit(FAILED)
 
 
 class _Live:
@@ -178,14 +181,15 @@ class _Live:
 
     def __init__(self, out: Output, mode: str) -> None:
         self._out, self._mode = out, mode
-        self._result: SweepResult | None = None
+        self._chart: Text | None = None
         self._told: set[tuple[str, float]] = set()
 
     def update(self, result: SweepResult) -> None:
-        self._result = result
+        from prunectl.cli.sweep_screen import chart, point_line
+
         if self._out.draws_bars:
+            self._chart = chart(result)  # once for each point, and not ten times a second
             return
-        from prunectl.cli.sweep_screen import point_line
 
         curve = result.curves[-1]
         for point in curve.points:
@@ -196,9 +200,7 @@ class _Live:
     def chart(self) -> Text:
         from rich.text import Text
 
-        from prunectl.cli.sweep_screen import chart
-
-        return Text("") if self._result is None else chart(self._result)
+        return self._chart or Text("")
 
 
 class _Saved:
@@ -214,11 +216,15 @@ class _Saved:
     ) -> None:
         self._output, self._csv, self._html, self._png, self._svg = output, csv, html, png, svg
 
-    def check(self) -> None:
-        """Find out before the work whether all can be written."""
-        for path in (self._output, self._csv, self._html, self._png, self._svg):
-            if path is not None:
-                check_file(path)
+    def check(self, results: Path | None) -> None:
+        """Find out before the work whether all can be written, and none over another."""
+        paths = (self._output, self._csv, self._html, self._png, self._svg)
+        named = [path for path in paths if path is not None]
+        for path in named:
+            check_file(path)
+        places = [path.resolve() for path in (*named, results) if path is not None]
+        if twice := next((path for path in places if places.count(path) > 1), None):
+            raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
         if self._html or self._png or self._svg:
             from prunectl.report.libraries import check_libraries
 
@@ -253,12 +259,14 @@ def _show(result: SweepResult, out: Output) -> None:
 
 
 def _patterns(texts: list[str]) -> tuple[Pattern, ...]:
-    found = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    found = [part.strip() for text in texts for part in text.split(",")]
     return tuple(parse_pattern(one) for one in found or ["unstructured"])
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InvalidOption(f"--seeds '{text}': whole numbers with commas") from None
+        raise InvalidOption(
+            f"--seeds '{text}' is not valid", hint="whole numbers with commas, such as 0,1,2"
+        ) from None

@@ -55,16 +55,20 @@ def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[R
         ]
     )
     if result.interrupted:
-        yield sentence("Interrupted. The same command goes on where it stopped.")
+        yield sentence("Interrupted: these are the points so far.")
 
 
 def point_line(curve: Curve, point: CurvePoint, mode: str) -> str:
     """One point in a line, for logs."""
     if point.failed:
-        return f"{curve.label}, {numbers.share(point.sparsity)}: {point.failed}"
-    loss = "" if point.change is None or not point.sparsity else f" ({_loss(point.change, mode)})"
+        return f"{curve.label}, {_place(point)}: {point.failed}"
+    loss = "" if point.change is None or not point.requested else f" ({_loss(point.change, mode)})"
     value = "beyond all numbers" if point.score is None else score(point.score)
-    return f"{curve.label}, {numbers.share(point.sparsity)}: {value}{loss}"
+    return f"{curve.label}, {_place(point)}: {value}{loss}"
+
+
+def _place(point: CurvePoint) -> str:
+    return numbers.share(point.sparsity) if point.requested else "dense"
 
 
 def chart(result: SweepResult) -> Text:
@@ -114,10 +118,10 @@ def _edges(scores: list[float], dense: list[float], higher_is_better: bool) -> t
 
 
 def _row(point: CurvePoint, mode: str) -> tuple[str, ...]:
-    share = numbers.share(point.sparsity) if point.sparsity else "dense"
+    share = _place(point)
     if point.failed:
         return (share, "", "failed", "", "", "", numbers.duration(point.seconds))
-    moved = point.sparsity > 0 and point.change is not None
+    moved = point.requested > 0 and point.change is not None
     return (
         share,
         numbers.share(point.overall),
@@ -144,4 +148,4 @@ def _loss(value: float, mode: str) -> str:
 def _failures(curve: Curve) -> Iterator[RenderableType]:
     for point in curve.points:
         if point.failed:
-            yield Text(f"  {numbers.share(point.sparsity)}: {visible(point.failed)}")
+            yield Text(f"  {_place(point)}: {visible(point.failed)}")

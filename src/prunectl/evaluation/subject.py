@@ -67,7 +67,7 @@ class Subject:
     ) -> None:
         from prunectl.checkpoint.skeleton import Skeleton
 
-        built = None if head is None else _with_head(checkpoint, head)
+        built = None if head is None else _with_head(checkpoint, head, dtype)
         self.checkpoint, self.device, self._reader = checkpoint, device, reader
         self._skeleton: Skeleton = Skeleton(
             checkpoint, reader, device=device, dtype=dtype, built=built
@@ -81,6 +81,7 @@ class Subject:
         known = self._skeleton.targets
         self.prunable = tuple(name for name in prunable_names(checkpoint) if name in known)
         self._views: dict[str, torch.Tensor] | None = None
+        self._others: dict[str, torch.Tensor] = {}
 
     @property
     def views(self) -> dict[str, torch.Tensor]:
@@ -94,11 +95,22 @@ class Subject:
         return self._views
 
     def put(self, name: str, values: torch.Tensor) -> None:
-        """Replace a prunable tensor; ``values`` are of its stored shape, in any dtype."""
+        """Replace a tensor; ``values`` are of its stored shape, in any dtype.
+
+        Nothing where the model has no such part: of two towers, it may be one.
+
+        Raises:
+            UnsupportedCheckpoint: as for ``views``.
+        """
         import torch
 
+        if name not in self._skeleton.targets:
+            return
+        if name not in self.views and name not in self._others:  # --include of an embedding
+            self._others |= self._skeleton.views([name])
+        view = self._others[name] if name in self._others else self.views[name]
         with torch.no_grad():
-            self.views[name].copy_(values)
+            view.copy_(values)
 
     def restore(self, names: Iterable[str]) -> None:
         """Put prunable tensors back as the checkpoint has them."""
@@ -108,7 +120,7 @@ class Subject:
     def held(self) -> list[Held]:
         """What is zero of the prunable weights now, and is to stay so; tied tensors once."""
         found: dict[int, Held] = {}
-        for name, view in self.views.items():
+        for name, view in (self.views | self._others).items():
             found.setdefault(view.data_ptr(), Held(name, view, view == 0))
         return list(found.values())
 
@@ -134,10 +146,11 @@ def prunable_names(checkpoint: Checkpoint) -> list[str]:
     return [s.name for s in specs if not not_prunable_reason(s, roles[s.name], settings)]
 
 
-def _with_head(checkpoint: Checkpoint, head: Head) -> tuple[Any, Any]:
+def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[Any, Any]:
     """The class that transformers' auto class chooses, and the config that the head needs."""
     cls, config = class_with_head(checkpoint, head.auto)
-    for key, value in head.config.items():
+    # Some of these classes build the model in the dtype that its config names.
+    for key, value in {"dtype": dtype, **head.config}.items():
         setattr(config, key, value)
     return cls, config
 

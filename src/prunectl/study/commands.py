@@ -16,7 +16,7 @@ def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:
     """
     words = ["prunectl", "prune", model]
     if settings.sparsity is not None:
-        words += ["--sparsity", f"{settings.sparsity:g}"]
+        words += ["--sparsity", str(settings.sparsity)]
     if isinstance(pattern, NM):
         words += ["--pattern", str(pattern)]
         if settings.budget is not Budget.MATRIX and settings.sparsity is not None:

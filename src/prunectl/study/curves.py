@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prunectl.evaluation.resampling import DRAWS, draws, interval, redrawn
 from prunectl.study.points import Point
 from prunectl.study.result import CurvePoint
-from prunectl.study.tolerance import Tolerance
+from prunectl.study.tolerance import EpsilonMode, Tolerance
 from prunectl.study.turning import Essential, essential, knee
 
 Floats = NDArray[np.float64]
@@ -42,26 +42,56 @@ class Read:
     bound: float | None
 
 
+class Redraws:
+    """Scores of points on samples that are drawn again, the same for all points; each once.
+
+    Args:
+        statistic: of samples [samples, columns].
+        seed: of what is drawn.
+    """
+
+    def __init__(self, statistic: Statistic, seed: int) -> None:
+        self._statistic, self._seed = statistic, seed
+        self._known: dict[Point, Floats] = {}
+
+    def of(self, one: Requested) -> Floats:
+        """Scores of draws [draws]: of samples, and of seeds where there are several; [0] where
+        there are none, as of a point that failed."""
+        if one.failed:
+            return np.zeros(0)
+        each = np.stack([self._of_point(point) for point in one.points.values()])
+        if len(each) == 1 or not each.size:
+            return np.asarray(each[0])
+        chosen = np.random.default_rng((self._seed, 1)).integers(len(each), size=(DRAWS, len(each)))
+        return np.asarray(each[chosen, np.arange(DRAWS)[:, None]].mean(axis=1))
+
+    def _of_point(self, point: Point) -> Floats:
+        if point not in self._known:
+            values = point.values
+            assert values is not None
+            drawn = draws(len(values), self._seed)
+            self._known[point] = redrawn(values, self._statistic, drawn)
+        return self._known[point]
+
+
 def read_curve(
     requested: Sequence[Requested],
-    statistic: Statistic,
+    redraws: Redraws,
     tolerance: Tolerance,
     *,
     higher_is_better: bool,
-    seed: int,
 ) -> Read:
     """Everything about one curve.
 
     Args:
         requested: ascending in sparsity; the first is the dense model.
-        statistic: of samples [samples, columns].
-        seed: of what is drawn.
+        redraws: of the metric that made the points.
     """
     dense = requested[0]
     bound = None
     if not dense.failed:
-        bound = tolerance.bound(_mean(dense), higher_is_better=higher_is_better)
-    scores = [_redraw(one, statistic, seed) for one in requested]
+        bound = _finite(tolerance.bound(_mean(dense), higher_is_better=higher_is_better))
+    scores = [redraws.of(one) for one in requested]
     losses: list[float] = []
     lost: list[Floats] = []
     points = [_curve_point(dense, scores[0], 0.0 if not dense.failed else None, None)]
@@ -84,24 +114,28 @@ def read_curve(
     # A draw of one class only has no score: it says nothing of how sure the others are.
     drawn_losses = drawn_losses[~np.isnan(drawn_losses).any(axis=1)]
     turning = essential(grid, at, drawn_losses, tolerance)
+    if more := _unmeasured(requested, tolerance):
+        turning = replace(turning, text=f"{turning.text} {more}")
     return Read(tuple(points), turning, knee(grid, at), bound)
+
+
+def _unmeasured(requested: Sequence[Requested], tolerance: Tolerance) -> str:
+    """A sentence on what is not known of a curve; '' if all is."""
+    dense = requested[0]
+    if dense.failed:
+        return "The dense model has no score."
+    if not math.isfinite(_mean(dense)):
+        return "The dense model's score is infinite."
+    if tolerance.mode is EpsilonMode.RELATIVE and not _mean(dense):
+        return (
+            "The dense model's score is 0, and a share of it is nothing: --epsilon-mode absolute."
+        )
+    failed = [f"{one.sparsity:.3g}" for one in requested if one.failed]
+    return f"Not measured: {', '.join(failed)}." if failed else ""
 
 
 def _mean(one: Requested) -> float:
     return float(np.mean([point.score for point in one.points.values() if point.score is not None]))
-
-
-def _redraw(one: Requested, statistic: Statistic, seed: int) -> Floats:
-    """Scores of draws [draws]: of samples, the same for all points, and of seeds."""
-    if one.failed:
-        return np.zeros(0)
-    tables = [point.values for point in one.points.values() if point.values is not None]
-    drawn = draws(len(tables[0]), seed)
-    each = np.stack([redrawn(values, statistic, drawn) for values in tables])
-    if len(each) == 1:
-        return np.asarray(each[0])
-    chosen = np.random.default_rng((seed, 1)).integers(len(each), size=(DRAWS, len(each)))
-    return np.asarray(each[chosen, np.arange(DRAWS)[:, None]].mean(axis=1))
 
 
 def _curve_point(
@@ -127,7 +161,7 @@ def _curve_point(
             for seed, point in one.points.items()
         },
         parts={
-            name: float(np.mean([point.parts.get(name, math.nan) for point in known]))
+            name: _finite(float(np.mean([point.parts.get(name, math.nan) for point in known])))
             for name in names
         },
         failed=one.failed or None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,6 +13,8 @@ from prunectl.pattern import NM, Pattern
 AUTO = "auto"
 COARSE = Fraction(1, 10)
 """Step of the first look; the grid of the paper's curves."""
+FINEST = Fraction(1, 100_000)
+"""A smaller step moves no weight in most models."""
 _MOST = 1000
 _HINT = "auto, START:STOP:STEP such as 0:0.9:0.1, or a list such as 0.1,0.2,0.5"
 
@@ -52,9 +55,11 @@ def parse_grid(text: str, step: float = 0.01) -> Grid:
     """
     cleaned = text.strip().lower()
     if cleaned == AUTO:
-        fine = _fraction(str(step), text)
-        if not 0 < fine <= COARSE:
-            raise InvalidOption(f"--step {step} is not valid: above 0, and at most {float(COARSE)}")
+        fine = Fraction(str(step)) if math.isfinite(step) else Fraction(0)
+        if not FINEST <= fine <= COARSE:
+            raise InvalidOption(
+                f"--step {step:g} is not valid: {float(FINEST):g} to {float(COARSE):g}"
+            )
         return Grid(AUTO, tuple(COARSE * i for i in range(1, 10)), fine)
     if ":" in cleaned:
         parts = [_fraction(part, text) for part in cleaned.split(":")]
@@ -63,7 +68,7 @@ def parse_grid(text: str, step: float = 0.01) -> Grid:
         start, stop, gap = parts
         count = (stop - start) // gap + 1
         if count > _MOST:
-            raise InvalidOption(f"--sparsity {text} has {count:,} points, and {_MOST:,} are enough")
+            raise InvalidOption(f"--sparsity {text} has more than {_MOST:,} points")
         points = [start + gap * i for i in range(int(count))]
     else:
         points = [_fraction(part, text) for part in cleaned.split(",") if part.strip()]
@@ -91,11 +96,7 @@ def next_point(free: Mapping[Fraction, bool], step: Fraction) -> Fraction | None
 
 def _fraction(text: str, whole: str) -> Fraction:
     try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
+        # By way of a float: a fraction of 1e-999999999 takes all memory there is.
+        return Fraction(str(float(text)))
+    except (ValueError, OverflowError):
         raise InvalidOption(f"--sparsity {whole}: '{text}' is no number", hint=_HINT) from None
-
-
-def as_floats(points: Sequence[Fraction]) -> list[float]:
-    """The nearest floats, which print as people wrote them."""
-    return [float(one) for one in points]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
-from prunectl.errors import CalibrationFailed
+from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.subject import dtype_of, open_subject
@@ -17,13 +21,22 @@ from prunectl.events import Note, OnEvent
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.settings import PruneSettings
+from prunectl.study.curves import Redraws
 from prunectl.study.points import Point, Points, key_of
 from prunectl.study.pruned import PrunedSubject
 from prunectl.study.settings import SweepSettings
 
+_DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece",
+             "preprocessor_config", "processor_config", "modules", "modeling", "generation_config",
+             )  # fmt: skip
+"""What the names of files begin with that models and their inputs are built from."""
+
 
 class Measurer:
     """A checkpoint and a metric; the model is loaded when the first score needs it.
+
+    Attributes:
+        redraws: how sure its scores are.
 
     A context manager: leaving it drops the model.
     """
@@ -39,6 +52,8 @@ class Measurer:
     ) -> None:
         self.checkpoint, self.metric, self.settings = checkpoint, metric, settings
         self._points, self._jobs, self._on_event = points, jobs, on_event
+        self.redraws = Redraws(metric.statistic, settings.evaluation.seed)
+        self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
         self._stack = ExitStack()
         self._pruned: PrunedSubject | None = None
 
@@ -59,7 +74,7 @@ class Measurer:
         """The score at a sparsity; 0 is the dense model."""
         wanted = self.settings.at(pattern, sparsity, seed) if sparsity else None
         key = key_of(self._facts(wanted, seed))
-        known = self._points.get(key)
+        known = self._known(key)
         if known is not None:
             return known
         started = time.perf_counter()
@@ -72,8 +87,30 @@ class Measurer:
                 raise
             point = self._failed("out of memory", sparsity, started)
         if not point.failed:  # what failed may do another time
-            self._points.add(key, point)
+            self._keep(key, point)
         return point
+
+    def _keep(self, key: str, point: Point) -> None:
+        try:
+            self._points.add(key, point)
+        except CannotWrite as error:
+            if not self._points.is_cache:
+                raise
+            self._on_event(Note(f"points are not kept: {error.message}", warning=True))
+
+    def _known(self, key: str) -> Point | None:
+        """A point that was measured before; one that does not agree with itself is none."""
+        point = self._points.get(key)
+        if point is None or point.values is None or point.score is None:
+            return None
+        try:
+            score = self.metric.statistic(point.values)
+        except (ValueError, IndexError, ArithmeticError):  # columns of something else
+            return None
+        agrees = len(point.values) == self.metric.samples and np.isclose(
+            score, point.score, rtol=1e-9, atol=1e-12, equal_nan=True
+        )
+        return point if agrees else None
 
     def _score(self, wanted: PruneSettings | None, seed: int, started: float) -> Point:
         pruned = self._subject(seed)
@@ -117,13 +154,23 @@ class Measurer:
         uses_seed = self.metric.trains or (wanted is not None and wanted.needs_calibration)
         return {
             "version": __version__,
-            "source": self.checkpoint.identity(),
+            "source": self._source,
             "metric": self.metric.record,
             "device": place.type,
             "dtype": str(dtype_of(self.checkpoint, place, chosen.dtype)),
             "seed": seed if uses_seed else None,
             "pruning": None if wanted is None else _pruning_facts(wanted),
         }
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, str]:
+    """Digests of the files beside the weights that decide what the model computes."""
+    names = [one for one in checkpoint.side_files if Path(one).name.startswith(_DECIDING)]
+    found = {}
+    for name in names:
+        with suppress(OSError):
+            found[name] = blake3((checkpoint.folder / name).read_bytes()).hexdigest()
+    return found
 
 
 def _pruning_facts(wanted: PruneSettings) -> dict[str, object]:

@@ -18,11 +18,12 @@ import blake3
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl import numbers
 from prunectl.errors import CannotWrite
 from prunectl.plain import plain
 
-_LARGEST = 1 << 30
-"""Bytes of a results file that are read; a sweep of a large test set has a few MB."""
+_LARGEST = 1 << 28
+"""Bytes of a results file; a sweep of a large test set has a few MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,35 +58,45 @@ class Points:
 
     Args:
         path: of the results file; None keeps them in memory only.
+        is_cache: whether it is a place that may as well not work.
 
     Raises:
         CannotWrite: the file cannot be read or appended to.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, *, is_cache: bool = False) -> None:
+        self._path, self.is_cache = path, is_cache
         self._points: dict[str, Point] = {}
         self._cut = False
-        if path is None:
-            return
-        try:
-            if path.exists() and path.stat().st_size <= _LARGEST:
-                data = path.read_bytes()
-                self._cut = bool(data) and not data.endswith(b"\n")
-                for line in data.splitlines():
-                    self._take(line)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-        except OSError as error:
-            raise CannotWrite(path, error.strerror or type(error).__name__) from None
+        if path is not None:
+            try:
+                self._open(path)
+            except OSError as error:
+                raise CannotWrite(path, error.strerror or type(error).__name__) from None
+
+    def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise CannotWrite(path, "it is no regular file")
+        with path.open("ab"):  # found out before the first point is measured
+            pass
+        if path.stat().st_size > _LARGEST:
+            raise CannotWrite(path, f"it has more than {numbers.size(_LARGEST)}")
+        with path.open("rb") as file:
+            for line in file:
+                self._take(line)
+                self._cut = not line.endswith(b"\n")
 
     def get(self, key: str) -> Point | None:
         """A point, if it is known."""
         return self._points.get(key)
 
     def add(self, key: str, point: Point) -> None:
-        """Remember a point, durably."""
+        """Remember a point, durably.
+
+        Raises:
+            CannotWrite: only in memory, as all that come after it.
+        """
         self._points[key] = point
         if self._path is None:
             return
@@ -96,14 +107,15 @@ class Points:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise CannotWrite(self._path, error.strerror or type(error).__name__) from None
+            path, self._path = self._path, None
+            raise CannotWrite(path, error.strerror or type(error).__name__) from None
         self._cut = False
 
     def _take(self, line: bytes) -> None:
         try:
             found = json.loads(line)
             self._points[str(found["key"])] = _point(found)
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return  # cut off by a crash, or somebody else's: it is measured again
 
 
@@ -127,6 +139,8 @@ def _point(found: dict[str, Any]) -> Point:
         if array.ndim != 2 or not array.size:
             raise ValueError("not a table of numbers")
     score = None if found["score"] is None else _number(found["score"])
+    if (score is not None and math.isnan(score)) or (array is not None and np.isnan(array).any()):
+        raise ValueError("no number")
     failed = str(found["failed"])
     if (score is None) != bool(failed) or (array is None) != bool(failed):
         raise ValueError("neither a score nor a failure")

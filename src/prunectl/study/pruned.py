@@ -11,7 +11,7 @@ import torch
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.checkpoint.torch_tensors import torch_dtype
+from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.evaluation.subject import Subject
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pruning.edited import edited
@@ -89,7 +89,11 @@ class PrunedSubject:
 
     def _put(self, job: Job, edits: Mapping[str, Edit], on_event: OnEvent) -> None:
         stored = job.checkpoint.by_name
-        wanted = {name: edits.get(name, Copy()) for name in stored if job.planned[name].prunable}
+        wanted = {
+            name: edits.get(name, Copy())
+            for name in stored
+            if job.planned[name].prunable or name in self._edits
+        }
         changed = {
             name: edit
             for name, edit in wanted.items()
@@ -108,8 +112,8 @@ class PrunedSubject:
 
     def _count(self, name: str) -> int:
         if name not in self._zeros:
-            view = self.subject.views[name]
-            self._zeros[name] = view.numel() - int(view.count_nonzero())
+            stored = read_tensor(self._reader, self.subject.checkpoint.by_name[name])
+            self._zeros[name] = stored.numel() - int(stored.count_nonzero())
         return self._zeros[name]
 
 

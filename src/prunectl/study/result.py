@@ -35,7 +35,7 @@ class CurvePoint:
     change_high: float | None
     seconds: float
     seeds: dict[str, float | None]
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float | None] = field(default_factory=dict)
     failed: str | None = None
 
 

@@ -9,8 +9,8 @@ from functools import cached_property
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
-from prunectl.settings import PruneSettings
-from prunectl.study.grid import Grid, parse_grid
+from prunectl.settings import PruneSettings, check_settings
+from prunectl.study.grid import Grid, most_of, parse_grid
 from prunectl.study.tolerance import Tolerance
 
 
@@ -45,15 +45,17 @@ class SweepSettings:
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.patterns:
             raise InvalidOption("a sweep needs a pattern", hint="unstructured, or N:M")
-        if not self.seeds or min(self.seeds) < 0:
+        if not self.seeds or not 0 <= min(self.seeds) <= max(self.seeds) < 2**63:
             raise InvalidOption("--seeds: one or more whole numbers, 0 or above")
         if self.pruning.mask is not None or self.pruning.rules:
             raise InvalidOption("a sweep chooses weights itself: no masks and no recipe")
         for pattern in self.patterns:
             if not self.grid.within(pattern):
                 raise InvalidOption(
-                    f"--sparsity {self.sparsity} has no point that pattern {pattern} can reach"
+                    f"--sparsity {self.sparsity} has no point that pattern {pattern} can reach",
+                    hint=f"it ends at {float(most_of(pattern)):.3g}",
                 )
+            check_settings(self.at(pattern, float(self.grid.within(pattern)[0]), self.seeds[0]))
 
     @cached_property
     def grid(self) -> Grid:
@@ -65,7 +67,7 @@ class SweepSettings:
         calibration = self.pruning.calibration
         if calibration is not None:
             calibration = replace(calibration, seed=seed)
-        full = isinstance(pattern, NM) and sparsity == 1 - pattern.n / pattern.m
+        full = isinstance(pattern, NM) and sparsity == float(most_of(pattern))
         return replace(
             self.pruning,
             sparsity=None if full else sparsity,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
+from prunectl.pruning.job import plan_prune
 from prunectl.study.commands import prune_command
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
@@ -27,7 +29,7 @@ from prunectl.study.measurer import Measurer
 from prunectl.study.points import Points, key_of
 from prunectl.study.result import Curve, SweepResult, SweptModel
 from prunectl.study.settings import SweepSettings
-from prunectl.userdirs import cache_dir
+from prunectl.userdirs import cache_dir, forget_oldest
 
 OnResult = Callable[[SweepResult], None]
 
@@ -71,12 +73,16 @@ def sweep(
     for checkpoint in opened:
         for text in checkpoint.notes:
             on_event(Note(text, warning=True))
+    for checkpoint in opened:
+        for pattern in settings.patterns:  # what does not fit is said before anything is measured
+            first = float(settings.grid.within(pattern)[0])
+            plan_prune(checkpoint, settings.at(pattern, first, settings.seeds[0]))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
     found = _empty(prepared, settings, command)
     done: list[Curve] = []
     try:
         for checkpoint, metric in prepared:
-            points = _points(checkpoint, results, use_cache=use_cache)
+            points = _points(checkpoint, results, on_event, use_cache=use_cache)
             with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
                 for pattern in settings.patterns:
                     for curve in _measured(measurer, pattern):
@@ -93,18 +99,26 @@ def sweep(
 
 
 def _points(
-    checkpoint: Checkpoint, results: str | os.PathLike[str] | None, *, use_cache: bool
+    checkpoint: Checkpoint,
+    results: str | os.PathLike[str] | None,
+    on_event: OnEvent,
+    *,
+    use_cache: bool,
 ) -> Points:
     """The points that are known of a checkpoint."""
     if results is not None:
         return Points(Path(results))
     if not use_cache:
         return Points(None)
-    path = cache_dir() / f"sweep-{key_of(checkpoint.identity())}.jsonl"
+    name = f"sweep-{key_of(checkpoint.identity())}.jsonl"
     try:
-        return Points(path)
-    except CannotWrite:  # a cache that does not work costs time, not the result
+        points = Points(cache_dir() / name, is_cache=True)
+    except CannotWrite as error:  # a cache that does not work costs time, not the result
+        on_event(Note(f"points are not kept: {error.message}", warning=True))
         return Points(None)
+    with suppress(OSError):
+        forget_oldest(cache_dir(), name)
+    return points
 
 
 def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:
@@ -140,10 +154,9 @@ def _curve(measurer: Measurer, pattern: Pattern, requested: list[Requested]) -> 
     metric, settings, model = measurer.metric, measurer.settings, measurer.checkpoint.model
     read = read_curve(
         requested,
-        metric.statistic,
+        measurer.redraws,
         settings.tolerance,
         higher_is_better=metric.higher_is_better,
-        seed=settings.evaluation.seed,
     )
     command = None
     if read.essential.sparsity:

@@ -43,14 +43,17 @@ class Tolerance:
         object.__setattr__(self, "mode", EpsilonMode(self.mode))
 
     def losses(self, scores: Floats, dense: Floats | float, *, higher_is_better: bool) -> Floats:
-        """How much worse scores are, in units of the mode; negative is better than dense."""
+        """How much worse scores are, in units of the mode; negative is better than dense.
+
+        NaN where that has no meaning: of two infinite scores, or as a share of 0.
+        """
         import numpy as np
 
-        worse = dense - scores if higher_is_better else scores - dense
-        if self.mode is EpsilonMode.ABSOLUTE:
-            return np.asarray(worse, np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(worse / np.abs(dense), np.float64)
+            worse = np.asarray(dense - scores if higher_is_better else scores - dense, np.float64)
+            if self.mode is EpsilonMode.ABSOLUTE:
+                return worse
+            return np.where(np.abs(dense) > 0, worse / np.abs(dense), np.nan)
 
     def bound(self, dense: float, *, higher_is_better: bool) -> float:
         """The worst score that is within."""
