@@ -109,7 +109,7 @@ def open_stored(
     """
     text = os.fspath(model)
     if text == demo.NAME:
-        return _open_demo(revision)
+        return _open_demo(revision, trust_remote_code=trust_remote_code)
     path = local_path(text)
     if path is not None and revision:
         raise InvalidOption(
@@ -149,14 +149,16 @@ def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
     return repo_id, revision or inline
 
 
-def _open_demo(revision: str | None) -> Checkpoint:
+def _open_demo(revision: str | None, *, trust_remote_code: bool) -> Checkpoint:
     """The embedded model. Its name means the same everywhere: no folder of that name hides it."""
     if revision:
         raise InvalidOption(
             f"--revision {revision} is for Hub ids, and {demo.NAME} is the embedded model",
             hint="leave --revision out",
         )
-    found = _open_folder(demo.NAME, "demo", demo.model_folder(), trust_remote_code=False)
+    # It has no code of its own, but what is done with it may: tasks that it is measured by.
+    folder = demo.model_folder()
+    found = _open_folder(demo.NAME, "demo", folder, trust_remote_code=trust_remote_code)
     if not os.path.exists(demo.NAME):  # noqa: PTH110
         return found
     note = f"{demo.NAME} is the embedded model; for what is here, say ./{demo.NAME}"

@@ -24,6 +24,7 @@ METRICS = {
     "choice": "prunectl.evaluation.choice",
     "similarity": "prunectl.evaluation.similarity",
     "arithmetic": "prunectl.evaluation.arithmetic",
+    "harness": "prunectl.evaluation.harness",
     "classification": "prunectl.evaluation.classification",
     "qa": "prunectl.evaluation.qa",
 }

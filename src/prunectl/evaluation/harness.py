@@ -1,0 +1,330 @@
+"""Tasks of lm-evaluation-harness, on the model in memory.
+
+The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) builds the prompts, runs the
+model and scores its answers; its scores are taken sample by sample, so that they can be drawn
+again. Of a task that has several metrics, the first of ``acc_norm``, ``acc`` and ``exact_match`` is
+taken, else the first that is a mean over samples and better if higher; of several filters, the
+first. Tasks that were named count alike; of a group, samples count alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunectl.calibration.datasets import dataset_errors
+from prunectl.calibration.source import CalibrationSource, SourceKind
+from prunectl.calibration.tokens import Tokenizer, load_tokenizer
+from prunectl.checkpoint.nature import Kind
+from prunectl.device import is_out_of_memory
+from prunectl.errors import InvalidOption, MissingLibrary
+from prunectl.evaluation import prompts
+from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.harness_quiet import quiet_harness
+from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.sources import data_errors
+from prunectl.evaluation.tables import digest_rows
+from prunectl.events import Note, OnEvent, ignore_events
+
+if TYPE_CHECKING:
+    from prunectl.evaluation.metric import Values
+    from prunectl.evaluation.subject import Subject
+
+BATCH = 8
+PREFERRED = ("acc_norm", "acc", "exact_match")
+SEED = 1234
+"""The harness's own seed of few-shot examples."""
+_MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One task.
+
+    Attributes:
+        task: the harness's object. metric: of it, the one that is the score.
+        named: place of what the user named among all that were named.
+        indices: the samples that are run; all, if None.
+    """
+
+    task: Any
+    metric: str
+    named: int
+    indices: tuple[int, ...] | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Harness:
+    """See :class:`prunectl.evaluation.metric.Metric`; a sample is one of the harness: (its score,
+    place of the task that was named)."""
+
+    parts: Mapping[str, Part]
+    loaded: Mapping[str, Any]
+    tokenizer: Tokenizer
+    batch_size: int
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    name: str = "harness"
+    unit: str = "samples"
+    higher_is_better: bool = True
+    trains: bool = False
+    head: Head | None = None
+
+    @property
+    def samples(self) -> int:
+        return sum(one.samples for one in self.parts.values())
+
+    def tolerates(self, parameter: str) -> bool:
+        return False
+
+    def statistic(self, values: Values) -> float:
+        """The mean of the named tasks' means, of those that there are samples of."""
+        named = np.unique(values[:, 1])
+        return float(np.mean([values[values[:, 1] == one, 0].mean() for one in named]))
+
+    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+        """Have the harness run its tasks.
+
+        Raises:
+            EvaluationFailed: the harness fails, or a score is NaN.
+        """
+        results = self._run(subject.model, on_event)
+        rows: list[tuple[float, float]] = []
+        parts = {}
+        for name, part in self.parts.items():
+            found = _values(results["samples"][name], part.metric)
+            if bad := sum(map(math.isnan, found)):
+                raise EvaluationFailed(self.name, f"{name}: the scores of {bad} samples are NaN")
+            rows += [(value, part.named) for value in found]
+            parts[name] = float(np.mean(found))
+        values = np.array(rows, np.float64)
+        shown = parts if 2 <= len(parts) <= prompts.MOST_GROUPS else {}
+        return Score(self.statistic(values), values, shown)
+
+    def _run(self, model: Any, on_event: OnEvent) -> dict[str, Any]:
+        """The harness's results; fewer samples at once where memory is full."""
+        size = self.batch_size
+        while True:
+            try:
+                return self._run_once(model, size, on_event)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            size //= 2
+            on_event(Note(f"memory is full: {size} samples at once from here on", warning=True))
+
+    def _run_once(self, model: Any, size: int, on_event: OnEvent) -> dict[str, Any]:
+        chosen = {name: list(p.indices) for name, p in self.parts.items() if p.indices is not None}
+        with quiet_harness(on_event), _numbers_only(model):
+            from lm_eval.evaluator import evaluate
+            from lm_eval.models.huggingface import HFLM
+
+            try:
+                found: dict[str, Any] = evaluate(
+                    lm=HFLM(pretrained=model, tokenizer=self.tokenizer.inner, batch_size=size),
+                    task_dict=dict(self.loaded),
+                    samples=chosen or None,
+                    bootstrap_iters=0,
+                )
+            except (ValueError, AssertionError, KeyError, TypeError) as error:
+                raise EvaluationFailed(
+                    self.name, f"lm-evaluation-harness: {_first_line(error)}"
+                ) from None
+        return found
+
+
+@contextmanager
+def _numbers_only(model: Any) -> Iterator[None]:
+    """The harness takes the first of options that are all NaN, so outputs are watched here.
+
+    Raises:
+        EvaluationFailed: inside of it, the model gave one that is NaN.
+    """
+    import torch
+
+    largest: list[torch.Tensor] = []
+
+    def watch(module: Any, arguments: Any, output: Any) -> None:
+        most = output.logits.detach().amax().float()  # NaN, if there is one among them
+        largest[:] = [torch.maximum(largest[0], most) if largest else most]
+
+    hook = model.register_forward_hook(watch)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if largest and bool(largest[0].isnan()):
+        raise EvaluationFailed("harness", "the model's outputs are NaN")
+
+
+def prepare(request: Request) -> Harness:
+    """Load the tasks and their data.
+
+    Raises:
+        MissingLibrary: lm-evaluation-harness is not installed.
+        MetricMismatch: the model does not generate text, or a task has no score that fits.
+        InvalidOption: no task, or one that is not known.
+        BadData, HubUnreachable, AccessDenied: a task's data cannot be read.
+    """
+    settings = request.settings
+    names = [one.strip() for one in settings.metric.partition(":")[2].split(",") if one.strip()]
+    if not names:
+        raise InvalidOption(
+            f"--metric {settings.metric} names no task",
+            hint="for example --metric harness:arc_easy",
+        )
+    if request.nature.kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
+        raise MetricMismatch(
+            settings.metric,
+            request.checkpoint.model,
+            f"tasks of the harness are for models that write text, and this one is of kind "
+            f"{request.nature.kind}",
+            hint="--metric similarity or classification is for encoders",
+        )
+    folder = _task_folder(request)
+    with quiet_harness():
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise MissingLibrary(
+                "lm-eval", f"--metric {settings.metric}", extra="harness"
+            ) from None
+        manager = TaskManager(include_path=str(folder) if folder else None)
+        _check_names(names, manager.all_tasks)
+        loaded = {name: _load(manager, name) for name in names}
+    parts: dict[str, Part] = {}
+    for place, found in enumerate(loaded.values()):
+        for key, task in found["tasks"].items():
+            if key in parts:
+                raise InvalidOption(f"--metric {settings.metric}: task '{key}' is in it twice")
+            parts[key] = _part(request, key, task, place)
+    merged = {
+        kind: {key: one for found in loaded.values() for key, one in found[kind].items()}
+        for kind in ("tasks", "groups", "group_map")
+    }
+    record = {
+        "metric": settings.metric,
+        "harness": importlib.metadata.version("lm_eval"),
+        "tasks": {key: _described(part) for key, part in parts.items()},
+        "seed": settings.seed,
+    }
+    return Harness(
+        parts,
+        merged,
+        load_tokenizer(request.checkpoint),
+        settings.batch_size or BATCH,
+        record,
+        tuple(request.notes),
+    )
+
+
+def _task_folder(request: Request) -> Path | None:
+    """A folder of the user's own tasks.
+
+    Raises:
+        InvalidOption: it is none, or its code is not trusted.
+    """
+    data = request.settings.data
+    if not data:
+        return None
+    folder = Path(data[0]).expanduser()
+    if len(data) > 1 or not folder.is_dir():
+        raise InvalidOption(
+            f"--data {' and '.join(data)} is no folder of tasks",
+            hint="tasks of the harness bring their own data; --data names a folder of own tasks",
+        )
+    if not request.checkpoint.trust_remote_code:
+        raise InvalidOption(
+            f"--data {data[0]}: a task of the harness is a program, and may run any code",
+            hint="--trust-remote-code, if you trust those who wrote it",
+        )
+    return folder
+
+
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            raise InvalidOption(
+                f"lm-evaluation-harness has no task '{name}'",
+                hint=f"did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks names all",
+            )
+
+
+def _load(manager: Any, name: str) -> dict[str, Any]:
+    """The tasks behind a name, with their data."""
+    source = CalibrationSource(SourceKind.HF, (), f"{name} (harness)")
+    with data_errors(), dataset_errors(source):
+        found: dict[str, Any] = manager.load([name])
+    return found
+
+
+def _part(request: Request, name: str, task: Any, named: int) -> Part:
+    """A task with the number of its examples set, and what of it is scored.
+
+    Raises:
+        MetricMismatch: none of its metrics is a mean over samples.
+    """
+    settings = request.settings
+    own = task.get_config("num_fewshot")
+    if settings.shots and own != 0:
+        task.set_config(key="num_fewshot", value=settings.shots)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=SEED)
+    better = task.higher_is_better()
+    fit = [
+        key
+        for key, combine in task.aggregation().items()
+        if better.get(key) and getattr(combine, "__name__", "") == _MEAN
+    ]
+    metric = next((one for one in (*PREFERRED, *fit) if one in fit), None)
+    if metric is None:
+        raise MetricMismatch(
+            settings.metric,
+            request.checkpoint.model,
+            f"no score of task '{name}' is a mean over samples and better if higher "
+            f"({', '.join(task.aggregation())})",
+            hint="run the harness itself on the pruned folder: lm-eval run --model hf "
+            "--model_args pretrained=DIR --tasks ...",
+        )
+    available = len(task.eval_docs)
+    if not available:
+        raise BadData(f"{name} (harness)", "it has no rows")
+    indices = prompts.drawn(request, range(available))
+    every = len(indices) == available
+    return Part(task, metric, named, None if every else tuple(indices), len(indices))
+
+
+def _described(part: Part) -> dict[str, Any]:
+    task = part.task
+    docs = task.eval_docs
+    columns = sorted({key for doc in docs for key in doc})
+    return {
+        "score": part.metric,
+        "version": str((task.get_config("metadata") or {}).get("version", "")),
+        "shots": task.get_config("num_fewshot"),
+        "samples": part.samples,
+        "samples_available": len(docs),
+        "blake3": digest_rows(docs, columns),
+    }
+
+
+def _values(samples: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """A metric's value of each sample, in their order, by the first filter that has it."""
+    having = [one for one in samples if metric in one]
+    first = [one for one in having if one["filter"] == having[0]["filter"]]
+    return [float(one[metric]) for one in sorted(first, key=lambda one: one["doc_id"])]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -1,0 +1,315 @@
+"""Tasks of lm-evaluation-harness on local data, against its own totals and our own metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prunectl import demo
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.errors import InvalidOption, MissingLibrary
+from prunectl.evaluation import harness
+from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.harness import Harness
+from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.verb import evaluate
+from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
+
+lm_eval = pytest.importorskip("lm_eval")
+
+MMLU = Path(__file__).parent / "data" / "mmlu"
+SVAMP = Path(__file__).parent / "data" / "svamp"
+
+_LETTERS = r"""
+dataset_path: csv
+dataset_kwargs:
+  data_files:
+    test: {folder}/{subject}_test.csv
+    dev: {folder}/{subject}_dev.csv
+test_split: test
+fewshot_split: dev
+fewshot_config:
+  sampler: first_n
+output_type: multiple_choice
+description: "The following are multiple choice questions (with answers) about {words}.\n\n"
+doc_to_text: "{{{{question}}}}\nA. {{{{A}}}}\nB. {{{{B}}}}\nC. {{{{C}}}}\nD. {{{{D}}}}\nAnswer:"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 7.0
+task: own_{subject}
+"""
+_TEXTS = r"""
+dataset_path: csv
+dataset_kwargs:
+  data_files: {{test: {folder}/philosophy_test.csv}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\nAnswer:"
+doc_to_choice: "{{{{[A, B, C, D]}}}}"
+doc_to_target: "{{{{'ABCD'.index(answer)}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+task: own_texts
+"""
+_WRITTEN = r"""
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {svamp}/test.jsonl}}
+test_split: test
+output_type: generate_until
+generation_kwargs: {{until: ["\n"], max_gen_toks: 4, do_sample: false}}
+doc_to_text: "Question: {{{{Body}}}} {{{{Question}}}}\nAnswer:"
+doc_to_target: "{{{{Answer}}}}"
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+filter_list:
+  - name: first
+    filter:
+      - {{function: regex, regex_pattern: "(the|for)", fallback: "none"}}
+      - {{function: take_first}}
+  - name: second
+    filter:
+      - {{function: take_first}}
+task: own_written
+"""
+_LOWER = r"""
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {svamp}/test.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{Body}}}}"
+metric_list:
+  - metric: word_perplexity
+task: own_lower
+"""
+_GROUP = """
+group: own_group
+task: [own_philosophy, own_nutrition]
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tasks on the tables of other tests."""
+    data, folder = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("tasks")
+    for split in ("dev", "test"):
+        header, *rows = (MMLU / f"{split}.csv").read_text().splitlines()
+        for subject in ("philosophy", "nutrition"):
+            own = [header, *(row for row in rows if row.startswith(subject))]
+            own = own[:-2] if (subject, split) == ("nutrition", "test") else own
+            (data / f"{subject}_{split}.csv").write_text("\n".join(own) + "\n")
+    options = {"folder": data, "svamp": SVAMP}
+    for subject in ("philosophy", "nutrition"):
+        text = _LETTERS.format(subject=subject, words=subject, **options)
+        (folder / f"{subject}.yaml").write_text(text)
+    for name, text in (("texts", _TEXTS), ("written", _WRITTEN), ("lower", _LOWER)):
+        (folder / f"{name}.yaml").write_text(text.format(**options))
+    (folder / "group.yaml").write_text(_GROUP)
+    shutil.copy(data / "philosophy_test.csv", folder / "philosophy_test.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(demo.model_folder(), trust_remote_code=True)
+
+
+class Subject:
+    """The demo, as a metric sees it."""
+
+    def __init__(self) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            demo.model_folder(), dtype=torch.float32
+        ).eval()
+
+
+@pytest.fixture(scope="module")
+def subject() -> Any:
+    return Subject()
+
+
+@pytest.fixture(autouse=True)
+def only_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness reads its 13,000 task files for each manager, which takes long."""
+    import lm_eval.tasks
+
+    real = lm_eval.tasks.TaskManager
+
+    def manager(include_path: str | None) -> Any:
+        return real(include_path=include_path, include_defaults=include_path is None)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+
+
+def prepared(checkpoint: Checkpoint, tasks: Path, names: str, **options: Any) -> Harness:
+    settings = EvalSettings(f"harness:{names}", (str(tasks),), **options)
+    metric = prepare(checkpoint, settings)
+    assert isinstance(metric, Harness)
+    return metric
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_a_task_agrees_with_the_metric_of_the_same_protocol(
+    checkpoint: Checkpoint, tasks: Path, subject: Any, tmp_path: Path, shots: int
+) -> None:
+    for split in ("dev", "test"):
+        header, *rows = (MMLU / f"{split}.csv").read_text().splitlines()
+        own = [header, *(row for row in rows if row.startswith("philosophy"))]
+        (tmp_path / f"{split}.csv").write_text("\n".join(own) + "\n")
+    choice = prepare(checkpoint, EvalSettings("choice", (str(tmp_path),), shots=shots))
+    theirs = prepared(checkpoint, tasks, "own_philosophy", shots=shots).score(subject)
+    ours = choice.score(subject, seed=0)
+    assert theirs.values[:, 0].tolist() == ours.values[:, 0].tolist()
+    assert theirs.value == ours.value
+
+
+def test_scores_are_those_that_the_harness_totals(
+    checkpoint: Checkpoint, tasks: Path, subject: Any
+) -> None:
+    metric = prepared(checkpoint, tasks, "own_group,own_texts,own_written")
+    results = metric._run(subject.model, lambda event: None)["results"]
+    score = metric.score(subject)
+    again = metric.score(subject)
+    assert again.values.tolist() == score.values.tolist(), "tasks can be run again"
+    assert score.parts == {
+        "own_philosophy": pytest.approx(results["own_philosophy"]["acc,none"]),
+        "own_nutrition": pytest.approx(results["own_nutrition"]["acc,none"]),
+        "own_texts": pytest.approx(results["own_texts"]["acc_norm,none"]),
+        "own_written": pytest.approx(results["own_written"]["exact_match,first"]),
+    }
+    named = [
+        results["own_group"]["acc,none"],
+        results["own_texts"]["acc_norm,none"],
+        results["own_written"]["exact_match,first"],
+    ]
+    assert score.value == pytest.approx(np.mean(named))
+    assert metric.samples == len(score.values) == 5 + 3 + 5 + 8
+
+
+def test_the_whole_verb(checkpoint: Checkpoint, tasks: Path) -> None:
+    events: list[Any] = []
+    settings = EvalSettings("harness:own_philosophy,own_texts", (str(tasks),), samples=4, shots=1)
+    result = evaluate(checkpoint, settings, on_event=events.append)
+    assert result.metric == "harness"
+    assert result.samples == 8
+    assert result.interval is not None
+    assert result.record["metric"] == "harness:own_philosophy,own_texts"
+    assert result.record["harness"] == lm_eval.__version__
+    described = result.record["tasks"]["own_philosophy"]
+    assert described["score"] == "acc"
+    assert described["version"] == "7.0"
+    assert (described["shots"], described["samples"], described["samples_available"]) == (1, 4, 5)
+    assert len(described["blake3"]) == 64
+    json.dumps(result.to_json())
+    started = sum(isinstance(one, PhaseStarted) for one in events)
+    assert started == sum(isinstance(one, PhaseDone) for one in events) > 0
+    assert any(isinstance(one, Advanced) for one in events)
+
+
+def test_nothing_is_printed(
+    checkpoint: Checkpoint, tasks: Path, subject: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepared(checkpoint, tasks, "own_philosophy,own_written").score(subject)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_memory_that_is_full_halves_the_batch(
+    checkpoint: Checkpoint, tasks: Path, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = prepared(checkpoint, tasks, "own_philosophy", batch_size=4)
+    want = metric.score(subject).values.tolist()
+    real = subject.model.forward
+
+    def small(input_ids: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(input_ids, *rest, **options)
+
+    monkeypatch.setattr(subject.model, "forward", small)
+    events: list[Any] = []
+    assert metric.score(subject, on_event=events.append).values.tolist() == want
+    notes = [one.text for one in events if isinstance(one, Note)]
+    assert [int(text.split()[3]) for text in notes] == [2, 1]
+
+
+def test_tasks_that_do_not_fit(
+    checkpoint: Checkpoint, tasks: Path, tiny: Callable[[str], Path]
+) -> None:
+    with pytest.raises(MetricMismatch, match=r"'own_lower' is a mean .*\(word_perplexity") as why:
+        prepared(checkpoint, tasks, "own_lower")
+    assert "lm-eval run" in why.value.hint
+    with pytest.raises(InvalidOption, match="no task 'own_filosofy'") as near:
+        prepared(checkpoint, tasks, "own_filosofy")
+    assert "own_philosophy" in near.value.hint
+    with pytest.raises(InvalidOption, match="task 'own_philosophy' is in it twice"):
+        prepared(checkpoint, tasks, "own_philosophy,own_group")
+    with pytest.raises(InvalidOption, match="--metric harness: names no task"):
+        prepared(checkpoint, tasks, "")
+    with pytest.raises(MetricMismatch, match="of kind encoder"):
+        prepare(open_checkpoint(tiny("bert")), EvalSettings("harness:own_texts", (str(tasks),)))
+
+
+def test_tasks_are_programs_of_somebody(tasks: Path, checkpoint: Checkpoint) -> None:
+    settings = EvalSettings("harness:own_texts", (str(tasks),))
+    with pytest.raises(InvalidOption, match="may run any code") as caught:
+        prepare(open_checkpoint("demo"), settings)
+    assert prepare(open_checkpoint("demo", trust_remote_code=True), settings).samples == 5
+    assert "--trust-remote-code" in caught.value.hint
+    with pytest.raises(InvalidOption, match="is no folder of tasks"):
+        prepare(checkpoint, EvalSettings("harness:own_texts", (str(tasks / "texts.yaml"),)))
+
+
+def test_data_that_are_not_there(checkpoint: Checkpoint, tasks: Path, tmp_path: Path) -> None:
+    text = (tasks / "texts.yaml").read_text().replace("philosophy_test.csv", "nothing.csv")
+    (tmp_path / "texts.yaml").write_text(text)
+    with pytest.raises(BadData, match=r"own_texts \(harness\)"):
+        prepared(checkpoint, tmp_path, "own_texts")
+
+
+def test_outputs_that_are_no_numbers(checkpoint: Checkpoint, tasks: Path) -> None:
+    broken = Subject()
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight.fill_(math.nan)
+    for name in ("own_philosophy", "own_written"):
+        metric = prepared(checkpoint, tasks, name)
+        with pytest.raises(EvaluationFailed, match="the model's outputs are NaN"):
+            metric.score(broken)  # type: ignore[arg-type]
+
+
+def test_without_the_harness(
+    checkpoint: Checkpoint, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [one for one in sys.modules if one.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingLibrary, match="lm-eval") as caught:
+        prepared(checkpoint, tasks, "own_texts")
+    assert caught.value.hint == "pip install 'prunectl[harness]'"
+    assert harness.BATCH == 8
