@@ -20,7 +20,7 @@ import html
 import json
 import re
 import tarfile
-from email.header import decode_header
+from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
 
@@ -46,10 +46,11 @@ def text_of(mail: str) -> str:
 
 
 def _subject(message: Message) -> str:
-    parts = []
-    for part, charset in decode_header(str(message["subject"] or "")):
-        parts.append(part if isinstance(part, str) else _decoded(part, charset))
-    return "".join(parts)
+    given = str(message["subject"] or "")
+    try:
+        return str(make_header(decode_header(given)))
+    except (LookupError, ValueError):  # a charset that nobody knows
+        return given
 
 
 def _body(message: Message) -> str:

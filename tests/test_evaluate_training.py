@@ -491,6 +491,7 @@ import json, sys, torch
 from dataclasses import replace
 from pathlib import Path
 import test_evaluate_training as t
+from prunectl.evaluation.processes import shared
 from prunectl.evaluation.training import train
 
 recipe = replace(t.RECIPE, train_batch_size=3, epochs=2)
@@ -502,8 +503,13 @@ def check(step):
 record = train(model, held, t.Rows(), recipe, 0, told.append, after_step=check,
                folder=Path(sys.argv[1]) / "state")
 rank = torch.distributed.get_rank()
+mine = []
+def work(some):
+    mine.extend(some)
+    return [one * one for one in some]
+squares = shared(range(5), work)
 torch.save(model.state_dict(), Path(sys.argv[1]) / f"{rank}.pt")
-facts = [record.steps, list(record.losses), len(told), all(zeros)]
+facts = [record.steps, list(record.losses), len(told), all(zeros), squares, mine]
 (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(facts))
 torch.distributed.destroy_process_group()
 """
@@ -528,12 +534,14 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     recipe = replace(RECIPE, train_batch_size=3, epochs=2)
     record = train(alone, held, Rows(), recipe, 0)
     for rank in (0, 1):
-        steps, losses, told, zeros = json.loads((tmp_path / f"{rank}.json").read_text())
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        steps, losses, told, zeros, squares, mine = found
+        assert (squares, mine) == ([0, 1, 4, 9, 16], [[0, 2, 4], [1, 3]][rank])
         assert (steps, zeros, bool(told)) == (8, True, rank == 0)
         assert losses == pytest.approx(record.losses, rel=1e-4)
-        found = torch.load(tmp_path / f"{rank}.pt")
+        weights = torch.load(tmp_path / f"{rank}.pt")
         for name, value in state_of(alone).items():
-            torch.testing.assert_close(found[name], value, atol=2e-4, rtol=0)
+            torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=0)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-0002"]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.opening import open_checkpoint
     from prunectl.errors import PrunectlError
     from prunectl.evaluation.result import Evaluation
-    from prunectl.evaluation.settings import EvalSettings
+    from prunectl.evaluation.settings import EvalSettings, Training
     from prunectl.evaluation.verb import evaluate
     from prunectl.exporting.result import ExportResult
     from prunectl.exporting.verb import export
@@ -62,6 +62,7 @@ _HOMES = {
     "PrunectlError": "prunectl.errors",
     "Evaluation": "prunectl.evaluation.result",
     "EvalSettings": "prunectl.evaluation.settings",
+    "Training": "prunectl.evaluation.settings",
     "evaluate": "prunectl.evaluation.verb",
     "ExportResult": "prunectl.exporting.result",
     "export": "prunectl.exporting.verb",
@@ -118,6 +119,7 @@ __all__ = [
     "SweepResult",
     "SweepSettings",
     "Tolerance",
+    "Training",
     "Unstructured",
     "VerifyReport",
     "Weights",

@@ -36,7 +36,6 @@ from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, task_of
 from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
 from prunectl.events import OnEvent, ignore_events
-from prunectl.plain import plain
 
 if TYPE_CHECKING:
     from prunectl.evaluation.metric import Values
@@ -250,13 +249,13 @@ def _record(
         "most_frequent_class": round(common / len(scored.rows), 4),
         **facts,
     }
-    if data.train is not None:
+    if data.train is not None and recipe is not None:
         record["train"] = {
             **facts_of(data.train.table),
             "blake3": data.train.digest,
             "rows": len(data.train.rows),
         }
-        record["recipe"] = plain(recipe)
+        record["recipe"] = recipe.to_json()
     if data.divided:
         record["held_out"] = {"share": HELD_OUT, "seed": settings.seed}
     return record

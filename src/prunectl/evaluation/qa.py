@@ -36,7 +36,6 @@ from prunectl.evaluation.tables import Table, digest_rows
 from prunectl.evaluation.tasks import UNNAMED_QUESTIONS, Task, task_of
 from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
 from prunectl.events import OnEvent, ignore_events
-from prunectl.plain import plain
 
 if TYPE_CHECKING:
     from prunectl.evaluation.metric import Values
@@ -251,7 +250,7 @@ def _record(request: Request, data: _Data, recipe: Recipe, facts: dict[str, Any]
             "blake3": _digest(data.train, "start"),
             "questions": len(data.train),
         }
-        record["recipe"] = plain(recipe)
+        record["recipe"] = recipe.to_json()
     if data.divided:
         record["held_out"] = {"share": HELD_OUT, "seed": settings.seed, "of": "texts"}
     return record

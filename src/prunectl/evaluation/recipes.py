@@ -7,7 +7,8 @@ Trainer of transformers, on which such recipes run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from prunectl.evaluation.settings import Training
 
@@ -37,6 +38,10 @@ class Recipe:
     mixed_precision: str = "no"
     max_grad_norm: float = 1.0
     max_steps: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 TEXT = Recipe(epochs=3, learning_rate=2e-5, train_batch_size=32)
