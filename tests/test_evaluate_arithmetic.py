@@ -347,6 +347,21 @@ def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> N
     assert problem.answer == 98
 
 
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("similarity", {"shots": 1}),
+        ("arithmetic", {"stride": 4}),
+        ("perplexity", {"protocol": "text"}),
+        ("choice", {"max_new_tokens": 4}),
+    ],
+)
+def test_options_that_a_metric_would_ignore(metric: str, options: dict[str, Any]) -> None:
+    name = next(iter(options)).replace("_", "-")
+    with pytest.raises(InvalidOption, match=f"--{name} means nothing to --metric {metric}"):
+        EvalSettings(metric, **options)
+
+
 def test_the_defaults() -> None:
     assert arithmetic.NEW_TOKENS == 64
     with pytest.raises(InvalidOption, match="--max-new-tokens 0 is not valid: at least 1"):

@@ -216,6 +216,19 @@ def test_the_protocol_can_be_chosen(checkpoint: Checkpoint, tmp_path: Path) -> N
         EvalSettings("choice", protocol="words")
 
 
+def test_the_command(typed: Callable[..., tuple[int, str, str]]) -> None:
+    args = ("--metric", "choice", "--data", MMLU, "--protocol", "text", "--shots", "1", "--json")
+    code, out, _ = typed("evaluate", "demo", *args)
+    assert code == 0
+    document = json.loads(out)
+    want = evaluate("demo", EvalSettings("choice", (str(MMLU),), protocol="text", shots=1))
+    assert document["score"] == want.score
+    assert document["record"] == want.record
+    code, _, err = typed("evaluate", "demo", "--metric", "choice", "--data", MMLU, "--shots", "9")
+    assert code == 1
+    assert "--shots asks for 9" in err
+
+
 CHOICES = ["red", "green", "blue"]
 
 

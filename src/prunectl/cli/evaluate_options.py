@@ -54,7 +54,26 @@ Stride = Annotated[
 ]
 Shots = Annotated[
     int,
-    typer.Option("--shots", metavar="N", help="choice, arithmetic: solved examples in the prompt."),
+    typer.Option(
+        "--shots", metavar="N", help="choice, arithmetic, harness: solved examples in the prompt."
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        metavar="PROTOCOL",
+        help="choice: letters (A to D, as MMLU), text (of the options, as ARC), or auto.",
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        help="arithmetic: tokens of an answer at most; default: 64.",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[
     int | None,

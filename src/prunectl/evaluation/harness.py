@@ -70,6 +70,7 @@ class Harness:
     parts: Mapping[str, Part]
     loaded: Mapping[str, Any]
     tokenizer: Tokenizer
+    room: int | None
     batch_size: int
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -130,7 +131,12 @@ class Harness:
 
             try:
                 found: dict[str, Any] = evaluate(
-                    lm=HFLM(pretrained=model, tokenizer=self.tokenizer.inner, batch_size=size),
+                    lm=HFLM(
+                        pretrained=model,
+                        tokenizer=self.tokenizer.inner,
+                        batch_size=size,
+                        max_length=self.room,
+                    ),
                     task_dict=dict(self.loaded),
                     samples=chosen or None,
                     bootstrap_iters=0,
@@ -211,16 +217,20 @@ def prepare(request: Request) -> Harness:
         kind: {key: one for found in loaded.values() for key, one in found[kind].items()}
         for kind in ("tasks", "groups", "group_map")
     }
+    tokenizer = load_tokenizer(request.checkpoint)
+    room = prompts.room(request, tokenizer)
     record = {
         "metric": settings.metric,
         "harness": importlib.metadata.version("lm_eval"),
         "tasks": {key: _described(part) for key, part in parts.items()},
+        "sequence_length": room,
         "seed": settings.seed,
     }
     return Harness(
         parts,
         merged,
-        load_tokenizer(request.checkpoint),
+        tokenizer,
+        room,
         settings.batch_size or BATCH,
         record,
         tuple(request.notes),

@@ -12,6 +12,13 @@ TRAINED = ("classification", "qa")
 """Metrics that train the model before they score it."""
 PRECISIONS = ("no", "bf16", "fp16")
 PROTOCOLS = ("auto", "letters", "text")
+_ONLY_FOR = {
+    "stride": ("perplexity",),
+    "shots": ("choice", "arithmetic", "harness"),
+    "protocol": ("choice",),
+    "max_new_tokens": ("arithmetic",),
+}
+"""Options that would be ignored by other metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class EvalSettings:
         samples: how many windows, questions or rows at most, drawn evenly or by ``seed``.
         sequence_length: tokens in a window or a row, at most what the model takes.
         stride: perplexity: tokens from one window to the next; the length, where it is None.
-        shots: choice, arithmetic: solved examples before each question.
+        shots: choice, arithmetic, harness: solved examples before each question.
         protocol: choice: ``letters`` (MMLU) or ``text`` (ARC, HellaSwag); ``auto`` is what the data
             look like.
         max_new_tokens: arithmetic: tokens of an answer at most.
@@ -118,6 +125,12 @@ class EvalSettings:
             raise InvalidOption(
                 f"--protocol '{self.protocol}' is not known", hint=f"one of {', '.join(PROTOCOLS)}"
             )
+        for name, metrics in _ONLY_FOR.items():
+            if getattr(self, name) not in (None, 0, "auto") and self.name not in metrics:
+                raise InvalidOption(
+                    f"--{_option(name)} means nothing to --metric {self.metric}",
+                    hint=f"it is for --metric {' or '.join(metrics)}",
+                )
         self._check_trained()
 
     def _check_trained(self) -> None:
