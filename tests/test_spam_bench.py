@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import essential
 import spam
 
 PLAIN = """Received: from nowhere
@@ -68,3 +70,15 @@ def test_every_fifth_mail_of_a_group_is_held_out(tmp_path: Path) -> None:
         for group, label in (("easy-ham-1", "ham"), ("spam-2", "spam"))
         for at in (8, 18)
     ]
+
+
+def test_the_sweep_s_command_is_one_that_prunectl_takes(
+    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
+    """It stops at the model, which is not there: all options have been read by then."""
+    command = essential.command(tmp_path / "model", tmp_path / "mails", "--train-samples", "9")
+    assert command[1:3] == ["-m", "prunectl"]
+    code, _, err = typed(*command[3:])
+    assert code == 1
+    assert "model" in err
+    assert "option" not in err
