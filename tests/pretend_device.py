@@ -69,7 +69,8 @@ class PretendDevice(TorchFunctionMode):
         if any(there) and apart and func not in _BOTH:
             raise RuntimeError(f"{func}: expected all tensors on one device, found cuda:0 and cpu")
         result = func(*args, **kwargs)
-        if any(there) or asked == CUDA:
+        # What is copied into stays where it is.
+        if func is not torch.Tensor.copy_ and (any(there) or asked == CUDA):
             for one in _tensors(result):
                 self._take(one)
         return result
