@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunectl.device import choose_device as choose_device
-from prunectl.device import is_out_of_memory as is_out_of_memory
 from prunectl.device import memory_stated
 from prunectl.errors import InvalidOption
 
