@@ -451,7 +451,7 @@ def test_a_read_only_disk(source: Path, small_disk: Path, prepared: Prepared) ->
     subprocess.run(["mount", "-o", "remount,ro,size=4194304", small_disk], check=True)
     prepared()
     error = refused(CannotWrite, small_disk.name, source, small_disk / "out", code=1)
-    assert "writable" in error.hint
+    assert "can be written" in error.hint
 
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may write anywhere")
