@@ -506,9 +506,12 @@ def test_one_split_is_divided_and_that_is_recorded(model: Model, tmp_path: Path)
     assert other.record["blake3"] != metric.record["blake3"]
 
 
-def test_validation_is_scored_on_where_there_is_one(model: Model, data: Path) -> None:
+def test_validation_is_scored_on_where_the_test_has_no_classes(model: Model, data: Path) -> None:
     write(data / "valid.jsonl", named(texts(17, 4)))
-    assert scored(model(), data).record["split"] == "validation"
+    assert prepare(open_checkpoint(model()), settings_of(data)).record["split"] == "test"
+    for rows in ([{"text": "word1", "label": -1}], [{"text": "word1"}]):
+        write(data / "test.jsonl", rows * 9)
+        assert prepare(open_checkpoint(model()), settings_of(data)).record["split"] == "validation"
 
 
 def test_fewer_rows_keep_the_shares_of_classes(model: Model, data: Path) -> None:

@@ -75,7 +75,8 @@ def read(request: Request, task: Task, *, images: bool, trains: bool) -> Data:
         MissingColumn, BadData, and others: see :func:`prunectl.evaluation.examples.choose`.
     """
     settings = request.settings
-    chosen: Chosen = choose(request, task, trains=trains)
+    wanted = settings.label_column or task.label
+    chosen: Chosen = choose(request, task, [wanted] if wanted else LABELS, trains=trains)
     columns = columns_of(request, task, chosen.scored, images=images)
     scored = rows_of(request, chosen.scored, columns)
     train = rows_of(request, chosen.train, columns) if chosen.train else None

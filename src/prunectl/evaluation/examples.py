@@ -10,7 +10,7 @@ import numpy as np
 
 from prunectl.evaluation.errors import BadData, NoData
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.tables import HINT, Table, pick, read_splits
+from prunectl.evaluation.tables import HINT, Table, column, has_column, pick, read_splits
 from prunectl.evaluation.tasks import Task
 
 HELD_OUT = 0.2
@@ -30,10 +30,12 @@ class Chosen:
     beside: dict[str, Table]
 
 
-def choose(request: Request, task: Task, *, trains: bool) -> Chosen:
+def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool) -> Chosen:
     """Read the data and choose splits of them.
 
     Args:
+        answers: names that the column of answers may have; published tests often have none, and
+            are passed over where something else can be scored on.
         trains: whether data to train on are needed at all.
 
     Raises:
@@ -46,7 +48,9 @@ def choose(request: Request, task: Task, *, trains: bool) -> Chosen:
         raise NoData(settings.metric, request.checkpoint.model, f"one table: {HINT}")
     name = given[0]
     splits = read_splits(request, name, skip=task.skipped)
-    scored = pick(splits, task.scored, name)
+    given_up = [one for one in splits if one == "test" and not _answered(splits[one], answers)]
+    others = {key: one for key, one in splits.items() if key not in given_up}
+    scored = pick(others if set(others) & set(task.scored) else splits, task.scored, name)
     beside = {
         part: splits[next(one for one in names if one in splits)]
         for part, names in task.beside.items()
@@ -64,6 +68,14 @@ def choose(request: Request, task: Task, *, trains: bool) -> Chosen:
             hint="name what to train on: --train-data SOURCE",
         )
     return Chosen(splits["train"] if len(splits) > 1 else None, scored, beside)
+
+
+def _answered(table: Table, answers: Sequence[str]) -> bool:
+    """Whether any row has an answer."""
+    if not has_column(table, answers):
+        return False
+    name = column(table, None, answers)
+    return any(str(row.get(name)).strip() not in ("None", "", "-1") for row in table.rows)
 
 
 def drawn(groups: Sequence[Hashable], count: int | None, seed: int) -> list[int]:

@@ -198,7 +198,7 @@ class _Data:
 
 def _read(request: Request, task: Task, *, trains: bool) -> _Data:
     settings = request.settings
-    chosen = choose(request, task, trains=trains)
+    chosen = choose(request, task, squad.ANSWERS, trains=trains)
     every = questions_of(request, chosen.scored)
     train = questions_of(request, chosen.train) if chosen.train else None
     divided = trains and train is None

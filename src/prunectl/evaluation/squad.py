@@ -16,6 +16,9 @@ from prunectl.evaluation.errors import BadData, MissingColumn
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.tables import Table, column, has_column
 
+ANSWERS = ("answers", "paragraphs")
+"""Columns that hold the answers: of rows, and of SQuAD's own JSON."""
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.recipes import IMAGES, QUESTIONS, RECIPES, TEXT, Recipe
 
-SCORED = ("validation", "test", "all")
-"""Splits that are scored on where no task says which: the first that is there."""
+SCORED = ("test", "validation", "all")
+"""Splits that are scored on where no task says which: the first that is there and has answers."""
 
 
 @dataclass(frozen=True, slots=True)
