@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+import tiny_tokenizers
 import torch
 import transformers
 from accelerate import Accelerator
@@ -491,6 +492,7 @@ import json, sys, torch
 from dataclasses import replace
 from pathlib import Path
 import test_evaluate_training as t
+from prunectl.cli.run import run
 from prunectl.evaluation.processes import shared
 from prunectl.evaluation.training import train
 
@@ -511,6 +513,7 @@ squares = shared(range(5), work)
 torch.save(model.state_dict(), Path(sys.argv[1]) / f"{rank}.pt")
 facts = [record.steps, list(record.losses), len(told), all(zeros), squares, mine]
 (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(facts))
+assert run(sys.argv[2:]) == 0
 torch.distributed.destroy_process_group()
 """
 
@@ -519,10 +522,16 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     """Of the last step's samples (one) the second process has none."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
+    tiny_models.build("bert_base", tmp_path / "model")
+    tiny_tokenizers.save(tmp_path / "model")
+    rows = [f"{word} word9,{at % 2}\n" for at, word in enumerate(tiny_tokenizers.WORDS[:30])]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
+    words = "--metric classification --epochs 2 --json --data"
+    evaluate = ["evaluate", tmp_path / "model", *words.split(), tmp_path / "rows.csv"]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, *command, str(script), str(tmp_path)],
+        [sys.executable, *command, str(script), str(tmp_path), *map(str, evaluate)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -543,6 +552,9 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         for name, value in state_of(alone).items():
             torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=0)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-0002"]
+    # One of them speaks.
+    assert json.loads(done.stdout)["samples"] == 6
+    assert "warning: " not in done.stderr
 
 
 # --- settings and recipes -------------------------------------------------------------------------

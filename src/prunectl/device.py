@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
 def choose_device(wanted: str) -> torch.device:
     """The device that is meant: ``auto`` is CUDA where there is one.
 
+    Of several processes that ``accelerate launch`` or ``torchrun`` has started, each has its own.
+
     Raises:
         InvalidOption: no such device, or not one that is known.
     """
     import torch
 
     if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+            return torch.device("cpu")
+        own = os.environ.get("LOCAL_RANK", "")
+        return torch.device("cuda", int(own) % count if own.isdecimal() else 0)
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -40,6 +47,13 @@ def choose_device(wanted: str) -> torch.device:
             f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices"
         )
     return torch.device("cuda", index)
+
+
+def is_first_process() -> bool:
+    """Whether this is not one of the further processes of ``accelerate launch`` or ``torchrun``."""
+    environ = os.environ
+    several = environ.get("WORLD_SIZE", "1") != "1" and "MASTER_ADDR" in environ
+    return not several or environ.get("RANK", "0") == "0"
 
 
 def free_memory(device: torch.device) -> int | None:

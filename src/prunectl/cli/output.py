@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from prunectl.cli.command_line import visible
+from prunectl.device import is_first_process
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
 
@@ -33,10 +34,14 @@ class Output:
         json: print one JSON document on stdout instead of tables.
         quiet: no tables, notes or progress; warnings and errors stay.
         verbose: say more.
+
+    Of several processes that work on one command, the first says it.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._speaks = is_first_process()
+        self.json, self.quiet = json and self._speaks, quiet or not self._speaks
+        self.verbose = verbose
 
     def note(self, text: str) -> None:
         """A sentence on stderr that may be missed."""
@@ -45,7 +50,8 @@ class Output:
 
     def warn(self, text: str) -> None:
         """A sentence on stderr that matters."""
-        print(f"warning: {visible(text)}", file=sys.stderr)
+        if self._speaks:
+            print(f"warning: {visible(text)}", file=sys.stderr)
 
     def show(self, *parts: RenderableType) -> None:
         """A screen for people on stdout; nothing with ``--json`` or ``-q``."""
