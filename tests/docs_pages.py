@@ -156,7 +156,9 @@ class Reader:
         blocks = blocks_of(self.page.read_text(encoding="utf-8"))
         for block, after in zip(blocks, [*blocks, None][1:], strict=True):
             if block.title:
-                (self.folder / block.title).write_text(block.text, encoding="utf-8")
+                path = self.folder / block.title
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
             elif block.language == "console":
                 for command, output in commands_in(block.text):
                     self._type(command, output, block)

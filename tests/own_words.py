@@ -13,8 +13,8 @@ import torch
 
 LENGTH = 20
 """Tokens that it takes, and those of a window."""
-_LOUDER = 6.0
-"""Random weights as transformers draws them make every word as likely as any other."""
+_SPREAD = 0.12
+"""Of weights; those that transformers draws, 0.02, make every word as likely as any other."""
 
 
 def build(folder: Path, *, windows: int = 60, seed: int = 0, bos: bool = False) -> Path:
@@ -28,7 +28,7 @@ def build(folder: Path, *, windows: int = 60, seed: int = 0, bos: bool = False) 
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(_LOUDER)
+                torch.nn.init.normal_(parameter, std=_SPREAD)
         words = torch.randint(len(tiny_tokenizers.WORDS), (windows, 1)) + len(
             tiny_tokenizers.SPECIAL
         )

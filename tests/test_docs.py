@@ -51,6 +51,7 @@ RUN = {
     "bench.md": 5,
     "calibration.md": 9,
     "commands.md": 32,
+    "evaluate.md": 6,
     "faq.md": 5,
     "hub.md": 3,
     "index.md": 3,

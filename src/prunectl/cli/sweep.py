@@ -107,7 +107,6 @@ def sweep(
     from prunectl.settings import PruneSettings
     from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
-    from prunectl.study.turning import Status
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     saved = _Saved(output, csv, html, png, svg)
@@ -153,11 +152,9 @@ def sweep(
     )
     if revision is not None and len(given) > 1:
         raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
+    access = (token, cache_dir, trust_remote_code, out)
     chosen = [choose_model(one, revision, out) for one in given]
-    opened = [
-        options.open_source(one, token, cache_dir, trust_remote_code, out, compressed=True)
-        for one in chosen
-    ]
+    opened = [options.open_source(one, *access, compressed=True) for one in chosen]
     screen = _Live(out, str(epsilon_mode))
     with out.progress(above=screen.chart) as on_event:
         result = sweep(
@@ -172,8 +169,15 @@ def sweep(
         )
     _show(result, out)
     saved.write(result, out)
+    _end(result, out, kept=results is not None or not no_cache)
+
+
+def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
+    """The exit code that a result deserves."""
+    from prunectl.study.turning import Status
+
     if result.interrupted:
-        if results is not None or not no_cache:
+        if kept:
             out.warn("what was measured is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
     if all(curve.essential.status is Status.FAILED for curve in result.curves):

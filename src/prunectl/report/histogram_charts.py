@@ -34,7 +34,8 @@ def histograms(analysis: Analysis) -> dict[tuple[str, ...], dict[str, Any]]:
     marks = [
         {"threshold": row.threshold, "text": f"{row.sparsity:.0%}"}
         for row in analysis.thresholds
-        if any(math.isclose(row.sparsity, tenth) for tenth in _TENTHS) and row.threshold > 0
+        if any(math.isclose(row.sparsity, tenth) for tenth in _TENTHS)
+        and 0 < row.threshold < math.inf
     ]
     charts: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, group in groups.items():

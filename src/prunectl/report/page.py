@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from prunectl._version import __version__
 from prunectl.report.libraries import chart_version, load
 from prunectl.report.theme import DARK, LIGHT, css_variables, vega_config
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 _FILES = Path(__file__).parent / "template"
 
@@ -174,8 +177,12 @@ def render(page: Page) -> str:
         is_bar=lambda cell: isinstance(cell, Bar),
         colours=len(LIGHT.series),
     )
-    # A path may be no valid Unicode.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")
+    return visible(html)
+
+
+def visible(text: str) -> str:
+    """``text`` with what no page may hold as an escape: a path may be no valid Unicode."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _policy(*scripts: str) -> str:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunectl.report.charts import Chart, near_tooltip
 from prunectl.report.libraries import load
 from prunectl.report.sweep_data import dense_rows, known, labels_of, mark_rows, percent, point_rows
+from prunectl.report.sweep_scales import NEAR, WITHIN, loss_ranges, score_scales
 from prunectl.report.theme import DASHES, LIGHT
 
-LOG, LINEAR, NEAR = "Log", "Linear", "Near dense"
-WITHIN, WHOLE = "Near the tolerance", "All"
-
-_STEEP = 3.0
-"""Scores that differ by more than this factor are shown on a log scale first."""
-_ROOM_BETTER, _ROOM_WORSE = 2.5, 8.0
-"""Tolerances that are shown on the better and the worse side of the dense score."""
 CHOSEN = "chosen"
 """The parameter with the labels of the curves to be seen; none: all of them."""
+_PLAIN = re.compile(r"[\w .:,/-]+")
 _MARKS = {"essential sparsity": "diamond", "knee": "triangle-up"}
 
 
@@ -30,39 +26,29 @@ class SweepCharts:
 
     Attributes:
         interactive: with what reacts to a pointer, for a page; without it, for a picture.
+        clip: whether something lies outside of the axes. It takes a second for each curve.
     """
 
     document: dict[str, Any]
     interactive: bool
+    clip: bool = True
 
     def scores(self) -> dict[str, Chart]:
         """The chart of scores by how its axis is scaled; the one to show first is first."""
         points, dense = list(point_rows(self.document)), dense_rows(self.document)
-        values = known(points, "score", "low", "high") + known(dense, "dense", "bound")
-        if not values:
-            return {}
-        own = known(points, "score")
-        scales: dict[str, dict[str, Any]] = {LINEAR: {"zero": False, "nice": True}}
-        if min(values) > 0 and own and max(own) > _STEEP * min(own):
-            scales = {LOG: {"type": "log", "nice": False, "domain": _wider(values)}} | scales
-        if near := _near(dense, values, higher_is_better=self._higher):
-            scales[NEAR] = {"domain": near, "nice": False, "zero": False}
-        return {name: self._score_chart(scale) for name, scale in scales.items()}
+        scales = score_scales(points, dense, higher_is_better=self._higher)
+        return {
+            name: replace(self, clip=name == NEAR)._score_chart(scale)
+            for name, scale in scales.items()
+        }
 
     def losses(self) -> dict[str, Chart]:
         """The chart of losses by the range of its axis; empty where no loss was measured."""
-        points = list(point_rows(self.document))
-        values = known(points, "change")
-        if not values:
-            return {}
-        epsilon = self.epsilon
-        low = max(min([*known(points, "change", "change_low"), -epsilon]), -4 * epsilon)
-        high = min(max([*values, 2 * epsilon]), _ROOM_WORSE * epsilon)
-        whole = [min([*values, -epsilon]), max([*values, 2 * epsilon])]
-        ranges = {WITHIN: [low * 1.1, high]}
-        if whole[1] > high or whole[0] < low:
-            ranges[WHOLE] = whole
-        return {name: self._loss_chart(domain) for name, domain in ranges.items()}
+        ranges = loss_ranges(list(point_rows(self.document)), self.epsilon)
+        return {
+            name: replace(self, clip=name == WITHIN)._loss_chart(domain)
+            for name, domain in ranges.items()
+        }
 
     @property
     def _higher(self) -> bool:
@@ -79,19 +65,21 @@ class SweepCharts:
     def _score_chart(self, scale: dict[str, Any]) -> Chart:
         alt = load("altair")
         name = str(self.document["metric"]["name"])
+        # Vega-Lite writes titles of axes into its expressions, where it escapes quotes only.
+        name = name if _PLAIN.fullmatch(name) else "score"
         better = "higher is better" if self._higher else "lower is better"
-        axis = alt.Axis(format=",~g", tickCount=6)
+        axis = alt.Axis(format=",.6~r", tickCount=6)
         y = alt.Y("score:Q", title=f"{name} ({better})", scale=alt.Scale(**scale), axis=axis)
         dense = alt.Chart(alt.NamedData("dense"))
         behind = [
             dense.transform_filter("isValid(datum.bound)")
-            .mark_rect(style="tolerated", clip=True, tooltip=None)
+            .mark_rect(style="tolerated", clip=self.clip, tooltip=None)
             .encode(y=alt.Y("dense:Q"), y2="bound:Q"),
-            dense.mark_rule(style="dense", strokeDash=[2, 2], clip=True).encode(y="dense:Q"),
+            dense.mark_rule(style="dense", strokeDash=[2, 2], clip=self.clip).encode(y="dense:Q"),
         ]
         before = [
             dense.mark_text(
-                style="note", align="right", dx=-4, dy=-8 if self._higher else 9, clip=True
+                style="note", align="right", dx=-4, dy=-8 if self._higher else 9, clip=self.clip
             ).encode(x=alt.value("width"), y="dense:Q", text="text:N"),
         ]  # fmt: skip
         return self._layers(y, ("score", "low", "high"), behind, before)
@@ -107,14 +95,14 @@ class SweepCharts:
         y = alt.Y("change:Q", title=f"Loss ({unit})", scale=scale, axis=axis)
         bounds = alt.Chart(alt.NamedData("bounds"))
         behind = [
-            bounds.mark_rect(style="tolerated", clip=True, tooltip=None).encode(
+            bounds.mark_rect(style="tolerated", clip=self.clip, tooltip=None).encode(
                 y=alt.Y("bottom:Q"), y2="epsilon:Q"
             ),
-            bounds.mark_rule(style="bound", clip=True).encode(y="epsilon:Q"),
-            bounds.mark_rule(style="dense", strokeDash=[2, 2], clip=True).encode(y="zero:Q"),
+            bounds.mark_rule(style="bound", clip=self.clip).encode(y="epsilon:Q"),
+            bounds.mark_rule(style="dense", strokeDash=[2, 2], clip=self.clip).encode(y="zero:Q"),
         ]
         before = [
-            bounds.mark_text(style="note", align="right", dx=-4, dy=8, clip=True).encode(
+            bounds.mark_text(style="note", align="right", dx=-4, dy=8, clip=self.clip).encode(
                 x=alt.value("width"), y="epsilon:Q", text="epsilon_text:N"
             )
         ]
@@ -126,28 +114,28 @@ class SweepCharts:
         """Curves over what is behind them, the marks on them, and what is written before them."""
         alt = load("altair")
         field, low, high = fields
-        base = alt.Chart(alt.NamedData("points")).encode(
-            x=self._x(), color=self._color(), opacity=self._opacity(1.0)
-        )
+        base = alt.Chart(alt.NamedData("points")).encode(x=self._x(), color=self._color())
         own = f"isValid(datum.{field})"
         both = f"isValid(datum.{low}) && isValid(datum.{high})"
         spread = base.transform_filter(both).encode(y=f"{low}:Q", y2=f"{high}:Q")
         layers = [
             *behind,
             *self._turning_points(),
-            spread.mark_area(clip=True, tooltip=None).encode(opacity=self._opacity(0.16)),
+            spread.mark_area(clip=self.clip, opacity=1, tooltip=None).encode(
+                fillOpacity=self._opacity(0.16)
+            ),
             *(
                 [
                     spread.transform_filter("datum.alone")
-                    .mark_rule(clip=True, tooltip=None)
-                    .encode(opacity=self._opacity(0.55))
+                    .mark_rule(clip=self.clip, tooltip=None)
+                    .encode(strokeOpacity=self._opacity(0.55))
                 ]
                 if any(row["alone"] for row in point_rows(self.document))
                 else []
             ),
             base.transform_filter(own)
-            .mark_line(clip=True, strokeWidth=2, tooltip=None)
-            .encode(y=y, strokeDash=self._dash()),
+            .mark_line(clip=self.clip, strokeWidth=2, tooltip=None)
+            .encode(y=y, strokeDash=self._dash(), strokeOpacity=self._opacity(1.0)),
             self._points(base.transform_filter(own), field),
             self._marks(field),
             *self._failed(),
@@ -159,7 +147,9 @@ class SweepCharts:
     def _x(self) -> Chart:
         alt = load("altair")
         top = max([0.1, *known(point_rows(self.document), "sparsity")])
-        scale = alt.Scale(domain=[0, math.ceil(top * 20) / 20], nice=False)
+        end = math.ceil(round(top, 4) * 20) / 20
+        # A little room, so that the points at both ends are whole.
+        scale = alt.Scale(domain=[-0.008, end + 0.008], nice=False)
         axis = alt.Axis(format="~%", grid=False, tickCount=10)
         return alt.X("sparsity:Q", title="Sparsity of the prunable weights", scale=scale, axis=axis)
 
@@ -185,7 +175,11 @@ class SweepCharts:
         return alt.StrokeDash("label:N", scale=scale, legend=legend)
 
     def _opacity(self, value: float) -> Chart:
-        """Where curves are chosen in the page's legend, the others fade."""
+        """Where curves are chosen in the page's legend, the others fade.
+
+        It is a fill's or a stroke's: that of a whole mark makes pictures many times slower, since
+        each is then drawn on a sheet of its own.
+        """
         alt = load("altair")
         if not self.interactive:
             return alt.value(value)
@@ -194,7 +188,9 @@ class SweepCharts:
 
     def _points(self, base: Chart, field: str) -> Chart:
         alt = load("altair")
-        points = base.mark_point(filled=True, size=34, clip=True, opacity=1).encode(y=f"{field}:Q")
+        points = base.mark_point(filled=True, size=34, clip=self.clip, opacity=1).encode(
+            y=f"{field}:Q", fillOpacity=self._opacity(1.0)
+        )
         if not self.interactive:
             return points
         near = alt.selection_point(
@@ -221,14 +217,16 @@ class SweepCharts:
             "kind:N",
             scale=alt.Scale(domain=list(_MARKS), range=list(_MARKS.values())),
             # A page says it in words.
-            legend=None if self.interactive else alt.Legend(title=None, symbolOpacity=1),
+            legend=None
+            if self.interactive
+            else alt.Legend(title=None, symbolOpacity=1, direction="horizontal"),
         )
         chart = alt.Chart(alt.NamedData("marks")).transform_filter(f"isValid(datum.{field})")
         return chart.mark_point(
-            filled=True, size=190, clip=True, style="halo", strokeWidth=1.5
+            filled=True, size=190, clip=self.clip, opacity=1, style="halo", strokeWidth=1.5
         ).encode(
             x=self._x(), y=f"{field}:Q", shape=shape, color=self._color(),
-            opacity=self._opacity(1.0), tooltip=_mark_tooltip(),
+            fillOpacity=self._opacity(1.0), tooltip=_mark_tooltip(),
         )  # fmt: skip
 
     def _turning_points(self) -> list[Chart]:
@@ -241,11 +239,11 @@ class SweepCharts:
         )
         ends = base.transform_filter("isValid(datum.from) && isValid(datum.to)")
         return [
-            ends.mark_rect(clip=True, tooltip=None).encode(
-                x=alt.X("from:Q"), x2="to:Q", opacity=self._opacity(0.1)
+            ends.mark_rect(clip=self.clip, opacity=1, tooltip=None).encode(
+                x=alt.X("from:Q"), x2="to:Q", fillOpacity=self._opacity(0.1)
             ),
-            base.mark_rule(strokeDash=[5, 4], clip=True).encode(
-                x=self._x(), opacity=self._opacity(0.8), tooltip=_mark_tooltip()
+            base.mark_rule(strokeDash=[5, 4], clip=self.clip).encode(
+                x=self._x(), strokeOpacity=self._opacity(0.8), tooltip=_mark_tooltip()
             ),
         ]
 
@@ -261,9 +259,9 @@ class SweepCharts:
         ]
         chart = alt.Chart(alt.NamedData("points")).transform_filter("datum.failed != ''")
         return [
-            chart.mark_point(shape="cross", angle=45, filled=True, size=90, style="failed").encode(
-                x=self._x(), y=alt.value({"expr": "height - 8"}), tooltip=tooltip
-            )
+            chart.mark_point(
+                shape="cross", angle=45, filled=True, size=90, yOffset=-8, style="failed"
+            ).encode(x=self._x(), y=alt.value("height"), tooltip=tooltip)
         ]
 
     def datasets(self) -> dict[str, list[dict[str, Any]]]:
@@ -293,25 +291,3 @@ def _mark_tooltip() -> list[Chart]:
         alt.Tooltip("interval:N", title="95% interval"),
         alt.Tooltip("text:N", title="meaning"),
     ]
-
-
-def _wider(values: list[float]) -> list[float]:
-    """The range of positive values with some room, as a log scale shows it."""
-    room = (max(values) / min(values)) ** 0.04
-    return [min(values) / room, max(values) * room]
-
-
-def _near(
-    dense: list[dict[str, Any]], values: list[float], *, higher_is_better: bool
-) -> list[float] | None:
-    """A range of some tolerances around the dense scores; None where all is in it anyway."""
-    ends = []
-    for row in dense:
-        if row["bound"] is None:
-            continue
-        step = abs(row["bound"] - row["dense"])
-        worse = -step if higher_is_better else step
-        ends += [row["dense"] + _ROOM_WORSE * worse, row["dense"] - _ROOM_BETTER * worse]
-    if not ends or (min(ends) <= min(values) and max(values) <= max(ends)):
-        return None
-    return [min(ends), max(ends)] if max(ends) > min(ends) else None

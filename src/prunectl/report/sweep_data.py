@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunectl import numbers
+from prunectl.report.page import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,17 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else between(score_text(low), score_text(high))
 
 
+def as_shown(value: Any) -> Any:
+    """A document without what can be neither written nor drawn: bad Unicode, NaN and Inf."""
+    if isinstance(value, dict):
+        return {visible(str(key)): as_shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_shown(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return visible(value) if isinstance(value, str) else value
+
+
 def labels_of(document: dict[str, Any]) -> list[str]:
     """The curves' labels, made different where two are the same."""
     labels: list[str] = []
@@ -74,6 +87,8 @@ def point_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 for key in ("sparsity", "score", "low", "high", "change", "change_low",
                             "change_high")
             }  # fmt: skip
+            if row["change"] == 0 and point["sparsity"] == 0:  # the dense model beside itself
+                row |= {"change_low": 0, "change_high": 0}
             yield row | {
                 "label": label,
                 "at": percent(point["sparsity"]),

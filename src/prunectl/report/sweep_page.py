@@ -22,6 +22,7 @@ from prunectl.report.page import (
 from prunectl.report.sweep_charts import CHOSEN, SweepCharts
 from prunectl.report.sweep_data import (
     Words,
+    as_shown,
     dense_rows,
     flat,
     interval,
@@ -52,6 +53,7 @@ def sweep_page(document: dict[str, Any]) -> str:
     Raises:
         MissingLibrary: a library that draws is not installed.
     """
+    document = as_shown(document)
     charts, labels = SweepCharts(document, interactive=True), tuple(labels_of(document))
     metric = document["metric"]
     samples = f"{metric['samples']:,} {metric.get('unit') or 'samples'}"
@@ -89,6 +91,7 @@ def sweep_picture(document: dict[str, Any], format: Literal["png", "svg"]) -> by
     if format not in ("png", "svg"):
         raise ValueError(f"a picture is a png or an svg, not '{format}'")
     alt, convert = load("altair"), load("vl_convert")
+    document = as_shown(document)
     charts = SweepCharts(document, interactive=False)
     parts = [
         next(iter(found.values())).properties(width=_WIDTH, height=height)
@@ -240,7 +243,7 @@ def _facts(document: dict[str, Any]) -> Iterator[Facts]:
     protocol = [
         ("metric", f"{metric['name']}, {better} is better"),
         ("samples", f"{metric['samples']:,} {metric.get('unit', '')}".strip()),
-        *flat(metric["record"]),
+        *flat({key: value for key, value in metric["record"].items() if key != "metric"}),
     ]
     yield Facts("Run", tuple(run), code=("command",))
     yield Facts("Metric", tuple(protocol))

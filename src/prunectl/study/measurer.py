@@ -104,7 +104,8 @@ class Measurer:
         if point is None or point.values is None or point.score is None:
             return None
         try:
-            score = self.metric.statistic(point.values)
+            with np.errstate(all="ignore"):
+                score = self.metric.statistic(point.values)
         except (ValueError, IndexError, ArithmeticError):  # columns of something else
             return None
         agrees = len(point.values) == self.metric.samples and np.isclose(
