@@ -51,7 +51,7 @@ RUN = {
     "bench.md": 5,
     "calibration.md": 9,
     "commands.md": 32,
-    "evaluate.md": 6,
+    "evaluate.md": 7,
     "faq.md": 5,
     "hub.md": 3,
     "index.md": 3,

@@ -95,6 +95,28 @@ CHOICES: dict[str, dict[str, str]] = {
         "tiny-imagenet": "images of 200 classes",
         "squad": "--metric qa: the answer in a text",
     },
+    "METRIC": {
+        "perplexity": "how well a model continues text",
+        "choice": "multiple choice, by log likelihood",
+        "similarity": "how an encoder ranks pairs of sentences",
+        "arithmetic": "word problems, by the number that is generated",
+        "classification": "labels, after fine-tuning with the pruned weights held",
+        "qa": "spans of text, after fine-tuning with the pruned weights held",
+        "harness:": "tasks of lm-evaluation-harness",
+    },
+    "PROTOCOL": {
+        "auto": "what the data look like",
+        "letters": "A, B, C, D, as MMLU",
+        "text": "the options' own text, as ARC and HellaSwag",
+    },
+    "GRID": {
+        "auto": "steps of 10%, then a search around the turning point",
+        "0:0.9:0.1": "a range",
+    },
+    "--epsilon-mode": {
+        "relative": "a share of the dense model's score",
+        "absolute": "in the metric's own units",
+    },
     "PRECISION": {
         "no": "that of the weights",
         "bf16": "faster on most GPUs",
@@ -221,6 +243,7 @@ def _expanded(path: str) -> str:
 
 FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "MODEL": _models,
+    "MODEL...": _models,
     "REV": _revision_of_model,
     "SOURCE": _sources,
     "DIR": lambda text, _: _paths(text, ()),
@@ -243,6 +266,7 @@ FREE = {
     "X",
     "SHARE",
     "N,N...",
+    "N[,N]",
     "RATIO",
     "TOKEN",
     "ORG/NAME",

@@ -14,7 +14,6 @@ from prunectl.cli.output import Output, as_json, check_file, save_text
 EPILOG = options.examples(
     "prunectl evaluate demo --samples 8",
     "prunectl evaluate org/name --data text:my-text.txt --sequence-length 128",
-    "prunectl evaluate demo --metric choice --data questions.jsonl --shots 1",
     "prunectl evaluate demo --samples 8 -o evaluate.json --json",
 )
 

@@ -112,12 +112,11 @@ def sweep(
     saved = _Saved(output, csv, html, png, svg)
     saved.check(results)
     given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
-    calibrated = refine or method is not Method.MAGNITUDE
     sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
+    needed = sizes | {"device": device} if refine or method is not Method.MAGNITUDE else {}
     sources = calibration_options.calibration_of(
-        given[0] or "", method, refine, calibration, False,
-        **(sizes | {"device": device} if calibrated else {}),
-    )  # fmt: skip
+        given[0] or "", method, refine, calibration, False, **needed
+    )
     settings = SweepSettings(
         evaluation=EvalSettings(
             metric=metric,
@@ -153,8 +152,10 @@ def sweep(
     if revision is not None and len(given) > 1:
         raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
     access = (token, cache_dir, trust_remote_code, out)
-    chosen = [choose_model(one, revision, out) for one in given]
-    opened = [options.open_source(one, *access, compressed=True) for one in chosen]
+    opened = [
+        options.open_source(choose_model(one, revision, out), *access, compressed=True)
+        for one in given
+    ]
     screen = _Live(out, str(epsilon_mode))
     with out.progress(above=screen.chart) as on_event:
         result = sweep(

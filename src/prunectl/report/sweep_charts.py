@@ -11,7 +11,7 @@ from typing import Any
 from prunectl.report.charts import Chart, near_tooltip
 from prunectl.report.libraries import load
 from prunectl.report.sweep_data import dense_rows, known, labels_of, mark_rows, percent, point_rows
-from prunectl.report.sweep_scales import NEAR, WITHIN, loss_ranges, score_scales
+from prunectl.report.sweep_scales import NEAR, loss_ranges, score_scales
 from prunectl.report.theme import DASHES, LIGHT
 
 CHOSEN = "chosen"
@@ -26,7 +26,7 @@ class SweepCharts:
 
     Attributes:
         interactive: with what reacts to a pointer, for a page; without it, for a picture.
-        clip: whether something lies outside of the axes. It takes a second for each curve.
+        clip: whether something lies outside of the axes; half a second for each curve of a PNG.
     """
 
     document: dict[str, Any]
@@ -45,10 +45,7 @@ class SweepCharts:
     def losses(self) -> dict[str, Chart]:
         """The chart of losses by the range of its axis; empty where no loss was measured."""
         ranges = loss_ranges(list(point_rows(self.document)), self.epsilon)
-        return {
-            name: replace(self, clip=name == WITHIN)._loss_chart(domain)
-            for name, domain in ranges.items()
-        }
+        return {name: self._loss_chart(domain) for name, domain in ranges.items()}
 
     @property
     def _higher(self) -> bool:
