@@ -50,13 +50,14 @@ RUN = {
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
-    "commands.md": 32,
+    "commands.md": 40,
     "evaluate.md": 7,
     "faq.md": 5,
     "hub.md": 3,
     "index.md": 3,
     "masks.md": 4,
     "recipes.md": 1,
+    "sweep.md": 3,
     "tutorial.md": 8,
 }
 

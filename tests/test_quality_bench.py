@@ -245,7 +245,7 @@ def test_the_table_has_a_line_a_method_and_a_column_a_target() -> None:
     ]
 
 
-@pytest.mark.parametrize("check", ["encoder"])
+@pytest.mark.parametrize("check", ["encoder", "vision"])
 def test_the_tables_of_the_docs_are_those_of_the_results_that_are_kept(check: str) -> None:
     path = ROOT / f"benchmarks/results/quality-{check}.jsonl"
     entries = quality.read_results(path)

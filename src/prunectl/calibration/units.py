@@ -56,10 +56,12 @@ class Course:
     Attributes:
         units: in the order in which the model calls them.
         states: bytes of what blocks put out for all samples, at most.
+        rows: tokens, or patches, that are run side by side, at most.
     """
 
     units: tuple[Unit, ...]
     states: int
+    rows: int
 
 
 def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
@@ -114,7 +116,8 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
         start += unit.calls
     on_event(Advanced(_PHASE, total - told))
     on_event(PhaseDone(_PHASE))
-    return Course(tuple(units), _states(trace, sample, forward.batches))
+    states, rows = _sizes(trace, sample, forward.batches)
+    return Course(tuple(units), states, rows)
 
 
 _PHASE = "trying the model"
@@ -127,15 +130,18 @@ def _short(inputs: Inputs) -> dict[str, torch.Tensor]:
     }
 
 
-def _states(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) -> int:
-    """Bytes of the last outputs of each list of blocks, if they were those of all batches."""
-    last = {call.block.rpartition(".")[0]: call.output for call in trace}
-    size = sum(leaf.nbytes for leaf in _tensors(list(last.values())))
-    most = max(
-        sum(batch[key].numel() for batch in batches) / max(value.numel(), 1)
-        for key, value in sample.items()
-    )
-    return math.ceil(size * most)
+def _sizes(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) -> tuple[int, int]:
+    """Bytes of the last outputs of each list of blocks, if they were those of all batches; and rows
+    of the largest output of a batch."""
+    outputs = list({call.block.rpartition(".")[0]: call.output for call in trace}.values())
+    parts = [  # each batch by how many of the sample it is
+        max(batch[key].numel() / max(value.numel(), 1) for key, value in sample.items())
+        for batch in batches
+    ]
+    states = math.ceil(sum(leaf.nbytes for leaf in _tensors(outputs)) * sum(parts))
+    leaves = [_tensors(output)[:1] for output in outputs]
+    rows = max((one.numel() // max(one.shape[-1], 1) for leaf in leaves for one in leaf), default=1)
+    return states, math.ceil(rows * max(parts))
 
 
 class _MadeUpReads(TorchFunctionMode):

@@ -100,14 +100,16 @@ def gains(dense: Tensor, old: Tensor, new: Tensor, hessian: Tensor) -> Tensor:
     """By how much the output error of every row falls from ``old`` to ``new``: fp64 [out].
 
     ``e H e^T - f H f^T = (e - f) H (e + f)^T``, in fp64 all through, because a comparison that
-    rounding decides would be no guarantee; a part of H at a time.
+    rounding decides would be no guarantee; a part of it at a time.
     """
-    change = old.double() - new.double()
-    total = old.double() + new.double() - 2 * dense.double()
     gained = torch.zeros(len(dense), dtype=torch.float64, device=dense.device)
-    for first in range(0, len(hessian), _PART):
-        part = slice(first, first + _PART)
-        gained += ((change @ hessian[:, part].double()) * total[:, part]).sum(1)
+    for start in range(0, len(dense), _ROWS):
+        rows = slice(start, start + _ROWS)
+        change = old[rows].double() - new[rows].double()
+        total = old[rows].double() + new[rows].double() - 2 * dense[rows].double()
+        for first in range(0, len(hessian), _PART):
+            part = slice(first, first + _PART)
+            gained[rows] += ((change @ hessian[:, part].double()) * total[:, part]).sum(1)
     return gained
 
 
@@ -120,4 +122,5 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1, dtype=torch.float64)
 
 
+_ROWS = 256
 _PART = 1024

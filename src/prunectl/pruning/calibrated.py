@@ -12,7 +12,7 @@ from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
-from prunectl.pruning.calibrated_matrix import Done, MatrixPruner, stored
+from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_notes import CalibrationNotes
 from prunectl.pruning.edits import Copy, Replace
@@ -97,12 +97,12 @@ class Calibrator:
         wanted = split(target, parts, axis)
         done = []
         for place, part, one, goal in zip(places, parts, measured, wanted, strict=True):
-            found = self._one(part, one, goal)
+            found, values = self._one(part, one, goal)
             done.append(found)
-            place.copy_(stored(found, part))
+            place.copy_(values)
             if isinstance(target, ByShare):
                 target.shares.reached(int((place == 0).sum()))
-        self.facts[name] = _summed(done, [one.gram for one in measured])
+        self.facts[name] = _summed(done, [one.gram for one in measured], len(parts[0]))
         if self._store is None:
             return None
         self.notes.tensor(name, self.facts[name], measured, done)
@@ -116,21 +116,20 @@ class Calibrator:
                 target.shares.of_next(value.numel())
                 target.shares.reached(int((value == 0).sum()))
 
-    def _one(self, part: torch.Tensor, one: Measured, goal: Goal) -> Done:
+    def _one(self, part: torch.Tensor, one: Measured, goal: Goal) -> tuple[Done, torch.Tensor]:
         import torch
 
         device = one.matrix.weight.device
         try:
             try:
-                weight = part.to(device, torch.float32)
-                return self._pruner.prune(weight, one.gram, goal, part.dtype)
+                return self._pruner.prune(part.to(device), one.gram, goal)
             except torch.OutOfMemoryError:
                 if device.type == "cpu":
                     raise
             self._tell_full(one)
             if one.gram is not None:
                 one.gram.move(torch.device("cpu"))
-            return self._pruner.prune(part.float(), one.gram, goal, part.dtype)
+            return self._pruner.prune(part, one.gram, goal)
         except SingularHessian as error:
             error.message = f"{one.matrix.label}: {error.message}"
             error.args = (error.message,)
@@ -144,7 +143,7 @@ class Calibrator:
             self._on_event(Note(f"{text} to begin with.", warning=True))
 
 
-def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
+def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedFacts:
     errors = [one.error for one in done if one.error is not None]
     before = [one.error_before_refine for one in done if one.error_before_refine is not None]
     return CalibratedFacts(
@@ -153,19 +152,18 @@ def _summed(done: Sequence[Done], grams: Sequence[Any]) -> CalibratedFacts:
         skipped=sum(0 if gram is None else gram.skipped for gram in grams),
         error=sum(errors) / len(errors) if errors else None,
         error_before_refine=sum(before) / len(before) if before else None,
-        damping=max((one.pruned.damping for one in done), default=0.0),
-        raised=max((one.pruned.raised for one in done), default=0),
-        dead_inputs=sum(one.pruned.dead for one in done),
+        damping=max((one.damping for one in done), default=0.0),
+        raised=max((one.raised for one in done), default=0),
+        dead_inputs=sum(one.dead for one in done),
         by_magnitude=sum(one.by_magnitude for one in done),
-        pattern_rows=_all_rows(done),
+        pattern_rows=_all_rows(done, out),
     )
 
 
-def _all_rows(done: Sequence[Done]) -> list[tuple[int, int]] | None:
+def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
     """The rows of a stack of matrices that take the pattern, numbered through; None for all."""
     if any(one.rows is None for one in done):
         return None
-    out = len(done[0].weight)
     ranges = merged(
         (i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ()
     )

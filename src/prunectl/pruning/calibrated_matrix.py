@@ -22,38 +22,26 @@ from prunectl.settings import Method
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """A pruned matrix.
+    """Facts on a pruned matrix.
 
     Attributes:
-        pruned: what the method gave.
-        weight: [out, in], what it is in the end, as it is stored.
-        mask: bool [out, in], True = kept.
         survivors: ``kept`` bit for bit, or ``updated``.
+        damping, raised, dead: see :class:`prunectl.methods.pruned.Pruned`.
         error, error_before_refine: see :class:`prunectl.pruning.calibrated.CalibratedFacts`.
         by_magnitude: whether there was no input to go by.
         rows: those that follow the pattern; None where all do.
         overflowed: rows whose new weights the dtype does not hold, so that they are as they were.
     """
 
-    pruned: Pruned
-    weight: torch.Tensor
-    mask: torch.Tensor
     survivors: str
+    damping: float
+    raised: int
+    dead: int
     error: float | None
     error_before_refine: float | None
     by_magnitude: bool
     rows: Ranges | None
-    overflowed: int = 0
-
-
-def stored(done: Done, source: torch.Tensor) -> torch.Tensor:
-    """New values in the dtype of the ``source`` [out, in]; what stays as it was keeps its bits."""
-    if done.survivors == "kept":
-        return torch.where(done.mask.cpu(), source, torch.zeros_like(source))
-    new = done.weight.cpu()
-    if done.rows is not None:
-        new = torch.where(_inside(done.rows, len(source), source.device), new, source)
-    return new
+    overflowed: int
 
 
 def _rows(
@@ -73,6 +61,11 @@ def _rows(
     present = (weight == 0).sum(1)
     gone = (~mask & (weight != 0)).sum(1)
     return choose_rows(losses.cpu().numpy(), gone.cpu().numpy(), zeros - int(present.sum()))
+
+
+def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
+    """The mask, but for weights that are zero: these stay so, even where there are too many."""
+    return pruned.mask & (weight != 0)
 
 
 def _inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
@@ -107,49 +100,83 @@ class MatrixPruner:
     full: bool
 
     def prune(
-        self, weight: torch.Tensor, gram: Gram | None, goal: Goal, dtype: torch.dtype
-    ) -> Done:
+        self, source: torch.Tensor, gram: Gram | None, goal: Goal
+    ) -> tuple[Done, torch.Tensor]:
         """Prune one matrix.
 
         Args:
-            weight: fp32 [out, in].
+            source: [out, in], as it is stored, on the device that computes.
             gram: of its inputs; without one, or with no tokens in it, magnitudes decide.
             goal: which weights go.
-            dtype: that it is stored in: all that is told of it is of what is stored.
+
+        Returns:
+            what is to be told of it, all of it of what will be stored; and that, of the dtype of
+            the source: what stays as it was keeps its bits.
         """
         gram = gram if gram is not None and gram.tokens else None
-        hessian = gram.hessian().to(weight.device) if gram is not None and self.full else None
-        form = Form(dtype, unit_of(weight))
+        hessian = gram.hessian().to(source.device) if gram is not None and self.full else None
+        weight = source.float()
+        form = Form(source.dtype, unit_of(weight))
         weight = weight if form.unit == 1 else weight / form.unit
         pruned = self._chosen(weight, gram, hessian, goal)
-        updates = gram is not None and self.method in _UPDATING
-        # A weight that is zero stays so, even where there are more of them than were asked for.
-        kept = pruned.mask & (weight != 0)
-        plain = form.rounded(weight, kept)
-        final = form.rounded(pruned.weight, kept)
-        held = final.isfinite().all(1)
-        final, before = torch.where(held[:, None], final, plain), None
+        final, before, overflowed = source, None, 0
+        if gram is not None and self.method in _UPDATING:
+            final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
-            fitted = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
-            fitted, before, updates = form.rounded(fitted, kept), final, True
-            # By what is stored: rounding may take more than fitting has won.
-            better = gains(weight, form.value(before), form.value(fitted), hessian) > 0
-            final, held = torch.where(better[:, None], fitted, before), fitted.isfinite().all(1)
-        new, mask, rows = form.value(final), pruned.mask, None
-        old = None if before is None else form.value(before)
+            before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
+            final, overflowed = self._fitted(weight, pruned, before, hessian, form)
+        survivors = "kept" if final is source else "updated"
+        new = torch.where(pruned.mask, final, torch.zeros_like(final))
+        del final
+        rows = None
         if isinstance(goal, ByRowBlocks):
-            rows = _rows(weight, new, mask, gram, hessian, goal.zeros)
+            rows = _rows(weight, form.value(new), pruned.mask, gram, hessian, goal.zeros)
             inside = _inside(rows, len(weight), weight.device)
-            mask, new = mask | ~inside, torch.where(inside, new, weight)
-            old = None if old is None else torch.where(inside, old, weight)
+            new = torch.where(inside, new, source)
+            before = None if before is None else torch.where(inside, before, source)
         error = error_before = None
         if hessian is not None:
-            error = output_error(weight, new, hessian)
-            error_before = None if old is None else output_error(weight, old, hessian)
-        return Done(
-            pruned, final, mask, "updated" if updates else "kept", error, error_before,
-            gram is None, rows, int((~held).sum()),
+            error = output_error(weight, form.value(new), hessian)
+            if before is not None:
+                error_before = output_error(weight, form.value(before), hessian)
+        done = Done(
+            survivors, pruned.damping, pruned.raised, pruned.dead, error, error_before,
+            gram is None, rows, overflowed,
         )  # fmt: skip
+        return done, new
+
+    def _updated(
+        self, weight: torch.Tensor, pruned: Pruned, form: Form
+    ) -> tuple[torch.Tensor, int]:
+        """A method's new weights as they are stored, and how many rows the dtype cannot hold.
+
+        Those are as they were, but for the mask.
+        """
+        kept = _kept(weight, pruned)
+        new = form.rounded(pruned.weight, kept)
+        held = new.isfinite().all(1)
+        if not bool(held.all()):
+            new = torch.where(held[:, None], new, form.rounded(weight, kept))
+        return new, int((~held).sum())
+
+    def _fitted(
+        self,
+        weight: torch.Tensor,
+        pruned: Pruned,
+        before: torch.Tensor,
+        hessian: torch.Tensor,
+        form: Form,
+    ) -> tuple[torch.Tensor, int]:
+        """As :meth:`_updated`, of weights fitted to the mask.
+
+        A row stays as it was ``before`` unless it is better as it is stored: rounding may take more
+        than fitting has won.
+        """
+        kept = _kept(weight, pruned)
+        new = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
+        new = form.rounded(new, kept)
+        better = gains(weight, form.value(before), form.value(new), hessian) > 0
+        return torch.where(better[:, None], new, before), int((~new.isfinite().all(1)).sum())
 
     def _chosen(
         self, weight: torch.Tensor, gram: Gram | None, hessian: torch.Tensor | None, goal: Goal

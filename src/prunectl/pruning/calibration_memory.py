@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.plan import TensorPlan
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.job import Job
+from prunectl.settings import Method
 
 if TYPE_CHECKING:
     from prunectl.calibration.units import Course
@@ -15,28 +17,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Bytes, at most.
+    """Bytes, at most, beside torch itself.
 
     Attributes:
+        rest: weights outside of the blocks.
         block: the weights of the largest block.
         moments: of the inputs of a block's matrices, if no two of them have the same input.
+        work: what it takes to load a block, to run it, or to prune one of its matrices.
         states: what a block puts out for all samples.
         spilled: whether the states are kept in a file and not in memory.
     """
 
+    rest: int
     block: int
     moments: int
+    work: int
     states: int
     spilled: bool = False
 
+    @property
+    def total(self) -> int:
+        """Of memory."""
+        states = 0 if self.spilled else self.states
+        return self.rest + self.block + self.moments + self.work + states
+
     def __str__(self) -> str:
-        total = self.block + self.moments + (0 if self.spilled else self.states)
         where = "in a file" if self.spilled else "of memory"
+        rest = f"{_size(self.rest)} for what is outside of blocks, " if self.rest else ""
         return (
-            f"Calibration takes up to {_size(total)} of memory: {_size(self.block)} for a block, "
-            f"up to {_size(self.moments)} for its inputs' moments; and {_size(self.states)} "
-            f"{where} for what blocks put out."
+            f"Calibration takes up to {_size(self.total)} of memory: {rest}{_size(self.block)} for "
+            f"a block, up to {_size(self.moments)} for its inputs' moments, {_size(self.work)} to "
+            f"work on it; and {_size(self.states)} {where} for what blocks put out."
         )
+
+
+_WORK = {
+    Method.MAGNITUDE: (0, 6),
+    Method.WANDA: (0, 7),
+    Method.SPARSEGPT: (4, 9),
+    Method.ADMM: (6, 17),
+}
+"""What pruning a matrix [out, in] takes, measured: in matrices [in, in] and [out, in] of fp32."""
+_REFINED = (2, 18)
+"""The same for refining it, after any method."""
 
 
 def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> MemoryForecast:
@@ -47,10 +70,14 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
             than half of it. None is not known.
     """
     moments: dict[str, int] = {}
-    full = needs_full(job.settings.method, job.settings.refine)
+    pruning = 0
+    full = needs_full(job.settings.method, job.settings.refine) or any(
+        pool.is_budget for pool in job.plan.pools
+    )
     for name, entry in job.planned.items():
         if entry.pool is None and entry.mask is None:
             continue
+        pruning = max(pruning, _pruning(job, entry))
         target = skeleton.targets.get(name)
         block = None if target is None else skeleton.block_of(target.parameter)
         if block is None or entry.input_axis is None or len(entry.spec.shape) < 2:
@@ -58,12 +85,43 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
+    works = (_loading(skeleton, block) for block in skeleton.blocks)
+    runs = (_running(skeleton, block, course) for block in skeleton.blocks)
     return MemoryForecast(
+        rest=skeleton.rest_nbytes,
         block=max(skeleton.nbytes(path) for path in skeleton.blocks),
         moments=max(moments.values(), default=0),
+        work=max(pruning, *works, *runs),
         states=course.states,
         spilled=free is not None and course.states > free // 2,
     )
+
+
+def _pruning(job: Job, entry: TensorPlan) -> int:
+    """Pruning a tensor: its old and new values, and work on one of its matrices."""
+    shape = entry.spec.shape
+    if len(shape) < 2:
+        return 4 * entry.spec.nbytes
+    axis = len(shape) - 1 if entry.input_axis is None else entry.input_axis
+    squares, matrices = _WORK[job.settings.method]
+    if job.settings.refine:
+        squares, matrices = max(squares, _REFINED[0]), max(matrices, _REFINED[1])
+    work = squares * shape[axis] ** 2 + matrices * shape[-1] * shape[-2]
+    return 3 * entry.spec.nbytes + 4 * work
+
+
+def _loading(skeleton: Skeleton, block: str) -> int:
+    """Loading a block: its largest parameter once more, where it is put together."""
+    parameters = skeleton.model.get_submodule(block).parameters()
+    largest: int = max(parameter.numel() for parameter in parameters)
+    return largest * skeleton.dtype.itemsize
+
+
+def _running(skeleton: Skeleton, block: str, course: Course) -> int:
+    """Running a block: what each of its parameters puts out, or is put in."""
+    parameters = skeleton.model.get_submodule(block).parameters()
+    widths: int = sum(max(p.shape[-2:]) for p in parameters if p.ndim > 1)
+    return course.rows * widths * skeleton.dtype.itemsize
 
 
 def _size(count: int) -> str:

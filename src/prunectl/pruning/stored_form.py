@@ -37,7 +37,7 @@ class Form:
 
     def value(self, stored: torch.Tensor) -> torch.Tensor:
         """Stored weights as they are in memory: fp32, divided by the unit."""
-        return stored.float() / self.unit
+        return stored.float() if self.unit == 1 else stored.float() / self.unit
 
     def rounded(self, weight: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Weights as they are stored: +0.0 outside of ``kept`` [out, in], and never zero inside.
@@ -51,7 +51,7 @@ class Form:
         Returns:
             [out, in] of the dtype; Inf, or NaN, where it does not hold them.
         """
-        new = (weight * self.unit).to(self.dtype)
+        new = (weight if self.unit == 1 else weight * self.unit).to(self.dtype)
         lost = kept & (new == 0)
         if bool(lost.any()):
             new = torch.where(lost, self._smallest(weight), new)
