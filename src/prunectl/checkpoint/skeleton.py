@@ -128,16 +128,6 @@ class Skeleton:
         size = self.dtype.itemsize
         return sum(parameter.numel() * size for parameter in module.parameters())
 
-    @property
-    def rest_nbytes(self) -> int:
-        """Memory of what is loaded of the rest of the model; what is tied counts once."""
-        outside = {
-            id(parameter): parameter.nbytes
-            for name, parameter in self.model.named_parameters()
-            if self.block_of(name) is None and not parameter.is_meta
-        }
-        return sum(outside.values())
-
     def load(self, block: str) -> None:
         """Read a block's weights; does nothing where they are there.
 

@@ -88,13 +88,23 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
     works = (_loading(skeleton, block) for block in skeleton.blocks)
     runs = (_running(skeleton, block, course) for block in skeleton.blocks)
     return MemoryForecast(
-        rest=skeleton.rest_nbytes,
+        rest=_outside(skeleton),
         block=max(skeleton.nbytes(path) for path in skeleton.blocks),
         moments=max(moments.values(), default=0),
         work=max(pruning, *works, *runs),
         states=course.states,
         spilled=free is not None and course.states > free // 2,
     )
+
+
+def _outside(skeleton: Skeleton) -> int:
+    """What is loaded of the rest of the model; what is tied counts once."""
+    loaded = {
+        id(parameter): parameter.nbytes
+        for name, parameter in skeleton.model.named_parameters()
+        if skeleton.block_of(name) is None and not parameter.is_meta
+    }
+    return sum(loaded.values())
 
 
 def _pruning(job: Job, entry: TensorPlan) -> int:
