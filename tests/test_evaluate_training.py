@@ -347,6 +347,30 @@ def test_views_of_transposed_stacked_and_shared_weights_are_held(tiny: Tiny, nam
         assert len({one.weight.data_ptr() for one in held}) == len(held)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_zeros_are_held_on_a_gpu(precision: str, tmp_path: Path) -> None:
+    model, _ = model_and_held(dropout=0.0)
+    model.cuda()
+    held = [
+        Held(name, p.data, p.data == 0)
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and ".layer." in name
+    ]
+
+    def check(step: int) -> None:
+        for one in held:
+            assert (one.weight[one.gone] == 0).all()
+            assert (one.weight[~one.gone] != 0).all()
+
+    recipe = replace(RECIPE, mixed_precision=precision)
+    record = train(model, held, Rows(), recipe, 0, after_step=check, folder=tmp_path)
+    on_cpu, masks = model_and_held(dropout=0.0)
+    expected = train(on_cpu, masks, Rows(), RECIPE, 0)
+    assert record.losses == pytest.approx(expected.losses, rel=0.1 if precision != "no" else 1e-3)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 # --- interrupted, and gone on with ----------------------------------------------------------------
 
 
