@@ -80,7 +80,8 @@ def heat_map(cuts: Cuts) -> dict[str, Any]:
     ink = "luminance(scale('color', datum.share)) > 0.18"
     layers = [
         base.mark_rect(stroke=None, cornerRadius=2).encode(color=color, tooltip=tooltip),
-        base.mark_text(fontSize=11, tooltip=None).encode(
+        base.mark_text(fontSize=11).encode(
+            tooltip=tooltip,  # the pointer is on the number, too
             text=alt.Text("share:Q", format=".0%"),
             opacity=alt.condition(written, alt.value(1), alt.value(0)),
             color=alt.condition(ink, alt.value("#10141a"), alt.value("#ffffff")),
