@@ -335,6 +335,14 @@ def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
     assert metric.answers(odd.model) == want
 
 
+def test_a_model_without_a_padding_token(checkpoint: Checkpoint) -> None:
+    metric = prepared(checkpoint, SVAMP, max_new_tokens=4, batch_size=8)
+    want = metric.answers(Plain(demo.model_folder()).model)
+    bare = Plain(demo.model_folder())
+    bare.model.config.pad_token_id = bare.model.config.eos_token_id = None
+    assert metric.answers(bare.model) == want
+
+
 def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "dev.csv"
     rows = [SHAPES["svamp's csv"] | {"Numbers": "0.5 12,000", "Answer": "98"}] * 2

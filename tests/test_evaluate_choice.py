@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunectl import demo
+from prunectl.calibration.errors import BadTokenizer
 from prunectl.calibration.tokens import load_tokenizer
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
@@ -305,6 +307,38 @@ def test_a_token_across_the_boundary_belongs_to_the_continuation(checkpoint: Che
     (one,) = likelihood.encode(tokenizer, [("in th", ["e", "is"])])
     assert one.context.tolist() == whole["e"][:1]
     assert [end.tolist() for end in one.ends] == [ids[1:] for ids in whole.values()]
+
+
+def test_a_text_begins_with_what_the_tokenizer_begins_it_with(checkpoint: Checkpoint) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    begun = replace(tokenizer, prefix=(7, 8))
+    (plain,) = likelihood.encode(tokenizer, [("in the", [" house"])])
+    (one,) = likelihood.encode(begun, [("in the", [" house"])])
+    assert one.context.tolist() == [7, 8, *plain.context.tolist()]
+    assert one.ends[0].tolist() == plain.ends[0].tolist()
+
+
+def test_a_tokenizer_that_fails(checkpoint: Checkpoint) -> None:
+    def fails(*texts: Any, **options: Any) -> Any:
+        raise RuntimeError("no such merge\nand more")
+
+    broken = replace(load_tokenizer(checkpoint), inner=fails)
+    with pytest.raises(BadTokenizer, match=r"which fails: no such merge$"):
+        likelihood.encode(broken, [("in the", [" house"])])
+
+
+def test_a_model_without_a_padding_token(checkpoint: Checkpoint, reference: Reference) -> None:
+    metric = prepared(checkpoint, MMLU, protocol="text", batch_size=7)
+    want = likelihood.log_likelihoods(
+        reference.model, metric.texts, batch_size=1, phase="", on_event=lambda event: None
+    )
+    bare = Reference()
+    bare.model.config.pad_token_id = None
+    found = likelihood.log_likelihoods(
+        bare.model, metric.texts, batch_size=7, phase="", on_event=lambda event: None
+    )
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {

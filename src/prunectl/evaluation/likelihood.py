@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl.calibration.errors import BadTokenizer
 from prunectl.calibration.tokens import Ids, Tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.evaluation.batches import in_batches, padded
@@ -61,13 +62,21 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, Sequence[str]]]) -> 
 
     The boundary is where the context alone would end; a token that spans it is scored as a part of
     the continuation.
+
+    Raises:
+        BadTokenizer: the tokenizer fails.
     """
     found = []
     for start in range(0, len(texts), _AT_ONCE):
         some = texts[start : start + _AT_ONCE]
         flat = [text for context, ends in some for text in (context, *(context + e for e in ends))]
-        with quiet_transformers():
-            made = iter(tokenizer.inner(flat, add_special_tokens=False, verbose=False)["input_ids"])
+        try:
+            with quiet_transformers():
+                encoded = tokenizer.inner(flat, add_special_tokens=False, verbose=False)
+        except Exception as error:  # transformers may raise anything at all
+            first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            raise BadTokenizer(tokenizer.model, f"which fails: {first}") from None
+        made = iter(encoded["input_ids"])
         for _, ends in some:
             alone = next(made)
             found.append(_split(tokenizer.prefix, alone, [next(made) for _ in ends]))
