@@ -57,6 +57,7 @@ RUN = {
     "index.md": 3,
     "masks.md": 4,
     "recipes.md": 1,
+    "reports.md": 2,
     "sweep.md": 3,
     "tutorial.md": 8,
 }

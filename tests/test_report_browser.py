@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from prunectl.report.analyze_page import analyze_page
 from prunectl.report.sweep_data import percent
 from prunectl.report.sweep_page import sweep_page
 
+ROOT = Path(__file__).parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 ARGUMENTS = [
@@ -329,3 +332,11 @@ def test_tables_hold_the_numbers_without_scripts(browser: Any, folder: Path) -> 
     assert "need JavaScript" in page.locator("noscript").inner_text()
     assert page.locator("tbody tr").count() == 13 + 10
     context.close()
+
+
+def test_the_pictures_of_the_documentation_can_be_made(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts" / "make_page_screens.py", "--folder", tmp_path]
+    subprocess.run([*command, "--browser", str(CHROMIUM)], check=True)
+    stored = {path.name for path in (ROOT / "docs" / "images").glob("page-*.png")}
+    assert {path.name for path in tmp_path.iterdir()} == stored
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
