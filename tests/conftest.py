@@ -160,9 +160,12 @@ def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worke
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Where other tests run too, several threads wait long for one another."""
+    """Where other tests run too, several threads wait long for one another.
+
+    Of a module's scope, so that it holds for fixtures of that scope too.
+    """
     import torch
 
     before = torch.get_num_threads()

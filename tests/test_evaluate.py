@@ -39,6 +39,8 @@ from prunectl.settings import PruneSettings
 from prunectl.study.settings import SweepSettings
 from prunectl.study.sweep import sweep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Typed = Callable[..., tuple[int, str, str]]
 
 

@@ -39,6 +39,8 @@ from prunectl.study.turning import Status
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "docs" / "sweep.schema.json").read_text(encoding="utf-8"))
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Typed = Callable[..., tuple[int, str, str]]
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
 from prunectl.settings import Calibration, PruneSettings
@@ -609,3 +610,53 @@ def test_a_table_of_points_has_empty_cells_for_what_is_not() -> None:
     assert (rows[1]["score"], rows[1]["failed"]) == ("", 'NaN, "really"')
     assert rows[0]["score"] == "2.5"
     assert "\r" not in as_csv(result)
+
+
+# --- the chart on the terminal --------------------------------------------------------------
+
+
+def drawn_curve(scores: list[float | None], label: str = "m, unstructured") -> Curve:
+    points = tuple(
+        CurvePoint(s, s, s, score, None, None, 0.0, None, None, 1.0, {"0": score})
+        for s, score in zip([0.1 * i for i in range(len(scores))], scores, strict=True)
+    )
+    turning = Essential(None, None, None, Status.NONE, None, "")
+    return Curve(label, "m", "unstructured", "magnitude", None, points, turning, None, None)
+
+
+def charted(*curves: Curve, higher: bool = False) -> list[str]:
+    result = SweepResult("score", "rows", higher, (), curves, {}, {}, "", 1.0)
+    return [line for line in chart(result).plain.splitlines() if "│" in line]
+
+
+def test_a_chart_is_a_line_without_gaps() -> None:
+    lines = charted(drawn_curve([20.0, 20.5, 22.0, 30.0, 55.0]))
+    assert len(lines) == HEIGHT
+    inside = [line.partition("│")[2].rpartition("│")[0] for line in lines]
+    assert {len(line) for line in inside} == {WIDTH}
+    for column in range(WIDTH):
+        assert any(0x2801 <= ord(line[column]) <= 0x28FF for line in inside), column
+    for line in inside:
+        assert line.strip("\u2800 ")  # nor is there one in a steep part
+
+
+def test_a_score_that_explodes_leaves_the_rest_to_be_seen() -> None:
+    lines = charted(drawn_curve([20.0, 20.5, 22.0, 30.0, 1e9]))
+    labels = [line.rpartition("│")[2].strip() for line in lines]
+    assert any(label and float(label) < 60 for label in labels)
+    assert not any(label and float(label.replace(",", "")) > 70 for label in labels)
+
+
+@given(
+    st.lists(
+        st.lists(st.none() | st.floats(-1e300, 1e300), min_size=1, max_size=5),
+        min_size=1,
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_any_curves_can_be_charted(scores: list[list[float | None]], higher: bool) -> None:
+    curves = [drawn_curve(one, f"model {at}, [red]") for at, one in enumerate(scores)]
+    lines = charted(*curves, higher=higher)
+    anything = any(s is not None and abs(s) < 1e100 for one in scores for s in one)
+    assert len(lines) == (HEIGHT if anything else 0)

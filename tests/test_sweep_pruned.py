@@ -22,6 +22,8 @@ from prunectl.pruning.verb import prune
 from prunectl.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.study.pruned import PrunedSubject, Zeros
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ANY = Perplexity((), 1, {})
 """What a metric asks of a model; none is scored here."""
 Asked = PruneSettings | None

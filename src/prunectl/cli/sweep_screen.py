@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from prunectl.study.result import Curve, CurvePoint, SweepResult
 
 HEIGHT, WIDTH = 12, 60
+_STEPS = 4 * (HEIGHT + WIDTH)
+"""Dots of a line from corner to corner, and some more: a character has two by four."""
 _COLOURS = ("blue", "yellow", "magenta", "cyan", "green", "red")
+_LEAST, _MOST = 1e-12, 1e100
+"""Differences that are none, and scores that are as good as infinite: what can be drawn."""
 _WORST = 2.0
 """Scores that are worse than dense by more than this share of it are beyond the chart's edge: a
 perplexity of thousands would leave nothing to see of the turning point."""
@@ -76,19 +81,20 @@ def chart(result: SweepResult) -> Text:
     from uniplot import plot_to_string
 
     known = [
-        [(100 * p.sparsity, p.score) for p in curve.points if p.score is not None]
+        [(100 * p.sparsity, p.score) for p in curve.points
+         if p.score is not None and abs(p.score) < _MOST]
         for curve in result.curves
-    ]
+    ]  # fmt: skip
     drawn = [(curve, points) for curve, points in zip(result.curves, known, strict=True) if points]
     if not drawn:
         return Text("")
     scores = [value for _, points in drawn for _, value in points]
     low, high = _edges(scores, [points[0][1] for _, points in drawn], result.higher_is_better)
     bounds = [curve.bound for curve, _ in drawn if curve.bound is not None]
+    joined = [_joined(points, low, high) for _, points in drawn]
     text = plot_to_string(
-        xs=[[x for x, _ in points] for _, points in drawn],
-        ys=[[y for _, y in points] for _, points in drawn],
-        lines=True,
+        xs=[[x for x, _ in points] for points in joined],
+        ys=[[y for _, y in points] for points in joined],
         width=WIDTH,
         height=HEIGHT,
         title=f"{result.metric} over sparsity",
@@ -106,6 +112,25 @@ def chart(result: SweepResult) -> Text:
     return Text.from_ansi(str(text))
 
 
+def _joined(
+    points: list[tuple[float, float]], low: float, high: float
+) -> list[tuple[float, float]]:
+    """Points close enough to look like straight lines between those given, as far as they are seen.
+
+    The library's own lines are compiled when the first is drawn, which takes seconds.
+    """
+    found = [(x, y) for x, y in points if low <= y <= high]
+    for (x, y), (to_x, to_y) in itertools.pairwise(points):
+        ends = sorted(((low - y) / (to_y - y), (high - y) / (to_y - y))) if to_y != y else [0, 1]
+        first, last = max(0.0, ends[0]), min(1.0, ends[1])
+        for i in range(_STEPS + 1):
+            part = first + (last - first) * i / _STEPS
+            height = (1 - part) * y + part * to_y
+            if first <= last:
+                found.append((x + part * (to_x - x), min(max(height, low), high)))
+    return found
+
+
 def _edges(scores: list[float], dense: list[float], higher_is_better: bool) -> tuple[float, float]:
     """Lowest and highest score that is shown, never the same."""
     low, high = min(scores), max(scores)
@@ -113,7 +138,8 @@ def _edges(scores: list[float], dense: list[float], higher_is_better: bool) -> t
         low = max(low, min(d - _WORST * abs(d) for d in dense))
     else:
         high = min(high, max(d + _WORST * abs(d) for d in dense))
-    room = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
+    room = 0.04 * max(high - low, 0.001 * abs(high))
+    room = room if room > _LEAST else 1.0
     return low - room, high + room
 
 
