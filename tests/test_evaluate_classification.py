@@ -484,7 +484,9 @@ def test_mnli_is_scored_on_matched_and_mismatched(model: Model, tmp_path: Path) 
     there = metric.beside["mismatched"].labels["labels"]
     assert len(there) == 20
     assert score.parts["mismatched"] == float((there == told).mean())
-    assert set(score.parts) == {"macro f1", "mcc", "mismatched"}
+    assert set(score.parts) == {"macro f1", "mcc", "majority", "mismatched"}
+    own = score.values[:, 0].tolist()
+    assert score.parts["majority"] == max(own.count(one) for one in own) / len(own)
 
 
 @pytest.mark.parametrize("task", ["qnli", "sst2", "cifar10", "fashion-mnist", "tiny-imagenet"])

@@ -181,7 +181,7 @@ def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
         if kept:
             out.warn("what was measured is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
-    if all(curve.essential.status is Status.FAILED for curve in result.curves):
+    if all(one.essential.status in (Status.FAILED, Status.UNLEARNED) for one in result.curves):
         raise typer.Exit(FAILED)
 
 

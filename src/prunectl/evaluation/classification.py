@@ -31,11 +31,11 @@ from prunectl.evaluation.inputs import (
     padding_tokenizer,
     tokens_of,
 )
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import MAJORITY, Head, Request, Score
 from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, task_of
 from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
-from prunectl.events import OnEvent, ignore_events
+from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
     from prunectl.evaluation.metric import Values
@@ -117,6 +117,10 @@ class Classification:
         values = np.stack([there, told], axis=1).astype(np.float64)
         f1 = "f1" if count == 2 else "macro f1"
         parts = {f1: labels.f1(there, told, count), "mcc": labels.matthews(there, told, count)}
+        parts[MAJORITY] = float(np.bincount(there).max() / len(there))
+        if (told == told[0]).all():
+            text = f"all {len(told):,} answers are '{self.classes[told[0]]}': nothing was learned"
+            on_event(Note(text, warning=True))
         return Score(self.statistic(values), values, parts | beside)
 
     def _told(self, model: Any, samples: Samples, on_event: OnEvent) -> Ints:

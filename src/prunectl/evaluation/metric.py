@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
 
 
+MAJORITY = "majority"
+"""The part of a score that says what always giving the most frequent answer would score."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
     """How good a model is.

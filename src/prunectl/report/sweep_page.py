@@ -41,7 +41,7 @@ _WIDTH, _SCALE = 820, 2
 _PICTURE_FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 _MANY = 4
 """Curves whose tables are folded."""
-_VALUES = {"not reached": "not reached", "noise": "noise", "none": "none", "failed": "failed"}
+_VALUES = {"not reached", "noise", "none", "unlearned", "failed"}
 
 
 def sweep_page(document: dict[str, Any]) -> str:
@@ -147,7 +147,8 @@ def _cards(document: dict[str, Any]) -> Iterator[Card]:
         low, high = percent(essential["low"]), percent(essential["high"])
         yield Card(
             title=label,
-            value=percent(essential["sparsity"]) or _VALUES.get(essential["status"], "none"),
+            value=percent(essential["sparsity"])
+            or (essential["status"] if essential["status"] in _VALUES else "none"),
             detail=f"95% interval {low} to {high}"
             if essential["sparsity"] and low and high
             else "",

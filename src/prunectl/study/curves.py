@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl.evaluation.metric import MAJORITY
 from prunectl.evaluation.resampling import DRAWS, draws, interval, redrawn
 from prunectl.study.points import Point
 from prunectl.study.result import CurvePoint
 from prunectl.study.tolerance import EpsilonMode, Tolerance
-from prunectl.study.turning import Essential, essential, knee
+from prunectl.study.turning import Essential, essential, knee, unlearned
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], float]
@@ -116,6 +117,9 @@ def read_curve(
     turning = essential(grid, at, drawn_losses, tolerance)
     if more := _unmeasured(requested, tolerance):
         turning = replace(turning, text=f"{turning.text} {more}")
+    majority = points[0].parts.get(MAJORITY)
+    if higher_is_better and majority is not None and (points[0].score or 0.0) <= majority:
+        return Read(tuple(points), unlearned(), None, bound)
     return Read(tuple(points), turning, knee(grid, at), bound)
 
 

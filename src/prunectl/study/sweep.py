@@ -29,6 +29,7 @@ from prunectl.study.measurer import Measurer
 from prunectl.study.points import Points, key_of
 from prunectl.study.result import Curve, SweepResult, SweptModel
 from prunectl.study.settings import SweepSettings
+from prunectl.study.turning import Status
 from prunectl.userdirs import cache_dir, forget_oldest
 
 OnResult = Callable[[SweepResult], None]
@@ -125,7 +126,7 @@ def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:
     """The curve after each of its points: those of the grid, then those of the search."""
     grid, requested = measurer.settings.grid, [_requested(measurer, pattern, Fraction(0))]
     yield (curve := _curve(measurer, pattern, requested))
-    if requested[0].failed:
+    if requested[0].failed or curve.essential.status is Status.UNLEARNED:
         return
     for sparsity in grid.within(pattern):
         requested.append(_requested(measurer, pattern, sparsity))

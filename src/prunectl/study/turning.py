@@ -35,6 +35,8 @@ class Status(StrEnum):
     """Even the first point is not."""
     NOISE = "noise"
     """The scores are less sure than the tolerance is wide."""
+    UNLEARNED = "unlearned"
+    """The dense model is no better than always giving the most frequent answer."""
     FAILED = "failed"
     """No point was measured."""
 
@@ -89,6 +91,15 @@ def essential(
         value = found
     text = _sentence(status, found, beyond, low, high, losses, tolerance, at)
     return Essential(value, low, high, status, beyond, text)
+
+
+def unlearned() -> Essential:
+    """Of a curve that begins at chance: it stays there, and says nothing of sparsity."""
+    text = (
+        "The dense model is no better than always giving the most frequent answer, so that this "
+        "curve says nothing: train it longer, or on more."
+    )
+    return Essential(None, None, None, Status.UNLEARNED, None, text)
 
 
 def last_within(losses: Floats, epsilon: float) -> NDArray[np.int64]:
