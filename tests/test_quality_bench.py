@@ -254,6 +254,12 @@ def test_the_tables_of_the_docs_are_those_of_the_results_that_are_kept(check: st
     assert quality.table(entries) in (ROOT / "docs/quality.md").read_text()
 
 
+def test_the_table_of_smollm2_is_that_of_its_results() -> None:
+    entries = quality.read_results(ROOT / "benchmarks/results/quality-smollm2.jsonl")
+    assert len({json.dumps(entry["protocol"]) for entry in entries}) == 1
+    assert quality.table(entries) in (ROOT / "docs/quality.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_command_measures_rows_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
