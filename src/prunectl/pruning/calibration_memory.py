@@ -21,9 +21,10 @@ class MemoryForecast:
 
     Attributes:
         rest: weights outside of the blocks.
-        block: the weights of the largest block.
+        block: the weights of the largest block; twice those that are put together of several
+            tensors, for they are in memory before.
         moments: of the inputs of a block's matrices, if no two of them have the same input.
-        work: what it takes to load a block, to run it, or to prune one of its matrices.
+        work: what it takes to run a block, or to prune one of its matrices.
         states: what a block puts out for all samples.
         spilled: whether the states are kept in a file and not in memory.
     """
@@ -85,13 +86,12 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
-    works = (_loading(skeleton, block) for block in skeleton.blocks)
     runs = (_running(skeleton, block, course) for block in skeleton.blocks)
     return MemoryForecast(
         rest=_outside(skeleton),
-        block=max(skeleton.nbytes(path) for path in skeleton.blocks),
+        block=max(_loaded(job, skeleton, block) for block in skeleton.blocks),
         moments=max(moments.values(), default=0),
-        work=max(pruning, *works, *runs),
+        work=max(pruning, *runs) + _FREED,
         states=course.states,
         spilled=free is not None and course.states > free // 2,
     )
@@ -120,18 +120,22 @@ def _pruning(job: Job, entry: TensorPlan) -> int:
     return 3 * entry.spec.nbytes + 4 * work
 
 
-def _loading(skeleton: Skeleton, block: str) -> int:
-    """Loading a block: its largest parameter once more, where it is put together."""
-    parameters = skeleton.model.get_submodule(block).parameters()
-    largest: int = max(parameter.numel() for parameter in parameters)
-    return largest * skeleton.dtype.itemsize
+def _loaded(job: Job, skeleton: Skeleton, block: str) -> int:
+    tensors = job.checkpoint.by_any_name
+    names = (name for name in skeleton.names_of(block) if skeleton.targets[name].converted)
+    together = sum(tensors[name].spec.numel for name in names)
+    return skeleton.nbytes(block) + together * skeleton.dtype.itemsize
 
 
 def _running(skeleton: Skeleton, block: str, course: Course) -> int:
-    """Running a block: what each of its parameters puts out, or is put in."""
+    """Running a block: what each of its parameters is put in, and puts out."""
     parameters = skeleton.model.get_submodule(block).parameters()
-    widths: int = sum(max(p.shape[-2:]) for p in parameters if p.ndim > 1)
+    widths: int = sum(sum(one.shape[-2:]) for one in parameters if one.ndim > 1)
     return course.rows * widths * skeleton.dtype.itemsize
+
+
+_FREED = 80 * 10**6
+"""What is about kept by the C library of memory that is free again, measured."""
 
 
 def _size(count: int) -> str:
