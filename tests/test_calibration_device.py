@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from pretend_device import CUDA, PretendDevice
 
 from prunectl import NM, PruneSettings, prune
 from prunectl.calibration.errors import DeviceFull
+from prunectl.calibration.samples import Samples
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.events import Event, Note
 from prunectl.pruning import calibration_samples
 from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.job import Job, arguments, fingerprint, prepare
 from prunectl.settings import Calibration
 
 Tiny = Callable[[str], Path]
@@ -134,8 +138,8 @@ def test_the_cpu_goes_on_where_the_device_was_full(
     assert err.splitlines() == [
         "error: calibration failed: cuda:0 has too little free memory for model.layers.1 and its "
         "inputs",
-        "hint: the same command with --device cpu goes on from the finished blocks; "
-        "a lower --sequence-length takes less",
+        "hint: the same command with --device cpu --dtype float32 goes on from the finished "
+        "blocks; a lower --sequence-length takes less",
     ]
     code, _, err = typed(*line, "-o", "out", "--device", "cpu")
     assert code == 0, err
@@ -171,3 +175,23 @@ def test_a_host_without_memory(
         "hint: a lower --sequence-length takes less, and so does --method wanda",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_auto_means_decides_whether_a_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    """The type that the model runs in is recorded and counts; where it runs is recorded."""
+    checkpoint = open_checkpoint(tiny("llama"))
+
+    def job_of(device: str, dtype: str) -> Job:
+        choice = settings("wanda", device)
+        assert choice.calibration is not None
+        choice = replace(choice, calibration=replace(choice.calibration, dtype=dtype))
+        job = prepare(checkpoint, tmp_path / "out", choice, "5GB", force=False, command="")
+        return replace(job, samples=Samples((), {}))
+
+    for device, dtype, said in (("cpu", "auto", "float32"), ("cuda", "bf16", "bfloat16")):
+        told = arguments(job_of(device, dtype))["calibration"]
+        assert (told["device"], told["dtype"]) == (device, said)
+    first = fingerprint(job_of("cpu", "auto"))
+    assert fingerprint(job_of("cuda", "float32")) == fingerprint(job_of("cpu", "fp32")) == first
+    assert fingerprint(job_of("cpu", "bfloat16")) != first

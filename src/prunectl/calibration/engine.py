@@ -71,7 +71,9 @@ def try_model(
 
 
 def _try(forward: Forward, on_event: OnEvent) -> Course:
-    with memory_errors(forward.skeleton.device, "a block of the model and one short sample"):
+    with memory_errors(
+        forward.skeleton.device, forward.skeleton.dtype, "a block of the model and one short sample"
+    ):
         return find_course(forward, on_event)
 
 
@@ -113,13 +115,13 @@ def calibrate(
     engine.locate()  # what cannot be pruned is refused before anything is
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
-        with memory_errors(skeleton.device, f"{unit.blocks[0]} and its inputs"):
+        with memory_errors(skeleton.device, skeleton.dtype, f"{unit.blocks[0]} and its inputs"):
             engine.run(unit, {block: finished(block) for block in unit.blocks})
         for block in unit.blocks:
             done(block)
     for block in engine.unreached(units):
         if finished(block) is None:
-            with memory_errors(skeleton.device, block):
+            with memory_errors(skeleton.device, skeleton.dtype, block):
                 engine.prune_unreached(block)
         done(block)
     on_event(PhaseDone(phase))
@@ -154,7 +156,7 @@ class _Engine:
             UnsupportedCheckpoint: one is taken apart or reordered when it is loaded.
         """
         for block, names in self._names.items():
-            with memory_errors(self._skeleton.device, block):
+            with memory_errors(self._skeleton.device, self._skeleton.dtype, block):
                 self._skeleton.locate(names)
 
     def run(self, unit: Unit, earlier: Mapping[str, Values | None]) -> None:

@@ -81,25 +81,27 @@ class DeviceFull(CalibrationFailed):
     Attributes:
         device: ``cpu`` or ``cuda:N``.
         what: it was to hold.
+        dtype: that the model runs in.
     """
 
-    def __init__(self, device: str, what: str) -> None:
+    def __init__(self, device: str, what: str, dtype: str) -> None:
         where = "this machine" if device == "cpu" else device
         less = "a lower --sequence-length takes less"
         if device == "cpu":
             hint = f"{less}, and so does --method wanda"
         else:
-            hint = f"the same command with --device cpu goes on from the finished blocks; {less}"
+            other = f"--device cpu --dtype {dtype}"
+            hint = f"the same command with {other} goes on from the finished blocks; {less}"
         super().__init__(f"{where} has too little free memory for {what}", hint=hint)
-        self.device, self.what = device, what
+        self.device, self.what, self.dtype = device, what, dtype
 
 
 @contextmanager
-def memory_errors(device: torch.device, what: str) -> Iterator[None]:
+def memory_errors(device: torch.device, dtype: torch.dtype, what: str) -> Iterator[None]:
     """Turn torch's ways to say that there is no memory into :class:`DeviceFull`."""
     try:
         yield
     except (RuntimeError, MemoryError, UnknownArchitecture) as error:
         if not is_out_of_memory(error.__cause__ or error):
             raise
-        raise DeviceFull(str(device), what) from error
+        raise DeviceFull(str(device), what, str(dtype).removeprefix("torch.")) from error

@@ -223,7 +223,7 @@ def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReade
     from prunectl.checkpoint.skeleton import Skeleton
 
     device, dtype = device_of(settings), dtype_of(settings, checkpoint)
-    with memory_errors(device, "the model's weights outside of its blocks"):
+    with memory_errors(device, dtype, "the model's weights outside of its blocks"):
         return Skeleton(checkpoint, reader, device=device, dtype=dtype, heads=False)
 
 

@@ -183,23 +183,31 @@ def _calibration(job: Job) -> dict[str, Any]:
     calibration = job.settings.calibration
     if calibration is None or job.samples is None:
         return {}
+    from prunectl.pruning.calibration_samples import device_of, dtype_of
+
     return {
         "refine": job.settings.refine,
         "calibration": {
             **job.samples.record,
             "damping": calibration.damping,
             "true_sequential": calibration.true_sequential,
-            "dtype": calibration.dtype,
+            "dtype": str(dtype_of(calibration, job.checkpoint)).removeprefix("torch."),
+            "device": device_of(calibration).type,
         },
     }
 
 
 def fingerprint(job: Job) -> str:
-    """Digest of all that decides the output's weight bytes."""
+    """Digest of all that decides the output's weight bytes.
+
+    The device, which only rounds differently, is left out: where it was full, another may go on.
+    """
+    asked = arguments(job)
+    asked.get("calibration", {}).pop("device", None)
     facts = {
         "version": __version__,
         "source": job.checkpoint.identity(),
-        "arguments": arguments(job),
+        "arguments": asked,
         "roles": plain(job.checkpoint.roles.roles),
         "shards": [[s.name, [spec.name for spec in s.specs]] for s in job.layout.shards],
     }
