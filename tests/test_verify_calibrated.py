@@ -102,6 +102,13 @@ def test_weights_that_are_no_numbers(whole: Path, value: float, source: str | No
     assert differences(whole, source) == [("calibrated", UP, "1 weights are NaN or Inf")]
 
 
+def test_zeros_are_as_many_as_were_asked_for(whole: Path) -> None:
+    change(whole, OTHER, lambda w: w.__setitem__(first(w, w != 0), 0.0))
+    assert differences(whole, None) == [
+        ("zeros", OTHER, "513 zeros, what was asked for gives 512"),
+    ]
+
+
 def test_a_pruned_weight_is_a_plain_zero(whole: Path) -> None:
     change(whole, OTHER, lambda w: w.__setitem__(first(w, w == 0), -0.0))
     assert differences(whole) == [("calibrated", OTHER, "1 zeros are -0.0")]

@@ -201,8 +201,7 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
 
     One global threshold gives exactly floor(s*P + 0.5) zeros, or those that were there already;
     scopes tensor and row give as much for each tensor and row. (A recipe's rules may each have a
-    scope of their own; their counts are those of the tensors' records.) Where calibration changed
-    the weights that stay, some of them may have come to be zero too.
+    scope of their own; their counts are those of the tensors' records.)
     """
     asked, count = manifest.arguments, manifest.prunable
     one_pool = asked.get("pattern") == "unstructured" and not asked.get("rules")
@@ -210,8 +209,6 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         findings.add("zeros", MANIFEST_NAME, "its arguments and totals name different sparsities")
     if one_pool and asked.get("scope") == "global" and count.requested is not None:
         least = most = max(count.zeros_before, pruned_count(count.requested, count.weights))
-        updated = any(record.is_updated for record in manifest.tensors)
-        most = count.weights if updated else most
         _check_between(MANIFEST_NAME, count.zeros, least, most, findings)
     for record in manifest.tensors:
         if record.sparsity is None or not one_pool:
@@ -221,7 +218,6 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
         length = _row_length(record) if by_row else weights
         least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
         most = least + record.zeros_before if by_row else max(least, record.zeros_before)
-        most = weights if record.is_updated else most
         _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)
 
 
