@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
+from prunectl.calibration.source import (
+    CalibrationSource,
+    SourceKind,
+    parse_calibration,
+    without_folders,
+)
 from prunectl.errors import InvalidOption
 
 
@@ -109,3 +114,25 @@ def test_refused(folder: Path, given: str | list[str], message: str, hint: str) 
         parse_calibration(given)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_what_others_read_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b,c.txt", "d.csv"):
+        (tmp_path / "data" / name).touch()
+    home = f"{tmp_path}/data"
+    for text, expected in (
+        (f"text:{home}/a.txt,data/b.txt", "text:a.txt,b.txt"),
+        (f"text:{home}/b,c.txt", "text:b,c.txt"),
+        (f"text:{home}/*.md", "text:*.md"),
+        ("text:.", f"text:{tmp_path.name}"),
+        (f"{home}/a.txt", "a.txt"),
+        (f"images:{home}", "images:data"),
+        (f"pairs:{home}/d.csv", "pairs:d.csv"),
+        (f"hf:{home}/d.csv::train:text", "hf:d.csv::train:text"),
+        ("hf:org/name:config", "hf:org/name:config"),
+        ("random", "random"),
+        ("demo", "demo"),
+    ):
+        assert without_folders(text) == expected

@@ -25,7 +25,7 @@ from PIL import Image
 from reference import Tensors
 from safetensors.torch import load_file, save_file
 
-from prunectl import NM, PruneResult, PruneSettings, Rule, open_checkpoint, prune, verify
+from prunectl import NM, PruneResult, PruneSettings, Rule, demo, open_checkpoint, prune, verify
 from prunectl.errors import (
     BadCheckpoint,
     CalibrationFailed,
@@ -504,6 +504,20 @@ def test_the_demo_needs_no_source(typed: Typed, tmp_path: Path) -> None:
     told = read_manifest(tmp_path / "out").arguments["calibration"]
     assert (told["kind"], told["samples"], told["tokens"]) == ("demo", 4, 128)
     assert_sound(tmp_path / "out")
+
+
+def test_the_card_names_no_folder_of_the_samples(typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "my own").mkdir()
+    text = shutil.copy(demo.calibration_text(), tmp_path / "my own" / "a.txt")
+    for form in (("--calibration", f"text:{text}"), (f"--calibration=text:{text}",)):
+        code, _, err = typed(
+            "prune", "demo", "-s", "0.5", "--method", "wanda", *form, "--samples", "2",
+            "--sequence-length", "16", "-o", "out", "--force",
+        )  # fmt: skip
+        assert code == 0, err
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"{form[0].partition('=')[0]}{' ' if len(form) > 1 else '='}text:a.txt" in card
+        assert "my own" not in card + (tmp_path / "out" / "prunectl.json").read_text()
 
 
 # --- afterwards: verify, export -------------------------------------------------------------------

@@ -111,6 +111,22 @@ def parse_calibration(
     return replace(sources[0], files=tuple(files))
 
 
+def without_folders(text: str) -> str:
+    """One ``--calibration`` without the folders of the user's machine, for others to read."""
+
+    def short(name: str) -> str:
+        return Path(name).name or Path(name).resolve().name
+
+    kind, colon, rest = text.partition(":")
+    if colon and kind in ("text", "images", "pairs"):
+        names = [rest] if _exists(rest) else rest.split(",")
+        return f"{kind}:{','.join(map(short, names))}"
+    if colon and kind == SourceKind.HF:
+        dataset, *others = rest.split(":")
+        return ":".join([kind, short(dataset) if _exists(dataset) else dataset, *others])
+    return short(text) if _exists(text) else text
+
+
 def _parse_one(text: str, option: str) -> CalibrationSource:
     if text in (SourceKind.RANDOM, SourceKind.DEMO):
         return CalibrationSource(SourceKind(text))

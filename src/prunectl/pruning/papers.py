@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from prunectl._version import __version__
+from prunectl.calibration.source import without_folders
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.settings import ROW_BLOCK, Budget
@@ -160,6 +162,24 @@ def pattern_and_scope(arguments: dict[str, Any]) -> tuple[str, str]:
     return pattern, ""
 
 
+def _for_others(command: str) -> str:
+    """The command without the folders that calibration data lie in."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # somebody's own words, which are no command
+        return command
+    option = "--calibration"
+    for index, word in enumerate(words):
+        if index and words[index - 1] == option:
+            words[index] = without_folders(word)
+        elif word.startswith(f"{option}="):
+            words[index] = f"{option}={without_folders(word.removeprefix(f'{option}='))}"
+        else:
+            continue
+        command = shlex.join(words)
+    return command
+
+
 def _card_facts(
     checkpoint: Checkpoint, result: PruneResult, arguments: dict[str, Any], command: str
 ) -> CardFacts:
@@ -175,7 +195,7 @@ def _card_facts(
         prunable=prunable,
         overall=overall,
         roles=role_rows(result.tensors),
-        command=command or "prunectl.prune(...)",
+        command=_for_others(command) or "prunectl.prune(...)",
         repo_id=checkpoint.repo_id,
         commit=checkpoint.commit,
         auto_class=auto_class_of(checkpoint),
