@@ -139,6 +139,25 @@ def test_zeros_that_are_there_count_first_beside_dead_inputs(tmp_path: Path, out
             assert result.prunable_zeros == max(expected, result.prunable_zeros_before) == expected
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "admm"])
+def test_singular_moments_raise_the_damping_which_is_told(
+    tiny: Tiny, out: Path, method: str
+) -> None:
+    """Four tokens do not tell 32 inputs apart, and next to no damping does not help."""
+    events: list[Event] = []
+    few = Calibration(("random",), samples=1, sequence_length=4, damping=1e-12)
+    result = prune(
+        tiny("llama"), out, settings(method, 0.5, calibration=few), on_event=events.append
+    )
+    raised = {name: one for name, one in facts(result).items() if one["raised"]}
+    assert bool(raised) == (method == "sparsegpt")  # eigenvalues near zero do not stop ADMM
+    for name, one in raised.items():
+        assert one["damping"] == pytest.approx(1e-12 * 10 ** one["raised"])
+        text = f"{name}: its second moments are singular; damping was raised to {one['damping']:g}."
+        assert text in told(events)
+    assert verify(out).ok
+
+
 # --- stacks of experts ----------------------------------------------------------------------------
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
@@ -221,6 +240,23 @@ def test_a_stack_with_one_expert_that_nothing_reaches_is_not_the_last_to_be_take
     assert [name for name in blind if name.endswith("experts.down_proj")] == blind
     assert len(blind) == 2
     assert any("self_attn" in name for name in dense)  # of which all is known, and more is lost
+
+
+def test_a_part_of_a_fused_weight_may_be_left_out(tiny: Tiny, out: Path) -> None:
+    """Mixtral's w1 and w3 are one parameter in memory."""
+    result = prune(tiny("mixtral"), out, settings("sparsegpt", 0.5, exclude=("*.w1.weight",)))
+    names = {one.name.split(".")[-2] for one in result.tensors if one.calibrated is not None}
+    assert {"w2", "w3"} <= names
+    assert "w1" not in names
+    assert all(one.zeros == one.numel // 2 for one in result.tensors if one.calibrated is not None)
+    assert verify(out).ok
+
+
+def test_a_head_that_is_not_loaded_may_be_pruned(tiny: Tiny, out: Path) -> None:
+    choice = settings("sparsegpt", 0.5, include=("lm_head.weight",))
+    result = prune(tiny("llama_untied"), out, choice)
+    assert facts(result)["lm_head.weight"]["by_magnitude"] == 1
+    assert verify(out).ok
 
 
 # --- blocks of rows -------------------------------------------------------------------------------
