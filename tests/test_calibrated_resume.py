@@ -367,3 +367,22 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
         prune(source, second, SPARSEGPT, on_event=events.append)
     assert failed.value.path == str(second)
     assert not [text for text in notes(events) if "prunectl-calibrated" in text]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_shares_of_a_row_budget_are_those_of_a_run_that_nothing_interrupts(
+    source: Path, tmp_path: Path, damaged: bool
+) -> None:
+    """What a matrix is off by goes to the one after it, and finished blocks gave what they gave."""
+    choice = PruneSettings(
+        sparsity=0.17, pattern=NM(2, 4), budget="rows", method="wanda", calibration=RANDOM
+    )  # type: ignore[arg-type]
+    prune(source, tmp_path / "whole" / "out", choice)
+    cut_off(source, tmp_path / "cut" / "out", choice, 3)
+    if damaged:
+        flip(block_file(tmp_path / "cut" / "out", 1))
+    layers, _ = go_on(source, tmp_path / "cut" / "out", choice)
+    assert layers == ([1, 3] if damaged else [3])
+    assert reference.contents(tmp_path / "cut" / "out") == reference.contents(
+        tmp_path / "whole" / "out"
+    )
