@@ -227,6 +227,9 @@ def test_a_compressed_folder_is_swept_as_the_dense_one(speaker: Path, tmp_path: 
     # Zeros that were there stay: a lower sparsity cannot be had.
     places = [p.sparsity for p in curves[0].points]
     assert places == [pytest.approx(one, abs=1e-3) for one in (0.3, 0.3, 0.4)]
+    low = sweep(tmp_path / "pruned", replace(settings, sparsity="0.1,0.2"), use_cache=False)
+    command = f"prunectl prune {tmp_path / 'pruned'} --sparsity 0.2 -o out/"
+    assert low.curves[0].command == command
 
 
 # --- going on -------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
 from prunectl.settings import Calibration, PruneSettings
-from prunectl.study.commands import prune_command
+from prunectl.study.commands import named, prune_command
 from prunectl.study.curves import Read, Redraws, Requested, read_curve
 from prunectl.study.grid import Grid, most_of, next_point, parse_grid
 from prunectl.study.points import Point
@@ -592,6 +593,15 @@ def test_the_command_says_all_that_a_point_was_pruned_by() -> None:
         "--exclude 're:layers.0.*' --refine --calibration 'text:a b.txt' --samples 8 "
         "--sequence-length 64 --seed 3 -o out/"
     )
+
+
+def test_the_command_names_the_revision() -> None:
+    checkpoint = open_checkpoint("demo")
+    assert named(checkpoint) == "demo"
+    of_hub = replace(checkpoint, model="org/name", repo_id="org/name", revision="main")
+    assert named(of_hub) == "org/name"
+    assert named(replace(of_hub, revision="v1.0")) == "org/name@v1.0"
+    assert named(replace(of_hub, model="org/name@v1.0", revision="v1.0")) == "org/name@v1.0"
 
 
 def test_a_table_of_points_has_empty_cells_for_what_is_not() -> None:

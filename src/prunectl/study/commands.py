@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import shlex
 
+from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.pattern import NM, Pattern
 from prunectl.settings import Budget, Method, PruneSettings, usual_scope
+
+
+def named(checkpoint: Checkpoint) -> str:
+    """What opens the checkpoint again, its revision included."""
+    revision = checkpoint.revision
+    if checkpoint.repo_id is None or revision in (None, "main"):
+        return checkpoint.model
+    return f"{checkpoint.repo_id}@{revision}"
 
 
 def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:

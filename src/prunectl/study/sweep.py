@@ -22,7 +22,7 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
-from prunectl.study.commands import prune_command
+from prunectl.study.commands import named, prune_command
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
 from prunectl.study.measurer import Measurer
@@ -161,9 +161,14 @@ def _curve(measurer: Measurer, pattern: Pattern, requested: list[Requested]) -> 
     )
     command = None
     if read.essential.sparsity:
-        at = next(p.requested for p in read.points if p.sparsity == read.essential.sparsity)
+        # The last of those that come to the same: a model may hold these zeros from the start.
+        at = next(
+            p.requested
+            for p in reversed(read.points)
+            if p.sparsity == read.essential.sparsity and not p.failed
+        )
         chosen = settings.at(pattern, at, settings.seeds[0])
-        command = prune_command(model, pattern, chosen)
+        command = prune_command(named(measurer.checkpoint), pattern, chosen)
     method = str(settings.pruning.method)
     if settings.pruning.refine:
         method += " + refine"
