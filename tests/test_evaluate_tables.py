@@ -14,11 +14,12 @@ from blake3 import blake3
 from PIL import Image
 
 from prunectl import demo
+from prunectl.calibration.source import CalibrationSource, SourceKind
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
-from prunectl.evaluation import tables
+from prunectl.evaluation import table_datasets, tables
 from prunectl.evaluation.errors import BadData, MissingColumn, NoData
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.settings import EvalSettings
@@ -314,3 +315,15 @@ def test_the_hash_is_of_the_cells_that_are_used(tmp_path: Path) -> None:
     stood = blake3(f'["{blake3(b"png").hexdigest()}"]\n'.encode()).hexdigest()
     assert digest_rows([{"image": picture}], ["image"]) == stood
     assert digest_rows([{"image": b"png"}], ["image"]) == stood
+
+
+@pytest.mark.parametrize("address", ["file://{}", "local://{}", "http://127.0.0.1:9/a.png"])
+def test_a_row_of_the_hub_names_no_file_of_the_user_and_no_server(
+    tmp_path: Path, address: str
+) -> None:
+    own = tmp_path / "private.png"
+    own.write_bytes(b"private")
+    source = CalibrationSource(SourceKind.HF, (), "org/images")
+    with pytest.raises(BadData, match="a row has no image"):
+        table_datasets._image({"bytes": None, "path": address.format(own)}, source)
+    assert table_datasets._image({"bytes": b"inside", "path": f"file://{own}"}, source) == b"inside"

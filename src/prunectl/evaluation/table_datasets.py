@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.datasets import dataset_errors
+from prunectl.calibration.datasets import dataset_errors, image_bytes
 from prunectl.calibration.source import CalibrationSource, SourceKind
 from prunectl.errors import MissingLibrary
 from prunectl.evaluation.errors import BadData
@@ -121,18 +121,12 @@ def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _image(value: dict[str, Any] | None, source: CalibrationSource) -> bytes | None:
-    """The bytes of an image file."""
-    import fsspec
-
-    data, path = (value or {}).get("bytes"), (value or {}).get("path")
-    # A path in somebody else's dataset may be that of a file of the user's.
-    if not data and path and (source.local_dataset or "://" in path):
-        with fsspec.open(path, "rb") as file:
-            data = file.read()
+def _image(value: dict[str, Any] | None, source: CalibrationSource) -> bytes:
+    """The bytes of an image file; a row leads to no file of the user's, and to no server."""
+    data = image_bytes(value or {}, source)
     if not data:
         raise BadData(source.name, "a row has no image")
-    return bytes(data)
+    return data
 
 
 def _library(name: str) -> Any:
