@@ -578,7 +578,9 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-0002"]
     # One of them speaks.
     assert json.loads(done.stdout)["samples"] == 6
-    assert "warning: " not in done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) <= 1
+    assert all(line.endswith("nothing was learned") for line in warned)  # six rows teach little
 
 
 # --- settings and recipes -------------------------------------------------------------------------
