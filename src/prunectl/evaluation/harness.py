@@ -9,29 +9,32 @@ first. Tasks that were named count alike; of a group, samples count alike.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.datasets import dataset_errors
-from prunectl.calibration.source import CalibrationSource, SourceKind
 from prunectl.calibration.tokens import Tokenizer, load_tokenizer
 from prunectl.checkpoint.nature import Kind
 from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption, MissingLibrary
 from prunectl.evaluation import prompts
-from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.harness_quiet import quiet_harness
+from prunectl.evaluation.harness_tasks import (
+    Part,
+    check_names,
+    described,
+    load,
+    part_of,
+    task_folder,
+    values_of,
+)
 from prunectl.evaluation.metric import Head, Request, Score
-from prunectl.evaluation.sources import data_errors
-from prunectl.evaluation.tables import digest_rows
 from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
@@ -39,27 +42,6 @@ if TYPE_CHECKING:
     from prunectl.evaluation.subject import Subject
 
 BATCH = 8
-PREFERRED = ("acc_norm", "acc", "exact_match")
-SEED = 1234
-"""The harness's own seed of few-shot examples."""
-_MEAN = "mean"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One task.
-
-    Attributes:
-        task: the harness's object. metric: of it, the one that is the score.
-        named: place of what the user named among all that were named.
-        indices: the samples that are run; all, if None.
-    """
-
-    task: Any
-    metric: str
-    named: int
-    indices: tuple[int, ...] | None
-    samples: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +84,7 @@ class Harness:
         rows: list[tuple[float, float]] = []
         parts = {}
         for name, part in self.parts.items():
-            found = _values(results["samples"][name], part.metric)
+            found = values_of(results["samples"][name], part.metric)
             if bad := sum(map(math.isnan, found)):
                 raise EvaluationFailed(self.name, f"{name}: the scores of {bad} samples are NaN")
             rows += [(value, part.named) for value in found]
@@ -196,7 +178,7 @@ def prepare(request: Request) -> Harness:
             f"{request.nature.kind}",
             hint="--metric similarity or classification is for encoders",
         )
-    folder = _task_folder(request)
+    folder = task_folder(request)
     with quiet_harness():
         try:
             from lm_eval.tasks import TaskManager
@@ -205,14 +187,14 @@ def prepare(request: Request) -> Harness:
                 "lm-eval", f"--metric {settings.metric}", extra="harness"
             ) from None
         manager = TaskManager(include_path=str(folder) if folder else None)
-        _check_names(names, manager.all_tasks)
-        loaded = {name: _load(manager, name) for name in names}
+        check_names(names, manager.all_tasks)
+        loaded = {name: load(manager, name) for name in names}
     parts: dict[str, Part] = {}
     for place, found in enumerate(loaded.values()):
         for key, task in found["tasks"].items():
             if key in parts:
                 raise InvalidOption(f"--metric {settings.metric}: task '{key}' is in it twice")
-            parts[key] = _part(request, key, task, place)
+            parts[key] = part_of(request, key, task, place)
     merged = {
         kind: {key: one for found in loaded.values() for key, one in found[kind].items()}
         for kind in ("tasks", "groups", "group_map")
@@ -222,7 +204,7 @@ def prepare(request: Request) -> Harness:
     record = {
         "metric": settings.metric,
         "harness": importlib.metadata.version("lm_eval"),
-        "tasks": {key: _described(part) for key, part in parts.items()},
+        "tasks": {key: described(part) for key, part in parts.items()},
         "sequence_length": room,
         "seed": settings.seed,
     }
@@ -235,105 +217,6 @@ def prepare(request: Request) -> Harness:
         record,
         tuple(request.notes),
     )
-
-
-def _task_folder(request: Request) -> Path | None:
-    """A folder of the user's own tasks.
-
-    Raises:
-        InvalidOption: it is none, or its code is not trusted.
-    """
-    data = request.settings.data
-    if not data:
-        return None
-    folder = Path(data[0]).expanduser()
-    if len(data) > 1 or not folder.is_dir():
-        raise InvalidOption(
-            f"--data {' and '.join(data)} is no folder of tasks",
-            hint="tasks of the harness bring their own data; --data names a folder of own tasks",
-        )
-    if not request.checkpoint.trust_remote_code:
-        raise InvalidOption(
-            f"--data {data[0]}: a task of the harness is a program, and may run any code",
-            hint="--trust-remote-code, if you trust those who wrote it",
-        )
-    return folder
-
-
-def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            raise InvalidOption(
-                f"lm-evaluation-harness has no task '{name}'",
-                hint=f"did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks names all",
-            )
-
-
-def _load(manager: Any, name: str) -> dict[str, Any]:
-    """The tasks behind a name, with their data."""
-    source = CalibrationSource(SourceKind.HF, (), f"{name} (harness)")
-    with data_errors(), dataset_errors(source):
-        found: dict[str, Any] = manager.load([name])
-    return found
-
-
-def _part(request: Request, name: str, task: Any, named: int) -> Part:
-    """A task with the number of its examples set, and what of it is scored.
-
-    Raises:
-        MetricMismatch: none of its metrics is a mean over samples.
-    """
-    settings = request.settings
-    own = task.get_config("num_fewshot")
-    if settings.shots and own != 0:
-        task.set_config(key="num_fewshot", value=settings.shots)
-    elif own is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=SEED)
-    better = task.higher_is_better()
-    fit = [
-        key
-        for key, combine in task.aggregation().items()
-        if better.get(key) and getattr(combine, "__name__", "") == _MEAN
-    ]
-    metric = next((one for one in (*PREFERRED, *fit) if one in fit), None)
-    if metric is None:
-        raise MetricMismatch(
-            settings.metric,
-            request.checkpoint.model,
-            f"no score of task '{name}' is a mean over samples and better if higher "
-            f"({', '.join(task.aggregation())})",
-            hint="run the harness itself on the pruned folder: lm-eval run --model hf "
-            "--model_args pretrained=DIR --tasks ...",
-        )
-    available = len(task.eval_docs)
-    if not available:
-        raise BadData(f"{name} (harness)", "it has no rows")
-    indices = prompts.drawn(request, range(available))
-    every = len(indices) == available
-    return Part(task, metric, named, None if every else tuple(indices), len(indices))
-
-
-def _described(part: Part) -> dict[str, Any]:
-    task = part.task
-    docs = task.eval_docs
-    columns = sorted({key for doc in docs for key in doc})
-    return {
-        "score": part.metric,
-        "version": str((task.get_config("metadata") or {}).get("version", "")),
-        "shots": task.get_config("num_fewshot"),
-        "samples": part.samples,
-        "samples_available": len(docs),
-        "blake3": digest_rows(docs, columns),
-    }
-
-
-def _values(samples: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """A metric's value of each sample, in their order, by the first filter that has it."""
-    having = [one for one in samples if metric in one]
-    first = [one for one in having if one["filter"] == having[0]["filter"]]
-    return [float(one[metric]) for one in sorted(first, key=lambda one: one["doc_id"])]
 
 
 def _first_line(error: Exception) -> str:
