@@ -26,6 +26,7 @@ from prunectl.study.tolerance import EpsilonMode, Tolerance
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.study.result import SweepResult
 
 EPILOG = options.examples(
@@ -149,13 +150,7 @@ def sweep(
         tolerance=Tolerance(epsilon, epsilon_mode),
         seeds=_seeds(seeds),
     )
-    if revision is not None and len(given) > 1:
-        raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
-    access = (token, cache_dir, trust_remote_code, out)
-    opened = [
-        options.open_source(choose_model(one, revision, out), *access, compressed=True)
-        for one in given
-    ]
+    opened = _open(given, revision, token, cache_dir, trust_remote_code, out)
     screen = _Live(out, str(epsilon_mode))
     with out.progress(above=screen.chart) as on_event:
         result = sweep(
@@ -171,6 +166,23 @@ def sweep(
     _show(result, out)
     saved.write(result, out)
     _end(result, out, kept=results is not None or not no_cache)
+
+
+def _open(
+    models: list[str | None],
+    revision: str | None,
+    token: str | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    out: Output,
+) -> list[Checkpoint]:
+    if revision is not None and len(models) > 1:
+        raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
+    access = (token, cache_dir, trust_remote_code, out)
+    return [
+        options.open_source(choose_model(one, revision, out), *access, compressed=True)
+        for one in models
+    ]
 
 
 def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
