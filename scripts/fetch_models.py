@@ -198,12 +198,12 @@ def is_complete(name: str, cache: Path) -> bool:
         return False
 
 
-def download(wheel: Wheel, work: Path) -> Path:
-    """Download a wheel with pip and check its hash; returns the wheel's path."""
+def download(wheel: Wheel, work: Path, *options: str) -> Path:
+    """Download a wheel with pip, with more of its options, and check its hash; returns its path."""
     # Wheels only: a source package would run its setup code.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--quiet", "--disable-pip-version-check", "--dest", str(work), wheel.requirement]
-    subprocess.run(command, check=True)
+    command += ["--quiet", "--disable-pip-version-check", "--dest", str(work)]
+    subprocess.run([*command, *options, wheel.requirement], check=True)
     (file,) = work.glob("*.whl")
     found = sha256(file)
     if found != wheel.sha256:

