@@ -21,7 +21,7 @@ from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
 from prunectl.settings import Calibration, PruneSettings
-from prunectl.study.commands import named, prune_command
+from prunectl.study.commands import named, prune_command, short_names
 from prunectl.study.curves import Read, Redraws, Requested, read_curve
 from prunectl.study.grid import Grid, most_of, next_point, parse_grid
 from prunectl.study.points import Point
@@ -287,6 +287,24 @@ def test_noise_is_told_from_a_result() -> None:
     wide = sure([0.001, 0.5])
     wide[:, 1] += rng.uniform(-0.4, 0.4, size=len(wide))
     assert read([0.001, 0.5], wide).status is Status.FOUND
+
+
+def test_noise_that_changes_nothing_is_none() -> None:
+    rng = np.random.default_rng(0)
+    better = np.array([-0.05, -0.3]) + rng.uniform(-0.2, 0.2, size=(2000, 1))
+    found = read([-0.05, -0.3], better)  # every draw ends at the last point
+    assert (found.status, found.low, found.high) == (Status.NOT_REACHED, 0.2, 0.2)
+    assert "Not reached in this range: 20% is still within" in found.text
+    apart = np.array([-0.3, 0.4]) + rng.uniform(-0.2, 0.2, size=(2000, 1))
+    assert read([-0.3, 0.4], apart).status is Status.FOUND
+
+
+def test_models_have_short_names_where_they_are_told_apart() -> None:
+    assert short_names(["/a/b/minilm", "org/name", "demo"]) == ["minilm", "org/name", "demo"]
+    assert short_names(["/a/one", "/b/one"]) == ["/a/one", "/b/one"]
+    assert short_names(["org/name@main", "org/name@v2"]) == ["org/name@main", "org/name@v2"]
+    assert short_names(["/a/one", "/a/one"]) == ["one", "one"]
+    assert short_names(["."]) == ["."]
 
 
 def test_an_interval_has_measured_points_for_ends() -> None:

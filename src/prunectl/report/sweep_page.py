@@ -33,6 +33,7 @@ from prunectl.report.sweep_data import (
     score_text,
 )
 from prunectl.report.theme import LIGHT, vega_config
+from prunectl.study.commands import short_names
 
 _HEIGHTS = 380, 300
 """Pixels of the two charts."""
@@ -112,7 +113,7 @@ def sweep_picture(document: dict[str, Any], format: Literal["png", "svg"]) -> by
 
 
 def _models(document: dict[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(str(model["model"]) for model in document["models"]))
+    return ", ".join(short_names([str(model["model"]) for model in document["models"]]))
 
 
 def _summary(document: dict[str, Any]) -> list[str]:

@@ -1,10 +1,13 @@
-"""The command that prunes a model as a point of a curve was."""
+"""What models are called in a curve, and the command that prunes one as a point of it was."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.hub import is_repo_id, split_revision
 from prunectl.pattern import NM, Pattern
 from prunectl.settings import Budget, Method, PruneSettings, usual_scope
 
@@ -15,6 +18,13 @@ def named(checkpoint: Checkpoint) -> str:
     if checkpoint.repo_id is None or revision in (None, "main"):
         return checkpoint.model
     return f"{checkpoint.repo_id}@{revision}"
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """What models are called in charts: a folder's own name, where that tells them apart."""
+    short = [one if is_repo_id(split_revision(one)[0]) else PurePath(one).name for one in models]
+    told = len(set(short)) == len(set(models)) and all(short)
+    return short if told else list(models)
 
 
 def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:

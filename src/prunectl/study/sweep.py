@@ -22,7 +22,7 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
-from prunectl.study.commands import named, prune_command
+from prunectl.study.commands import named, prune_command, short_names
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
 from prunectl.study.measurer import Measurer
@@ -80,13 +80,14 @@ def sweep(
             plan_prune(checkpoint, settings.at(pattern, first, settings.seeds[0]))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
     found = _empty(prepared, settings, command)
+    names = short_names([named(one) for one in opened])
     done: list[Curve] = []
     try:
-        for checkpoint, metric in prepared:
+        for (checkpoint, metric), name in zip(prepared, names, strict=True):
             points = _points(checkpoint, results, on_event, use_cache=use_cache)
             with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
                 for pattern in settings.patterns:
-                    for curve in _measured(measurer, pattern):
+                    for curve in _measured(measurer, name, pattern):
                         seconds = time.perf_counter() - started
                         found = replace(found, curves=(*done, curve), seconds=seconds)
                         if on_result is not None:
@@ -122,15 +123,15 @@ def _points(
     return points
 
 
-def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:
+def _measured(measurer: Measurer, name: str, pattern: Pattern) -> Iterator[Curve]:
     """The curve after each of its points: those of the grid, then those of the search."""
     grid, requested = measurer.settings.grid, [_requested(measurer, pattern, Fraction(0))]
-    yield (curve := _curve(measurer, pattern, requested))
+    yield (curve := _curve(measurer, name, pattern, requested))
     if requested[0].failed or curve.essential.status is Status.UNLEARNED:
         return
     for sparsity in grid.within(pattern):
         requested.append(_requested(measurer, pattern, sparsity))
-        yield (curve := _curve(measurer, pattern, requested))
+        yield (curve := _curve(measurer, name, pattern, requested))
     while grid.step is not None:
         epsilon = measurer.settings.tolerance.epsilon
         asked = {Fraction(str(one.sparsity)): point for one, point in
@@ -141,7 +142,7 @@ def _measured(measurer: Measurer, pattern: Pattern) -> Iterator[Curve]:
             return
         requested.append(_requested(measurer, pattern, wanted))
         requested.sort(key=lambda one: one.sparsity)
-        yield (curve := _curve(measurer, pattern, requested))
+        yield (curve := _curve(measurer, name, pattern, requested))
 
 
 def _requested(measurer: Measurer, pattern: Pattern, sparsity: Fraction) -> Requested:
@@ -151,8 +152,8 @@ def _requested(measurer: Measurer, pattern: Pattern, sparsity: Fraction) -> Requ
     )
 
 
-def _curve(measurer: Measurer, pattern: Pattern, requested: list[Requested]) -> Curve:
-    metric, settings, model = measurer.metric, measurer.settings, measurer.checkpoint.model
+def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requested]) -> Curve:
+    metric, settings = measurer.metric, measurer.settings
     read = read_curve(
         requested,
         measurer.redraws,
@@ -173,8 +174,8 @@ def _curve(measurer: Measurer, pattern: Pattern, requested: list[Requested]) -> 
     if settings.pruning.refine:
         method += " + refine"
     return Curve(
-        label=f"{model}, {pattern}",
-        model=model,
+        label=f"{name}, {pattern}",
+        model=measurer.checkpoint.model,
         pattern=str(pattern),
         method=method,
         bound=read.bound,

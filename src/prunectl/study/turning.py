@@ -85,7 +85,7 @@ def essential(
         high = float(np.quantile(grid[places], 1 - tail, method="higher"))
     found = float(grid[at])
     beyond = float(sparsities[at]) if at < len(sparsities) else None
-    status = _status(at, len(sparsities), redrawn, tolerance)
+    status = _status(at, len(sparsities), redrawn, tolerance, sure=bool(at) and low == high)
     value = found if status in (Status.FOUND, Status.NOT_REACHED) else None
     if status is Status.NOISE and at:
         value = found
@@ -143,11 +143,15 @@ def knee(sparsities: Sequence[float], losses: Sequence[float]) -> float | None:
     return None if found == x[-1] else found  # the end of what was measured is no knee of it
 
 
-def _status(at: int, points: int, redrawn: Floats, tolerance: Tolerance) -> Status:
+def _status(at: int, points: int, redrawn: Floats, tolerance: Tolerance, *, sure: bool) -> Status:
     # What lies far beyond may be as unsure as it likes: what counts is the last point within, and
-    # the first one where none is.
+    # the first one where none is. Where all draws end at one point, noise does not change it.
     draws = redrawn[:, max(at - 1, 0)] if len(redrawn) else redrawn
-    if half_width(draws) > tolerance.epsilon and (at or draws.min() <= tolerance.epsilon):
+    if (
+        not sure
+        and half_width(draws) > tolerance.epsilon
+        and (at or draws.min() <= tolerance.epsilon)
+    ):
         return Status.NOISE
     if not at:
         return Status.NONE
