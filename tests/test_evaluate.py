@@ -17,9 +17,10 @@ import own_words
 import pytest
 import scipy.stats
 import tiny_tokenizers
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from prunectl import demo
 from prunectl.calibration.errors import BadTokenizer, WrongTokenizer
@@ -190,6 +191,53 @@ def test_documents_are_joined_by_an_empty_line(speaker: Path, tmp_path: Path) ->
         assert np.array_equal(one.ids, other.ids)
     assert together.record["joiner"] == "\n\n"
     assert together.record["files"] == ["a.txt", "b.txt", "c.txt"]
+
+
+LINES = [" = Genesis = \n", "", " In the beginning God created \n", " ", " the heaven. \n"] * 300
+
+
+def demo_ids(texts: Sequence[str]) -> list[int]:
+    """The usual protocol of WikiText: all of it is one text."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(open_checkpoint("demo").folder)
+    return tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def all_ids(metric: Any) -> list[int]:
+    return np.concatenate([one.ids for one in metric.windows]).tolist()
+
+
+def test_documents_are_tokenized_as_one_text(speaker: Path, tmp_path: Path) -> None:
+    """In the manner of GPT-2, where the last break before a word stands apart from the others."""
+    folder = copied(speaker, tmp_path / "model")
+    vocabulary = {part: at for at, part in enumerate(["<unk>", "\n\n", "\n", "one"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    pattern = tokenizers.Regex(r"\s+(?!\S)|\s+|\S+")
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>").save_pretrained(folder)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("one\n\none\n\none", encoding="utf-8")
+    files = tuple(f"text:{tmp_path / name}.txt" for name in "abc")
+    found = prepare(open_checkpoint(folder), EvalSettings(data=files))
+    assert all_ids(found) == inner.encode("\n\n".join(["one"] * 9)).ids[:20]
+    assert 1 not in all_ids(found)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_rows_of_a_dataset_are_one_text_in_their_order(tmp_path: Path) -> None:
+    """As in WikiText, whose rows are the lines of articles, empty ones among them."""
+    lines = [f"{line}{at}\n" if line.strip() else line for at, line in enumerate(LINES)]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in lines), encoding="utf-8")
+    data = (f"hf:{path}",)
+    found = prepare(open_checkpoint("demo"), EvalSettings(data=data, sequence_length=2, seed=3))
+    wanted = demo_ids(lines)
+    assert all_ids(found) == wanted[: len(wanted) // 2 * 2]
+    few = prepare(open_checkpoint("demo"), EvalSettings(data=data, sequence_length=2, samples=4))
+    assert few.record["windows_available"] == len(wanted) // 2  # spread over all that there is
+    path.write_text('{"text": ""}\n{"text": " "}\n', encoding="utf-8")
+    with pytest.raises(BadData, match="it holds no text"):
+        prepare(open_checkpoint("demo"), EvalSettings(data=data))
+    gc.collect()  # datasets leaves files open
 
 
 def test_samples_are_spread_over_the_text(speaker: Path, text: Path) -> None:

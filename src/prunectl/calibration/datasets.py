@@ -47,7 +47,7 @@ class Rows:
     """A dataset that is open.
 
     Attributes:
-        rows: an ``IterableDataset``, shuffled by the seed.
+        rows: an ``IterableDataset``, shuffled by the seed if there was one.
         columns: their names.
         column: the one that holds the data.
         split: the one that is read.
@@ -66,10 +66,11 @@ class Rows:
         return {key: value for key, value in facts.items() if value}
 
 
-def open_rows(source: CalibrationSource, seed: int, known: Sequence[str]) -> Rows:
+def open_rows(source: CalibrationSource, seed: int | None, known: Sequence[str]) -> Rows:
     """Open a dataset; the split is ``train``, or the first, where none is named.
 
     Args:
+        seed: of the order; None leaves rows in their own.
         known: names of columns that are taken where none is named, the first that is there.
 
     Raises:
@@ -83,9 +84,10 @@ def open_rows(source: CalibrationSource, seed: int, known: Sequence[str]) -> Row
         columns = tuple(rows.column_names or next(iter(rows), ()))
     if not columns:
         raise BadCalibration(source.name, f"split '{split}' has no rows")
-    with dataset_errors(source):
-        # With files read side by side, threads are waited for: 5 seconds more for Parquet.
-        rows = rows.shuffle(seed=seed, buffer_size=SHUFFLED, max_buffer_input_shards=1)
+    if seed is not None:
+        with dataset_errors(source):
+            # With files read side by side, threads are waited for: 5 seconds more for Parquet.
+            rows = rows.shuffle(seed=seed, buffer_size=SHUFFLED, max_buffer_input_shards=1)
     wanted = [source.column] if source.column else known
     column = next((name for name in wanted if name in columns), None)
     if column is None and not source.column and len(columns) == 1:
@@ -145,9 +147,17 @@ def _split_of(splits: dict[str, Any], source: CalibrationSource) -> tuple[Any, s
 
 
 def read_rows(
-    rows: Rows, source: CalibrationSource, budget: int, on_event: OnEvent = ignore_events
+    rows: Rows,
+    source: CalibrationSource,
+    budget: int,
+    on_event: OnEvent = ignore_events,
+    *,
+    blank: bool = False,
 ) -> Documents:
     """Texts of rows, one document each, until there are ``budget`` bytes of them.
+
+    Args:
+        blank: whether rows count that hold no text, such as the empty lines of WikiText.
 
     Raises:
         BadCalibration: the column holds something else than text, or a file is broken.
@@ -166,7 +176,7 @@ def read_rows(
                 f"its columns are {', '.join(rows.columns)}",
                 hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
             )
-        if not value.strip():
+        if not blank and not value.strip():
             continue
         texts.append(value)
         size = len(value.encode("utf-8", "surrogatepass"))

@@ -1,11 +1,11 @@
 """Perplexity on text: exp of the mean negative log likelihood of a token, given those before it.
 
-The protocol is fixed. Documents are joined by an empty line and tokenized without special tokens;
-windows of ``sequence_length`` tokens begin every ``stride`` tokens. Each is begun by what the
-tokenizer begins a text with (nothing, or a token such as ``<s>``), which is not predicted. Of the
-first window all tokens but the first are predicted (all, behind a token that begins the text), of a
-later one those that no window before it held; without overlap that is, again, all but the first.
-What is left at the end and fills no window is dropped.
+The protocol is fixed. Documents are joined by an empty line and tokenized as one text, without
+special tokens; windows of ``sequence_length`` tokens begin every ``stride`` tokens. Each is begun
+by what the tokenizer begins a text with (nothing, or a token such as ``<s>``), which is not
+predicted. Of the first window all tokens but the first are predicted (all, behind a token that
+begins the text), of a later one those that no window before it held; without overlap that is,
+again, all but the first. What is left at the end and fills no window is dropped.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ BATCH = 4
 LEAST = 16
 """Fewer tokens than this tell nothing."""
 _BYTES_PER_TOKEN = 16
+_READ = 8 << 20
+"""Bytes of a dataset that are read at least: the windows are to be spread over more than its
+beginning."""
 _FINITE = 700.0
 """Mean negative log likelihoods from which exp has no finite value."""
 
@@ -117,9 +120,9 @@ def prepare(request: Request) -> Perplexity:
     _check(length, body, stride)
     needed = None
     if settings.samples is not None and source.kind is SourceKind.HF:
-        needed = (settings.samples * stride + body) * _BYTES_PER_TOKEN
+        needed = max(_READ, (settings.samples * stride + body) * _BYTES_PER_TOKEN)
     texts = read_text(request, source, needed)
-    ids = tokenizer.ids(texts)
+    ids = tokenizer.ids([JOINER.join(texts)])
     if len(ids) < LEAST:
         raise BadData(source.name, f"its text has {len(ids)} tokens, and {LEAST} are needed")
     tokenizer.check([ids], request.nature.vocabulary)

@@ -51,8 +51,8 @@ def source_of(request: Request, *, own: bool = False) -> CalibrationSource:
 def read_text(request: Request, source: CalibrationSource, needed: int | None) -> tuple[str, ...]:
     """The documents of a source, in its own order.
 
-    Of a dataset, rows in the order of the seed until there are ``needed`` bytes (all, if None); of
-    files all of it. Their number and a hash go into the facts.
+    Of a dataset, rows in their own order, blank ones included, until there are ``needed`` bytes
+    (all, if None): the lines of WikiText are such rows. Of files all of it.
 
     Raises:
         BadData: it cannot be read, or holds no text.
@@ -60,16 +60,20 @@ def read_text(request: Request, source: CalibrationSource, needed: int | None) -
     """
     with data_errors():
         if source.kind is SourceKind.HF:
-            rows = datasets.open_rows(source, request.settings.seed, datasets.TEXT_COLUMNS)
+            rows = datasets.open_rows(source, None, datasets.TEXT_COLUMNS)
             request.facts |= rows.facts()
-            found = datasets.read_rows(rows, source, needed or _ALL, request.on_event)
+            found = datasets.read_rows(rows, source, needed or _ALL, request.on_event, blank=True)
+            if not found.is_all:
+                request.notes.append(
+                    f"{source.name}: only its first {len(found.texts):,} rows are read"
+                )
         elif source.kind in (SourceKind.TEXT, SourceKind.DEMO):
             found = text.read_files(source.files, _ALL, request.settings.seed, request.on_event)
         else:
             raise InvalidOption(
                 f"--data {source.kind} is not text", hint="text:FILE or hf:DATASET is"
             )
-    if not found.texts:
+    if not any(one.strip() for one in found.texts):
         raise BadData(source.name, "it holds no text")
     return found.texts
 
