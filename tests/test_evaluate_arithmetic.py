@@ -312,6 +312,10 @@ def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint) -> None:
     cut = prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=5)
     assert {len(one) for one in cut.texts} == {15}
     assert cut.record["problems_cut"] == 8
+    shorter = prepared(checkpoint, SVAMP, sequence_length=19, max_new_tokens=5)
+    assert shorter.record != cut.record
+    drawn = [prepared(checkpoint, SVAMP, samples=4, seed=seed).record for seed in (1, 2)]
+    assert drawn[0] != drawn[1]
     with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
         prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
 

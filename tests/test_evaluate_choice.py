@@ -274,6 +274,9 @@ def test_fewer_questions_are_drawn_by_the_seed(checkpoint: Checkpoint) -> None:
     assert places == sorted(places)
     assert first.record["questions"] == 5
     assert first.record["questions_available"] == 20
+    assert first.record != prepared(checkpoint, MMLU, samples=5, seed=2).record
+    whole = [prepared(checkpoint, MMLU, samples=20, seed=seed).record for seed in (1, 2)]
+    assert whole[0] == whole[1]  # nothing is drawn
 
 
 def test_examples_that_do_not_fit_are_left_out_and_long_questions_cut(
@@ -296,6 +299,7 @@ def test_examples_that_do_not_fit_are_left_out_and_long_questions_cut(
     for one, whole in zip(cut.texts, lengths[0], strict=True):
         assert one.longest == 16
         assert one.context.tolist() == whole.context[-16:].tolist()
+    assert prepared(checkpoint, MMLU, sequence_length=15).record != cut.record
     assert cut.notes == ("20 questions lose their beginning: the model takes 16",)
 
 

@@ -213,6 +213,7 @@ def test_pairs_are_drawn_by_the_seed(encoder: Path) -> None:
     assert some.record["pairs_available"] == 24
     assert some.record["blake3"] == every.record["blake3"]
     assert some.gold == prepared(encoder, samples=6, seed=3).gold != every.gold[:6]
+    assert some.record != prepared(encoder, samples=6, seed=4).record
 
 
 @pytest.mark.usefixtures("known_words")

@@ -126,7 +126,7 @@ def prepare(request: Request) -> Arithmetic:
     table = prompts.scored_split(splits, (*ANSWER, *EQUATION), name)
     every = problems_of(table)
     prompts.enough(len(every), "problems", table.name)
-    problems = prompts.drawn(request, every)
+    problems, counts = prompts.taken(request, every, "problems")
     new_tokens = settings.max_new_tokens or NEW_TOKENS
     record: dict[str, Any] = {
         "metric": "arithmetic",
@@ -147,7 +147,7 @@ def prepare(request: Request) -> Arithmetic:
         record["examples_blake3"] = digest_rows(source.rows, columns_of(source))
     tokenizer = load_tokenizer(request.checkpoint)
     texts, changed = _texts(request, tokenizer, problems, solved, new_tokens)
-    record |= {"problems": len(problems), "problems_available": len(every), **changed}
+    record |= counts | changed
     return Arithmetic(
         tuple(problems),
         tuple(texts),
@@ -178,9 +178,10 @@ def _texts(
     problems: Sequence[Problem],
     solved: Sequence[Problem],
     new_tokens: int,
-) -> tuple[list[Ids], dict[str, int]]:
-    """The prompts as tokens, with as many examples as leave room for the answer; and how many have
-    fewer, or are cut at their beginning."""
+) -> tuple[list[Ids], dict[str, int | None]]:
+    """The prompts as tokens, with as many examples as leave room for the answer; and for a record,
+    how many tokens fit with it, how many prompts have fewer examples, or are cut at their
+    beginning."""
     room = prompts.room(request, tokenizer)
     if room is not None and room <= new_tokens:
         raise InvalidOption(
@@ -204,4 +205,8 @@ def _texts(
     if cut:
         request.notes.append(f"{cut:,} problems lose their beginning: the model takes {room:,}")
     tokenizer.check(found, request.nature.vocabulary)
-    return found, {"problems_with_fewer_examples": fewer, "problems_cut": cut}
+    return found, {
+        "sequence_length": room,
+        "problems_with_fewer_examples": fewer,
+        "problems_cut": cut,
+    }

@@ -156,7 +156,7 @@ def prepare(request: Request) -> Choice:
     shape = shape_of(table)
     every = questions_of(table, shape)
     prompts.enough(len(every), "questions", table.name)
-    questions = prompts.drawn(request, every)
+    questions, counts = prompts.taken(request, every, "questions")
     form = Form(_by_letters(shape, table, settings.protocol), shape.continues)
     record: dict[str, Any] = {
         "metric": "choice",
@@ -176,7 +176,7 @@ def prepare(request: Request) -> Choice:
         record["examples"] = f"the first of the same subject in {source.facts['split']}"
         record["examples_blake3"] = digest_rows(source.rows, shape_of(source).columns)
     texts, changed = _texts(request, form, questions, solved)
-    record |= {"questions": len(questions), "questions_available": len(every), **changed}
+    record |= counts | changed
     return Choice(
         tuple(questions),
         tuple(texts),
@@ -221,9 +221,9 @@ def _texts(
     form: Form,
     questions: Sequence[Question],
     solved: Mapping[str | None, list[Question]],
-) -> tuple[list[Continued], dict[str, int]]:
-    """The prompts as tokens, each with as many of its examples as fit; and how many have fewer, or
-    are cut at their beginning.
+) -> tuple[list[Continued], dict[str, int | None]]:
+    """The prompts as tokens, each with as many of its examples as fit; and for a record, how many
+    tokens fit, how many prompts have fewer examples, or are cut at their beginning.
 
     Raises:
         BadTokenizer, WrongTokenizer: see there.
@@ -251,4 +251,8 @@ def _texts(
     if not all(len(one.context) for one in found):
         raise BadData(the_data(request), f"an option has more than the {room:,} tokens there are")
     tokenizer.check([one.context for one in found], request.nature.vocabulary)
-    return found, {"questions_with_fewer_examples": fewer, "questions_cut": cut}
+    return found, {
+        "sequence_length": room,
+        "questions_with_fewer_examples": fewer,
+        "questions_cut": cut,
+    }

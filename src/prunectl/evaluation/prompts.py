@@ -64,6 +64,17 @@ def drawn(request: Request, rows: Sequence[Row]) -> list[Row]:
     return [rows[int(index)] for index in np.sort(chosen)]
 
 
+def taken(request: Request, rows: Sequence[Row], unit: str) -> tuple[list[Row], dict[str, int]]:
+    """As :func:`drawn`, and what a record says of it: how many, of how many, and drawn by what.
+
+    Args:
+        unit: what a row is, in the plural.
+    """
+    found = drawn(request, rows)
+    facts = {unit: len(found), f"{unit}_available": len(rows)}
+    return found, facts if len(found) == len(rows) else facts | {"seed": request.settings.seed}
+
+
 def scored_split(splits: dict[str, Table], answers: Sequence[str], name: str) -> Table:
     """The split to score on: ``test``, ``validation``, or the one that is there.
 

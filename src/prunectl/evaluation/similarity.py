@@ -130,7 +130,7 @@ def prepare(request: Request) -> Similarity:
     score = column(table, None, GOLD)
     every = _pairs(table, first, second, score)
     prompts.enough(len(every), "pairs", table.name)
-    pairs = prompts.drawn(request, every)
+    pairs, counts = prompts.taken(request, every, "pairs")
     if len({gold for _, _, gold in pairs}) < 2:
         raise BadData(table.name, f"all its pairs have the same '{score}': nothing can be ranked")
     pooling = pooling_of(request)
@@ -154,8 +154,7 @@ def prepare(request: Request) -> Similarity:
         "correlation": "Spearman",
         "sequence_length": length,
         "sentences_cut": sum(len(one) == length for one in encoded),
-        "pairs": len(pairs),
-        "pairs_available": len(every),
+        **counts,
     }
     return Similarity(
         tuple(encoded),
