@@ -297,9 +297,31 @@ def test_points_of_something_else_are_not_taken(speaker: Path, tmp_path: Path) -
                     PruneSettings(sparsity=0.5, exclude=("*.q_proj.*",))):  # fmt: skip
         assert measured(speaker, replace(base, pruning=pruning)) == 2
     assert measured(other, base) == 0
+    for name in ("sentencepiece.bpe.model", "own.py"):
+        (other / name).write_text("# another", encoding="utf-8")
+        assert measured(other, base) == 3, name
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}), encoding="utf-8")
     assert measured(other, base) == 3
+
+
+def test_points_of_other_calibration_data_are_not_taken(speaker: Path, tmp_path: Path) -> None:
+    """Whatever the file is called: what is in it decides."""
+    text = tmp_path / "calibration.txt"
+    words = speaker.with_suffix(".txt").read_text(encoding="utf-8").split()
+    calibration = Calibration((f"text:{text}",), samples=2, sequence_length=8)
+    pruning = PruneSettings(sparsity=0.5, method=Method.WANDA, calibration=calibration)
+    settings = settings_for(speaker, pruning=pruning, sparsity="0.5")
+
+    def measured(part: slice) -> int:
+        text.write_text(" ".join(words[part]), encoding="utf-8")
+        listener = Listener()
+        sweep(speaker, settings, results=tmp_path / "points.jsonl", on_event=listener)
+        return listener.scored
+
+    assert measured(slice(0, 40)) == 2
+    assert measured(slice(0, 40)) == 0
+    assert measured(slice(40, 80)) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -17,10 +19,11 @@ from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.subject import dtype_of, open_subject
-from prunectl.events import Note, OnEvent
+from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
-from prunectl.settings import PruneSettings
+from prunectl.pruning.calibration_samples import gather_samples
+from prunectl.settings import Calibration, PruneSettings
 from prunectl.study.curves import Redraws
 from prunectl.study.points import Point, Points, key_of
 from prunectl.study.pruned import PrunedSubject
@@ -28,8 +31,11 @@ from prunectl.study.settings import SweepSettings
 
 _DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece",
              "preprocessor_config", "processor_config", "modules", "modeling", "generation_config",
-             )  # fmt: skip
-"""What the names of files begin with that models and their inputs are built from."""
+             "tekken")  # fmt: skip
+_DECIDING_ENDS = (".py", ".model", ".spm", ".bpe", ".tiktoken", ".vocab")
+"""What the names of files begin or end with that models and their inputs are built from."""
+_LIBRARIES = ("torch", "transformers")
+"""Those that compute; two versions may round in two ways."""
 
 
 class Measurer:
@@ -56,6 +62,7 @@ class Measurer:
         self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
         self._stack = ExitStack()
         self._pruned: PrunedSubject | None = None
+        self._samples: dict[Calibration, dict[str, Any]] = {}
 
     def __enter__(self) -> Measurer:
         return self
@@ -155,27 +162,36 @@ class Measurer:
         uses_seed = self.metric.trains or (wanted is not None and wanted.needs_calibration)
         return {
             "version": __version__,
+            "libraries": {name: version(name) for name in _LIBRARIES},
             "source": self._source,
             "metric": self.metric.record,
             "device": place.type,
             "dtype": str(dtype_of(self.checkpoint, place, chosen.dtype)),
             "seed": seed if uses_seed else None,
-            "pruning": None if wanted is None else _pruning_facts(wanted),
+            "pruning": None if wanted is None else self._pruning_facts(wanted),
         }
+
+    def _pruning_facts(self, wanted: PruneSettings) -> dict[str, object]:
+        """How a point is pruned, with what calibration reads, and not only what that is called."""
+        facts: dict[str, object] = plain(asdict(wanted)) | {"pattern": str(wanted.pattern)}
+        calibration = wanted.calibration if wanted.needs_calibration else None
+        if calibration is None:
+            return facts | {"calibration": None}
+        if calibration not in self._samples:
+            found = gather_samples(self.checkpoint, calibration, ignore_events)
+            self._samples[calibration] = found.record
+        return facts | {"calibration_samples": self._samples[calibration]}
 
 
 def _beside(checkpoint: Checkpoint) -> dict[str, str]:
     """Digests of the files beside the weights that decide what the model computes."""
-    names = [one for one in checkpoint.side_files if Path(one).name.startswith(_DECIDING)]
+    names = [
+        one
+        for one in checkpoint.side_files
+        if Path(one).name.startswith(_DECIDING) or one.endswith(_DECIDING_ENDS)
+    ]
     found = {}
     for name in names:
         with suppress(OSError):
             found[name] = blake3((checkpoint.folder / name).read_bytes()).hexdigest()
     return found
-
-
-def _pruning_facts(wanted: PruneSettings) -> dict[str, object]:
-    facts: dict[str, object] = plain(asdict(wanted)) | {"pattern": str(wanted.pattern)}
-    if not wanted.needs_calibration:
-        facts["calibration"] = None
-    return facts
