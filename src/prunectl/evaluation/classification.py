@@ -101,7 +101,7 @@ class Classification:
             subject,
             self.train,
             self.recipe,
-            digest=self.record.get("train", {}).get("blake3", ""),
+            record=self.record,
             seed=seed,
             checkpoints=self.checkpoints,
             on_event=on_event,

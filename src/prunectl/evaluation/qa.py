@@ -95,7 +95,7 @@ class QA:
             subject,
             self.train,
             self.recipe,
-            digest=self.record.get("train", {}).get("blake3", ""),
+            record=self.record,
             seed=seed,
             checkpoints=self.checkpoints,
             on_event=on_event,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from prunectl.evaluation.subject import Subject
 
 POOLER = ".pooler."
+_INPUTS = ("train", "classes", "sequence_length", "overlap", "image")
+"""Parts of a record that decide what a model is fed in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def tuned(
     data: Samples | None,
     recipe: Recipe,
     *,
-    digest: str,
+    record: Mapping[str, Any],
     seed: int,
     checkpoints: Path | None,
     on_event: OnEvent,
@@ -106,7 +109,7 @@ def tuned(
 
     Args:
         data: None where nothing is trained.
-        digest: a hash of the data.
+        record: the metric's: what is trained on, and how it becomes the model's inputs.
         checkpoints: takes states in a folder of their own, which goes when the score is there.
 
     Raises:
@@ -116,7 +119,8 @@ def tuned(
     folder = None
     if data is not None:
         if checkpoints is not None:
-            folder = checkpoints / fingerprint(subject.model, recipe, digest, seed)
+            inputs = json.dumps({name: record.get(name) for name in _INPUTS}, sort_keys=True)
+            folder = checkpoints / fingerprint(subject.model, recipe, inputs, seed)
         train(subject.model, subject.held(), data, recipe, seed, on_event, folder=folder)
     yield
     discard(folder)
