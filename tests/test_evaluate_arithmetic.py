@@ -97,6 +97,8 @@ def plain() -> Plain:
         ("a 7th of 3rd", ["7", "3"]),
         ("nothing", []),
         ("1/0", []),
+        ("It is 3/4.", ["3/4"]),
+        ("It is 1 1/2. Or 2/3.5", ["3/2", "2", "7/2"]),
         ("9" * 50, []),
     ],
 )
@@ -109,6 +111,8 @@ def test_numbers_are_equal_but_for_rounding() -> None:
     assert not equal(Fraction("0.83"), Fraction(5, 6))
     assert equal(Fraction(10000), Fraction("10000.5"))
     assert not equal(Fraction(100), Fraction(101))
+    assert not equal(Fraction(12345), Fraction(12346))
+    assert equal(Fraction(12345), Fraction(12345))
     assert not equal(Fraction(5), Fraction(-5))
     assert [written(Fraction(one)) for one in ("5.0", "0.75", "-3")] == ["5", "0.75", "-3"]
 

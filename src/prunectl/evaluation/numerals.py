@@ -9,15 +9,16 @@ from collections.abc import Callable
 from fractions import Fraction
 
 TOLERANCE = 1e-4
-"""Numbers are equal that differ by less than this, relative to the larger one if that is above 1.
-Answers of the known sets are rounded."""
+"""Numbers are equal that differ by less than this, relative to the larger one if that is above 1,
+but whole numbers only if they are the same. Answers of the known sets are rounded."""
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_ENDS = r"(?!\d|\.\d)"  # a point may end the sentence
 _NUMBER = re.compile(
     # A minus behind a word or a number takes away, and is no sign.
     r"(?P<sign>(?<![\w)\]])[-\u2212])?\$?(?P<minus>(?<=\$)-)?"
-    rf"(?:(?P<mixed>\d+)[ ](?P<over>\d+)/(?P<under>\d+)(?![\d.])"
-    rf"|(?P<top>{_WHOLE})/(?P<bottom>\d+)(?![\d.])"
+    rf"(?:(?P<mixed>\d+)[ ](?P<over>\d+)/(?P<under>\d+){_ENDS}"
+    rf"|(?P<top>{_WHOLE})/(?P<bottom>\d+){_ENDS}"
     rf"|(?P<plain>{_WHOLE}(?:\.\d+)?(?:[eE][-+]?\d{{1,2}}(?![\d\w]))?|\.\d+))"
 )
 _LONGEST = 40
@@ -54,7 +55,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def equal(first: Fraction, second: Fraction) -> bool:
-    """Whether two numbers are the same but for rounding."""
+    """Whether two numbers are the same but for rounding, which whole numbers are not subject to."""
+    if first.denominator == second.denominator == 1:
+        return first == second
     return abs(first - second) <= Fraction(TOLERANCE) * max(Fraction(1), abs(first), abs(second))
 
 
