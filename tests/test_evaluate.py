@@ -570,6 +570,7 @@ def test_one_window_has_no_interval(typed: Typed, speaker: Path, text: Path) -> 
         ("MODEL --data images:.", 2, "--data images is not text", "text:FILE"),
         ("MODEL --data rows.csv", 2, "could mean a table", "hf:rows.csv"),
         ("MODEL --data TEXT --metric guess", 2, "--metric 'guess' is not known", "perplexity"),
+        ("MODEL --data TEXT --metric perplexity:x", 2, "'perplexity:x' is not known", "choice"),
         ("MODEL --data TEXT --samples 1", 2, "--samples 1 is not valid", ""),
         ("MODEL --data TEXT --stride 99", 2, "--stride 99 is not valid for windows of 20", ""),
         ("MODEL --data TEXT --sequence-length 1", 2, "--sequence-length 1 is not valid", ""),

@@ -361,6 +361,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "empty option": (
         [{"question": "a", "choices": ["red", " "], "answer": 0}] * 2, "has an empty option",
     ),
+    "too many options": (
+        [{"question": "a", "choices": list(map(str, range(27))), "answer": 0}] * 2,
+        "row 1 has 27 options, and 2 to 26 are needed",
+    ),
     "no answers": ([{"question": "a", "choices": CHOICES, "answer": -1}] * 2, "answers is empty"),
 }  # fmt: skip
 

@@ -202,20 +202,23 @@ BAD = {
         (b"", "it has no rows"),
         (b"text,label\n", "it has no rows"),
         (b"text,text\na,b\n", "several columns 'text'"),
-        (b'text,label\n"a,1\n', "unexpected end of data"),
+        (b'text,label\na,1\n"b\nc,1\n', "row that begins in line 3 .* unexpected end of data"),
         (b"text,label\n\xff,1\n", "not UTF-8 text .byte 0xff."),
         (b"text,label\na\0,1\n", "zero bytes"),
-        (b"text\n" + b"a" * 140_000, "field larger than field limit"),
+        (b"text\n" + b"a" * 140_000, "row that begins in line 2 .* larger than field limit"),
     ],
     "a.jsonl": [
-        (b'{"text": 1', "not a table that can be read"),
+        (b'{"text": 1}\n\n{"text": 2', "line 3 is no JSON: Expecting ',' delimiter"),
+        (b'{"text": "a"}\n{"text": "b\\ud800"}\n', "row 2 holds half of a surrogate pair"),
+        (b'{"a\\udc00": "a"}\n', "row 1 holds half of a surrogate pair"),
         (b"[1]\n", "line 1 is no object"),
-        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not a table that can be read"),
+        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 is no JSON: maximum rec"),
     ],
     "a.json": [
         (b'{"a": 1}', "without a list of rows"),
         (b"3", "not a list of objects"),
         (b"[1]", "entry 1 is no object"),
+        (b"[" * 100_000, "not a table that can be read"),
         (b"[]", "it has no rows"),
     ],
     "a.parquet": [(b"PAR1", "parquet|Parquet")],
@@ -273,11 +276,12 @@ def test_forms_that_name_no_table(request_: Request, tmp_path: Path) -> None:
         with pytest.raises(InvalidOption) as caught:
             read_splits(request_, text)
         assert caught.value.hint, text
+        assert ("no such file or folder" in str(caught.value)) == (":" not in text)
     with pytest.raises(HubUnreachable):
         read_splits(request_, "hf:cais/mmlu:all")
     if sys.platform != "win32":
         os.mkfifo(tmp_path / "pipe.csv")
-        with pytest.raises(BadData):
+        with pytest.raises(BadData, match="no regular file"):
             read_splits(request_, str(tmp_path / "pipe.csv"))
 
 

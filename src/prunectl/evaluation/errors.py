@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from prunectl.errors import PrunectlError, UsageError
 
-FORMS = "--data text:FILE, hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], or a CSV, JSONL or Parquet file"
+FORMS = (
+    "perplexity takes --data text:FILE or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], all other metrics "
+    "a table (CSV, TSV, JSONL, JSON, Parquet) or a folder of them"
+)
 
 
 class BadData(PrunectlError):

@@ -42,7 +42,9 @@ def prepare(
         UnknownArchitecture: transformers cannot build the model.
         MetricMismatch, NoData, BadData, MissingLibrary: see :mod:`prunectl.evaluation.errors`.
     """
-    if settings.name not in METRICS:
+    # Only the harness has something behind a colon.
+    name = settings.name if settings.name == "harness" else settings.metric
+    if name not in METRICS:
         raise InvalidOption(
             f"--metric '{settings.metric}' is not known", hint=f"one of {', '.join(METRICS)}"
         )
@@ -54,7 +56,7 @@ def prepare(
         cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
         model = build_on_meta(cls, config)
     nature = nature_of(model, checkpoint.folder)
-    prepare_one: Prepare = import_module(METRICS[settings.name]).prepare
+    prepare_one: Prepare = import_module(METRICS[name]).prepare
     with data_errors():
         metric = prepare_one(Request(checkpoint, nature, settings, on_event))
     tell(metric.notes, on_event)

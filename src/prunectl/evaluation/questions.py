@@ -141,9 +141,11 @@ def _options(
     if shape.is_lettered:  # a question may have fewer than the others
         while options and not options[-1].strip():
             options = options[:-1]
-    if not 2 <= len(options) <= len(LETTERS) or not all(one.strip() for one in options):
-        what = "an empty option" if len(options) >= 2 else f"{len(options)} options"
-        raise BadData(table.name, f"row {number:,} has {what}, and 2 to 26 are needed")
+    if not 2 <= len(options) <= len(LETTERS):
+        what = f"{len(options)} options, and 2 to {len(LETTERS)} are needed"
+        raise BadData(table.name, f"row {number:,} has {what}")
+    if not all(one.strip() for one in options):
+        raise BadData(table.name, f"row {number:,} has an empty option")
     return labels, options
 
 

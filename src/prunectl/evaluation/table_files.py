@@ -101,9 +101,7 @@ def rows_of(path: Path, note: Note) -> Iterator[Row]:
             if kind in (".csv", ".tsv"):
                 yield from _cells(file, path, note)
             elif kind == ".jsonl":
-                for number, line in enumerate(_lines(file, path), 1):
-                    if line.strip():
-                        yield _an_object(json.loads(line), path, f"line {number:,}")
+                yield from _json_lines(file, path)
             elif kind == ".json":
                 yield from _document(file, path)
             else:
@@ -116,9 +114,21 @@ def rows_of(path: Path, note: Note) -> Iterator[Row]:
             f"not UTF-8 text (byte {error.object[error.start]:#04x})",
             hint="convert it: iconv -f ENCODING -t UTF-8 FILE",
         ) from None
-    except (csv.Error, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         first = str(error).split("\n")[0]
         raise BadData(str(path), f"not a table that can be read: {first[:200]}") from None
+
+
+def _json_lines(file: TextIO, path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(file, path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise BadData(str(path), f"line {number:,} is no JSON: {why[:200]}") from None
+        yield _an_object(row, path, f"line {number:,}")
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -141,7 +151,7 @@ def _cells(file: TextIO, path: Path, note: Note) -> Iterator[Row]:
     header: list[str] = []
     more: Row = {}
     good, bad, first = 0, 0, 0
-    for cells in reader:
+    for cells in _records(reader, path):
         if not cells:
             continue
         if not header and _is_bare(cells):
@@ -163,6 +173,18 @@ def _cells(file: TextIO, path: Path, note: Note) -> Iterator[Row]:
         )
     if bad:
         note(f"{path.name}: {bad:,} rows with too few or too many cells are left out")
+
+
+def _records(reader: Any, path: Path) -> Iterator[list[str]]:
+    """What csv reads, with the line that it fails at."""
+    begun = 0
+    try:
+        for cells in reader:
+            yield cells
+            begun = reader.line_num
+    except csv.Error as error:
+        where = f"the row that begins in line {begun + 1:,}"
+        raise BadData(str(path), f"{where} cannot be read: {error}") from None
 
 
 def _is_bare(cells: list[str]) -> bool:

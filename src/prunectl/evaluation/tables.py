@@ -23,7 +23,7 @@ from prunectl.evaluation.metric import Request
 ROWS = 500_000
 """Rows of a split that are read at most; MNLI, among the largest, has 392,702."""
 BYTES = 1 << 30
-"""Characters and bytes of values in a split that are read at most."""
+"""Bytes of values in a split that are read at most."""
 
 HINT = "--data takes a CSV, TSV, JSONL, JSON or Parquet file, a folder with such files, or " \
     "hf:DATASET[:CONFIG[:SPLIT]]"  # fmt: skip
@@ -71,10 +71,12 @@ def read_splits(request: Request, text: str, *, skip: Collection[str] = ()) -> d
     source = parse_calibration(text if is_dataset else f"hf:{text}", "--data")
     path = source.local_dataset
     if source.column or (path is not None and source.config) or not (is_dataset or path):
-        raise InvalidOption(f"--data {text} names no table", hint=HINT)
+        is_path = ":" not in text
+        why = "there is no such file or folder" if is_path else "it names no table"
+        raise InvalidOption(f"--data {text}: {why}", hint=HINT)
     if path is None or table_datasets.is_saved(path):
         found = _of_dataset(request, source, skip)
-    elif path.is_file():
+    elif not path.is_dir():
         found = {table_files.split_of(path) or "all": _of_files(request, text, [path])}
     else:
         found = _of_folder(request, text, path, skip)
@@ -228,7 +230,12 @@ def _gather(
     columns: dict[str, None] = {}
     size = 0
     for row in rows:
-        size += _size(row)
+        try:
+            size += _size(row)
+        except UnicodeEncodeError:  # JSON can write halves of characters, which no tokenizer takes
+            raise BadData(
+                name, f"row {len(kept) + 1:,} holds half of a surrogate pair, which is no text"
+            ) from None
         if len(kept) == ROWS or size > BYTES:
             request.notes.append(f"{name}: only its first {len(kept):,} rows are read")
             break
@@ -240,8 +247,15 @@ def _gather(
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, str | bytes):
+    """Bytes of texts and files in a value, others as 8 each.
+
+    Raises:
+        UnicodeEncodeError: a text that is none.
+    """
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, bytes):
         return len(value)
     if isinstance(value, dict):
-        return sum(len(str(key)) + _size(one) for key, one in value.items())
+        return sum(_size(str(key)) + _size(one) for key, one in value.items())
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
