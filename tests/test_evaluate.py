@@ -605,6 +605,42 @@ def test_every_error_is_two_lines_at_most(
     assert hint in err
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "analyze MODEL -o MODEL/model.safetensors",
+        "analyze MODEL --html MODEL/config.json",
+        "evaluate MODEL --data TEXT -o MODEL/../speaker/tokenizer.json",
+        "sweep MODEL --data TEXT -s 0.3 --csv MODEL/model.safetensors",
+        "bench MODEL --no-load -o MODEL/model.safetensors.index.json",
+    ],
+)
+def test_no_result_takes_the_place_of_a_file_of_the_model(
+    typed: Typed, speaker: Path, text: Path, tmp_path: Path, argv: str
+) -> None:
+    folder = tmp_path / "speaker"
+    shutil.copytree(speaker, folder)
+    (folder / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    words = [one.replace("MODEL", str(folder)).replace("TEXT", f"text:{text}") for one in
+             argv.split()]  # fmt: skip
+    code, out, err = typed(*words)
+    assert (code, out) == (2, "")
+    assert "is a file of the model, which is never changed" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_result_beside_the_weights_is_replaced(
+    typed: Typed, speaker: Path, text: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(speaker, tmp_path / "speaker")
+    for samples in ("2", "3"):
+        code, _, err = typed("evaluate", tmp_path / "speaker", "--data", f"text:{text}", "-q", "-o",
+                             tmp_path / "speaker/evaluate.json", "--samples", samples)  # fmt: skip
+        assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "speaker/evaluate.json").read_bytes())["samples"] == 3
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
 def test_a_document_that_cannot_be_saved_is_shown_all_the_same(
     typed: Typed, speaker: Path, text: Path

@@ -140,6 +140,21 @@ def test_a_line_that_is_no_point_is_passed_over(tmp_path: Path, bad: str) -> Non
     assert points.get("good") is not None
 
 
+@pytest.mark.parametrize("data", [b"some text\n", b"\0" * 9, b"{}\n{}\n", b'{"text": "a"}', b"\n"])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(CannotWrite, match="something else than points of a sweep"):
+        Points(path)
+    assert path.read_bytes() == data
+    Points(path, is_cache=True).add("a", FINE)  # our own place, whatever became of it
+    assert same(Points(path).get("a"), FINE)
+    first = path.read_bytes().splitlines()[-1][:20]  # all that a crash left of the first point
+    path.write_bytes(first)
+    Points(path).add("b", FINE)
+    assert same(Points(path).get("b"), FINE)
+
+
 def test_a_huge_number_is_infinite_as_python_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(line().replace("2.5,", "1e999,") + "\n", encoding="utf-8")

@@ -56,6 +56,18 @@ def _is_private(base: str) -> bool:
     return base.startswith(_PRIVATE_KEYS) or base.lower().endswith(_PRIVATE_SUFFIXES)
 
 
+def is_model_file(name: str) -> bool:
+    """Whether a file on top of a model's folder is a part of the model by its name: weights, what
+    is read with them, or what an output says of itself; not what was measured of it."""
+    is_index = name.endswith(".index.json")
+    return (
+        is_index
+        or is_weights_name(name)
+        or name in _REPLACED
+        or name.startswith(_NAMED_BESIDE_A_FILE)
+    )
+
+
 def side_files(names: Iterable[str]) -> tuple[str, ...]:
     """The side files among ``names``, sorted."""
     return tuple(sorted(name for name in names if is_side_file(name)))

@@ -90,6 +90,7 @@ def analyze(
         return
     chosen = choose_model(model, revision, out)
     checkpoint = options.open_source(chosen, token, cache_dir, trust_remote_code, out)
+    options.keep_source(checkpoint, (output, html))
     options.warn_of(checkpoint, out)
     from prunectl.analysis.verb import analyze
 
@@ -128,7 +129,7 @@ def _check_files(output: Path | None, html: Path | None) -> None:
     if html is not None:
         from prunectl.report.libraries import check_libraries
 
-        if output == html:
+        if output is not None and output.resolve() == html.resolve():
             raise InvalidOption(f"-o and --html name the same file: {html}")
         check_libraries("--html")
 

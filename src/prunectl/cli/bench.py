@@ -95,6 +95,8 @@ def bench(
         raise InvalidOption("MODEL and --random-weights are two models", hint="leave one out")
     others = [opened(ModelChoice(one, None)) for one in against or []]
     chosen = None if random_weights else opened(choose_model(model, revision, out))
+    for one in (*others, *([chosen] if chosen else [])):
+        options.keep_source(one, (output, csv))
     try:
         with out.progress() as on_event:
             result = bench(

@@ -93,6 +93,7 @@ def evaluate(
     checkpoint = options.open_source(
         choice, token, cache_dir, trust_remote_code, out, compressed=True
     )
+    options.keep_source(checkpoint, [output])
     with out.progress() as on_event:
         result = evaluate(checkpoint, settings, on_event=on_event)
     out.data(result.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from prunectl import demo
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.output import NO_BARS
+from prunectl.errors import InvalidOption
 from prunectl.settings import Scope
 
 if TYPE_CHECKING:
@@ -162,6 +163,24 @@ def open_source(
             on_event=on_event,
         )
     return dense_view(found) if found.format == "compressed" else found
+
+
+def keep_source(checkpoint: Checkpoint, writes: Iterable[Path | None]) -> None:
+    """Refuse to put what a command writes in the place of a file of its model.
+
+    Raises:
+        InvalidOption: one of ``writes`` is the model's.
+    """
+    from prunectl.checkpoint.sidefiles import is_model_file
+
+    folder = checkpoint.folder.resolve()
+    for path in writes:
+        if path is None or not path.exists() or path.parent.resolve() != folder:
+            continue
+        if is_model_file(path.name):
+            raise InvalidOption(
+                f"{path} is a file of the model, which is never changed", hint="give another name"
+            )
 
 
 def open_headers(

@@ -151,6 +151,8 @@ def sweep(
         seeds=_seeds(seeds),
     )
     opened = _open(given, revision, token, cache_dir, trust_remote_code, out)
+    for one in opened:
+        options.keep_source(one, saved.named)
     screen = _Live(out, str(epsilon_mode))
     with out.progress(above=screen.chart) as on_event:
         result = sweep(
@@ -237,13 +239,16 @@ class _Saved:
     ) -> None:
         self._output, self._csv, self._html, self._png, self._svg = output, csv, html, png, svg
 
+    @property
+    def named(self) -> list[Path]:
+        paths = (self._output, self._csv, self._html, self._png, self._svg)
+        return [path for path in paths if path is not None]
+
     def check(self, results: Path | None) -> None:
         """Find out before the work whether all can be written, and none over another."""
-        paths = (self._output, self._csv, self._html, self._png, self._svg)
-        named = [path for path in paths if path is not None]
-        for path in named:
+        for path in self.named:
             check_file(path)
-        places = [path.resolve() for path in (*named, results) if path is not None]
+        places = [path.resolve() for path in (*self.named, results) if path is not None]
         if twice := next((path for path in places if places.count(path) > 1), None):
             raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
         if self._html or self._png or self._svg:

@@ -22,6 +22,8 @@ from prunectl import numbers
 from prunectl.errors import CannotWrite
 from prunectl.plain import plain
 
+_OURS = b'{"key": "'
+"""What a point's line begins with."""
 _LARGEST = 1 << 28
 """Bytes of a results file; a sweep of a large test set has a few MB."""
 
@@ -61,7 +63,7 @@ class Points:
         is_cache: whether it is a place that may as well not work.
 
     Raises:
-        CannotWrite: the file cannot be read or appended to.
+        CannotWrite: the file cannot be read or appended to, or holds something else.
     """
 
     def __init__(self, path: Path | None, *, is_cache: bool = False) -> None:
@@ -82,10 +84,14 @@ class Points:
             pass
         if path.stat().st_size > _LARGEST:
             raise CannotWrite(path, f"it has more than {numbers.size(_LARGEST)}")
+        is_ours = not path.stat().st_size or self.is_cache
         with path.open("rb") as file:
             for line in file:
                 self._take(line)
                 self._cut = not line.endswith(b"\n")
+                is_ours = is_ours or line.startswith(_OURS)
+        if not is_ours:  # a text or a model, which would be spoilt
+            raise CannotWrite(path, "it holds something else than points of a sweep")
 
     def get(self, key: str) -> Point | None:
         """A point, if it is known."""
@@ -100,7 +106,7 @@ class Points:
         self._points[key] = point
         if self._path is None:
             return
-        line = json.dumps({"key": key, **_document(point)}, allow_nan=False)
+        line = json.dumps({"key": key, **_document(point)}, allow_nan=False)  # begins as _OURS
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(("\n" if self._cut else "") + line + "\n")
