@@ -497,13 +497,13 @@ def test_the_screen_ends_with_the_command_to_run(typed: Typed, speaker: Path) ->
     code, out, err = typed(*words(speaker))
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert f"{speaker}, unstructured" in lines
+    assert "speaker, unstructured" in lines
     assert f"prunectl prune {speaker} --sparsity 0.1 -o out/" in lines
     assert any(line.startswith("dense 0.0% ") for line in lines)
     assert any(line.startswith("50.0% ") for line in lines)
     assert "perplexity over sparsity" in out
     # Each point is told when it is known.
-    noted = [line for line in err.splitlines() if line.startswith(f"{speaker}, unstructured, ")]
+    noted = [line for line in err.splitlines() if line.startswith("speaker, unstructured, ")]
     assert [line.split(", ")[2].split(":")[0] for line in noted] == ["dense", "10.0%", "50.0%"]
     assert typed(*words(speaker, "-q")) == (0, "", "")
     code, out, _ = typed(*words(speaker, "-v"))

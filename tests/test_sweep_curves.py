@@ -245,6 +245,10 @@ def test_what_an_essential_sparsity_can_be() -> None:
     none = read([0.02, 0.3])
     assert (none.status, none.sparsity, none.beyond) == (Status.NONE, None, 0.1)
     assert none.text == "Nothing is free: 10% already loses more than 1% of the dense score."
+    nothing = essential([0.0, 0.25], [0.0, 0.3], np.zeros((0, 2)), Tolerance())
+    assert (nothing.status, nothing.sparsity, nothing.beyond) == (Status.NONE, None, 0.25)
+    near = essential([0.0264, 0.0343], [0.0, 0.3], np.zeros((0, 2)), Tolerance())
+    assert near.text == "2.64% is within 1% of the dense score, 3.43% is not."
     failed = read([])
     assert (failed.status, failed.sparsity) == (Status.FAILED, None)
     assert failed.text == "No point could be measured."

@@ -39,7 +39,9 @@ def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[R
         yield heading(curve.label)
         yield Text(f"  {curve.essential.text}")
         if curve.knee is not None:
-            yield Text(f"  The curve's knee, which knows no tolerance, is at {curve.knee:.0%}.")
+            yield Text(
+                f"  The curve's knee, which knows no tolerance, is at {numbers.share(curve.knee)}."
+            )
         if curve.command:
             yield Text(f"  {visible(curve.command)}", style="bold")
         yield columns(

@@ -85,6 +85,8 @@ def essential(
         high = float(np.quantile(grid[places], 1 - tail, method="higher"))
     found = float(grid[at])
     beyond = float(sparsities[at]) if at < len(sparsities) else None
+    if not found and beyond is not None:
+        at = 0  # a budget may be too small for any matrix: that is the dense model
     status = _status(at, len(sparsities), redrawn, tolerance, sure=bool(at) and low == high)
     value = found if status in (Status.FOUND, Status.NOT_REACHED) else None
     if status is Status.NOISE and at:
@@ -169,16 +171,23 @@ def _sentence(
     at: int,
 ) -> str:
     limit = str(tolerance)
-    sure = f" (95%: {low:.0%} to {high:.0%})" if low is not None and high is not None else ""
+    sure = (
+        f" (95%: {_share(low)} to {_share(high)})" if low is not None and high is not None else ""
+    )
     if status is Status.FAILED:
         return "No point could be measured."
     if status is Status.NOISE:
-        here = f"the last point within is {found:.0%}{sure}" if at else "no point is within it"
+        here = f"the last point within is {_share(found)}{sure}" if at else "no point is within it"
         return f"The noise is larger than the tolerance of {limit}: {here}. More samples tell more."
     if status is Status.NONE:
-        return f"Nothing is free: {beyond:.0%} already loses more than {limit}."
+        return f"Nothing is free: {_share(beyond)} already loses more than {limit}."
     if status is Status.NOT_REACHED:
-        return f"Not reached in this range: {found:.0%} is still within {limit}{sure}."
+        return f"Not reached in this range: {_share(found)} is still within {limit}{sure}."
     early = [i for i in range(at) if losses[i] > tolerance.epsilon]
     odd = " Some points before it are not: the curve is not even." if early else ""
-    return f"{found:.0%} is within {limit}{sure}, {beyond:.0%} is not.{odd}"
+    return f"{_share(found)} is within {limit}{sure}, {_share(beyond)} is not.{odd}"
+
+
+def _share(value: float | None) -> str:
+    """``18%``, ``2.64%``: budgets end between whole percents."""
+    return f"{100 * (value or 0.0):.3g}%"
