@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -230,6 +231,26 @@ def test_a_compressed_folder_is_swept_as_the_dense_one(speaker: Path, tmp_path: 
     low = sweep(tmp_path / "pruned", replace(settings, sparsity="0.1,0.2"), use_cache=False)
     command = f"prunectl prune {tmp_path / 'pruned'} --sparsity 0.2 -o out/"
     assert low.curves[0].command == command
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_command_of_a_compressed_folder_that_is_worked_in_runs(
+    typed: Typed, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    settings = replace(settings_for(speaker, sparsity="0.3"), tolerance=Tolerance(epsilon=9.0))
+    folder = tmp_path / "model"
+    if packed:
+        export(speaker, folder, layout="packed")
+    else:
+        shutil.copytree(speaker, folder)
+    monkeypatch.chdir(folder)
+    curve = sweep(".", settings, use_cache=False).curves[0]
+    assert curve.command is not None
+    for command in curve.command.split(" && "):
+        code, _, err = typed(*shlex.split(command)[1:])
+        assert code == 0, err
+    assert {one.name for one in tmp_path.iterdir()} >= {"model", "out"}
+    assert evaluate(tmp_path / "out", settings.evaluation).score == curve.points[1].score
 
 
 # --- going on -------------------------------------------------------------------------------
@@ -566,6 +587,7 @@ def test_a_sweep_that_measured_nothing_has_failed(
         ("--device tpu", 2, "--device 'tpu' is not known", ""),
         ("--dtype int4", 2, "dtype 'int4' is not known", ""),
         ("--jobs 0", 2, "invalid value for '--jobs'", ""),
+        ("--calibration-samples 0", 2, "invalid value for '--calibration-samples'", ""),
         ("--html no/such.html", 1, "there is no folder no", ""),
         ("--png .", 1, "it is a folder", ""),
         ("-o a --csv ./a", 2, "is named for two files", ""),

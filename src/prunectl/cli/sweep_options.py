@@ -61,11 +61,14 @@ Seeds = Annotated[
     ),
 ]
 CalibrationSamples = Annotated[
-    int, typer.Option("--calibration-samples", metavar="N", help="Samples to calibrate on.")
+    int,
+    typer.Option("--calibration-samples", metavar="N", min=1, help="Samples to calibrate on."),
 ]
 CalibrationLength = Annotated[
     int,
-    typer.Option("--calibration-length", metavar="N", help="Tokens in a calibration sample."),
+    typer.Option(
+        "--calibration-length", metavar="N", min=1, help="Tokens in a calibration sample."
+    ),
 ]
 Results = Annotated[
     Path | None,

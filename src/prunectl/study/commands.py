@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub import is_repo_id, split_revision
@@ -27,7 +28,30 @@ def short_names(models: Sequence[str]) -> list[str]:
     return short if told else list(models)
 
 
-def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:
+def command_for(checkpoint: Checkpoint, pattern: Pattern, settings: PruneSettings) -> str:
+    """The line for a shell that prunes a checkpoint as a point of its curve was.
+
+    A compressed one is made dense first, as ``prune`` wants it; and nothing is put into the folder
+    of the model, where it is the one that is worked in.
+    """
+    model, output = named(checkpoint), _outside(checkpoint, "out")
+    if checkpoint.opener is None:  # nothing has to be decoded
+        return prune_command(model, pattern, settings, output)
+    dense = _outside(checkpoint, "dense")
+    export = shlex.join(["prunectl", "export", model, "--layout", "dense", "-o", dense])
+    return f"{export} && {prune_command(dense, pattern, settings, output)}"
+
+
+def _outside(checkpoint: Checkpoint, name: str) -> str:
+    folder = checkpoint.folder.resolve()
+    if checkpoint.kind == "folder" and Path.cwd().is_relative_to(folder):
+        name = os.path.relpath(folder.parent / name)
+    return f"{name}/"
+
+
+def prune_command(
+    model: str, pattern: Pattern, settings: PruneSettings, output: str = "out/"
+) -> str:
     """The words for a shell.
 
     Args:
@@ -55,4 +79,4 @@ def prune_command(model: str, pattern: Pattern, settings: PruneSettings) -> str:
         words += ["--seed", str(calibration.seed)] if calibration.seed else []
         words += ["--damping", f"{calibration.damping:g}"] if calibration.damping != 0.01 else []
         words += ["--true-sequential"] if calibration.true_sequential else []
-    return shlex.join([*words, "-o", "out/"])
+    return shlex.join([*words, "-o", output])

@@ -22,7 +22,7 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
-from prunectl.study.commands import named, prune_command, short_names
+from prunectl.study.commands import command_for, named, short_names
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
 from prunectl.study.measurer import Measurer
@@ -169,7 +169,7 @@ def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requ
             if p.sparsity == read.essential.sparsity and not p.failed
         )
         chosen = settings.at(pattern, at, settings.seeds[0])
-        command = prune_command(named(measurer.checkpoint), pattern, chosen)
+        command = command_for(measurer.checkpoint, pattern, chosen)
     method = str(settings.pruning.method)
     if settings.pruning.refine:
         method += " + refine"
