@@ -223,7 +223,9 @@ def test_documents_are_tokenized_as_one_text(speaker: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_rows_of_a_dataset_are_one_text_in_their_order(tmp_path: Path) -> None:
+def test_rows_of_a_dataset_are_one_text_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in WikiText, whose rows are the lines of articles, empty ones among them."""
     lines = [f"{line}{at}\n" if line.strip() else line for at, line in enumerate(LINES)]
     path = tmp_path / "lines.jsonl"
@@ -234,6 +236,12 @@ def test_rows_of_a_dataset_are_one_text_in_their_order(tmp_path: Path) -> None:
     assert all_ids(found) == wanted[: len(wanted) // 2 * 2]
     few = prepare(open_checkpoint("demo"), EvalSettings(data=data, sequence_length=2, samples=4))
     assert few.record["windows_available"] == len(wanted) // 2  # spread over all that there is
+    monkeypatch.setattr("prunectl.evaluation.perplexity._MOST", sum(map(len, lines[:70])))
+    first = prepare(open_checkpoint("demo"), EvalSettings(data=data, sequence_length=2))
+    some = demo_ids(lines[:70])
+    assert all_ids(first) == some[: len(some) // 2 * 2]
+    assert first.notes == (f"hf:{path}: only its first 70 rows are read",)
+    assert found.notes == ()
     path.write_text('{"text": ""}\n{"text": " "}\n', encoding="utf-8")
     with pytest.raises(BadData, match="it holds no text"):
         prepare(open_checkpoint("demo"), EvalSettings(data=data))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.source import SourceKind
 from prunectl.calibration.tokens import JOINER, Ids, load_tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import in_batches
@@ -38,9 +37,8 @@ BATCH = 4
 LEAST = 16
 """Fewer tokens than this tell nothing."""
 _BYTES_PER_TOKEN = 16
-_READ = 8 << 20
-"""Bytes of a dataset that are read at least: the windows are to be spread over more than its
-beginning."""
+_MOST, _SPREAD = 64 << 20, 8 << 20
+"""Bytes of a dataset that are read at most; and that a few windows of it are spread over."""
 _FINITE = 700.0
 """Mean negative log likelihoods from which exp has no finite value."""
 
@@ -118,9 +116,9 @@ def prepare(request: Request) -> Perplexity:
     body = length - len(tokenizer.prefix)
     stride = settings.stride or body
     _check(length, body, stride)
-    needed = None
-    if settings.samples is not None and source.kind is SourceKind.HF:
-        needed = max(_READ, (settings.samples * stride + body) * _BYTES_PER_TOKEN)
+    needed = _MOST
+    if settings.samples is not None:
+        needed = max(_SPREAD, (settings.samples * stride + body) * _BYTES_PER_TOKEN)
     texts = read_text(request, source, needed)
     ids = tokenizer.ids([JOINER.join(texts)])
     if len(ids) < LEAST:

@@ -48,11 +48,11 @@ def source_of(request: Request, *, own: bool = False) -> CalibrationSource:
     return parse_calibration(given, "--data")
 
 
-def read_text(request: Request, source: CalibrationSource, needed: int | None) -> tuple[str, ...]:
+def read_text(request: Request, source: CalibrationSource, needed: int) -> tuple[str, ...]:
     """The documents of a source, in its own order.
 
-    Of a dataset, rows in their own order, blank ones included, until there are ``needed`` bytes
-    (all, if None): the lines of WikiText are such rows. Of files all of it.
+    Of a dataset, rows in their own order, blank ones included, until there are ``needed``
+    bytes: the lines of WikiText are such rows. Of files all of it.
 
     Raises:
         BadData: it cannot be read, or holds no text.
@@ -62,7 +62,7 @@ def read_text(request: Request, source: CalibrationSource, needed: int | None) -
         if source.kind is SourceKind.HF:
             rows = datasets.open_rows(source, None, datasets.TEXT_COLUMNS)
             request.facts |= rows.facts()
-            found = datasets.read_rows(rows, source, needed or _ALL, request.on_event, blank=True)
+            found = datasets.read_rows(rows, source, needed, request.on_event, blank=True)
             if not found.is_all:
                 request.notes.append(
                     f"{source.name}: only its first {len(found.texts):,} rows are read"
