@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
+import tiny_tokenizers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -289,7 +291,7 @@ def test_the_score_is_the_share_that_is_right(
     score = metric.score(Subject())  # type: ignore[arg-type]
     assert score.values[:, 0].tolist() == [0, 0, 1, 0]
     assert score.value == 0.25
-    assert score.parts == {"even": 0.0, "odd": 0.5}
+    assert score.parts == {"even": 0.0, "odd": 0.5, "majority": 0.25}
 
 
 def test_the_whole_verb(checkpoint: Checkpoint) -> None:
@@ -349,6 +351,18 @@ def test_a_model_without_a_padding_token(checkpoint: Checkpoint) -> None:
     bare = Plain(demo.model_folder())
     bare.model.config.pad_token_id = bare.model.config.eos_token_id = None
     assert metric.answers(bare.model) == want
+
+
+def test_a_tokenizer_that_transformers_cannot_stop_by(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "llama")
+    tiny_tokenizers.save(
+        tmp_path / "llama", bert=False
+    )  # of whole words, "Question:" not among them
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "word1 word2 word3 word4", "answer": 5}\n' * 2)
+    settings = EvalSettings("arithmetic", (str(path),), max_new_tokens=2)
+    with pytest.raises(EvaluationFailed, match="generation: transformers cannot run the model"):
+        evaluate(tmp_path / "llama", settings)
 
 
 def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:

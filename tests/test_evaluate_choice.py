@@ -130,6 +130,8 @@ def test_letters_are_scored_as_a_plain_loop_does(
     assert result.samples == 20
     assert result.higher_is_better
     groups = [GROUPS[row["subject"]] for row in rows]
+    answers = [row["answer"] for row in rows]
+    assert result.parts.pop("majority") == max(map(answers.count, "ABCD")) / len(answers)
     assert list(result.parts) == ["humanities", "social sciences", "STEM", "other"]
     for name, score in result.parts.items():
         right = [one for one, group in zip(want, groups, strict=True) if group == name]

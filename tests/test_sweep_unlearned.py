@@ -1,13 +1,19 @@
-"""A classifier that has learned nothing tells nothing of sparsity."""
+"""A model that can do nothing tells nothing of sparsity."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from prunectl.evaluation.settings import EvalSettings
 from prunectl.study.curves import Redraws, Requested, read_curve
 from prunectl.study.points import Point
-from prunectl.study.tolerance import Tolerance
+from prunectl.study.settings import SweepSettings
+from prunectl.study.sweep import sweep
+from prunectl.study.tolerance import EpsilonMode, Tolerance
 from prunectl.study.turning import Status
 
 THERE = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])
@@ -37,3 +43,17 @@ def test_a_curve_that_begins_at_chance_has_no_turning_point(
     found = read_curve(points, redraws, Tolerance(), higher_is_better=True)
     assert found.essential.status is status
     assert (found.essential.sparsity is None) == (status is Status.UNLEARNED)
+
+
+def test_a_model_that_cannot_count_has_no_essential_sparsity(tmp_path: Path) -> None:
+    """A model that is right never loses nothing by pruning, which would all be free."""
+    rows = [{"question": f"What is {n} and {n}?", "answer": 1000 + 2 * n} for n in range(3)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    evaluation = EvalSettings("arithmetic", (str(path),), max_new_tokens=2)
+    tolerance = Tolerance(0.01, EpsilonMode.ABSOLUTE)
+    settings = SweepSettings(evaluation, sparsity="0.5,0.9", tolerance=tolerance)
+    (curve,) = sweep("demo", settings, use_cache=False).curves
+    assert curve.dense.score == 0
+    assert (curve.essential.status, curve.command) == (Status.UNLEARNED, None)
+    assert len(curve.points) == 1

@@ -22,7 +22,7 @@ from prunectl.evaluation import prompts
 from prunectl.evaluation.batches import in_batches
 from prunectl.evaluation.errors import BadData, EvaluationFailed
 from prunectl.evaluation.generation import continue_greedily
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.evaluation.numerals import TOLERANCE, equal, numbers_in, written
 from prunectl.evaluation.tables import Table, digest_rows, read_splits, the_data
 from prunectl.evaluation.word_problems import (
@@ -85,7 +85,9 @@ class Arithmetic:
         right = [is_right(one or "", p) for one, p in zip(written, self.problems, strict=True)]
         values = np.array(right, np.float64)[:, None]
         kinds = [one.kind for one in self.problems]
-        return Score(self.statistic(values), values, prompts.shares(kinds, values[:, 0]))
+        parts = prompts.shares(kinds, values[:, 0])
+        parts[MAJORITY] = majority([one.answer for one in self.problems])
+        return Score(self.statistic(values), values, parts)
 
     def answers(self, model: Any, on_event: OnEvent = ignore_events) -> list[str | None]:
         """What the model writes for each problem; None where its outputs are NaN."""

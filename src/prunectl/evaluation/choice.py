@@ -20,7 +20,7 @@ from prunectl.calibration.tokens import load_tokenizer
 from prunectl.evaluation import likelihood, prompts
 from prunectl.evaluation.errors import BadData, EvaluationFailed
 from prunectl.evaluation.likelihood import Continued
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.evaluation.mmlu import GROUPS, group_of
 from prunectl.evaluation.questions import (
     ANSWER,
@@ -139,7 +139,9 @@ class Choice:
         right = [answer == q.answer for answer, q in zip(chosen, self.questions, strict=True)]
         values = np.array(right, np.float64)[:, None]
         groups = [group_of(one.subject) if one.subject else None for one in self.questions]
-        return Score(self.statistic(values), values, prompts.shares(groups, values[:, 0], GROUPS))
+        parts = prompts.shares(groups, values[:, 0], GROUPS)
+        parts[MAJORITY] = majority([one.answer for one in self.questions])
+        return Score(self.statistic(values), values, parts)
 
 
 def prepare(request: Request) -> Choice:

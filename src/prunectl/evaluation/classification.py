@@ -31,7 +31,7 @@ from prunectl.evaluation.inputs import (
     padding_tokenizer,
     tokens_of,
 )
-from prunectl.evaluation.metric import MAJORITY, Head, Request, Score
+from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, task_of
 from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
@@ -117,7 +117,7 @@ class Classification:
         values = np.stack([there, told], axis=1).astype(np.float64)
         f1 = "f1" if count == 2 else "macro f1"
         parts = {f1: labels.f1(there, told, count), "mcc": labels.matthews(there, told, count)}
-        parts[MAJORITY] = float(np.bincount(there).max() / len(there))
+        parts[MAJORITY] = majority(there.tolist())
         if (told == told[0]).all():
             text = f"all {len(told):,} answers are '{self.classes[told[0]]}': nothing was learned"
             on_event(Note(text, warning=True))

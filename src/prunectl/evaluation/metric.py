@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 MAJORITY = "majority"
 """The part of a score that says what always giving the most frequent answer would score."""
+
+
+def majority(answers: Sequence[Hashable]) -> float:
+    """The share of the most frequent of the right answers, 0..1."""
+    return Counter(answers).most_common(1)[0][1] / len(answers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

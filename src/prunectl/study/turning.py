@@ -99,7 +99,7 @@ def unlearned() -> Essential:
     """Of a curve that begins at chance: it stays there, and says nothing of sparsity."""
     text = (
         "The dense model is no better than always giving the most frequent answer, so that this "
-        "curve says nothing: train it longer, or on more."
+        "curve says nothing: train it longer or on more, or measure something that it can do."
     )
     return Essential(None, None, None, Status.UNLEARNED, None, text)
 
