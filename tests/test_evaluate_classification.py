@@ -47,7 +47,7 @@ from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.evaluation.training import order
 from prunectl.evaluation.verb import evaluate
-from prunectl.events import Event, Note
+from prunectl.events import Event, Note, ignore_events
 
 RECIPE = Training(epochs=4, learning_rate=3e-3, train_batch_size=8)
 QUICK = replace(RECIPE, epochs=6, learning_rate=1e-2)
@@ -274,6 +274,19 @@ def test_other_architectures_learn_it(model: Model, data: Path, name: str) -> No
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 3}))
     assert scored(folder, data, training=QUICK).score > 0.75
+
+
+def test_what_a_model_refuses_is_said_in_its_words(model: Model, data: Path) -> None:
+    folder = model("t5", bert=False)  # no text ends with the token that a T5 classifies by
+    why = "transformers cannot run the model on these data: Each example must contain"
+    with pytest.raises(EvaluationFailed, match=f"fine-tuning: {why}") as caught:
+        scored(folder, data, training=Training(epochs=1))
+    assert "tokenizer" in caught.value.hint
+    with (
+        opened(folder, settings_of(data)) as (metric, subject),
+        pytest.raises(EvaluationFailed, match=f"classification: {why}"),
+    ):
+        metric._told(subject.model, metric.scored, ignore_events)
 
 
 def test_a_tokenizer_without_padding_pads_by_what_ends_a_text(model: Model, data: Path) -> None:

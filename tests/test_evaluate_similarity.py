@@ -248,6 +248,13 @@ def test_models_that_do_not_fit(encoder: Path, tmp_path: Path) -> None:
     for model in ("demo",):
         with pytest.raises(MetricMismatch, match="of kind causal-lm"):
             prepare(open_checkpoint(model), EvalSettings("similarity", (str(STS),)))
+    for name, why in (("clip", "reads images too"), ("vit", "of kind vision")):
+        tiny_models.build(name, tmp_path / name)
+        with pytest.raises(MetricMismatch, match=why):
+            prepare(open_checkpoint(tmp_path / name), EvalSettings("similarity", (str(STS),)))
+    with pytest.raises(MetricMismatch) as caught:
+        prepare(open_checkpoint(tmp_path / "vit"), EvalSettings("perplexity", ("text:a.txt",)))
+    assert caught.value.hint == "--metric classification is for models of images"
     with pytest.raises(NoData):
         prepare(open_checkpoint(encoder), EvalSettings("similarity"))
     folder = tmp_path / "model"

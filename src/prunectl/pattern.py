@@ -64,10 +64,10 @@ def parse_pattern(text: str) -> Pattern:
         raise InvalidPattern(text, "N is how many weights are kept of every M, so it is at least 1")
     if n == m:
         raise InvalidPattern(text, "keeping M of every M prunes nothing")
-    if n > m:
+    if n > m > 0:
         raise InvalidPattern(text, f"N is how many are kept of every M; did you mean {m}:{n}?")
-    if m > MAX_GROUP:
-        raise InvalidPattern(text, f"M is at most {MAX_GROUP}")
+    if not m or m > MAX_GROUP:
+        raise InvalidPattern(text, f"M is 2 to {MAX_GROUP}")
     return NM(n, m)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from prunectl.device import is_out_of_memory
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
 
 if TYPE_CHECKING:
@@ -59,6 +61,24 @@ def in_batches(
         on_event(Advanced(phase, len(batch)))
     on_event(PhaseDone(phase))
     return found
+
+
+@contextmanager
+def refusals(phase: str) -> Iterator[None]:
+    """What a model's own code finds wrong with its inputs, in its words.
+
+    Raises:
+        EvaluationFailed: such as for a T5, which classifies by a token that the tokenizer lacks.
+    """
+    try:
+        yield
+    except ValueError as error:
+        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise EvaluationFailed(
+            phase,
+            f"transformers cannot run the model on these data: {first}",
+            hint="it may be the tokenizer: put the model's own beside the weights",
+        ) from error
 
 
 def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torch.Tensor, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.tokens import Ids, Tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.evaluation.batches import padded
+from prunectl.evaluation.batches import padded, refusals
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def continue_greedily(
         pad_token_id=pad if isinstance(pad, int) else (ends or [0])[0],
         stop_strings=[stop],
     )
-    with quiet_transformers(), torch.inference_mode(), _no_defaults(model):
+    with refusals("generation"), quiet_transformers(), torch.inference_mode(), _no_defaults(model):
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,

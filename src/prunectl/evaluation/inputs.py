@@ -18,7 +18,7 @@ from prunectl.calibration.images import Process, open_image
 from prunectl.calibration.tokens import Tokenizer, load_tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.batches import in_batches
+from prunectl.evaluation.batches import in_batches, refusals
 from prunectl.evaluation.errors import BadData
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.processes import shared
@@ -137,7 +137,7 @@ def outputs(
     """
     sizes = samples.sizes
     inputs = sorted(range(len(samples)), key=lambda index: -sizes[index])
-    run = partial(_run, model, samples, read)
+    run = partial(_run, model, samples, read, phase)
     in_order = shared(
         inputs,
         lambda some: in_batches(some, batch_size, run, phase=phase, unit=unit, on_event=on_event),
@@ -152,6 +152,7 @@ def _run(
     model: Any,
     samples: TextSamples | ImageSamples,
     read: Callable[[Any], tuple[Floats, ...]],
+    phase: str,
     indices: Sequence[int],
 ) -> list[tuple[Floats, ...]]:
     import torch
@@ -163,7 +164,7 @@ def _run(
         key: one.to(device, dtype if one.is_floating_point() else None)
         for key, one in batch.items()
     }
-    with torch.inference_mode():
+    with refusals(phase), torch.inference_mode():
         columns = read(model(**inputs))
     return [tuple(column[row] for column in columns) for row in range(len(indices))]
 

@@ -26,6 +26,15 @@ MOST_GROUPS = 20
 """More kinds of samples than this are no groups."""
 
 
+INSTEAD = {
+    Kind.CAUSAL_LM: "--metric perplexity or choice is for models that continue text",
+    Kind.ENCODER: "--metric similarity or classification is for encoders",
+    Kind.SEQ2SEQ: "--metric classification or qa is for encoder-decoders",
+    Kind.VISION: "--metric classification is for models of images",
+}
+"""What to say where a metric does not fit this kind of model."""
+
+
 def continues_text(request: Request) -> None:
     """Refuse models that do not continue text.
 
@@ -38,7 +47,7 @@ def continues_text(request: Request) -> None:
             request.settings.metric,
             request.checkpoint.model,
             f"it is for models that continue text, and this one is of kind {kind}",
-            hint="--metric similarity or classification is for encoders",
+            hint=INSTEAD[kind],
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from prunectl.calibration.tokens import Ids, load_tokenizer
 from prunectl.checkpoint.module_tree import model_class
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.nature import Kind, accepted_inputs
 from prunectl.evaluation import prompts
 from prunectl.evaluation.batches import in_batches, padded
 from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
@@ -115,15 +115,8 @@ def prepare(request: Request) -> Similarity:
         MetricMismatch: the model is no encoder of text.
         NoData, BadData, MissingColumn, BadTokenizer, WrongTokenizer: see there.
     """
-    settings, model = request.settings, request.checkpoint.model
-    if request.nature.kind is not Kind.ENCODER:
-        raise MetricMismatch(
-            settings.metric,
-            model,
-            f"it is for encoders of text, and this one is of kind {request.nature.kind}",
-            hint="--metric perplexity or choice is for models that continue text",
-        )
-    name = the_data(request)
+    _encodes_text(request)
+    settings, name = request.settings, the_data(request)
     splits = read_splits(request, name, skip=("train",))
     table = pick(splits, prompts.SCORED, name)
     first, second = column(table, None, FIRST), column(table, None, SECOND)
@@ -166,6 +159,26 @@ def prepare(request: Request) -> Similarity:
         record,
         tuple(request.notes),
     )
+
+
+def _encodes_text(request: Request) -> None:
+    """Refuse models that read something else.
+
+    Raises:
+        MetricMismatch: with what it is.
+    """
+    checkpoint, kind = request.checkpoint, request.nature.kind
+    inputs = accepted_inputs(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    what = f"is of kind {kind}" if kind is not Kind.ENCODER else ""
+    if not what and "pixel_values" in inputs:
+        what = "reads images too"
+    if what:
+        raise MetricMismatch(
+            request.settings.metric,
+            checkpoint.model,
+            f"it is for encoders of text, and this one {what}",
+            hint=prompts.INSTEAD[kind] if kind is not Kind.ENCODER else "",
+        )
 
 
 def _pairs(table: Table, first: str, second: str, score: str) -> list[tuple[str, str, float]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from prunectl.device import is_out_of_memory
+from prunectl.evaluation.batches import refusals
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.subject import Held
@@ -231,7 +232,8 @@ class _Loop:
             with nullcontext() if number == len(parts) else accelerator.no_sync(self._model):
                 batch = self._data.batch(part)
                 inputs = {name: one.to(accelerator.device) for name, one in batch.items()}
-                loss = self._model(**inputs).loss
+                with refusals(PHASE):
+                    loss = self._model(**inputs).loss
                 # Gradients are averaged over processes.
                 accelerator.backward(loss * (weight * accelerator.num_processes))
             losses.append(loss.detach().float() * weight)
