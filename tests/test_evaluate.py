@@ -29,7 +29,7 @@ from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.evaluation.batches import in_batches
 from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
-from prunectl.evaluation.perplexity import Perplexity, cut
+from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -439,6 +439,13 @@ def test_settings_without_a_meaning() -> None:
 
 
 # --- batches and intervals ------------------------------------------------------------------
+
+
+def test_outputs_of_a_large_vocabulary_do_not_fill_the_memory(speaker: Path, text: Path) -> None:
+    assert [batch_of(512, 49_152), batch_of(2048, 49_152)] == [4, 2]
+    assert batch_of(2048, 151_936) == 1 == batch_of(1 << 17, 1 << 18)
+    assert prepared(speaker, text).batch_size == 4
+    assert prepared(speaker, text, batch_size=7).batch_size == 7
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LENGTH = 2048
 """Tokens of a window where none are asked for, and the model takes so many."""
 BATCH = 4
+OUTPUTS = 1 << 30
+"""Bytes that the outputs of a batch, float32 of the whole vocabulary, are to take at most."""
 LEAST = 16
 """Fewer tokens than this tell nothing."""
 _BYTES_PER_TOKEN = 16
@@ -143,7 +145,14 @@ def prepare(request: Request) -> Perplexity:
         "windows_available": available,
         "tokens": sum(one.scored for one in windows),
     }
-    return Perplexity(tuple(windows), settings.batch_size or BATCH, record, tuple(request.notes))
+    batch = settings.batch_size or batch_of(length, request.nature.vocabulary)
+    return Perplexity(tuple(windows), batch, record, tuple(request.notes))
+
+
+def batch_of(length: int, vocabulary: int) -> int:
+    """Windows of ``length`` tokens at once: fewer where a large vocabulary would fill the memory,
+    which a CPU does not tell before it is too late."""
+    return max(1, min(BATCH, OUTPUTS // (4 * length * max(1, vocabulary))))
 
 
 def _check(length: int, body: int, stride: int) -> None:
