@@ -231,6 +231,21 @@ def test_the_whole_verb(checkpoint: Checkpoint, tasks: Path) -> None:
     assert any(isinstance(one, Advanced) for one in events)
 
 
+def test_a_task_of_another_prompt_is_another_record(
+    checkpoint: Checkpoint, tasks: Path, tmp_path: Path
+) -> None:
+    """Its rows and its version may be the same."""
+    own = tmp_path / "own"
+    own.mkdir()
+    text = (tasks / "texts.yaml").read_text()
+    records = []
+    for one in (text, text, text.replace("Answer:", "The answer is")):
+        (own / "texts.yaml").write_text(one)
+        records.append(prepared(checkpoint, own, "own_texts").record)
+    assert records[0] == records[1] == prepared(checkpoint, tasks, "own_texts").record
+    assert records[2] != records[0]
+
+
 def test_nothing_is_printed(
     checkpoint: Checkpoint, tasks: Path, subject: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

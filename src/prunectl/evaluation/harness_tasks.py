@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from prunectl.calibration.datasets import dataset_errors
 from prunectl.calibration.source import CalibrationSource, SourceKind
@@ -21,6 +24,7 @@ PREFERRED = ("acc_norm", "acc", "exact_match")
 SEED = 1234
 """The harness's own seed of few-shot examples."""
 _MEAN = "mean"
+_WHERE = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,18 @@ def described(part: Part) -> dict[str, Any]:
         "samples": part.samples,
         "samples_available": len(docs),
         "blake3": digest_rows(docs, columns),
+        "config_blake3": _digest_of_config(task),
     }
+
+
+def _digest_of_config(task: Any) -> str:
+    """A hash of how prompts are made and answers scored; of where rows lie, the rows tell."""
+    config = {key: one for key, one in task.dump_config().items() if key not in _WHERE}
+    # Functions are their source in it but for some deep inside, whose addresses say nothing.
+    text = json.dumps(
+        config, sort_keys=True, default=lambda one: str(getattr(one, "__qualname__", type(one)))
+    )
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def values_of(samples: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
