@@ -631,7 +631,7 @@ def test_images_of_the_recipe_s_defaults(tiny: Model, pictures: Path) -> None:
 
 def test_a_broken_image_is_named(tiny: Model, pictures: Path) -> None:
     (pictures / "train" / "dark" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    with pytest.raises(BadData, match=r"broken\.png cannot be read"):
+    with pytest.raises(BadData, match=r"dark/broken\.png cannot be read"):
         scored(tiny("vit"), pictures)
 
 

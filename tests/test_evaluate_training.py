@@ -430,10 +430,15 @@ def test_half_a_state_does_not_count(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0003"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("in the way")
+    steps: list[int] = []
     with pytest.raises(CannotWrite, match="file"):
-        train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path / "file" / "state")
+        train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path / "file" / "state",
+              after_step=steps.append)  # fmt: skip
+    assert not steps
 
 
 def test_a_fingerprint_tells_weights_recipes_data_and_seeds_apart() -> None:

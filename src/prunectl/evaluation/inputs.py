@@ -115,7 +115,10 @@ class ImageSamples:
         source = self.rows[index]
         image = open_image(source, self.channels)
         if image is None:
-            what = source.name if isinstance(source, Path) else f"of row {index + 1:,}"
+            # As many images have the same name as there are classes.
+            what = (
+                "/".join(source.parts[-2:]) if isinstance(source, Path) else f"of row {index + 1:,}"
+            )
             raise BadData(self.name, f"the image {what} cannot be read", hint="leave it out")
         return self.process(image)
 

@@ -111,11 +111,14 @@ class States:
     """The states after epochs in a folder, of which the last one is kept.
 
     Raises:
-        NoSpace, CannotWrite: from :meth:`save`.
+        NoSpace, CannotWrite: the folder cannot be made, which is known before any training; and
+            from :meth:`save`.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self._folder, self._accelerator = folder, accelerator
+        with os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, epochs: int, facts: dict[str, Any]) -> None:
         """Keep the state after so many epochs; complete, or absent."""
