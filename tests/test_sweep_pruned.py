@@ -136,6 +136,17 @@ def test_tensors_that_are_included_are_pruned_too_and_made_dense_again(
         assert_same(pruned, from_disk(folder, None, tmp_path)[0])
 
 
+def test_all_zeros_of_a_pruned_folder_are_held(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    settings = PruneSettings(sparsity=0.4, include=("lm_head", "model.embed_tokens.weight"))
+    result = prune(tiny("llama_untied"), tmp_path / "out", settings)
+    with opened(tmp_path / "out") as pruned:
+        held = {one.name: int(one.gone.sum()) for one in pruned.subject.held()}
+    assert held["lm_head.weight"] > 0 < held["model.embed_tokens.weight"]
+    assert sum(held.values()) == result.prunable_zeros
+    with opened(tiny("llama_untied")) as dense:
+        assert "lm_head.weight" not in {one.name for one in dense.subject.held()}
+
+
 def test_only_what_changes_is_put_in_again(tiny: Callable[[str], Path]) -> None:
     def put(settings: Asked) -> set[str]:
         events: list[Event] = []

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import choose_device, is_out_of_memory
-from prunectl.errors import BadCheckpoint, PrunectlError
+from prunectl.errors import BadCheckpoint, BadManifest, PrunectlError
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.plan import not_prunable_reason
 from prunectl.settings import PruneSettings
+from prunectl.sink.manifest import read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,12 @@ class Subject:
             self.put(name, read_tensor(self._reader, self.checkpoint.by_any_name[name]))
 
     def held(self) -> list[Held]:
-        """What is zero of the prunable weights now, and is to stay so; tied tensors once."""
+        """What is zero now of the prunable weights, and of all that the folder's manifest says was
+        pruned, and is to stay so; tied tensors once."""
+        known = self.views.keys() | self._others.keys()
+        more = [name for name in _pruned_names(self.checkpoint)
+                if name in self._skeleton.targets and name not in known]  # fmt: skip
+        self._others |= self._skeleton.views(more)
         found: dict[int, Held] = {}
         for name, view in (self.views | self._others).items():
             found.setdefault(view.data_ptr(), Held(name, view, view == 0))
@@ -144,6 +150,15 @@ def prunable_names(checkpoint: Checkpoint) -> list[str]:
     roles, settings = checkpoint.roles.roles, PruneSettings()
     specs = [tensor.spec for tensor in checkpoint.tensors]
     return [s.name for s in specs if not not_prunable_reason(s, roles[s.name], settings)]
+
+
+def _pruned_names(checkpoint: Checkpoint) -> list[str]:
+    """What was pruned by prunectl, whatever it is (``--include``); nothing without a manifest."""
+    try:
+        manifest = read_manifest(checkpoint.folder)
+    except BadManifest:
+        return []
+    return [record.name for record in manifest.tensors if record.pattern is not None]
 
 
 def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[Any, Any]:
