@@ -422,6 +422,7 @@ def test_without_model_type_nothing_is_guessed_from_the_folder(tiny: Tiny, tmp_p
         ("[1]", "not a JSON object"),
         ('{"model_type": "no-such-model"}', "no-such-model"),
         ('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}', "multiple"),
+        ('{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5}', ": .* multiple"),
         ('{"architectures": ["Trainer"]}', "no model_type"),
         ('{"model_type": "encoder-decoder"}', "encoder"),
         ('{"auto_map": {"AutoModel": "odd.OddModel"}}', "trust_remote_code"),
@@ -477,8 +478,9 @@ def test_a_models_own_code_needs_trust(
         for i in range(2)
         for part, shape in [("norm", (8,)), ("up", (12, 8)), ("down", (8, 12))]
     ]
-    with pytest.raises(UnknownArchitecture, match="trust_remote_code"):
+    with pytest.raises(UnknownArchitecture, match="trust_remote_code") as caught:
         roles_from_modules(tmp_path, specs)
+    assert "--trust-remote-code" in caught.value.hint
     assert not Path("ran").exists()
     found = roles_from_modules(tmp_path, specs, trust_remote_code=True)
     assert Path("ran").exists()

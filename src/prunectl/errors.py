@@ -231,8 +231,8 @@ class PatternMismatch(SourceError):
 class UnknownArchitecture(SourceError):
     """The module tree cannot be built; callers fall back on header rules or report it."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the model's module tree cannot be built: {why}")
+    def __init__(self, why: str, *, hint: str = "") -> None:
+        super().__init__(f"the model's module tree cannot be built: {why}", hint=hint)
         self.why = why
 
 

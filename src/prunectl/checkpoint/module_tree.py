@@ -77,7 +77,7 @@ def _quiet(tlog: Any) -> Iterator[None]:
 
 @contextmanager
 def unknown_if_it_fails() -> Iterator[None]:
-    """Turn any exception into :class:`UnknownArchitecture` with its first line.
+    """Turn any exception into :class:`UnknownArchitecture` with its first sentence.
 
     transformers, and even more so a model's own code, may raise anything at all.
     """
@@ -86,7 +86,9 @@ def unknown_if_it_fails() -> Iterator[None]:
     except UnknownArchitecture:
         raise
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
+        first, *more = str(error).strip().split("\n")
+        if first.endswith(":") and more:  # what is wrong stands in the next line
+            first = f"{first} {more[0].strip()}"
         raise UnknownArchitecture(f"{type(error).__name__}: {first[:200]}") from error
 
 
@@ -108,7 +110,10 @@ def model_class(
             raise UnknownArchitecture("config.json has no model_type")
         return native, native.config_class.from_pretrained(folder, local_files_only=True)
     if "auto_map" in raw and native is None and not trust_remote_code:
-        raise UnknownArchitecture("its code comes with the model, and needs trust_remote_code")
+        raise UnknownArchitecture(
+            "its code comes with the model, and needs trust_remote_code",
+            hint="--trust-remote-code runs that code: only if you trust who wrote it",
+        )
 
     from transformers import AutoConfig
 
