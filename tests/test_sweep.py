@@ -233,6 +233,25 @@ def test_a_compressed_folder_is_swept_as_the_dense_one(speaker: Path, tmp_path: 
     assert low.curves[0].command == command
 
 
+def test_layers_that_the_config_leaves_out_are_warned_of_once(
+    speaker: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(speaker, folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    layers = config["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers - 1}))
+    settings = settings_for(speaker, sparsity="0.2")
+    listener, other = Listener(), Listener()
+    sweep(folder, settings, use_cache=False, on_event=listener)
+    evaluate(folder, settings.evaluation, on_event=other)
+    for events in (listener.events, other.events):
+        said = [one.text for one in events if isinstance(one, Note) and one.warning]
+        assert len(said) == 1
+        assert said[0].startswith("7 prunable matrices are not in the model")
+        assert f" model.layers.{layers - 1}." in said[0]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_command_of_a_compressed_folder_that_is_worked_in_runs(
     typed: Typed, speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool

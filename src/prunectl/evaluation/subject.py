@@ -48,6 +48,7 @@ class Subject:
         model: the transformers model. checkpoint: what it is of.
         device: where it is.
         prunable: names of the tensors in the files that pruning is about.
+        notes: what the user should know of how it was loaded.
         made_up: parameters outside of the blocks that the checkpoint lacks.
 
     Args:
@@ -80,7 +81,9 @@ class Subject:
         if head is not None:
             self._initialise(seed)
         known = self._skeleton.targets
-        self.prunable = tuple(name for name in prunable_names(checkpoint) if name in known)
+        names = prunable_names(checkpoint)
+        self.prunable = tuple(name for name in names if name in known)
+        self.notes = tuple(_unused([name for name in names if name not in known]))
         self._views: dict[str, torch.Tensor] | None = None
         self._others: dict[str, torch.Tensor] = {}
 
@@ -143,6 +146,16 @@ class Subject:
                     parameter._is_hf_initialized = False
                 module._is_hf_initialized = False
                 self.model._init_weights(module)
+
+
+def _unused(names: list[str]) -> Iterator[str]:
+    """A sentence on prunable weights that the model has no place for: layers that its config.json
+    leaves out, or of two towers one."""
+    if names:
+        yield (
+            f"{len(names):,} prunable matrices are not in the model that config.json describes, "
+            f"such as {names[0]}: no score says anything of them"
+        )
 
 
 def prunable_names(checkpoint: Checkpoint) -> list[str]:

@@ -62,6 +62,7 @@ class Measurer:
         self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
         self._stack = ExitStack()
         self._pruned: PrunedSubject | None = None
+        self._told = False
         self._samples: dict[Calibration, dict[str, Any]] = {}
 
     def __enter__(self) -> Measurer:
@@ -147,6 +148,9 @@ class Measurer:
                     device=chosen.device, dtype=chosen.dtype, seed=seed,
                 )
             )  # fmt: skip
+            for text in () if self._told else subject.notes:
+                self._on_event(Note(text, warning=True))
+            self._told = True
             self._pruned = PrunedSubject(subject, reader)
         return self._pruned
 
