@@ -19,12 +19,21 @@ from prunectl.settings import Method
 
 @contextmanager
 def resolved(
-    job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent
+    job: Job,
+    *,
+    use_cache: bool,
+    jobs: int | None,
+    on_event: OnEvent,
+    measured: Measured | None = None,
 ) -> Iterator[tuple[Job, Resolution]]:
     """What happens to every tensor, known in full; inside of the block it can be carried out.
 
     Masks and new weights are read until the block ends. The job that comes back also says what was
     found on the way: the masks' digest, the calibration's samples.
+
+    Args:
+        measured: what is known of the weights from jobs before, and receives more; the caller
+            closes it. None is what the cache has.
 
     Raises:
         PrunectlError: as :func:`prunectl.prune`.
@@ -41,7 +50,12 @@ def resolved(
             job = replace(job, mask_digest=check_bits(masks, reader, on_event))
             resolution = mask_resolution(job.plan, reader)
         elif job.settings.method is Method.MAGNITUDE:
-            resolution = _resolve(job, use_cache=use_cache, jobs=jobs, on_event=on_event)
+            known = measured or (load_measured(job.checkpoint) if use_cache else None) or Measured()
+            try:
+                resolution = _resolve(job, known, use_cache=use_cache, jobs=jobs, on_event=on_event)
+            finally:
+                if known is not measured:
+                    known.close()
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:
@@ -51,13 +65,11 @@ def resolved(
         yield job, resolution
 
 
-def _resolve(job: Job, *, use_cache: bool, jobs: int | None, on_event: OnEvent) -> Resolution:
-    """Find the thresholds, with the measurements that earlier runs kept."""
-    measured = (load_measured(job.checkpoint) if use_cache else None) or Measured()
-    try:
-        resolution = resolve_plan(job.checkpoint, job.plan, measured, jobs=jobs, on_event=on_event)
-        if use_cache and measured.dirty:
-            store_measured(job.checkpoint, measured)
-        return resolution
-    finally:
-        measured.close()
+def _resolve(
+    job: Job, measured: Measured, *, use_cache: bool, jobs: int | None, on_event: OnEvent
+) -> Resolution:
+    """Find the thresholds, with the measurements that are known, and keep those that are new."""
+    resolution = resolve_plan(job.checkpoint, job.plan, measured, jobs=jobs, on_event=on_event)
+    if use_cache and measured.dirty:
+        store_measured(job.checkpoint, measured)
+    return resolution

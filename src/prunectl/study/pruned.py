@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
@@ -52,10 +53,15 @@ class PrunedSubject:
 
     Only tensors whose edit is another than before are read and put in again: masks of rising
     sparsity are nested, and N:M budgets add one matrix after the other.
+
+    Args:
+        measured: what is known of the weights; receives more, and is not closed. None is the cache.
     """
 
-    def __init__(self, subject: Subject, reader: TensorReader) -> None:
-        self.subject = subject
+    def __init__(
+        self, subject: Subject, reader: TensorReader, measured: Measured | None = None
+    ) -> None:
+        self.subject, self._measured = subject, measured
         self._reader = reader
         self._edits: dict[str, Edit] = {}
         self._zeros: dict[str, int] = {}
@@ -75,7 +81,9 @@ class PrunedSubject:
             return self._zeros_of(job)
         with tempfile.TemporaryDirectory(prefix="prunectl-sweep-") as folder:
             job = plan_job(checkpoint, Path(folder) / "out", settings, DEFAULT_SHARD_SIZE, "")
-            with resolved(job, use_cache=True, jobs=jobs, on_event=on_event) as (job, resolution):
+            with resolved(
+                job, use_cache=True, jobs=jobs, on_event=on_event, measured=self._measured
+            ) as (job, resolution):
                 self._put(job, resolution.edits, on_event)
         return self._zeros_of(job)
 
