@@ -20,7 +20,7 @@ FLOORS: dict[str, set[str]] = {
     "door": {"__init__", "__main__"},
     "cli": {"cli"},
     "report": {"report"},
-    "study": {"study"},
+    "study": {"study", "comparing"},
     "verbs": {
         "analysis",
         "pruning",

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from prunectl.benchmarking.verb import bench
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.opening import open_checkpoint
+    from prunectl.comparing.result import Comparison
+    from prunectl.comparing.settings import CompareSettings
+    from prunectl.comparing.verb import compare
     from prunectl.errors import PrunectlError
     from prunectl.evaluation.result import Evaluation
     from prunectl.evaluation.settings import EvalSettings, Training
@@ -59,6 +62,9 @@ _HOMES = {
     "bench": "prunectl.benchmarking.verb",
     "Checkpoint": "prunectl.checkpoint.checkpoint",
     "open_checkpoint": "prunectl.checkpoint.opening",
+    "Comparison": "prunectl.comparing.result",
+    "CompareSettings": "prunectl.comparing.settings",
+    "compare": "prunectl.comparing.verb",
     "PrunectlError": "prunectl.errors",
     "Evaluation": "prunectl.evaluation.result",
     "EvalSettings": "prunectl.evaluation.settings",
@@ -105,6 +111,8 @@ __all__ = [
     "Budget",
     "Calibration",
     "Checkpoint",
+    "CompareSettings",
+    "Comparison",
     "EvalSettings",
     "Evaluation",
     "ExportResult",
@@ -126,6 +134,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bench",
+    "compare",
     "evaluate",
     "export",
     "load_model",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prunectl._version import __version__
-from prunectl.cli import analyze, bench, evaluate, export, prune, push, sweep, verify
+from prunectl.cli import analyze, bench, compare, evaluate, export, prune, push, sweep, verify
 from prunectl.cli.options import SETTINGS, examples
 from prunectl.cli.shell_scripts import SCRIPTS, Shell
 
@@ -32,6 +32,9 @@ app.command(epilog=verify.EPILOG, short_help="Check that an output is what it sh
 app.command(epilog=evaluate.EPILOG, short_help="Score a model by a metric.")(evaluate.evaluate)
 app.command(epilog=sweep.EPILOG, short_help="Measure what sparsity costs, and how much is free.")(
     sweep.sweep
+)
+app.command(epilog=compare.EPILOG, short_help="Compare two models: masks and magnitudes.")(
+    compare.compare
 )
 app.command(epilog=bench.EPILOG, short_help="Time a model beside others.")(bench.bench)
 app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)

@@ -244,6 +244,8 @@ def _expanded(path: str) -> str:
 FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {
     "MODEL": _models,
     "MODEL...": _models,
+    "FIRST": _models,
+    "SECOND": _models,
     "REV": _revision_of_model,
     "SOURCE": _sources,
     "DIR": lambda text, _: _paths(text, ()),

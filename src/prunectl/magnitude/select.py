@@ -224,7 +224,7 @@ def cut_for(selected: Selected, format: CodeFormat) -> tuple[int, bool]:
     return (code, True) if exact else (code + 1, False)
 
 
-def _quantile_rank(q: float, numel: int) -> int:
+def quantile_rank(q: float, numel: int) -> int:
     """k = max(1, ceil(q * n)), with q the decimal that it prints as (0.1 is a tenth)."""
     if not 0 <= q <= 1:
         raise ValueError(f"a quantile is in 0..1, not {q}")
@@ -240,7 +240,7 @@ def _ratio(q: float) -> tuple[int, int]:
 
 def quantile_bins(histogram: Histogram, quantiles: Sequence[float]) -> Spans:
     """Bins that must be refined before :func:`quantiles` can be exact; none if it already is."""
-    bins = [histogram.select(_quantile_rank(q, histogram.numel)) for q in quantiles]
+    bins = [histogram.select(quantile_rank(q, histogram.numel)) for q in quantiles]
     return sorted({(b.start, b.log2_width) for b in bins if b.log2_width})
 
 
@@ -250,7 +250,7 @@ def quantiles(histogram: Histogram, quantiles: Sequence[float]) -> list[float]:
     Raises:
         ValueError: an empty histogram, a quantile outside 0..1, or one in a wide bin.
     """
-    bins = [histogram.select(_quantile_rank(q, histogram.numel)) for q in quantiles]
+    bins = [histogram.select(quantile_rank(q, histogram.numel)) for q in quantiles]
     if any(b.log2_width for b in bins):
         raise ValueError("a quantile is in a bin of many codes; refine it first")
     codes = np.array([b.start for b in bins], histogram.format.uint)

@@ -1,0 +1,167 @@
+"""A whole model's weights in a few exact numbers, so that models can be put side by side.
+
+Models differ in scale, and a near-zero count at one tolerance says more of the scale than of the
+shape. Tolerances are therefore also taken relative to each tensor's standard deviation, and to that
+of all weights together, as if the model were normalised ("The Emergence of Essential Sparsity in
+Large Pre-trained Models", arXiv 2306.03805, compares normalised models; it does not say how).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prunectl.analysis.measured import Measured, refine, unresolved_bins
+from prunectl.analysis.result import NEAR_ZERO, QUANTILES
+from prunectl.analysis.thresholds import find_targets, shares, tolerances
+from prunectl.analysis.verb import measure_missing, refuse_nans
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.events import OnEvent
+from prunectl.magnitude.select import quantile_rank
+from prunectl.pattern import NM, pruned_count
+
+OF_STD = (0.001, 0.01, 0.1)
+"""Tolerances relative to the standard deviation of all weights together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """Some tensors of a checkpoint as one. Counts are exact.
+
+    Attributes:
+        weights, zeros: how many. infs: among them, left out of std and norms.
+        std, largest: population standard deviation of all weights together; the largest |w|.
+        near_zero: tolerance -> weights with |w| <= tolerance, zeros included. ``0.001`` is
+            absolute, ``0.01*own std`` relative to each tensor's, ``0.01*std`` to all weights'.
+        quantiles: q -> the ceil(q*n)-th smallest |w| of all.
+        norm_kept: sparsity -> share of the squared norm that global magnitude pruning leaves.
+        patterns: N:M -> that share if every tensor that fits takes it.
+    """
+
+    weights: int
+    zeros: int
+    infs: int
+    std: float
+    largest: float
+    near_zero: dict[str, int]
+    quantiles: dict[str, float]
+    norm_kept: dict[str, float]
+    patterns: dict[str, float]
+
+
+def model_stats(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    names: Sequence[str],
+    *,
+    sparsities: Sequence[float] = (),
+    patterns: Sequence[NM] = (),
+    jobs: int | None,
+    on_event: OnEvent,
+) -> ModelStats:
+    """Measure what ``measured`` lacks of these tensors, and sum up.
+
+    Args:
+        names: prunable tensors, in file order; at least one weight.
+        sparsities: for ``norm_kept``. patterns: for ``patterns``.
+
+    Raises:
+        NaNWeights: a tensor holds NaN.
+    """
+    measure_missing(
+        checkpoint, measured, names=names, patterns=patterns, jobs=jobs, on_event=on_event,
+        pattern_names=names,
+    )  # fmt: skip
+    refuse_nans(measured, names)
+    facts = [measured.facts[name] for name in names]
+    weights = sum(one.numel for one in facts)
+    finite = sum(one.finite for one in facts)
+    norm = math.fsum(one.norm_squared for one in facts)
+    mean = math.fsum(one.sum for one in facts) / finite if finite else 0.0
+    std = math.sqrt(max(0.0, norm / finite - mean * mean)) if finite else 0.0
+    ranks = [quantile_rank(q, weights) for q in QUANTILES]
+    targets = find_targets(
+        checkpoint,
+        measured,
+        names,
+        [*ranks, *(pruned_count(sparsity, weights) for sparsity in sparsities)],
+        with_statistics=False,
+        jobs=jobs,
+        on_event=on_event,
+    )
+    values = [target.selected.value for target in targets if target.selected is not None]
+    lost = [0.0] * len(targets)
+    for _, found in shares(measured, names, targets):
+        for at, share in enumerate(found):
+            lost[at] += share.lost
+    return ModelStats(
+        weights=weights,
+        zeros=sum(one.zeros for one in facts),
+        infs=sum(one.infs for one in facts),
+        std=std,
+        largest=max((max(abs(one.minimum), abs(one.maximum)) for one in facts), default=0.0),
+        near_zero=_near_zero(checkpoint, measured, names, std, jobs=jobs, on_event=on_event),
+        quantiles={f"{q:g}": value for q, value in zip(QUANTILES, values, strict=False)},
+        norm_kept={
+            f"{sparsity:g}": 1 - part / norm if norm else 1.0
+            for sparsity, part in zip(sparsities, lost[len(ranks) :], strict=True)
+        },
+        patterns={str(one): _pattern_kept(measured, names, one, norm) for one in patterns},
+    )
+
+
+def _near_zero(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    names: Sequence[str],
+    std: float,
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> dict[str, int]:
+    """Weights up to each tolerance, of all tensors."""
+    same = {f"{value:g}": value for value in NEAR_ZERO}
+    same |= {f"{part:g}*std": part * std for part in OF_STD}
+    limits = {
+        name: same | {"0.01*own std": tolerances(measured, name)["0.01*std"]} for name in names
+    }
+    _refine(checkpoint, measured, limits, jobs=jobs, on_event=on_event)
+    counts = dict.fromkeys([*same, "0.01*own std"], 0)
+    for name, own in limits.items():
+        histogram = measured.histograms.get(name)
+        for label, value in own.items():
+            counts[label] += histogram.count_below(histogram.format.floor_code(value) + 1)
+    return counts
+
+
+def _refine(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    limits: Mapping[str, Mapping[str, float]],
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> None:
+    """Subdivide the bins that limits fall into, until none does."""
+    left = list(limits)
+    while True:
+        needs = {}
+        for name in left:
+            histogram = measured.histograms.get(name)
+            if spans := unresolved_bins(histogram, (), limits[name].values()):
+                needs[name] = spans
+        if not needs:
+            return
+        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
+            measured.refine(name, part)
+        left = list(needs)
+
+
+def _pattern_kept(measured: Measured, names: Sequence[str], pattern: NM, norm: float) -> float:
+    """Share of the squared norm that stays; a tensor that does not fit keeps all of its own."""
+    lost = 0.0
+    for name in names:
+        if (found := measured.patterns.get((name, str(pattern)))) is not None:
+            lost += found.lost_energy
+    return 1 - lost / norm if norm else 1.0

@@ -1,0 +1,153 @@
+"""``prunectl compare``: which weights two models would lose, and whose weights are smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.model_argument import ModelChoice
+from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.errors import InvalidOption
+from prunectl.pattern import parse_nm
+from prunectl.settings import Scope
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.checkpoint.mask_file import MaskFile
+
+EPILOG = options.examples(
+    "prunectl compare org/name ./my-model",
+    "prunectl compare org/name org/name@v1.0 --sparsity 0.5 --pattern 2:4",
+    "prunectl compare ./my-model masks.safetensors --all",
+    "prunectl compare org/name ./my-model --json | jq '.masks[].jaccard'",
+)
+_SIDE = (
+    "Hub id (org/name or org/name@revision), folder (dense, pruned or exported), weights file, "
+    "demo, or a file of masks."
+)
+
+
+def compare(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="FIRST", help=_SIDE)],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="What it is compared with.")],
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sparsity",
+            "-s",
+            metavar="SHARE",
+            show_default=False,
+            help="Compare the masks at these sparsities (repeatable, or with commas); default: 0.1 "
+            "to 0.4, or that of the side that is pruned already.",
+        ),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pattern",
+            "-p",
+            metavar="N:M",
+            help="Also compare the masks of this pattern (repeatable, or with commas).",
+        ),
+    ] = None,
+    scope: Annotated[
+        Scope, typer.Option("--scope", help="What is compared together to make a mask.")
+    ] = Scope.GLOBAL,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show every layer, and every tensor without a twin.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
+        ),
+    ] = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_cache: options.NoCache = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare the masks and the weights of two models of one architecture.
+
+    Masks are those that prune would make; what chance alone gives stands beside each number. A side
+    that is pruned already is compared by its zeros.
+    """
+    from prunectl.comparing.settings import CompareSettings
+    from prunectl.comparing.verb import compare
+
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    if output is not None:
+        check_file(output)
+    settings = CompareSettings(
+        sparsities=_sparsities(sparsity or []),
+        patterns=tuple(parse_nm(one) for one in _parts(pattern or [])),
+        scope=scope,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+    )
+    access = (token, cache_dir, trust_remote_code, out)
+    one, other = (_side(given, *access) for given in (first, second))
+    with out.progress() as on_event:
+        result = compare(
+            one,
+            other,
+            settings,
+            use_cache=not no_cache,
+            jobs=jobs,
+            command=recorded_command(context.obj[ARGV]),
+            on_event=on_event,
+        )
+    if output is not None:
+        save_text(output, as_json(result.to_json()))
+        out.note(f"saved: {output}")
+    if json:
+        out.data(result.to_json())
+        return
+    from prunectl.cli.compare_screen import compare_screen
+
+    out.show(*compare_screen(result, everything=all_))
+
+
+def _side(
+    given: str, token: str | None, cache_dir: Path | None, trust_remote_code: bool, out: Output
+) -> Checkpoint | MaskFile:
+    from prunectl.checkpoint.mask_file import read_masks
+    from prunectl.comparing.verb import is_mask_path
+
+    if not given.strip():
+        raise InvalidOption("a model's name is empty", hint="give two models, folders or masks")
+    path = options.expand(Path(given))
+    if path is not None and is_mask_path(path):
+        return read_masks(path)
+    checkpoint = options.open_source(
+        ModelChoice(given, None), token, cache_dir, trust_remote_code, out, compressed=True
+    )
+    options.warn_of(checkpoint, out)
+    return checkpoint
+
+
+def _parts(texts: list[str]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",")]
+
+
+def _sparsities(texts: list[str]) -> tuple[float, ...]:
+    found = []
+    for part in _parts(texts):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise InvalidOption(
+                f"--sparsity '{part}' is not a number", hint="shares such as 0.1,0.2,0.4"
+            ) from None
+    return tuple(found)

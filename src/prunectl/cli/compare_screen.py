@@ -1,0 +1,164 @@
+"""A comparison as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunectl import numbers
+from prunectl.cli.tables import columns, facts, heading, sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.analysis.model_stats import ModelStats
+    from prunectl.comparing.overlap import Overlap
+    from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
+
+_FEW = 3
+"""Tensors without a twin that are named."""
+_KINDS = {"weights": "", "zeros": ", by its zeros", "masks": ", a file of masks"}
+
+
+def compare_screen(result: Comparison, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: every layer, and every tensor without a twin.
+    """
+    labels = [side.label for side in result.sides]
+    yield heading(" and ".join(labels))
+    yield facts(_compared(result, everything=everything))
+    yield heading("Masks, and what chance alone would give")
+    yield columns(
+        ("sparsity", "pruned", "", "Jaccard", "chance", "cosine", "chance", "kappa"),
+        [_mask_cells(pair) for pair in result.masks],
+    )
+    told = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
+    yield from _groups(told[-1], everything=everything)
+    yield from _weights(result)
+    for text in result.findings:
+        yield sentence(text)
+
+
+def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "compared",
+            f"{numbers.plural(result.tensors, 'matrix')}, "
+            f"{numbers.plural(result.weights, 'weight')}",
+        )
+    ]
+    rows += [(side.label + _KINDS[side.kind], side.model) for side in result.sides
+             if side.model != side.label or side.kind != "weights"]  # fmt: skip
+    if result.renamed:
+        one, other = result.renamed[0]
+        rows.append(("renamed", f"{len(result.renamed):,}, such as {one} and {other}"))
+    for side in result.sides:
+        names = list(side.unmatched)
+        shown = names if everything else names[:_FEW]
+        more = f", and {len(names) - len(shown):,} more (--all)" if len(names) > len(shown) else ""
+        listed = "; ".join(f"{name} ({side.unmatched[name]})" for name in shown)
+        rows.append((f"only in {side.label}", listed + more if names else ""))
+    return rows
+
+
+def _mask_cells(pair: MaskPair) -> tuple[str, ...]:
+    one = pair.overlap
+    return (
+        _target(pair),
+        _share(one.first, one.weights),
+        "" if one.first == one.second else _share(one.second, one.weights),
+        *_alike(one),
+    )
+
+
+def _target(pair: MaskPair) -> str:
+    return pair.target if pair.sparsity is None else numbers.share(pair.sparsity)
+
+
+def _alike(one: Overlap) -> tuple[str, ...]:
+    return (
+        _number(one.jaccard),
+        _number(one.jaccard_chance_by_tensor),
+        _number(one.cosine),
+        _number(one.cosine_chance_by_tensor),
+        _number(one.kappa),
+    )
+
+
+def _groups(pair: MaskPair, *, everything: bool) -> Iterator[RenderableType]:
+    """By component and, where there are few or all are wanted, by layer."""
+    groups = [("component", pair.components), ("layer", pair.layers)]
+    for title, group in groups:
+        if len(group) < 2:
+            continue
+        names = list(group)
+        cut = not everything and len(names) > 2 * _FEW + 1 and title == "layer"
+        shown = [*names[:_FEW], "", *names[-_FEW:]] if cut else names
+        yield heading(f"At {_target(pair)}, by {title}")
+        yield columns(
+            (title, "weights", "pruned", "", "Jaccard", "chance", "cosine", "chance", "kappa"),
+            [_group_cells(name, group[name]) if name else ("...",) for name in shown],
+        )
+
+
+def _group_cells(name: str, one: Overlap) -> tuple[str, ...]:
+    return (
+        name,
+        numbers.count(one.weights),
+        _share(one.first, one.weights),
+        "" if one.first == one.second else _share(one.second, one.weights),
+        *_alike(one),
+    )
+
+
+def _weights(result: Comparison) -> Iterator[RenderableType]:
+    """Numbers on the weights, side by side."""
+    known = [side for side in result.sides if side.stats is not None]
+    if not known:
+        return
+    yield heading("Weights that are compared")
+    columns_of = [_weight_rows(side) for side in known]
+    rows = [
+        (name, *(column.get(name, "") for column in columns_of))
+        for name in dict.fromkeys(name for column in columns_of for name in column)
+    ]
+    yield columns(("", *(side.label for side in known)), rows)
+
+
+def _weight_rows(side: ComparedSide) -> dict[str, str]:
+    stats = side.stats
+    assert stats is not None
+    rows = {
+        "zero": _share(stats.zeros, stats.weights),
+        "std": numbers.real(stats.std),
+        "max |w|": numbers.real(stats.largest),
+    }
+    rows |= {f"|w| <= {limit}": f"{n:,}" for limit, n in stats.near_zero.items()}
+    rows |= {
+        f"{float(q):.0%} of |w| below": _of_std(value, stats)
+        for q, value in stats.quantiles.items()
+    }
+    rows |= {
+        f"norm kept at {numbers.share(float(s))}": numbers.share(kept, 2)
+        for s, kept in stats.norm_kept.items()
+    }
+    rows |= {
+        f"norm kept by {pattern}": numbers.share(kept, 2)
+        for pattern, kept in stats.patterns.items()
+    }
+    return rows
+
+
+def _of_std(value: float, stats: ModelStats) -> str:
+    of = f" ({value / stats.std:.3f} std)" if stats.std else ""
+    return f"{numbers.real(value)}{of}"
+
+
+def _share(part: int, whole: int) -> str:
+    return numbers.share(part / whole) if whole else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,51 @@
+"""What a comparison is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunectl.pattern import NM, parse_nm
+from prunectl.settings import PruneSettings, Scope, check_sparsity
+
+DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
+"""Those of the paper's comparison of masks (arXiv 2306.03805)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSettings:
+    """What is compared.
+
+    Attributes:
+        sparsities: of the masks; none given: 10% to 40%, or, beside a model that is pruned already
+            or a file of masks, as many zeros as that has.
+        patterns: N:M masks to compare too.
+        scope: what is compared together where masks are made by magnitude.
+        include, exclude: selectors that add to, and take from, the prunable tensors of both.
+
+    Raises:
+        InvalidSparsity, InvalidPattern, InvalidOption: a value that has no meaning.
+    """
+
+    sparsities: tuple[float, ...] = ()
+    patterns: tuple[NM, ...] = ()
+    scope: Scope = Scope.GLOBAL
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given: Sequence[NM | str] = self.patterns
+        patterns = [parse_nm(one) if isinstance(one, str) else one for one in given]
+        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
+        object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for sparsity in self.sparsities:
+            PruneSettings(sparsity=sparsity)
+            check_sparsity(sparsity, PruneSettings().pattern)
+
+    def prune(self, sparsity: float | None, pattern: NM | None = None) -> PruneSettings:
+        """What makes one of the masks."""
+        if pattern is not None:
+            return PruneSettings(pattern=pattern)
+        return PruneSettings(sparsity=sparsity, scope=self.scope)

@@ -1,0 +1,269 @@
+"""The ``compare`` verb: two models of one architecture, weight by weight and in bounded memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.distribution import kind_of
+from prunectl.analysis.measured import Measured
+from prunectl.analysis.model_stats import ModelStats, model_stats
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
+from prunectl.comparing.counting import Sums, overlaps
+from prunectl.comparing.errors import no_sparsity, nothing_in_common
+from prunectl.comparing.findings import findings
+from prunectl.comparing.matching import Matching, match
+from prunectl.comparing.overlap import Overlap
+from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
+from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
+from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide
+from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.loading.compressed import open_model
+from prunectl.settings import PruneSettings
+from prunectl.streaming import Scratch, run_ordered
+from prunectl.study.commands import short_names
+
+PRUNED = 0.01
+"""A share of zeros that no dense model has: such a checkpoint is compared by its zeros."""
+PHASE = "comparing masks"
+
+Given = Checkpoint | MaskFile | str | os.PathLike[str]
+
+
+def compare(
+    first: Given,
+    second: Given,
+    settings: CompareSettings | None = None,
+    *,
+    use_cache: bool = True,
+    jobs: int | None = None,
+    command: str = "",
+    on_event: OnEvent = ignore_events,
+) -> Comparison:
+    """Compare what one-shot pruning takes from two models of one architecture, and their weights.
+
+    Masks are those that :func:`prunectl.prune` would make, over the tensors that both have. A model
+    that is pruned already (1% zeros or more) is compared by its zeros, a file of masks by its bits.
+    Both are streamed: memory holds a block of each.
+
+    Args:
+        first, second: open checkpoints, or what :func:`prunectl.open_checkpoint` takes, compressed
+            folders too; or files of masks (docs/masks.md).
+        use_cache: reuse, and keep, measurements of these very sources.
+        jobs: threads; default one per core, eight at most.
+        command: recorded.
+
+    Raises:
+        NothingToCompare: the two have no prunable tensor in common.
+        SourceError, UsageError, BadMaskFile, NaNWeights: one of them cannot be used.
+    """
+    started = time.perf_counter()
+    settings = settings or CompareSettings()
+    with ExitStack() as stack:
+        sides = (
+            _open(first, settings, stack, use_cache),
+            _open(second, settings, stack, use_cache),
+        )
+        _take_what_masks_mean(*sides)
+        found = match(sides[0].candidates(), sides[1].candidates())
+        if not found.pairs:
+            raise nothing_in_common(sides[0].name, sides[1].name)
+        run = _Run(sides, found, settings, jobs, on_event)
+        stats = run.stats()
+        masks = run.masks(stats)
+        for side in sides:
+            if isinstance(side, WeightSide) and use_cache and side.measured.dirty:
+                store_measured(side.checkpoint, side.measured)
+    labels = short_names([side.name for side in sides])
+    compared = [
+        _side(side, label, one, left)
+        for side, label, one, left in zip(
+            sides, labels, stats, (found.only_first, found.only_second), strict=True
+        )
+    ]
+    result = Comparison(
+        first=compared[0],
+        second=compared[1],
+        tensors=len(found.pairs),
+        weights=run.weights,
+        renamed=tuple(pair for pair in found.pairs if pair[0] != pair[1]),
+        masks=masks,
+        findings=(),
+        command=command,
+        seconds=time.perf_counter() - started,
+    )
+    return replace(result, findings=tuple(findings(result)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One pair of masks: how it is called, its sparsity, and what makes those of weights."""
+
+    label: str
+    sparsity: float | None
+    settings: PruneSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Both sides, which of their tensors are twins, and how to go through them."""
+
+    sides: tuple[Side, Side]
+    matching: Matching
+    settings: CompareSettings
+    jobs: int | None
+    on_event: OnEvent
+
+    @property
+    def weights(self) -> int:
+        shapes = self.sides[0].candidates()
+        return sum(math.prod(shapes[name].shape) for name, _ in self.matching.pairs)
+
+    def names(self, at: int) -> list[str]:
+        """The compared tensors of one side, in its own file order."""
+        chosen = {pair[at] for pair in self.matching.pairs}
+        return [name for name in self.sides[at].candidates() if name in chosen]
+
+    def stats(self) -> tuple[ModelStats | None, ModelStats | None]:
+        """Numbers on the weights of each side; and whether it is its zeros that count."""
+        found: list[ModelStats | None] = []
+        for at, side in enumerate(self.sides):
+            if isinstance(side, MaskSide):
+                found.append(None)
+                continue
+            one = model_stats(
+                side.checkpoint,
+                side.measured,
+                self.names(at),
+                sparsities=self.settings.sparsities or DEFAULT_SPARSITIES,
+                patterns=self.settings.patterns,
+                jobs=self.jobs,
+                on_event=self.on_event,
+            )
+            side.by_zeros = one.zeros >= PRUNED * one.weights
+            found.append(one)
+        return found[0], found[1]
+
+    def masks(self, stats: Sequence[ModelStats | None]) -> tuple[MaskPair, ...]:
+        """The masks of both at every target, counted."""
+        targets = self._targets(stats)
+        edits: list[list[Edits]] = [[], []]
+        for at, side in enumerate(self.sides):
+            names = self.names(at)
+            for target in targets:
+                if isinstance(side, WeightSide):
+                    edits[at].append(
+                        side.edits(target.settings, names, jobs=self.jobs, on_event=self.on_event)
+                    )
+                else:
+                    edits[at].append({})
+        sums = [Sums() for _ in targets]
+        for name, found in self._overlaps(edits):
+            for one, overlap in zip(sums, found, strict=True):
+                one.add(*self._place(name), overlap)
+        return tuple(
+            MaskPair(target.label, target.sparsity, one.whole, one.components, one.layers)
+            for target, one in zip(targets, sums, strict=True)
+        )
+
+    def _targets(self, stats: Sequence[ModelStats | None]) -> list[_Target]:
+        settings = self.settings
+        own = [at for at, side in enumerate(self.sides) if side.kind != "weights"]
+        if len(own) == 2:
+            return [_Target("as they are", None, PruneSettings(sparsity=0.5))]
+        sparsities: Sequence[float] = settings.sparsities
+        if not sparsities and not (own and settings.patterns):
+            sparsities = [self._own_sparsity(own[0], stats)] if own else DEFAULT_SPARSITIES
+        return [
+            *(_Target(f"{100 * s:.4g}%", s, settings.prune(s)) for s in sparsities),
+            *(_Target(str(one), None, settings.prune(None, one)) for one in settings.patterns),
+        ]
+
+    def _own_sparsity(self, at: int, stats: Sequence[ModelStats | None]) -> float:
+        """The share of zeros that one side brings."""
+        side, one = self.sides[at], stats[at]
+        if one is not None:
+            zeros = one.zeros
+        else:
+            assert isinstance(side, MaskSide)
+            zeros = sum(side.file.masks[name].zeros for name in self.names(at))
+        if not 0 < zeros < self.weights:
+            raise no_sparsity(self.sides[0].name, self.sides[1].name, side.name)
+        return zeros / self.weights
+
+    def _place(self, name: str) -> tuple[str, str]:
+        """Component and layer of a tensor, by the side that knows them."""
+        twin = dict(self.matching.pairs)[name]
+        for side, own in zip(self.sides, (name, twin), strict=True):
+            if isinstance(side, WeightSide):
+                role = side.checkpoint.roles.roles[own]
+                layer = "" if role.layer is None else f"{role.stack}.{role.layer}"
+                return kind_of(role.component or own), layer
+        return "", ""
+
+    def _overlaps(self, edits: Sequence[Sequence[Edits]]) -> Iterator[tuple[str, list[Overlap]]]:
+        """Per pair of tensors, in the order of the first side: the masks at each target."""
+        shapes = self.sides[0].candidates()
+        self.on_event(PhaseStarted(PHASE, self.weights))
+        with ExitStack() as stack:
+            readers = [stack.enter_context(side.open()) for side in self.sides]
+
+            def work(pair: tuple[str, str], scratch: Scratch) -> list[Overlap]:
+                both = [
+                    side.masks(name, own, reader)
+                    for side, name, own, reader in zip(
+                        self.sides, pair, edits, readers, strict=True
+                    )
+                ]
+                return overlaps(both[0], both[1], math.prod(shapes[pair[0]].shape), scratch)
+
+            found = run_ordered(self.matching.pairs, work, self.jobs)
+            for (name, _), each in zip(self.matching.pairs, found, strict=True):
+                self.on_event(Advanced(PHASE, each[0].weights, name))
+                yield name, each
+        self.on_event(PhaseDone(PHASE))
+
+
+def _open(one: Given, settings: CompareSettings, stack: ExitStack, use_cache: bool) -> Side:
+    if not isinstance(one, Checkpoint | MaskFile) and is_mask_path(one):
+        one = read_masks(Path(one))
+    if isinstance(one, MaskFile):
+        side = MaskSide(one)
+        with side.open() as reader:
+            check_bits(one, reader, ignore_events)
+        return side
+    checkpoint = one if isinstance(one, Checkpoint) else open_model(one)
+    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
+    stack.callback(measured.close)
+    wanted = PruneSettings(include=settings.include, exclude=settings.exclude)
+    return WeightSide(checkpoint, wanted, measured)
+
+
+def is_mask_path(given: str | os.PathLike[str]) -> bool:
+    """Whether a model's name is that of a file of masks."""
+    path = Path(given)
+    return path.is_file() and is_mask_file(path)
+
+
+def _take_what_masks_mean(first: Side, second: Side) -> None:
+    """What a file has masks for counts as prunable in the model beside it."""
+    for side, other in ((first, second), (second, first)):
+        if isinstance(side, WeightSide) and isinstance(other, MaskSide):
+            named = [name for name in other.file.masks if name in side.checkpoint.by_name]
+            include = (*side.settings.include, *(f"re:^{re.escape(name)}$" for name in named))
+            side.settings = replace(side.settings, include=include)
+
+
+def _side(
+    side: Side, label: str, stats: ModelStats | None, unmatched: dict[str, str]
+) -> ComparedSide:
+    commit = side.checkpoint.commit if isinstance(side, WeightSide) else None
+    return ComparedSide(side.name, label, side.kind, commit, stats, unmatched)
