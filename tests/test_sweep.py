@@ -405,8 +405,12 @@ def test_the_cache_is_used_and_may_fail(
     blocked = isolated_user / "blocked"
     blocked.touch()
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(blocked))
+    settings = settings_for(speaker, sparsity="0.3,0.5", patterns=("unstructured", "2:4"))
     found = measured()
-    assert found.scored == 2
+    assert found.scored == 1 + 2 + 2
+    phases = [one.phase for one in found.events if isinstance(one, PhaseStarted)]
+    # Weights are read for histograms once, and once more for the losses of the pattern's groups.
+    assert phases.count("measuring weights") == 2
     assert any(text.startswith("points are not kept: ") for text in found.warnings)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from blake3 import blake3
 
 from prunectl._version import __version__
+from prunectl.analysis.cache import load_measured
+from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -62,6 +64,7 @@ class Measurer:
         self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
         self._stack = ExitStack()
         self._pruned: PrunedSubject | None = None
+        self._measured: Measured | None = None
         self._told = False
         self._samples: dict[Calibration, dict[str, Any]] = {}
 
@@ -70,6 +73,8 @@ class Measurer:
 
     def __exit__(self, *error: object) -> None:
         self._drop()
+        if self._measured is not None:
+            self._measured.close()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -151,7 +156,9 @@ class Measurer:
             for text in () if self._told else subject.notes:
                 self._on_event(Note(text, warning=True))
             self._told = True
-            self._pruned = PrunedSubject(subject, reader)
+            # Weights are measured once, also where the cache does not work.
+            self._measured = self._measured or load_measured(self.checkpoint) or Measured()
+            self._pruned = PrunedSubject(subject, reader, self._measured)
         return self._pruned
 
     def _drop(self) -> None:
