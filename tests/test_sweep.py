@@ -118,6 +118,7 @@ def whole(speaker: Path) -> SweepResult:
 def test_a_search_finds_where_the_score_turns(speaker: Path, whole: SweepResult) -> None:
     check_document(whole.to_json())
     (curve,) = whole.curves
+    assert whole.models[0].dtype == "float32"  # what auto means here
     dense = evaluate(speaker, settings_for(speaker).evaluation)
     assert curve.dense.score == dense.score
     assert dense.interval is not None

@@ -204,9 +204,7 @@ def open_subject(
                 checkpoint,
                 reader,
                 device=place,
-                dtype=dtype_of(
-                    checkpoint, place, "float32" if metric.trains and dtype == "auto" else dtype
-                ),
+                dtype=dtype_of(checkpoint, metric, place, dtype),
                 head=metric.head,
                 seed=seed,
             )
@@ -228,8 +226,11 @@ def open_subject(
         yield subject, reader
 
 
-def dtype_of(checkpoint: Checkpoint, device: torch.device, wanted: str) -> torch.dtype:
-    """What the model is run in; see :func:`prunectl.pruning.calibration_samples.dtype_of`.
+def dtype_of(
+    checkpoint: Checkpoint, metric: Metric, device: torch.device, wanted: str
+) -> torch.dtype:
+    """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
+    see :func:`prunectl.pruning.calibration_samples.dtype_of`.
 
     Raises:
         InvalidOption: it is not known.
@@ -237,4 +238,5 @@ def dtype_of(checkpoint: Checkpoint, device: torch.device, wanted: str) -> torch
     from prunectl.pruning.calibration_samples import dtype_of as calibration_dtype
     from prunectl.settings import Calibration
 
+    wanted = "float32" if metric.trains and wanted == "auto" else wanted
     return calibration_dtype(Calibration(device=str(device), dtype=wanted), checkpoint)

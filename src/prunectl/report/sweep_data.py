@@ -192,4 +192,6 @@ def model_text(model: dict[str, Any]) -> str:
         parts.append(f"{numbers.count(model['parameters'])} parameters")
     if model.get("prunable"):
         parts.append(f"{numbers.count(model['prunable'])} prunable")
+    if model.get("dtype"):
+        parts.append(f"run in {model['dtype']}")
     return ", ".join(parts)

@@ -177,7 +177,7 @@ class Measurer:
             "source": self._source,
             "metric": self.metric.record,
             "device": place.type,
-            "dtype": str(dtype_of(self.checkpoint, place, chosen.dtype)),
+            "dtype": str(dtype_of(self.checkpoint, self.metric, place, chosen.dtype)),
             "seed": seed if uses_seed else None,
             "pruning": None if wanted is None else self._pruning_facts(wanted),
         }

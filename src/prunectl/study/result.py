@@ -67,7 +67,8 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class SweptModel:
-    """A model of a sweep. ``record`` is its metric's: windows differ with the tokenizer."""
+    """A model of a sweep. ``record`` is its metric's: windows differ with the tokenizer; ``dtype``
+    is what it was run in."""
 
     model: str
     revision: str | None
@@ -75,6 +76,7 @@ class SweptModel:
     prunable: int
     samples: int
     record: dict[str, Any]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from prunectl.device import choose_device
 from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.metrics import prepare
-from prunectl.evaluation.subject import prunable_names
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.subject import dtype_of, prunable_names
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
@@ -197,7 +198,7 @@ def _empty(
         metric=metric.name,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
-        models=tuple(_model(*one) for one in prepared),
+        models=tuple(_model(*one, settings.evaluation) for one in prepared),
         curves=(),
         settings={
             "sparsity": settings.grid.text,
@@ -222,7 +223,8 @@ def _empty(
     )
 
 
-def _model(checkpoint: Checkpoint, metric: Metric) -> SweptModel:
+def _model(checkpoint: Checkpoint, metric: Metric, evaluation: EvalSettings) -> SweptModel:
+    dtype = dtype_of(checkpoint, metric, choose_device(evaluation.device), evaluation.dtype)
     names = set(prunable_names(checkpoint))
     return SweptModel(
         model=checkpoint.model,
@@ -231,4 +233,5 @@ def _model(checkpoint: Checkpoint, metric: Metric) -> SweptModel:
         prunable=sum(t.spec.numel for t in checkpoint.tensors if t.name in names),
         samples=metric.samples,
         record=metric.record,
+        dtype=str(dtype).removeprefix("torch."),
     )
