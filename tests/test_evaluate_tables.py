@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from blake3 import blake3
 from PIL import Image
 
 from prunectl import demo
-from prunectl.calibration.source import CalibrationSource, SourceKind
+from prunectl.calibration.errors import BadCalibration
+from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
+from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption, MissingLibrary
 from prunectl.evaluation import table_datasets, tables
 from prunectl.evaluation.errors import BadData, MissingColumn, NoData
 from prunectl.evaluation.metric import Request
@@ -283,6 +285,53 @@ def test_forms_that_name_no_table(request_: Request, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.csv")
         with pytest.raises(BadData, match="no regular file"):
             read_splits(request_, str(tmp_path / "pipe.csv"))
+
+
+@pytest.fixture
+def lock() -> Iterator[Callable[[Path], None]]:
+    """Takes all permissions of a path, until the test is over."""
+    locked: list[tuple[Path, int]] = []
+
+    def lock_one(path: Path) -> None:
+        locked.append((path, path.stat().st_mode))
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("root may read anything")
+
+    yield lock_one
+    for path, mode in locked:
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["data", "data/test", "data/test/dog", "data/test/dog/0.png"])
+def test_what_may_not_be_read_is_said_and_not_left_out(
+    request_: Request, tmp_path: Path, lock: Callable[[Path], None], name: str
+) -> None:
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            path = tmp_path / "data" / split / kind / "0.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"image")
+    lock(tmp_path / name)
+    with pytest.raises((BadData, BadCalibration), match="cannot be read: Permission denied"):
+        digest_rows(read_splits(request_, str(tmp_path / "data"))["test"].rows, ["image"])
+
+
+def test_a_folder_of_texts_that_may_not_be_read(
+    tmp_path: Path, lock: Callable[[Path], None]
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    lock(tmp_path)
+    with pytest.raises(InvalidOption, match="cannot be read: Permission denied"):
+        parse_calibration(f"text:{tmp_path}")
+
+
+def test_a_folder_of_a_model_that_may_not_be_read(
+    tmp_path: Path, lock: Callable[[Path], None]
+) -> None:
+    lock(tmp_path)
+    with pytest.raises(BadCheckpoint, match="cannot be read: Permission denied"):
+        open_checkpoint(tmp_path)
 
 
 def test_parquet_needs_the_library(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         BadCalibration: there are none, or the folder cannot be read.
     """
-    try:
-        inside = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
-        found = sorted((path for path in inside if path.is_file()), key=lambda p: p.parts)
-    except OSError as error:
-        raise BadCalibration(str(folder), f"cannot be read: {error.strerror}") from None
+    found = images_in(folder)
     if not found:
         raise BadCalibration(
             str(folder),
@@ -46,6 +43,23 @@ def find_images(folder: Path) -> list[Path]:
             hint="name a folder of images: --calibration images:FOLDER",
         )
     return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """As :func:`find_images`, and there may be none.
+
+    Raises:
+        BadCalibration: the folder, or one below, cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:  # rglob would pass over it
+        raise BadCalibration(str(error.filename), f"cannot be read: {error.strerror}") from None
+
+    inside = [
+        Path(base, name) for base, _, names in os.walk(folder, onerror=refuse) for name in names
+    ]
+    images = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(images, key=lambda path: path.parts)
 
 
 def open_image(source: Path | bytes, channels: int) -> Image | None:

@@ -178,7 +178,12 @@ def _text_files(name: str, option: str) -> list[Path]:
         return found
     path = Path(name).expanduser()
     if path.is_dir():
-        inside = sorted(one for one in path.glob("*.txt") if one.is_file())
+        try:
+            inside = sorted(o for o in path.iterdir() if o.name.endswith(".txt") and o.is_file())
+        except OSError as error:
+            raise InvalidOption(
+                f"{option} text:{name}: cannot be read: {error.strerror}", hint="check the path"
+            ) from None
         if not inside:
             raise InvalidOption(
                 f"{option} text:{name}: the folder holds no *.txt",

@@ -184,7 +184,10 @@ def _open_folder(
     *,
     trust_remote_code: bool,
 ) -> Checkpoint:
-    top = [entry.name for entry in folder.iterdir()]
+    try:
+        top = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise BadCheckpoint(folder, f"cannot be read: {error.strerror}") from None
     if not top:
         raise NoWeights(str(folder), "the folder is empty")
     # Weights are looked for before anything below is listed: it may be somebody's home.

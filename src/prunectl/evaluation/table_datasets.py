@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class Splits:
 
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
-    one = all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
-    return one or (path / "dataset_dict.json").is_file()
+    # Where it cannot be looked into, it is no such folder to these, and Path's would raise.
+    one = all(os.path.isfile(path / name) for name in ("state.json", "dataset_info.json"))  # noqa: PTH113
+    return one or os.path.isfile(path / "dataset_dict.json")  # noqa: PTH113
 
 
 def open_splits(source: CalibrationSource) -> Splits:

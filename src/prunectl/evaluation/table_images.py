@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.errors import BadCalibration
-from prunectl.calibration.images import find_images
+from prunectl.calibration.images import images_in
 from prunectl.evaluation.errors import BadData
 
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
@@ -48,11 +47,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         return
     for one in sorted(folder.iterdir()):
         if one.is_dir() and one.name != "images":
-            try:
-                images = find_images(one)
-            except BadCalibration:  # no images in it
-                continue
-            for path in images:
+            for path in images_in(one):
                 yield {"image": path, "label": one.name}
 
 

@@ -159,7 +159,10 @@ def digest_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
 def _stand_in(value: Any) -> str:
     """What JSON does not know, as text."""
     if isinstance(value, Path):
-        value = value.read_bytes()
+        try:
+            value = value.read_bytes()
+        except OSError as error:
+            raise BadData(str(value), f"cannot be read: {error.strerror}") from None
     return blake3(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
