@@ -228,3 +228,17 @@ def test_a_device_is_written_into_and_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
     assert os.read(reader, 100) == b"text\n"
     os.close(reader)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_behind_stdout_is_said() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prunectl", "prune", "demo", "-s", "0.3", "-o", "out",
+             "--dry-run", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: {os.strerror(28)}", "hint: make room on that disk",
+    ]  # fmt: skip

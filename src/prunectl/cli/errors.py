@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
             f"error: {message[:1].lower()}{message[1:]}",
             f"hint: see '{command} --help'",
         ]
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # such as where stdout leads to
+        where = "" if error.filename is None else f"{_one_line(str(error.filename))}: "
+        return FAILED, [f"error: {where}{error.strerror}", "hint: make room on that disk"]
     hint = (
         "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
     )
