@@ -28,7 +28,16 @@ from prunectl.cli.app import app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
-STAND_INS = ("org/name", "org/name@v1.0", "my-model", "sentence-transformers/all-MiniLM-L6-v2")
+STAND_INS = (
+    "org/name",
+    "org/name@v1.0",
+    "org/name@step1000",
+    "org/name@step2000",
+    "my-model",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "run/checkpoint-10",
+    "run/checkpoint-20",
+)
 
 # Files that examples of one command take from those of another are in this folder.
 SUPPLIES = "supplies"
@@ -50,7 +59,7 @@ RUN = {
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
-    "commands.md": 44,
+    "commands.md": 48,
     "compare.md": 5,
     "evaluate.md": 7,
     "faq.md": 5,
@@ -60,6 +69,7 @@ RUN = {
     "recipes.md": 1,
     "reports.md": 2,
     "sweep.md": 3,
+    "trace.md": 2,
     "tutorial.md": 8,
 }
 

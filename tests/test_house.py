@@ -20,7 +20,7 @@ FLOORS: dict[str, set[str]] = {
     "door": {"__init__", "__main__"},
     "cli": {"cli"},
     "report": {"report"},
-    "study": {"study", "comparing"},
+    "study": {"study", "comparing", "tracing"},
     "verbs": {
         "analysis",
         "pruning",

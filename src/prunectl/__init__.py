@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
     from prunectl.study.tolerance import Tolerance
+    from prunectl.tracing.result import Trace
+    from prunectl.tracing.settings import TraceSettings
+    from prunectl.tracing.verb import trace
     from prunectl.verification.result import VerifyReport
     from prunectl.verification.verb import verify
 
@@ -96,6 +99,9 @@ _HOMES = {
     "SweepSettings": "prunectl.study.settings",
     "sweep": "prunectl.study.sweep",
     "Tolerance": "prunectl.study.tolerance",
+    "Trace": "prunectl.tracing.result",
+    "TraceSettings": "prunectl.tracing.settings",
+    "trace": "prunectl.tracing.verb",
     "VerifyReport": "prunectl.verification.result",
     "verify": "prunectl.verification.verb",
 }
@@ -127,6 +133,8 @@ __all__ = [
     "SweepResult",
     "SweepSettings",
     "Tolerance",
+    "Trace",
+    "TraceSettings",
     "Training",
     "Unstructured",
     "VerifyReport",
@@ -147,6 +155,7 @@ __all__ = [
     "prune",
     "push",
     "sweep",
+    "trace",
     "verify",
 ]  # fmt: skip
 

@@ -98,6 +98,25 @@ def fetch(
     return HubSnapshot(repo_id, revision, listing.commit, folder)
 
 
+def is_in_cache(repo_id: str, revision: str | None, cache_dir: Path | None = None) -> bool:
+    """Whether the cache holds anything of a revision. Asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
+def drop_commit(commit: str, cache_dir: Path | None = None) -> None:
+    """Delete a commit from the cache; files that other commits share stay, as do all others."""
+    from huggingface_hub import scan_cache_dir
+
+    scan_cache_dir(cache_dir).delete_revisions(commit).execute()
+
+
 def _beside_weights(names: Sequence[str], weights: WeightSet) -> list[str]:
     """What is fetched besides the weight files themselves."""
     index = [weights.index] if weights.index else []

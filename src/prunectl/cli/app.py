@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from prunectl._version import __version__
-from prunectl.cli import analyze, bench, compare, evaluate, export, prune, push, sweep, verify
+from prunectl.cli import (
+    analyze,
+    bench,
+    compare,
+    evaluate,
+    export,
+    prune,
+    push,
+    sweep,
+    trace,
+    verify,
+)
 from prunectl.cli.options import SETTINGS, examples
 from prunectl.cli.shell_scripts import SCRIPTS, Shell
 
@@ -36,6 +47,7 @@ app.command(epilog=sweep.EPILOG, short_help="Measure what sparsity costs, and ho
 app.command(epilog=compare.EPILOG, short_help="Compare two models: masks and magnitudes.")(
     compare.compare
 )
+app.command(epilog=trace.EPILOG, short_help="Follow magnitudes over a training.")(trace.trace)
 app.command(epilog=bench.EPILOG, short_help="Time a model beside others.")(bench.bench)
 app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)
 

@@ -9,6 +9,7 @@ import typer
 
 from prunectl.cli import options
 from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.lists import numbers_of, parts_of
 from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
@@ -90,8 +91,8 @@ def compare(
     if output is not None:
         check_file(output)
     settings = CompareSettings(
-        sparsities=_sparsities(sparsity or []),
-        patterns=tuple(parse_nm(one) for one in _parts(pattern or [])),
+        sparsities=numbers_of(sparsity, "--sparsity"),
+        patterns=tuple(parse_nm(one) for one in parts_of(pattern)),
         scope=scope,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -135,19 +136,3 @@ def _side(
     )
     options.warn_of(checkpoint, out)
     return checkpoint
-
-
-def _parts(texts: list[str]) -> list[str]:
-    return [part.strip() for text in texts for part in text.split(",")]
-
-
-def _sparsities(texts: list[str]) -> tuple[float, ...]:
-    found = []
-    for part in _parts(texts):
-        try:
-            found.append(float(part))
-        except ValueError:
-            raise InvalidOption(
-                f"--sparsity '{part}' is not a number", hint="shares such as 0.1,0.2,0.4"
-            ) from None
-    return tuple(found)

@@ -1,0 +1,154 @@
+"""``prunectl trace``: how prunable weights become over a training."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunectl.cli import options
+from prunectl.cli.analyze import wanted_patterns
+from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.lists import numbers_of
+from prunectl.cli.model_argument import ModelChoice
+from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.checkpoint import Checkpoint
+    from prunectl.tracing.result import TracePoint
+
+EPILOG = options.examples(
+    "prunectl trace run/",
+    "prunectl trace run/checkpoint-10 run/checkpoint-20 --pattern 4:8",
+    "prunectl trace org/name --revisions step1000,step2000",
+    "prunectl trace run/ --sparsity 0.5 --json | jq .findings",
+)
+
+
+def trace(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Checkpoints of one training: folders, weights files, org/name@revision; or a "
+            "folder of checkpoint-* folders.",
+        ),
+    ],
+    revisions: Annotated[
+        str | None,
+        typer.Option(
+            "--revisions",
+            metavar="REV,REV...",
+            help="Revisions of the one MODEL on the Hub, such as step1000,step2000.",
+        ),
+    ] = None,
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop",
+            help="Delete what was downloaded for a revision once it is measured.",
+        ),
+    ] = False,
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sparsity",
+            "-s",
+            metavar="SHARE",
+            show_default="0.2,0.4,0.6",
+            help="Follow what global pruning to this takes (repeatable, or with commas).",
+        ),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pattern",
+            "-p",
+            metavar="N:M",
+            help="Also follow what this pattern takes, besides 2:4 (repeatable); 'none' drops 2:4.",
+        ),
+    ] = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
+        ),
+    ] = None,
+    token: options.Token = None,
+    cache_dir: options.CacheDir = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_cache: options.NoCache = False,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Follow magnitudes over a training: near-zero weights, and what pruning would take.
+
+    Finds the steps between which weights abruptly become sparse, and tests whether later
+    checkpoints are more prunable. One checkpoint is looked at at a time.
+    """
+    from prunectl.tracing.settings import TraceSettings
+    from prunectl.tracing.verb import trace
+
+    out = Output(json=json, quiet=quiet, verbose=verbose)
+    if output is not None:
+        check_file(output)
+    defaults = TraceSettings()
+    settings = TraceSettings(
+        sparsities=numbers_of(sparsity, "--sparsity") or defaults.sparsities,
+        patterns=wanted_patterns(pattern or []),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+    )
+    opener = partial(_open, token, cache_dir, trust_remote_code, out)
+    with out.progress() as on_event:
+        result = trace(
+            _named(models, revisions),
+            settings,
+            open_one=opener,
+            drop=drop,
+            cache_dir=cache_dir,
+            use_cache=not no_cache,
+            jobs=jobs,
+            command=recorded_command(context.obj[ARGV]),
+            on_event=on_event,
+            on_point=None if out.draws_bars else partial(_say, out),
+        )
+    if output is not None:
+        save_text(output, as_json(result.to_json()))
+        out.note(f"saved: {output}")
+    if json:
+        out.data(result.to_json())
+        return
+    from prunectl.cli.trace_screen import trace_screen
+
+    out.show(*trace_screen(result))
+
+
+def _open(
+    token: str | None, cache_dir: Path | None, trust_remote_code: bool, out: Output, model: str
+) -> Checkpoint:
+    choice = ModelChoice(model, None)
+    return options.open_source(choice, token, cache_dir, trust_remote_code, out, compressed=True)
+
+
+def _named(models: list[str], revisions: str | None) -> list[str]:
+    if revisions is None:
+        return models
+    names = [one.strip() for one in revisions.split(",") if one.strip()]
+    if len(models) > 1 or not names:
+        raise InvalidOption(
+            "--revisions is of one MODEL on the Hub", hint="such as --revisions step1000,step2000"
+        )
+    return [f"{models[0]}@{one}" for one in names]
+
+
+def _say(out: Output, point: TracePoint) -> None:
+    out.note(f"{point.label}: measured")

@@ -1,0 +1,1 @@
+"""The ``trace`` verb: how prunable a model's weights become over its training."""

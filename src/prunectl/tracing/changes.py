@@ -1,0 +1,115 @@
+"""Where a course changes abruptly, and whether it has a trend.
+
+*Abrupt* is said of rates, and not of values: a steady rise has no sudden point, however long it
+lasts. The rates from checkpoint to checkpoint are cut into stretches of equal mean by PELT
+(Killick, Fearnhead and Eckley, arXiv 1101.1438; the library ruptures) with a penalty of BIC's kind,
+and the stretch whose rate stands out is the abrupt one. The *trend* is Kendall's tau of values and
+steps, which is the test of Mann (1945) and Kendall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST = 6
+"""Checkpoints below which a change is chance."""
+_PENALTY = 3.0
+"""Of a further stretch, in squared deviations and per log of the number of rates."""
+_TIMES = 3.0
+"""How many times faster than elsewhere an abrupt stretch is, at least."""
+_NORMAL = 1.4826
+"""Standard deviation of normal numbers over their median absolute deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A stretch in which something changes far faster than elsewhere.
+
+    Attributes:
+        start, end: steps. before, after: values there.
+        times: its rate over the mean rate elsewhere, absolute; None where nothing moves elsewhere.
+    """
+
+    start: int
+    end: int
+    before: float
+    after: float
+    times: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Kendall's tau of values and steps, -1 to 1, and its two-sided p-value."""
+
+    tau: float
+    p: float
+
+
+def abrupt(steps: Sequence[int], values: Sequence[float]) -> Change | None:
+    """The abrupt change of a course, if it has one.
+
+    Args:
+        steps: increasing. values: as many.
+    """
+    if len(values) < LEAST:
+        return None
+    at, heights = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    lengths = np.diff(at)
+    rates = np.diff(heights) / lengths
+    if not np.isfinite(rates).all() or not rates.any():
+        return None
+    pieces = _stretches(rates)
+    if len(pieces) < 2:
+        return None
+    first, last = max(pieces, key=lambda one: abs(_mean(rates, lengths, [one])))
+    others = [one for one in pieces if one != (first, last)]
+    rate, elsewhere = _mean(rates, lengths, [(first, last)]), _mean(rates, lengths, others, True)
+    is_most = lengths[first:last].sum() > lengths.sum() / 2
+    if is_most or abs(rate) < _TIMES * elsewhere:
+        return None
+    return Change(
+        int(steps[first]),
+        int(steps[last]),
+        float(values[first]),
+        float(values[last]),
+        abs(rate) / elsewhere if elsewhere else None,
+    )
+
+
+def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
+    """Whether values rise or fall with the steps; None where all are the same."""
+    from scipy.stats import kendalltau
+
+    if len(set(values)) < 2:
+        return None
+    found = kendalltau(steps, values)
+    return Trend(float(found.statistic), float(found.pvalue))
+
+
+def _stretches(rates: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Cut into stretches of one mean; (first, past the last) of each."""
+    from ruptures import Pelt
+
+    scale = float(np.abs(rates).max())
+    spread = _NORMAL * float(np.median(np.abs(rates - np.median(rates)))) / scale
+    # Where most rates are equal, any other one stands out.
+    penalty = _PENALTY * max(spread, 1e-9) ** 2 * np.log(len(rates))
+    found = Pelt(model="l2", min_size=1, jump=1).fit((rates / scale)[:, None]).predict(penalty)
+    return list(pairwise([0, *found]))
+
+
+def _mean(
+    rates: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    pieces: Sequence[tuple[int, int]],
+    absolute: bool = False,
+) -> float:
+    """The mean rate over stretches, each checkpoint's by the steps it took."""
+    chosen = np.concatenate([np.arange(*piece) for piece in pieces])
+    values = np.abs(rates[chosen]) if absolute else rates[chosen]
+    return float(np.average(values, weights=lengths[chosen]))

@@ -1,0 +1,38 @@
+"""What a trace is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunectl.pattern import NM, Unstructured, parse_nm
+from prunectl.settings import check_sparsity
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """What is followed over the steps.
+
+    Attributes:
+        sparsities: of global magnitude pruning, whose loss is followed.
+        patterns: N:M whose loss is followed.
+        include, exclude: selectors that add to, and take from, the prunable tensors.
+
+    Raises:
+        InvalidSparsity, InvalidPattern: a value that has no meaning.
+    """
+
+    sparsities: tuple[float, ...] = (0.2, 0.4, 0.6)
+    patterns: tuple[NM, ...] = (NM(2, 4),)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given: Sequence[NM | str] = self.patterns
+        patterns = [parse_nm(one) if isinstance(one, str) else one for one in given]
+        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
+        object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for sparsity in self.sparsities:
+            check_sparsity(sparsity, Unstructured())

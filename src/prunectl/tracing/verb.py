@@ -1,0 +1,208 @@
+"""The ``trace`` verb: one checkpoint after another, in the memory of one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.measured import Measured
+from prunectl.analysis.model_stats import ModelStats, model_stats
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.hub import drop_commit, is_in_cache
+from prunectl.checkpoint.opening import hub_id, local_path
+from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.loading.compressed import open_model
+from prunectl.pruning.job import plan_prune
+from prunectl.settings import PruneSettings
+from prunectl.tracing.changes import LEAST, Trend, abrupt, trend
+from prunectl.tracing.errors import DifferentCheckpoints
+from prunectl.tracing.result import Series, Trace, TracePoint, measures
+from prunectl.tracing.settings import TraceSettings
+from prunectl.tracing.steps import Course, Named, course
+
+_ANY = 0.5
+_SURE = 0.05
+"""The p-value below which a trend is one."""
+_TOLD = "near zero 0.01*std"
+
+Open = Callable[[str], Checkpoint]
+
+
+def trace(
+    models: Sequence[str | os.PathLike[str]],
+    settings: TraceSettings | None = None,
+    *,
+    open_one: Open = open_model,
+    drop: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    use_cache: bool = True,
+    jobs: int | None = None,
+    command: str = "",
+    on_event: OnEvent = ignore_events,
+    on_point: Callable[[TracePoint], None] | None = None,
+) -> Trace:
+    """Follow near-zero weights, quantiles and what pruning would take over a training.
+
+    Args:
+        models: folders, weights files or Hub ids with revisions of one training run, in any order;
+            a folder that holds ``checkpoint-*`` folders stands for those.
+        open_one: opens one of them; by default as :func:`prunectl.open_checkpoint`.
+        drop: delete what was downloaded for a revision once it is measured; revisions that were in
+            the cache before stay there. cache_dir: the Hub cache that ``open_one`` uses.
+        use_cache: reuse, and keep, measurements of these very checkpoints.
+        jobs: threads; default one per core, eight at most.
+        command: recorded. on_point: receives each checkpoint as it is measured.
+
+    Raises:
+        TooFewCheckpoints, SameStep: see there.
+        DifferentCheckpoints: one has other prunable tensors than the first.
+        SourceError, UsageError, NaNWeights: one of them cannot be used.
+    """
+    started = time.perf_counter()
+    settings = settings or TraceSettings()
+    found = course([os.fspath(model) for model in models])
+    _tell(found, on_event)
+    shapes: dict[str, tuple[int, ...]] = {}
+    points: list[TracePoint] = []
+    for named in found.checkpoints:
+        cached = drop and _is_cached(named.model, cache_dir)
+        checkpoint = open_one(named.model)
+        for text in checkpoint.notes:
+            on_event(Note(text, warning=True))
+        own = _prunable(checkpoint, settings)
+        if points:
+            _check_same(points[0].model, shapes, named.model, own)
+        shapes = shapes or own
+        stats = _measured(checkpoint, list(own), settings, use_cache, jobs, on_event)
+        points.append(TracePoint(named.model, _label(named), checkpoint.commit, named.step, stats))
+        if on_point is not None:
+            on_point(points[-1])
+        if drop and not cached and checkpoint.commit:
+            drop_commit(checkpoint.commit, Path(cache_dir) if cache_dir else None)
+    for one, other in pairwise(points):
+        if one.stats == other.stats:
+            on_event(Note(f"{one.model} and {other.model} hold the same weights", warning=True))
+    series = tuple(_series(points))
+    result = Trace(
+        points=tuple(points),
+        steps_known=found.known,
+        tensors=len(shapes),
+        weights=points[0].stats.weights,
+        series=series,
+        findings=(),
+        command=command,
+        seconds=time.perf_counter() - started,
+    )
+    return replace(result, findings=tuple(_findings(result)))
+
+
+def _tell(found: Course, on_event: OnEvent) -> None:
+    if not found.known:
+        text = "not every checkpoint tells its training step: they are counted as they were given"
+        on_event(Note(text, warning=True))
+    elif found.sorted:
+        on_event(Note("the checkpoints are taken in the order of their training steps"))
+
+
+def _is_cached(model: str, cache_dir: str | os.PathLike[str] | None) -> bool:
+    if local_path(model) is not None:
+        return True
+    return is_in_cache(*hub_id(model, None), Path(cache_dir) if cache_dir else None)
+
+
+def _label(named: Named) -> str:
+    return f"step {named.step}" if named.step else named.model
+
+
+def _prunable(checkpoint: Checkpoint, settings: TraceSettings) -> dict[str, tuple[int, ...]]:
+    wanted = PruneSettings(sparsity=_ANY, include=settings.include, exclude=settings.exclude)
+    plan = plan_prune(checkpoint, wanted)
+    return {entry.spec.name: entry.spec.shape for entry in plan.tensors if entry.prunable}
+
+
+def _check_same(
+    first: str, shapes: dict[str, tuple[int, ...]], model: str, own: dict[str, tuple[int, ...]]
+) -> None:
+    for name in [*shapes, *own]:
+        if name not in own or name not in shapes:
+            where = "it" if name not in own else "the other"
+            raise DifferentCheckpoints(first, model, f"{where} has no prunable '{name}'")
+        if own[name] != shapes[name]:
+            raise DifferentCheckpoints(
+                first, model, f"'{name}' is {list(own[name])} in it, and {list(shapes[name])} there"
+            )
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    names: list[str],
+    settings: TraceSettings,
+    use_cache: bool,
+    jobs: int | None,
+    on_event: OnEvent,
+) -> ModelStats:
+    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
+    with closing(measured):
+        stats = model_stats(
+            checkpoint,
+            measured,
+            names,
+            sparsities=settings.sparsities,
+            patterns=settings.patterns,
+            jobs=jobs,
+            on_event=on_event,
+        )
+        if use_cache and measured.dirty:
+            store_measured(checkpoint, measured)
+    return stats
+
+
+def _series(points: Sequence[TracePoint]) -> Iterator[Series]:
+    steps = [point.step for point in points]
+    for name, value in measures(points[0].stats).items():
+        values = tuple(value(point.stats) for point in points)
+        yield Series(name, values, abrupt(steps, values), trend(steps, values))
+
+
+def _findings(result: Trace) -> Iterator[str]:
+    """Sentences: an abrupt sparsification, and whether later checkpoints are more prunable."""
+    by_name = {one.name: one for one in result.series}
+    near = by_name[_TOLD]
+    if near.change is not None:
+        change = near.change
+        times = "" if change.times is None else f", {change.times:.1f} times as fast as elsewhere"
+        yield (
+            f"Abrupt: between step {change.start:,} and {change.end:,} the weights within 1% of "
+            f"the standard deviation go from {change.before:.3%} to {change.after:.3%}{times}."
+        )
+    elif len(result.points) >= LEAST:
+        yield "Weights near zero change nowhere abruptly."
+    else:
+        yield f"With fewer than {LEAST} checkpoints, an abrupt change is not looked for."
+    for series in result.series:
+        if series.name.startswith("lost"):
+            yield f"{_prunability(series)}."
+
+
+def _prunability(series: Series) -> str:
+    """``at 0.4`` is a sparsity, ``by 2:4`` a pattern."""
+    kind, _, target = series.name.removeprefix("lost ").partition(" ")
+    what = f"{100 * float(target):.4g}% sparsity" if kind == "at" else target
+    course = (
+        f"{what} takes {series.values[0]:.2%} of the squared norm at first, and "
+        f"{series.values[-1]:.2%} at last"
+    )
+    found: Trend | None = series.trend
+    if found is None:
+        return f"{course}: it stays the same"
+    test = f"Kendall's tau {found.tau:.2f}, p = {found.p:.2g}"
+    if found.p >= _SURE:
+        return f"{course}: no trend ({test})"
+    later = "more" if found.tau < 0 else "less"
+    return f"{course}: later checkpoints are {later} prunable ({test})"
