@@ -21,7 +21,7 @@ import spam
 from packages import fetch_models
 
 PATTERNS = "unstructured,2:4"
-GRID = "0:0.9:0.1"
+GRID = "0.1,0.2,0.3,0.4,0.6,0.8"
 TRAINED_ON = 1_500
 
 

@@ -49,6 +49,7 @@ CACHE = "docs-cache"
 
 # The reader's own text for calibration, which is in every folder; the stand-ins can read it.
 TEXTS = ("my-text.txt", "a.txt")
+MAILS = "mails.csv"
 
 # The page that is followed with the installed command, in processes of their own.
 IN_SHELL = "index.md"
@@ -59,12 +60,13 @@ RUN = {
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
-    "commands.md": 48,
+    "commands.md": 50,
     "compare.md": 5,
     "evaluate.md": 7,
     "faq.md": 5,
     "hub.md": 3,
     "index.md": 3,
+    "lottery.md": 3,
     "masks.md": 4,
     "recipes.md": 1,
     "reports.md": 2,
@@ -86,6 +88,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tokenizer(folder / STAND_INS[0])
     for name in TEXTS:
         (folder / name).write_text(" ".join(WORDS * 10), encoding="utf-8")
+    rows = [f"{WORDS[at % 2]} {WORDS[at % 7]},{'ham' if at % 2 else 'spam'}" for at in range(12)]
+    (folder / MAILS).write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     for name in STAND_INS[1:]:
         shutil.copytree(folder / STAND_INS[0], folder / name)
     supplies = folder / SUPPLIES

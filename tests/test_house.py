@@ -20,7 +20,7 @@ FLOORS: dict[str, set[str]] = {
     "door": {"__init__", "__main__"},
     "cli": {"cli"},
     "report": {"report"},
-    "study": {"study", "comparing", "tracing"},
+    "study": {"study", "comparing", "tracing", "tickets"},
     "verbs": {
         "analysis",
         "pruning",

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
     from prunectl.study.tolerance import Tolerance
+    from prunectl.tickets.result import LotteryResult
+    from prunectl.tickets.settings import LotterySettings
+    from prunectl.tickets.verb import lottery
     from prunectl.tracing.result import Trace
     from prunectl.tracing.settings import TraceSettings
     from prunectl.tracing.verb import trace
@@ -79,6 +82,9 @@ _HOMES = {
     "Weights": "prunectl.loading.weights",
     "load_state_dict": "prunectl.loading.weights",
     "open_weights": "prunectl.loading.weights",
+    "LotteryResult": "prunectl.tickets.result",
+    "LotterySettings": "prunectl.tickets.settings",
+    "lottery": "prunectl.tickets.verb",
     "NM": "prunectl.pattern",
     "Unstructured": "prunectl.pattern",
     "parse_pattern": "prunectl.pattern",
@@ -122,6 +128,8 @@ __all__ = [
     "EvalSettings",
     "Evaluation",
     "ExportResult",
+    "LotteryResult",
+    "LotterySettings",
     "Method",
     "Plan",
     "PruneResult",
@@ -148,6 +156,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "load_state_dict",
+    "lottery",
     "open_checkpoint",
     "open_weights",
     "parse_pattern",

@@ -13,6 +13,7 @@ from prunectl.cli import (
     compare,
     evaluate,
     export,
+    lottery,
     prune,
     push,
     sweep,
@@ -48,6 +49,9 @@ app.command(epilog=compare.EPILOG, short_help="Compare two models: masks and mag
     compare.compare
 )
 app.command(epilog=trace.EPILOG, short_help="Follow magnitudes over a training.")(trace.trace)
+app.command(epilog=lottery.EPILOG, short_help="Is a trained ticket better than one-shot pruning?")(
+    lottery.lottery
+)
 app.command(epilog=bench.EPILOG, short_help="Time a model beside others.")(bench.bench)
 app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)
 

@@ -25,3 +25,17 @@ def numbers_of(texts: list[str] | None, option: str) -> tuple[float, ...]:
                 f"{option} '{part}' is not a number", hint="shares such as 0.1,0.2,0.4"
             ) from None
     return tuple(found)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The whole numbers of ``--seeds``.
+
+    Raises:
+        InvalidOption: a part is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidOption(
+            f"--seeds '{text}' is not valid", hint="whole numbers with commas, such as 0,1,2"
+        ) from None

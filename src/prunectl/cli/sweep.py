@@ -16,6 +16,7 @@ from prunectl.cli import (
 )
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
+from prunectl.cli.lists import seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
@@ -148,7 +149,7 @@ def sweep(
             calibration=sources,
         ),
         tolerance=Tolerance(epsilon, epsilon_mode),
-        seeds=_seeds(seeds),
+        seeds=seeds_of(seeds),
     )
     opened = _open(given, revision, token, cache_dir, trust_remote_code, out)
     for one in opened:
@@ -287,12 +288,3 @@ def _show(result: SweepResult, out: Output) -> None:
 def _patterns(texts: list[str]) -> tuple[Pattern, ...]:
     found = [part.strip() for text in texts for part in text.split(",")]
     return tuple(parse_pattern(one) for one in found or ["unstructured"])
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidOption(
-            f"--seeds '{text}' is not valid", hint="whole numbers with commas, such as 0,1,2"
-        ) from None

@@ -116,6 +116,19 @@ class Subject:
         with torch.no_grad():
             view.copy_(values)
 
+    def weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Some tensors in the stored shape, sharing memory with the model, by name and in order;
+        those that the model has no place for are left out.
+
+        Raises:
+            UnsupportedCheckpoint: as for ``views``.
+        """
+        wanted = [name for name in names if name in self._skeleton.targets]
+        more = [name for name in wanted if name not in self.views and name not in self._others]
+        self._others |= self._skeleton.views(more)
+        known = self.views | self._others
+        return {name: known[name] for name in wanted}
+
     def restore(self, names: Iterable[str]) -> None:
         """Put prunable tensors back as the checkpoint has them."""
         for name in names:

@@ -90,7 +90,7 @@ def export_masks(
             masked = _holding_zeros(checkpoint, reader, jobs, on_event)
         check_space(target, sum(one.entry.nbytes for one in masked))
         entries = [one.entry for one in masked]
-        with MaskWriter(target, entries, _source(checkpoint, manifest), force=force) as writer:
+        with MaskWriter(target, entries, source_of(checkpoint, manifest), force=force) as writer:
             zeros = _write(masked, checkpoint, reader, writer, jobs, on_event)
             writer.close(zeros)
     return MasksResult(
@@ -264,7 +264,7 @@ def _uint(tensor: StoredTensor) -> np.dtype[Any]:
     return np.dtype(f"u{tensor.spec.dtype.bits // 8}")
 
 
-def _source(checkpoint: Checkpoint, manifest: Manifest | None) -> Mapping[str, Any]:
+def source_of(checkpoint: Checkpoint, manifest: Manifest | None) -> Mapping[str, Any]:
     """What the masks are of: the source in the manifest, or the checkpoint itself.
 
     The file is for others: of a local path only the last part is written, which says what it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Metric
-from prunectl.evaluation.subject import dtype_of, open_subject
+from prunectl.evaluation.subject import Subject, dtype_of, open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
@@ -86,13 +87,32 @@ class Measurer:
     def measure(self, pattern: Pattern, sparsity: float, seed: int) -> Point:
         """The score at a sparsity; 0 is the dense model."""
         wanted = self.settings.at(pattern, sparsity, seed) if sparsity else None
+        return self.measure_as(wanted, sparsity, seed)
+
+    def measure_as(
+        self,
+        wanted: PruneSettings | None,
+        sparsity: float,
+        seed: int,
+        *,
+        then: Callable[[Subject], None] | None = None,
+        again: bool = False,
+    ) -> Point:
+        """The score of a model that is pruned in any way; None is the dense one.
+
+        Args:
+            sparsity: what it is called by.
+            then: gets the model as it was scored, trained where the metric trains, before the point
+                is kept; not where the point is known from before.
+            again: measure it even if it is known.
+        """
         key = key_of(self._facts(wanted, seed))
-        known = self._known(key)
+        known = None if again else self._known(key)
         if known is not None:
             return known
         started = time.perf_counter()
         try:
-            point = self._score(wanted, seed, started)
+            point = self._score(wanted, seed, started, then)
         except (EvaluationFailed, CalibrationFailed) as error:
             point = self._failed(error.message, sparsity, started)
         except (RuntimeError, MemoryError) as error:
@@ -126,11 +146,19 @@ class Measurer:
         )
         return point if agrees else None
 
-    def _score(self, wanted: PruneSettings | None, seed: int, started: float) -> Point:
+    def _score(
+        self,
+        wanted: PruneSettings | None,
+        seed: int,
+        started: float,
+        then: Callable[[Subject], None] | None,
+    ) -> Point:
         pruned = self._subject(seed)
         zeros = pruned.apply(wanted, jobs=self._jobs, on_event=self._on_event)
         try:
             score = self.metric.score(pruned.subject, seed=seed, on_event=self._on_event)
+            if then is not None:
+                then(pruned.subject)
         finally:
             if self.metric.trains:
                 self._drop()
@@ -185,6 +213,8 @@ class Measurer:
     def _pruning_facts(self, wanted: PruneSettings) -> dict[str, object]:
         """How a point is pruned, with what calibration reads, and not only what that is called."""
         facts: dict[str, object] = plain(asdict(wanted)) | {"pattern": str(wanted.pattern)}
+        if wanted.mask is not None:
+            facts["mask"] = blake3(wanted.mask.read_bytes()).hexdigest()
         calibration = wanted.calibration if wanted.needs_calibration else None
         if calibration is None:
             return facts | {"calibration": None}

@@ -1,0 +1,77 @@
+"""A search for a ticket as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunectl import numbers
+from prunectl.cli.tables import columns, facts, heading, sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunectl.tickets.result import LotteryResult, Round, Scored
+
+
+def lottery_screen(result: LotteryResult) -> Iterator[RenderableType]:
+    """Parts of the screen, in order."""
+    yield heading(result.model)
+    better = "higher" if result.higher_is_better else "lower"
+    seeds = result.settings["seeds"]
+    yield facts(
+        [
+            ("score", f"{result.metric}, {better} is better"),
+            ("measured on", f"{result.samples:,} {result.unit}"),
+            ("seeds", ", ".join(map(str, seeds))),
+            ("dense", _score(result.dense)),
+        ]
+    )
+    if result.rounds:
+        yield heading("Each round's ticket, and one-shot pruning to the same sparsity")
+        yield columns(
+            ("sparsity", "ticket", "95% interval", "one-shot", "95% interval", "ticket gains",
+             "95% interval", "Jaccard", "chance"),
+            [_cells(one) for one in result.rounds],
+        )  # fmt: skip
+    if result.verdict:
+        yield sentence(result.verdict)
+
+
+def round_line(result: LotteryResult) -> str:
+    """What the last round found, in a line."""
+    if not result.rounds:
+        return f"dense: {_score(result.dense)}"
+    last = result.rounds[-1]
+    return (
+        f"round {last.number} of {len(result.planned)}, {numbers.share(last.sparsity)}: ticket "
+        f"{_score(last.ticket)}, one-shot {_score(last.one_shot)}"
+    )
+
+
+def _cells(one: Round) -> tuple[str, ...]:
+    overlaps = list(one.overlaps.values())
+    return (
+        numbers.share(one.sparsity),
+        _score(one.ticket),
+        _range(one.ticket.low, one.ticket.high),
+        _score(one.one_shot),
+        _range(one.one_shot.low, one.one_shot.high),
+        "" if one.gain is None else f"{one.gain:+.4f}",
+        _range(one.gain_low, one.gain_high, "+.4f"),
+        _mean([own.jaccard for own in overlaps]),
+        _mean([own.jaccard_chance_by_tensor for own in overlaps]),
+    )
+
+
+def _score(one: Scored) -> str:
+    return one.failed or "" if one.score is None else f"{one.score:.4f}"
+
+
+def _range(low: float | None, high: float | None, form: str = ".4f") -> str:
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""

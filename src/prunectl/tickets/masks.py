@@ -1,0 +1,122 @@
+"""The mask of a round: the smallest magnitudes of what the round has trained go, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import NaNWeights
+from prunectl.exporting.masks import source_of
+from prunectl.magnitude.codes import Codes
+from prunectl.magnitude.histogram import Histogram, Spans
+from prunectl.magnitude.masks import cut, kept_bits
+from prunectl.magnitude.measure import TensorMeasure
+from prunectl.magnitude.refine import Refiner
+from prunectl.magnitude.select import cut_for, resolve
+from prunectl.pattern import pruned_count
+from prunectl.sink.mask_file import MaskEntry, MaskWriter
+from prunectl.tensorspec import DTYPES, DType
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Trained:
+    """Weights in memory, one tensor after the other, as magnitudes are measured.
+
+    Args:
+        tensors: by name, in file order; of one dtype each.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._known: dict[str, Histogram] = {}
+        for name in tensors:
+            measure = TensorMeasure(self.dtype(name))
+            measure.update(self.codes(name))
+            found = measure.finish()
+            if found.facts.nans:
+                raise NaNWeights(name, found.facts.nans)
+            self._known[name] = found.histogram
+
+    @property
+    def names(self) -> Iterable[str]:
+        """In file order."""
+        return self._tensors.keys()
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return sum(one.numel() for one in self._tensors.values())
+
+    def get(self, name: str) -> Histogram:
+        """The magnitudes of one tensor, coarse where its type is wide."""
+        return self._known[name]
+
+    def dtype(self, name: str) -> DType:
+        """The type of one tensor's numbers."""
+        return DTYPES[_DTYPES[str(self._tensors[name].dtype).removeprefix("torch.")]]
+
+    def codes(self, name: str) -> Codes:
+        """Raw bits of one tensor, [n]; a copy."""
+        import torch
+
+        own = self._tensors[name].detach().to("cpu", copy=True).contiguous().reshape(-1)
+        bits = 8 * own.element_size()
+        kind = {16: torch.int16, 32: torch.int32, 64: torch.int64}[bits]
+        return own.view(kind).numpy().view(f"u{bits // 8}")
+
+    def refine(self, requests: dict[str, Spans]) -> Iterator[tuple[str, Histogram]]:
+        """Subdivide bins; see :data:`prunectl.magnitude.select.Refine`."""
+        for name, spans in requests.items():
+            refiner = Refiner(self.dtype(name), spans)
+            refiner.update(self.codes(name))
+            fine = refiner.finish()
+            self._known[name] = self._known[name].refined(fine)
+            yield name, fine
+
+
+def write_mask(
+    path: Path, tensors: Mapping[str, torch.Tensor], sparsity: float, checkpoint: Checkpoint
+) -> dict[str, int]:
+    """Write the mask that global magnitude pruning to ``sparsity`` leaves of trained weights.
+
+    Exactly floor(s*P + 0.5) weights go, or all zeros where there are more; those that are zero, as
+    all are that went before, go first, and ties go in file order.
+
+    Args:
+        path: of the file of masks (docs/masks.md); its folder exists.
+        tensors: by name, of the stored shapes, in file order.
+        checkpoint: that the mask is for.
+
+    Returns:
+        zeros by tensor name.
+
+    Raises:
+        NaNWeights: a weight is NaN. NoSpace, CannotWrite: it cannot be written.
+    """
+    trained = Trained(tensors)
+    count = pruned_count(sparsity, trained.weights)
+    entries = [MaskEntry(name, tuple(one.shape), one.numel()) for name, one in tensors.items()]
+    (selected,) = resolve(trained, [count], trained.refine) if count else (None,)
+    left = count - selected.below if selected else 0
+    zeros: dict[str, int] = {}
+    with MaskWriter(path, entries, source_of(checkpoint, None), force=True) as writer:
+        for name in tensors:
+            codes = trained.codes(name)
+            if selected is not None:
+                code, has_ties = cut_for(selected, trained.get(name).format)
+                _, used = cut(codes, code, left if has_ties else 0)
+                left -= used
+            codes[codes & codes.dtype.type(trained.get(name).format.mask) == 0] = 0  # -0.0 too
+            bits = kept_bits(codes)
+            zeros[name] = codes.size - int(np.bitwise_count(bits).sum(dtype=np.int64))
+            writer.write(name, 0, bits.data)
+        writer.close(zeros)
+    return zeros
