@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import tiny_models
 import torch
 from analysis_reference import facts, finite_energy, stored, values_of, write
@@ -378,3 +379,12 @@ def test_many_small_tensors(tmp_path: Path, dtype: str) -> None:
     tensors, zeros, peak = peak_mebibytes(tmp_path)
     assert (tensors, zeros) == (count, count * 1024 * 4 // 10)
     assert peak < 700  # MiB: headers of 100,000 tensors take 200, their statistics 400
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Names in a file are sorted as text, where 10 comes before 2."""
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in sorted(range(12), key=str)]
+    reference.save(tmp_path, {name: torch.randn(8, 4) for name in names})
+    found = analyze(tmp_path)
+    assert [tensor.name for tensor in found.tensors] == names
+    assert list(found.layers) == [f"model.layers.{layer}" for layer in range(12)]

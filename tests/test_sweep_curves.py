@@ -305,7 +305,9 @@ def test_noise_that_changes_nothing_is_none() -> None:
 
 def test_models_have_short_names_where_they_are_told_apart() -> None:
     assert short_names(["/a/b/minilm", "org/name", "demo"]) == ["minilm", "org/name", "demo"]
-    assert short_names(["/a/one", "/b/one"]) == ["/a/one", "/b/one"]
+    assert short_names(["/x/a/one", "/x/b/one"]) == ["a/one", "b/one"]
+    assert short_names(["a/b/c/one", "/y/b/c/one"]) == ["a/b/c/one", "y/b/c/one"]
+    assert short_names(["/one"]) == ["one"]
     assert short_names(["org/name@main", "org/name@v2"]) == ["org/name@main", "org/name@v2"]
     assert short_names(["/a/one", "/a/one"]) == ["one", "one"]
     assert short_names(["."]) == ["."]

@@ -76,7 +76,7 @@ def summarize(
         patterns=summaries,
         roles=group(tensors, lambda t: t.role),
         components=group([t for t in tensors if t.prunable], lambda t: t.component),
-        layers=group([t for t in tensors if t.layer is not None], layer_label),
+        layers=group(_by_depth(tensors), layer_label),
         octaves=dict(sorted(octaves.items())),
         prunable_zeros=sum(t.zeros for t in tensors if t.prunable),
         predicted_bytes=predicted_bytes(source, tensors, summaries),
@@ -85,6 +85,13 @@ def summarize(
         magnitudes=magnitudes(measured, tensors),
         cuts=cuts(measured, tensors),
     )
+
+
+def _by_depth(tensors: Sequence[TensorStats]) -> list[TensorStats]:
+    """The tensors of blocks in the order of these: files have layer 10 before layer 2."""
+    inside = [(t.layer, t) for t in tensors if t.layer is not None]
+    stacks = list(dict.fromkeys(t.stack for _, t in inside))
+    return [t for _, t in sorted(inside, key=lambda one: (stacks.index(one[1].stack), one[0]))]
 
 
 def source_facts(checkpoint: Checkpoint, tensors: Sequence[TensorStats]) -> SourceFacts:

@@ -22,10 +22,16 @@ def named(checkpoint: Checkpoint) -> str:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """What models are called in charts: a folder's own name, where that tells them apart."""
-    short = [one if is_repo_id(split_revision(one)[0]) else PurePath(one).name for one in models]
-    told = len(set(short)) == len(set(models)) and all(short)
-    return short if told else list(models)
+    """What models are called in charts: as much of a folder's path, from its end, as tells them
+    apart."""
+    for parts in range(1, max((len(PurePath(one).parts) for one in models), default=0)):
+        short = [
+            one if is_repo_id(split_revision(one)[0]) else "/".join(PurePath(one).parts[-parts:])
+            for one in models
+        ]
+        if len(set(short)) == len(set(models)) and all(short):
+            return short
+    return list(models)
 
 
 def command_for(checkpoint: Checkpoint, pattern: Pattern, settings: PruneSettings) -> str:
