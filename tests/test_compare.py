@@ -210,6 +210,15 @@ def test_a_pruned_model_is_compared_by_its_zeros(llama: tuple[Path, Path], tmp_p
     assert ([overlap.first, overlap.second], overlap.both) == (each, both)
 
 
+def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """A tenth is zero where 4 bits were made wide; what another tool pruned has far more."""
+    for share, kind in ((0.1, "weights"), (0.3, "zeros")):
+        prune(llama[0], tmp_path / str(share), PruneSettings(sparsity=share))
+        (tmp_path / str(share) / "prunectl.json").unlink()
+        found = compare(llama[1], tmp_path / str(share), use_cache=False)
+        assert found.second.kind == kind
+
+
 def test_masks_of_tensors_that_are_usually_dense(tmp_path: Path, llama: tuple[Path, Path]) -> None:
     """What a file has masks for counts as prunable in the model beside it."""
     settings = PruneSettings(sparsity=0.5, include=("model.embed_tokens.weight",))
@@ -241,6 +250,11 @@ def test_names_differ_by_a_prefix(tmp_path: Path) -> None:
         f"bert.{gone}", "bert.encoder.layer.0.output.dense.weight"
     }  # fmt: skip
     assert list(found.second.unmatched) == ["encoder.layer.0.output.dense.weight"]
+    # A selector may mean a tensor of one side only.
+    fewer = compare(
+        tmp_path / "head", tmp_path / "bare", CompareSettings(exclude=("bert.*query*",))
+    )
+    assert fewer.tensors == found.tensors - 2
     # Only what both have is compared together: the counts are of that pool.
     assert found.masks[0].overlap.first == reference.count(0.1, found.weights)
 
@@ -353,7 +367,7 @@ def test_settings_that_have_no_meaning(llama: tuple[Path, Path]) -> None:
     for bad in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(InvalidSparsity):
             CompareSettings((bad,))
-    with pytest.raises(InvalidOption, match="matches no tensor"):
+    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either"):
         compare(*llama, CompareSettings(exclude=("nothing",)))
     assert CompareSettings((0.4, 0.1, 0.4)).sparsities == (0.1, 0.4)
 

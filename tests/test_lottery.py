@@ -311,6 +311,11 @@ def test_the_command(
     code, out, err = typed("lottery", model, "--metric", "perplexity", "-o", "t")
     assert (code, out) == (2, "")
     assert "does not train" in err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        code, out, err = typed("lottery", model, *options[:-1], "t")
+    assert (code, out) == (2, "")
+    assert "a lottery runs in one process" in err
     (tmp_path / "file").write_text("")
     code, out, err = typed("lottery", model, *options[:-1], "file")
     assert code != 0

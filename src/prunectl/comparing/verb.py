@@ -25,14 +25,17 @@ from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
 from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
 from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide
+from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
-from prunectl.settings import PruneSettings
+from prunectl.settings import PruneSettings, matches
+from prunectl.sink.target import MANIFEST_NAME
 from prunectl.streaming import Scratch, run_ordered
 from prunectl.study.commands import short_names
 
-PRUNED = 0.01
-"""A share of zeros that no dense model has: such a checkpoint is compared by its zeros."""
+PRUNED, BY_OTHERS = 0.01, 0.2
+"""Shares of zeros from which a checkpoint is compared by them: with a manifest, and without one,
+where a tenth may come from 4 bits that were made wide again."""
 PHASE = "comparing masks"
 
 Given = Checkpoint | MaskFile | str | os.PathLike[str]
@@ -51,7 +54,7 @@ def compare(
     """Compare what one-shot pruning takes from two models of one architecture, and their weights.
 
     Masks are those that :func:`prunectl.prune` would make, over the tensors that both have. A model
-    that is pruned already (1% zeros or more) is compared by its zeros, a file of masks by its bits.
+    that is pruned already is compared by its zeros, a file of masks by its bits.
     Both are streamed: memory holds a block of each.
 
     Args:
@@ -68,10 +71,8 @@ def compare(
     started = time.perf_counter()
     settings = settings or CompareSettings()
     with ExitStack() as stack:
-        sides = (
-            _open(first, settings, stack, use_cache),
-            _open(second, settings, stack, use_cache),
-        )
+        sides = _open(first, stack, use_cache), _open(second, stack, use_cache)
+        _choose(sides, settings)
         _take_what_masks_mean(*sides)
         found = match(sides[0].candidates(), sides[1].candidates())
         if not found.pairs:
@@ -148,7 +149,8 @@ class _Run:
                 jobs=self.jobs,
                 on_event=self.on_event,
             )
-            side.by_zeros = one.zeros >= PRUNED * one.weights
+            least = PRUNED if (side.checkpoint.folder / MANIFEST_NAME).is_file() else BY_OTHERS
+            side.by_zeros = one.zeros >= least * one.weights
             found.append(one)
         return found[0], found[1]
 
@@ -232,9 +234,9 @@ class _Run:
         self.on_event(PhaseDone(PHASE))
 
 
-def _open(one: Given, settings: CompareSettings, stack: ExitStack, use_cache: bool) -> Side:
+def _open(one: Given, stack: ExitStack, use_cache: bool) -> Side:
     if not isinstance(one, Checkpoint | MaskFile) and is_mask_path(one):
-        one = read_masks(Path(one))
+        one = read_masks(Path(one).expanduser())
     if isinstance(one, MaskFile):
         side = MaskSide(one)
         with side.open() as reader:
@@ -243,13 +245,36 @@ def _open(one: Given, settings: CompareSettings, stack: ExitStack, use_cache: bo
     checkpoint = one if isinstance(one, Checkpoint) else open_model(one)
     measured = (load_measured(checkpoint) if use_cache else None) or Measured()
     stack.callback(measured.close)
-    wanted = PruneSettings(include=settings.include, exclude=settings.exclude)
-    return WeightSide(checkpoint, wanted, measured)
+    return WeightSide(checkpoint, PruneSettings(), measured)
+
+
+def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
+    """Give each side the selectors that mean a tensor of it: names may differ between the two.
+
+    Raises:
+        InvalidOption: one means no tensor of either.
+    """
+    known: set[str] = set()
+    for side in sides:
+        if isinstance(side, WeightSide):
+            names = side.checkpoint.by_name
+            include, exclude = (
+                tuple(one for one in given if any(matches(one, name) for name in names))
+                for given in (settings.include, settings.exclude)
+            )
+            side.settings = PruneSettings(include=include, exclude=exclude)
+            known |= {*include, *exclude}
+    for selector in (*settings.include, *settings.exclude):
+        if selector not in known:
+            raise InvalidOption(
+                f"--include, --exclude: '{selector}' matches no tensor of either",
+                hint="see the names with 'prunectl analyze MODEL --all'",
+            )
 
 
 def is_mask_path(given: str | os.PathLike[str]) -> bool:
     """Whether a model's name is that of a file of masks."""
-    path = Path(given)
+    path = Path(given).expanduser()
     return path.is_file() and is_mask_file(path)
 
 

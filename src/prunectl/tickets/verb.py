@@ -21,6 +21,7 @@ from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
 from prunectl.device import choose_device
+from prunectl.errors import InvalidOption
 from prunectl.evaluation.metric import MAJORITY, Metric
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.resampling import interval
@@ -68,6 +69,10 @@ def lottery(
         UsageError, SourceError, BadData: as :func:`prunectl.sweep`. CannotWrite: the folder.
     """
     started = time.perf_counter()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InvalidOption(
+            "a lottery runs in one process", hint="start it without accelerate launch or torchrun"
+        )
     settings = settings or LotterySettings()
     checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
     for text in checkpoint.notes:
