@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import report_documents
+import study_documents
 import tiny_models
 
 import prunectl
@@ -106,6 +107,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, analysis: Analysis) -> Path
     tiny_models.build("t5", folder / "t5")
     stacks = analyze_page(prunectl.analyze(folder / "t5", use_cache=False))
     (folder / "stacks.html").write_text(stacks, encoding="utf-8")
+    for name, (make, document) in study_documents.documents(folder / "studies").items():
+        (folder / f"{name}.html").write_text(make(document), encoding="utf-8")
     return folder
 
 
@@ -136,7 +139,10 @@ def look(browser: Any, folder: Path) -> Iterator[Callable[..., Looked]]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
-@pytest.mark.parametrize("name", [*report_documents.EVERY, "hostile", "analysis", "stacks"])
+@pytest.mark.parametrize(
+    "name",
+    [*report_documents.EVERY, "hostile", "analysis", "stacks", *study_documents.NAMES],
+)
 def test_every_page_is_drawn_quietly(
     look: Callable[..., Looked], name: str, width: int, scheme: str
 ) -> None:
@@ -150,6 +156,17 @@ def test_every_page_is_drawn_quietly(
     assert (int(re.findall(r"\d+", background)[0]) < 50) == (scheme == "dark")
     for chart in looked.page.locator("figure .chart").all():
         assert chart.bounding_box()["width"] > 0.8 * chart.evaluate("e => e.parentNode.clientWidth")
+
+
+@pytest.mark.parametrize("name", study_documents.NAMES)
+def test_every_choice_is_drawn_quietly(look: Callable[..., Looked], name: str) -> None:
+    looked = look(name)
+    for option in looked.page.locator("figure label").all():
+        option.click()
+        looked.page.wait_for_timeout(150)
+    assert looked.count("figure svg.marks") == looked.count("figure")
+    assert looked.count("figure path[aria-roledescription='point']") >= 2
+    assert looked.said == []
 
 
 def test_a_request_would_be_seen(look: Callable[..., Looked]) -> None:

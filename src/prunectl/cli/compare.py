@@ -9,6 +9,7 @@ import typer
 
 from prunectl.cli import options
 from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.lists import numbers_of, parts_of
 from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output, as_json, check_file, save_text
@@ -70,6 +71,7 @@ def compare(
             "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
         ),
     ] = None,
+    html: Html = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -90,6 +92,7 @@ def compare(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if output is not None:
         check_file(output)
+    check_page(html, output)
     settings = CompareSettings(
         sparsities=numbers_of(sparsity, "--sparsity"),
         patterns=tuple(parse_nm(one) for one in parts_of(pattern)),
@@ -112,6 +115,10 @@ def compare(
     if output is not None:
         save_text(output, as_json(result.to_json()))
         out.note(f"saved: {output}")
+    if html is not None:
+        from prunectl.report.compare_page import compare_page
+
+        save_page(html, compare_page(result.to_json()), out)
     if json:
         out.data(result.to_json())
         return

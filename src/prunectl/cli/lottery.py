@@ -10,6 +10,7 @@ import typer
 from prunectl.cli import evaluate_options, options, training_options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
+from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.lists import seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
@@ -78,6 +79,7 @@ def lottery(
     checkpoints: training_options.Checkpoints = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    html: Html = None,
     device: options.Device = "auto",
     dtype: evaluate_options.Dtype = "auto",
     jobs: options.Jobs = None,
@@ -99,6 +101,7 @@ def lottery(
     from prunectl.tickets.verb import lottery
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
+    check_page(html)
     settings = LotterySettings(
         evaluation=EvalSettings(
             metric=metric,
@@ -130,6 +133,10 @@ def lottery(
             on_event=on_event,
             on_result=lambda found: _say(out, found),
         )
+    if html is not None:
+        from prunectl.report.lottery_page import lottery_page
+
+        save_page(html, lottery_page(result.to_json()), out)
     _end(result, out)
 
 

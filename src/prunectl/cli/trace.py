@@ -11,6 +11,7 @@ import typer
 from prunectl.cli import options
 from prunectl.cli.analyze import wanted_patterns
 from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.lists import numbers_of
 from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output, as_json, check_file, save_text
@@ -80,6 +81,7 @@ def trace(
             "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
         ),
     ] = None,
+    html: Html = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -100,6 +102,7 @@ def trace(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if output is not None:
         check_file(output)
+    check_page(html, output)
     defaults = TraceSettings()
     settings = TraceSettings(
         sparsities=numbers_of(sparsity, "--sparsity") or defaults.sparsities,
@@ -124,6 +127,10 @@ def trace(
     if output is not None:
         save_text(output, as_json(result.to_json()))
         out.note(f"saved: {output}")
+    if html is not None:
+        from prunectl.report.trace_page import trace_page
+
+        save_page(html, trace_page(result.to_json()), out)
     if json:
         out.data(result.to_json())
         return

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 LEAST = 6
 """Checkpoints below which a change is chance."""
-_PENALTY = 3.0
+_PENALTY = 5.0
 """Of a further stretch, in squared deviations and per log of the number of rates."""
 _TIMES = 3.0
 """How many times faster than elsewhere an abrupt stretch is, at least."""
+_SIZE = 0.1
+"""The least change, over the larger of the two values."""
 _NORMAL = 1.4826
 """Standard deviation of normal numbers over their median absolute deviation."""
 
@@ -70,13 +72,15 @@ def abrupt(steps: Sequence[int], values: Sequence[float]) -> Change | None:
     others = [one for one in pieces if one != (first, last)]
     rate, elsewhere = _mean(rates, lengths, [(first, last)]), _mean(rates, lengths, others, True)
     is_most = lengths[first:last].sum() > lengths.sum() / 2
-    if is_most or abs(rate) < _TIMES * elsewhere:
+    before, after = float(heights[first]), float(heights[last])
+    is_small = abs(after - before) < _SIZE * max(abs(before), abs(after))
+    if is_most or is_small or abs(rate) < _TIMES * elsewhere:
         return None
     return Change(
         int(steps[first]),
         int(steps[last]),
-        float(values[first]),
-        float(values[last]),
+        before,
+        after,
         abs(rate) / elsewhere if elsewhere else None,
     )
 

@@ -1,0 +1,171 @@
+"""The report of a comparison: how alike two models' masks are, and their weights side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prunectl import numbers
+from prunectl.report.lines import Line, lines_chart
+from prunectl.report.page import Bar, Card, Choice, Facts, Figure, Page, Section, Table, render
+from prunectl.report.sweep_data import as_shown
+
+_HEIGHT = 320
+_MEASURES = {
+    "Jaccard": ("jaccard", "jaccard_chance_by_tensor"),
+    "cosine": ("cosine", "cosine_chance_by_tensor"),
+    "kappa": ("kappa", None),
+}
+
+
+def compare_page(document: dict[str, Any]) -> str:
+    """A comparison as one self-contained HTML page.
+
+    Args:
+        document: the comparison's JSON, schema ``prunectl.comparison/1``.
+
+    Raises:
+        MissingLibrary: a library that draws is not installed.
+    """
+    document = as_shown(document)
+    labels = [str(side["label"]) for side in document["models"]]
+    compared = document["compared"]
+    return render(
+        Page(
+            title=" and ".join(labels),
+            subtitle=f"{numbers.plural(compared['tensors'], 'matrix')} with "
+            f"{numbers.plural(compared['weights'], 'weight')} of each are compared",
+            cards=tuple(Card(title="Finding", value="", text=str(one))
+                        for one in document["findings"]),
+            sections=(
+                Section("Masks", figures=tuple(_figures(document)), tables=(_masks(document),)),
+                Section("By component and layer", tables=tuple(_groups(document))),
+                Section("Weights", tables=tuple(_weights(document))),
+                Section("How it was measured", facts=tuple(_facts(document))),
+            ),
+        )
+    )  # fmt: skip
+
+
+def _figures(document: dict[str, Any]) -> Iterator[Figure]:
+    """Measures over the sparsity, where there are several; each beside chance."""
+    pairs = [pair for pair in document["masks"] if pair["sparsity"] is not None]
+    if len(pairs) < 2:
+        return
+    charts: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, (field, chance) in _MEASURES.items():
+        lines = [_line("both masks", pairs, field, is_chance=False)]
+        if chance is not None:
+            lines.append(_line("chance", pairs, chance, is_chance=True))
+        charts[(name,)] = lines_chart(
+            lines,
+            x_title="Sparsity",
+            y_title=name,
+            x_format="~%",
+            y_format="~g",
+            height=_HEIGHT,
+        )
+    yield Figure(
+        title="How alike the masks are",
+        text="Dashed: what chance gives where each tensor keeps its share of zeros. Kappa is 0 at "
+        "chance and 1 for the same mask.",
+        label="Likeness of both masks against sparsity.",
+        choices=(Choice("Measure", tuple(_MEASURES)),),
+        charts=charts,
+    )
+
+
+def _line(label: str, pairs: list[dict[str, Any]], field: str, *, is_chance: bool) -> Line:
+    return Line(
+        label,
+        tuple((pair["sparsity"], pair[field]) for pair in pairs),
+        tuple(_number(pair[field]) for pair in pairs),
+        is_chance=is_chance,
+    )
+
+
+_HEAD = ("pruned", "pruned", "Jaccard", "chance", "cosine", "chance", "kappa")
+
+
+def _masks(document: dict[str, Any]) -> Table:
+    return Table(
+        caption="At each target: the shares that each prunes, and measures",
+        head=("target", *_HEAD),
+        rows=tuple((str(pair["target"]), *_cells(pair)) for pair in document["masks"]),
+    )
+
+
+def _groups(document: dict[str, Any]) -> Iterator[Table]:
+    for pair in document["masks"]:
+        for title in ("components", "layers"):
+            group: Mapping[str, Any] = pair[title]
+            if len(group) > 1:
+                yield Table(
+                    caption=f"{pair['target']}, by {title.removesuffix('s')}",
+                    head=(title.removesuffix("s"), "weights", *_HEAD),
+                    rows=tuple(
+                        (name, numbers.count(one["weights"]), *_cells(one))
+                        for name, one in group.items()
+                    ),
+                    folded=True,
+                )
+
+
+def _cells(one: Mapping[str, Any]) -> tuple[str | Bar, ...]:
+    shares = [part / one["weights"] if one["weights"] else 0.0 for part in one["pruned"]]
+    kappa = one["kappa"]
+    return (
+        *(numbers.share(share) for share in shares),
+        _number(one["jaccard"]),
+        _number(one["jaccard_chance_by_tensor"]),
+        _number(one["cosine"]),
+        _number(one["cosine_chance_by_tensor"]),
+        "" if kappa is None else Bar(f"{kappa:.3f}", min(1.0, max(0.0, kappa))),
+    )
+
+
+def _weights(document: dict[str, Any]) -> Iterator[Table]:
+    known = [side for side in document["models"] if side["stats"] is not None]
+    if not known:
+        return
+    columns = [dict(_numbers_of(side["stats"])) for side in known]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    yield Table(
+        caption="The weights that are compared",
+        head=("", *(str(side["label"]) for side in known)),
+        rows=tuple((name, *(column.get(name, "") for column in columns)) for name in names),
+    )
+
+
+def _numbers_of(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "weights", f"{stats['weights']:,}"
+    yield "zeros", f"{stats['zeros']:,}"
+    yield "standard deviation", numbers.real(stats["std"])
+    yield "largest |w|", numbers.real(stats["largest"])
+    for limit, count in stats["near_zero"].items():
+        yield f"|w| <= {limit}", f"{count:,}"
+    for quantile, value in stats["quantiles"].items():
+        yield f"{float(quantile):.0%} of |w| are below", numbers.real(value)
+    for sparsity, kept in stats["norm_kept"].items():
+        yield f"squared norm kept at {float(sparsity):.4g}", numbers.share(kept, 2)
+    for pattern, kept in stats["patterns"].items():
+        yield f"squared norm kept by {pattern}", numbers.share(kept, 2)
+
+
+def _facts(document: dict[str, Any]) -> Iterator[Facts]:
+    rows = [
+        ("command", str(document["command"])),
+        ("prunectl", str(document["prunectl"])),
+        ("time", numbers.duration(document["seconds"])),
+    ]
+    for side in document["models"]:
+        rows.append((str(side["label"]), f"{side['model']}, by its {side['kind']}"))
+    yield Facts("Run", tuple(rows), code=("command",))
+    for side in document["models"]:
+        if side["unmatched"]:
+            unmatched = tuple((str(k), str(v)) for k, v in side["unmatched"].items())
+            yield Facts(f"Only in {side['label']}", unmatched)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,138 @@
+"""The report of a lottery: tickets and one-shot pruning, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prunectl import numbers
+from prunectl.report.lines import Line, lines_chart
+from prunectl.report.page import Card, Choice, Facts, Figure, Page, Section, Table, render
+from prunectl.report.sweep_data import as_shown, flat
+
+_HEIGHT = 320
+_SIDES = {"lottery ticket": "ticket", "one-shot": "one_shot"}
+
+
+def lottery_page(document: dict[str, Any]) -> str:
+    """A search for a ticket as one self-contained HTML page.
+
+    Args:
+        document: the search's JSON, schema ``prunectl.lottery/1``.
+
+    Raises:
+        MissingLibrary: a library that draws is not installed.
+    """
+    document = as_shown(document)
+    verdict = str(document["verdict"])
+    return render(
+        Page(
+            title=f"A lottery ticket of {document['model']}",
+            subtitle=f"{str(document['metric']).capitalize()} of masks that were trained for, and "
+            f"of one-shot pruning, measured on {document['samples']:,} {document['unit']}",
+            cards=(Card(title="Is the ticket better?", value="", text=verdict),) if verdict else (),
+            warnings=("The search was interrupted: more rounds were asked for.",)
+            if document["interrupted"]
+            else (),
+            sections=(
+                Section("Rounds", figures=tuple(_figures(document)), tables=(_table(document),)),
+                Section("How it was measured", facts=tuple(_facts(document))),
+            ),
+        )
+    )
+
+
+def _figures(document: dict[str, Any]) -> Iterator[Figure]:
+    rounds = document["rounds"]
+    if not rounds:
+        return
+    dense = document["dense"]
+    scores = [
+        Line(
+            label,
+            ((0.0, dense["score"]), *((one["sparsity"], one[side]["score"]) for one in rounds)),
+            (_score(dense), *(_score(one[side]) for one in rounds)),
+            (dense["low"], *(one[side]["low"] for one in rounds)),
+            (dense["high"], *(one[side]["high"] for one in rounds)),
+        )
+        for label, side in _SIDES.items()
+    ]
+    gains = [
+        Line(
+            "ticket over one-shot",
+            tuple((one["sparsity"], one["gain"]) for one in rounds),
+            tuple("" if one["gain"] is None else f"{one['gain']:+.4f}" for one in rounds),
+            tuple(one["gain_low"] for one in rounds),
+            tuple(one["gain_high"] for one in rounds),
+        ),
+        Line("no difference", tuple((one["sparsity"], 0.0) for one in rounds), is_chance=True),
+    ]
+    kinds = {"scores": (scores, str(document["metric"])), "gain": (gains, "Ticket gains")}
+    yield Figure(
+        title="Scores against sparsity",
+        text="Bands are 95% intervals; those of the gain are narrower, since samples and seeds are "
+        "drawn in pairs.",
+        label="Scores of tickets and of one-shot pruning against sparsity.",
+        choices=(Choice("Show", tuple(kinds)),),
+        charts={
+            (kind,): lines_chart(
+                lines, x_title="Sparsity", y_title=title if title.isidentifier() else kind,
+                x_format="~%", y_format="~g", height=_HEIGHT,
+            )
+            for kind, (lines, title) in kinds.items()
+        },
+    )  # fmt: skip
+
+
+def _table(document: dict[str, Any]) -> Table:
+    head = ("round", "sparsity", "ticket", "95% interval", "one-shot", "95% interval",
+            "ticket gains", "95% interval", "Jaccard of the masks", "chance", "masks")  # fmt: skip
+    return Table(
+        caption="Each round",
+        head=head,
+        rows=tuple(
+            (
+                str(one["number"]),
+                numbers.share(one["sparsity"]),
+                _score(one["ticket"]),
+                _range(one["ticket"]["low"], one["ticket"]["high"]),
+                _score(one["one_shot"]),
+                _range(one["one_shot"]["low"], one["one_shot"]["high"]),
+                "" if one["gain"] is None else f"{one['gain']:+.4f}",
+                _range(one["gain_low"], one["gain_high"], "+.4f"),
+                _mean([own["jaccard"] for own in one["overlaps"].values()]),
+                _mean([own["jaccard_chance_by_tensor"] for own in one["overlaps"].values()]),
+                ", ".join(map(str, one["masks"].values())),
+            )
+            for one in document["rounds"]
+        ),
+        left=(len(head) - 1,),
+    )
+
+
+def _facts(document: dict[str, Any]) -> Iterator[Facts]:
+    run = [
+        ("command", str(document["command"])),
+        ("prunectl", str(document["prunectl"])),
+        ("time", numbers.duration(document["seconds"])),
+        ("model", str(document["model"])),
+        ("trainings of a ticket", str(document["trainings"])),
+        ("dense", _score(document["dense"])),
+    ]
+    yield Facts("Run", tuple(run), code=("command",))
+    yield Facts("Metric", tuple(flat(document["record"])))
+    yield Facts("Settings", tuple(flat(document["settings"])))
+    yield Facts("Machine", tuple(flat(document["machine"])))
+
+
+def _score(one: dict[str, Any]) -> str:
+    return str(one["failed"] or "") if one["score"] is None else f"{one['score']:.4f}"
+
+
+def _range(low: float | None, high: float | None, form: str = ".4f") -> str:
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""
