@@ -63,6 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def is_required() -> bool:
+    """Whether a test that needs what can be fetched fails without it, and is not skipped."""
+    return IN_CI or os.environ.get("PRUNECTL_REQUIRE_REAL") == "1"
+
+
 @pytest.fixture(autouse=True)
 def isolated_user(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -88,7 +93,7 @@ def real_model() -> Callable[[str], Path]:
     It skips the test if the model has not been fetched, and fails it in CI or with
     ``PRUNECTL_REQUIRE_REAL=1``. Tests must not write to the folder.
     """
-    required = IN_CI or os.environ.get("PRUNECTL_REQUIRE_REAL") == "1"
+    required = is_required()
 
     def folder_of(name: str) -> Path:
         model = name.partition("/")[0]
