@@ -269,6 +269,7 @@ FREE = {
     "SHARE",
     "N,N...",
     "N[,N]",
+    "REV,REV...",
     "RATIO",
     "TOKEN",
     "ORG/NAME",
