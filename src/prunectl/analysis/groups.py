@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prunectl.analysis.result import GroupStats, TensorStats
 from prunectl.analysis.sizes import bits_of
+from prunectl.checkpoint.roles import TensorRole
 
 
-def layer_label(tensor: TensorStats) -> str:
+def layer_label(tensor: TensorStats | TensorRole) -> str:
     """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
     return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)
 

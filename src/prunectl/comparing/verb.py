@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.distribution import kind_of
+from prunectl.analysis.groups import layer_label
 from prunectl.analysis.measured import Measured
 from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, re
 from prunectl.comparing.counting import Sums, overlaps
 from prunectl.comparing.errors import no_sparsity, nothing_in_common
 from prunectl.comparing.findings import findings
-from prunectl.comparing.matching import Matching, match
+from prunectl.comparing.matching import Candidate, Matching, match
 from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
 from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
@@ -74,10 +75,11 @@ def compare(
         sides = _open(first, stack, use_cache), _open(second, stack, use_cache)
         _choose(sides, settings)
         _take_what_masks_mean(*sides)
-        found = match(sides[0].candidates(), sides[1].candidates())
+        candidates = sides[0].candidates(), sides[1].candidates()
+        found = match(*candidates)
         if not found.pairs:
             raise nothing_in_common(sides[0].name, sides[1].name)
-        run = _Run(sides, found, settings, jobs, on_event)
+        run = _Run(sides, candidates, found, settings, jobs, on_event)
         stats = run.stats()
         masks = run.masks(stats)
         for side in sides:
@@ -118,6 +120,7 @@ class _Run:
     """Both sides, which of their tensors are twins, and how to go through them."""
 
     sides: tuple[Side, Side]
+    candidates: tuple[dict[str, Candidate], dict[str, Candidate]]
     matching: Matching
     settings: CompareSettings
     jobs: int | None
@@ -125,13 +128,15 @@ class _Run:
 
     @property
     def weights(self) -> int:
-        shapes = self.sides[0].candidates()
-        return sum(math.prod(shapes[name].shape) for name, _ in self.matching.pairs)
+        return sum(map(self._numel, self.matching.pairs))
+
+    def _numel(self, pair: tuple[str, str]) -> int:
+        return math.prod(self.candidates[0][pair[0]].shape)
 
     def names(self, at: int) -> list[str]:
         """The compared tensors of one side, in its own file order."""
         chosen = {pair[at] for pair in self.matching.pairs}
-        return [name for name in self.sides[at].candidates() if name in chosen]
+        return [name for name in self.candidates[at] if name in chosen]
 
     def stats(self) -> tuple[ModelStats | None, ModelStats | None]:
         """Numbers on the weights of each side; and whether it is its zeros that count."""
@@ -160,17 +165,18 @@ class _Run:
         edits: list[list[Edits]] = [[], []]
         for at, side in enumerate(self.sides):
             names = self.names(at)
-            for target in targets:
-                if isinstance(side, WeightSide):
-                    edits[at].append(
-                        side.edits(target.settings, names, jobs=self.jobs, on_event=self.on_event)
-                    )
-                else:
-                    edits[at].append({})
+            if isinstance(side, WeightSide):
+                edits[at] = [
+                    side.edits(target.settings, names, jobs=self.jobs, on_event=self.on_event)
+                    for target in targets
+                ]
+            else:
+                edits[at] = [{} for _ in targets]
         sums = [Sums() for _ in targets]
-        for name, found in self._overlaps(edits):
+        for pair, found in self._overlaps(edits):
+            place = self._place(pair)
             for one, overlap in zip(sums, found, strict=True):
-                one.add(*self._place(name), overlap)
+                one.add(*place, overlap)
         return tuple(
             MaskPair(target.label, target.sparsity, one.whole, one.components, one.layers)
             for target, one in zip(targets, sums, strict=True)
@@ -201,19 +207,19 @@ class _Run:
             raise no_sparsity(self.sides[0].name, self.sides[1].name, side.name)
         return zeros / self.weights
 
-    def _place(self, name: str) -> tuple[str, str]:
-        """Component and layer of a tensor, by the side that knows them."""
-        twin = dict(self.matching.pairs)[name]
-        for side, own in zip(self.sides, (name, twin), strict=True):
+    def _place(self, pair: tuple[str, str]) -> tuple[str, str]:
+        """Component and layer of two twins, by the side that knows them."""
+        for side, own in zip(self.sides, pair, strict=True):
             if isinstance(side, WeightSide):
                 role = side.checkpoint.roles.roles[own]
-                layer = "" if role.layer is None else f"{role.stack}.{role.layer}"
+                layer = "" if role.layer is None else layer_label(role)
                 return kind_of(role.component or own), layer
         return "", ""
 
-    def _overlaps(self, edits: Sequence[Sequence[Edits]]) -> Iterator[tuple[str, list[Overlap]]]:
+    def _overlaps(
+        self, edits: Sequence[Sequence[Edits]]
+    ) -> Iterator[tuple[tuple[str, str], list[Overlap]]]:
         """Per pair of tensors, in the order of the first side: the masks at each target."""
-        shapes = self.sides[0].candidates()
         self.on_event(PhaseStarted(PHASE, self.weights))
         with ExitStack() as stack:
             readers = [stack.enter_context(side.open()) for side in self.sides]
@@ -225,12 +231,12 @@ class _Run:
                         self.sides, pair, edits, readers, strict=True
                     )
                 ]
-                return overlaps(both[0], both[1], math.prod(shapes[pair[0]].shape), scratch)
+                return overlaps(both[0], both[1], self._numel(pair), scratch)
 
             found = run_ordered(self.matching.pairs, work, self.jobs)
-            for (name, _), each in zip(self.matching.pairs, found, strict=True):
-                self.on_event(Advanced(PHASE, each[0].weights, name))
-                yield name, each
+            for pair, each in zip(self.matching.pairs, found, strict=True):
+                self.on_event(Advanced(PHASE, each[0].weights, pair[0]))
+                yield pair, each
         self.on_event(PhaseDone(PHASE))
 
 
