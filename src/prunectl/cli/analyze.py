@@ -9,6 +9,7 @@ import typer
 
 from prunectl import numbers
 from prunectl.cli import options
+from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
@@ -53,16 +54,7 @@ def analyze(
             help="Save the analysis as JSON.",
         ),
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE",
-            callback=options.expand,
-            help="Save a page with charts to look at in a browser; it needs no network "
-            "(pip install 'prunectl[report]').",
-        ),
-    ] = None,
+    html: Html = None,
     revision: options.Revision = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
@@ -81,7 +73,9 @@ def analyze(
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
     patterns = wanted_patterns(pattern or [])
-    _check_files(output, html)
+    if output is not None:
+        check_file(output)
+    check_page(html, output)
     if remote:
         _refuse_weights(pattern, html)
         chosen = choose_model(model, revision, out)
@@ -109,8 +103,7 @@ def analyze(
         from prunectl.report.analyze_page import analyze_page
 
         command = options.command_of(context, model, chosen, checkpoint)
-        save_text(html, analyze_page(analysis, command))
-        out.note(f"saved: {html}")
+        save_page(html, analyze_page(analysis, command), out)
     if json:
         out.data(analysis.to_json())
         return
@@ -119,19 +112,6 @@ def analyze(
     out.show(*analysis_screen(analysis, everything=all_, verbose=verbose))
     for warning in analysis.warnings:
         out.warn(warning)
-
-
-def _check_files(output: Path | None, html: Path | None) -> None:
-    """Find out before the work whether what was asked for can be made and saved."""
-    for path in (output, html):
-        if path is not None:
-            check_file(path)
-    if html is not None:
-        from prunectl.report.libraries import check_libraries
-
-        if output is not None and output.resolve() == html.resolve():
-            raise InvalidOption(f"-o and --html name the same file: {html}")
-        check_libraries("--html")
 
 
 def _refuse_weights(pattern: list[str] | None, html: Path | None) -> None:

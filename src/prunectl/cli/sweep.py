@@ -16,7 +16,7 @@ from prunectl.cli import (
 )
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
-from prunectl.cli.lists import seeds_of
+from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
@@ -286,5 +286,4 @@ def _show(result: SweepResult, out: Output) -> None:
 
 
 def _patterns(texts: list[str]) -> tuple[Pattern, ...]:
-    found = [part.strip() for text in texts for part in text.split(",")]
-    return tuple(parse_pattern(one) for one in found or ["unstructured"])
+    return tuple(parse_pattern(one) for one in parts_of(texts) or ["unstructured"])
