@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import options
+from prunectl.cli import options, sweep_options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.lists import numbers_of, parts_of
@@ -65,12 +65,7 @@ def compare(
     all_: Annotated[
         bool, typer.Option("--all", help="Show every layer, and every tensor without a twin.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
-        ),
-    ] = None,
+    output: sweep_options.Output = None,
     html: Html = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import options
+from prunectl.cli import options, sweep_options
 from prunectl.cli.analyze import wanted_patterns
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.html import Html, check_page, save_page
@@ -75,12 +75,7 @@ def trace(
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
-        ),
-    ] = None,
+    output: sweep_options.Output = None,
     html: Html = None,
     token: options.Token = None,
     cache_dir: options.CacheDir = None,
