@@ -30,8 +30,10 @@ from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import open_subject
-from prunectl.events import ignore_events
+from prunectl.events import Note, ignore_events
+from prunectl.exporting.masks import export_masks
 from prunectl.tickets.errors import NoSchedule, OtherLottery
+from prunectl.tickets.folder import LotteryFolder
 from prunectl.tickets.masks import write_mask
 from prunectl.tickets.result import LotteryResult
 from prunectl.tickets.schedule import schedule
@@ -208,6 +210,49 @@ def test_the_folder_of_another_search_is_left_alone(
     (folder / "lottery.json").write_text("{")
     with pytest.raises(OtherLottery):
         lottery(model, folder, settings_of(data))
+
+
+def test_a_mask_that_was_spoilt_or_put_there_is_made_again(
+    model: Path, data: Path, found: tuple[Path, LotteryResult], tmp_path: Path
+) -> None:
+    """Never scored as the ticket: of another sparsity, of the same one, cut off, bits flipped."""
+    folder = shutil.copytree(found[0], tmp_path / "ticket")
+    first, second = (folder / f"masks/seed-0-round-0{n}.safetensors" for n in (1, 2))
+    whole = first.read_bytes()
+    numbers = [[one.ticket.seeds, one.overlaps] for one in found[1].rounds]
+
+    def spoil(path: Path, content: bytes) -> list[str]:
+        path.write_bytes(content)
+        events: list[Any] = []
+        again = lottery(model, folder, settings_of(data, seeds=(0, 3)), on_event=events.append)
+        assert [[one.ticket.seeds, one.overlaps] for one in again.rounds] == numbers
+        assert first.read_bytes() == whole
+        return [one.text for one in events if isinstance(one, Note) and "made again" in one.text]
+
+    for sparsity in (0.9, found[1].planned[0]):  # a ticket's own sparsity is not enough
+        prune(model, tmp_path / f"p{sparsity}", PruneSettings(sparsity=sparsity))
+        export_masks(open_checkpoint(tmp_path / f"p{sparsity}"), tmp_path / "m", force=True)
+        assert len(spoil(first, (tmp_path / "m").read_bytes())) == 1
+    assert len(spoil(first, whole[:200])) == 1
+    assert len(spoil(second, second.read_bytes()[:-1] + b"\x00")) == 1
+    # Without a record, as after a crash, the count decides.
+    (folder / "masks.json").write_text("[")
+    assert spoil(first, whole) == []
+    (folder / "masks.json").unlink()
+    assert len(spoil(first, second.read_bytes())) == 1
+
+
+def test_masks_that_a_former_one_led_to_are_dropped(
+    model: Path, found: tuple[Path, LotteryResult], tmp_path: Path
+) -> None:
+    folder = LotteryFolder(shutil.copytree(found[0], tmp_path / "ticket"))
+    weights = {name: one.size for name, one in bits_of(folder.mask(0, 1)).items()}
+    folder.record(0, 1, weights)
+    assert folder.mask(0, 2).exists()
+    shutil.copy(folder.mask(3, 1), folder.mask(0, 1))
+    folder.record(0, 1, weights)
+    assert not folder.mask(0, 2).exists()
+    assert folder.mask(3, 2).exists()
 
 
 # --- masks ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.study.points import Points, key_of
 from prunectl.tickets.errors import OtherLottery
+from prunectl.tickets.masks import found_in
 from prunectl.tickets.result import LotteryResult
 from prunectl.tickets.settings import LotterySettings
 
 RESULT = "lottery.json"
+MASKS = "masks.json"
+"""BLAKE3 of each file of masks, by its name: what was damaged or put there is no ticket."""
 _LARGEST = 1 << 26
 
 
@@ -64,6 +68,37 @@ class LotteryFolder:
         """The file of masks that a round of a seed leaves."""
         return self.path / "masks" / f"seed-{seed}-round-{number:02}.safetensors"
 
+    def has_mask(self, seed: int, number: int, weights: Mapping[str, int], zeros: int) -> bool:
+        """Whether the mask that a round leaves is there, whole, and the one that was made.
+
+        Args:
+            weights: of each prunable tensor. zeros: what a mask that is not on record (a crash came
+                between) must have.
+        """
+        path = self.mask(seed, number)
+        found = found_in(path, weights)
+        if found is None:
+            return False
+        known = self._read(MASKS).get(path.name)
+        if known is None and found.zeros == zeros:
+            self.record(seed, number, weights)
+            return True
+        return known == found.digest
+
+    def record(self, seed: int, number: int, weights: Mapping[str, int]) -> None:
+        """Note what the mask is that was made; masks that a former one led to are of no use."""
+        path = self.mask(seed, number)
+        found = found_in(path, weights)
+        digest = found.digest if found else None
+        known = self._read(MASKS)
+        if known.get(path.name, digest) != digest:
+            later = number + 1
+            while (stale := self.mask(seed, later)).is_file():
+                stale.unlink(missing_ok=True)
+                known.pop(stale.name, None)
+                later += 1
+        self._write({**known, path.name: digest}, MASKS)
+
     def named(self, path: Path) -> str:
         """A file's name in the folder."""
         return path.relative_to(self.path).as_posix()
@@ -72,9 +107,9 @@ class LotteryFolder:
         """Keep what is known, in place of what was known before."""
         self._write({"key": self._key, **result.to_json()})
 
-    def _write(self, document: dict[str, Any]) -> None:
-        target = self.path / RESULT
-        hidden = target.with_name(f".{RESULT}.{os.getpid()}")
+    def _write(self, document: dict[str, Any], name: str = RESULT) -> None:
+        target = self.path / name
+        hidden = target.with_name(f".{name}.{os.getpid()}")
         try:
             hidden.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
             hidden.replace(target)
@@ -82,12 +117,16 @@ class LotteryFolder:
             raise CannotWrite(target, error.strerror or type(error).__name__) from None
 
     def _known_key(self) -> str | None:
-        path = self.path / RESULT
+        key = self._read(RESULT).get("key")
+        return key if isinstance(key, str) else None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """A document; {} where there is none that can be read."""
+        path = self.path / name
         try:
             if not path.is_file() or path.stat().st_size > _LARGEST:
-                return None
+                return {}
             found = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
-            return None
-        key = found.get("key") if isinstance(found, dict) else None
-        return key if isinstance(key, str) else None
+            return {}
+        return found if isinstance(found, dict) else {}

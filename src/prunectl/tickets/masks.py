@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.errors import NaNWeights
+from prunectl.checkpoint.mask_file import check_bits, read_masks
+from prunectl.errors import BadMaskFile, NaNWeights
+from prunectl.events import ignore_events
 from prunectl.exporting.masks import source_of
 from prunectl.magnitude.codes import Codes
 from prunectl.magnitude.histogram import Histogram, Spans
@@ -120,3 +123,28 @@ def write_mask(
             writer.write(name, 0, bits.data)
         writer.close(zeros)
     return zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of masks that is whole: its zeros, and BLAKE3 of it."""
+
+    zeros: int
+    digest: str
+
+
+def found_in(path: Path, weights: Mapping[str, int]) -> Found | None:
+    """What a round's file of masks holds; None where it is missing, damaged, or of other tensors.
+
+    Args:
+        weights: how many each tensor has, by name.
+    """
+    try:
+        file = read_masks(path)
+        if {name: mask.numel for name, mask in file.masks.items()} != dict(weights):
+            return None
+        with file.open() as reader:
+            digest = check_bits(file, reader, ignore_events)
+    except BadMaskFile:
+        return None
+    return Found(sum(mask.zeros for mask in file.masks.values()), digest)

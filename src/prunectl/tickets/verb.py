@@ -29,7 +29,7 @@ from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
-from prunectl.pattern import Unstructured
+from prunectl.pattern import Unstructured, pruned_count
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
 from prunectl.settings import PruneSettings
@@ -176,10 +176,15 @@ class _Search:
         def keep(subject: Subject) -> None:
             tensors = subject.weights(self._names)
             write_mask(following, tensors, steps[number], self._measurer.checkpoint)
+            self._folder.record(seed, number + 1, self._names)
 
-        return self._measurer.measure_as(
-            wanted, sparsity, seed, then=keep, again=not following.exists()
-        )
+        count = pruned_count(steps[number], sum(self._names.values()))
+        is_there = self._folder.has_mask(seed, number + 1, self._names, count)
+        if following.exists() and not is_there:
+            name = self._folder.named(following)
+            text = f"{name} is not the mask that was made, or is damaged: it is made again"
+            self._on_event(Note(text, warning=True))
+        return self._measurer.measure_as(wanted, sparsity, seed, then=keep, again=not is_there)
 
     def _scored(self, sparsity: float, points: dict[int, Point]) -> Scored:
         asked = Requested(sparsity, points)
