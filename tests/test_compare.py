@@ -210,6 +210,17 @@ def test_a_pruned_model_is_compared_by_its_zeros(llama: tuple[Path, Path], tmp_p
     assert ([overlap.first, overlap.second], overlap.both) == (each, both)
 
 
+def test_a_pruned_model_is_pruned_further_if_asked(
+    llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As the lottery does, whose model may have zeros: one-shot pruning of it, and not these."""
+    prune(llama[0], tmp_path / "pruned", PruneSettings(sparsity=0.2))
+    found = compare(tmp_path / "pruned", llama[0], CompareSettings((0.4,)), by_zeros=False)
+    assert found.first.kind == "weights"
+    overlap = found.masks[0].overlap
+    assert overlap.first == overlap.both == reference.count(0.4, found.weights)
+
+
 def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: Path) -> None:
     """A tenth is zero where 4 bits were made wide; what another tool pruned has far more."""
     for share, kind in ((0.1, "weights"), (0.3, "zeros")):

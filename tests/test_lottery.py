@@ -242,6 +242,25 @@ def test_a_mask_that_was_spoilt_or_put_there_is_made_again(
     assert len(spoil(first, second.read_bytes())) == 1
 
 
+def test_a_model_with_zeros_is_pruned_further(model: Path, data: Path, tmp_path: Path) -> None:
+    """The mask beside the ticket's is that of one-shot pruning, not the model's own zeros."""
+    prune(model, tmp_path / "pruned", PruneSettings(sparsity=0.2))
+    for file in model.glob("token*"):
+        shutil.copy(file, tmp_path / "pruned")
+    evaluation = EvalSettings(
+        metric="classification", data=(str(data),), training=Training(epochs=1)
+    )
+    settings = LotterySettings(evaluation, sparsity=0.5, rounds=1)
+    (one,) = lottery(tmp_path / "pruned", tmp_path / "ticket", settings).rounds
+    overlap, count = one.overlaps["0"], reference.count(0.5, one.overlaps["0"].weights)
+    assert [overlap.first, overlap.second] == [count, count]
+    masks = bits_of(tmp_path / "ticket" / one.masks["0"])
+    shot = reference.together(reference.stored(model), masks, 0.5)
+    assert overlap.both == sum(
+        int((gone & (shot[name] == 0).numpy().reshape(-1)).sum()) for name, gone in masks.items()
+    )
+
+
 def test_masks_that_a_former_one_led_to_are_dropped(
     model: Path, found: tuple[Path, LotteryResult], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def compare(
     second: Given,
     settings: CompareSettings | None = None,
     *,
+    by_zeros: bool = True,
     use_cache: bool = True,
     jobs: int | None = None,
     command: str = "",
@@ -61,6 +62,8 @@ def compare(
     Args:
         first, second: open checkpoints, or what :func:`prunectl.open_checkpoint` takes, compressed
             folders too; or files of masks (docs/masks.md).
+        by_zeros: take the zeros of a model that is pruned already as its mask; if false, prune it
+            as any other.
         use_cache: reuse, and keep, measurements of these very sources.
         jobs: threads; default one per core, eight at most.
         command: recorded.
@@ -79,7 +82,7 @@ def compare(
         found = match(*candidates)
         if not found.pairs:
             raise nothing_in_common(sides[0].name, sides[1].name)
-        run = _Run(sides, candidates, found, settings, jobs, on_event)
+        run = _Run(sides, candidates, found, settings, by_zeros, jobs, on_event)
         stats = run.stats()
         masks = run.masks(stats)
         for side in sides:
@@ -123,6 +126,7 @@ class _Run:
     candidates: tuple[dict[str, Candidate], dict[str, Candidate]]
     matching: Matching
     settings: CompareSettings
+    by_zeros: bool
     jobs: int | None
     on_event: OnEvent
 
@@ -155,7 +159,7 @@ class _Run:
                 on_event=self.on_event,
             )
             least = PRUNED if (side.checkpoint.folder / MANIFEST_NAME).is_file() else BY_OTHERS
-            side.by_zeros = one.zeros >= least * one.weights
+            side.by_zeros = self.by_zeros and one.zeros >= least * one.weights
             found.append(one)
         return found[0], found[1]
 

@@ -221,7 +221,8 @@ class _Search:
             include=self._settings.include,
             exclude=self._settings.exclude,
         )
-        found = compare(self._measurer.checkpoint, read_masks(path), own, jobs=self._jobs)
+        model = self._measurer.checkpoint  # that it may have zeros is no mask here
+        found = compare(model, read_masks(path), own, by_zeros=False, jobs=self._jobs)
         return found.masks[0].overlap
 
 
