@@ -5,13 +5,23 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import study_documents
+import tiny_models
+import torch
 from study_documents import NAMES, Documents
+
+from prunectl import CompareSettings, compare, trace
+from prunectl.report.compare_page import compare_page
+from prunectl.report.trace_page import trace_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}\u202e"
 
@@ -53,6 +63,29 @@ def test_texts_of_a_document_are_only_texts(documents: Documents, name: str) -> 
     ]  # a command's words are spans
     assert names[0] == names[1]
     assert "<img src=x" not in spoilt
+
+
+@pytest.mark.parametrize("scale", [math.inf, 1e200])
+def test_infinite_weights_and_squares_have_pages(tmp_path: Path, scale: float) -> None:
+    """Some weights are infinite; or all are so large that their squares are."""
+    tiny_models.build("llama", tmp_path / "checkpoint-1")
+    for step in (2, 3):
+        tensors = reference.stored(tmp_path / "checkpoint-1")
+        for name, one in tensors.items():
+            if name.endswith("q_proj.weight"):
+                one[0] = math.inf
+            if math.isfinite(scale) and one.ndim == 2:
+                tensors[name] = torch.randn(one.shape, dtype=torch.float64) * scale
+        reference.save(tmp_path / f"checkpoint-{step}", tensors)
+        config = (tmp_path / "checkpoint-1/config.json").read_bytes()
+        (tmp_path / f"checkpoint-{step}/config.json").write_bytes(config)
+    traced = trace([tmp_path]).to_json()
+    assert "Infinity" in trace_page(traced) or math.isfinite(scale)
+    settings = CompareSettings((0.2,), ("2:4",))  # type: ignore[arg-type]
+    compared = compare(tmp_path / "checkpoint-1", tmp_path / "checkpoint-2", settings).to_json()
+    assert "Infinity" in compare_page(compared) or math.isfinite(scale)
+    assert not any("nan" in text for text in (*traced["findings"], *compared["findings"]))
+    json.dumps([traced, compared], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -57,6 +57,8 @@ def _prunable(first: ComparedSide, second: ComparedSide) -> Iterator[str]:
         return
     for sparsity in list(one.norm_kept)[-1:]:
         lost = 1 - one.norm_kept[sparsity], 1 - other.norm_kept[sparsity]
+        if not all(map(math.isfinite, lost)):  # squares that overflow
+            continue
         told = ", ".join(
             f"{side.label} {numbers.share(part, 2)}"
             for side, part in zip((first, second), lost, strict=True)

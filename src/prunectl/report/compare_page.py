@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunectl import numbers
-from prunectl.report.lines import Line, lines_chart
+from prunectl.report.lines import Line, lines_chart, worded
 from prunectl.report.page import Bar, Card, Choice, Facts, Figure, Page, Section, Table, render
 from prunectl.report.sweep_data import as_shown
 
@@ -140,16 +140,16 @@ def _weights(document: dict[str, Any]) -> Iterator[Table]:
 def _numbers_of(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{stats['weights']:,}"
     yield "zeros", f"{stats['zeros']:,}"
-    yield "standard deviation", numbers.real(stats["std"])
-    yield "largest |w|", numbers.real(stats["largest"])
+    yield "standard deviation", worded(stats["std"], numbers.real)
+    yield "largest |w|", worded(stats["largest"], numbers.real)
     for limit, count in stats["near_zero"].items():
         yield f"|w| <= {limit}", f"{count:,}"
     for quantile, value in stats["quantiles"].items():
-        yield f"{float(quantile):.0%} of |w| are below", numbers.real(value)
+        yield f"{float(quantile):.0%} of |w| are below", worded(value, numbers.real)
     for sparsity, kept in stats["norm_kept"].items():
-        yield f"squared norm kept at {float(sparsity):.4g}", numbers.share(kept, 2)
+        yield f"squared norm kept at {float(sparsity):.4g}", worded(kept, _percent)
     for pattern, kept in stats["patterns"].items():
-        yield f"squared norm kept by {pattern}", numbers.share(kept, 2)
+        yield f"squared norm kept by {pattern}", worded(kept, _percent)
 
 
 def _facts(document: dict[str, Any]) -> Iterator[Facts]:
@@ -165,6 +165,10 @@ def _facts(document: dict[str, Any]) -> Iterator[Facts]:
         if side["unmatched"]:
             unmatched = tuple((str(k), str(v)) for k, v in side["unmatched"].items())
             yield Facts(f"Only in {side['label']}", unmatched)
+
+
+def _percent(value: float) -> str:
+    return numbers.share(value, 2)
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,16 @@ class Line:
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
     is_chance: bool = False
+
+
+def drawn(value: float | str | None) -> float | None:
+    """A document's number for a chart; None for NaN and Inf, which are text in documents."""
+    return None if isinstance(value, str) else value
+
+
+def worded(value: float | str, write: Callable[[float], str]) -> str:
+    """A document's number in words; NaN and Inf stay the text that they are."""
+    return value if isinstance(value, str) else write(value)
 
 
 def lines_chart(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prunectl import numbers
-from prunectl.report.lines import LINEAR, LOG, Line, lines_chart
+from prunectl.report.lines import LINEAR, LOG, Line, drawn, lines_chart, worded
 from prunectl.report.page import Card, Choice, Facts, Figure, Page, Section, Table, render
 from prunectl.report.sweep_data import as_shown, flat
 
@@ -56,7 +56,10 @@ def _figures(document: dict[str, Any], steps: str) -> Iterator[Figure]:
                 (point["step"], _of_std(point["stats"], point["stats"]["quantiles"][q]))
                 for point in document["points"]
             ),
-            tuple(f"{point['stats']['quantiles'][q]:.4g}" for point in document["points"]),
+            tuple(
+                worded(point["stats"]["quantiles"][q], "{:.4g}".format)
+                for point in document["points"]
+            ),
         )
         for q in quantiles
     ]
@@ -85,8 +88,8 @@ def _figure(
     lines = [
         Line(
             str(one["name"]).removeprefix(prefix),
-            tuple(zip(at, one["values"], strict=True)),
-            tuple(numbers.share(value, 3) for value in one["values"]),
+            tuple(zip(at, map(drawn, one["values"]), strict=True)),
+            tuple(worded(value, _percent) for value in one["values"]),
         )
         for one in series
     ]
@@ -120,8 +123,13 @@ def _chart(
     )  # fmt: skip
 
 
-def _of_std(stats: dict[str, Any], value: float) -> float | None:
-    return value / stats["std"] if stats["std"] else None
+def _of_std(stats: dict[str, Any], value: float | str) -> float | None:
+    number, std = drawn(value), drawn(stats["std"])
+    return number / std if number is not None and std else None
+
+
+def _percent(value: float) -> str:
+    return numbers.share(value, 3)
 
 
 def _table(document: dict[str, Any], steps: str) -> Table:
@@ -133,9 +141,9 @@ def _table(document: dict[str, Any], steps: str) -> Table:
             (
                 f"{point['step']:,}",
                 str(point["model"]),
-                numbers.real(point["stats"]["std"]),
-                numbers.real(point["stats"]["largest"]),
-                *(numbers.share(one["values"][at], 3) for one in document["series"]),
+                worded(point["stats"]["std"], numbers.real),
+                worded(point["stats"]["largest"], numbers.real),
+                *(worded(one["values"][at], _percent) for one in document["series"]),
             )
             for at, point in enumerate(document["points"])
         ),

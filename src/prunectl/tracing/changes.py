@@ -86,10 +86,10 @@ def abrupt(steps: Sequence[int], values: Sequence[float]) -> Change | None:
 
 
 def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
-    """Whether values rise or fall with the steps; None where all are the same."""
+    """Whether values rise or fall with the steps; None where all are the same, or one is none."""
     from scipy.stats import kendalltau
 
-    if len(set(values)) < 2:
+    if len(set(values)) < 2 or not np.isfinite(values).all():
         return None
     found = kendalltau(steps, values)
     return Trend(float(found.statistic), float(found.pvalue))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -186,7 +187,7 @@ def _findings(result: Trace) -> Iterator[str]:
     else:
         yield f"With fewer than {LEAST} checkpoints, an abrupt change is not looked for."
     for series in result.series:
-        if series.name.startswith("lost"):
+        if series.name.startswith("lost") and all(map(math.isfinite, series.values)):
             yield f"{_prunability(series)}."
 
 
