@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,7 +397,7 @@ def test_the_command(
     code, out, _ = typed("compare", *llama)
     assert code == 0
     assert "Masks, and what chance alone would give" in out
-    assert "At 40.0%, by layer" in out
+    assert "At 40%, by layer" in out
     for bad, text in (
         (("-s", "x"), "--sparsity 'x' is not a number"),
         (("-s", "1.5"), "sparsity 1.5 is not valid"),
@@ -410,6 +411,34 @@ def test_the_command(
     code, out, err = typed("compare", llama[0], "nowhere/at/all")
     assert code != 0
     assert out == ""
+
+
+def test_names_do_not_paint_the_screen(
+    llama: tuple[Path, Path], typed: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Escape sequences and bad Unicode in a folder's name, which is a label everywhere."""
+    name = "evil\x1b[31m\udcff"
+    shutil.copytree(llama[0], tmp_path / name)
+    prune(llama[0], tmp_path / f"{name}2", PruneSettings(sparsity=0.3))
+    for second in (name, f"{name}2"):
+        code, out, err = typed("compare", llama[0], tmp_path / second)
+        assert code == 0
+        assert "evil\\x1b[31m\\udcff" in out
+        assert all(one.isprintable() for one in (out + err).split("\n"))
+
+
+def test_sentences(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """All digits of a sparsity, no 'more' where there are as many, and no '2:4:'."""
+    found = compare(llama[0], llama[0], CompareSettings((0.125,)), use_cache=False)
+    texts = " ".join(found.findings)
+    assert "Masks at 12.5%: they are the same." in texts
+    assert "12.5% sparsity takes" in texts
+    assert " in both." in texts
+    prune(llama[0], tmp_path / "pruned", PruneSettings(sparsity=0.3))
+    found = compare(llama[0], tmp_path / "pruned", CompareSettings(patterns=(NM(2, 4),)))
+    assert found.findings[0].startswith("Masks at 2:4: ")
+    found = compare(tmp_path / "pruned", tmp_path / "pruned")
+    assert found.findings[0] == "Masks as they are: they are the same."
 
 
 @pytest.mark.real

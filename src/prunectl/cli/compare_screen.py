@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunectl import numbers
+from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def compare_screen(result: Comparison, *, everything: bool = False) -> Iterator[
     yield from _groups(told[-1], everything=everything)
     yield from _weights(result)
     for text in result.findings:
-        yield sentence(text)
+        yield sentence(visible(text))
 
 
 def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
@@ -49,7 +50,7 @@ def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
             f"{numbers.plural(result.weights, 'weight')}",
         )
     ]
-    rows += [(side.label + _KINDS[side.kind], side.model) for side in result.sides
+    rows += [(visible(side.label) + _KINDS[side.kind], side.model) for side in result.sides
              if side.model != side.label or side.kind != "weights"]  # fmt: skip
     if result.renamed:
         one, other = result.renamed[0]
@@ -59,7 +60,7 @@ def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
         shown = names if everything else names[:_FEW]
         more = f", and {len(names) - len(shown):,} more (--all)" if len(names) > len(shown) else ""
         listed = "; ".join(f"{name} ({side.unmatched[name]})" for name in shown)
-        rows.append((f"only in {side.label}", listed + more if names else ""))
+        rows.append((f"only in {visible(side.label)}", listed + more if names else ""))
     return rows
 
 
@@ -96,7 +97,7 @@ def _groups(pair: MaskPair, *, everything: bool) -> Iterator[RenderableType]:
         names = list(group)
         cut = not everything and len(names) > 2 * _FEW + 1 and title == "layer"
         shown = [*names[:_FEW], "", *names[-_FEW:]] if cut else names
-        yield heading(f"At {_target(pair)}, by {title}")
+        yield heading(f"{pair.at.capitalize()}, by {title}")
         yield columns(
             (title, "weights", "pruned", "", "Jaccard", "chance", "cosine", "chance", "kappa"),
             [_group_cells(name, group[name]) if name else ("...",) for name in shown],
@@ -124,7 +125,7 @@ def _weights(result: Comparison) -> Iterator[RenderableType]:
         (name, *(column.get(name, "") for column in columns_of))
         for name in dict.fromkeys(name for column in columns_of for name in column)
     ]
-    yield columns(("", *(side.label for side in known)), rows)
+    yield columns(("", *(visible(side.label) for side in known)), rows)
 
 
 def _weight_rows(side: ComparedSide) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunectl import numbers
+from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def lottery_screen(result: LotteryResult) -> Iterator[RenderableType]:
             [_cells(one) for one in result.rounds],
         )  # fmt: skip
     if result.verdict:
-        yield sentence(result.verdict)
+        yield sentence(visible(result.verdict))
 
 
 def round_line(result: LotteryResult) -> str:

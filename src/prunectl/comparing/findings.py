@@ -20,9 +20,7 @@ def findings(result: Comparison) -> Iterator[str]:
     """Sentences on the masks, then on which model is the more prunable one."""
     pairs = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
     if pairs:
-        pair = pairs[-1]
-        at = pair.target if pair.sparsity is None else f"at {pair.target}"
-        yield f"Masks {at}: {_alike(pair.overlap)}"
+        yield f"Masks {pairs[-1].at}: {_alike(pairs[-1].overlap)}"
     first, second = result.sides
     if "weights" == first.kind == second.kind:
         yield from _prunable(first, second)
@@ -66,10 +64,12 @@ def _prunable(first: ComparedSide, second: ComparedSide) -> Iterator[str]:
         apart = max(lost) > _APART * min(lost)
         best = first if lost[0] < lost[1] else second
         which = f"{best.label} is the more prunable one" if apart else "Both are about as prunable"
-        yield f"{which}: of the squared norm, {float(sparsity):.0%} sparsity takes {told}."
+        yield f"{which}: of the squared norm, {100 * float(sparsity):.4g}% sparsity takes {told}."
     near = one.near_zero[_TOLERANCE], other.near_zero[_TOLERANCE]
-    if min(near):
-        more, less = (first, second) if near[0] >= near[1] else (second, first)
+    if near[0] == near[1]:
+        yield f"Weights within 1% of the model's standard deviation: {near[0]:,} in both."
+    elif min(near):
+        more, less = (first, second) if near[0] > near[1] else (second, first)
         part = numbers.share(max(near) / min(near) - 1, 2)
         yield (
             f"Weights within 1% of the model's standard deviation: {more.label} {max(near):,}, "

@@ -11,6 +11,8 @@ from prunectl.comparing.overlap import Overlap
 from prunectl.plain import plain
 
 SCHEMA = "prunectl.comparison/1"
+AS_THEY_ARE = "as they are"
+"""The target where both sides bring their own masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class MaskPair:
     overlap: Overlap
     components: dict[str, Overlap]
     layers: dict[str, Overlap]
+
+    @property
+    def at(self) -> str:
+        """``at 40%``, or ``as they are``."""
+        return self.target if self.target == AS_THEY_ARE else f"at {self.target}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from prunectl.comparing.errors import no_sparsity, nothing_in_common
 from prunectl.comparing.findings import findings
 from prunectl.comparing.matching import Candidate, Matching, match
 from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
+from prunectl.comparing.result import AS_THEY_ARE, ComparedSide, Comparison, MaskPair
 from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
 from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide
 from prunectl.errors import InvalidOption
@@ -190,7 +190,7 @@ class _Run:
         settings = self.settings
         own = [at for at, side in enumerate(self.sides) if side.kind != "weights"]
         if len(own) == 2:
-            return [_Target("as they are", None, PruneSettings(sparsity=0.5))]
+            return [_Target(AS_THEY_ARE, None, PruneSettings(sparsity=0.5))]
         sparsities: Sequence[float] = settings.sparsities
         if not sparsities and not (own and settings.patterns):
             sparsities = [self._own_sparsity(own[0], stats)] if own else DEFAULT_SPARSITIES
