@@ -239,7 +239,7 @@ def test_checkpoints_that_are_no_course(training: Path, tmp_path: Path) -> None:
     tensors[name][0, 0] = math.nan
     reference.save(tmp_path / "checkpoint-4", tensors)
     (tmp_path / "checkpoint-4/config.json").write_bytes((one / "config.json").read_bytes())
-    with pytest.raises(NaNWeights, match=name):
+    with pytest.raises(NaNWeights, match=rf"{tmp_path / 'checkpoint-4'}: tensor '{name}'"):
         trace([one, tmp_path / "checkpoint-4"])
     with pytest.raises(InvalidSparsity):
         TraceSettings(sparsities=(1.0,))

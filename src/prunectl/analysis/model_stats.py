@@ -17,12 +17,22 @@ from prunectl.analysis.result import NEAR_ZERO, QUANTILES
 from prunectl.analysis.thresholds import find_targets, shares, tolerances
 from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.errors import NaNWeights
 from prunectl.events import OnEvent
 from prunectl.magnitude.select import quantile_rank
 from prunectl.pattern import NM, pruned_count
 
 OF_STD = (0.001, 0.01, 0.1)
 """Tolerances relative to the standard deviation of all weights together."""
+
+
+class NaNInModel(NaNWeights):
+    """A prunable tensor of one of several models holds NaN."""
+
+    def __init__(self, model: str, tensor: str, count: int) -> None:
+        super().__init__(tensor, count)
+        self.args = (f"{model}: {self.message}",)
+        self.model, self.message = model, self.args[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +77,16 @@ def model_stats(
         sparsities: for ``norm_kept``. patterns: for ``patterns``.
 
     Raises:
-        NaNWeights: a tensor holds NaN.
+        NaNInModel: a tensor holds NaN.
     """
     measure_missing(
         checkpoint, measured, names=names, patterns=patterns, jobs=jobs, on_event=on_event,
         pattern_names=names,
     )  # fmt: skip
-    refuse_nans(measured, names)
+    try:
+        refuse_nans(measured, names)
+    except NaNWeights as error:
+        raise NaNInModel(checkpoint.model, error.tensor, error.count) from None
     facts = [measured.facts[name] for name in names]
     weights = sum(one.numel for one in facts)
     finite = sum(one.finite for one in facts)
