@@ -27,6 +27,7 @@ from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
 from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, UnsupportedCheckpoint
+from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.plan import input_axis
@@ -229,6 +230,33 @@ def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: 
         (tmp_path / str(share) / "prunectl.json").unlink()
         found = compare(llama[1], tmp_path / str(share), use_cache=False)
         assert found.second.kind == kind
+
+
+def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """Selectors mean their masks; a sparsity that means nothing is said to."""
+    masks = []
+    for at, folder in enumerate(llama):
+        prune(folder, tmp_path / f"p{at}", PruneSettings(sparsity=0.3))
+        masks.append(tmp_path / f"{at}.safetensors")
+        export_masks(open_checkpoint(tmp_path / f"p{at}"), masks[-1])
+    events: list[Event] = []
+    settings = CompareSettings((0.2,), exclude=("*q_proj*",))
+    found = compare(*masks, settings, on_event=events.append)
+    assert [one.text for one in events if isinstance(one, Note) and one.warning] == [
+        "both sides have masks of their own: no others are made"
+    ]
+    one, two = (
+        {n: m for n, m in pruned(folder, 0.3).items() if "q_proj" not in n} for folder in llama
+    )
+    each, both = counts(one, two)
+    overlap = found.masks[0].overlap
+    assert ([overlap.first, overlap.second], overlap.both) == (each, both)
+    assert not found.first.unmatched
+    # Beside a model, what is excluded is missing nowhere.
+    found = compare(llama[0], masks[1], CompareSettings(exclude=("*q_proj*",)))
+    assert (found.tensors, found.second.unmatched) == (len(one), {})
+    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either"):
+        compare(*masks, CompareSettings(exclude=("nothing",)))
 
 
 def test_masks_of_tensors_that_are_usually_dense(tmp_path: Path, llama: tuple[Path, Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunectl.pattern import NM, parse_nm
+from prunectl.pattern import NM, Unstructured, parse_nm
 from prunectl.settings import PruneSettings, Scope, check_sparsity
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
@@ -41,8 +41,7 @@ class CompareSettings:
         for name in ("include", "exclude"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for sparsity in self.sparsities:
-            PruneSettings(sparsity=sparsity)
-            check_sparsity(sparsity, PruneSettings().pattern)
+            check_sparsity(sparsity, Unstructured())
 
     def prune(self, sparsity: float | None, pattern: NM | None = None) -> PruneSettings:
         """What makes one of the masks."""

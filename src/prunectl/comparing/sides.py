@@ -21,7 +21,7 @@ from prunectl.plan import input_axis
 from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
-from prunectl.settings import PruneSettings
+from prunectl.settings import PruneSettings, matches
 from prunectl.streaming import Scratch
 
 if TYPE_CHECKING:
@@ -106,9 +106,14 @@ class WeightSide:
 
 @dataclass(eq=False)
 class MaskSide:
-    """A file of masks: the same at every target."""
+    """A file of masks: the same at every target.
+
+    Attributes:
+        exclude: selectors of masks that are left out.
+    """
 
     file: MaskFile
+    exclude: tuple[str, ...] = ()
     kind: str = "masks"
 
     @property
@@ -118,7 +123,11 @@ class MaskSide:
 
     def candidates(self) -> dict[str, Candidate]:
         """The tensors that it has masks for."""
-        return {name: Candidate(mask.shape) for name, mask in self.file.masks.items()}
+        return {
+            name: Candidate(mask.shape)
+            for name, mask in self.file.masks.items()
+            if not any(matches(one, name) for one in self.exclude)
+        }
 
     def open(self) -> TensorReader:
         """A reader of the bits."""

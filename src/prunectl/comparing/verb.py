@@ -27,7 +27,7 @@ from prunectl.comparing.result import AS_THEY_ARE, ComparedSide, Comparison, Mas
 from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
 from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide
 from prunectl.errors import InvalidOption
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.settings import PruneSettings, matches
 from prunectl.sink.target import MANIFEST_NAME
@@ -190,6 +190,9 @@ class _Run:
         settings = self.settings
         own = [at for at, side in enumerate(self.sides) if side.kind != "weights"]
         if len(own) == 2:
+            if settings.sparsities or settings.patterns:
+                text = "both sides have masks of their own: no others are made"
+                self.on_event(Note(text, warning=True))
             return [_Target(AS_THEY_ARE, None, PruneSettings(sparsity=0.5))]
         sparsities: Sequence[float] = settings.sparsities
         if not sparsities and not (own and settings.patterns):
@@ -266,14 +269,16 @@ def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
     """
     known: set[str] = set()
     for side in sides:
-        if isinstance(side, WeightSide):
-            names = side.checkpoint.by_name
-            include, exclude = (
-                tuple(one for one in given if any(matches(one, name) for name in names))
-                for given in (settings.include, settings.exclude)
-            )
+        names = side.file.masks if isinstance(side, MaskSide) else side.checkpoint.by_name
+        include, exclude = (
+            tuple(one for one in given if any(matches(one, name) for name in names))
+            for given in (settings.include, settings.exclude)
+        )
+        if isinstance(side, MaskSide):  # has masks of what it has masks of
+            side.exclude = exclude
+        else:
             side.settings = PruneSettings(include=include, exclude=exclude)
-            known |= {*include, *exclude}
+        known |= {*include, *exclude}
     for selector in (*settings.include, *settings.exclude):
         if selector not in known:
             raise InvalidOption(
