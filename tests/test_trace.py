@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunectl import NM, TraceSettings, open_checkpoint, trace
+from prunectl import NM, PruneSettings, TraceSettings, open_checkpoint, prune, trace
 from prunectl.errors import InvalidSparsity, NaNWeights
 from prunectl.events import Event, Note
 from prunectl.tracing.changes import LEAST, abrupt, trend
@@ -105,6 +106,52 @@ def test_the_same_weights_throughout(tmp_path: Path) -> None:
     assert any("change nowhere abruptly" in text for text in found.findings)
 
 
+def notes_of(models: Sequence[Path]) -> list[str]:
+    events: list[Event] = []
+    trace(models, on_event=events.append)
+    return [one.text for one in events if isinstance(one, Note) and one.warning]
+
+
+def test_what_is_no_training_is_said(training: Path, tmp_path: Path) -> None:
+    """A pruned checkpoint, one in another type, and one that is there twice, far apart."""
+    first, second, third = (training / f"checkpoint-{step}" for step in (100, 200, 300))
+    assert notes_of([first, second]) == []
+    prune(second, tmp_path / "checkpoint-400", PruneSettings(sparsity=0.5))
+    shutil.copytree(first, tmp_path / "checkpoint-500")
+    half = {name: one.bfloat16() for name, one in reference.stored(third).items()}
+    reference.save(tmp_path / "checkpoint-600", half)
+    shutil.copy(first / "config.json", tmp_path / "checkpoint-600")
+    paths = [tmp_path / f"checkpoint-{step}" for step in (400, 500, 600)]
+    assert notes_of([first, second, *paths]) == [
+        f"{paths[0]} is pruned: its zeros are not of the training",
+        f"{paths[2]} is stored as bf16, and fp32 in {first}: rounding alone moves weights to and "
+        "from zero",
+        f"{first} and {paths[1]} hold the same weights",
+    ]
+
+
+def test_places_are_not_called_steps(training: Path, tmp_path: Path) -> None:
+    """In notes, labels and sentences; and step 0 is one."""
+    for at in range(8):
+        source = training / f"checkpoint-{100 + 100 * at}"
+        shutil.copytree(source, tmp_path / ("step" + "i" * at))
+    models = [tmp_path / ("step" + "i" * at) for at in range(8)]
+    found = trace(models)
+    assert not found.steps_known
+    assert [point.label for point in found.points] == list(map(str, models))
+    assert "Abrupt: between checkpoint 5 and 6" in found.findings[0]
+    shutil.copytree(models[0], tmp_path / "step0")
+    found = trace([tmp_path / "step0", training / "checkpoint-100"])
+    assert [point.label for point in found.points] == ["step 0", "step 100"]
+
+
+def test_a_trend_needs_five_checkpoints(training: Path) -> None:
+    """Of four in perfect order the test gives 0.08, which would be called no trend."""
+    for count, told in ((4, "fewer than 5 checkpoints cannot show a trend"), (5, "more prunable")):
+        found = trace([training / f"checkpoint-{100 + 100 * at}" for at in range(count)])
+        assert found.findings[1].count(told) == 1
+
+
 # --- steps ------------------------------------------------------------------------------------
 
 
@@ -112,9 +159,9 @@ def test_the_same_weights_throughout(tmp_path: Path) -> None:
     ("name", "step"),
     [
         ("checkpoint-500", 500), ("step1000", 1000), ("global_step_20", 20), ("run.ckpt-7", 7),
-        ("epoch_3", 3), ("iter-0012", 12), ("4000", 4000), ("my-run-step-9", 9),
-        ("vicuna-7b-v1.3", None), ("main", None), ("model-2", None), ("step", None),
-        ("step5-final", None),
+        ("step20000-tokens84B", 20000), ("epoch_3", 3), ("iter-0012", 12), ("4000", 4000),
+        ("my-run-step-9", 9), ("vicuna-7b-v1.3", None), ("main", None), ("model-2", None),
+        ("step", None), ("step5-final", None),
     ],
 )  # fmt: skip
 def test_steps_in_names(tmp_path: Path, name: str, step: int | None) -> None:
@@ -192,6 +239,20 @@ def test_noise_is_rarely_called_a_change(count: int, most: float) -> None:
     assert np.mean([one is not None for one in alone]) < most
 
 
+@pytest.mark.parametrize("steps", [
+    [0, *(2**at for at in range(10)), *range(1000, 20001, 1000)], [2**at for at in range(16)]
+])  # fmt: skip
+def test_noise_between_close_checkpoints_is_none(steps: list[int]) -> None:
+    """As of Pythia's revisions: step 1 and 2 are a thousandth of the way of 1000 and 2000."""
+    rng = np.random.default_rng(0)
+    found = [abrupt(steps, list(rng.normal(5, 0.5, len(steps)))) for _ in range(100)]
+    assert np.mean([one is not None for one in found]) <= 0.05
+    jump = 5 + (np.arange(len(steps)) > len(steps) // 2) + rng.normal(0, 0.02, len(steps))
+    change = abrupt(steps, list(jump))
+    assert change is not None
+    assert change.start == steps[len(steps) // 2]
+
+
 def test_a_small_change_is_none_however_sudden() -> None:
     steps = list(range(20))
     assert abrupt(steps, [1.0] * 10 + [1.05] * 10) is None
@@ -265,9 +326,10 @@ def test_the_command(
     code, out, err = typed("trace", training / "checkpoint-100")
     assert (code, out) == (2, "")
     assert "needs at least 2" in err
-    code, out, err = typed("trace", training, training, "--revisions", "a,b")
-    assert (code, out) == (2, "")
-    assert "--revisions is of one MODEL" in err
+    for models in ((training, training), (training,), ("org/name@main",)):
+        code, out, err = typed("trace", *models, "--revisions", "step1,step2")
+        assert (code, out) == (2, "")
+        assert "--revisions is of one MODEL" in err
 
 
 def test_revisions_of_the_hub_are_dropped_in_turn(training: Path, hub: Hub, tmp_path: Path) -> None:

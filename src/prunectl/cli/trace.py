@@ -142,10 +142,12 @@ def _open(
 
 
 def _named(models: list[str], revisions: str | None) -> list[str]:
+    from prunectl.checkpoint.opening import local_path
+
     if revisions is None:
         return models
     names = [one.strip() for one in revisions.split(",") if one.strip()]
-    if len(models) > 1 or not names:
+    if len(models) > 1 or not names or "@" in models[0] or local_path(models[0]) is not None:
         raise InvalidOption(
             "--revisions is of one MODEL on the Hub", hint="such as --revisions step1000,step2000"
         )

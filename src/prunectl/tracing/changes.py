@@ -24,6 +24,8 @@ _TIMES = 3.0
 """How many times faster than elsewhere an abrupt stretch is, at least."""
 _SIZE = 0.1
 """The least change, over the larger of the two values."""
+_NOISE = 6.0
+"""The least change, in standard deviations of what values scatter by from one to the next."""
 _NORMAL = 1.4826
 """Standard deviation of normal numbers over their median absolute deviation."""
 
@@ -66,16 +68,17 @@ def abrupt(steps: Sequence[int], values: Sequence[float]) -> Change | None:
     if not np.isfinite(rates).all() or not rates.any():
         return None
     pieces = _stretches(rates)
-    if len(pieces) < 2:
+    # Between checkpoints that lie close together noise alone has high rates, and is no change.
+    least = _NOISE * _noise(at, heights)
+    moved = [one for one in pieces if _is_change(one, lengths, heights, least)]
+    if len(pieces) < 2 or not moved:
         return None
-    first, last = max(pieces, key=lambda one: abs(_mean(rates, lengths, [one])))
+    first, last = max(moved, key=lambda one: abs(_mean(rates, lengths, [one])))
     others = [one for one in pieces if one != (first, last)]
     rate, elsewhere = _mean(rates, lengths, [(first, last)]), _mean(rates, lengths, others, True)
-    is_most = lengths[first:last].sum() > lengths.sum() / 2
-    before, after = float(heights[first]), float(heights[last])
-    is_small = abs(after - before) < _SIZE * max(abs(before), abs(after))
-    if is_most or is_small or abs(rate) < _TIMES * elsewhere:
+    if abs(rate) < _TIMES * elsewhere:
         return None
+    before, after = float(heights[first]), float(heights[last])
     return Change(
         int(steps[first]),
         int(steps[last]),
@@ -93,6 +96,27 @@ def trend(steps: Sequence[int], values: Sequence[float]) -> Trend | None:
         return None
     found = kendalltau(steps, values)
     return Trend(float(found.statistic), float(found.pvalue))
+
+
+def _is_change(
+    piece: tuple[int, int],
+    lengths: NDArray[np.float64],
+    heights: NDArray[np.float64],
+    least: float,
+) -> bool:
+    """Whether a stretch is no more than half of the way, and changes more than a little."""
+    first, last = piece
+    before, after = heights[first], heights[last]
+    size = max(least, _SIZE * max(abs(before), abs(after)))
+    is_most = lengths[first:last].sum() > lengths.sum() / 2
+    return bool(abs(after - before) >= size and not is_most)
+
+
+def _noise(at: NDArray[np.float64], heights: NDArray[np.float64]) -> float:
+    """Standard deviation of values around the lines between their neighbours, by its median."""
+    part = (at[1:-1] - at[:-2]) / (at[2:] - at[:-2])
+    off = heights[1:-1] - (1 - part) * heights[:-2] - part * heights[2:]
+    return _NORMAL * float(np.median(np.abs(off) / np.sqrt(1 + part**2 + (1 - part) ** 2)))
 
 
 def _stretches(rates: NDArray[np.float64]) -> list[tuple[int, int]]:

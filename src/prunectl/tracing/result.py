@@ -19,7 +19,8 @@ class TracePoint:
     """One checkpoint.
 
     Attributes:
-        model, label: as given, and what it is called. revision: commit, if it came from the Hub.
+        model: as given. label: ``step 500``, or the model where steps are not known.
+        revision: commit, if it came from the Hub.
         step: of the training, or the place in the order given. stats: of its prunable weights.
     """
 

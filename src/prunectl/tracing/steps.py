@@ -21,6 +21,7 @@ STATE = "trainer_state.json"
 _LARGEST_STATE = 256 << 20
 _STEP = re.compile(
     r"(?:^|[-_.])(?:global[-_]?step|steps?|checkpoint|ckpt|iter|iteration|epoch)[-_]?(\d{1,15})$"
+    r"|^step(\d{1,15})-tokens\d+[BMT]$"  # OLMo
     r"|^(\d{1,15})$",
     re.IGNORECASE,
 )
@@ -85,7 +86,10 @@ def expanded(model: str) -> list[str]:
     path = local_path(model)
     if path is None or not path.is_dir():
         return [model]
-    inner = [one for one in path.iterdir() if one.is_dir() and _holds_weights(one)]
+    try:
+        inner = [one for one in path.iterdir() if one.is_dir() and _holds_weights(one)]
+    except OSError:  # opening it says why
+        return [model]
     steps = {one: step for one in inner if (step := step_of(str(one))) is not None}
     if not steps:
         return [model]
@@ -106,7 +110,7 @@ def step_of(model: str) -> int | None:
 
 def _in_name(name: str) -> int | None:
     match = _STEP.search(name)
-    return int(match[1] or match[2]) if match else None
+    return int(match[match.lastindex or 0]) if match else None
 
 
 def _in_state(path: Path) -> int | None:

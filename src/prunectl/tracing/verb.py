@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from prunectl.analysis.cache import load_measured, store_measured
@@ -21,15 +20,19 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pruning.job import plan_prune
 from prunectl.settings import PruneSettings
+from prunectl.sink.target import MANIFEST_NAME
+from prunectl.tensorspec import TensorSpec
 from prunectl.tracing.changes import LEAST, Trend, abrupt, trend
 from prunectl.tracing.errors import DifferentCheckpoints
 from prunectl.tracing.result import Series, Trace, TracePoint, measures
 from prunectl.tracing.settings import TraceSettings
-from prunectl.tracing.steps import Course, Named, course
+from prunectl.tracing.steps import Course, course
 
 _ANY = 0.5
 _SURE = 0.05
 """The p-value below which a trend is one."""
+_TREND = 5
+"""Checkpoints that can reach it: of four in perfect order it is 0.08."""
 _TOLD = "near zero 0.01*std"
 
 Open = Callable[[str], Checkpoint]
@@ -69,7 +72,7 @@ def trace(
     settings = settings or TraceSettings()
     found = course([os.fspath(model) for model in models])
     _tell(found, on_event)
-    shapes: dict[str, tuple[int, ...]] = {}
+    specs: dict[str, TensorSpec] = {}
     points: list[TracePoint] = []
     for named in found.checkpoints:
         cached = drop and _is_cached(named.model, cache_dir)
@@ -78,22 +81,25 @@ def trace(
             on_event(Note(text, warning=True))
         own = _prunable(checkpoint, settings)
         if points:
-            _check_same(points[0].model, shapes, named.model, own)
-        shapes = shapes or own
+            _check_same(points[0].model, specs, named.model, own)
+        specs = specs or own
+        _tell_of(named.model, checkpoint, own, points[0].model if points else "", specs, on_event)
         stats = _measured(checkpoint, list(own), settings, use_cache, jobs, on_event)
-        points.append(TracePoint(named.model, _label(named), checkpoint.commit, named.step, stats))
+        label = f"step {named.step}" if found.known else named.model
+        points.append(TracePoint(named.model, label, checkpoint.commit, named.step, stats))
         if on_point is not None:
             on_point(points[-1])
         if drop and not cached and checkpoint.commit:
             drop_commit(checkpoint.commit, Path(cache_dir) if cache_dir else None)
-    for one, other in pairwise(points):
-        if one.stats == other.stats:
-            on_event(Note(f"{one.model} and {other.model} hold the same weights", warning=True))
+    for at, point in enumerate(points):
+        twin = next((one.model for one in points[:at] if one.stats == point.stats), None)
+        if twin is not None:
+            on_event(Note(f"{twin} and {point.model} hold the same weights", warning=True))
     series = tuple(_series(points))
     result = Trace(
         points=tuple(points),
         steps_known=found.known,
-        tensors=len(shapes),
+        tensors=len(specs),
         weights=points[0].stats.weights,
         series=series,
         findings=(),
@@ -117,27 +123,41 @@ def _is_cached(model: str, cache_dir: str | os.PathLike[str] | None) -> bool:
     return is_in_cache(*hub_id(model, None), Path(cache_dir) if cache_dir else None)
 
 
-def _label(named: Named) -> str:
-    return f"step {named.step}" if named.step else named.model
+def _tell_of(
+    model: str,
+    checkpoint: Checkpoint,
+    own: Mapping[str, TensorSpec],
+    first: str,
+    specs: Mapping[str, TensorSpec],
+    on_event: OnEvent,
+) -> None:
+    """Say what changes magnitudes and is no training."""
+    if (checkpoint.folder / MANIFEST_NAME).is_file():
+        on_event(Note(f"{model} is pruned: its zeros are not of the training", warning=True))
+    other = next((name for name in own if own[name].dtype != specs[name].dtype), None)
+    if other is not None:
+        kinds = f"{own[other].dtype.label}, and {specs[other].dtype.label} in {first}"
+        text = f"{model} is stored as {kinds}: rounding alone moves weights to and from zero"
+        on_event(Note(text, warning=True))
 
 
-def _prunable(checkpoint: Checkpoint, settings: TraceSettings) -> dict[str, tuple[int, ...]]:
+def _prunable(checkpoint: Checkpoint, settings: TraceSettings) -> dict[str, TensorSpec]:
     wanted = PruneSettings(sparsity=_ANY, include=settings.include, exclude=settings.exclude)
     plan = plan_prune(checkpoint, wanted)
-    return {entry.spec.name: entry.spec.shape for entry in plan.tensors if entry.prunable}
+    return {entry.spec.name: entry.spec for entry in plan.tensors if entry.prunable}
 
 
 def _check_same(
-    first: str, shapes: dict[str, tuple[int, ...]], model: str, own: dict[str, tuple[int, ...]]
+    first: str, specs: Mapping[str, TensorSpec], model: str, own: Mapping[str, TensorSpec]
 ) -> None:
-    for name in [*shapes, *own]:
-        if name not in own or name not in shapes:
+    for name in [*specs, *own]:
+        if name not in own or name not in specs:
             where = "it" if name not in own else "the other"
             raise DifferentCheckpoints(first, model, f"{where} has no prunable '{name}'")
-        if own[name] != shapes[name]:
-            raise DifferentCheckpoints(
-                first, model, f"'{name}' is {list(own[name])} in it, and {list(shapes[name])} there"
-            )
+        shapes = [list(one[name].shape) for one in (own, specs)]
+        if shapes[0] != shapes[1]:
+            why = f"'{name}' is {shapes[0]} in it, and {shapes[1]} there"
+            raise DifferentCheckpoints(first, model, why)
 
 
 def _measured(
@@ -178,8 +198,9 @@ def _findings(result: Trace) -> Iterator[str]:
     if near.change is not None:
         change = near.change
         times = "" if change.times is None else f", {change.times:.1f} times as fast as elsewhere"
+        where = "step" if result.steps_known else "checkpoint"
         yield (
-            f"Abrupt: between step {change.start:,} and {change.end:,} the weights within 1% of "
+            f"Abrupt: between {where} {change.start:,} and {change.end:,} the weights within 1% of "
             f"the standard deviation go from {change.before:.3%} to {change.after:.3%}{times}."
         )
     elif len(result.points) >= LEAST:
@@ -202,6 +223,8 @@ def _prunability(series: Series) -> str:
     found: Trend | None = series.trend
     if found is None:
         return f"{course}: it stays the same"
+    if len(series.values) < _TREND:
+        return f"{course}: fewer than {_TREND} checkpoints cannot show a trend"
     test = f"Kendall's tau {found.tau:.2f}, p = {found.p:.2g}"
     if found.p >= _SURE:
         return f"{course}: no trend ({test})"
