@@ -40,10 +40,11 @@ class NoSuchColumn(BadCalibration):
 class BadTokenizer(PrunectlError):
     """A checkpoint whose tokenizer is missing or does not load."""
 
-    def __init__(self, model: str, why: str) -> None:
+    def __init__(self, model: str, why: str, *, hint: str = "") -> None:
         super().__init__(
             f"{model}: text needs the model's tokenizer, {why}",
-            hint="put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the "
+            hint=hint
+            or "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the "
             "weights, or use --calibration random",
         )
         self.model, self.why = model, why

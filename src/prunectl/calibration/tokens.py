@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ MOST_UNKNOWN = 0.5
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".spm", ".bpe", ".tiktoken", ".vocab")
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+"""Modules by which transformers reads a ``.model``, and the packages that bring them."""
 _PROBE = "a"
 _SANE = 1 << 24
 """A tokenizer that knows no limit says 10^30."""
@@ -115,6 +118,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             dressed = list(inner(_PROBE)["input_ids"])
             bare = list(inner(_PROBE, add_special_tokens=False)["input_ids"])
     except Exception as error:  # transformers may raise anything at all
+        if missing := _missing(checkpoint):
+            raise BadTokenizer(
+                checkpoint.model,
+                f"and what reads it is not installed: {' and '.join(missing)}",
+                hint=f"pip install {' '.join(missing)}",
+            ) from None
         raise BadTokenizer(
             checkpoint.model, f"and that in {checkpoint.folder} does not load: {_first_line(error)}"
         ) from None
@@ -127,6 +136,24 @@ def _has_vocabulary(checkpoint: Checkpoint) -> bool:
     return own_code or any(
         name in _VOCABULARIES or name.endswith(_VOCABULARY_SUFFIXES) for name in names
     )
+
+
+def _missing(checkpoint: Checkpoint) -> list[str]:
+    """Packages that are not there, of those that read the only kind of tokenizer that is.
+
+    transformers itself then takes the file for one of tiktoken, and asks for that.
+    """
+    names = [path.name for path in checkpoint.folder.iterdir()]
+    if "tokenizer.json" in names or not any(name.endswith((".model", ".spm")) for name in names):
+        return []
+    return [package for module, package in _SENTENCEPIECE.items() if not _is_there(module)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def _around(bare: list[int], dressed: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -29,7 +29,8 @@ def data_errors() -> Iterator[None]:
         hint = error.hint if "--calibration" not in error.hint else FORMS
         raise BadData(error.source, error.why, hint=hint) from None
     except BadTokenizer as error:
-        error.hint = _TOKENIZER
+        if "--calibration" in error.hint:
+            error.hint = _TOKENIZER
         raise
 
 
