@@ -123,8 +123,8 @@ def discussions(at: Handler, type: str, repo: str) -> None:
     at.answer_json({"discussions": listed, "count": len(listed), "start": 0})
 
 
-def resolve(at: Handler, repo: str, revision: str, path: str) -> None:
-    found = at.visible(repo)
+def resolve(at: Handler, repo: str, revision: str, path: str, type: str = "model") -> None:
+    found = at.visible(repo, type)
     commit = at.commit_of(found, revision)
     at.opened(found)
     entry = commit.files.get(path)

@@ -37,7 +37,11 @@ ROUTES: dict[str, tuple[str, str, Callable[..., None]]] = {
     "verify": ("POST", rf"/{_REPO}\.git/info/lfs/objects/verify", writing.verify),
     "complete": ("POST", r"/lfs-complete/(?P<oid>[0-9a-f]{64})", writing.complete),
     "put": ("PUT", r"/lfs-storage/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?", writing.put),
-    "resolve": ("GET", rf"/{_REPO}/resolve/{_REV}/(?P<path>.+)", reading.resolve),
+    "resolve": (
+        "GET",
+        rf"(?:/(?P<type>dataset)s)?/{_REPO}/resolve/{_REV}/(?P<path>.+)",
+        reading.resolve,
+    ),
     "cdn": ("GET", r"/cdn/(?P<oid>[0-9a-f]{64})", reading.cdn),
 }
 """Method, path and handler by name; the names are those that faults are given for."""
@@ -97,11 +101,13 @@ class Hub:
         ref: str = "refs/heads/main",
         private: bool = False,
         title: str = "by hand",
+        type_: str = "model",
     ) -> Commit:
-        """Commit files as somebody else would; None deletes one."""
+        """Commit files as somebody else would; None deletes one. A new branch begins at main."""
         with self.store.lock:
-            repo = self.store.repos.get(("model", repo_id))
-            repo = repo or self.store.create(repo_id, private=private)
+            repo = self.store.repos.get((type_, repo_id))
+            repo = repo or self.store.create(repo_id, type_, private=private)
+            repo.refs.setdefault(ref, repo.refs["refs/heads/main"])
             head = repo.resolve(ref)
             assert head is not None
             entries = dict(head.files)
