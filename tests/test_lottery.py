@@ -26,7 +26,7 @@ from prunectl import LotterySettings, PruneSettings, evaluate, lottery, open_che
 from prunectl.checkpoint.mask_file import check_bits, read_masks
 from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
-from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights
+from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, OutputConflict
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import open_subject
@@ -35,8 +35,9 @@ from prunectl.exporting.masks import export_masks
 from prunectl.tickets.errors import NoSchedule, OtherLottery
 from prunectl.tickets.folder import LotteryFolder
 from prunectl.tickets.masks import write_mask
-from prunectl.tickets.result import LotteryResult
+from prunectl.tickets.result import LotteryResult, Round, Scored
 from prunectl.tickets.schedule import schedule
+from prunectl.tickets.verb import verdict
 
 TRAINING = Training(epochs=6, learning_rate=1e-2, train_batch_size=8)
 
@@ -208,8 +209,33 @@ def test_the_folder_of_another_search_is_left_alone(
             lottery(model, folder, other)
     assert {one: one.read_bytes() for one in folder.rglob("*") if one.is_file()} == before
     (folder / "lottery.json").write_text("{")
-    with pytest.raises(OtherLottery):
+    with pytest.raises(OtherLottery, match=r"holds scores, and no lottery.json that tells of what"):
         lottery(model, folder, settings_of(data))
+
+
+def test_folders_of_something_else(
+    model: Path, data: Path, found: tuple[Path, LotteryResult], tmp_path: Path
+) -> None:
+    """The model's own, one with other files in it, and one that another search works in."""
+    copy = shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "set/masks").mkdir(parents=True)
+    (tmp_path / "set/images").mkdir()
+    before = reference.contents(tmp_path)
+    for folder, why in (
+        (copy, "lies in the model's folder"), (copy / "new/er", "lies in the model's folder"),
+        (tmp_path / "set", "is not empty, and no lottery's folder"),
+    ):  # fmt: skip
+        with pytest.raises(OutputConflict, match=why):
+            lottery(copy, folder, settings_of(data))
+    assert reference.contents(tmp_path) == before
+    ticket = shutil.copytree(found[0], tmp_path / "ticket")
+
+    def second(result: LotteryResult) -> None:
+        with pytest.raises(OutputConflict, match="another prunectl is working in it now"):
+            lottery(model, ticket, settings_of(data))
+
+    for _ in range(2):  # the lock is gone with the search that held it
+        lottery(model, ticket, settings_of(data, seeds=(0, 3)), on_result=second)
 
 
 def test_a_mask_that_was_spoilt_or_put_there_is_made_again(
@@ -321,6 +347,8 @@ def test_schedules_by_hand() -> None:
     assert schedule(0.1, None, None) == (0.1,)
     assert len(schedule(0.5, None, None)) == 7  # 0.9**7 < 0.5
     assert schedule(0.5, 5, 0.5) == (0.5,)
+    assert schedule(1e-8, 3, None) == (1e-8,)  # no rounds to 0
+    assert schedule(3e-6, 6, None) == (1e-6, 2e-6, 3e-6)  # and none twice
     with pytest.raises(NoSchedule, match=r"2 rounds at a rate of 0.1 reach 0.19, not 0.5"):
         schedule(0.5, 2, 0.1)
     for rounds, rate in ((0, None), (101, None), (None, 0.0), (None, 1.0), (None, 1e-6)):
@@ -339,8 +367,22 @@ def test_settings_that_have_no_meaning(data: Path) -> None:
     for bad in (0.0, 1.0, math.nan):
         with pytest.raises(InvalidSparsity):
             settings_of(data, sparsity=bad)
-    with pytest.raises(InvalidOption, match="--seeds"):
-        settings_of(data, seeds=(-1,))
+    for seed in (-1, 2**32):  # numpy draws from none of these
+        with pytest.raises(InvalidOption, match="--seeds"):
+            settings_of(data, seeds=(seed,))
+
+
+@pytest.mark.parametrize(("gain", "told"), [(0.1, "is better by"), (-0.1, "1 training is lost")])
+def test_one_seed_is_said_to_be_one(
+    found: tuple[Path, LotteryResult], gain: float, told: str
+) -> None:
+    """The interval over samples does not hold what another training would change."""
+    for seeds in ({"0": 0.5}, {"0": 0.5, "1": 0.5}):
+        scored = Scored(0.5, 0.4, 0.6, dict(seeds), 1.0)
+        last = Round(1, 0.4, scored, scored, gain, gain - 0.01, gain + 0.01, {}, {})
+        result = replace(found[1], rounds=(last,), trainings=1, majority=None)
+        assert told in verdict(result)
+        assert ("what another seed would change" in verdict(result)) == (len(seeds) == 1)
 
 
 def test_a_training_that_fails_ends_the_search(model: Path, data: Path, tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ class OtherLottery(OutputError):
 
     exit_code = 2
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            f"{folder} holds rounds of another model, other data or other settings",
-            hint="choose another -o; the command that it belongs to is in its lottery.json",
-        )
+    def __init__(self, folder: Path, *, is_known: bool = True) -> None:
+        if is_known:
+            why = "holds rounds of another model, other data or other settings"
+            hint = "choose another -o; the command that it belongs to is in its lottery.json"
+        else:
+            why = "holds scores, and no lottery.json that tells of what"
+            hint = "choose another -o"
+        super().__init__(f"{folder} {why}", hint=hint)
         self.folder = folder

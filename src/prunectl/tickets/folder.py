@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.errors import CannotWrite
+from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
 from prunectl.study.points import Points, key_of
 from prunectl.tickets.errors import OtherLottery
@@ -17,9 +18,10 @@ from prunectl.tickets.masks import found_in
 from prunectl.tickets.result import LotteryResult
 from prunectl.tickets.settings import LotterySettings
 
-RESULT = "lottery.json"
+RESULT, POINTS = "lottery.json", "points.jsonl"
 MASKS = "masks.json"
 """BLAKE3 of each file of masks, by its name: what was damaged or put there is no ticket."""
+OURS = {RESULT, POINTS, MASKS, "masks", "training"}
 _LARGEST = 1 << 26
 
 
@@ -33,16 +35,19 @@ class LotteryFolder:
     def __init__(self, path: Path) -> None:
         self.path, self.training = path, path / "training"
         self._key = ""
+        self._fd: int | None = None
 
     def claim(
         self, checkpoint: Checkpoint, metric: Metric, settings: LotterySettings, command: str
     ) -> None:
         """Make the folder, or find that it is of this very search.
 
-        Seeds may be added to it; all else that decides the masks must be the same.
+        Seeds may be added to it; all else that decides the masks must be the same. It is locked
+        until :meth:`close`.
 
         Raises:
-            OtherLottery: it is of another. CannotWrite: it cannot be made.
+            OtherLottery: it is of another. CannotWrite: it cannot be made. OutputConflict: it is
+                not empty, in the model's own folder, or in use.
         """
         self._key = key_of({
             "source": checkpoint.identity(),
@@ -52,17 +57,44 @@ class LotteryFolder:
             "exclude": list(settings.exclude),
         })  # fmt: skip
         try:
+            self._refuse_others(checkpoint)
             (self.path / "masks").mkdir(parents=True, exist_ok=True)
+            self._lock()
         except OSError as error:
             raise CannotWrite(self.path, error.strerror or type(error).__name__) from None
-        if not (self.path / RESULT).exists() and not (self.path / "points.jsonl").exists():
+        if not (self.path / RESULT).exists() and not (self.path / POINTS).exists():
             self._write({"key": self._key, "command": command})
-        elif self._known_key() != self._key:
-            raise OtherLottery(self.path)
+        elif (known := self._known_key()) != self._key:
+            raise OtherLottery(self.path, is_known=known is not None)
+
+    def close(self) -> None:
+        """Let others work in it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _refuse_others(self, checkpoint: Checkpoint) -> None:
+        """Nothing is put into the model's own folder, nor among files of something else."""
+        source = checkpoint.folder.resolve()
+        if checkpoint.kind == "folder" and self.path.resolve().is_relative_to(source):
+            raise OutputConflict(self.path, "lies in the model's folder, which is never changed")
+        found = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
+        if not {RESULT, POINTS} & found and any(not one.startswith(".") for one in found - OURS):
+            raise OutputConflict(self.path, "is not empty, and no lottery's folder")
+
+    def _lock(self) -> None:
+        """Two searches in one folder would write over each other's states of trainings."""
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputConflict(self.path, "another prunectl is working in it now") from None
+        except OSError:  # some file systems of clusters have no locks
+            return
 
     def points(self) -> Points:
         """The scores that are known."""
-        return Points(self.path / "points.jsonl")
+        return Points(self.path / POINTS)
 
     def mask(self, seed: int, number: int) -> Path:
         """The file of masks that a round of a seed leaves."""

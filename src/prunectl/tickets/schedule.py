@@ -48,4 +48,5 @@ def schedule(sparsity: float, rounds: int | None, rate: float | None) -> tuple[f
         )
     before = [1 - (1 - rate) ** number for number in range(1, rounds)]
     # Rounded, so that a round has the same name and count wherever it is computed.
-    return (*(round(one, 6) for one in before if one < sparsity - _SLACK), sparsity)
+    rounded = dict.fromkeys(round(one, 6) for one in before)
+    return (*(one for one in rounded if 0 < one < sparsity - _SLACK), sparsity)

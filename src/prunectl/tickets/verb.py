@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,11 @@ from prunectl.tickets.masks import write_mask
 from prunectl.tickets.result import LotteryResult, Round, Scored
 from prunectl.tickets.settings import LotterySettings
 
+_ALONE = (
+    " That is of one training each: what another seed would change is not in the interval "
+    "(--seeds 0,1,2)."
+)
+
 OnResult = Callable[[LotteryResult], None]
 
 
@@ -65,7 +71,8 @@ def lottery(
         command: recorded. on_result: receives what is known, after each round.
 
     Raises:
-        OtherLottery: the folder holds another search.
+        OtherLottery: the folder holds another search. OutputConflict: or something else, or
+            another process works in it.
         UsageError, SourceError, BadData: as :func:`prunectl.sweep`. CannotWrite: the folder.
     """
     started = time.perf_counter()
@@ -81,10 +88,14 @@ def lottery(
     evaluation = _kept(settings.evaluation, folder)
     metric = prepare(checkpoint, evaluation, on_event)
     names = _prunable(checkpoint, settings)
-    folder.claim(checkpoint, metric, settings, command)
     sweep = replace(settings.sweep, evaluation=evaluation)
     found = _empty(checkpoint, metric, names, settings, command)
-    with Measurer(checkpoint, metric, sweep, folder.points(), jobs, on_event) as measurer:
+    with ExitStack() as stack:
+        stack.callback(folder.close)
+        folder.claim(checkpoint, metric, settings, command)
+        measurer = stack.enter_context(
+            Measurer(checkpoint, metric, sweep, folder.points(), jobs, on_event)
+        )
         search = _Search(measurer, folder, settings, names, jobs, on_event)
         try:
             for number in range(len(settings.steps) + 1):
@@ -286,8 +297,10 @@ def verdict(result: LotteryResult) -> str:
             f"{at} the ticket's score differs by {last.gain:+.4g}; how sure that is is not known."
         )
     sure = f"95%: {last.gain_low:+.4g} to {last.gain_high:+.4g}"
+    alone = "" if len(last.ticket.seeds) > 1 else _ALONE
     if last.gain_low > 0:
-        return f"{at} the ticket is better by {by} ({sure}), for {cost}."
+        return f"{at} the ticket is better by {by} ({sure}), for {cost}.{alone}"
     if last.gain_high < 0:
-        return f"{at} one-shot pruning, which is free, is better by {by} ({sure}); {cost} are lost."
+        lost = f"{cost} {'is' if result.trainings == 1 else 'are'} lost"
+        return f"{at} one-shot pruning, which is free, is better by {by} ({sure}); {lost}.{alone}"
     return f"{at} no difference can be told: {last.gain:+.4g} ({sure}), after {cost}."
