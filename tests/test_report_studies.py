@@ -21,6 +21,7 @@ from study_documents import NAMES, Documents
 
 from prunectl import CompareSettings, compare, trace
 from prunectl.report.compare_page import compare_page
+from prunectl.report.lines import Line, lines_chart
 from prunectl.report.trace_page import trace_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}\u202e"
@@ -63,6 +64,18 @@ def test_texts_of_a_document_are_only_texts(documents: Documents, name: str) -> 
     ]  # a command's words are spans
     assert names[0] == names[1]
     assert "<img src=x" not in spoilt
+
+
+def test_steps_keep_their_digits() -> None:
+    """A chart has six digits of a number, and all of a step: tooltips show it."""
+    line = Line("zero", ((1234567, 0.12345678), (1234568, 0.5)))
+    chart = lines_chart(
+        [line], x_title="Step", y_title="Share", x_format=",d", y_format="~g", height=100,
+        marks=[1234567],
+    )  # fmt: skip
+    rows = chart["datasets"]["rows"]
+    assert [(row["x"], row["y"]) for row in rows] == [(1234567, 0.123457), (1234568, 0.5)]
+    assert chart["datasets"]["marks"] == [{"at": 1234567}]
 
 
 @pytest.mark.parametrize("scale", [math.inf, 1e200])

@@ -89,8 +89,13 @@ def lines_chart(
         solid.mark_line(strokeWidth=2, clip=True, tooltip=None).encode(strokeDash=dash(labels)),
         hovered(known.encode(color=color), ["label", "x"], tooltip, size=36),
     ]  # fmt: skip
-    datasets = {"rows": rows, "marks": [{"at": short(at)} for at in marks]}
+    datasets = {"rows": rows, "marks": [{"at": _place(at)} for at in marks]}
     return finished(alt.layer(*layers), datasets, height=height)
+
+
+def _place(x: float) -> float:
+    """Steps keep all of their digits, which tooltips show."""
+    return x if isinstance(x, int) else short(x)
 
 
 def _rows(line: Line) -> list[dict[str, Any]]:
@@ -98,7 +103,7 @@ def _rows(line: Line) -> list[dict[str, Any]]:
     for at, (x, y) in enumerate(line.points):
         row: dict[str, Any] = {
             "label": line.label,
-            "x": short(x),
+            "x": _place(x),
             "y": None if y is None else short(y),
             "text": line.texts[at] if line.texts else "",
             "chance": line.is_chance,
