@@ -188,6 +188,14 @@ def test_a_folder_of_checkpoints_stands_for_them(training: Path, tmp_path: Path)
     ]  # fmt: skip
     one = str(training / "checkpoint-100")
     assert expanded(one) == [one]
+    # Another name of one of them is none more.
+    (tmp_path / "checkpoint-1").symlink_to(one)
+    shutil.copytree(training / "checkpoint-200", tmp_path / "checkpoint-200")
+    for name in ("a-latest", "latest"):
+        (tmp_path / name).symlink_to("checkpoint-200")
+    assert [Path(one).name for one in expanded(str(tmp_path))] == [
+        "checkpoint-1", "checkpoint-200"
+    ]  # fmt: skip
     assert expanded("org/name@step1") == ["org/name@step1"]
 
 

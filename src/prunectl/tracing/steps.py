@@ -87,7 +87,10 @@ def expanded(model: str) -> list[str]:
     if path is None or not path.is_dir():
         return [model]
     try:
-        inner = [one for one in path.iterdir() if one.is_dir() and _holds_weights(one)]
+        found = sorted(path.iterdir(), key=lambda one: (one.is_symlink(), one.name))
+        # ``latest`` is often a link to one of the others.
+        folders = {one.resolve(): one for one in reversed(found) if one.is_dir()}
+        inner = [one for one in folders.values() if _holds_weights(one)]
     except OSError:  # opening it says why
         return [model]
     steps = {one: step for one in inner if (step := step_of(str(one))) is not None}
