@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from prunectl.pruning.verb import prune
     from prunectl.publishing.result import PushResult
     from prunectl.publishing.verb import push
+    from prunectl.ranks.joining import joined_ranks
+    from prunectl.ranks.ranks import Ranks
     from prunectl.recipe import load_recipe
     from prunectl.settings import Budget, Calibration, Method, PruneSettings, Rule, Scope
     from prunectl.study.result import SweepResult
@@ -100,6 +102,8 @@ _HOMES = {
     "PruneResult": "prunectl.pruning.result",
     "plan_prune": "prunectl.pruning.job",
     "prune": "prunectl.pruning.verb",
+    "Ranks": "prunectl.ranks.ranks",
+    "joined_ranks": "prunectl.ranks.joining",
     "load_recipe": "prunectl.recipe",
     "SweepResult": "prunectl.study.result",
     "SweepSettings": "prunectl.study.settings",
@@ -136,6 +140,7 @@ __all__ = [
     "PruneSettings",
     "PrunectlError",
     "PushResult",
+    "Ranks",
     "Rule",
     "Scope",
     "SweepResult",
@@ -153,6 +158,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "joined_ranks",
     "load_model",
     "load_recipe",
     "load_state_dict",

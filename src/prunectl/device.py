@@ -49,13 +49,6 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def is_first_process() -> bool:
-    """Whether this is not one of the further processes of ``accelerate launch`` or ``torchrun``."""
-    environ = os.environ
-    several = environ.get("WORLD_SIZE", "1") != "1" and "MASTER_ADDR" in environ
-    return not several or environ.get("RANK", "0") == "0"
-
-
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be used; None where it is not known."""
     import torch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import blake3
 
@@ -16,6 +16,7 @@ from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.magnitude.measure import PatternStats, TensorFacts
 from prunectl.magnitude.store import HistogramStore
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.userdirs import cache_dir, write_cache_file
 
 _MAGIC = b"prunectl measurements 1\n"
@@ -28,13 +29,26 @@ _DAMAGE = (
 """What reading anything but a good file may raise."""
 
 
-def load_measured(checkpoint: Checkpoint) -> Measured | None:
-    """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable."""
+def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | None:
+    """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable.
+
+    Of several ranks, the first one's cache is that of all.
+    """
     name = _name(checkpoint)
-    try:
-        with (cache_dir() / name).open("rb") as file:
+    file = ranks.file_of_first(_opened(name) if ranks.is_first else None)
+    if file is None:
+        return None
+    with file:
+        try:
             return _read(file, checkpoint, name)
-    except _DAMAGE:
+        except _DAMAGE:
+            return None
+
+
+def _opened(name: str) -> BinaryIO | None:
+    try:
+        return (cache_dir() / name).open("rb")
+    except OSError:
         return None
 
 
@@ -79,7 +93,7 @@ def _write(file: BinaryIO, measured: Measured, name: str) -> None:
     measured.histograms.dump(file)
 
 
-def _read(file: BinaryIO, checkpoint: Checkpoint, name: str) -> Measured:
+def _read(file: IO[bytes], checkpoint: Checkpoint, name: str) -> Measured:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("not a measurement file")
     (size,) = struct.unpack("<Q", file.read(8))

@@ -26,7 +26,8 @@ from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
 from prunectl.pattern import NM
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.streaming import Scratch
 
 Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
@@ -72,6 +73,7 @@ def measure(
     into: Measured,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
     phase: str = "measuring weights",
 ) -> None:
     """Measure tensors in one pass: facts and histograms of ``names``, losses of ``patterns``.
@@ -109,7 +111,7 @@ def measure(
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 
-        for tensor, (found, losses) in run_tensors(tensors, work, jobs):
+        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs):
             if found is not None:
                 into.facts[tensor.name] = found.facts
                 into.histograms.append(tensor.name, found.histogram)
@@ -125,6 +127,7 @@ def refine(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, Histogram]]:
     """Subdivide histogram bins of tensors by reading them again; yields in file order."""
     tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
@@ -139,7 +142,7 @@ def refine(
                 refiner.update(block.view(uint))
             return refiner.finish()
 
-        for tensor, fine in run_tensors(tensors, work, jobs):
+        for tensor, fine in ranks.run_tensors(tensors, work, jobs):
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
             yield tensor.name, fine
     on_event(PhaseDone(phase))

@@ -17,6 +17,7 @@ from prunectl.events import OnEvent
 from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
+from prunectl.ranks.ranks import ALONE, Ranks
 
 _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
@@ -94,6 +95,7 @@ def find_targets(
     with_statistics: bool,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> list[Target]:
     """Resolve targets over ``names`` exactly; refined histograms stay in ``measured``.
 
@@ -109,16 +111,16 @@ def find_targets(
         needs = unresolved.spans() if unresolved else {}
         for name in requests:
             needs[name] = sorted({*requests[name], *needs.get(name, ())})
-        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
+        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event, ranks=ranks):
             measured.refine(name, part)
             if name in requests:
                 yield name, part.within(requests[name])
 
-    ranks = [count for count in zeros if count > 0]
-    found = iter(resolve(Subset(measured.histograms, names), ranks, run))
+    places = [count for count in zeros if count > 0]
+    found = iter(resolve(Subset(measured.histograms, names), places, run))
     targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
     while unresolved and (needs := unresolved.spans()):
-        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
+        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event, ranks=ranks):
             measured.refine(name, part)
     return targets
 
@@ -130,14 +132,15 @@ def find_own_targets(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Target]:
     """A target for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
-    ranks = {name: count for name, count in zeros.items() if count > 0}
-    bins = {name: measured.histograms.get(name).select(count) for name, count in ranks.items()}
+    places = {name: count for name, count in zeros.items() if count > 0}
+    bins = {name: measured.histograms.get(name).select(count) for name, count in places.items()}
     while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
-        for name, part in refine(checkpoint, wide, jobs=jobs, on_event=on_event):
+        for name, part in refine(checkpoint, wide, jobs=jobs, on_event=on_event, ranks=ranks):
             measured.refine(name, part)
-            bins[name] = measured.histograms.get(name).select(ranks[name])
+            bins[name] = measured.histograms.get(name).select(places[name])
     targets = {}
     for name, count in zeros.items():
         selected = None

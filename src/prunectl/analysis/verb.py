@@ -18,6 +18,7 @@ from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, parse_nm, pruned_count
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
 from prunectl.tensorspec import DTYPES
 
@@ -30,6 +31,7 @@ def analyze(
     patterns: Sequence[NM | str] = DEFAULT_PATTERNS,
     use_cache: bool = True,
     jobs: int | None = None,
+    ranks: Ranks = ALONE,
     on_event: OnEvent = ignore_events,
 ) -> Analysis:
     """Measure a checkpoint's weights exactly, in one streamed pass (fp32 and fp64: two and four).
@@ -39,6 +41,7 @@ def analyze(
         patterns: N:M patterns to measure on the prunable tensors, as such or as text (``2:4``).
         use_cache: reuse, and keep, measurements of this very source.
         jobs: threads; default one per core, eight at most.
+        ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         on_event: receives progress.
 
     Raises:
@@ -50,12 +53,13 @@ def analyze(
     chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _refuse_packed(checkpoint)
+    ranks.check_source(checkpoint)
     started = time.perf_counter()
-    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
+    measured = (load_measured(checkpoint, ranks) if use_cache else None) or Measured()
     try:
         prunable = prunable_names(checkpoint)
         measure_missing(
-            checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event,
+            checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event, ranks=ranks,
             names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float],
         )  # fmt: skip
         refuse_nans(measured, prunable)
@@ -68,9 +72,10 @@ def analyze(
             with_statistics=True,
             jobs=jobs,
             on_event=on_event,
+            ranks=ranks,
         )
         fresh = measured.dirty
-        if use_cache and fresh:
+        if use_cache and fresh and ranks.is_first:
             store_measured(checkpoint, measured)
         result = summarize(checkpoint, measured, prunable, targets, chosen)
         return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
@@ -109,6 +114,7 @@ def measure_missing(
     patterns: Sequence[NM],
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
     pattern_names: Sequence[str] | None = None,
 ) -> None:
     """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
@@ -134,6 +140,7 @@ def measure_missing(
         into=measured,
         jobs=jobs,
         on_event=on_event,
+        ranks=ranks,
     )
 
 

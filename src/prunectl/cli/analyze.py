@@ -88,10 +88,18 @@ def analyze(
     options.warn_of(checkpoint, out)
     from prunectl.analysis.verb import analyze
 
+    ranks = options.ranks_of(context)
     with out.progress() as on_event:
         analysis = analyze(
-            checkpoint, patterns=patterns, use_cache=not no_cache, jobs=jobs, on_event=on_event
+            checkpoint,
+            patterns=patterns,
+            use_cache=not no_cache,
+            jobs=jobs,
+            ranks=ranks,
+            on_event=on_event,
         )
+    if not ranks.is_first:
+        return
     remember_model(checkpoint)
     if verbose:
         how = "kept from before" if analysis.from_cache else "from all weights"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 ARGV = "argv"
 """Key of the arguments, as they were typed, in the object of typer's context."""
+RANKS = "ranks"
+"""Key of the processes that share the command, there too."""
 
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
 _HIDDEN = "***"

@@ -117,6 +117,7 @@ def export(
         return
     from prunectl.exporting.verb import export
 
+    ranks = options.ranks_of(context)
     with out.progress() as on_event:
         result = export(
             checkpoint,
@@ -126,9 +127,12 @@ def export(
             max_shard_size=shard_size,
             force=force,
             jobs=jobs,
+            ranks=ranks,
             command=options.command_of(context, model, choice, checkpoint),
             on_event=on_event,
         )
+    if not ranks.is_first:
+        return
     if not json:
         from prunectl.cli.export_screen import export_screen
 

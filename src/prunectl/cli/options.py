@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunectl import demo
-from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl.cli.command_line import ARGV, RANKS, recorded_command
 from prunectl.cli.output import NO_BARS
 from prunectl.errors import InvalidOption
 from prunectl.settings import Scope
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
     from prunectl.events import OnEvent
+    from prunectl.ranks.ranks import Ranks
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -234,6 +235,12 @@ def command_of(
     if given is None and checkpoint.kind in ("hub", "demo"):
         typed = [typed[0], choice.model, *typed[1:]]
     return recorded_command(typed)
+
+
+def ranks_of(context: typer.Context) -> Ranks:
+    """The processes that share this command."""
+    ranks: Ranks = context.obj[RANKS]
+    return ranks
 
 
 def warn_of(checkpoint: Checkpoint, out: Output) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from prunectl.cli.command_line import visible
-from prunectl.device import is_first_process
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
+from prunectl.ranks.launched import is_first_process
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -160,6 +160,7 @@ def prune(
         return
     from prunectl.pruning.verb import prune
 
+    ranks = options.ranks_of(context)
     with out.progress() as on_event:
         result = prune(
             checkpoint,
@@ -169,9 +170,12 @@ def prune(
             force=force,
             use_cache=not no_cache,
             jobs=jobs,
+            ranks=ranks,
             command=options.command_of(context, model, choice, checkpoint),
             on_event=on_event,
         )
+    if not ranks.is_first:
+        return
     if not json:
         from prunectl.cli.prune_screen import prune_screen
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunectl.cli.command_line import ARGV
+from prunectl.cli.command_line import ARGV, RANKS
 from prunectl.cli.errors import INTERRUPTED, describe
+from prunectl.cli.several import joined, words_of_rank
 from prunectl.cli.shell_scripts import VARIABLE
 
 
@@ -32,21 +33,29 @@ def run(argv: Sequence[str]) -> int:
             from prunectl.cli.completion import respond
 
             return respond(argv, shell)
-        from prunectl.cli.app import app
-
-        typed = {ARGV: list(argv)}
-        code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed) or 0
+        code = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
         return 1
     except (Exception, KeyboardInterrupt) as error:
         code, text = describe(error, argv)
-        print(text, file=sys.stderr)
+        if shown := words_of_rank(error, text):
+            print(shown, file=sys.stderr)
         return int(code)
     if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
         print(describe(KeyboardInterrupt(), argv)[1], file=sys.stderr)
     return int(code)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run the application, with the other processes if it was started as one of several."""
+    from prunectl.cli.app import app
+
+    with joined(argv) as ranks:
+        typed = {ARGV: list(argv), RANKS: ranks}
+        code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed)
+    return int(code or 0)
 
 
 def _replace_closed_streams() -> None:

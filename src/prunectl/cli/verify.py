@@ -25,6 +25,7 @@ EPILOG = options.examples(
 
 
 def verify(
+    context: typer.Context,
     folder: Annotated[
         Path,
         typer.Argument(
@@ -82,6 +83,7 @@ def verify(
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
             jobs=jobs,
+            ranks=options.ranks_of(context),
             on_event=on_event,
         )
     if json:

@@ -16,8 +16,9 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.streaming import Scratch
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def choose_layouts(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Choice]:
     """Read every tensor once and decide how each is stored; by name.
 
@@ -103,7 +105,7 @@ def choose_layouts(
                 raise PatternMismatch(tensor.name, str(counted.broken))
             return _choose(tensor, counted, layout)
 
-        for tensor, choice in run_tensors(tensors, work, jobs):
+        for tensor, choice in ranks.run_tensors(tensors, work, jobs):
             found[tensor.name] = choice
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))

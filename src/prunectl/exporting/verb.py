@@ -23,8 +23,11 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
 from prunectl.pruning.job import protected, side_bytes
+from prunectl.ranks.folder import shared_folder
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.folder import OutputFolder
-from prunectl.sink.parts import PartsWriter
+from prunectl.sink.parts import PartsShard, PartsWriter
+from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.sink.target import check_space
 
@@ -41,6 +44,7 @@ def export(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     force: bool = False,
     jobs: int | None = None,
+    ranks: Ranks = ALONE,
     command: str | None = None,
     on_event: OnEvent = ignore_events,
 ) -> ExportResult:
@@ -59,6 +63,7 @@ def export(
         max_shard_size: bytes of the tensors in one file, stored densely; a number, or ``5GB``.
         force: replace an existing checkpoint at ``output``, once everything is written.
         jobs: threads; default one per core, eight at most.
+        ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         command: recorded in the model card; must hold no secrets.
         on_event: receives progress.
 
@@ -72,7 +77,9 @@ def export(
         on_event(Note(text, warning=True))
     groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
     job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
-    folder = OutputFolder(
+    ranks.check_source(checkpoint)
+    folder = shared_folder(
+        ranks,
         job.target,
         job.fingerprint,
         force=force,
@@ -81,14 +88,16 @@ def export(
     )
     with folder as sink:
         try:
-            stored, resumed = _write(job, sink, jobs, on_event)
+            stored, resumed = _write(job, sink, ranks, jobs, on_event)
             _check_unchanged(checkpoint)
         except (BadCheckpoint, PatternMismatch, InvalidOption):
             sink.discard()  # a later run would only go on towards the same error
             raise
-        result = _result(job, stored, sink, resumed)
-        warnings = write_papers(sink, job, result, stored)
-        sink.commit()
+        result = _result(job, stored, sink, ranks, resumed)
+        warnings: tuple[str, ...] = ()
+        if isinstance(sink, OutputFolder):
+            warnings = write_papers(sink, job, result, stored)
+            sink.commit()
     for text in warnings:
         on_event(Note(text, warning=True))
     return replace(result, warnings=warnings, seconds=time.perf_counter() - started)
@@ -111,9 +120,13 @@ def _check_unchanged(checkpoint: Checkpoint) -> None:
 
 
 def _write(
-    job: Job, sink: OutputFolder, jobs: int | None, on_event: OnEvent
+    job: Job, sink: ResumableFolder, ranks: Ranks, jobs: int | None, on_event: OnEvent
 ) -> tuple[dict[str, Stored], int]:
-    """Write all files that an earlier run has not finished; returns facts by tensor."""
+    """Write all files that an earlier run has not finished, each rank its own.
+
+    Returns:
+        Facts by tensor, and how many files were finished before: on every rank those of all.
+    """
     stored: dict[str, Stored] = {}
     if job.dense:
         check_space(job.target, job.dense.total_bytes + side_bytes(job.checkpoint))
@@ -124,15 +137,16 @@ def _write(
         for record in records or ():
             one = Stored(**{**record, "stored_names": tuple(record["stored_names"])})
             stored[one.name] = one
-    choices = {} if job.dense else _choices(job, set(stored), jobs, on_event)
+    choices = {} if job.dense else _choices(job, set(stored), ranks, jobs, on_event)
     shards = job.dense.shards if job.dense else job.shards
     todo = [shard for shard in shards if found[shard.name] is None]
-    size = sum(spec.nbytes for shard in todo for spec in shard.specs)
-    on_event(PhaseStarted(_PHASE, size))
+    own = ranks.share(todo, _dense_bytes)
+    ours: list[Stored] = []
+    on_event(PhaseStarted(_PHASE, sum(map(_dense_bytes, own))))
     options: dict[str, Any] = {"jobs": jobs, "on_event": on_event, "phase": _PHASE}
     sources = {name: tensor.source for name, tensor in job.outputs.items()}
     with job.checkpoint.open() as reader:
-        for shard in todo:
+        for shard in own:
             writer: ShardWriter | PartsWriter
             if isinstance(shard, Shard):
                 writer = sink.open_shard(shard)
@@ -141,13 +155,20 @@ def _write(
                 writer = sink.open_parts(shard, room_for(shard, choices))
                 written = write_parts(shard, choices, sources, reader, writer, **options)
             sink.finish(writer, [plain(one) for one in written])
-            stored |= {one.name: one for one in written}
+            ours += written
+    if ranks.count > 1:
+        sink.wait()  # what others are told is durable
+    stored |= {one.name: one for one in ranks.gathered(ours)}
     on_event(PhaseDone(_PHASE))
     return stored, len(shards) - len(todo)
 
 
+def _dense_bytes(shard: Shard | PartsShard) -> int:
+    return sum(spec.nbytes for spec in shard.specs)
+
+
 def _choices(
-    job: Job, finished: set[str], jobs: int | None, on_event: OnEvent
+    job: Job, finished: set[str], ranks: Ranks, jobs: int | None, on_event: OnEvent
 ) -> Mapping[str, Choice]:
     """The layout of every tensor to write.
 
@@ -166,6 +187,7 @@ def _choices(
         job.axes,
         jobs=jobs,
         on_event=on_event,
+        ranks=ranks,
     )
     if job.layout == "nm" and not finished and not any(c.layout == "nm" for c in found.values()):
         records = job.manifest.tensors if job.manifest else ()
@@ -192,11 +214,12 @@ def _placed(choice: Choice, names: Collection[str]) -> Choice:
 
 
 def _result(
-    job: Job, stored: Mapping[str, Stored], sink: OutputFolder, resumed: int
+    job: Job, stored: Mapping[str, Stored], sink: ResumableFolder, ranks: Ranks, resumed: int
 ) -> ExportResult:
     shards = job.dense.shards if job.dense else job.shards
     file_of = {spec.name: shard.name for shard in shards for spec in shard.specs}
     sink.wait()
+    sizes = dict(ranks.gathered((name, one["size"]) for name, one in sink.finished.items()))
     tensors = tuple(
         ExportedTensor(
             name=name,
@@ -219,7 +242,7 @@ def _result(
         tensors=tensors,
         source_bytes=sum(file.size for file in job.checkpoint.files),
         dense_bytes=sum(tensor.dense_bytes for tensor in tensors),
-        nbytes=sum(entry["size"] for entry in sink.finished.values()),
+        nbytes=sum(sizes.values()),
         shards=len(shards),
         resumed_shards=resumed,
         seconds=0.0,

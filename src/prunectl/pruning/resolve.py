@@ -17,6 +17,7 @@ from prunectl.plan import Plan, Pool
 from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
 from prunectl.pruning.row_blocks import Ranges
 from prunectl.pruning.row_budget import TakenRows, take_rows
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import ROW_BLOCK, Scope
 
 
@@ -56,13 +57,14 @@ def resolve_plan(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> Resolution:
     """Find the numbers that depend on the weights; reads only what ``measured`` lacks.
 
     Raises:
         NaNWeights: a tensor whose magnitudes are compared holds NaN.
     """
-    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event)
+    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event, ranks=ranks)
     edits: dict[str, Edit] = {}
     reasons: dict[str, str] = {}
     thresholds: list[float | None] = []
@@ -75,7 +77,9 @@ def resolve_plan(
             pass  # the calibration chooses them
         elif pool.by_rows:
             present = {name: measured.facts[name].zeros for name in pool.members}
-            rows |= take_rows(checkpoint, plan, index, present, jobs=jobs, on_event=on_event)
+            rows |= take_rows(
+                checkpoint, plan, index, present, jobs=jobs, on_event=on_event, ranks=ranks
+            )
         elif pool.is_budget:
             taken = take_budget(pool, fitting, measured)
             for name in fitting:
@@ -90,7 +94,9 @@ def resolve_plan(
             assert pool.sparsity is not None
             edits.update((name, CutRows(pool.sparsity)) for name in fitting)
         else:
-            cuts, found = _cut(checkpoint, pool, measured, jobs=jobs, on_event=on_event)
+            cuts, found = _cut(
+                checkpoint, pool, measured, jobs=jobs, on_event=on_event, ranks=ranks
+            )
             edits.update(cuts)
             forecasts.update(found)
             threshold = _one_threshold(pool, cuts)
@@ -108,7 +114,13 @@ def mask_resolution(plan: Plan, reader: TensorReader) -> Resolution:
 
 
 def _measure(
-    checkpoint: Checkpoint, plan: Plan, measured: Measured, *, jobs: int | None, on_event: OnEvent
+    checkpoint: Checkpoint,
+    plan: Plan,
+    measured: Measured,
+    *,
+    jobs: int | None,
+    on_event: OnEvent,
+    ranks: Ranks,
 ) -> None:
     """One pass for everything that the pools' targets depend on."""
     compared = [
@@ -128,6 +140,7 @@ def _measure(
         pattern_names=[name for pool in whole for name in pool.members],
         jobs=jobs,
         on_event=on_event,
+        ranks=ranks,
     )
     refuse_nans(measured, [*compared, *budgeted])
 
@@ -144,13 +157,16 @@ def _cut(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Cut], dict[str, Forecast]]:
     """Cuts for scopes global and tensor, and what they give."""
     assert pool.sparsity is not None
     facts = measured.facts
     if pool.scope is Scope.TENSOR:
         counts = {name: pruned_count(pool.sparsity, facts[name].numel) for name in pool.members}
-        own = find_own_targets(checkpoint, measured, counts, jobs=jobs, on_event=on_event)
+        own = find_own_targets(
+            checkpoint, measured, counts, jobs=jobs, on_event=on_event, ranks=ranks
+        )
         cuts: dict[str, Cut] = {}
         forecasts: dict[str, Forecast] = {}
         for name, one in own.items():
@@ -166,6 +182,7 @@ def _cut(
         with_statistics=False,
         jobs=jobs,
         on_event=on_event,
+        ranks=ranks,
     )
     return _cuts(measured, pool.members, target)
 

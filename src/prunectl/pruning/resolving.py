@@ -14,6 +14,7 @@ from prunectl.events import OnEvent
 from prunectl.pruning.job import Job
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import Method
 
 
@@ -24,6 +25,7 @@ def resolved(
     use_cache: bool,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
     measured: Measured | None = None,
 ) -> Iterator[tuple[Job, Resolution]]:
     """What happens to every tensor, known in full; inside of the block it can be carried out.
@@ -50,9 +52,16 @@ def resolved(
             job = replace(job, mask_digest=check_bits(masks, reader, on_event))
             resolution = mask_resolution(job.plan, reader)
         elif job.settings.method is Method.MAGNITUDE:
-            known = measured or (load_measured(job.checkpoint) if use_cache else None) or Measured()
+            cached = load_measured(job.checkpoint, ranks) if use_cache and not measured else None
+            known = measured or cached or Measured()
             try:
-                resolution = _resolve(job, known, use_cache=use_cache, jobs=jobs, on_event=on_event)
+                found = resolve_plan(
+                    job.checkpoint, job.plan, known, jobs=jobs, on_event=on_event, ranks=ranks
+                )
+                # Hosts with other processors may add up floats otherwise: one of them decides.
+                resolution = ranks.told(found)
+                if use_cache and known.dirty and ranks.is_first:
+                    store_measured(job.checkpoint, known)
             finally:
                 if known is not measured:
                     known.close()
@@ -63,13 +72,3 @@ def resolved(
 
             resolution = stack.enter_context(calibrated(job, resolution, on_event))
         yield job, resolution
-
-
-def _resolve(
-    job: Job, measured: Measured, *, use_cache: bool, jobs: int | None, on_event: OnEvent
-) -> Resolution:
-    """Find the thresholds, with the measurements that are known, and keep those that are new."""
-    resolution = resolve_plan(job.checkpoint, job.plan, measured, jobs=jobs, on_event=on_event)
-    if use_cache and measured.dirty:
-        store_measured(job.checkpoint, measured)
-    return resolution

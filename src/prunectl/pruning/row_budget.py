@@ -26,8 +26,9 @@ from prunectl.pruning.row_blocks import (
     merged,
     rows_of_matrix,
 )
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import ROW_BLOCK
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.streaming import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def take_rows(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> dict[str, TakenRows]:
     """Which rows of a pool's tensors take its pattern, in one pass over those that can.
 
@@ -99,7 +101,7 @@ def take_rows(
             assert axis is not None  # or it would not fit the pattern
             return list(block_losses(tensor, axis, pattern, reader, scratch))
 
-        for tensor, matrices in run_tensors(tensors, work, jobs):
+        for tensor, matrices in ranks.run_tensors(tensors, work, jobs):
             axis = axes[tensor.name]
             assert axis is not None
             found[tensor.name] = _take(tensor, axis, matrices, shares)

@@ -19,6 +19,8 @@ from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.resolving import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
+from prunectl.ranks.folder import shared_folder
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
 
@@ -34,6 +36,7 @@ def prune(
     force: bool = False,
     use_cache: bool = True,
     jobs: int | None = None,
+    ranks: Ranks = ALONE,
     command: str | None = None,
     on_event: OnEvent = ignore_events,
 ) -> PruneResult:
@@ -54,6 +57,7 @@ def prune(
         force: replace an existing checkpoint at ``output``, once everything is written.
         use_cache: use, and keep, measurements of this very source.
         jobs: threads; default one per core, eight at most.
+        ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         command: recorded in the model card; must hold no secrets.
         on_event: receives progress.
 
@@ -67,20 +71,30 @@ def prune(
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     for text in job.plan.notes:
         on_event(Note(text))
-    with resolved(job, use_cache=use_cache, jobs=jobs, on_event=on_event) as (job, resolution):
-        result = _write(job, resolution, force=force, jobs=jobs, on_event=on_event)
-    sweep(job.target)
+    ranks.check_source(checkpoint)
+    with resolved(job, use_cache=use_cache, jobs=jobs, on_event=on_event, ranks=ranks) as found:
+        job, resolution = found
+        result = _write(job, resolution, ranks, force=force, jobs=jobs, on_event=on_event)
+    if ranks.is_first:
+        sweep(job.target)
     for text in result.warnings:
         on_event(Note(text, warning=True))
     return replace(result, seconds=time.perf_counter() - started)
 
 
 def _write(
-    job: Job, resolution: Resolution, *, force: bool, jobs: int | None, on_event: OnEvent
+    job: Job,
+    resolution: Resolution,
+    ranks: Ranks,
+    *,
+    force: bool,
+    jobs: int | None,
+    on_event: OnEvent,
 ) -> PruneResult:
     """Write the output, whole or not at all."""
     checkpoint = job.checkpoint
-    folder = OutputFolder(
+    folder = shared_folder(
+        ranks,
         job.target,
         fingerprint(job),
         force=force,
@@ -89,7 +103,7 @@ def _write(
     )
     with folder as sink:
         try:
-            written, resumed = write_weights(job, resolution, sink, jobs, on_event)
+            written, resumed = write_weights(job, resolution, sink, ranks, jobs, on_event)
             check_written(job.target, checkpoint, resolution, job.outputs, written)
         except (NaNWeights, SourceChanged, BadMaskFile, DamagedWork) as error:
             sink.discard()  # a later run would only go on towards the same error
@@ -99,6 +113,7 @@ def _write(
         result = build_result(
             job.target, checkpoint, job.plan, resolution, job.outputs, job.layout, written, resumed
         )
-        write_papers(sink, checkpoint, result, arguments(job), job.layout, job.command)
-        sink.commit()
+        if isinstance(sink, OutputFolder):
+            write_papers(sink, checkpoint, result, arguments(job), job.layout, job.command)
+            sink.commit()
     return result

@@ -13,7 +13,8 @@ from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.transform import Written, write_tensor
-from prunectl.sink.folder import OutputFolder
+from prunectl.ranks.ranks import Ranks
+from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
 
@@ -29,9 +30,18 @@ class _Batch:
 
 
 def write_weights(
-    job: Job, resolution: Resolution, sink: OutputFolder, jobs: int | None, on_event: OnEvent
+    job: Job,
+    resolution: Resolution,
+    sink: ResumableFolder,
+    ranks: Ranks,
+    jobs: int | None,
+    on_event: OnEvent,
 ) -> tuple[dict[str, Written], int]:
-    """Write all shards that an earlier run has not finished; returns facts by tensor."""
+    """Write all shards that an earlier run has not finished, each rank its own.
+
+    Returns:
+        Facts by tensor, and how many shards were finished before: on every rank those of all.
+    """
     phase = "writing weights"
     written: dict[str, Written] = {}
     todo: list[Shard] = []
@@ -41,25 +51,30 @@ def write_weights(
             todo.append(shard)
         else:
             written.update((record["name"], Written(**record)) for record in records)
-    on_event(PhaseStarted(phase, sum(shard.size for shard in todo)))
+    own = ranks.share(todo, lambda shard: shard.size)
+    ours: dict[str, Written] = {}
+    on_event(PhaseStarted(phase, sum(shard.size for shard in own)))
     with job.checkpoint.open() as reader:
 
         def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
             one = partial(_one, job, resolution, reader, batch.writer, scratch)
             return batch, [one(name) for name in batch.names]
 
-        for batch, results in run_ordered(_batches(todo, sink), work, jobs):
-            written.update((result.name, result) for result in results)
+        for batch, results in run_ordered(_batches(own, sink), work, jobs):
+            ours.update((result.name, result) for result in results)
             size = sum(job.outputs[name].spec.nbytes for name in batch.names)
             on_event(Advanced(phase, size, batch.shard.name))
             if batch.last:
                 names = [spec.name for spec in batch.shard.specs]
-                sink.finish(batch.writer, [plain(written[name]) for name in names])
+                sink.finish(batch.writer, [plain(ours[name]) for name in names])
+    if ranks.count > 1:
+        sink.wait()  # what others are told is durable
+    written.update((result.name, result) for result in ranks.gathered(ours.values()))
     on_event(PhaseDone(phase))
     return written, len(job.layout.shards) - len(todo)
 
 
-def _batches(shards: Sequence[Shard], sink: OutputFolder) -> Iterator[_Batch]:
+def _batches(shards: Sequence[Shard], sink: ResumableFolder) -> Iterator[_Batch]:
     """Open shards as they are come to, and cut them into batches of small tensors."""
     for shard in shards:
         writer = sink.open_shard(shard)

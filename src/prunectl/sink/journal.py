@@ -6,6 +6,9 @@ its own BLAKE3; from the first on that is torn or damaged, nothing counts.
 It lies beside the work folder, so that the finished folder never holds it, and names the folder by
 inode, so that an old output that was just exchanged into the work folder's place is not mistaken
 for half a new one.
+
+Several processes that write one output have a journal each, since a shared disk does not keep their
+lines apart: that of a further one is a *guest's*. The next run takes over what the guests noted.
 """
 
 from __future__ import annotations
@@ -114,13 +117,33 @@ class Journal:
         """Keep a JSON value; returns once the line is durable."""
         self._append({"key": key, "value": value})
 
+    def take_over(self, guest: Path, fingerprint: str, work: Path, target: Path) -> Entries:
+        """Note what a guest of an earlier run has finished, and delete its journal.
+
+        Raises:
+            OutputConflict: the guest still works.
+        """
+        journal = Journal(guest, target)
+        try:
+            found = journal.load(fingerprint, work) or Entries()
+            for entry in found.finished.values():
+                self._append(entry)
+        finally:
+            journal.remove()
+        return found
+
+    def digest(self) -> str:
+        """BLAKE3 of what it holds: who sees the same file sees the same folder."""
+        return blake3(self._read()).hexdigest()
+
     def close(self) -> None:
         """Release the lock; the journal stays for a later run."""
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Delete the journal, then release the lock."""
-        self._path.unlink(missing_ok=True)
+        """Delete the journal and those of guests, then release the lock."""
+        for path in (self._path, *guests(self._path)):
+            path.unlink(missing_ok=True)
         os.close(self._fd)
 
     def _first_line(self, fingerprint: str, work: Path) -> JsonObject:
@@ -142,6 +165,26 @@ class Journal:
         while data.nbytes:
             data = data[os.write(self._fd, data) :]
         os.fsync(self._fd)
+
+
+def guest_journal(path: Path, number: int) -> Path:
+    """The journal of a further process, of rank ``number``, beside the first one's."""
+    return path.with_name(f"{path.name}-{number}")
+
+
+def guests(path: Path) -> list[Path]:
+    """Journals of guests that are there."""
+    begin = f"{path.name}-"
+    found = (entry for entry in path.parent.iterdir() if entry.name.startswith(begin))
+    return sorted(entry for entry in found if entry.name.removeprefix(begin).isdecimal())
+
+
+def has_entries(path: Path) -> bool:
+    """Whether a journal, which another process may have open, notes more than its beginning."""
+    try:
+        return len(_whole_lines(path.read_bytes())[0]) > 1
+    except OSError:
+        return False
 
 
 def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
@@ -166,7 +209,8 @@ def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
         if finished:
             for old in olds:
                 shutil.rmtree(old, ignore_errors=True)
-            path.unlink(missing_ok=True)
+            for one in (path, *guests(path)):
+                one.unlink(missing_ok=True)
     except OSError:
         return
     finally:

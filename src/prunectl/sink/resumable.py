@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.sink.journal import Entries, Journal, JsonObject, is_entry_of
+from prunectl.sink.journal import (
+    Entries,
+    Journal,
+    JsonObject,
+    guests,
+    has_entries,
+    is_entry_of,
+)
 from prunectl.sink.osfiles import make_parents, os_errors, remove, sync_folder
 from prunectl.sink.parts import PartsShard, PartsWriter
 from prunectl.sink.shards import Shard, ShardWriter
@@ -89,6 +96,11 @@ class ResumableFolder:
 
     def _resume_or_start(self) -> None:
         found = self._journal.load(self._fingerprint, self.work)
+        for guest in guests(self._journal_path):
+            more = self._journal.take_over(guest, self._fingerprint, self.work, self._asked)
+            if found is not None:
+                found.finished.update(more.finished)
+                found.damaged.update(more.damaged)
         if found is None:
             if self.work.exists():
                 shutil.rmtree(self.work)
@@ -200,6 +212,11 @@ class ResumableFolder:
 
     # --- ending ---------------------------------------------------------------------------------
 
+    def seen(self) -> str:
+        """What is the same for all processes that see this very folder, and for no others."""
+        with os_errors(self._asked):
+            return self._journal.digest()
+
     def discard(self) -> None:
         """When the block is left, remove finished shards too, and the folders made for them.
 
@@ -229,13 +246,17 @@ class ResumableFolder:
                 return  # something else was put there meanwhile
 
     def _is_kept(self) -> bool:
-        return bool(self.finished or self._remembered) and not self._discarded
+        noted = self.finished or self._remembered
+        by_guests = any(has_entries(guest) for guest in guests(self._journal_path))
+        return bool(noted or by_guests) and not self._discarded
 
     def _tell_kept(self, error: KeyboardInterrupt) -> None:
         """Say how to go on, once: an output and what it is made from may both be left by this."""
         if not self._is_kept() or getattr(error, "__notes__", None):
             return
-        kept = self._finished() if self.finished else "what was measured"
+        kept = "what was measured" if self._remembered else "what other ranks finished"
+        if self.finished:
+            kept = self._finished()
         text = f"{self._asked}: kept {kept}; the same command goes on from there"
         error.add_note(text)
         self._on_event(Note(text))

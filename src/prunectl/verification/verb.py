@@ -22,6 +22,7 @@ from prunectl.errors import (
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model, stored_layouts
 from prunectl.pattern import pruned_count
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
@@ -41,6 +42,7 @@ def verify(
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     jobs: int | None = None,
+    ranks: Ranks = ALONE,
     on_event: OnEvent = ignore_events,
 ) -> VerifyReport:
     """Re-read an output of ``prune`` and compare it with its manifest and its source.
@@ -53,6 +55,7 @@ def verify(
         token, cache_dir: for a source on the Hub.
         trust_remote_code: let the model's own code build its module tree.
         jobs: threads.
+        ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         on_event: receives progress.
 
     Returns:
@@ -74,14 +77,18 @@ def verify(
     opener = partial(_open_recorded, manifest, token, cache_dir, on_event)
     origin = _find_source(opener, source, findings, on_event)
     zeros = tensors = 0
+    output: Checkpoint | SourceError
     try:
         output = open_model(path, trust_remote_code=trust_remote_code)
     except SourceError as error:
-        findings.add("files", path.name, f"cannot be read as a checkpoint: {error.message}")
+        output = error
+    _check_ranks(ranks, output, origin)
+    if isinstance(output, SourceError):
+        findings.add("files", path.name, f"cannot be read as a checkpoint: {output.message}")
         skipped = set(CHECKS) - {"files", "side files", "index"}
         findings.impossible.update(dict.fromkeys(skipped, "the weights cannot be read"))
     else:
-        zeros = _check_tensors(output, manifest, origin, findings, jobs, on_event)
+        zeros = _check_tensors(output, manifest, origin, findings, ranks, jobs, on_event)
         tensors = len(output.tensors)
         _check_loads(output, manifest, findings, on_event)
     if origin is not None:
@@ -90,6 +97,14 @@ def verify(
         path, tensors, zeros, tuple(findings.checks()), tuple(findings.differences),
         time.perf_counter() - started,
     )  # fmt: skip
+
+
+def _check_ranks(ranks: Ranks, output: Checkpoint | SourceError, origin: Source | None) -> None:
+    """See to it that all ranks compare the same things."""
+    opened = output.message if isinstance(output, SourceError) else output.identity()
+    source = origin.checkpoint.identity() if origin else None
+    hint = "all need the output and its source, from a shared disk or the Hub"
+    ranks.check_same("output and source", (opened, source), hint=hint)
 
 
 def _find_source(
@@ -144,6 +159,7 @@ def _check_tensors(
     manifest: Manifest,
     origin: Source | None,
     findings: Findings,
+    ranks: Ranks,
     jobs: int | None,
     on_event: OnEvent,
 ) -> int:
@@ -170,7 +186,7 @@ def _check_tensors(
             findings.add("layout", name, detail)
     zeros = 0
     for _, found, differences in check_weights(
-        output, records, origin, jobs=jobs, on_event=on_event
+        output, records, origin, jobs=jobs, on_event=on_event, ranks=ranks
     ):
         findings.differences += differences
         zeros += found.zeros

@@ -25,8 +25,9 @@ from prunectl.magnitude.masks import (
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.pruning.edits import axis_view
 from prunectl.pruning.row_blocks import row_parts
+from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.records import TensorRecord
-from prunectl.streaming import Bytes, Scratch, run_tensors
+from prunectl.streaming import Bytes, Scratch
 from prunectl.verification.result import Difference
 
 
@@ -65,6 +66,7 @@ def check_weights(
     *,
     jobs: int | None,
     on_event: OnEvent,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[TensorRecord, Found, list[Difference]]]:
     """Read every tensor once; yields its record, what was counted, and the differences."""
     tensors = [tensor for tensor in output.tensors if tensor.name in records]
@@ -84,7 +86,7 @@ def check_weights(
             read = None if original is None or origin is None else _reader_of(origin, original)
             return _examine(tensor, record, reader, read, scratch)
 
-        for tensor, found in run_tensors(tensors, work, jobs):
+        for tensor, found in ranks.run_tensors(tensors, work, jobs):
             record = records[tensor.name]
             yield record, found, list(_judge(tensor, record, found, source))
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))

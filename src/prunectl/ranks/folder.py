@@ -1,0 +1,55 @@
+"""One output folder that all ranks write into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prunectl.events import OnEvent
+from prunectl.ranks.ranks import Ranks
+from prunectl.sink.folder import OutputFolder
+from prunectl.sink.guest import GuestFolder
+from prunectl.sink.resumable import ResumableFolder
+
+_SHARE = "give -o a folder on a disk that all hosts share"
+
+
+@contextmanager
+def shared_folder(
+    ranks: Ranks,
+    target: Path,
+    fingerprint: str,
+    *,
+    force: bool,
+    protected: Sequence[Path],
+    on_event: OnEvent,
+) -> Iterator[ResumableFolder]:
+    """The output folder; on the first rank an :class:`OutputFolder`, which alone is committed.
+
+    Raises:
+        RanksDiffer: a rank sees another source, was asked for something else, or does not see the
+            folder. OutputConflict, CannotWrite, NoSpace: as :class:`OutputFolder`.
+    """
+    ranks.check_same(
+        "weights and settings",
+        fingerprint,
+        hint="all need the same files, the same command and the same versions of prunectl, torch "
+        "and transformers",
+    )
+    if ranks.is_first:
+        folder = OutputFolder(
+            target, fingerprint, force=force, protected=protected, on_event=on_event
+        )
+        with folder as sink:
+            seen, _ = ranks.told((sink.seen(), sink.finished))
+            ranks.check_same("output folder", seen, hint=_SHARE)
+            yield sink
+        return
+    nothing: tuple[str, dict[str, Any]] = ("", {})
+    wanted, finished = ranks.told(nothing)
+    guest = GuestFolder(target, fingerprint, ranks.number, finished)
+    ranks.check_same("output folder", guest.sees(wanted), hint=_SHARE)
+    with guest:
+        yield guest

@@ -1,0 +1,104 @@
+"""How the processes of one command find one another, and how they part."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from prunectl.errors import PrunectlError
+from prunectl.ranks.errors import RanksDiffer, RanksLost
+from prunectl.ranks.launched import launched
+from prunectl.ranks.link import Link
+from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.ranks.watch import Watch
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_MEETING = datetime.timedelta(minutes=10)
+"""How long a process waits for the others to start."""
+_FIRST_SPEAKS = 0.5
+"""Seconds that another rank waits with its error: often all of them meet the same one."""
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun or ``accelerate launch`` has started for one command.
+
+    One that was started alone is alone. When a process leaves the block by an error, the others
+    leave it within seconds, with :class:`RankFailed` saying why; and so they do if one is killed.
+    It is entered in the main thread: others' errors arrive there as Ctrl-C does.
+
+    Raises:
+        RankFailed: another process could not go on. RanksLost: the processes cannot be joined.
+        ValueError: not the main thread.
+    """
+    rank, count = launched()
+    if count == 1:
+        yield ALONE
+        return
+    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
+    try:
+        store, link = _met(rank, count)
+        watch = Watch(store.clone(), rank, count)  # type: ignore[attr-defined]
+        try:
+            yield Ranks(link)
+            link.bytes_of(0)  # nobody leaves before all are done
+        except BaseException as error:
+            other = _other(watch, error, rank)
+            if other is None and not isinstance(error, RanksDiffer):
+                watch.fail(*_words(error))
+            watch.end()
+            watch.wait_for_others()
+            if other is not None:
+                raise other from error
+            raise
+        watch.end()
+        with contextlib.suppress(RuntimeError):
+            link.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _other(watch: Watch, error: BaseException, rank: int) -> PrunectlError | None:
+    """The error that is behind this one, in another process; None if this one is the first."""
+    waits = rank != 0 or isinstance(error, RanksLost)
+    until = time.monotonic() + (_FIRST_SPEAKS if waits else 0.0)
+    while True:
+        other = watch.lost or watch.failure()
+        if other is not None or time.monotonic() > until:
+            return other
+        time.sleep(0.02)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C, what torchrun sends when another process has ended, and what our own watch sends."""
+    raise KeyboardInterrupt
+
+
+def _met(rank: int, count: int) -> tuple[Store, Link]:
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://", rank, count, timeout=_MEETING))
+        return PrefixStore("prunectl", store), Link(store, rank, count)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RanksLost(f"they did not meet ({str(error).splitlines()[0]})") from None
+
+
+def _words(error: BaseException) -> tuple[str, str, int]:
+    """What the others are told of an error: what happened, what to do, and the exit code."""
+    if isinstance(error, PrunectlError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "was interrupted", "", 130
+    return f"{type(error).__name__}: {error}", "", 1

@@ -1,0 +1,167 @@
+"""The processes that work on one command, as the verbs see them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, TypeVar
+
+from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.plain import plain
+from prunectl.ranks.errors import RanksDiffer
+from prunectl.ranks.link import Link
+from prunectl.ranks.shares import piles, slices
+from prunectl.streaming import Scratch, run_tensors
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MESSAGE = 16 << 20
+"""Bytes of results that are sent together, and of those that wait in memory to be sent."""
+
+
+class Ranks:
+    """This process and those that work on the same command; alone without a link.
+
+    All of them run the same code on the same input. What they share out, each does a part of, and
+    every one gets the results of all, in the same order: whatever is decided by these is decided
+    alike everywhere, and nothing depends on how many there are. Every method is called by all ranks
+    alike, and in the same order.
+
+    Attributes:
+        number, count: this process's rank, and how many there are.
+    """
+
+    def __init__(self, link: Link | None = None) -> None:
+        self._link = link
+        self.number = link.rank if link else 0
+        self.count = link.count if link else 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes what there is once: index, manifest, the screen."""
+        return self.number == 0
+
+    def run_tensors(
+        self,
+        tensors: Sequence[StoredTensor],
+        work: Callable[[StoredTensor, Scratch], Result],
+        jobs: int | None = None,
+    ) -> Iterator[tuple[StoredTensor, Result]]:
+        """:func:`prunectl.streaming.run_tensors`, each rank on a run of neighbours.
+
+        Yields:
+            All tensors with their results, in the order of ``tensors``, on every rank. What
+            ``work`` returns must be of the kind that can be pickled.
+        """
+        if self._link is None:
+            yield from run_tensors(tensors, work, jobs)
+            return
+        own = self.part(tensors)
+        found = (result for _, result in run_tensors(own, work, jobs))
+        yield from zip(tensors, self.gathered(found), strict=True)
+
+    def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
+        """The tensors that this rank works on in :meth:`run_tensors`."""
+        if self._link is None:
+            return tensors
+        mine = slices([tensor.spec.nbytes for tensor in tensors], self.count)[self.number]
+        return tensors[mine.start : mine.stop]
+
+    def share(self, items: Sequence[Item], size: Callable[[Item], int]) -> list[Item]:
+        """The items that this rank does: dealt out by size, the largest first."""
+        if self._link is None:
+            return list(items)
+        return [items[i] for i in piles([size(item) for item in items], self.count)[self.number]]
+
+    def gathered(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items of all ranks, those of the first rank first, on every one of them.
+
+        What a rank makes is made before anything is sent, and waits in a file.
+        """
+        if self._link is None:
+            yield from items
+            return
+        with tempfile.SpooledTemporaryFile(max_size=_MESSAGE) as spool:
+            sizes = [len(message) for message in _messages(items) if spool.write(message)]
+            spool.seek(0)
+            for source in range(self.count):
+                mine = iter(sizes) if source == self.number else None
+                while message := self._link.bytes_of(source, _next(spool, mine)):
+                    yield from _items(message)
+
+    def told(self, value: Item) -> Item:
+        """What the first rank has for a value, on every rank; that of the others counts nothing."""
+        if self._link is None:
+            return value
+        data = self._link.bytes_of(0, pickle.dumps(value) if self.is_first else b"")
+        first: Item = pickle.loads(data)
+        return first
+
+    def file_of_first(self, file: IO[bytes] | None) -> IO[bytes] | None:
+        """The bytes of a file that the first rank has open, to read from here; None if it has none.
+
+        On the first rank it is the file itself.
+        """
+        if self._link is None or not self.told(file is not None):
+            return file
+        copy: IO[bytes] = file or tempfile.SpooledTemporaryFile(max_size=_MESSAGE)  # noqa: SIM115
+        while data := self._link.bytes_of(0, copy.read(_MESSAGE) if self.is_first else b""):
+            if not self.is_first:
+                copy.write(data)
+        copy.seek(0)
+        return copy
+
+    def check_same(self, what: str, value: object, *, hint: str) -> None:
+        """See to it that every rank has the same value.
+
+        Raises:
+            RanksDiffer: on all ranks, naming the first that has another.
+        """
+        if self._link is None:
+            return
+        values = list(self.gathered([value]))
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise RanksDiffer(what, rank, hint=hint)
+
+    def check_source(self, checkpoint: Checkpoint) -> None:
+        """See to it that every rank has opened the same weights, and takes them for the same.
+
+        Raises:
+            RanksDiffer: as :meth:`check_same`.
+        """
+        if self._link is not None:
+            seen = (checkpoint.identity(), plain(checkpoint.roles.roles))
+            hint = (
+                "all need the same files, from a shared disk or the Hub, and the same transformers"
+            )
+            self.check_same("weights", seen, hint=hint)
+
+
+ALONE = Ranks()
+
+
+def _messages(items: Iterable[Item]) -> Iterator[bytes]:
+    """Pickles one after another, about ``_MESSAGE`` bytes of them at a time."""
+    batch = bytearray()
+    for item in items:
+        batch += pickle.dumps(item)
+        if len(batch) >= _MESSAGE:
+            yield bytes(batch)
+            batch.clear()
+    if batch:
+        yield bytes(batch)
+
+
+def _items(message: bytes) -> Iterator[Any]:
+    stream = io.BytesIO(message)
+    while stream.tell() < len(message):
+        yield pickle.load(stream)
+
+
+def _next(spool: IO[bytes], sizes: Iterator[int] | None) -> bytes:
+    return b"" if sizes is None else spool.read(next(sizes, 0))

@@ -1,0 +1,71 @@
+"""What a further process writes into the folder that the first one has opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from blake3 import blake3
+
+from prunectl.sink.journal import Journal, JsonObject, guest_journal
+from prunectl.sink.osfiles import os_errors
+from prunectl.sink.resumable import ResumableFolder
+from prunectl.sink.target import journal_file, work_folder
+
+_APPEARS = 15.0
+"""Seconds until a shared disk shows one host what another has written."""
+
+
+class GuestFolder(ResumableFolder):
+    """Shards of an :class:`OutputFolder` that another process has open, and will put in place.
+
+    Nothing is ever removed but what is half written: what it finishes, it notes in a journal of its
+    own, which the first process takes over when it goes on from here, and deletes when it is done.
+
+    Args:
+        target, fingerprint: as of the first process. number: of this one, from 1.
+        finished: what the first one goes on from.
+    """
+
+    def __init__(
+        self, target: Path, fingerprint: str, number: int, finished: Mapping[str, JsonObject]
+    ) -> None:
+        with os_errors(target):
+            real = target.resolve()
+        own = guest_journal(journal_file(real), number)
+        super().__init__(work_folder(real), own, target, fingerprint)
+        self._first = journal_file(real)
+        self.finished = dict(finished)
+        self._found = frozenset(finished)
+
+    def sees(self, wanted: str) -> str:
+        """:meth:`ResumableFolder.seen`, from outside; '' if ``wanted`` does not appear in time."""
+        until = time.monotonic() + _APPEARS
+        while True:
+            try:
+                found = blake3(self._first.read_bytes()).hexdigest()
+            except OSError:
+                found = ""
+            if found == wanted and self.work.is_dir():
+                return found
+            if time.monotonic() > until:
+                return ""
+            time.sleep(0.2)
+
+    def __enter__(self) -> Self:
+        with os_errors(self._asked):
+            self._journal = Journal(self._journal_path, self._asked)
+        self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
+        try:
+            with os_errors(self._asked):
+                self._journal.restart(self._fingerprint, self.work)
+        except BaseException:
+            self._give_up(keep=True)
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._give_up(keep=True)
