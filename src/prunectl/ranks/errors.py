@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from prunectl.errors import PrunectlError
 
 
@@ -36,3 +38,9 @@ class RanksDiffer(PrunectlError):
     def __init__(self, what: str, rank: int, *, hint: str) -> None:
         super().__init__(f"rank {rank} and rank 0 do not see the same {what}", hint=hint)
         self.what, self.rank = what, rank
+
+
+def in_short(error: BaseException) -> str:
+    """The first sentence of what torch says, without the place in its source."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^\[[^\]]*\]\s*", "", line).split(". ")[0].rstrip(".")

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from prunectl.errors import PrunectlError
-from prunectl.ranks.errors import RanksDiffer, RanksLost
+from prunectl.ranks.errors import RanksDiffer, RanksLost, in_short
 from prunectl.ranks.launched import launched
 from prunectl.ranks.link import Link
 from prunectl.ranks.ranks import ALONE, Ranks
@@ -92,7 +92,7 @@ def _met(rank: int, count: int) -> tuple[Store, Link]:
         store, _, _ = next(rendezvous("env://", rank, count, timeout=_MEETING))
         return PrefixStore("prunectl", store), Link(store, rank, count)
     except (RuntimeError, ValueError, OSError) as error:
-        raise RanksLost(f"they did not meet ({str(error).splitlines()[0]})") from None
+        raise RanksLost(f"they did not meet ({in_short(error)})") from None
 
 
 def _words(error: BaseException) -> tuple[str, str, int]:

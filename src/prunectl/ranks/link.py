@@ -6,7 +6,7 @@ import datetime
 import time
 from typing import TYPE_CHECKING, Any
 
-from prunectl.ranks.errors import RanksLost
+from prunectl.ranks.errors import RanksLost, in_short
 
 if TYPE_CHECKING:
     import torch
@@ -90,4 +90,4 @@ class Link:
                 pause = min(2 * pause, 0.02)
             work.wait()
         except RuntimeError as error:
-            raise RanksLost(str(error).splitlines()[0]) from error
+            raise RanksLost(in_short(error)) from error

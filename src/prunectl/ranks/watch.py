@@ -15,13 +15,13 @@ import threading
 import time
 from typing import Any
 
-from prunectl.ranks.errors import RankFailed, RanksLost
+from prunectl.ranks.errors import RankFailed, RanksLost, in_short
 
 _EVERY = 0.5
 """Seconds from one look at the others to the next."""
 _SILENT = 30.0
 """Seconds without a sign of life after which a process is given up."""
-_PARTING = 5.0
+_PARTING = 2.0
 _FAILED = "failed"
 
 
@@ -82,7 +82,7 @@ class Watch:
                 self._store.add(f"alive/{self._rank}", 1)
                 self.lost = self.failure() or self._neighbour()
             except RuntimeError as error:
-                self.lost = RanksLost(f"their meeting place is gone ({str(error).splitlines()[0]})")
+                self.lost = RanksLost(f"their meeting place is gone ({in_short(error)})")
             if self.lost is not None:
                 if self._main is not None:
                     signal.pthread_kill(self._main, signal.SIGINT)
