@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,10 @@ _FIRST_SPEAKS = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+_groups = itertools.count()
+"""Every time that processes join, they meet under another name in the same store."""
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The processes that torchrun or ``accelerate launch`` has started for one command.
@@ -44,14 +50,14 @@ def joined_ranks() -> Iterator[Ranks]:
     if count == 1:
         yield ALONE
         return
-    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
-    try:
+    with _interruptible() as interruptible:
         store, link = _met(rank, count)
-        watch = Watch(store.clone(), rank, count)  # type: ignore[attr-defined]
+        watch = Watch(store, rank, count)
         try:
             yield Ranks(link)
             link.bytes_of(0)  # nobody leaves before all are done
         except BaseException as error:
+            interruptible.clear()
             other = _other(watch, error, rank)
             if other is None and not isinstance(error, RanksDiffer):
                 watch.fail(*_words(error))
@@ -60,9 +66,26 @@ def joined_ranks() -> Iterator[Ranks]:
             if other is not None:
                 raise other from error
             raise
+        interruptible.clear()
         watch.end()
         with contextlib.suppress(RuntimeError):
             link.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """While the event is set: Ctrl-C, what torchrun sends when another process has ended, and what
+    our own watch sends raise KeyboardInterrupt, also where a shell has these ignored."""
+    wanted = threading.Event()
+    wanted.set()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if wanted.is_set():
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _STOPPING}
+    try:
+        yield wanted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -79,18 +102,14 @@ def _other(watch: Watch, error: BaseException, rank: int) -> PrunectlError | Non
         time.sleep(0.02)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C, what torchrun sends when another process has ended, and what our own watch sends."""
-    raise KeyboardInterrupt
-
-
 def _met(rank: int, count: int) -> tuple[Store, Link]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
         store, _, _ = next(rendezvous("env://", rank, count, timeout=_MEETING))
-        return PrefixStore("prunectl", store), Link(store, rank, count)
+        ours = PrefixStore(f"prunectl-{next(_groups)}", store)
+        return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError, OSError) as error:
         raise RanksLost(f"they did not meet ({in_short(error)})") from None
 

@@ -29,15 +29,15 @@ class Watch:
     """A thread that looks after the other ranks, and shows them that this one lives.
 
     Args:
-        store: of torch.distributed, used by no other thread. rank, count: of the processes.
-        silent: seconds after which a rank that is not heard of is given up.
+        store: of torch.distributed, with a connection of its own. rank, count: of the processes.
 
     Attributes:
         lost: what made this process stop; None while all is well.
     """
 
-    def __init__(self, store: Any, rank: int, count: int, silent: float = _SILENT) -> None:
-        self._store, self._rank, self._count, self._silent = store, rank, count, silent
+    def __init__(self, store: Any, rank: int, count: int) -> None:
+        self._store, self._rank, self._count = store, rank, count
+        self._said = False
         self.lost: RankFailed | RanksLost | None = None
         self._stop = threading.Event()
         self._heard = (0, time.monotonic())
@@ -47,17 +47,20 @@ class Watch:
 
     def fail(self, why: str, hint: str, code: int) -> None:
         """Tell the others that this rank cannot go on; the first to say so is believed."""
+        self._said = True
         text = json.dumps([self._rank, socket.gethostname(), why, hint, code])
         with contextlib.suppress(RuntimeError):
             self._store.compare_set(_FAILED, "", text)
 
-    def failure(self) -> RankFailed | None:
-        """What another rank has said of its end, if one has."""
+    def failure(self) -> RankFailed | RanksLost | None:
+        """What another rank has said of its end, or of this one's."""
         with contextlib.suppress(RuntimeError):
             if self._store.check([_FAILED]):
                 rank, host, why, hint, code = json.loads(self._store.get(_FAILED))
                 if rank != self._rank:
                     return RankFailed(rank, host, why, hint=hint, code=code)
+                if not self._said:
+                    return RanksLost(f"this one {why}, the others have given it up")
         return None
 
     def end(self) -> None:
@@ -88,7 +91,7 @@ class Watch:
                     signal.pthread_kill(self._main, signal.SIGINT)
                 return
 
-    def _neighbour(self) -> RankFailed | None:
+    def _neighbour(self) -> RankFailed | RanksLost | None:
         """The next rank's end, if it has not been heard of for long."""
         other = (self._rank + 1) % self._count
         if other == self._rank or self._store.check([f"ended/{other}"]):
@@ -98,8 +101,8 @@ class Watch:
         now = time.monotonic()
         if found != beats:
             self._heard = (found, now)
-        elif now - since > self._silent:
-            why = f"has not been heard of for {self._silent:.0f} s"
+        elif now - since > _SILENT:
+            why = f"has not been heard of for {_SILENT:.0f} s"
             self._store.compare_set(_FAILED, "", json.dumps([other, "its host", why, _HINT, 1]))
             return self.failure()
         return None

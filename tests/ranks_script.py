@@ -1,0 +1,123 @@
+"""What test_ranks.py has torchrun start: several verbs, or several ways to fail, one after another.
+
+    torchrun --nproc-per-node 2 ranks_script.py JOBS.json ANSWERS
+
+JOBS is a list of jobs, each a verb with its arguments, and of ways to fail. Each rank writes what
+came of them to ANSWERS/rank.json, a list of texts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import prunectl
+from prunectl.errors import PrunectlError
+from prunectl.events import Event
+from prunectl.ranks import watch
+from prunectl.sink import guest
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
+    """Carry one job out."""
+    common = {"ranks": ranks, "on_event": _trap(job)}
+    match job["verb"]:
+        case "prune":
+            settings = prunectl.PruneSettings(**parsed(job["settings"]))
+            more = {"max_shard_size": job["shard"], "use_cache": job.get("cache", False)}
+            result = prunectl.prune(
+                _own(job, "model"), _own(job, "output"), settings, **more, **common
+            )  # type: ignore[arg-type]
+            return f"{result.prunable_zeros} zeros, {result.resumed_shards} resumed"
+        case "export":
+            exported = prunectl.export(
+                job["model"], job["output"], job["layout"], max_shard_size=job["shard"], **common
+            )
+            return f"{exported.nbytes} bytes"
+        case "analyze":
+            found = prunectl.analyze(job["model"], use_cache=job.get("cache", False), **common)
+            document = found.to_json()
+            del document["seconds"]
+            return json.dumps(document)
+        case "verify":
+            report = prunectl.verify(job["output"], **common)
+            return f"{report.ok} {report.tensors} {report.zeros}"
+        case other:
+            raise ValueError(other)
+
+
+def _own(job: dict[str, Any], key: str) -> str:
+    """What one rank was told otherwise than the others, or what all were told."""
+    return str(job.get("others", {}).get(str(RANK), {}).get(key, job[key]))
+
+
+def parsed(settings: dict[str, Any]) -> dict[str, Any]:
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "pattern": prunectl.parse_pattern,
+        "scope": prunectl.Scope,
+        "budget": prunectl.Budget,
+        "mask": Path,
+    }
+    return {key: kinds.get(key, lambda value: value)(value) for key, value in settings.items()}
+
+
+def _trap(job: dict[str, Any]) -> Callable[[Event], None]:
+    """What happens to one rank when something begins or has ended."""
+    trap = job.get("trap", {})
+    seen = itertools.count(1)
+
+    def on_event(event: Event) -> None:
+        name = f"{type(event).__name__} {getattr(event, 'phase', '')}"
+        if trap.get("rank") != RANK or trap["at"] != name or next(seen) != trap.get("time", 1):
+            return
+        match trap["what"]:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "small files":  # as on a full disk, which this user may not have
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            case "hang":
+                watch._SILENT = 2.0
+                ctypes.PyDLL(None).sleep(
+                    6
+                )  # keeps the interpreter's lock, so that all stands still
+            case "error":
+                raise ValueError("an error of one rank")
+
+    return on_event
+
+
+def main() -> int:
+    jobs, answers = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    guest._APPEARS = 2.0
+    said: list[str] = []
+    if all("trap" not in job and "others" not in job for job in jobs):
+        with prunectl.joined_ranks() as ranks:
+            said = [run(job, ranks) for job in jobs]
+    else:
+        for job in jobs:
+            watch._SILENT = 2.0 if job.get("trap", {}).get("what") == "hang" else 30.0
+            began = time.monotonic()
+            try:
+                with prunectl.joined_ranks() as ranks:
+                    said.append(run(job, ranks))
+            except (PrunectlError, ValueError, KeyboardInterrupt) as error:
+                said.append(f"{type(error).__name__}: {error} [{time.monotonic() - began:.0f}]")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    answers.mkdir(exist_ok=True)
+    (answers / f"{RANK}.json").write_text(json.dumps(said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

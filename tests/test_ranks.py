@@ -1,0 +1,252 @@
+"""Several processes on one command: the same bytes as by one, and an end in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prunectl
+from prunectl.ranks.shares import piles, slices
+from ranks_script import parsed
+from tiny_models import make
+
+SCRIPT = Path(__file__).with_name("ranks_script.py")
+BIN = Path(sys.executable).parent
+SIZES = st.lists(st.integers(0, 10**6), max_size=60)
+SECONDS = 120
+
+
+# --- shares -----------------------------------------------------------------------------------
+
+
+@given(SIZES, st.integers(1, 9))
+def test_slices_are_runs_that_hold_every_item_once(sizes: list[int], count: int) -> None:
+    found = slices(sizes, count)
+    assert len(found) == count
+    assert [i for run in found for i in run] == list(range(len(sizes)))
+    # No run is larger than an equal share by more than the items at its two ends.
+    largest = max(sizes, default=0)
+    assert all(sum(sizes[i] for i in run) <= sum(sizes) / count + largest for run in found)
+
+
+@given(SIZES, st.integers(1, 9))
+def test_piles_hold_every_item_once_and_are_even(sizes: list[int], count: int) -> None:
+    found = piles(sizes, count)
+    assert sorted(i for pile in found for i in pile) == list(range(len(sizes)))
+    heights = [sum(sizes[i] for i in pile) for pile in found]
+    assert max(heights) - min(heights) <= max(sizes, default=0)
+
+
+# --- the same bytes ---------------------------------------------------------------------------
+
+PRUNES: dict[str, dict[str, Any]] = {
+    "global": {"sparsity": 0.4},
+    "tensor": {"sparsity": 0.3, "scope": "tensor"},
+    "row": {"sparsity": 0.3, "scope": "row"},
+    "2:4": {"pattern": "2:4"},
+    "budget": {"pattern": "2:4", "sparsity": 0.2},
+    "rows": {"pattern": "2:4", "sparsity": 0.2, "budget": "rows"},
+}
+
+
+def launched(count: int, jobs: list[dict[str, Any]], folder: Path) -> list[list[str]]:
+    """Have so many ranks carry out jobs; what each of them says of each job."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [BIN / "torchrun", f"--nproc-per-node={count}", SCRIPT, "jobs.json", "answers"],
+        cwd=folder, env=_environment(), capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return [json.loads((folder / f"answers/{rank}.json").read_text()) for rank in range(count)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of all kinds in one folder: files in shards, a pickle, tied, stacked experts."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, kind in {"llama": "llama", "tied": "gpt2", "experts": "mixtral"}.items():
+        make(kind).to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="20KB")
+    wide = make("bert")
+    wide.save_pretrained(folder / "wide")
+    make("llama").to(torch.float16).save_pretrained(folder / "pickled")
+    weights = folder / "pickled/model.safetensors"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(weights), folder / "pickled/pytorch_model.bin")
+    weights.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_write_the_bytes_that_one_process_writes(
+    count: int, models: Path, tmp_path: Path
+) -> None:
+    jobs: list[dict[str, Any]] = []
+    for path in sorted(models.iterdir()):
+        ways = PRUNES if path.name in ("llama", "wide") else {"global": PRUNES["global"]}
+        for way, settings in ways.items():
+            jobs.append(
+                {
+                    "verb": "prune",
+                    "model": str(path),
+                    "settings": settings,
+                    "output": f"{path.name} {way}",
+                    "shard": "20KB",
+                }
+            )
+    exports = [
+        {"verb": "export", "model": "llama 2:4", "output": f"stored {layout}", "layout": layout}
+        | {"shard": "30KB"}
+        for layout in ("packed", "dense", "nm")
+    ]
+    checks = [{"verb": "verify", "output": job["output"]} for job in [*jobs[:3], exports[0]]]
+    analyses = [{"verb": "analyze", "model": str(models / "wide")}]
+    answers = launched(count, [*jobs, *exports, *checks, *analyses], tmp_path)
+    assert all(answer == answers[0] for answer in answers), "all ranks know the same"
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for job in jobs:
+        prunectl.prune(
+            job["model"], alone / job["output"], prunectl.PruneSettings(**parsed(job["settings"])),
+            max_shard_size=job["shard"], use_cache=False,
+        )  # fmt: skip
+    for job in jobs:
+        assert bytes_in(tmp_path / job["output"]) == bytes_in(alone / job["output"]), job
+    for job in exports:
+        prunectl.export(
+            tmp_path / job["model"], alone / job["output"], job["layout"], max_shard_size="30KB"
+        )
+        assert bytes_in(tmp_path / job["output"]) == bytes_in(alone / job["output"]), job
+    said = dict(zip((job["output"] for job in checks), answers[0][-5:-1], strict=True))
+    assert all(text.startswith("True ") for text in said.values()), said
+    document = prunectl.analyze(models / "wide", use_cache=False).to_json()
+    del document["seconds"]
+    assert json.loads(answers[0][-1]) == json.loads(json.dumps(document))
+    leftovers = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert not leftovers
+
+
+# --- an end in common -------------------------------------------------------------------------
+
+WHOLE = {"verb": "prune", "settings": {"pattern": "2:4"}, "shard": "20KB"}
+
+
+def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path) -> None:
+    """In one launch after another way to fail; what is left behind is gone on from."""
+    model = str(models / "llama")
+    begin = "PhaseStarted writing weights"
+
+    def trap(what: str, rank: int, at: str = begin) -> dict[str, Any]:
+        return {"what": what, "rank": rank, "at": at}
+
+    jobs = [
+        WHOLE | {"model": model, "output": "full", "trap": trap("small files", 1)},
+        WHOLE | {"model": model, "output": "first", "trap": trap("small files", 0)},
+        WHOLE | {"model": model, "output": "odd", "trap": trap("error", 1)},
+        WHOLE | {"model": model, "output": "hung", "trap": trap("hang", 1)},
+        WHOLE | {"model": model, "output": "here", "others": {"1": {"output": "elsewhere"}}},
+        WHOLE | {"model": model, "output": "x", "others": {"1": {"model": str(models / "wide")}}},
+        WHOLE | {"model": str(models / "nan"), "output": "nan"},
+        WHOLE | {"model": model, "output": "fine", "others": {}},
+    ]
+    shutil.copytree(models / "wide", models / "nan", dirs_exist_ok=True)
+    _put_nan(models / "nan")
+    first, second = launched(2, jobs, tmp_path)
+    host = socket.gethostname()
+    assert re.match(rf"RankFailed: rank 1 on {host}: full.*File too large", first[0]), first[0]
+    assert re.match(r"CannotWrite: full.*File too large", second[0])
+    assert re.match(r"CannotWrite: first.*File too large", first[1])
+    assert re.match(rf"RankFailed: rank 0 on {host}: first.*File too large", second[1])
+    assert re.match(rf"RankFailed: rank 1 on {host}: ValueError: an error of one rank", first[2])
+    assert second[2].startswith("ValueError: an error of one rank")
+    assert "rank 1 on its host: has not been heard of for 2 s" in first[3]
+    assert "this one has not been heard of for 2 s, the others have given it up" in second[3]
+    for said in (first[4], second[4]):
+        assert said.startswith("RanksDiffer: rank 1 and rank 0 do not see the same output folder")
+    for said in (first[5], second[5]):
+        assert said.startswith("RanksDiffer: rank 1 and rank 0 do not see the same weights")
+    assert sorted(said.partition(":")[0] for said in (first[6], second[6])) in (
+        ["NaNWeights", "NaNWeights"], ["NaNWeights", "RankFailed"],
+    )  # fmt: skip
+    assert "NaN" in first[6]
+    assert "NaN" in second[6]
+    assert first[7] == second[7]
+    assert first[7].endswith(" 0 resumed")
+    seconds = [int(said.rpartition("[")[2].rstrip("]")) for said in (*first[:6], *second[:6])]
+    assert max(seconds) < 15, "within seconds"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} >= {"fine", "answers"}
+    assert not {"full", "first", "odd", "hung", "here", "elsewhere", "x", "nan"} & {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+def _put_nan(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if name.endswith("output.dense.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("rank", "at"),
+    [
+        (1, "PhaseStarted measuring weights"),
+        (1, "Advanced writing weights"),
+        (0, "PhaseDone writing weights"),
+    ],
+)
+def test_after_a_kill_the_same_command_goes_on(
+    rank: int, at: str, models: Path, tmp_path: Path
+) -> None:
+    job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}
+    trap = {"what": "kill", "rank": rank, "at": at, "time": 6 if at.startswith("Adv") else 1}
+    (tmp_path / "jobs.json").write_text(json.dumps([job | {"trap": trap}]))
+    began = time.monotonic()
+    done = subprocess.run(
+        [BIN / "torchrun", "--nproc-per-node=2", SCRIPT, "jobs.json", "answers"],
+        cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "SIGKILL" in done.stderr
+    assert time.monotonic() - began < SECONDS / 2
+    assert not (tmp_path / "out").exists()
+    # Another number of processes goes on: the shards are the same.
+    settings = prunectl.PruneSettings(sparsity=0.4)
+    more: dict[str, Any] = {"max_shard_size": "20KB", "use_cache": False}
+    result = prunectl.prune(models / "wide", tmp_path / "out", settings, **more)
+    whole = prunectl.prune(models / "wide", tmp_path / "whole", settings, **more)
+    assert whole.resumed_shards == 0
+    if at.endswith("writing weights"):  # those of both are gone on from
+        assert 0 < result.resumed_shards <= whole.shards
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
