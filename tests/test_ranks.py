@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks_script import parsed
+from tiny_models import make
 
 import prunectl
 from prunectl.ranks.shares import piles, slices
-from ranks_script import parsed
-from tiny_models import make
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 BIN = Path(sys.executable).parent
@@ -229,7 +228,7 @@ def test_after_a_kill_the_same_command_goes_on(
     rank: int, at: str, models: Path, tmp_path: Path
 ) -> None:
     job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}
-    trap = {"what": "kill", "rank": rank, "at": at, "time": 6 if at.startswith("Adv") else 1}
+    trap = {"what": "kill", "rank": rank, "at": at, "time": 2 if at.startswith("Adv") else 1}
     (tmp_path / "jobs.json").write_text(json.dumps([job | {"trap": trap}]))
     began = time.monotonic()
     done = subprocess.run(
