@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
         "benchmarking",
         "evaluation",
     },
-    "plan": {"settings", "plan", "recipe", "calibration", "streaming"},
+    "plan": {"settings", "plan", "recipe", "calibration", "streaming", "ranks"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
     "ground": {
         "pattern",

@@ -239,8 +239,10 @@ def command_of(
 
 def ranks_of(context: typer.Context) -> Ranks:
     """The processes that share this command."""
-    ranks: Ranks = context.obj[RANKS]
-    return ranks
+    from prunectl.ranks.ranks import ALONE
+
+    ranks: Ranks | None = context.obj[RANKS]
+    return ranks or ALONE
 
 
 def warn_of(checkpoint: Checkpoint, out: Output) -> None:

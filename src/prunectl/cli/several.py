@@ -19,23 +19,22 @@ TRAINED = ("evaluate", "sweep")
 
 
 @contextmanager
-def joined(argv: Sequence[str]) -> Iterator[Ranks]:
-    """The processes that work on a command line.
+def joined(argv: Sequence[str]) -> Iterator[Ranks | None]:
+    """The processes that work on a command line; None for this one alone.
 
     Raises:
         InvalidOption: there are several, and the command is for one.
     """
-    from prunectl.ranks.joining import joined_ranks
-    from prunectl.ranks.ranks import ALONE
-
     command = argv[0] if argv else ""
     if launched()[1] == 1 or command in TRAINED or command.startswith("-"):
-        yield ALONE
+        yield None
         return
     if command not in SHARED:
         raise InvalidOption(
             f"{command} runs in one process", hint="start it without accelerate launch or torchrun"
         )
+    from prunectl.ranks.joining import joined_ranks
+
     with joined_ranks() as ranks:
         yield ranks
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.mask_file import check_bits
+from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent
 from prunectl.pruning.job import Job
 from prunectl.pruning.masking import check_twins
@@ -45,6 +46,11 @@ def resolved(
 
         samples = gather_samples(job.checkpoint, job.settings.calibration, on_event)
         job = replace(job, samples=samples)
+    if job.samples is not None and ranks.count > 1:
+        raise InvalidOption(
+            "a calibration runs in one process",
+            hint="start it without torchrun or accelerate launch",
+        )
     with ExitStack() as stack:  # masks are read until the last weight is written
         if (masks := job.masks) is not None:
             reader = stack.enter_context(masks.open())

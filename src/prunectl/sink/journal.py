@@ -175,8 +175,11 @@ def guest_journal(path: Path, number: int) -> Path:
 def guests(path: Path) -> list[Path]:
     """Journals of guests that are there."""
     begin = f"{path.name}-"
-    found = (entry for entry in path.parent.iterdir() if entry.name.startswith(begin))
-    return sorted(entry for entry in found if entry.name.removeprefix(begin).isdecimal())
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(begin)]  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+    return [path.with_name(name) for name in sorted(names) if name[len(begin) :].isdecimal()]
 
 
 def has_entries(path: Path) -> bool:
