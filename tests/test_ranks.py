@@ -199,7 +199,8 @@ def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path
     assert "NaN" in second[6]
     assert first[7] == second[7]
     assert first[7].endswith(" 0 resumed")
-    seconds = [int(said.rpartition("[")[2].rstrip("]")) for said in (*first[:6], *second[:6])]
+    # The first job is not timed: it loads transformers, and compiles.
+    seconds = [int(said.rpartition("[")[2].rstrip("]")) for said in (*first[1:6], *second[1:6])]
     assert max(seconds) < 15, "within seconds"
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} >= {"fine", "answers"}
     assert not {"full", "first", "odd", "hung", "here", "elsewhere", "x", "nan"} & {

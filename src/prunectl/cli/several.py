@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from prunectl.errors import InvalidOption, UsageError
+from prunectl.cli.errors import USAGE
+from prunectl.errors import InvalidOption
 from prunectl.ranks.launched import launched
 
 if TYPE_CHECKING:
@@ -46,6 +47,6 @@ def words_of_rank(error: BaseException, text: str) -> str:
     rank, _ = launched()
     if not rank:
         return text
-    if isinstance(error, RankFailed | RanksDiffer | UsageError):
+    if isinstance(error, RankFailed | RanksDiffer) or getattr(error, "exit_code", 1) == USAGE:
         return ""
     return "\n".join(f"rank {rank}: {line}" for line in text.splitlines())

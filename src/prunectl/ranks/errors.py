@@ -24,10 +24,11 @@ class RankFailed(PrunectlError):
 class RanksLost(PrunectlError):
     """The processes cannot find, or no longer hear, one another."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(
             f"the processes lost one another: {why}",
-            hint="see what ended the first of them; the same command goes on from what is done",
+            hint=hint
+            or "see what ended the first of them; the same command goes on from what is done",
         )
         self.why = why
 

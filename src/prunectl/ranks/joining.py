@@ -109,9 +109,26 @@ def _met(rank: int, count: int) -> tuple[Store, Link]:
     try:
         store, _, _ = next(rendezvous("env://", rank, count, timeout=_MEETING))
         ours = PrefixStore(f"prunectl-{next(_groups)}", store)
+        _wait_for_all(ours, rank, count)
         return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError, OSError) as error:
-        raise RanksLost(f"they did not meet ({in_short(error)})") from None
+        hint = "each host must reach the others; GLOO_SOCKET_IFNAME=NAME says by which network"
+        raise RanksLost(f"they did not meet ({in_short(error)})", hint=hint) from None
+
+
+def _wait_for_all(store: Store, rank: int, count: int) -> None:
+    """Until all have come, so that from then on they need no patience with one another.
+
+    Raises:
+        RuntimeError: one does not come.
+    """
+    store.set(f"here/{rank}", "1")
+    until = time.monotonic() + _MEETING.total_seconds()
+    for other in range(count):
+        while not store.check([f"here/{other}"]):
+            if time.monotonic() > until:
+                raise RuntimeError(f"rank {other} did not come")
+            time.sleep(0.05)
 
 
 def _words(error: BaseException) -> tuple[str, str, int]:
@@ -120,4 +137,5 @@ def _words(error: BaseException) -> tuple[str, str, int]:
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "was interrupted", "", 130
-    return f"{type(error).__name__}: {error}", "", 1
+    code = getattr(error, "exit_code", 1)  # as that of a mistyped option
+    return f"{type(error).__name__}: {error}", "", code

@@ -7,12 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prunectl.ranks.errors import RanksLost, in_short
+from prunectl.ranks.network import on_their_network
 
 if TYPE_CHECKING:
     import torch
 
 _LONGEST = datetime.timedelta(days=7)
 """A rank waits for the others as long as their part takes; that they live is seen to elsewhere."""
+_CONNECTING = datetime.timedelta(seconds=30)
+"""For which a rank that has met the others tries to reach them."""
 _PIECE = 64 << 20
 
 
@@ -30,11 +33,15 @@ class Link:
 
         self.rank, self.count = rank, count
         self._own = not dist.is_initialized()
-        if self._own:
-            dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=count, timeout=_LONGEST
-            )
-        self._group = dist.group.WORLD if self._own else dist.new_group(backend="gloo")
+        with on_their_network():
+            if self._own:
+                dist.init_process_group(
+                    "gloo", store=store, rank=rank, world_size=count, timeout=_CONNECTING
+                )
+                self._group = dist.group.WORLD
+            else:
+                self._group = dist.new_group(backend="gloo", timeout=_CONNECTING)
+        dist.distributed_c10d._set_pg_timeout(_LONGEST, self._group)
 
     def bytes_of(self, source: int, data: bytes = b"") -> bytes:
         """What ``source`` gives as ``data``, on every rank."""

@@ -1,0 +1,221 @@
+"""Ranks as people start them: by torchrun on two hosts, by accelerate; and what each one says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import typer
+from test_ranks import bytes_in
+
+from prunectl.cli.several import SHARED, joined, words_of_rank
+from prunectl.errors import InvalidOption, UsageError
+from prunectl.ranks.errors import RankFailed, RanksDiffer
+from prunectl.ranks.network import INTERFACE, _interface, on_their_network
+
+BIN = Path(sys.executable).parent
+SECONDS = 120
+PRUNE = ("prune", "model", "--sparsity", "0.4", "-o", "out", "--max-shard-size", "20KB", "--json")
+HOSTS = ("10.83.61.1", "10.83.61.2")
+
+
+def start(command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; none of them is left behind."""
+    try:
+        said = [process.communicate(timeout=SECONDS) for process in processes]
+        return [(one.returncode, *both) for one, both in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def by_hand(arguments: Sequence[str], folder: Path) -> list[tuple[int, str, str]]:
+    """Two ranks without a launcher, which would tell one exit code for all of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "prunectl", *arguments]
+    return ends([start(command, folder, RANK=str(rank), **place) for rank in range(2)])
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and what one process makes of it."""
+    from prunectl.cli.run import run
+
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(tiny("llama"), folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PRUNECTL_CACHE_DIR", str(folder / "cache"))
+        assert run(PRUNE) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(alone: Path, tmp_path: Path) -> Path:
+    shutil.copytree(alone / "model", tmp_path / "model")
+    return tmp_path
+
+
+# --- two hosts ----------------------------------------------------------------------------------
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two network namespaces that reach each other by a cable, and nothing else."""
+    names = [f"prunectl-{os.getpid()}-{number}" for number in range(2)]
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ends_of_cable = ["netns", names[0], "type", "veth", "peer", "name", "cable1"]
+            ip("link", "add", "cable0", *ends_of_cable, "netns", names[1])
+            for number, (name, address) in enumerate(zip(names, HOSTS, strict=True)):
+                ip("-n", name, "address", "add", f"{address}/24", "dev", f"cable{number}")
+                ip("-n", name, "link", "set", "lo", "up")
+                ip("-n", name, "link", "set", f"cable{number}", "up")
+        except OSError as error:
+            pytest.skip(f"no command ip: {error}")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+        yield names
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def test_two_hosts_write_the_bytes_that_one_process_writes(
+    hosts: list[str], folder: Path, alone: Path
+) -> None:
+    """The interface is found without GLOO_SOCKET_IFNAME: each host's name may stand for itself."""
+    launcher = [BIN / "torchrun", "--nnodes=2", "--nproc-per-node=1", f"--master-addr={HOSTS[0]}"]
+    processes = [
+        start(
+            ["ip", "netns", "exec", name, *launcher, f"--node-rank={number}", "--master-port=29417",
+             "-m", "prunectl", *PRUNE],
+            folder,
+        )
+        for number, name in enumerate(hosts)
+    ]  # fmt: skip
+    (code, out, err), (second, other_out, other_err) = ends(processes)
+    assert (code, second) == (0, 0), err + other_err
+    assert json.loads(out)["output"] == "out"
+    assert other_out == ""
+    assert bytes_in(folder / "out") == bytes_in(alone / "out")
+
+
+def test_the_interface_is_that_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _interface("127.0.0.1") is None
+    assert _interface("") is None
+    assert _interface("192.0.2.77") is None  # nobody has it
+    monkeypatch.setenv(INTERFACE, "chosen")
+    with on_their_network():
+        assert os.environ[INTERFACE] == "chosen"
+    assert os.environ[INTERFACE] == "chosen"
+    monkeypatch.delenv(INTERFACE)
+    monkeypatch.setenv("MASTER_ADDR", "no such host")
+    with on_their_network():
+        assert INTERFACE not in os.environ
+
+
+# --- accelerate ---------------------------------------------------------------------------------
+
+
+def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> None:
+    """With --multi_gpu, which needs no GPU; with --cpu it starts one process, or MPI's."""
+    launcher = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes=2"]
+    more = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command = [*launcher, *more, "--main_process_port=0", "-m", "prunectl", *PRUNE]
+    ((code, out, err),) = ends([start(command, folder)])
+    assert code == 0, err
+    assert json.loads(out)["output"] == "out"
+    assert "rank 1" not in err
+    assert bytes_in(folder / "out") == bytes_in(alone / "out")
+
+
+# --- exit codes, and who says it ----------------------------------------------------------------
+
+
+def test_all_ranks_end_with_what_verify_has_found(folder: Path, alone: Path) -> None:
+    shutil.copytree(alone / "out", folder / "out")
+    shard = sorted((folder / "out").glob("*.safetensors"))[-1]  # the second rank's
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    (code, out, _), (second, other_out, other_err) = by_hand(["verify", "out", "--json"], folder)
+    assert (code, second) == (3, 3)
+    assert json.loads(out)["ok"] is False
+    assert (other_out, other_err) == ("", "")
+
+
+def test_a_usage_error_of_all_ranks_is_said_once(folder: Path) -> None:
+    (code, out, err), other = by_hand(["prune", "model", "--sparsty", "0.4"], folder)
+    assert (code, out) == (2, "")
+    assert "--sparsty" in err
+    assert other == (2, "", "")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_command_for_one_process_is_refused_once(
+    rank: int, typed: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = typed("compare", "demo", "demo")
+    assert (code, out) == (2, "")
+    words = "error: compare runs in one process\nhint: start it without accelerate launch or torc"
+    assert err.startswith(words) if rank == 0 else err == ""
+    # What accelerate shares out by itself, and what asks for no work, is not joined here.
+    for argv in (["evaluate", "x"], ["sweep"], ["--version"]):
+        with joined(argv) as ranks:
+            assert ranks is None
+    for argv in ([], ["no-such-command"]):
+        with pytest.raises(InvalidOption), joined(argv):
+            pass
+    monkeypatch.delenv("MASTER_ADDR")  # a batch system's variables alone make no ranks
+    for command in SHARED:
+        with joined([command]) as ranks:
+            assert ranks is None
+
+
+def test_what_the_first_rank_says_no_other_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    quiet = (
+        UsageError("x"),
+        typer.BadParameter("x"),
+        RankFailed(0, "a", "x"),
+        RanksDiffer("weights", 1, hint=""),
+    )
+    for error in quiet:
+        assert words_of_rank(error, "error: x") == "", error
+    assert (
+        words_of_rank(ValueError("x"), "error: x\nhint: y") == "rank 1: error: x\nrank 1: hint: y"
+    )
+    monkeypatch.setenv("RANK", "0")
+    for error in quiet:
+        assert words_of_rank(error, "error: x") == "error: x"
