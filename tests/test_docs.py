@@ -70,6 +70,7 @@ RUN = {
     "masks.md": 4,
     "recipes.md": 1,
     "reports.md": 2,
+    "scale.md": 1,
     "sweep.md": 3,
     "trace.md": 2,
     "tutorial.md": 8,
@@ -198,7 +199,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 def options_in(prose: str) -> set[str]:
     """Options that a text names, but for those in code that calls another program."""
-    own = re.sub(r"`(?:python|make|pip|mkdocs|cp|git|hf) [^`]*`", "", prose)
+    own = re.sub(r"`(?:python|make|pip|mkdocs|cp|git|hf|torchrun|accelerate) [^`]*`", "", prose)
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", own))
 
 
