@@ -312,7 +312,7 @@ def test_a_corrupt_analysis_cache_is_no_obstacle(
     prune(source, tmp_path / "clean", HALF)
     analyze(source)
     kept = [path for path in (isolated_user / "prunectl").rglob("*") if path.is_file()]
-    assert len(kept) > 1
+    assert kept
     for damage in (b"", b"{", b"\x00" * 4000):
         analyze(source)
         for path in kept:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import blake3
 
 from prunectl._version import __version__
+from prunectl.checkpoint.known_trees import roles_from_table
 from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
 from prunectl.errors import UnknownArchitecture
 from prunectl.tensorspec import TensorSpec
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def load_roles(checkpoint: Checkpoint) -> RoleMap:
-    """Roles from the cache, else from the module tree, else from the headers alone.
+    """Roles from what is known of the class, else from the cache, the module tree, or the headers.
 
     The module tree is not built for a checkpoint that has no config.json.
     """
@@ -36,6 +37,9 @@ def load_roles(checkpoint: Checkpoint) -> RoleMap:
     if checkpoint.trust_remote_code:
         # The model's code may answer otherwise tomorrow: it is asked each time.
         return _build(checkpoint)
+    known = roles_from_table(checkpoint.config, specs)
+    if known is not None:
+        return known
     name = f"roles-{_key(checkpoint)}.json"
     remembered = _read(name, specs)
     if remembered is not None:

@@ -1,0 +1,94 @@
+"""Roles of tensors of the commonest architectures, without building their module trees.
+
+Importing torch and transformers to build one takes seconds, longer than reading a small model.
+What the trees of common classes say is in a table, which ``scripts/make_known_trees.py`` makes by
+asking them: by class, each name (with ``*`` for its numbers) and what it is. An entry is there only
+if it is the same whatever flags the config sets. A checkpoint that has one name more, a rank that
+differs, code of its own or more layers than its config says is not answered from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
+from prunectl.tensorspec import TensorSpec
+
+TABLE = "known_trees.json"
+
+
+def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> RoleMap | None:
+    """Every tensor's role as the module tree would give it; None where the table does not tell.
+
+    Args:
+        config: the parsed config.json.
+        specs: all tensors of the checkpoint, by their names in the file.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or "auto_map" in config:
+        return None
+    table = _table()
+    known = table["classes"].get(str(names[0]))
+    if known is None or known["model_type"] != config.get("model_type"):
+        return None
+    tie = config.get("tie_word_embeddings", known["tie"])
+    counts = {key: config.get(key, default) for key, default in known["counts"].items()}
+    if type(tie) is not bool or any(type(count) is not int for count in counts.values()):
+        return None
+    numbers = known["tensors"] | known["tied" if tie else "untied"]
+    # None of these classes has whole numbers in its files: what holds some is left from old ones.
+    left = roles_from_headers(specs).roles
+    roles = {}
+    for spec in specs:
+        if not spec.dtype.is_float:
+            roles[spec.name] = left[spec.name]
+            continue
+        number = numbers.get(pattern_of(spec.name))
+        role = None if number is None else _role(spec, table["entries"][number], counts)
+        if role is None:
+            return None
+        roles[spec.name] = role
+    return RoleMap(roles, origin="modules", detail=str(names[0]))
+
+
+def pattern_of(name: str) -> str:
+    """A name with ``*`` in the place of its numbers."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def role_of(entry: Sequence[Any], name: str) -> TensorRole:
+    """What an entry of the table says of a tensor.
+
+    Args:
+        entry: role, dimensions, parts of the path of its stack (None: it is in no block), the
+            config's key for how many blocks that has, input axis, tied.
+    """
+    role, _, parts, _, axis, tied = entry
+    path = name.split(".")
+    if parts is None:
+        return TensorRole(Role(role), component=name.removesuffix(".weight"), tied=tied)
+    component = ".".join(path[parts + 1 :]).removesuffix(".weight")
+    return TensorRole(
+        Role(role), ".".join(path[:parts]), int(path[parts]), component, axis, tied=tied
+    )
+
+
+def _role(spec: TensorSpec, entry: Sequence[Any], counts: Mapping[str, int]) -> TensorRole | None:
+    """An entry's role of a tensor; None where the tensor is not what the entry is of."""
+    _, dimensions, _, key, _, _ = entry
+    if dimensions != len(spec.shape):
+        return None
+    role = role_of(entry, spec.name)
+    return None if role.layer is not None and role.layer >= counts[key] else role
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        resources.files("prunectl.checkpoint").joinpath(TABLE).read_bytes()
+    )
+    return found
