@@ -27,7 +27,7 @@ def columns(
     for number, header in enumerate(headers):
         is_left = number in left
         table.add_column(
-            header,
+            visible(header),
             justify="left" if is_left else "right",
             no_wrap=not is_left,
             overflow="fold" if is_left else "ellipsis",
@@ -44,10 +44,11 @@ def facts(rows: Iterable[tuple[str, str]]) -> Padding:
     table.add_column(overflow="fold")
     for name, value in rows:
         if value:
-            table.add_row(name, visible(value))
+            table.add_row(visible(name), visible(value))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def sentence(text: str) -> Text:
-    """A line of words, set off by a blank line."""
-    return Text(f"\n{text}")
+    """Lines of words, set off by a blank line."""
+    lines = (visible(line) for line in text.split("\n"))
+    return Text("\n".join(("", *lines)))

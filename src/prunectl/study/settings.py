@@ -45,8 +45,9 @@ class SweepSettings:
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.patterns:
             raise InvalidOption("a sweep needs a pattern", hint="unstructured, or N:M")
-        if not self.seeds or not 0 <= min(self.seeds) <= max(self.seeds) < 2**63:
-            raise InvalidOption("--seeds: one or more whole numbers, 0 or above")
+        # Numpy, which draws in trainings, takes no larger ones.
+        if not self.seeds or not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
+            raise InvalidOption("--seeds: one or more whole numbers, 0 to 2**32 - 1")
         if self.pruning.mask is not None or self.pruning.rules:
             raise InvalidOption("a sweep chooses weights itself: no masks and no recipe")
         for pattern in self.patterns:

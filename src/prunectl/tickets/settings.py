@@ -12,9 +12,6 @@ from prunectl.settings import PruneSettings, check_sparsity
 from prunectl.study.settings import SweepSettings
 from prunectl.tickets.schedule import schedule
 
-_SEEDS = 2**32
-"""What numpy, which draws in trainings, takes no seed from."""
-
 
 def _classification() -> EvalSettings:
     return EvalSettings(metric="classification")
@@ -54,8 +51,6 @@ class LotterySettings:
                 "by training",
                 hint=f"--metric {' or '.join(TRAINED)}",
             )
-        if max(self.seeds, default=0) >= _SEEDS:
-            raise InvalidOption(f"--seeds {max(self.seeds)} is not below 2**32")
         _ = self.sweep, self.steps
 
     @cached_property
