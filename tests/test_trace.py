@@ -391,3 +391,14 @@ def test_every_checkpoint_is_opened_once_and_closed(training: Path) -> None:
     assert order == [
         "open checkpoint-100", "done checkpoint-100", "open checkpoint-200", "done checkpoint-200"
     ]  # fmt: skip
+
+
+def test_a_turn_on_the_way_is_told() -> None:
+    from prunectl.tracing.verb import _turn
+
+    labels = ["step 1", "step 2", "step 3"]
+    assert _turn([0.4, 0.32, 0.36], labels) == "32.00% at step 2 "
+    assert _turn([0.3, 0.4, 0.32], labels) == "40.00% at step 2 "
+    assert _turn([0.3, 0.31, 0.32], labels) == ""
+    assert _turn([0.3, 0.299, 0.301], labels) == ""
+    assert _turn([0.0, 0.0, 0.0], labels) == ""

@@ -33,6 +33,8 @@ _SURE = 0.05
 """The p-value below which a trend is one."""
 _TREND = 5
 """Checkpoints that can reach it: of four in perfect order it is 0.08."""
+_TURN = 0.02
+"""How far beyond both ends, as a share of the larger, a value is worth a word."""
 _TOLD = "near zero 0.01*std"
 
 Open = Callable[[str], Checkpoint]
@@ -209,16 +211,16 @@ def _findings(result: Trace) -> Iterator[str]:
         yield f"With fewer than {LEAST} checkpoints, an abrupt change is not looked for."
     for series in result.series:
         if series.name.startswith("lost") and all(map(math.isfinite, series.values)):
-            yield f"{_prunability(series)}."
+            yield f"{_prunability(series, [point.label for point in result.points])}."
 
 
-def _prunability(series: Series) -> str:
+def _prunability(series: Series, labels: Sequence[str]) -> str:
     """``at 0.4`` is a sparsity, ``by 2:4`` a pattern."""
     kind, _, target = series.name.removeprefix("lost ").partition(" ")
     what = f"{100 * float(target):.4g}% sparsity" if kind == "at" else target
     course = (
-        f"{what} takes {series.values[0]:.2%} of the squared norm at first, and "
-        f"{series.values[-1]:.2%} at last"
+        f"{what} takes {series.values[0]:.2%} of the squared norm at first, "
+        f"{_turn(series.values, labels)}and {series.values[-1]:.2%} at last"
     )
     found: Trend | None = series.trend
     if found is None:
@@ -230,3 +232,14 @@ def _prunability(series: Series) -> str:
         return f"{course}: no trend ({test})"
     later = "more" if found.tau < 0 else "less"
     return f"{course}: later checkpoints are {later} prunable ({test})"
+
+
+def _turn(values: Sequence[float], labels: Sequence[str]) -> str:
+    """The least or the largest value, where it stands out between the first and the last."""
+    ends = sorted((values[0], values[-1]))
+    low, high = min(values), max(values)
+    beyond = {low: ends[0] - low, high: high - ends[1]}
+    found = max(beyond, key=lambda value: beyond[value])
+    if beyond[found] <= _TURN * ends[1]:
+        return ""
+    return f"{found:.2%} at {labels[values.index(found)]} "
