@@ -12,30 +12,14 @@ import torch
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import Forward, Inputs
-from prunectl.calibration.statistics import Key, NotShared, Statistics
+from prunectl.calibration.pruner import EachAtOnce, Measured, Pruner, PruneTensor, pruned
+from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
-from prunectl.methods.statistics import Gram
+from prunectl.ranks.ranks import ALONE, Ranks
 
 Values = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A matrix of a block, and what was seen of its inputs; None where nothing reached it.
-
-    Attributes:
-        missed: whether something was computed with it that is not known as a product.
-    """
-
-    matrix: Matrix
-    gram: Gram | None
-    missed: bool = False
-
-
-PruneTensor = Callable[[str, Sequence[Measured]], torch.Tensor | None]
-"""Takes a tensor's name and its matrices; gives its new values in the stored shape, or None."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +38,26 @@ class Wanted:
     true_sequential: bool = False
 
 
+_NOT_SHARED, _FULL = "not shared", "full"
+
+
 def _never(block: str) -> Values | None:
     return None
 
 
 def try_model(
-    skeleton: Skeleton, samples: Sequence[Inputs], on_event: OnEvent = ignore_events
+    skeleton: Skeleton,
+    samples: Sequence[Inputs],
+    on_event: OnEvent = ignore_events,
+    ranks: Ranks = ALONE,
 ) -> Course:
-    """See by a short sample whether a model can be calibrated block by block.
+    """See by a short sample whether a model can be calibrated block by block; every rank does.
 
     Raises:
         CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_course`.
         DeviceFull: there is too little memory for a block.
     """
-    return _try(Forward(skeleton, samples), on_event)
+    return _try(Forward(skeleton, samples, own=_own(ranks)), on_event)
 
 
 def _try(forward: Forward, on_event: OnEvent) -> Course:
@@ -77,17 +67,23 @@ def _try(forward: Forward, on_event: OnEvent) -> Course:
         return find_course(forward, on_event)
 
 
+def _own(ranks: Ranks) -> slice:
+    """The batches of this rank."""
+    return slice(ranks.number, None, ranks.count)
+
+
 def calibrate(
     skeleton: Skeleton,
     samples: Sequence[Inputs],
     wanted: Wanted,
-    prune_tensor: PruneTensor,
+    prune_tensor: PruneTensor | Pruner,
     *,
     course: Course | None = None,
     finished: Callable[[str], Values | None] = _never,
     done: Callable[[str], object] = _never,
     spill: Path | None = None,
     phase: str = "calibrating",
+    ranks: Ranks = ALONE,
     on_event: OnEvent = ignore_events,
 ) -> None:
     """Go through the blocks in the order in which the model calls them.
@@ -97,20 +93,24 @@ def calibrate(
         samples: keyword arguments of the model's forward, one sample each.
         wanted: what is measured.
         prune_tensor: called once for each wanted tensor, when the inputs of its block are known
-            with all blocks before it pruned. Blocks that no sample reaches come last.
+            with all blocks before it pruned. Blocks that no sample reaches come last. Of several
+            ranks, one calls it for each tensor; a :class:`Pruner` lets the others know.
         course: what :func:`try_model` has found of the same samples; None finds it here.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: told when all tensors of a block have been pruned.
         spill: a folder for what blocks put out; None keeps it in memory.
         phase: what the progress is called.
+        ranks: the processes that share the samples out, and the tensors; ``finished`` and ``done``
+            are called in all of them.
         on_event: told of the progress, in bytes of blocks.
 
     Raises:
         CalibrationFailed: the model fails on the samples, or puts out NaN.
         DeviceFull: there is too little memory for a block.
     """
-    forward = Forward(skeleton, samples, spill)
-    engine = _Engine(skeleton, forward, wanted, prune_tensor, phase, on_event)
+    forward = Forward(skeleton, samples, spill, _own(ranks))
+    pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
+    engine = _Engine(skeleton, forward, wanted, pruner, phase, ranks, on_event)
     units = (course or _try(forward, on_event)).units
     engine.locate()  # what cannot be pruned is refused before anything is
     on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
@@ -133,13 +133,14 @@ class _Engine:
         skeleton: Skeleton,
         forward: Forward,
         wanted: Wanted,
-        prune_tensor: PruneTensor,
+        pruner: Pruner,
         phase: str,
+        ranks: Ranks,
         on_event: OnEvent,
     ) -> None:
         self._phase = phase
         self._skeleton, self._wanted = skeleton, wanted
-        self._prune_tensor, self._on_event = prune_tensor, on_event
+        self._pruner, self._ranks, self._on_event = pruner, ranks, on_event
         self.forward = forward
         self._statistics_device = skeleton.device
         self._names: dict[str, list[str]] = {block: [] for block in skeleton.blocks}
@@ -199,7 +200,10 @@ class _Engine:
         ]
 
     def _in_order(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
-        """The tensors in order of use; those that share an input go together."""
+        """The tensors in order of use by the first batch; those that share an input go together."""
+        return self._ranks.told(self._order_of_use(unit, todo) if self._ranks.is_first else [])
+
+    def _order_of_use(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         statistics = self._statistics(only=set())
         self._collect_one(unit, todo, statistics, 0)
         groups: dict[Key, list[str]] = {}
@@ -216,9 +220,11 @@ class _Engine:
         self, unit: Unit, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
     ) -> None:
         statistics = self._collect(unit, todo, tell)
-        for name, parts in todo.items():
-            seen = [Measured(m, statistics.of(m), m in statistics.missed) for m in parts]
-            new = self._prune_tensor(name, seen)
+        seen = {
+            name: [Measured(m, statistics.of(m), m in statistics.missed) for m in parts]
+            for name, parts in todo.items()
+        }
+        for name, new in pruned(self._pruner, seen, self._ranks):
             if new is not None:
                 views[name].copy_(new)
 
@@ -231,23 +237,44 @@ class _Engine:
         )
 
     def _collect(self, unit: Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:
+        """The statistics of all ranks' batches; what one has to do otherwise, all do."""
         shared = True
         while True:
             statistics = self._statistics(shared=shared)
-            try:
-                for index in range(self.forward.count):
-                    self._collect_one(unit, todo, statistics, index)
-                    tell()
-            except NotShared:
-                shared = False
-            except torch.OutOfMemoryError:
-                if self._statistics_device.type == "cpu":
-                    raise
+            trouble = self._collect_own(unit, todo, statistics, tell)
+            told = list(self._ranks.gathered([(trouble, statistics.told())]))
+            troubles, everyone = {one for one, _ in told}, [seen for _, seen in told]
+            if _FULL in troubles:
                 self._statistics_device = torch.device("cpu")  # of later blocks too
-                text = "The device is full: the inputs' statistics are kept in the host's memory."
-                self._on_event(Note(text, warning=True))
-            else:
+            if _NOT_SHARED in troubles or not agree(everyone):
+                shared = False
+            elif _FULL not in troubles:
+                if self._ranks.count > 1:
+                    watched = [one for parts in todo.values() for one in parts]
+                    statistics.unite(everyone, watched, self._ranks.add_up)
                 return statistics
+
+    def _collect_own(
+        self,
+        unit: Unit,
+        todo: Mapping[str, list[Matrix]],
+        statistics: Statistics,
+        tell: _Teller,
+    ) -> str:
+        """Gather what this rank's batches show; returns why it cannot be done so, or ''."""
+        try:
+            for index in range(self.forward.count):
+                self._collect_one(unit, todo, statistics, index)
+                tell()
+        except NotShared:
+            return _NOT_SHARED
+        except torch.OutOfMemoryError:
+            if self._statistics_device.type == "cpu":
+                raise
+            text = "The device is full: the inputs' statistics are kept in the host's memory."
+            self._on_event(Note(text, warning=True))
+            return _FULL
+        return ""
 
     def _collect_one(
         self, unit: Unit, todo: Mapping[str, list[Matrix]], statistics: Statistics, index: int
@@ -268,9 +295,12 @@ class _Engine:
     def prune_unreached(self, block: str) -> None:
         """Have a block's tensors pruned without statistics."""
         self._skeleton.load(block)
-        for name, view in self._skeleton.views(self._names[block]).items():
-            parts = matrices(name, view, self._wanted.axes[name])
-            self._prune_tensor(name, [Measured(one, None) for one in parts])
+        seen = {
+            name: [Measured(one, None) for one in matrices(name, view, self._wanted.axes[name])]
+            for name, view in self._skeleton.views(self._names[block]).items()
+        }
+        for _ in pruned(self._pruner, seen, self._ranks):
+            pass  # nothing is computed with it any more
         self._skeleton.unload(block)
 
 

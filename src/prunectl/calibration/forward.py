@@ -31,19 +31,26 @@ class Forward:
     """Runs samples through single blocks.
 
     Attributes:
-        batches: what the samples make, side by side where they can be; count: how many.
+        first: of what the samples make, side by side where they can be, the first batch.
+        batches: those of this process; count: how many.
 
     Args:
         skeleton: the model.
         samples: keyword arguments of its forward, one sample each.
         spill: a folder for what blocks put out; None keeps it in memory.
+        own: which batches are this process's.
     """
 
     def __init__(
-        self, skeleton: Skeleton, samples: Sequence[Inputs], spill: Path | None = None
+        self,
+        skeleton: Skeleton,
+        samples: Sequence[Inputs],
+        spill: Path | None = None,
+        own: slice = slice(None),
     ) -> None:
         self._spill = spill
-        self.skeleton, self.batches = skeleton, _batched(samples)
+        batches = _batched(samples)
+        self.skeleton, self.first, self.batches = skeleton, batches[0], batches[own]
         self.count = len(self.batches)
         # Heads are left out where they can be: logits of a large vocabulary fill the memory.
         self._model = skeleton.body

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import torch
 
 from prunectl.calibration.capture import Matrix
@@ -10,9 +13,39 @@ from prunectl.methods.statistics import Gram
 Key = tuple[Matrix, ...]
 """The matrices that one product multiplies by: one, or those that are fused into one weight."""
 
+Place = tuple[str, int | None]
+"""A matrix as every process calls it: its tensor, and which one of a stack it is."""
+
+Product = tuple[Place, ...]
+
 
 class NotShared(Exception):
     """Two weights had the same input for one sample and do not have it for another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one process has seen, in words that the others understand.
+
+    Attributes:
+        leaders: by product, in the order of their first use, the one whose moments it shares.
+        moments: by product that has moments, (inputs, tokens, skipped).
+        missed: see :class:`Statistics`.
+    """
+
+    leaders: dict[Product, Product]
+    moments: dict[Product, tuple[int, int, int]]
+    missed: list[Place]
+
+
+def agree(everyone: Iterable[Seen]) -> bool:
+    """Whether a product shares moments with the same one wherever it was seen."""
+    leaders: dict[Product, Product] = {}
+    return all(
+        leaders.setdefault(product, leader) == leader
+        for seen in everyone
+        for product, leader in seen.leaders.items()
+    )
 
 
 class Statistics:
@@ -62,9 +95,7 @@ class Statistics:
         """
         twin = next((other for held, other in reversed(self._recent) if held is x), None)
         if key not in self.leader:
-            self.leader[key] = twin if twin is not None and self._shared else key
-            self.order.append(key)
-            self._key_of.update(dict.fromkeys(key, key))
+            self._lead(key, twin if twin is not None and self._shared else key)
         leader = self.leader[key]
         if leader != key:
             if twin != leader:
@@ -80,3 +111,65 @@ class Statistics:
         """The moments of a matrix's inputs; None where nothing reached it."""
         key = self._key_of.get(matrix)
         return None if key is None else self._grams.get(self.leader[key])
+
+    # --- several processes ----------------------------------------------------------------------
+
+    def told(self) -> Seen:
+        """What was seen here."""
+        return Seen(
+            {_product(key): _product(self.leader[key]) for key in self.order},
+            {_product(k): (g.inputs, g.tokens, g.skipped) for k, g in self._grams.items()},
+            [_place(one) for one in self.missed],
+        )
+
+    def unite(
+        self,
+        everyone: Sequence[Seen],
+        matrices: Iterable[Matrix],
+        add_up: Callable[[torch.Tensor], object],
+    ) -> None:
+        """Make these the statistics of several processes; called in all of them at once.
+
+        Args:
+            everyone: what each of them has seen, in one order; they :func:`agree`.
+            matrices: those that were watched.
+            add_up: see :meth:`Gram.unite`.
+        """
+        own = {_place(one): one for one in matrices}
+        leaders = {k: v for seen in everyone for k, v in seen.leaders.items()}
+        self.order.clear()
+        for product, leader in leaders.items():
+            self._lead(_key(own, product), _key(own, leader))
+        for product in leaders:
+            found = [seen.moments[product] for seen in everyone if product in seen.moments]
+            if found:
+                inputs, tokens, skipped = zip(*found, strict=True)
+                key = _key(own, product)
+                if key not in self._grams:
+                    self._grams[key] = self._empty(inputs[0])
+                self._grams[key].unite(add_up, tokens=sum(tokens), skipped=sum(skipped))
+        self.missed = {own[place] for seen in everyone for place in seen.missed}
+
+    def _lead(self, key: Key, leader: Key) -> None:
+        self.leader[key] = leader
+        self.order.append(key)
+        self._key_of.update(dict.fromkeys(key, key))
+
+    def _empty(self, inputs: int) -> Gram:
+        """Moments of inputs that were seen elsewhere only; the device may have no room for them."""
+        try:
+            return Gram(inputs, full=self._full, device=self._device)
+        except torch.OutOfMemoryError:
+            return Gram(inputs, full=self._full, device="cpu")
+
+
+def _place(matrix: Matrix) -> Place:
+    return matrix.name, matrix.index
+
+
+def _product(key: Key) -> Product:
+    return tuple(map(_place, key))
+
+
+def _key(own: dict[Place, Matrix], product: Product) -> Key:
+    return tuple(own[place] for place in product)

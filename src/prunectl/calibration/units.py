@@ -55,7 +55,7 @@ class Course:
 
     Attributes:
         units: in the order in which the model calls them.
-        states: bytes of what blocks put out for all samples, at most.
+        states: bytes of what blocks put out for all samples of this process, at most.
         rows: tokens, or patches, that are run side by side, at most.
     """
 
@@ -75,7 +75,7 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
             the block before it puts out, so that it cannot be run by itself.
         BadCheckpoint: the model computes its blocks' inputs with weights that are not there.
     """
-    skeleton, sample = forward.skeleton, _short(forward.batches[0])
+    skeleton, sample = forward.skeleton, _short(forward.first)
     total = 2 * sum(skeleton.nbytes(block) for block in skeleton.blocks)
     told = 0
     on_event(PhaseStarted(_PHASE, total))
@@ -141,7 +141,7 @@ def _sizes(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) ->
     states = math.ceil(sum(leaf.nbytes for leaf in _tensors(outputs)) * sum(parts))
     leaves = [_tensors(output)[:1] for output in outputs]
     rows = max((one.numel() // max(one.shape[-1], 1) for leaf in leaves for one in leaf), default=1)
-    return states, math.ceil(rows * max(parts))
+    return states, math.ceil(rows * max(parts, default=0))
 
 
 class _MadeUpReads(TorchFunctionMode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ class Gram:
         device: where the sum is kept and computed.
 
     Attributes:
+        inputs: columns.
         tokens: rows counted. Rows of zeros are not: an expert is given them in the place of tokens
             that are not its own.
         skipped: rows left out, since they hold NaN or Inf, or are so large that sums of their
@@ -32,7 +35,7 @@ class Gram:
             raise ValueError(f"a matrix has at least one input, not {inputs}")
         shape = (inputs, inputs) if full else (inputs,)
         self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._full, self._inputs = full, inputs
+        self._full, self.inputs = full, inputs
         self._closed: Tensor | None = None  # the sum's diagonal, once the sum is made H
         self.tokens = 0
         self.skipped = 0
@@ -45,11 +48,11 @@ class Gram:
         """
         if self._closed is not None:
             raise ValueError("the second moments have been asked for: nothing is added to them")
-        if x.ndim == 0 or x.shape[-1] != self._inputs:
-            raise ValueError(f"inputs are [..., {self._inputs}], not {list(x.shape)}")
+        if x.ndim == 0 or x.shape[-1] != self.inputs:
+            raise ValueError(f"inputs are [..., {self.inputs}], not {list(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"inputs are floats, not {x.dtype}")
-        rows = x.detach().reshape(-1, self._inputs).to(self._sum.device, torch.float32)
+        rows = x.detach().reshape(-1, self.inputs).to(self._sum.device, torch.float32)
         # One pass finds NaN, Inf and what is too large: no comparison holds for NaN.
         squares = torch.linalg.vecdot(rows, rows)
         sound = squares < _TOO_LARGE
@@ -62,6 +65,23 @@ class Gram:
             self._sum.addmm_(rows.T, rows)
         else:
             self._sum += rows.square().sum(0)
+
+    def unite(self, add_up: Callable[[Tensor], object], *, tokens: int, skipped: int) -> None:
+        """Make these the moments of what several processes have added.
+
+        Args:
+            add_up: puts the sum of all processes' tensors in place of one, fp32 on the CPU.
+            tokens, skipped: of all of them.
+
+        Raises:
+            ValueError: the sum has been made H.
+        """
+        if self._closed is not None:
+            raise ValueError("the second moments have been asked for: nothing is added to them")
+        total = self._sum.cpu()
+        add_up(total)
+        self._sum.copy_(total)  # which is itself on the CPU
+        self.tokens, self.skipped = tokens, skipped
 
     def move(self, device: torch.device) -> None:
         """Keep the sum on another device from now on."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunectl.calibration.capture import as_matrices
+from prunectl.calibration.pruner import Computed, Pruner
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.pruning.calibrated import refuse_odd
 
 if TYPE_CHECKING:
-    from prunectl.calibration.engine import Measured
+    from prunectl.calibration.pruner import Measured
 
 _SHIFT = 15
 """fp32 scores are counted by sign, exponent and 8 bits of the mantissa: steps of 0.4%."""
@@ -50,8 +51,8 @@ class Counts:
         return int(self.numbers[place]) if 0 <= place < len(self.numbers) else 0
 
 
-class ScoreCounts:
-    """Counts of scores by tensor and matrix: what the engine calls with the inputs' moments."""
+class ScoreCounts(Pruner):
+    """Counts of scores by tensor and matrix, where weights are only compared."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class ScoreCounts:
         self._tensors, self._axes, self._reader = tensors, axes, reader
         self.counts: dict[str, list[Counts]] = {}
 
-    def __call__(self, name: str, measured: Sequence[Measured]) -> None:
+    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
         """Count the scores of a tensor; changes nothing.
 
         Raises:
@@ -71,11 +72,16 @@ class ScoreCounts:
         stored = read_tensor(self._reader, self._tensors[name])
         refuse_odd(name, stored)
         parts = as_matrices(stored, self._axes[name])
-        self.counts[name] = []
+        counts = []
         for part, one in zip(parts, measured, strict=True):
             gram = one.gram
             inputs = None if gram is None or not gram.tokens else gram.diagonal().cpu()
-            self.counts[name].append(count_scores(part.float(), inputs))
+            counts.append(count_scores(part.float(), inputs))
+        return Computed(None, counts)
+
+    def take(self, name: str, computed: Computed) -> None:
+        """Keep the counts of a tensor."""
+        self.counts[name] = computed.facts
 
 
 def count_scores(weight: torch.Tensor, inputs: torch.Tensor | None) -> Counts:

@@ -7,24 +7,25 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
+from prunectl.calibration.pruner import Computed, Pruner
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
 from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
-from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_notes import CalibrationNotes
 from prunectl.pruning.edits import Copy, Replace
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.row_blocks import merged
+from prunectl.pruning.shared_store import SharedStore
 from prunectl.pruning.targets import ByShare, Goal, TensorTarget, split
 
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.engine import Measured
+    from prunectl.calibration.pruner import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class CalibratedFacts:
     pattern_rows: list[tuple[int, int]] | None = None
 
 
-class Calibrator:
+class Calibrator(Pruner):
     """Prunes tensors as the engine comes to them.
 
     Args:
@@ -71,7 +72,7 @@ class Calibrator:
         job: Job,
         targets: Mapping[str, TensorTarget],
         reader: TensorReader,
-        store: CalibratedStore | None,
+        store: SharedStore | None,
         on_event: OnEvent,
         *,
         full: bool,
@@ -86,8 +87,12 @@ class Calibrator:
         self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
 
-    def __call__(self, name: str, measured: Sequence[Measured]) -> torch.Tensor | None:
-        """The new values of a tensor, in its own dtype and shape."""
+    def in_turn(self, name: str) -> bool:
+        """Whether what a tensor gives of a budget depends on what those before it have given."""
+        return isinstance(self._targets[name], ByShare)
+
+    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
+        """The new values of a tensor, and the facts: of it, of its matrices, of their inputs."""
         source = read_tensor(self._reader, self._stored[name])
         refuse_odd(name, source)
         target, axis = self._targets[name], self._job.planned[name].input_axis
@@ -102,12 +107,17 @@ class Calibrator:
             place.copy_(values)
             if isinstance(target, ByShare):
                 target.shares.reached(int((place == 0).sum()))
-        self.facts[name] = _summed(done, [one.gram for one in measured], len(parts[0]))
-        if self._store is None:
-            return None
-        self.notes.tensor(name, self.facts[name], measured, done)
-        self._store.put(name, new, asdict(self.facts[name]))
-        return new
+        facts = _summed(done, [one.gram for one in measured], len(parts[0]))
+        missed = [one.missed for one in measured]
+        return Computed(None if self._store is None else new, (facts, done, missed))
+
+    def take(self, name: str, computed: Computed) -> None:
+        """Note the facts on a tensor, and store its new values."""
+        facts, done, missed = computed.facts
+        self.facts[name] = facts
+        if self._store is not None and computed.values is not None:
+            self.notes.tensor(name, facts, missed, done)
+            self._store.put(name, computed.values, asdict(facts))
 
     def passed(self, values: Mapping[str, torch.Tensor]) -> None:
         """Tensors that an earlier run has pruned: what they gave of a budget is given."""
@@ -189,13 +199,13 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
+def replaced(resolution: Resolution, store: SharedStore) -> Resolution:
     """The resolution with the new values in the place of edits."""
     records: dict[str, dict[str, Any]] = {}
-    stored = store.records()
+    stored = store.written()
     rows = dict(resolution.pattern_rows)
     edits, reasons = dict(resolution.edits), dict(resolution.reasons)
-    for name, (record, digest) in stored.items():
+    for name, (tensor, record, digest) in stored.items():
         found = record.pop("pattern_rows")
         rows.pop(name, None)
         reasons.pop(name, None)
@@ -204,7 +214,7 @@ def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
             reasons[name] = "kept dense: its share of the budget is less than a block of rows"
             continue
         records[name] = record
-        edits[name] = Replace(store.tensor(name), store.reader, digest)
+        edits[name] = Replace(tensor, store.reader, digest)
         if found is not None:
             rows[name] = tuple((start, stop) for start, stop in found)
     forecasts = {k: v for k, v in resolution.forecasts.items() if k not in stored}

@@ -9,9 +9,9 @@ comes out as it was, and are computed anew too if it does not, as may be on anot
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import blake3
 
@@ -30,8 +30,6 @@ from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-Value = TypeVar("Value")
 
 
 def sweep(target: Path) -> None:
@@ -72,13 +70,17 @@ class CalibratedStore:
         self._reader.close()
         self._folder.__exit__(kind, error, trace)
 
-    def once(self, key: str, measure: Callable[[], Value]) -> Value:
-        """What ``measure`` gives, a JSON value; a later run is given the same without it."""
-        found: Value | None = self._folder.remembered(key)
-        if found is None:
-            found = measure()
-            self._folder.remember(key, found)
-        return found
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a JSON value for a later run."""
+        self._folder.remember(key, value)
+
+    def remembered(self, key: str) -> Any:
+        """A value that this or an earlier run has kept; None if none has."""
+        return self._folder.remembered(key)
+
+    def seen(self) -> str:
+        """What is the same for all processes that see this very folder, and for no others."""
+        return self._folder.seen()
 
     def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
         """Say which tensors of which block get new values; looks at what is there of them."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:
-    from prunectl.calibration.engine import Measured
     from prunectl.pruning.calibrated import CalibratedFacts
     from prunectl.pruning.calibrated_matrix import Done
 
@@ -27,9 +26,13 @@ class CalibrationNotes:
         self._dead: dict[str, int] = {}
 
     def tensor(
-        self, name: str, facts: CalibratedFacts, measured: Sequence[Measured], done: Sequence[Done]
+        self, name: str, facts: CalibratedFacts, missed: Sequence[bool], done: Sequence[Done]
     ) -> None:
-        """A tensor is pruned."""
+        """A tensor is pruned.
+
+        Args:
+            missed: of each of its matrices, :attr:`Measured.missed`. done: facts on each.
+        """
         if facts.skipped:
             text = f"{name}: {facts.skipped:,} inputs held NaN or Inf, or were far too large, and"
             self._warn(f"{text} were left out.")
@@ -39,12 +42,12 @@ class CalibrationNotes:
         if over := sum(one.overflowed for one in done):
             text = f"{name}: its dtype does not hold new weights of {over:,} rows:"
             self._warn(f"{text} what is not pruned there is as it was.")
-        blind = [one for one, made in zip(measured, done, strict=True) if made.by_magnitude]
-        missed = sum(one.missed for one in blind)
-        for count, told in ((missed, self._missed), (len(blind) - missed, self._unreached)):
+        blind = [one for one, made in zip(missed, done, strict=True) if made.by_magnitude]
+        known = sum(blind)
+        for count, told in ((known, self._missed), (len(blind) - known, self._unreached)):
             if count:
-                whole = count == len(measured)
-                told.append(name if whole else f"{count} of {len(measured)} matrices of {name}")
+                whole = count == len(done)
+                told.append(name if whole else f"{count} of {len(done)} matrices of {name}")
         if facts.dead_inputs:
             self._dead[name] = facts.dead_inputs
 

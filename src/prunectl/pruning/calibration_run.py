@@ -16,13 +16,13 @@ from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
-from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_memory import forecast
 from prunectl.pruning.calibration_samples import device_of, dtype_of
 from prunectl.pruning.edit_masks import masks_of
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
 from prunectl.pruning.resolve import Resolution
+from prunectl.pruning.shared_store import SharedStore, shared_store
 from prunectl.pruning.targets import (
     ByCounts,
     TensorTarget,
@@ -30,12 +30,14 @@ from prunectl.pruning.targets import (
     share_targets,
     take_by_error,
 )
+from prunectl.ranks.launched import on_this_host
+from prunectl.ranks.ranks import Ranks
 from prunectl.settings import Budget, Calibration, Method, Scope
-from prunectl.sink.target import check_space
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
-    from prunectl.calibration.engine import PruneTensor, Values, Wanted
+    from prunectl.calibration.engine import Values, Wanted
+    from prunectl.calibration.pruner import Pruner
     from prunectl.calibration.units import Course
     from prunectl.checkpoint.reader import TensorReader
     from prunectl.checkpoint.skeleton import Skeleton
@@ -44,13 +46,14 @@ if TYPE_CHECKING:
 class _Run:
     """What every pass over the samples needs, and what all of them take."""
 
-    def __init__(self, job: Job, reader: TensorReader, on_event: OnEvent) -> None:
+    def __init__(self, job: Job, reader: TensorReader, ranks: Ranks, on_event: OnEvent) -> None:
         import torch
 
         assert job.settings.calibration is not None
         assert job.samples is not None
-        self.job, self.reader, self.on_event = job, reader, on_event
-        self._free = free_memory(torch.device("cpu"))
+        self.job, self.reader, self.ranks, self.on_event = job, reader, ranks, on_event
+        free = free_memory(torch.device("cpu"))
+        self._free = None if free is None else free // (on_this_host() if ranks.count > 1 else 1)
         self.skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
         self._samples = job.samples.inputs
 
@@ -59,7 +62,7 @@ class _Run:
         """How the model runs, and where what its blocks put out is kept, if not in memory."""
         from prunectl.calibration.engine import try_model
 
-        course = try_model(self.skeleton, self._samples, self.on_event)
+        course = try_model(self.skeleton, self._samples, self.on_event, self.ranks)
         memory = forecast(self.job, self.skeleton, course, self._free)
         self.on_event(Note(str(memory)))
         return course, self.job.target.resolve().parent if memory.spilled else None
@@ -67,7 +70,7 @@ class _Run:
     def go(
         self,
         wanted: Wanted,
-        prune_tensor: PruneTensor,
+        pruner: Pruner,
         *,
         phase: str = "calibrating",
         finished: Callable[[str], Values | None] = lambda block: None,
@@ -78,23 +81,26 @@ class _Run:
 
         course, spill = self._begun
         calibrate(
-            self.skeleton, self._samples, wanted, prune_tensor, course=course,
-            finished=finished, done=done, spill=spill, phase=phase, on_event=self.on_event,
+            self.skeleton, self._samples, wanted, pruner, course=course,
+            finished=finished, done=done, spill=spill, phase=phase, ranks=self.ranks,
+            on_event=self.on_event,
         )  # fmt: skip
 
 
 @contextmanager
-def calibrated(job: Job, resolution: Resolution, on_event: OnEvent) -> Iterator[Resolution]:
+def calibrated(
+    job: Job, resolution: Resolution, ranks: Ranks, on_event: OnEvent
+) -> Iterator[Resolution]:
     """Prune by calibration; inside of the block the new weights can be read.
 
-    Leaving it without an error removes them: they are in the output by then.
+    Leaving it without an error removes them: they are in the output by then, of all ranks.
 
     Raises:
         PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
     """
     with job.checkpoint.open() as reader:
-        run = _Run(job, reader, on_event)
-        with CalibratedStore(job.target, fingerprint(job), on_event) as store:
+        run = _Run(job, reader, ranks, on_event)
+        with shared_store(ranks, job.target, fingerprint(job), on_event) as store:
             resolution, targets = _resolve(run, resolution, store)
             blocks = _blocks(job, targets, run.skeleton)
             store.expect(blocks)
@@ -109,12 +115,12 @@ def _prune_blocks(
     run: _Run,
     targets: dict[str, TensorTarget],
     blocks: Mapping[str, list[TensorSpec]],
-    store: CalibratedStore,
+    store: SharedStore,
 ) -> None:
     """Compute the new weights that the store lacks."""
     job = run.job
     # The new weights lie beside the output until it is whole.
-    check_space(job.target, store.missing + job.layout.total_bytes)
+    store.check_space(job.layout.total_bytes)
     full = needs_full(job.settings.method, job.settings.refine)
     calibrator = Calibrator(job, targets, run.reader, store, run.on_event, full=full)
 
@@ -131,7 +137,7 @@ def _prune_blocks(
 
 
 def _resolve(
-    run: _Run, resolution: Resolution, store: CalibratedStore
+    run: _Run, resolution: Resolution, store: SharedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
     """What goes of each tensor; a budget's matrices are chosen by what their outputs lose.
 
@@ -171,9 +177,14 @@ def _fitting(job: Job, index: int) -> set[str]:
 
 
 def _zeros(run: _Run, names: Iterable[str]) -> dict[str, int]:
-    """How many weights of each tensor are zero."""
+    """How many weights of each tensor are zero; the first rank looks."""
     stored = run.job.checkpoint.by_name
-    return {name: int((read_tensor(run.reader, stored[name]) == 0).sum()) for name in names}
+    return run.ranks.told(
+        {
+            name: int((read_tensor(run.reader, stored[name]) == 0).sum())
+            for name in (names if run.ranks.is_first else ())
+        }
+    )
 
 
 def _allocate(run: _Run, index: int) -> dict[str, list[int]]:
@@ -209,12 +220,12 @@ def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
 
 
 def _measure(
-    run: _Run, targets: Mapping[str, TensorTarget], seen: PruneTensor, phase: str, *, full: bool
+    run: _Run, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
-    """Show ``seen`` the inputs of the dense model's matrices; returns tensors outside of blocks."""
+    """Show the inputs of the dense model's matrices; returns tensors outside of blocks."""
     blocks = _blocks(run.job, targets, run.skeleton)
     wanted = replace(_wanted(run.job, blocks, full=full), true_sequential=False)
-    run.go(wanted, seen, phase=phase)
+    run.go(wanted, pruner, phase=phase)
     return blocks.get("", [])
 
 
@@ -253,12 +264,14 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
     )
 
 
-def _outside(specs: list[TensorSpec], run: _Run, calibrator: PruneTensor) -> None:
+def _outside(specs: list[TensorSpec], run: _Run, pruner: Pruner) -> None:
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices
-    from prunectl.calibration.engine import Measured
+    from prunectl.calibration.pruner import Measured, pruned
 
     for spec in specs:
         weight = read_tensor(run.reader, run.job.checkpoint.by_name[spec.name])
         parts = matrices(spec.name, weight, run.job.planned[spec.name].input_axis)
-        calibrator(spec.name, [Measured(one, None) for one in parts])
+        todo = {spec.name: [Measured(one, None) for one in parts]}  # one at a time is in memory
+        for _ in pruned(pruner, todo, run.ranks):
+            pass

@@ -10,13 +10,14 @@ from dataclasses import replace
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.mask_file import check_bits
-from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent
 from prunectl.pruning.job import Job
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import Method
+
+_SAMPLES = "all need the same files or datasets, and the same tokenizer"
 
 
 @contextmanager
@@ -45,12 +46,8 @@ def resolved(
         from prunectl.pruning.calibration_samples import gather_samples
 
         samples = gather_samples(job.checkpoint, job.settings.calibration, on_event)
+        ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)
         job = replace(job, samples=samples)
-    if job.samples is not None and ranks.count > 1:
-        raise InvalidOption(
-            "a calibration runs in one process",
-            hint="start it without torchrun or accelerate launch",
-        )
     with ExitStack() as stack:  # masks are read until the last weight is written
         if (masks := job.masks) is not None:
             reader = stack.enter_context(masks.open())
@@ -76,5 +73,5 @@ def resolved(
         if job.samples is not None:
             from prunectl.pruning.calibration_run import calibrated
 
-            resolution = stack.enter_context(calibrated(job, resolution, on_event))
+            resolution = stack.enter_context(calibrated(job, resolution, ranks, on_event))
         yield job, resolution

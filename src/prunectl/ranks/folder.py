@@ -13,7 +13,11 @@ from prunectl.sink.folder import OutputFolder
 from prunectl.sink.guest import GuestFolder
 from prunectl.sink.resumable import ResumableFolder
 
-_SHARE = "give -o a folder on a disk that all hosts share"
+SAME = (
+    "all need the same files, the same command and the same versions of prunectl, torch and "
+    "transformers"
+)
+SHARED_DISK = "give -o a folder on a disk that all hosts share"
 
 
 @contextmanager
@@ -32,24 +36,19 @@ def shared_folder(
         RanksDiffer: a rank sees another source, was asked for something else, or does not see the
             folder. OutputConflict, CannotWrite, NoSpace: as :class:`OutputFolder`.
     """
-    ranks.check_same(
-        "weights and settings",
-        fingerprint,
-        hint="all need the same files, the same command and the same versions of prunectl, torch "
-        "and transformers",
-    )
+    ranks.check_same("weights and settings", fingerprint, hint=SAME)
     if ranks.is_first:
         folder = OutputFolder(
             target, fingerprint, force=force, protected=protected, on_event=on_event
         )
         with folder as sink:
             seen, _ = ranks.told((sink.seen(), sink.finished))
-            ranks.check_same("output folder", seen, hint=_SHARE)
+            ranks.check_same("output folder", seen, hint=SHARED_DISK)
             yield sink
         return
     nothing: tuple[str, dict[str, Any]] = ("", {})
     wanted, finished = ranks.told(nothing)
     guest = GuestFolder(target, fingerprint, ranks.number, finished)
-    ranks.check_same("output folder", guest.sees(wanted), hint=_SHARE)
+    ranks.check_same("output folder", guest.sees(wanted), hint=SHARED_DISK)
     with guest:
         yield guest

@@ -17,6 +17,12 @@ def launched() -> tuple[int, int]:
     return (int(rank), int(count)) if int(rank) < int(count) else (0, 1)
 
 
+def on_this_host() -> int:
+    """How many of these processes share this host's memory; torchrun and accelerate say so."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(told)) if launched()[1] > 1 and told.isdecimal() else 1
+
+
 def is_first_process() -> bool:
     """Whether this is the one that speaks: no further process of torchrun's or accelerate's."""
     return launched()[0] == 0

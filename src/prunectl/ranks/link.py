@@ -66,10 +66,12 @@ class Link:
         self._wait(lambda: dist.all_reduce(tensor, group=self._group, async_op=True))
 
     def tensor_of(self, source: int, tensor: torch.Tensor) -> None:
-        """Put what ``source`` has in ``tensor``, of any dtype, in that of every rank."""
+        """Put what ``source`` has in ``tensor``, contiguous and of any dtype, in every rank's."""
         import torch
 
-        self._broadcast(tensor.view(torch.uint8) if tensor.is_contiguous() else tensor, source)
+        if tensor.numel():
+            for piece in tensor.view(-1).view(torch.uint8).split(_PIECE):
+                self._broadcast(piece, source)
 
     def close(self) -> None:
         """Leave the group, if it was joined here."""

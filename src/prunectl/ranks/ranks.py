@@ -6,7 +6,7 @@ import io
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
@@ -15,6 +15,9 @@ from prunectl.ranks.errors import RanksDiffer
 from prunectl.ranks.link import Link
 from prunectl.ranks.shares import piles, slices
 from prunectl.streaming import Scratch, run_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,6 +103,26 @@ class Ranks:
         data = self._link.bytes_of(0, pickle.dumps(value) if self.is_first else b"")
         first: Item = pickle.loads(data)
         return first
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Put the sum of the ranks' tensors, on the CPU, in that of every one; the same bits."""
+        if self._link is not None:
+            self._link.sum(tensor)
+
+    def tensor_of(self, rank: int, tensor: torch.Tensor | None) -> torch.Tensor:
+        """What ``rank`` has for a tensor, on the CPU, on every rank; others' counts nothing."""
+        if self._link is None:
+            assert tensor is not None
+            return tensor
+        import torch
+
+        held = tensor.contiguous() if tensor is not None and rank == self.number else None
+        told = b"" if held is None else pickle.dumps((tuple(held.shape), held.dtype))
+        shape, dtype = pickle.loads(self._link.bytes_of(rank, told))
+        if held is None:
+            held = torch.empty(shape, dtype=dtype)
+        self._link.tensor_of(rank, held)
+        return held
 
     def file_of_first(self, file: IO[bytes] | None) -> IO[bytes] | None:
         """The bytes of a file that the first rank has open, to read from here; None if it has none.

@@ -19,6 +19,28 @@ _APPEARS = 15.0
 """Seconds until a shared disk shows one host what another has written."""
 
 
+def seen_outside(journal: Path, work: Path, wanted: str) -> str:
+    """:meth:`ResumableFolder.seen` of a folder that another process has open.
+
+    Args:
+        journal, work: of the folder. wanted: what that process sees.
+
+    Returns:
+        ``wanted``; '' if it does not appear in time.
+    """
+    until = time.monotonic() + _APPEARS
+    while True:
+        try:
+            found = blake3(journal.read_bytes()).hexdigest()
+        except OSError:
+            found = ""
+        if found == wanted and work.is_dir():
+            return found
+        if time.monotonic() > until:
+            return ""
+        time.sleep(0.2)
+
+
 class GuestFolder(ResumableFolder):
     """Shards of an :class:`OutputFolder` that another process has open, and will put in place.
 
@@ -43,17 +65,7 @@ class GuestFolder(ResumableFolder):
 
     def sees(self, wanted: str) -> str:
         """:meth:`ResumableFolder.seen`, from outside; '' if ``wanted`` does not appear in time."""
-        until = time.monotonic() + _APPEARS
-        while True:
-            try:
-                found = blake3(self._first.read_bytes()).hexdigest()
-            except OSError:
-                found = ""
-            if found == wanted and self.work.is_dir():
-                return found
-            if time.monotonic() > until:
-                return ""
-            time.sleep(0.2)
+        return seen_outside(self._first, self.work, wanted)
 
     def __enter__(self) -> Self:
         with os_errors(self._asked):
