@@ -20,7 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import prunectl
+from prunectl.calibration import forward
+from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
 from prunectl.events import Event
 from prunectl.ranks import watch
@@ -32,9 +36,10 @@ RANK = int(os.environ.get("RANK", "0"))
 def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
     """Carry one job out."""
     common = {"ranks": ranks, "on_event": _trap(job)}
+    forward._ROWS = job.get("rows", 2048)
     match job["verb"]:
         case "prune":
-            settings = prunectl.PruneSettings(**parsed(job["settings"]))
+            settings = prunectl.PruneSettings(**parsed(_own(job, "settings")))
             more = {"max_shard_size": job["shard"], "use_cache": job.get("cache", False)}
             result = prunectl.prune(
                 _own(job, "model"), _own(job, "output"), settings, **more, **common
@@ -57,9 +62,9 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             raise ValueError(other)
 
 
-def _own(job: dict[str, Any], key: str) -> str:
+def _own(job: dict[str, Any], key: str) -> Any:
     """What one rank was told otherwise than the others, or what all were told."""
-    return str(job.get("others", {}).get(str(RANK), {}).get(key, job[key]))
+    return job.get("others", {}).get(str(RANK), {}).get(key, job[key])
 
 
 def parsed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +73,7 @@ def parsed(settings: dict[str, Any]) -> dict[str, Any]:
         "scope": prunectl.Scope,
         "budget": prunectl.Budget,
         "mask": Path,
+        "calibration": lambda value: prunectl.Calibration(**value),
     }
     return {key: kinds.get(key, lambda value: value)(value) for key, value in settings.items()}
 
@@ -93,6 +99,10 @@ def _trap(job: dict[str, Any]) -> Callable[[Event], None]:
                 )  # keeps the interpreter's lock, so that all stands still
             case "error":
                 raise ValueError("an error of one rank")
+            case "not shared":
+                raise NotShared
+            case "full":
+                raise torch.OutOfMemoryError("out of memory")
 
     return on_event
 
