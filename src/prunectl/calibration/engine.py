@@ -246,6 +246,8 @@ class _Engine:
             troubles, everyone = {one for one, _ in told}, [seen for _, seen in told]
             if _FULL in troubles:
                 self._statistics_device = torch.device("cpu")  # of later blocks too
+                text = "The device is full: the inputs' statistics are kept in the host's memory."
+                self._on_event(Note(text, warning=True))
             if _NOT_SHARED in troubles or not agree(everyone):
                 shared = False
             elif _FULL not in troubles:
@@ -271,8 +273,6 @@ class _Engine:
         except torch.OutOfMemoryError:
             if self._statistics_device.type == "cpu":
                 raise
-            text = "The device is full: the inputs' statistics are kept in the host's memory."
-            self._on_event(Note(text, warning=True))
             return _FULL
         return ""
 
