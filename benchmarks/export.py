@@ -34,7 +34,7 @@ import zstandard
 from rich.console import Console
 
 import make_checkpoint
-import speed
+import measuring
 from machine import machine, version
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -158,7 +158,7 @@ def sizes_of(
 ) -> dict[str, float | None]:
     """Bytes of all ways to store one pruned model; None where one does not apply."""
     pruned, output, cache = work / "pruned", work / "output", work / "cache"
-    speed.run([*prunectl, "prune", str(model), *PRUNINGS[how], "-o", str(pruned)], cache)
+    measuring.run([*prunectl, "prune", str(model), *PRUNINGS[how], "-o", str(pruned)], cache)
     (dense,) = pruned.glob("*.safetensors")
     entropy = sum(tensor_bytes(*tensor) for tensor in stored_tensors(dense))
     found: dict[str, float | None] = {"dense": dense.stat().st_size, "entropy": entropy}
@@ -166,8 +166,8 @@ def sizes_of(
         found[layout] = None
         if layout != "nm" or how == "2:4":
             export = [*prunectl, "export", str(pruned), "-o", str(output), "--layout", layout]
-            speed.run(export, cache)
-            found[layout] = speed.weight_bytes(output)
+            measuring.run(export, cache)
+            found[layout] = measuring.weight_bytes(output)
             shutil.rmtree(output)
     found |= {f"zstd -{level}": zstd_bytes(dense, level) for level in levels}
     found["zipnn"] = zipnn_bytes(dense, dtype) if HAS_ZIPNN else None
@@ -228,37 +228,39 @@ for path in Path(source).glob("*.safetensors"):
 """
 
 
-def jobs_for(prunectl: list[str], at: speed.Folders, zipped: Path, kind: str) -> list[speed.Job]:
+def jobs_for(
+    prunectl: list[str], at: measuring.Folders, zipped: Path, kind: str
+) -> list[measuring.Job]:
     """All jobs of a round; ``at.small`` is the packed folder."""
     model, packed, output = str(at.model), str(at.small), str(at.output)
     export, python = [*prunectl, "export"], [sys.executable, "-c"]
     jobs = [
-        speed.Job(speed.COPY, ["sh", "-c", speed.DURABLE_COPY, "sh", model, output]),
-        speed.Job(PACK, [*export, model, "-o", output, "--layout", "packed"]),
-        speed.Job(UNPACK, [*export, packed, "-o", output, "--layout", "dense"]),
-        speed.Job("load_state_dict of packed", [*python, LOAD_PACKED, packed]),
-        speed.Job("safetensors load, copied", [*python, LOAD_DENSE, model]),
+        measuring.Job(measuring.COPY, measuring.copy_command(at.model, at.output)),
+        measuring.Job(PACK, [*export, model, "-o", output, "--layout", "packed"]),
+        measuring.Job(UNPACK, [*export, packed, "-o", output, "--layout", "dense"]),
+        measuring.Job("load_state_dict of packed", [*python, LOAD_PACKED, packed]),
+        measuring.Job("safetensors load, copied", [*python, LOAD_DENSE, model]),
     ]
     if HAS_ZIPNN:
         jobs += [
-            speed.Job(ZIP, [*python, ZIPNN, model, output, kind, "compress"]),
-            speed.Job(UNZIP, [*python, ZIPNN, str(zipped), output, kind, "decompress"]),
+            measuring.Job(ZIP, [*python, ZIPNN, model, output, kind, "compress"]),
+            measuring.Job(UNZIP, [*python, ZIPNN, str(zipped), output, kind, "decompress"]),
         ]
     return jobs
 
 
-def prepare(jobs: list[speed.Job], at: speed.Folders, zipped: Path) -> None:
+def prepare(jobs: list[measuring.Job], at: measuring.Folders, zipped: Path) -> None:
     """Make the packed and the zipped model, and check once that both come back as they were."""
     by_label = {job.label: job for job in jobs}
     for label, folder in ((PACK, at.small), (ZIP, zipped)):
         shutil.rmtree(folder, ignore_errors=True)
         if label in by_label:
-            speed.run(by_label[label].command, at.cache)
+            measuring.run(by_label[label].command, at.cache)
             at.output.rename(folder)
     for label in (UNPACK, UNZIP):
         if label not in by_label:
             continue
-        speed.run(by_label[label].command, at.cache)
+        measuring.run(by_label[label].command, at.cache)
         for path in at.model.glob("*.safetensors"):
             if not filecmp.cmp(path, at.output / path.name, shallow=False):
                 raise SystemExit(f"{label} gives other bytes: {path.name}")
@@ -267,21 +269,21 @@ def prepare(jobs: list[speed.Job], at: speed.Folders, zipped: Path) -> None:
 
 def print_speed(prunectl: list[str], work: Path, args: argparse.Namespace, log: Console) -> Any:
     """Measure, and print a table in Markdown; returns what is in it."""
-    at = speed.Folders(work / "pruned", work / "packed", work / "output", work / "cache")
+    at = measuring.Folders(work / "pruned", work / "packed", work / "output", work / "cache")
     zipped = work / "zipped"
     for folder in (at.model, at.output):
         shutil.rmtree(folder, ignore_errors=True)
-    source = speed.checkpoint(work, args.size_gb, args.dtype)
-    speed.run(
+    source = measuring.checkpoint(work, args.size_gb, args.dtype)
+    measuring.run(
         [*prunectl, "prune", str(source), *PRUNINGS[args.prune], "-o", str(at.model)], at.cache
     )
     jobs = jobs_for(prunectl, at, zipped, make_checkpoint.CONFIG_DTYPE[args.dtype])
     prepare(jobs, at, zipped)
     for folder in (at.model, at.small, zipped):
         if folder.exists():
-            speed.read_once(folder)
-    speed.measure(jobs, at, args.rounds, log)
-    rows = speed.summary(jobs)
+            measuring.read_once(folder)
+    measuring.measure(jobs, at.output, at.cache, args.rounds, log)
+    rows = measuring.summary(jobs)
     print("| job | seconds | to the copy | peak MiB | fastest to slowest |")
     print("|---|---:|---:|---:|---:|")
     for row in rows:
@@ -292,7 +294,7 @@ def print_speed(prunectl: list[str], work: Path, args: argparse.Namespace, log: 
     return {
         "rounds": args.rounds,
         "prune": args.prune,
-        "bytes": {name: speed.weight_bytes(folder) for name, folder in folders.items()},
+        "bytes": {name: measuring.weight_bytes(folder) for name, folder in folders.items()},
         "jobs": rows,
     }
 
@@ -321,7 +323,7 @@ def main() -> None:
     log = Console(stderr=True)
     work = args.work.resolve()
     (work / "cache").mkdir(parents=True, exist_ok=True)
-    prunectl = [args.prunectl or str(Path(sys.executable).with_name("prunectl"))]
+    prunectl = measuring.installed(args.prunectl)
     rivals = {name: version(name) for name in ("zstandard", "zipnn")}
     report: dict[str, Any] = {"machine": machine(), "rivals": rivals, "size_gb": args.size_gb}
     if args.sizes:

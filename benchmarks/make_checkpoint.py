@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -155,7 +155,10 @@ def split(shapes: dict[str, tuple[int, ...]], shards: int) -> list[dict[str, tup
     return [part for part in parts if part]
 
 
-def write_shard(file: BinaryIO, shapes: dict[str, tuple[int, ...]], dtype: str, pool: Pool) -> None:
+def write_shard(
+    file: BinaryIO, shapes: dict[str, tuple[int, ...]], dtype: str, pool: Pool | None
+) -> None:
+    """Write a safetensors file; without a pool its data are a hole."""
     stored, width = STORED[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -165,9 +168,19 @@ def write_shard(file: BinaryIO, shapes: dict[str, tuple[int, ...]], dtype: str, 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
+    if pool is None:
+        file.truncate(8 + len(text) + end)
+        return
     for name, shape in shapes.items():
         for block in pool.blocks(name, math.prod(shape)):
             file.write(block.data)
+
+
+class Architecture(Protocol):
+    """A kind of model, in its sizes."""
+
+    def tensors(self) -> dict[str, tuple[int, ...]]: ...
+    def config(self, dtype: str) -> dict[str, Any]: ...
 
 
 def make_checkpoint(
@@ -180,15 +193,31 @@ def make_checkpoint(
     seed: int = 0,
 ) -> int:
     """Write the checkpoint folder ``target``, which must not exist; returns its weight bytes."""
+    shape = shape_for(int(size_gb * GB) // STORED[dtype][1], tied)
+    return write_checkpoint(target, shape, dtype=dtype, shards=shards, seed=seed)
+
+
+def write_checkpoint(
+    target: Path,
+    model: Architecture,
+    *,
+    dtype: str,
+    shards: int,
+    seed: int = 0,
+    hollow: bool = False,
+) -> int:
+    """Write a model as the folder ``target``, which must not exist; returns its weight bytes.
+
+    Args:
+        hollow: the files are sparse ones: headers are there, data are holes that take no disk.
+    """
     if target.exists():
         raise FileExistsError(target)
-    width = STORED[dtype][1]
-    shape = shape_for(int(size_gb * GB) // width, tied)
-    tensors = shape.tensors()
+    tensors = model.tensors()
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    pool = Pool(dtype, seed)
+    pool = None if hollow else Pool(dtype, seed)
     weight_map: dict[str, str] = {}
     parts = split(tensors, shards)
     for number, part in enumerate(parts, start=1):
@@ -196,10 +225,10 @@ def make_checkpoint(
         with (temporary / name).open("wb") as file:
             write_shard(file, part, dtype, pool)
         weight_map |= dict.fromkeys(part, name)
-    total = count(tensors) * width
+    total = count(tensors) * STORED[dtype][1]
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (temporary / "config.json").write_text(json.dumps(shape.config(dtype), indent=2) + "\n")
+    (temporary / "config.json").write_text(json.dumps(model.config(dtype), indent=2) + "\n")
     temporary.rename(target)
     return total
 

@@ -47,9 +47,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import brown
+import measuring
 import photos
 import ranking
-import speed
 from machine import machine
 
 if TYPE_CHECKING:
@@ -252,10 +252,10 @@ def measured(
         return entry | pool.submit(measure, source, source.folder).result()
     with tempfile.TemporaryDirectory(dir=work) as folder:
         output = Path(folder) / "pruned"
-        seconds, peak = speed.run(command(prunectl, row, source, output), work / "cache")
+        seconds, peak = measuring.run(command(prunectl, row, source, output), work / "cache")
         totals = json.loads((output / "prunectl.json").read_bytes())["totals"]
         entry |= {"sparsity": totals["prunable"]["achieved"]}
-        entry |= {"seconds": round(seconds, 1), "peak_rss_mib": round(peak / speed.MIB)}
+        entry |= {"seconds": round(seconds, 1), "peak_rss_mib": round(peak / measuring.MIB)}
         return entry | pool.submit(measure, source, output).result()
 
 
@@ -266,7 +266,7 @@ def run(args: argparse.Namespace, log: Console) -> None:
     prunectl = [args.prunectl or str(Path(executable).with_name("prunectl"))]
     rows = left(wanted(args.rows), source.protocol, read_results(args.results))
     args.work.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")  # this process stays small: see speed.run
+    context = multiprocessing.get_context("spawn")  # this process stays small: see measuring.run
     with ProcessPoolExecutor(1, context) as pool:
         for number, row in enumerate(rows, start=1):
             try:

@@ -17,15 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,64 +27,32 @@ from rich.console import Console
 from rich.table import Table
 
 from machine import available_memory, machine
+from measuring import (
+    COPY,
+    HERE,
+    Folders,
+    Job,
+    checkpoint,
+    clear_cache,
+    copy_command,
+    installed,
+    measure,
+    read_once,
+    run,
+    summary,
+    weight_bytes,
+)
 
-HERE = Path(__file__).parent
-MIB = 1 << 20
-COPY = "durable copy"
 REFERENCE_COPY = "durable copy of the small model"
 # global_unstructured takes this many times the model's bytes (measured: 16 to 18).
 REFERENCE_MEMORY = 20
 REFERENCE_SIZES = (1.0, 0.5, 0.2, 0.1, 0.05)
-DURABLE_COPY = 'cp -r "$1" "$2" && find "$2" -type f -exec sync {} +'
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where everything is; all on one file system."""
-
-    model: Path
-    small: Path
-    output: Path
-    cache: Path
-
-
-@dataclass
-class Job:
-    """A command that is measured in each round.
-
-    Attributes:
-        label: its name in the table.
-        command: what is run.
-        prepare: sets the cache as the job wants it.
-        baseline: label of the durable copy that it is compared with; '' for none.
-        keeps_output: the next job works on this one's output.
-        walls, peaks: seconds and bytes, one each per round.
-    """
-
-    label: str
-    command: list[str]
-    prepare: Callable[[], None] = lambda: None
-    baseline: str = COPY
-    keeps_output: bool = False
-    walls: list[float] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-
-
-def clear_cache(cache: Path, *, keep_roles: bool) -> None:
-    """Remove what prunectl has kept about models."""
-    for entry in cache.iterdir():
-        if entry.name.startswith("numba") or (keep_roles and entry.match("roles-*.json")):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 def jobs_for(prunectl: list[str], at: Folders) -> list[Job]:
     """All jobs of a round, in their order."""
     model, output = str(at.model), str(at.output)
-    jobs = [Job(COPY, ["sh", "-c", DURABLE_COPY, "sh", model, output])]
+    jobs = [Job(COPY, copy_command(at.model, at.output))]
     for label, arguments in (
         ("analyze", ["analyze", model]),
         ("analyze --pattern none", ["analyze", model, "--pattern", "none"]),
@@ -112,7 +73,7 @@ def jobs_for(prunectl: list[str], at: Folders) -> list[Job]:
     jobs += [
         Job(
             REFERENCE_COPY,
-            ["sh", "-c", DURABLE_COPY, "sh", str(at.small), output],
+            copy_command(at.small, at.output),
             baseline=REFERENCE_COPY,
         ),
         Job("torch global_unstructured, small model", reference, baseline=REFERENCE_COPY),
@@ -122,84 +83,10 @@ def jobs_for(prunectl: list[str], at: Folders) -> list[Job]:
     return jobs
 
 
-def run(command: list[str], cache: Path) -> tuple[float, int]:
-    """Run a fresh process to its end; returns its wall time in seconds and its peak RSS in bytes.
-
-    A child's peak starts at the size its parent had when it started it: this module stays small.
-    """
-    environment = os.environ | {"PRUNECTL_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as messages:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=messages, env=environment
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            messages.seek(0)
-            tail = messages.read().decode(errors="replace")[-2000:]
-            raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{tail}")
-    return wall, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def measure(jobs: list[Job], at: Folders, rounds: int, log: Console) -> None:
-    """Run all jobs in turn, ``rounds`` times, and note their times and peaks."""
-    for number in range(1, rounds + 1):
-        for job in jobs:
-            job.prepare()
-            os.sync()  # so that no job waits for the disk work of the one before
-            wall, peak = run(job.command, at.cache)
-            job.walls.append(wall)
-            job.peaks.append(peak)
-            log.print(f"round {number}/{rounds}  {job.label}: {wall:.2f} s, {peak / MIB:.0f} MiB")
-            if not job.keeps_output:
-                shutil.rmtree(at.output, ignore_errors=True)
-
-
-def checkpoint(work: Path, size_gb: float, dtype: str) -> Path:
-    """The checkpoint of that size, made in a process of its own unless it is there."""
-    target = work / f"llama-{size_gb:g}gb-{dtype}"
-    if not target.exists():
-        maker = [sys.executable, str(HERE / "make_checkpoint.py"), str(target)]
-        options = ["--size-gb", str(size_gb), "--dtype", dtype]
-        subprocess.run(maker + options, check=True, stdout=sys.stderr)
-    return target
-
-
 def fitting_size() -> float:
     """The largest size, in GB, that torch's own pruning has the memory for."""
     limit = available_memory() / REFERENCE_MEMORY / 1e9
     return next((size for size in REFERENCE_SIZES if size <= limit), REFERENCE_SIZES[-1])
-
-
-def weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def read_once(folder: Path) -> None:
-    """Bring the files into the page cache."""
-    buffer = bytearray(8 * MIB)
-    for path in folder.iterdir():
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
-def summary(jobs: list[Job]) -> list[dict[str, Any]]:
-    """One entry per job: medians, ratio to its durable copy, and the single runs."""
-    medians = {job.label: statistics.median(job.walls) for job in jobs}
-    return [
-        {
-            "job": job.label,
-            "seconds": round(medians[job.label], 3),
-            "ratio": round(medians[job.label] / medians[job.baseline], 3) if job.baseline else None,
-            "peak_rss_mib": round(max(job.peaks) / MIB, 1),
-            "runs_seconds": [round(wall, 3) for wall in job.walls],
-            "command": job.command,
-        }
-        for job in jobs
-    ]
 
 
 def table_of(report: dict[str, Any]) -> Table:
@@ -252,18 +139,13 @@ def main() -> None:
     )
     shutil.rmtree(at.output, ignore_errors=True)
     at.cache.mkdir(exist_ok=True)
-    installed = Path(sys.executable).with_name("prunectl")
-    prunectl = [args.prunectl or str(installed)]
-    if not args.prunectl and not installed.exists():
-        raise SystemExit(
-            f"{installed} is not there: pip install -e . first, or name one: --prunectl"
-        )
+    prunectl = installed(args.prunectl)
     # Compiles what numba and Python keep compiled; no user pays for that twice.
     run([*prunectl, "analyze", str(at.small)], at.cache)
     read_once(at.model)
 
     jobs = jobs_for(prunectl, at)
-    measure(jobs, at, args.rounds, log)
+    measure(jobs, at.output, at.cache, args.rounds, log)
     report = {
         "machine": machine(),
         "dtype": args.dtype,
