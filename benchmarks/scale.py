@@ -13,15 +13,16 @@ fresh processes in turn, several rounds, and prints a table in Markdown on stdou
 
 Weights have not been measured before any job. What the tensors are is remembered from an earlier
 command, but for jobs called *cold*: where no table says it, importing transformers to find out
-takes 2 to 3 s, once per model. The source is in the page cache: what does not fit there, or on the disk,
-is left out with a message. torchrun starts the prunectl of this Python. Peaks are of the largest
-process, and for torchrun also the sum of all that it starts.
+takes 2 to 3 s, once per model. The source is in the page cache: what does not fit there, or on the
+disk, is left out with a message. torchrun starts the prunectl of this Python. Peaks are of the
+largest process, and for torchrun also the sum of all that it starts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -29,9 +30,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 import experts
@@ -114,14 +115,23 @@ class Bench:
     def made(self, model: Path, make: Callable[[], object]) -> Iterator[Path]:
         """A checkpoint in the page cache whose roles are known; removed afterwards."""
         was_there = model.exists()
-        if not was_there:
-            make()
         try:
+            if not was_there:
+                in_a_process(make)
             run([*self.prunectl, "prune", str(model), "-s", "0.4", "--dry-run"], self.cache)
             yield model
         finally:
             if not (was_there or self.args.keep):
-                shutil.rmtree(model)
+                shutil.rmtree(model, ignore_errors=True)
+
+
+def in_a_process(make: Callable[[], object]) -> None:
+    """Call it in a process of its own: this one stays small, see measuring.run."""
+    process = multiprocessing.get_context("spawn").Process(target=make)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"a checkpoint could not be made: {process.exitcode}")
 
 
 def sizes(bench: Bench) -> Iterable[Row]:
@@ -154,7 +164,7 @@ def ranks(bench: Bench) -> Iterable[Row]:
                 jobs.append(bench.job(words, model, label=f"{verb}, --jobs {count}"))
             for count in bench.args.ranks:
                 each = max(1, cores // count)
-                label = f"{verb}, {count} ranks of --jobs {each}"
+                label = f"{verb}, {count} rank{'s' * (count > 1)} of --jobs {each}"
                 words = f"{verb}{options} --jobs {each}"
                 jobs.append(torchrun(count, bench.job(words, model, label=label)))
         yield from bench.measured(jobs, f"{size:g} GB", total)
@@ -242,11 +252,11 @@ def lines_through(rows: Sequence[Row]) -> list[Row]:
         own = [row for row in rows if row["job"] == job]
         if len(own) > 1:
             size, seconds = ([row[key] for row in own] for key in ("gb", "seconds"))
-            slope, start = np.polyfit(size, seconds, 1)
+            slope, start = linear_regression(size, seconds)
             off = max(abs(start + slope * x - y) / y for x, y in zip(size, seconds, strict=True))
             found.append(
-                {"job": job, "start_seconds": round(float(start), 3)}
-                | {"seconds_per_gb": round(float(slope), 4), "farthest": round(float(off), 3)}
+                {"job": job, "start_seconds": round(start, 3)}
+                | {"seconds_per_gb": round(slope, 4), "farthest": round(off, 3)}
             )
     return found
 

@@ -1,0 +1,151 @@
+"""The benchmark of scale: models that it makes, commands that it runs, what it makes of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import experts
+import make_checkpoint
+import measuring
+import prunectl
+import scale
+from prunectl.pruning.job import plan_prune
+
+
+def arguments_of(bench: scale.Bench, part: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of a part, none of which is run; on a folder that is not there."""
+    seen: list[list[str]] = []
+
+    def look(jobs: list[measuring.Job], of: str, nbytes: int) -> list[scale.Row]:
+        seen.extend(job.command for job in jobs)
+        return []
+
+    monkeypatch.setattr(bench, "measured", look)
+    monkeypatch.setattr(scale, "run", lambda *_: None)
+    monkeypatch.setattr(scale, "in_a_process", lambda make: None)
+    monkeypatch.setattr(scale, "read_once", lambda model: None)
+    assert list(scale.PARTS[part](bench)) == []
+    return seen
+
+
+@pytest.mark.parametrize("part", scale.PARTS)
+def test_its_commands_are_ones_that_prunectl_takes(
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable[..., tuple[int, str, str]],
+) -> None:
+    """They stop at the model, which is not there: all options have been read by then."""
+    options = ["--work", str(tmp_path), "--prunectl", "prunectl"]
+    bench = scale.Bench(scale.arguments([*options, "--sizes", "0.001", "--size-gb", "0.001"]))
+    commands = arguments_of(bench, part, monkeypatch)
+    verbs = set()
+    for command in commands:
+        if command[0] == "prunectl":
+            words = command[1:]
+        elif "prunectl" in command:  # after torchrun's own words
+            words = command[command.index("prunectl") + 1 :]
+        else:
+            continue
+        code, out, err = typed(*words)
+        assert (code, out) == (1, ""), err
+        assert "does not exist" in err or "no such" in err.lower() or "not found" in err, err
+        verbs.add(words[0])
+    assert "prune" in verbs
+
+
+def test_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "TIMED", scale.TIMED[::3])  # the others only take longer
+    found = tmp_path / "found.json"
+    options = ["--rounds", "1", "--work", str(tmp_path / "work"), "--json", str(found)]
+    prunectl_command = tmp_path / "prunectl"
+    prunectl_command.write_text(f'#!/bin/sh\nexec {sys.executable} -m prunectl "$@"\n')
+    prunectl_command.chmod(0o755)
+    options += ["--prunectl", str(prunectl_command), "--sizes", "0.001", "1000000000"]
+    scale.main(["--parts", "sizes", *options])
+    out, err = capsys.readouterr()
+    rows = json.loads(found.read_text())["parts"]["sizes"]["rows"]
+    assert [row["job"] for row in rows] == [measuring.COPY, *scale.TIMED]
+    assert all(row["seconds"] > 0 and row["peak_rss_mib"] > 10 for row in rows)
+    assert rows[0]["ratio"] == 1
+    assert out.count("| 0.001 GB |") == len(rows)
+    assert "1e+09 GB left out" in err
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"cache"}
+
+
+def test_experts_are_prunable_matrices_of_a_real_class(tmp_path: Path) -> None:
+    shape = experts.many_small(60)
+    make_checkpoint.write_checkpoint(tmp_path / "made", shape, dtype="bf16", shards=2)
+    checkpoint = prunectl.open_checkpoint(tmp_path / "made")
+    assert len(checkpoint.tensors) == len(shape.tensors())
+    plan = plan_prune(checkpoint, prunectl.PruneSettings(sparsity=0.4))
+    prunable = {one.spec.name for one in plan.tensors if one.prunable}
+    assert sum(".experts." in name for name in prunable) == 60
+    assert "model.layers.0.mlp.gate.weight" not in prunable
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "made", output_loading_info=True)
+    assert not any(info.values())
+    assert sum(p.numel() for p in model.parameters()) == make_checkpoint.count(shape.tensors())
+    assert make_checkpoint.count(experts.trillion(10**12).tensors()) == pytest.approx(
+        1e12, rel=0.05
+    )
+    assert len(experts.many_small(100_000).tensors()) == pytest.approx(100_000, rel=0.02)
+
+
+def test_a_hollow_checkpoint_takes_no_disk(tmp_path: Path) -> None:
+    shape = make_checkpoint.shape_for(10**9, tied=False)
+    total = make_checkpoint.write_checkpoint(
+        tmp_path / "made", shape, dtype="bf16", shards=3, hollow=True
+    )
+    files = list((tmp_path / "made").glob("*.safetensors"))
+    assert total == pytest.approx(2e9, rel=0.1)
+    assert sum(path.stat().st_size for path in files) > total
+    assert sum(path.stat().st_blocks * 512 for path in files) < 10**6
+    checkpoint = prunectl.open_checkpoint(tmp_path / "made")
+    assert sum(tensor.spec.nbytes for tensor in checkpoint.tensors) == total
+
+
+TREE = """
+import subprocess, sys
+child = "import time; block = bytearray({} << 20); time.sleep(1)"
+both = [subprocess.Popen([sys.executable, "-c", child.format(size)]) for size in (40, 80)]
+assert not any(process.wait() for process in both)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_tree_is_that_of_all_that_was_started(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    job = measuring.Job("x", [sys.executable, "-c", TREE], is_tree=True)
+    began = time.monotonic()
+    measuring.run_job(job, tmp_path / "cache")
+    assert 1 < job.walls[0] <= time.monotonic() - began
+    assert 120 * measuring.MIB < job.sums[0] < 220 * measuring.MIB
+    (row,) = measuring.summary([measuring.Job(measuring.COPY, [], walls=[1.0], peaks=[1])])
+    assert row["sum_rss_mib"] is None
+
+
+def test_a_line_is_laid_through_the_times_of_each_job() -> None:
+    rows = [
+        {"job": job, "gb": gb, "seconds": start + slope * gb}
+        for gb in (1, 2, 4)
+        for job, start, slope in (("a", 1.0, 0.5), ("b", 0.0, 2.0))
+    ]
+    rows.append({"job": "once", "gb": 1, "seconds": 1.0})
+    found = scale.lines_through(rows)
+    assert [(row["job"], row["start_seconds"], row["seconds_per_gb"]) for row in found] == [
+        ("a", 1.0, 0.5),
+        ("b", 0.0, 2.0),
+    ]
+    assert all(row["farthest"] < 1e-9 for row in found)
+    rows[0]["seconds"] = 3.0
+    assert scale.lines_through(rows)[0]["farthest"] > 0.1
