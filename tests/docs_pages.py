@@ -97,6 +97,8 @@ def call(command: str) -> tuple[int, str, str]:
 
     Returns the exit code, stdout and stderr.
     """
+    # Models of the Hub are folders here, each revision another; test_paper.py has a Hub for these.
+    command = re.sub(r"org/name --revisions (\w+),(\w+)", r"org/name@\1 org/name@\2", command)
     match = re.fullmatch(r"prunectl (.*?)(?: (\||&&|>) (.*))?", command)
     assert match, f"a console block runs prunectl, not {command}"
     arguments, operator, rest = match.groups()
