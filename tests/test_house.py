@@ -53,9 +53,7 @@ HUB_MODULES = {"checkpoint/hub.py", "checkpoint/hub_files.py", "sink/upload.py"}
 
 # Parts of huggingface_hub that never touch the network.
 HUB_OFFLINE = {
-    "repocard.REGEX_YAML_BLOCK",
     "split_state_dict_into_shards_factory",
-    "utils.yaml_dump",
 }
 
 MAX_MODULE_LINES = 330

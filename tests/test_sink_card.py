@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,3 +205,9 @@ def test_any_text_survives(text: str) -> None:
     once = model_card("# T\n" + text, LOCAL)
     assert once.endswith("# T\n" + text)
     assert model_card(once, LOCAL) == once
+
+
+def test_the_rule_is_the_hubs() -> None:
+    from prunectl.sink.frontmatter import YAML_BLOCK
+
+    assert YAML_BLOCK == REGEX_YAML_BLOCK

@@ -33,6 +33,7 @@ class PartialFile:
         self._shown = shown or self._partial
         self._size = size
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._syncer = ThreadPoolExecutor(1, "prunectl-sync")  # its thread starts when needed
         self._sync: Future[None] | None = None
         self._unsynced = 0
@@ -53,7 +54,8 @@ class PartialFile:
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at a position of the file."""
         fd = self._open_fd()
-        with os_errors(self._shown, self._size):
+        # One at a time: the kernel lets one thread write a file, and the others would wait spinning.
+        with self._writing, os_errors(self._shown, self._size):
             _write_at(fd, data, position)
         with self._lock, os_errors(self._shown, self._size):
             self._unsynced += memoryview(data).nbytes
