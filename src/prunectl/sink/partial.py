@@ -54,7 +54,7 @@ class PartialFile:
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at a position of the file."""
         fd = self._open_fd()
-        # One at a time: the kernel lets one thread write a file, and the others would wait spinning.
+        # One at a time: the kernel lets one thread write a file, and others would wait spinning.
         with self._writing, os_errors(self._shown, self._size):
             _write_at(fd, data, position)
         with self._lock, os_errors(self._shown, self._size):
