@@ -28,8 +28,9 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 	$(BIN)/prunectl verify .demo/pruned
 
 # Processes run side by side; with threads of torch's own in each, they would wait for one another.
+# Files are handed out in the order that tests/conftest.py puts them in.
 test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
-	PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS) --cov
+	PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS) --cov
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

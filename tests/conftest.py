@@ -51,8 +51,24 @@ def pytest_unconfigure() -> None:
     _HUB_HOME.cleanup()
 
 
+# Files of few long tests. Last, as they come by number, one would run while the other workers wait.
+FIRST = (
+    "test_docs.py",
+    "test_paper.py",
+    "test_ranks.py",
+    "test_ranks_calibrated.py",
+    "test_ranks_launch.py",
+    "test_scale_bench.py",
+    "test_train_demo.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests where there is no CUDA device; torch is asked only if there are any."""
+    """Put long files first, and skip ``gpu`` tests where there is no CUDA device.
+
+    Torch is asked only if there are any.
+    """
+    items.sort(key=lambda item: item.path.name not in FIRST)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
