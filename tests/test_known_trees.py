@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import tiny_models
 
+import make_known_trees
 import prunectl
 from prunectl.checkpoint.known_trees import roles_from_table
 from prunectl.checkpoint.modules import roles_from_modules
@@ -93,16 +92,6 @@ def test_opening_a_known_class_imports_no_torch(tiny: Callable[[str], Path]) -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts/make_known_trees.py"
-    spec = importlib.util.spec_from_file_location("make_known_trees", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     "types",
     [
@@ -115,16 +104,15 @@ def test_the_table_is_that_of_this_transformers(
 ) -> None:
     arguments = ["--types", *types] if types else []
     monkeypatch.setattr(sys, "argv", ["make_known_trees.py", "--check", *arguments])
-    assert script().main() == 0
+    assert make_known_trees.main() == 0
 
 
 def test_a_table_that_says_otherwise_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
 ) -> None:
-    module = script()
-    table = json.loads(module.OUTPUT.read_bytes())
+    table = json.loads(make_known_trees.OUTPUT.read_bytes())
     table["classes"]["OPTModel"]["tensors"].popitem()
-    monkeypatch.setattr(module, "OUTPUT", tmp_path / "table.json")
-    module.OUTPUT.write_text(json.dumps(table))
+    monkeypatch.setattr(make_known_trees, "OUTPUT", tmp_path / "table.json")
+    make_known_trees.OUTPUT.write_text(json.dumps(table))
     monkeypatch.setattr(sys, "argv", ["make_known_trees.py", "--check", "--types", "opt"])
-    assert module.main() == 1
+    assert make_known_trees.main() == 1

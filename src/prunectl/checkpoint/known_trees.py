@@ -41,7 +41,8 @@ def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> 
         return None
     numbers = known["tensors"] | known["tied" if tie else "untied"]
     # None of these classes has whole numbers in its files: what holds some is left from old ones.
-    left = roles_from_headers(specs).roles
+    is_left = any(not spec.dtype.is_float for spec in specs)
+    left = roles_from_headers(specs).roles if is_left else {}
     roles = {}
     for spec in specs:
         if not spec.dtype.is_float:

@@ -55,8 +55,7 @@ class Link:
             return b""
         held = np.frombuffer(data, np.uint8).copy() if source == self.rank else None
         whole = torch.empty(length, dtype=torch.uint8) if held is None else torch.from_numpy(held)
-        for piece in whole.split(_PIECE):
-            self._broadcast(piece, source)
+        self.tensor_of(source, whole)
         return whole.numpy().tobytes()
 
     def sum(self, tensor: torch.Tensor) -> None:

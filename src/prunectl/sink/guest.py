@@ -61,7 +61,6 @@ class GuestFolder(ResumableFolder):
         super().__init__(work_folder(real), own, target, fingerprint)
         self._first = journal_file(real)
         self.finished = dict(finished)
-        self._found = frozenset(finished)
 
     def sees(self, wanted: str) -> str:
         """:meth:`ResumableFolder.seen`, from outside; '' if ``wanted`` does not appear in time."""
