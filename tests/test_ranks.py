@@ -73,6 +73,18 @@ def launched(count: int, jobs: list[dict[str, Any]], folder: Path) -> list[list[
     return [json.loads((folder / f"answers/{rank}.json").read_text()) for rank in range(count)]
 
 
+def killed(job: dict[str, Any], trap: dict[str, Any], folder: Path) -> None:
+    """Have two ranks carry out a job in which one is killed; both end, and there is no output."""
+    (folder / "jobs.json").write_text(json.dumps([job | {"trap": {"what": "kill", **trap}}]))
+    done = subprocess.run(
+        [BIN / "torchrun", "--nproc-per-node=2", SCRIPT, "jobs.json", "answers"],
+        cwd=folder, env=_environment(), capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "SIGKILL" in done.stderr
+    assert not (folder / job["output"]).exists()
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -229,17 +241,9 @@ def test_after_a_kill_the_same_command_goes_on(
     rank: int, at: str, models: Path, tmp_path: Path
 ) -> None:
     job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}
-    trap = {"what": "kill", "rank": rank, "at": at, "time": 2 if at.startswith("Adv") else 1}
-    (tmp_path / "jobs.json").write_text(json.dumps([job | {"trap": trap}]))
     began = time.monotonic()
-    done = subprocess.run(
-        [BIN / "torchrun", "--nproc-per-node=2", SCRIPT, "jobs.json", "answers"],
-        cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "SIGKILL" in done.stderr
+    killed(job, {"rank": rank, "at": at, "time": 2 if at.startswith("Adv") else 1}, tmp_path)
     assert time.monotonic() - began < SECONDS / 2
-    assert not (tmp_path / "out").exists()
     # Another number of processes goes on: the shards are the same.
     settings = prunectl.PruneSettings(sparsity=0.4)
     more: dict[str, Any] = {"max_shard_size": "20KB", "use_cache": False}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import transformers
 from ranks_script import parsed
 from safetensors.torch import load_file
-from test_ranks import BIN, SCRIPT, SECONDS, _environment, launched
+from test_ranks import killed, launched
 
 import prunectl
 from prunectl.calibration import forward
@@ -329,15 +328,7 @@ def test_what_is_shared_in_one_process_only_is_shared_in_none() -> None:
 def test_another_number_of_processes_goes_on_after_a_kill(models: Path, tmp_path: Path) -> None:
     """Rank 1 is killed at its second sign of progress: then the first block is done."""
     one = job(str(models / "deep"), "out", "sparsegpt", ONE)
-    trap = {"what": "kill", "rank": 1, "at": "Advanced calibrating", "time": 2}
-    (tmp_path / "jobs.json").write_text(json.dumps([one | {"trap": trap}]))
-    done = subprocess.run(
-        [BIN / "torchrun", "--nproc-per-node=2", SCRIPT, "jobs.json", "answers"],
-        cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "SIGKILL" in done.stderr
-    assert not (tmp_path / "out").exists()
+    killed(one, {"rank": 1, "at": "Advanced calibrating", "time": 2}, tmp_path)
     events: list[Event] = []
     pruned_alone(one, tmp_path, on_event=events.append)
     notes = [event.text for event in events if isinstance(event, Note)]

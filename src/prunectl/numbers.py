@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _COUNTS = ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " k"))
 _BYTES = ((10**12, " TB"), (10**9, " GB"), (10**6, " MB"), (10**3, " kB"))
 
@@ -56,6 +58,17 @@ def plural(value: int, noun: str) -> str:
         return f"1 {noun}"
     ending = noun.removesuffix("x") + "ces" if noun.endswith("rix") else noun + "s"
     return f"{count(value)} {ending}"
+
+
+def span(low: float | None, high: float | None, form: str = ".4f") -> str:
+    """``0.9534 to 0.9585``; '' where an end is not known."""
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def mean(values: Iterable[float | None]) -> str:
+    """The mean of those that are known, with three decimals; '' where none is."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""
 
 
 def _scaled(value: int, units: tuple[tuple[int, str], ...]) -> str:

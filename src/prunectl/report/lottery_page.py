@@ -95,13 +95,13 @@ def _table(document: dict[str, Any]) -> Table:
                 str(one["number"]),
                 numbers.share(one["sparsity"]),
                 _score(one["ticket"]),
-                _range(one["ticket"]["low"], one["ticket"]["high"]),
+                numbers.span(one["ticket"]["low"], one["ticket"]["high"]),
                 _score(one["one_shot"]),
-                _range(one["one_shot"]["low"], one["one_shot"]["high"]),
+                numbers.span(one["one_shot"]["low"], one["one_shot"]["high"]),
                 "" if one["gain"] is None else f"{one['gain']:+.4f}",
-                _range(one["gain_low"], one["gain_high"], "+.4f"),
-                _mean([own["jaccard"] for own in one["overlaps"].values()]),
-                _mean([own["jaccard_chance_by_tensor"] for own in one["overlaps"].values()]),
+                numbers.span(one["gain_low"], one["gain_high"], "+.4f"),
+                numbers.mean([own["jaccard"] for own in one["overlaps"].values()]),
+                numbers.mean([own["jaccard_chance_by_tensor"] for own in one["overlaps"].values()]),
                 ", ".join(map(str, one["masks"].values())),
             )
             for one in document["rounds"]
@@ -127,12 +127,3 @@ def _facts(document: dict[str, Any]) -> Iterator[Facts]:
 
 def _score(one: dict[str, Any]) -> str:
     return str(one["failed"] or "") if one["score"] is None else f"{one['score']:.4f}"
-
-
-def _range(low: float | None, high: float | None, form: str = ".4f") -> str:
-    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
-
-
-def _mean(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if known else ""
