@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
-from prunectl.plain import plain
 from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
@@ -66,12 +66,17 @@ def write_weights(
             on_event(Advanced(phase, size, batch.shard.name))
             if batch.last:
                 names = [spec.name for spec in batch.shard.specs]
-                sink.finish(batch.writer, [plain(ours[name]) for name in names])
+                sink.finish(batch.writer, [_record(ours[name]) for name in names])
     if ranks.count > 1:
         sink.wait()  # what others are told is durable
     written.update((result.name, result) for result in ranks.gathered(ours.values()))
     on_event(PhaseDone(phase))
     return written, len(job.layout.shards) - len(todo)
+
+
+def _record(written: Written) -> dict[str, Any]:
+    """The facts as a journal has them, from which they can be read back."""
+    return {key: getattr(written, key) for key in written.__slots__}
 
 
 def _batches(shards: Sequence[Shard], sink: ResumableFolder) -> Iterator[_Batch]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,6 @@ from blake3 import blake3
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.sink.osfiles import (
-    Buffer,
     create_file,
     exchange,
     is_safe_relative,
@@ -87,20 +87,32 @@ class OutputFolder(ResumableFolder):
 
     # --- writing --------------------------------------------------------------------------------
 
-    def write_bytes(self, relative: str, data: Buffer) -> FileRecord:
+    def write_bytes(self, relative: str, data: bytes) -> FileRecord:
         """Write a small file into the output; its mode follows the umask.
 
         Raises:
             CannotWrite: the name leaves the output folder, or is that of a weights file.
         """
+        return self.write_parts(relative, [data], len(data))
+
+    def write_parts(self, relative: str, parts: Iterable[bytes], expected: int = 0) -> FileRecord:
+        """Write a file of parts that come one after another; about ``expected`` bytes.
+
+        Raises:
+            CannotWrite: as :meth:`write_bytes`.
+        """
         path = self._path_of(relative)
-        with os_errors(self._asked / relative, memoryview(data).nbytes):
+        digest, size = blake3(), 0
+        with os_errors(self._asked / relative, expected):
             path.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(create_file(path), "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
+                    digest.update(part)
+                    size += len(part)
                 file.flush()
                 os.fsync(file.fileno())
-        return FileRecord(relative, memoryview(data).nbytes, blake3(data).hexdigest())
+        return FileRecord(relative, size, digest.hexdigest())
 
     def write_side_file(self, relative: str, source_path: Path) -> FileRecord:
         """Copy a file's bytes into the output; links are followed, mode and times are not copied.
@@ -108,20 +120,12 @@ class OutputFolder(ResumableFolder):
         Raises:
             CannotWrite: as :meth:`write_bytes`, or the source file cannot be read.
         """
-        path = self._path_of(relative)
-        digest, size = blake3(), 0
+        self._path_of(relative)
         with os_errors(source_path):
             source = source_path.open("rb")
-        with source, os_errors(self._asked / relative, os.fstat(source.fileno()).st_size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(create_file(path), "wb") as file:
-                while block := source.read(_COPY_BLOCK):
-                    file.write(block)
-                    digest.update(block)
-                    size += len(block)
-                file.flush()
-                os.fsync(file.fileno())
-        return FileRecord(relative, size, digest.hexdigest())
+        with source:
+            size = os.fstat(source.fileno()).st_size
+            return self.write_parts(relative, iter(partial(source.read, _COPY_BLOCK), b""), size)
 
     def _path_of(self, relative: str) -> Path:
         if not is_safe_relative(relative):

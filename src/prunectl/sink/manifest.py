@@ -7,6 +7,7 @@ time and no machine in it: the same source and arguments give the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -44,8 +45,13 @@ class Manifest:
     schema: str = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> bytes:
-        """The file's bytes: ASCII JSON, one line a tensor; floats are written so that they read
-        back exactly.
+        """The file's bytes, see :meth:`parts`."""
+        return b"".join(self.parts())
+
+    def parts(self) -> Iterator[bytes]:
+        """The file's bytes one after another: of 100,000 tensors they would be much at once.
+
+        ASCII JSON, one line a tensor; floats are written so that they read back exactly.
 
         Raises:
             ValueError: a number is NaN or infinite, which JSON cannot hold.
@@ -61,11 +67,14 @@ class Manifest:
                 "prunable": self.prunable.to_object(),
                 "overall": self.overall.to_object(),
             },
-            "files": [record_object(file) for file in self.files],
-            "tensors": [tensor.to_object() for tensor in self.tensors],
         }
-        body = ",\n".join(f' "{key}": {_lines(value)}' for key, value in members.items())
-        return f"{{\n{body}\n}}\n".encode()
+        yield b"{\n"
+        for key, value in members.items():
+            yield f' "{key}": {_line(value)},\n'.encode()
+        yield from _list("files", self.files)
+        yield b",\n"
+        yield from _list("tensors", self.tensors)
+        yield b"\n}\n"
 
     @classmethod
     def from_json(cls, data: bytes | str, path: Path | str = MANIFEST_NAME) -> Self:
@@ -117,10 +126,16 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(data, path)
 
 
-def _lines(value: object) -> str:
-    if not isinstance(value, list) or not value:
-        return json.dumps(value, allow_nan=False)
-    return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n ]"
+def _list(key: str, records: Sequence[FileRecord | TensorRecord]) -> Iterator[bytes]:
+    """A member that is a list, one line a record."""
+    yield f' "{key}": ['.encode()
+    for number, record in enumerate(records):
+        yield f"{',' if number else ''}\n  {_line(record_object(record))}".encode()
+    yield b"\n ]" if records else b"]"
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, allow_nan=False)
 
 
 def _check_schema(fields: Fields) -> None:

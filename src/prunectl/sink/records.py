@@ -192,9 +192,6 @@ class TensorRecord:
         """How many it is: more than one where it is a stack of them."""
         return math.prod(self.shape[:-2])
 
-    def to_object(self) -> dict[str, Any]:
-        return record_object(self)
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         record = cls(
