@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,25 @@ def choose_device(wanted: str) -> torch.device:
             f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices"
         )
     return torch.device("cuda", index)
+
+
+def other_devices(device: torch.device) -> list[torch.device]:
+    """All CUDA devices but this one; none beside the CPU."""
+    import torch
+
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    return [torch.device("cuda", index) for index in range(count) if index != device.index]
+
+
+def names_of(devices: Iterable[torch.device]) -> str:
+    """Devices in one word: ``cpu``, ``cuda:1``, ``cuda:0-3``, ``cuda:0,2``."""
+    found = set(devices)
+    indices = sorted(device.index for device in found if device.type == "cuda")
+    if len(found) == 1 or len(indices) < len(found):
+        return ", ".join(sorted(map(str, found)))
+    first, last = indices[0], indices[-1]
+    whole = len(indices) == last - first + 1
+    return f"cuda:{first}-{last}" if whole else f"cuda:{','.join(map(str, indices))}"
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -7,12 +7,13 @@ dropped afterwards, so that memory holds one block and not the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.device_map import DeviceMap, device_of, plan_devices
 from prunectl.checkpoint.module_tree import (
     build_on_meta,
     map_names,
@@ -23,8 +24,7 @@ from prunectl.checkpoint.module_tree import (
 from prunectl.checkpoint.modules import block_lists
 from prunectl.checkpoint.places import Place, find_places
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.checkpoint.stored import StoredTensor
-from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.checkpoint.torch_tensors import Unread
 from prunectl.device import is_out_of_memory
 from prunectl.errors import BadCheckpoint, UnknownArchitecture, UnsupportedCheckpoint
 
@@ -41,7 +41,8 @@ class Skeleton:
     Attributes:
         model: in evaluation mode; parameters of blocks that are not loaded are on the meta device.
         blocks: paths of the transformer blocks, in the order of the module tree.
-        device, dtype: where and as what loaded weights are.
+        dtype: of loaded weights. places: where they are, by paths of modules.
+        device: where the model's inputs go to.
         body: the smallest part of the model that all blocks are in: the model without its heads,
             where that can be told.
         made_up: parameters outside of the blocks that the checkpoint lacks (a new head's): zeros.
@@ -49,7 +50,7 @@ class Skeleton:
     Args:
         checkpoint: dense.
         reader: of its bytes; used until the skeleton is dropped.
-        device: of the weights.
+        device: of the weights. others: further ones, which share them where it has no room for all.
         dtype: of the weights in memory, whatever the files hold.
         built: class and config of the model; None is what config.json names.
         heads: whether to load what is outside of the body; else it stays on the meta device.
@@ -57,6 +58,7 @@ class Skeleton:
     Raises:
         UnknownArchitecture: transformers cannot build the model.
         BadCheckpoint: weights of the model are missing, or cannot be converted to its layout.
+        ModelTooLarge: several devices have no room for it.
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class Skeleton:
         reader: TensorReader,
         *,
         device: torch.device,
+        others: Sequence[torch.device] = (),
         dtype: torch.dtype,
         built: tuple[type[PreTrainedModel], PreTrainedConfig] | None = None,
         heads: bool = True,
     ) -> None:
-        self.device, self.dtype = device, dtype
+        self.dtype = dtype
         self._checkpoint, self._reader = checkpoint, reader
         self._tensors = checkpoint.by_any_name
         with unknown_if_it_fails(), quiet_transformers():
@@ -97,6 +100,12 @@ class Skeleton:
         prefix = f"{self.model.base_model_prefix}."
         inside = all(path.startswith(prefix) for path in self.blocks)
         self.body = self.model.base_model if inside else self.model
+        self.places: DeviceMap = plan_devices(
+            self.model, checkpoint.model, [device, *others], self.blocks
+        )
+        self.device = device_of(
+            self.places, next(name for name, _ in self.model.named_parameters())
+        )
         self._names: dict[str, list[str]] = {block: [] for block in self.blocks}
         self._places: dict[str, Place] = {}
         rest: list[str] = []
@@ -137,7 +146,7 @@ class Skeleton:
         """
         if self.is_loaded(block):
             return
-        self._put({name: _Stored(self._reader, self._tensors[name]) for name in self._names[block]})
+        self._put({name: Unread(self._reader, self._tensors[name]) for name in self._names[block]})
         missing = [n for n, p in self.model.get_submodule(block).named_parameters() if p.is_meta]
         self._refuse_shared(block, missing)
         if missing:
@@ -235,7 +244,7 @@ class Skeleton:
         tied = ties.keys() | set(ties.values())
         places = {name: self.targets[name].parameter for name in names}
         used = [n for n, place in places.items() if place.startswith(prefix) or place in tied]
-        self._put({name: _Stored(self._reader, self._tensors[name]) for name in used})
+        self._put({name: Unread(self._reader, self._tensors[name]) for name in used})
         with quiet_transformers():
             found = {self.targets[name].parameter for name in self.targets}
             missing = {n for n, _ in model.named_parameters(remove_duplicate=False)} - found
@@ -247,12 +256,13 @@ class Skeleton:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.is_meta:  # such as a head; calibration runs the blocks only
                     made_up.append(f"{path}.{name}" if path else name)
-                    empty = torch.zeros_like(parameter, device=self.device)
+                    place = device_of(self.places, made_up[-1])
+                    empty = torch.zeros_like(parameter, device=place)
                     setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
-        for module in model.modules():
+        for path, module in model.named_modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 if not buffer.is_meta:
-                    setattr(module, name, buffer.to(self.device))
+                    setattr(module, name, buffer.to(device_of(self.places, f"{path}.{name}")))
         return tuple(made_up)
 
     def _put(self, state: Mapping[str, Any]) -> None:
@@ -264,7 +274,7 @@ class Skeleton:
         with unknown_if_it_fails(), quiet_transformers():
             mapping = get_model_conversion_mapping(self.model)
             options = LoadStateDictConfig(
-                device_map={"": self.device}, dtype=self.dtype, weight_mapping=mapping
+                device_map=dict(self.places), dtype=self.dtype, weight_mapping=mapping
             )
             info, _ = convert_and_load_state_dict_in_model(self.model, dict(state), options)
         for module in self.model.modules():
@@ -306,16 +316,6 @@ class Skeleton:
             return found
         finally:
             setattr(self.model.get_submodule(owner), own, kept)
-
-
-class _Stored:
-    """A tensor that is read when transformers comes to it."""
-
-    def __init__(self, reader: TensorReader, tensor: StoredTensor) -> None:
-        self._reader, self._tensor = reader, tensor
-
-    def __getitem__(self, index: object) -> torch.Tensor:
-        return read_tensor(self._reader, self._tensor)
 
 
 def _build(

@@ -53,6 +53,16 @@ def read_tensor(reader: TensorReader, tensor: StoredTensor) -> torch.Tensor:
     return flat.reshape(tensor.spec.shape)
 
 
+class Unread:
+    """A tensor that is read when transformers comes to it."""
+
+    def __init__(self, reader: TensorReader, tensor: StoredTensor) -> None:
+        self._reader, self._tensor = reader, tensor
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        return read_tensor(self._reader, self._tensor)
+
+
 def read_elements(
     reader: TensorReader,
     tensor: StoredTensor,

@@ -230,4 +230,5 @@ def _vectors(model: Any, pooling: Pooling, texts: Sequence[Ids]) -> list[Values 
         states = getattr(made, "last_hidden_state", None)
         if states is None or states.dim() != 3:
             return [None] * len(texts)
+        mask = mask.to(states.device)  # the encoder alone may end on another device
         return list(pooling(states, mask).double().cpu().numpy())

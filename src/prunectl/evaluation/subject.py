@@ -3,18 +3,19 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.device import choose_device, is_out_of_memory
-from prunectl.errors import BadCheckpoint, BadManifest, PrunectlError
+from prunectl.device import choose_device, is_out_of_memory, names_of, other_devices
+from prunectl.errors import BadCheckpoint, BadManifest, PrunectlError, UnknownArchitecture
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.plan import not_prunable_reason
+from prunectl.ranks.launched import launched
 from prunectl.settings import PruneSettings
 from prunectl.sink.manifest import read_manifest
 
@@ -46,13 +47,14 @@ class Subject:
 
     Attributes:
         model: the transformers model. checkpoint: what it is of.
-        device: where it is.
+        devices: where it is, in one word: such as ``cpu``, or ``cuda:0-3`` where it is spread.
         prunable: names of the tensors in the files that pruning is about.
         notes: what the user should know of how it was loaded.
         made_up: parameters outside of the blocks that the checkpoint lacks.
 
     Args:
         reader: of the checkpoint's bytes; used as long as the subject is.
+        device: of the weights. others: CUDA devices that share them where that one is too small.
         head: another class than the config's; what the checkpoint lacks of it is initialised as
             the class does it, by ``seed``.
     """
@@ -63,27 +65,34 @@ class Subject:
         reader: TensorReader,
         *,
         device: torch.device,
+        others: Sequence[torch.device] = (),
         dtype: torch.dtype,
         head: Head | None = None,
         seed: int = 0,
     ) -> None:
+        from prunectl.checkpoint.device_map import connect
         from prunectl.checkpoint.skeleton import Skeleton
 
         built = None if head is None else _with_head(checkpoint, head, dtype)
-        self.checkpoint, self.device, self._reader = checkpoint, device, reader
+        self.checkpoint, self._reader = checkpoint, reader
         self._skeleton: Skeleton = Skeleton(
-            checkpoint, reader, device=device, dtype=dtype, built=built
+            checkpoint, reader, device=device, others=others, dtype=dtype, built=built
         )
+        self.devices = names_of(self._skeleton.places.values())
         for block in self._skeleton.blocks:
             self._skeleton.load(block)
         self.model: Any = self._skeleton.model
         self.made_up = self._skeleton.made_up
         if head is not None:
             self._initialise(seed)
+        connect(self.model, self._skeleton.places, self._skeleton.device)
         known = self._skeleton.targets
         names = prunable_names(checkpoint)
         self.prunable = tuple(name for name in names if name in known)
         self.notes = tuple(_unused([name for name in names if name not in known]))
+        if len(set(self._skeleton.places.values())) > 1:
+            text = f"the weights are spread over {self.devices}, of which one computes at a time"
+            self.notes += (text,)
         self._views: dict[str, torch.Tensor] | None = None
         self._others: dict[str, torch.Tensor] = {}
 
@@ -202,32 +211,36 @@ def open_subject(
 ) -> Iterator[tuple[Subject, TensorReader]]:
     """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
 
+    Where the device is ``auto``, the first GPU does not hold the weights, and nothing is trained,
+    they are spread over all GPUs; not by one of several processes, which each have one.
+
     Yields the subject, and the reader of the checkpoint's bytes.
 
     Raises:
         BadCheckpoint: weights are missing that the metric depends on.
         UnknownArchitecture: transformers cannot build the model.
         InvalidOption: a device or dtype that is not there.
+        ModelTooLarge: all GPUs together do not hold it.
         PrunectlError: it does not fit into memory.
     """
     place = choose_device(device)
+    is_alone = device == "auto" and launched()[1] == 1
+    others = other_devices(place) if is_alone and not metric.trains else []
     with checkpoint.open() as reader:
         try:
             subject = Subject(
                 checkpoint,
                 reader,
                 device=place,
+                others=others,
                 dtype=dtype_of(checkpoint, metric, place, dtype),
                 head=metric.head,
                 seed=seed,
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, UnknownArchitecture) as error:
+            if not is_out_of_memory(error.__cause__ or error):
                 raise
-            raise PrunectlError(
-                f"{checkpoint.model} does not fit into the memory of {place}",
-                hint="--device cpu, or --dtype bfloat16, takes less of it",
-            ) from None
+            raise _too_large(checkpoint.model, [place, *others], metric, device) from None
         lacking = [name for name in subject.made_up if not metric.tolerates(name)]
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
@@ -237,6 +250,20 @@ def open_subject(
                 hint="this metric is for checkpoints that have them",
             )
         yield subject, reader
+
+
+def _too_large(
+    model: str, devices: Sequence[torch.device], metric: Metric, wanted: str
+) -> PrunectlError:
+    """What to say where memory was full while the model was loaded."""
+    text = f"{model} does not fit into the memory of {names_of(devices)}"
+    hint = "--device cpu, or --dtype bfloat16, takes less of it"
+    if metric.trains and len(devices) == 1 and other_devices(devices[0]):
+        text += ", and what is trained is on one device as a whole"
+        hint = "--device cpu trains in the host's memory; --dtype bfloat16 takes half of it"
+    elif wanted != "auto" and other_devices(devices[0]):
+        hint = "--device auto spreads it over all GPUs; --dtype bfloat16 takes half of it"
+    return PrunectlError(text, hint=hint)
 
 
 def dtype_of(

@@ -64,7 +64,7 @@ def evaluate(
             weights=weights,
             disk_bytes=sum(file.size for file in checkpoint.files),
             record=metric.record,
-            device=str(subject.device),
+            device=subject.devices,
             dtype=dtype,
             seconds=time.perf_counter() - started,
         )

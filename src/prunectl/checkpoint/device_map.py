@@ -1,0 +1,88 @@
+"""A model on several devices: which of its modules lies on which, and how values get there.
+
+Blocks stay whole, and so do weights that are tied. accelerate plans it by the modules' sizes, and
+its hooks carry what a module is given to the device that the module is on.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prunectl.checkpoint.device_errors import ModelTooLarge
+from prunectl.device import free_memory
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceMap = dict[str, "torch.device"]
+"""Devices by paths of modules or parameters; '' is the whole model."""
+
+_SHARE = 0.9
+"""Of the free memory, what weights may take; the rest is for what is computed with them."""
+
+
+def plan_devices(
+    model: Any, name: str, devices: Sequence[torch.device], blocks: Collection[str]
+) -> DeviceMap:
+    """Where a model goes: to the first device if its weights fit there, else to all of them.
+
+    Args:
+        model: of transformers, with its parameters on the meta device; what its config ties is
+            tied afterwards.
+        name: of the model, for messages.
+        devices: CUDA devices if there are several.
+        blocks: paths of the modules that each stay on one device.
+
+    Raises:
+        ModelTooLarge: all of them together do not hold it.
+    """
+    if len(devices) == 1:
+        return {"": devices[0]}
+    import torch
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import compute_module_sizes, get_balanced_memory
+
+    model.tie_weights(recompute_mapping=False)  # what is tied counts once, and goes together
+    # A spread model that was dropped holds on to itself by its hooks.
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = {device: free_memory(device) or 0 for device in devices}
+    needed = compute_module_sizes(model)[""]
+    if needed <= _SHARE * free[devices[0]]:
+        return {"": devices[0]}
+    whole = {type(model.get_submodule(path)).__name__ for path in blocks}
+    options = {"no_split_module_classes": [*(model._no_split_modules or ()), *whole]}
+    room = {device.index: int(_SHARE * nbytes) for device, nbytes in free.items()}
+    balanced = get_balanced_memory(model, max_memory=dict(room), **options)
+    for limits in (balanced, room):
+        found = infer_auto_device_map(model, max_memory=dict(limits), **options)
+        if all(isinstance(place, int) for place in found.values()):  # else "disk"
+            return {path: torch.device("cuda", place) for path, place in found.items()}
+    dtype = str(model.dtype).removeprefix("torch.")
+    raise ModelTooLarge(name, needed, dtype, {str(one): nbytes for one, nbytes in free.items()})
+
+
+def device_of(places: Mapping[str, torch.device], path: str) -> torch.device:
+    """The device of a module, a parameter or a buffer, which is that of the nearest one around."""
+    while path and path not in places:
+        path = path.rpartition(".")[0]
+    # What accelerate leaves out are buffers of modules that it has taken apart.
+    return places[path] if path in places else next(iter(places.values()))
+
+
+def connect(model: Any, places: DeviceMap, first: torch.device) -> None:
+    """Have a loaded model run where its modules are; does nothing where that is one device.
+
+    What the model as a whole puts out comes back to the device of its inputs.
+
+    Args:
+        first: where inputs go to.
+    """
+    if len(set(places.values())) > 1:
+        from accelerate import dispatch_model
+
+        dispatch_model(
+            model, places, main_device=first, skip_keys=model._skip_keys_device_placement
+        )
