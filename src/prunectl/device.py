@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def choose_device(wanted: str) -> torch.device:
     """The device that is meant: ``auto`` is CUDA where there is one.
 
-    Of several processes that ``accelerate launch`` or ``torchrun`` has started, each has its own.
+    Of several processes that ``accelerate launch`` or ``torchrun`` has started, each has its own,
+    unless a number is named.
 
     Raises:
         InvalidOption: no such device, or not one that is known.
@@ -27,8 +28,7 @@ def choose_device(wanted: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
             return torch.device("cpu")
-        own = os.environ.get("LOCAL_RANK", "")
-        return torch.device("cuda", int(own) % count if own.isdecimal() else 0)
+        return torch.device("cuda", _own_index(count))
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -42,12 +42,17 @@ def choose_device(wanted: str) -> torch.device:
             f"--device {wanted}: torch {torch.__version__} sees no CUDA device",
             hint="--device cpu takes the CPU",
         )
-    index = device.index or 0
-    if index >= torch.cuda.device_count():
-        raise InvalidOption(
-            f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices"
-        )
+    count = torch.cuda.device_count()
+    index = _own_index(count) if device.index is None else device.index
+    if index >= count:
+        raise InvalidOption(f"--device {wanted}: there are {count} CUDA devices")
     return torch.device("cuda", index)
+
+
+def _own_index(count: int) -> int:
+    """Which of a host's devices is this process's."""
+    own = os.environ.get("LOCAL_RANK", "")
+    return int(own) % count if own.isdecimal() else 0
 
 
 def other_devices(device: torch.device) -> list[torch.device]:

@@ -12,7 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,11 @@ import numpy.typing as npt
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import InvalidOption
+from prunectl.events import Note, OnEvent
+from prunectl.magnitude.codes import Codes
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 Bytes = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -28,6 +34,9 @@ Result = TypeVar("Result")
 BLOCK_BYTES = 1 << 20
 """Bytes that are read, worked on, hashed and written at a time: they stay in a core's L2 cache."""
 
+LARGE_BYTES = 32 << 20
+"""The same where a device works on them: small ones would leave a bus idle."""
+
 MAX_JOBS = 256
 
 BATCH_BYTES = 4 << 20
@@ -35,18 +44,24 @@ BATCH_BYTES = 4 << 20
 
 
 class Scratch:
-    """A thread's reused buffers, and the word to stop."""
+    """A thread's reused buffers, the device that large tensors go to, and the word to stop."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, stop: threading.Event, device: OnDevice | None = None) -> None:
+        self._stop, self._device = stop, device
         self._buffers: dict[str, Bytes] = {}
 
     def buffer(self, nbytes: int, name: str = "main") -> Bytes:
         """A uint8 array of ``nbytes``, the same memory at each call with the same name."""
         held = self._buffers.get(name)
         if held is None or len(held) < nbytes:
-            held = self._buffers[name] = np.empty(max(nbytes, BLOCK_BYTES), np.uint8)
+            size = max(nbytes, BLOCK_BYTES)
+            held = self._device.buffer(size) if self._device else np.empty(size, np.uint8)
+            self._buffers[name] = held
         return held[:nbytes]
+
+    def device_for(self, tensor: StoredTensor) -> OnDevice | None:
+        """The device, if there is one and the tensor is worth the way; None is the CPU."""
+        return self._device if tensor.spec.nbytes > BLOCK_BYTES else None
 
     def blocks(
         self,
@@ -55,6 +70,8 @@ class Scratch:
         unit: int = 1,
         name: str = "main",
         part: tuple[int, int] | None = None,
+        *,
+        large: bool = False,
     ) -> Iterator[tuple[int, Bytes]]:
         """Read a tensor block by block.
 
@@ -64,20 +81,62 @@ class Scratch:
             unit: elements that must not be torn apart, for example whole N:M groups.
             name: of the buffer to read into; the array is valid until the next block.
             part: first element and number of elements, in whole units; None is all of it.
+            large: in blocks for a device, which :func:`pieces` cuts into those for the CPU.
 
         Yields:
             (byte offset in the tensor, the block's bytes), in order.
         """
         first, count = part or (0, tensor.spec.numel)
         begin, end = (at * tensor.spec.dtype.bits // 8 for at in (first, first + count))
-        unit_bytes = max(1, unit * tensor.spec.dtype.bits // 8)
-        size = max(BLOCK_BYTES // unit_bytes, 1) * unit_bytes
+        size = _block_size(max(1, unit * tensor.spec.dtype.bits // 8))
+        if large:
+            size *= max(1, LARGE_BYTES // size)
         for start in range(begin, end, size):
             if self._stop.is_set():
                 raise InterruptedError("stopped")
             block = self.buffer(min(size, end - start), name)
             reader.read(tensor, start, block)
             yield start, block
+
+
+def _block_size(unit_bytes: int) -> int:
+    """Bytes of a block of whole units."""
+    return max(BLOCK_BYTES // unit_bytes, 1) * unit_bytes
+
+
+def pieces(codes: Codes, unit: int) -> Iterator[Codes]:
+    """A large block [n] of whole units as the blocks that it would have come in without a device.
+
+    Sums of floats depend on where blocks begin.
+    """
+    size = _block_size(unit * codes.itemsize) // codes.itemsize
+    return (codes[start : start + size] for start in range(0, codes.size, size))
+
+
+@contextmanager
+def named_device(wanted: str, on_event: OnEvent) -> Iterator[OnDevice | None]:
+    """The CUDA device that is to work on magnitudes; None, which is the CPU, unless one is named.
+
+    ``auto`` is the CPU too: its kernels keep up with disks, and weights would have to go to the
+    device and back. Where the device had no room for some, that is said at the end.
+
+    Args:
+        wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InvalidOption: no such device.
+    """
+    if wanted in ("auto", "cpu"):  # without torch, which takes a second to load
+        yield None
+        return
+    from prunectl.device import choose_device
+    from prunectl.magnitude.on_device import OnDevice
+
+    place = choose_device(wanted)
+    device = OnDevice(place) if place.type == "cuda" else None
+    yield device
+    if device is not None and device.was_full:
+        on_event(Note(f"{place} was full: what found no room there was worked on by the CPU"))
 
 
 def default_jobs() -> int:
@@ -102,7 +161,10 @@ def batches(tensors: Iterable[StoredTensor]) -> Iterator[list[StoredTensor]]:
 
 
 def run_ordered(
-    items: Iterable[Item], work: Callable[[Item, Scratch], Result], jobs: int | None = None
+    items: Iterable[Item],
+    work: Callable[[Item, Scratch], Result],
+    jobs: int | None = None,
+    device: OnDevice | None = None,
 ) -> Iterator[Result]:
     """Apply ``work`` to every item in threads; yield the results in the order of the items.
 
@@ -119,7 +181,7 @@ def run_ordered(
     def call(item: Item) -> Result:
         scratch = getattr(local, "scratch", None)
         if scratch is None:
-            scratch = local.scratch = Scratch(stop)
+            scratch = local.scratch = Scratch(stop, device)
         return work(item, scratch)
 
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="prunectl")
@@ -140,6 +202,7 @@ def run_tensors(
     tensors: Sequence[StoredTensor],
     work: Callable[[StoredTensor, Scratch], Result],
     jobs: int | None = None,
+    device: OnDevice | None = None,
 ) -> Iterator[tuple[StoredTensor, Result]]:
     """``run_ordered`` over tensors, small ones in batches; yields each tensor with its result."""
 
@@ -148,5 +211,5 @@ def run_tensors(
     ) -> list[tuple[StoredTensor, Result]]:
         return [(tensor, work(tensor, scratch)) for tensor in batch]
 
-    for done in run_ordered(batches(tensors), work_batch, jobs):
+    for done in run_ordered(batches(tensors), work_batch, jobs, device):
         yield from done

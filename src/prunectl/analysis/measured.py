@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +28,10 @@ from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
 from prunectl.pattern import NM
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.streaming import Scratch
+from prunectl.streaming import Scratch, pieces
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
@@ -74,6 +78,7 @@ def measure(
     jobs: int | None,
     on_event: OnEvent,
     ranks: Ranks = ALONE,
+    device: OnDevice | None = None,
     phase: str = "measuring weights",
 ) -> None:
     """Measure tensors in one pass: facts and histograms of ``names``, losses of ``patterns``.
@@ -83,6 +88,7 @@ def measure(
         patterns: N:M patterns by tensor; their input axis must be divisible by M.
         axes: input axis of every tensor in ``patterns``.
         into: receives the results, in file order.
+        device: counts the codes of large tensors of 8 and 16 bits.
     """
     wanted = set(names)
     tensors = [t for t in checkpoint.tensors if t.name in wanted or patterns.get(t.name)]
@@ -102,16 +108,19 @@ def measure(
             whole = TensorMeasure(tensor.spec.dtype) if tensor.name in wanted else None
             unit = math.lcm(*(p.m for p in todo)) * width
             uint = code_format(tensor.spec.dtype).uint
-            for _, block in scratch.blocks(reader, tensor, unit):
+            # Losses are sums of floats, as are the coarse histograms of wider types.
+            there = scratch.device_for(tensor) if whole and uint.itemsize <= 2 else None
+            for _, block in scratch.blocks(reader, tensor, unit, large=there is not None):
                 codes = block.view(uint)
                 if whole is not None:
-                    whole.update(codes)
-                for pattern, loss in losses:
-                    loss.update(as_groups(codes, pattern.m, width))
+                    there.run(codes, whole.update) if there else whole.update(codes)
+                for part in pieces(codes, unit) if losses else ():
+                    for pattern, loss in losses:
+                        loss.update(as_groups(part, pattern.m, width))
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 
-        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs):
+        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs, device):
             if found is not None:
                 into.facts[tensor.name] = found.facts
                 into.histograms.append(tensor.name, found.histogram)

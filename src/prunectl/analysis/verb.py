@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured, measure
@@ -20,7 +21,11 @@ from prunectl.pattern import NM, parse_nm, pruned_count
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
+from prunectl.streaming import named_device
 from prunectl.tensorspec import DTYPES
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 
@@ -31,6 +36,7 @@ def analyze(
     patterns: Sequence[NM | str] = DEFAULT_PATTERNS,
     use_cache: bool = True,
     jobs: int | None = None,
+    device: str = "auto",
     ranks: Ranks = ALONE,
     on_event: OnEvent = ignore_events,
 ) -> Analysis:
@@ -41,13 +47,15 @@ def analyze(
         patterns: N:M patterns to measure on the prunable tensors, as such or as text (``2:4``).
         use_cache: reuse, and keep, measurements of this very source.
         jobs: threads; default one per core, eight at most.
+        device: ``cuda`` or ``cuda:N`` counts the weights of 16-bit types there, with the same
+            results; ``auto`` is the CPU.
         ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         on_event: receives progress.
 
     Raises:
         SourceError: the checkpoint cannot be used.
         InvalidPattern: a text that is no N:M pattern.
-        InvalidOption: ``jobs`` out of range.
+        InvalidOption: ``jobs`` out of range, or a device that is not there.
         NaNWeights: a prunable tensor holds NaN.
     """
     chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
@@ -58,10 +66,11 @@ def analyze(
     measured = (load_measured(checkpoint, ranks) if use_cache else None) or Measured()
     try:
         prunable = prunable_names(checkpoint)
-        measure_missing(
-            checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event, ranks=ranks,
-            names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float],
-        )  # fmt: skip
+        with named_device(device, on_event) as place:
+            measure_missing(
+                checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event, ranks=ranks,
+                names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float], device=place,
+            )  # fmt: skip
         refuse_nans(measured, prunable)
         weights = sum(measured.facts[name].numel for name in prunable)
         targets = find_targets(
@@ -116,6 +125,7 @@ def measure_missing(
     on_event: OnEvent,
     ranks: Ranks = ALONE,
     pattern_names: Sequence[str] | None = None,
+    device: OnDevice | None = None,
 ) -> None:
     """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
     roles = checkpoint.roles.roles
@@ -141,6 +151,7 @@ def measure_missing(
         jobs=jobs,
         on_event=on_event,
         ranks=ranks,
+        device=device,
     )
 
 

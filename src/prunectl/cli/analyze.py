@@ -61,6 +61,7 @@ def analyze(
     trust_remote_code: options.TrustRemoteCode = False,
     remote: options.Remote = False,
     no_cache: options.NoCache = False,
+    device: options.CountingDevice = "auto",
     jobs: options.Jobs = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -77,7 +78,7 @@ def analyze(
         check_file(output)
     check_page(html, output)
     if remote:
-        _refuse_weights(pattern, html)
+        _refuse_weights(pattern, html, device)
         chosen = choose_model(model, revision, out)
         found = options.open_headers(chosen, token, cache_dir, trust_remote_code, jobs, out)
         _show_remote(found, output, all_, out)
@@ -95,6 +96,7 @@ def analyze(
             patterns=patterns,
             use_cache=not no_cache,
             jobs=jobs,
+            device=device,
             ranks=ranks,
             on_event=on_event,
         )
@@ -122,8 +124,12 @@ def analyze(
         out.warn(warning)
 
 
-def _refuse_weights(pattern: list[str] | None, html: Path | None) -> None:
-    asked = (("--pattern is", pattern), ("--html shows what is", html))
+def _refuse_weights(pattern: list[str] | None, html: Path | None, device: str) -> None:
+    asked = (
+        ("--pattern is", pattern),
+        ("--html shows what is", html),
+        ("--device is for what is", device != "auto"),
+    )
     for option, given in asked:
         if given:
             raise InvalidOption(

@@ -83,7 +83,8 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="Where samples are run: auto (default), cpu, cuda:N.",
+        help="auto (default): CUDA if there is any for calibration, the CPU for magnitudes; cpu; "
+        "cuda:N.",
         show_default=False,
     ),
 ]

@@ -33,6 +33,11 @@ _NM = {
     "1:2": "keeps 1 of every 2 weights: half are zero",
     "1:4": "keeps 1 of every 4 weights: three quarters are zero",
 }
+_DEVICES = {
+    "cpu": "the processor",
+    "cuda": "the first CUDA device; of several processes on a host, each its own",
+    "cuda:1": "the second one, and so on",
+}
 CHOICES: dict[str, dict[str, str]] = {
     "analyze --pattern": {**_NM, "none": "leaves out 2:4, which is measured otherwise"},
     "N:M": _NM,
@@ -65,12 +70,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "dense": "ordinary kernels only",
         "sparse": "sparse ones wherever they can run",
     },
-    "DEVICE": {
-        "auto": "CUDA if there is any",
-        "cpu": "the processor",
-        "cuda": "the first CUDA device",
-        "cuda:1": "the second one, and so on",
+    "analyze --device": {"auto": "the processor", **_DEVICES},
+    "prune --device": {
+        "auto": "CUDA if there is any for calibration, the processor for magnitudes",
+        **_DEVICES,
     },
+    "DEVICE": {"auto": "CUDA if there is any", **_DEVICES},
     "prune --dtype": {
         "auto": "float32 on the CPU, elsewhere that of the checkpoint",
         "float32": "most exact",

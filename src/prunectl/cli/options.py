@@ -108,6 +108,15 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="auto (CUDA if there is any), cpu, cuda:N."),
 ]
+CountingDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where 16-bit weights are counted, with the same results: auto (the CPU), cpu, "
+        "cuda:N.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(

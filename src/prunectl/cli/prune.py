@@ -131,9 +131,16 @@ def prune(
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
     choice = choose_model(model, revision, out)
+    is_calibrated = refine or method is not Method.MAGNITUDE
+    if mask is not None and device is not None and not is_calibrated:
+        raise InvalidOption(
+            "--device is where magnitudes are compared, and masks compare none",
+            hint="leave it out",
+        )
     chosen = calibration_options.calibration_of(
         choice.model, method, refine, calibration, true_sequential, samples=samples,
-        sequence_length=sequence_length, seed=seed, damping=damping, device=device, dtype=dtype,
+        sequence_length=sequence_length, seed=seed, damping=damping, dtype=dtype,
+        device=device if is_calibrated else None,
     )  # fmt: skip
     how = {"method": method, "refine": refine, "calibration": chosen, "budget": budget}
     settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask, how)
@@ -170,6 +177,7 @@ def prune(
             force=force,
             use_cache=not no_cache,
             jobs=jobs,
+            device=device or "auto",
             ranks=ranks,
             command=options.command_of(context, model, choice, checkpoint),
             on_event=on_event,

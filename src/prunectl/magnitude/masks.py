@@ -7,9 +7,10 @@ the caller's to rule out. Functions that prune take u16, u32 or u64 arrays.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,21 @@ from prunectl.magnitude.codes import CodeFormat, Codes
 from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.kernels import counting, cutting, grouping
 from prunectl.pattern import pruned_count
+
+if TYPE_CHECKING:
+    import torch
+
+Block = TypeVar("Block", Codes, "torch.Tensor")
+"""Codes where they are: an array of unsigned integers, or a tensor of signed ones on a device."""
+
+
+def kernels_for(codes: Codes | torch.Tensor) -> Any:
+    """The module whose functions work on ``codes``: this one, or its like in torch."""
+    if isinstance(codes, np.ndarray):
+        return sys.modules[__name__]
+    from prunectl.magnitude import on_device
+
+    return on_device
 
 
 def _mask(codes: Codes) -> Any:
@@ -27,7 +43,7 @@ def _mask(codes: Codes) -> Any:
     return codes.dtype.type((1 << (bits - 1)) - 1)
 
 
-def as_groups(codes: Codes, m: int, width: int) -> Codes:
+def as_groups(codes: Block, m: int, width: int) -> Block:
     """A block of whole N:M groups as [outer, axis, inner], the shape that N:M kernels take.
 
     In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from prunectl.magnitude.histogram import Histogram
 from prunectl.magnitude.kernels import counting, grouping
 from prunectl.pattern import NM
 from prunectl.tensorspec import DType
+
+if TYPE_CHECKING:
+    import torch
 
 _FLUSH = 2**32 - 1
 """Elements after which the u32 tables might overflow."""
@@ -86,9 +90,17 @@ class TensorMeasure:
         format = code_format(dtype)
         self._way: _Narrow | _Wide = _Narrow(format) if format.bits <= 16 else _Wide(format)
 
-    def update(self, codes: Codes) -> None:
-        """Add the next block, u8/u16/u32/u64[n], contiguous."""
-        self._way.update(codes)
+    def update(self, codes: Codes | torch.Tensor) -> None:
+        """Add the next block, u8/u16/u32/u64[n], contiguous.
+
+        Of types of 8 and 16 bits it may be a tensor too, of signed integers, on any device.
+        """
+        if isinstance(codes, np.ndarray):
+            self._way.update(codes)
+        elif isinstance(self._way, _Narrow):
+            self._way.add(codes)
+        else:
+            raise TypeError("sums of floats come from the CPU's kernels")
 
     def finish(self) -> Measurement:
         """The measurement of all blocks so far."""
@@ -109,18 +121,30 @@ class _Narrow:
         self._pending = 0
 
     def update(self, codes: Codes) -> None:
+        if self._tables is None and self._held is None and codes.size <= _FEW:
+            self._held = codes.copy()
+            return
+        tables = self._start()
+        if self._pending + codes.size > _FLUSH:
+            self._flush(tables)
+        counting.tally(codes, tables)
+        self._pending += codes.size
+
+    def add(self, codes: torch.Tensor) -> None:
+        """Add a block that is on a device."""
+        from prunectl.magnitude.on_device import tally
+
+        self._start()
+        self._counts += tally(codes)
+
+    def _start(self) -> NDArray[np.uint32]:
+        """The tables, from now on used for every block."""
         if self._tables is None:
-            if self._held is None and codes.size <= _FEW:
-                self._held = codes.copy()
-                return
             self._tables = np.zeros((2, 1 << self._format.bits), np.uint32)
             self._counts = np.zeros(1 << self._format.bits, np.int64)
             if self._held is not None:
                 self.update(self._held)
-        if self._pending + codes.size > _FLUSH:
-            self._flush(self._tables)
-        counting.tally(codes, self._tables)
-        self._pending += codes.size
+        return self._tables
 
     def _flush(self, tables: NDArray[np.uint32]) -> None:
         for table in tables:

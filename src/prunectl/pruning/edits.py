@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.magnitude.codes import Codes
-from prunectl.magnitude.masks import as_groups, count_zeros, cut, cut_rows, nm
+from prunectl.magnitude.masks import Block, as_groups, kernels_for
 from prunectl.pattern import NM
 from prunectl.pruning.row_blocks import Ranges, row_parts
 from prunectl.tensorspec import TensorSpec
@@ -118,36 +119,42 @@ class Editor:
         self._quota = edit.quota if isinstance(edit, Cut) else 0
         self._first = 0
 
-    def apply(self, codes: Codes) -> int:
-        """Edit one block [n] of whole units in place; returns its zeros of both signs."""
-        edit = self.edit
+    def apply(self, codes: Block) -> int:
+        """Edit one block [n] of whole units in place; returns its zeros of both signs.
+
+        What is left of the edit changes last: a block that failed can be given again.
+        """
+        edit, kernels = self.edit, kernels_for(codes)
+        zeros: int
         if isinstance(edit, Cut):
-            zeros, used = cut(codes, edit.code, self._quota)
+            zeros, used = kernels.cut(codes, edit.code, self._quota)
             self._quota -= used
         elif isinstance(edit, CutRows):
-            zeros = cut_rows(codes.reshape(-1, self._length, self._width), edit.sparsity)
+            zeros = kernels.cut_rows(codes.reshape(-1, self._length, self._width), edit.sparsity)
         elif isinstance(edit, Groups):
             m = edit.pattern.m
-            zeros = nm(as_groups(codes, m, self._width), edit.pattern.n, m)
+            zeros = kernels.nm(as_groups(codes, m, self._width), edit.pattern.n, m)
         elif isinstance(edit, RowGroups):
             zeros = self._group_rows(codes, edit)
         else:
             raise TypeError("a copied tensor is not edited")
         return zeros
 
-    def _group_rows(self, codes: Codes, edit: RowGroups) -> int:
+    def _group_rows(self, codes: Block, edit: RowGroups) -> int:
         """Bring the rows of ``edit`` that are in ``codes`` into its pattern; returns zeros."""
         n, m, place = edit.pattern.n, edit.pattern.m, (self._length, self._width)
+        kernels = kernels_for(codes)
         parts = row_parts(codes, self._first, *place, edit.rows)
-        if self._width == 1:
+        if self._width == 1 or not isinstance(codes, np.ndarray):
             for part in parts:
-                nm(part, n, m)
+                kernels.nm(part, n, m)
         else:
             # Kernels are slow on a few columns: they get all of them, and what is theirs is taken.
             whole = codes.copy()
-            nm(as_groups(whole, m, self._width), n, m)
+            kernels.nm(as_groups(whole, m, self._width), n, m)
             done = row_parts(whole, self._first, *place, edit.rows)
             for part, new in zip(parts, done, strict=True):
                 part[...] = new
-        self._first += codes.size
-        return count_zeros(codes)
+        zeros: int = kernels.count_zeros(codes)
+        self._first += len(codes)
+        return zeros

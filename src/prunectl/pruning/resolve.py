@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunectl.analysis.measured import Measured
 from prunectl.analysis.thresholds import Target, find_own_targets, find_targets, shares
@@ -19,6 +19,9 @@ from prunectl.pruning.row_blocks import Ranges
 from prunectl.pruning.row_budget import TakenRows, take_rows
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import ROW_BLOCK, Scope
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,14 @@ def resolve_plan(
     jobs: int | None,
     on_event: OnEvent,
     ranks: Ranks = ALONE,
+    device: OnDevice | None = None,
 ) -> Resolution:
     """Find the numbers that depend on the weights; reads only what ``measured`` lacks.
 
     Raises:
         NaNWeights: a tensor whose magnitudes are compared holds NaN.
     """
-    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event, ranks=ranks)
+    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event, ranks=ranks, device=device)
     edits: dict[str, Edit] = {}
     reasons: dict[str, str] = {}
     thresholds: list[float | None] = []
@@ -121,6 +125,7 @@ def _measure(
     jobs: int | None,
     on_event: OnEvent,
     ranks: Ranks,
+    device: OnDevice | None,
 ) -> None:
     """One pass for everything that the pools' targets depend on."""
     compared = [
@@ -141,6 +146,7 @@ def _measure(
         jobs=jobs,
         on_event=on_event,
         ranks=ranks,
+        device=device,
     )
     refuse_nans(measured, [*compared, *budgeted])
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prunectl.analysis.cache import load_measured, store_measured
 from prunectl.analysis.measured import Measured
@@ -16,6 +17,9 @@ from prunectl.pruning.masking import check_twins
 from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import Method
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 _SAMPLES = "all need the same files or datasets, and the same tokenizer"
 
@@ -29,6 +33,7 @@ def resolved(
     on_event: OnEvent,
     ranks: Ranks = ALONE,
     measured: Measured | None = None,
+    device: OnDevice | None = None,
 ) -> Iterator[tuple[Job, Resolution]]:
     """What happens to every tensor, known in full; inside of the block it can be carried out.
 
@@ -59,8 +64,9 @@ def resolved(
             known = measured or cached or Measured()
             try:
                 found = resolve_plan(
-                    job.checkpoint, job.plan, known, jobs=jobs, on_event=on_event, ranks=ranks
-                )
+                    job.checkpoint, job.plan, known, jobs=jobs, on_event=on_event, ranks=ranks,
+                    device=device,
+                )  # fmt: skip
                 # Hosts with other processors may add up floats otherwise: one of them decides.
                 resolution = ranks.told(found)
                 if use_cache and known.dirty and ranks.is_first:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunectl.magnitude.codes import Codes
+from prunectl.magnitude.masks import Block
 from prunectl.pattern import nearest_prefix
 from prunectl.settings import ROW_BLOCK
 
@@ -29,7 +30,7 @@ def rows_of_matrix(shape: Sequence[int], axis: int) -> int:
     return math.prod(shape[axis + 1 :])
 
 
-def row_parts(codes: Codes, first: int, length: int, width: int, ranges: Ranges) -> Iterator[Codes]:
+def row_parts(codes: Block, first: int, length: int, width: int, ranges: Ranges) -> Iterator[Block]:
     """The parts of a tensor's block that lie in some of its rows, as N:M kernels take them.
 
     Args:
@@ -44,7 +45,7 @@ def row_parts(codes: Codes, first: int, length: int, width: int, ranges: Ranges)
         thus lie one behind the other, [1, inputs of all rows of a range, 1].
     """
     if width == 1:
-        for start, stop in _inside(ranges, first // length, -(-(first + codes.size) // length)):
+        for start, stop in _inside(ranges, first // length, -(-(first + len(codes)) // length)):
             part = codes[max(0, start * length - first) : stop * length - first]
             yield part.reshape(1, -1, 1)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blake3
 import numpy as np
@@ -15,7 +15,7 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
-from prunectl.magnitude.masks import as_groups, count_zeros, keep, nm_violations, odd_codes
+from prunectl.magnitude.masks import as_groups, count_zeros, keep, kernels_for, nm_violations
 from prunectl.pattern import pruned_count
 from prunectl.pruning.edits import (
     Copy,
@@ -29,6 +29,11 @@ from prunectl.pruning.edits import (
 )
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.streaming import Bytes, Scratch
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunectl.magnitude.on_device import OnDevice
 
 _SAMPLE = 1 << 15
 """Weights that are looked at for an estimate of what packing the tensor would give."""
@@ -95,9 +100,10 @@ def write_tensor(
         for offset, block in scratch.blocks(reader, source):
             output.put(offset, block, partial(_replace, edit, offset))
     else:
-        editor = Editor(edit, spec, axis)
-        for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
-            output.put(offset, block, editor.apply)
+        editor, device = Editor(edit, spec, axis), scratch.device_for(source)
+        unit, large = block_unit(edit, spec, axis), device is not None
+        for offset, block in scratch.blocks(reader, source, unit, large=large):
+            output.put(offset, block, editor.apply, device)
     return output.written()
 
 
@@ -118,19 +124,39 @@ class _Output:
         self._zeros = self._zeros_before = self._infs = 0
         self._exponent_bits = 0.0
 
-    def put(self, offset: int, block: Bytes, edit: Callable[[Codes], int] | None) -> None:
-        """Add a block; ``edit`` changes its codes in place and returns the zeros afterwards."""
+    def put(
+        self,
+        offset: int,
+        block: Bytes,
+        edit: Callable[[Any], int] | None,
+        device: OnDevice | None = None,
+    ) -> None:
+        """Add a block; ``edit`` changes its codes in place and returns the zeros afterwards.
+
+        With a device, the block goes there and comes back edited.
+        """
         if self._format is not None:
             codes = block.view(self._format.uint)
-            present = count_zeros(codes)
-            self._zeros_before += present
-            if self._prunable:
-                self._infs += _check_block(codes, self._format, self._name)
-            self._zeros += present if edit is None else edit(codes)
+            work = partial(self._counted, self._format, edit)
+            found = device.run(codes, work, back=True) if device else work(codes)
+            self._zeros_before += found[0]
+            self._infs += found[1]
+            self._zeros += found[2]
             if not offset:
                 self._exponent_bits = _exponent_bits(codes[:_SAMPLE], self._format)
         self._digest.update(block.data)
         self._write(offset, block.data)
+
+    def _counted(
+        self, format: CodeFormat, edit: Callable[[Any], int] | None, codes: Codes | torch.Tensor
+    ) -> tuple[int, int, int]:
+        """(zeros before, Inf values, zeros after) of a block."""
+        kernels = kernels_for(codes)
+        present: int = kernels.count_zeros(codes)
+        nans, infs = kernels.odd_codes(codes, format) if self._prunable else (0, 0)
+        if nans:  # it has no place in an order of magnitudes
+            raise NaNWeights(self._name, nans)
+        return present, infs, present if edit is None else edit(codes)
 
     def written(self) -> Written:
         """The facts, once all blocks are put."""
@@ -205,11 +231,3 @@ def _lines(
 ) -> Iterator[Codes]:
     for _, block in blocks():
         yield block.view(uint).reshape(-1, width)
-
-
-def _check_block(codes: Codes, format: CodeFormat, name: str) -> int:
-    """Inf values of a block; NaN stops, since it has no place in an order of magnitudes."""
-    nans, infs = odd_codes(codes, format)
-    if nans:
-        raise NaNWeights(name, nans)
-    return infs

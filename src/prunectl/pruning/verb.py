@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
@@ -23,6 +24,10 @@ from prunectl.ranks.folder import shared_folder
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
+from prunectl.streaming import named_device
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 
@@ -36,6 +41,7 @@ def prune(
     force: bool = False,
     use_cache: bool = True,
     jobs: int | None = None,
+    device: str = "auto",
     ranks: Ranks = ALONE,
     command: str | None = None,
     on_event: OnEvent = ignore_events,
@@ -57,6 +63,8 @@ def prune(
         force: replace an existing checkpoint at ``output``, once everything is written.
         use_cache: use, and keep, measurements of this very source.
         jobs: threads; default one per core, eight at most.
+        device: ``cuda`` or ``cuda:N`` compares magnitudes there, with the same results; ``auto`` is
+            the CPU. Calibration has a device of its own.
         ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         command: recorded in the model card; must hold no secrets.
         on_event: receives progress.
@@ -72,9 +80,15 @@ def prune(
     for text in job.plan.notes:
         on_event(Note(text))
     ranks.check_source(checkpoint)
-    with resolved(job, use_cache=use_cache, jobs=jobs, on_event=on_event, ranks=ranks) as found:
-        job, resolution = found
-        result = _write(job, resolution, ranks, force=force, jobs=jobs, on_event=on_event)
+    with (
+        named_device(device, on_event) as place,
+        resolved(
+            job, use_cache=use_cache, jobs=jobs, on_event=on_event, ranks=ranks, device=place
+        ) as (job, resolution),
+    ):
+        result = _write(
+            job, resolution, ranks, force=force, jobs=jobs, device=place, on_event=on_event
+        )
     if ranks.is_first:
         sweep(job.target)
     for text in result.warnings:
@@ -89,6 +103,7 @@ def _write(
     *,
     force: bool,
     jobs: int | None,
+    device: OnDevice | None,
     on_event: OnEvent,
 ) -> PruneResult:
     """Write the output, whole or not at all."""
@@ -103,7 +118,7 @@ def _write(
     )
     with folder as sink:
         try:
-            written, resumed = write_weights(job, resolution, sink, ranks, jobs, on_event)
+            written, resumed = write_weights(job, resolution, sink, ranks, jobs, on_event, device)
             check_written(job.target, checkpoint, resolution, job.outputs, written)
         except (NaNWeights, SourceChanged, BadMaskFile, DamagedWork) as error:
             sink.discard()  # a later run would only go on towards the same error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
@@ -17,6 +17,9 @@ from prunectl.ranks.ranks import Ranks
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def write_weights(
     ranks: Ranks,
     jobs: int | None,
     on_event: OnEvent,
+    device: OnDevice | None = None,
 ) -> tuple[dict[str, Written], int]:
     """Write all shards that an earlier run has not finished, each rank its own.
 
@@ -60,7 +64,7 @@ def write_weights(
             one = partial(_one, job, resolution, reader, batch.writer, scratch)
             return batch, [one(name) for name in batch.names]
 
-        for batch, results in run_ordered(_batches(own, sink), work, jobs):
+        for batch, results in run_ordered(_batches(own, sink), work, jobs, device):
             ours.update((result.name, result) for result in results)
             size = sum(job.outputs[name].spec.nbytes for name in batch.names)
             on_event(Advanced(phase, size, batch.shard.name))

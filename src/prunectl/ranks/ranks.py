@@ -19,6 +19,8 @@ from prunectl.streaming import Scratch, run_tensors
 if TYPE_CHECKING:
     import torch
 
+    from prunectl.magnitude.on_device import OnDevice
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -53,6 +55,7 @@ class Ranks:
         tensors: Sequence[StoredTensor],
         work: Callable[[StoredTensor, Scratch], Result],
         jobs: int | None = None,
+        device: OnDevice | None = None,
     ) -> Iterator[tuple[StoredTensor, Result]]:
         """:func:`prunectl.streaming.run_tensors`, each rank on a run of neighbours.
 
@@ -61,10 +64,10 @@ class Ranks:
             ``work`` returns must be of the kind that can be pickled.
         """
         if self._link is None:
-            yield from run_tensors(tensors, work, jobs)
+            yield from run_tensors(tensors, work, jobs, device)
             return
         own = self.part(tensors)
-        found = (result for _, result in run_tensors(own, work, jobs))
+        found = (result for _, result in run_tensors(own, work, jobs, device))
         yield from zip(tensors, self.gathered(found), strict=True)
 
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:

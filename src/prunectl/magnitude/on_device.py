@@ -1,0 +1,172 @@
+"""Magnitude work on a CUDA device, in torch: the same bits as on the CPU.
+
+Codes are signed integers here, since torch does little with unsigned ones; without the sign bit the
+two are the same numbers. The functions are those of :mod:`prunectl.magnitude.masks`, on tensors.
+All of it is arithmetic on integers, whose results do not depend on who does it in what order. Sums
+of floats do (coarse histograms of 32 and 64 bits, what N:M loses): these stay with the CPU's
+kernels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunectl.device import is_out_of_memory
+from prunectl.magnitude.codes import CodeFormat, Codes
+from prunectl.pattern import pruned_count
+
+Result = TypeVar("Result")
+
+
+class OnDevice:
+    """Takes blocks of codes to a device and back, for any number of threads.
+
+    Each thread has a stream of its own, so that one's copies run beside another's work. A block
+    that finds no room there is worked on by the CPU.
+
+    Args:
+        device: CUDA; torch's CPU does the same, slowly.
+
+    Attributes:
+        was_full: whether a block has found no room.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.was_full = device, False
+        self._own = threading.local()
+
+    def buffer(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device copies from and to by itself, if there is such memory."""
+        if self.device.type == "cuda":
+            try:
+                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+        return np.empty(nbytes, np.uint8)
+
+    def run(self, codes: Codes, work: Callable[[Any], Result], *, back: bool = False) -> Result:
+        """What ``work`` makes of a block.
+
+        Args:
+            codes: u8/u16/u32/u64[n], contiguous, writable.
+            work: takes the block as a tensor on the device, u8 or signed; or, where that has no
+                room for it, ``codes``. Until it returns it must have changed nothing but the block.
+            back: whether ``work`` edits the block, so that it must come back.
+        """
+        kind = "u1" if codes.itemsize == 1 else f"i{codes.itemsize}"
+        host = torch.from_numpy(codes.view(kind))
+        try:
+            with torch.cuda.stream(self._stream()) if self._is_cuda else nullcontext():
+                there = torch.empty_like(host, device=self.device)
+                there.copy_(host, non_blocking=True)
+                found = work(there)
+                if back:
+                    host.copy_(there, non_blocking=True)
+                if self._is_cuda:
+                    self._stream().synchronize()
+            return found
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.was_full = True
+        return work(codes)
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _stream(self) -> torch.cuda.Stream:
+        """The calling thread's."""
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.device)
+        stream: torch.cuda.Stream = self._own.stream
+        return stream
+
+
+def _magnitudes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes without the sign: at least 0, ordered as the magnitudes."""
+    return codes & torch.iinfo(codes.dtype).max
+
+
+def tally(codes: torch.Tensor) -> NDArray[np.int64]:
+    """How often each signed code occurs in u8[n] or i16[n]: i64[2**bits]."""
+    if codes.dtype == torch.uint8:
+        counts = torch.bincount(codes, minlength=1 << 8)
+    else:
+        counts = torch.bincount(codes.int().bitwise_and_(0xFFFF), minlength=1 << 16)
+    return counts.cpu().numpy()
+
+
+def count_zeros(codes: torch.Tensor) -> int:
+    """As :func:`masks.count_zeros`, of any shape."""
+    return int((_magnitudes(codes) == 0).sum())
+
+
+def odd_codes(codes: torch.Tensor, format: CodeFormat) -> tuple[int, int]:
+    """As :func:`masks.odd_codes`: how many are (NaN, Inf)."""
+    magnitudes = _magnitudes(codes)
+    odd = int((magnitudes >= format.inf_code).sum())
+    nans = int((magnitudes >= format.nan_code).sum()) if odd else 0
+    return nans, odd - nans
+
+
+def cut(codes: torch.Tensor, code: int, quota: int) -> tuple[int, int]:
+    """As :func:`masks.cut`: zero what is below ``code`` and the first ``quota`` equal to it."""
+    magnitudes = _magnitudes(codes)
+    ties = magnitudes == code
+    present = int(ties.sum())
+    used = min(quota, present)
+    if 0 < used < present:  # indices come in order
+        codes.index_fill_(0, ties.nonzero().flatten()[:used], 0)
+    codes.masked_fill_(magnitudes <= code if used == present else magnitudes < code, 0)
+    return count_zeros(codes), used
+
+
+def cut_rows(codes: torch.Tensor, sparsity: float) -> int:
+    """As :func:`masks.cut_rows`: each row of [outer, axis, inner] (along the axis) on its own.
+
+    The k-th smallest of every row comes from bisection on its bits, as in the CPU's kernels.
+    """
+    magnitudes = _magnitudes(codes)
+    k = pruned_count(sparsity, codes.shape[1])
+    enough = (magnitudes == 0).sum(1, keepdim=True) >= k
+    code = torch.zeros_like(magnitudes[:, :1])
+    below = torch.zeros_like(code, dtype=torch.int64)
+    for bit in reversed(range(8 * codes.itemsize - 1)):
+        trial = code | 1 << bit
+        less = (magnitudes < trial).sum(1, keepdim=True)
+        reached = less < k
+        code, below = torch.where(reached, trial, code), torch.where(reached, less, below)
+    ties = magnitudes == code
+    ties &= ties.cumsum(1, dtype=torch.int32) <= k - below
+    codes.masked_fill_((ties | (magnitudes < code)) & ~enough, 0)
+    return count_zeros(codes)
+
+
+def nm(codes: torch.Tensor, n: int, m: int) -> int:
+    """As :func:`masks.nm`: keep the n largest of every m along the axis of [outer, axis, inner].
+
+    A weight goes if at least n others of its group beat it; of equals the lower index wins.
+
+    Raises:
+        ValueError: the axis is not a multiple of m.
+    """
+    if codes.shape[1] % m:
+        raise ValueError(f"an axis of {codes.shape[1]} is not a multiple of {m}")
+    groups = codes.unflatten(1, (-1, m))
+    magnitudes = _magnitudes(groups)
+    beaten = torch.zeros_like(magnitudes, dtype=torch.uint8)
+    for i in range(m):
+        other = magnitudes[:, :, i : i + 1]
+        beaten[:, :, :i] += other > magnitudes[:, :, :i]
+        beaten[:, :, i + 1 :] += other >= magnitudes[:, :, i + 1 :]
+    groups.masked_fill_(beaten >= n, 0)
+    return count_zeros(codes)
