@@ -1,22 +1,31 @@
-"""The table of docs/performance.md for a CUDA device: a 7B LLaMA shape, dense, pruned and sparse.
+"""The tables of docs/performance.md for a CUDA device: inference, and magnitude work.
 
     python benchmarks/gpu.py                                      # about five minutes, 60 GB
     python benchmarks/gpu.py --random-weights llama-1b            # for a card of 16 GB
     python benchmarks/gpu.py --kernels sparse --dtype float16
+    python benchmarks/gpu.py --magnitude DIR --size-gb 8          # DIR takes three times that
 
-The weights are random and pruned to 2:4 in memory: no download, and time does not depend on their
-values. Prints Markdown; ``-o`` saves the whole result as JSON too. ``prunectl bench`` does the same
-with a real model.
+The first is a 7B LLaMA shape, dense, pruned and sparse. The weights are random and pruned to 2:4 in
+memory: no download, and time does not depend on their values. Prints Markdown; ``-o`` saves the
+whole result as JSON too. ``prunectl bench`` does the same with a real model.
+
+``--magnitude`` is another table: analyze and prune with magnitudes compared on the CPU and on the
+device, in turn, each once before it counts; and whether both wrote the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import make_checkpoint
 import prunectl
 from prunectl.benchmarking.result import BenchResult, KernelRow, Run
 from prunectl.events import Event, Note
@@ -32,6 +41,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=180.0, help="for timing, about")
+    parser.add_argument("--magnitude", type=Path, metavar="DIR", help="time magnitude work there")
+    parser.add_argument("--size-gb", type=float, default=8.0, help="of its checkpoint")
+    parser.add_argument("--rounds", type=int, default=3, help="of magnitude work")
     parser.add_argument("-o", "--output", type=Path, help="save the result as JSON")
     return parser.parse_args(argv)
 
@@ -101,17 +113,78 @@ def kernel_row(row: KernelRow) -> str:
     )
 
 
+JOBS: dict[str, dict[str, Any] | None] = {
+    "analyze --pattern none": None,
+    "prune --sparsity 0.4": {"sparsity": 0.4},
+    "prune --sparsity 0.4 --scope row": {"sparsity": 0.4, "scope": "row"},
+    "prune --pattern 2:4": {"pattern": "2:4"},
+    "prune --pattern 8:16": {"pattern": "8:16"},
+}
+"""Magnitude work that is timed: settings of a prune, or None for analyze."""
+
+
+def magnitude(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of every job on the CPU and on the device, with bf16 weights and nothing known."""
+    source = args.magnitude / f"llama-{args.size_gb:g}gb-bf16"
+    if not source.exists():
+        make_checkpoint.make_checkpoint(source, size_gb=args.size_gb)
+    rows = []
+    for job, settings in JOBS.items():
+        seconds: dict[str, list[float]] = {"cpu": [], "device": []}
+        found: dict[str, object] = {}
+        for number in range(args.rounds + 1):
+            for side, device in (("cpu", "cpu"), ("device", args.device)):
+                took, found[side] = once(source, args.magnitude / "out", settings, device)
+                if number:
+                    seconds[side].append(took)
+        same = found["cpu"] == found["device"]
+        rows.append({"job": job, "device": args.device, "seconds": seconds, "same": same})
+    return rows
+
+
+def once(
+    source: Path, output: Path, settings: dict[str, Any] | None, device: str
+) -> tuple[float, object]:
+    """Seconds of one job, and what it found or wrote: hashes of all weights."""
+    shutil.rmtree(output, ignore_errors=True)
+    how: dict[str, Any] = {"use_cache": False, "device": device, "on_event": tell}
+    start = time.perf_counter()
+    if settings is None:
+        document = prunectl.analyze(source, patterns=(), **how).to_json()
+        return time.perf_counter() - start, document | {"seconds": 0}
+    prunectl.prune(source, output, prunectl.PruneSettings(**settings), **how)
+    took = time.perf_counter() - start
+    manifest = (output / "prunectl.json").read_bytes()
+    shutil.rmtree(output)
+    return took, manifest
+
+
+def magnitude_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"| {args.size_gb:g} GB, bf16 | CPU s | {args.device} s | speed | same bytes |"
+    yield "|---|---:|---:|---:|---|"
+    for row in rows:
+        here, there = (statistics.median(row["seconds"][side]) for side in ("cpu", "device"))
+        same = "yes" if row["same"] else "NO"
+        yield f"| `{row['job']}` | {here:.2f} | {there:.2f} | {here / there:.2f}x | {same} |"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    document: object
     try:
-        result = measure(args)
+        if args.magnitude:
+            rows = document = magnitude(args)
+            lines, ok = magnitude_table(args, rows), all(row["same"] for row in rows)
+        else:
+            result = measure(args)
+            lines, ok, document = markdown(result), result.ok, result.to_json()
     except prunectl.PrunectlError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
-    print("\n".join(markdown(result)))
+    print("\n".join(lines))
     if args.output:
-        args.output.write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
-    return 0 if result.ok else 3
+        args.output.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    return 0 if ok else 3
 
 
 if __name__ == "__main__":

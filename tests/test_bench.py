@@ -738,6 +738,18 @@ def test_the_benchmark_for_gpus_runs_on_what_there_is(
         assert "sees no CUDA device" in capsys.readouterr().err
 
 
+def test_it_times_magnitude_work_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--magnitude", str(tmp_path), "--size-gb", "0.01", "--rounds", "1"]
+    assert gpu.main([*args, "--device", "cpu", "-o", str(tmp_path / "gpu.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("| yes |") for line in lines] == [False, False, *[True] * len(gpu.JOBS)]
+    rows = json.loads((tmp_path / "gpu.json").read_bytes())
+    assert [row["job"] for row in rows] == list(gpu.JOBS)
+    if not torch.cuda.is_available():
+        assert gpu.main(args) == 2
+        assert "sees no CUDA device" in capsys.readouterr().err
+
+
 def test_kernels_are_rows_of_its_table() -> None:
     row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Interval(2, 1.9, 2.1), True, 0.0)
     shown = "| 192 x 512 | 8 | CUTLASS | 20.0 | 10.0 | 2.00x (1.90 to 2.10) | yes |"
