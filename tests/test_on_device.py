@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, weights
+from pretend_device import CUDA, PretendDevice
 from test_masks import layouts, magnitudes, nm_reference, shaped
 
 from prunectl import PruneSettings, analyze, prune, streaming
@@ -231,6 +232,38 @@ def test_other_errors_are_not_lack_of_room() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
         device.run(np.zeros(2, np.uint16), lambda there: there + torch.zeros(3))
     assert not device.was_full
+
+
+class Unstreamed(OnDevice):
+    """Of a device that is pretended, which has no streams."""
+
+    _in_line = nullcontext  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("room", [1 << 30, 3_000])
+def test_nothing_is_in_two_places(room: int) -> None:
+    """A pretended device refuses tensors of both places in one operation, and to be too full."""
+    cases: list[tuple[Callable[[Any], Any], tuple[int, ...]]] = [
+        (lambda codes: masks.kernels_for(codes).cut(codes, 1, 3), (999,)),
+        (lambda codes: masks.kernels_for(codes).cut_rows(codes.reshape(9, 111, 1), 0.4), (999,)),
+        (lambda codes: masks.kernels_for(codes).nm(codes.reshape(-1, 4, 25), 2, 4), (1000,)),
+        (lambda codes: masks.kernels_for(codes).count_zeros(codes), (999,)),
+        (lambda codes: masks.kernels_for(codes).odd_codes(codes, code_format(DTYPES["BF16"])),
+         (999,)),
+    ]  # fmt: skip
+    for work, shape in cases:
+        codes = weights(DTYPES["BF16"], shape[0], 7, inf=True)
+        wanted = codes.copy()
+        found = work(wanted)
+        with PretendDevice(room) as pretended:
+            device = Unstreamed(CUDA)
+            assert device.run(codes, work, back=True) == found
+        assert np.array_equal(codes, wanted)
+        assert device.was_full == (pretended.refused > 0) == (room < 1 << 30)
+    with PretendDevice(1 << 30):
+        device, measure = Unstreamed(CUDA), TensorMeasure(DTYPES["BF16"])
+        device.run(codes, measure.update)
+    assert measure.finish().facts.numel == codes.size
 
 
 @pytest.mark.gpu

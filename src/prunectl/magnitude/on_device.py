@@ -10,8 +10,8 @@ kernels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,7 +46,8 @@ class OnDevice:
         """Host memory that the device copies from and to by itself, if there is such memory."""
         if self.device.type == "cuda":
             try:
-                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+                with torch.cuda.device(self.device):  # or the first one would be taken up too
+                    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -64,14 +65,12 @@ class OnDevice:
         kind = "u1" if codes.itemsize == 1 else f"i{codes.itemsize}"
         host = torch.from_numpy(codes.view(kind))
         try:
-            with torch.cuda.stream(self._stream()) if self._is_cuda else nullcontext():
+            with self._in_line():
                 there = torch.empty_like(host, device=self.device)
                 there.copy_(host, non_blocking=True)
                 found = work(there)
                 if back:
                     host.copy_(there, non_blocking=True)
-                if self._is_cuda:
-                    self._stream().synchronize()
             return found
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -79,16 +78,18 @@ class OnDevice:
         self.was_full = True
         return work(codes)
 
-    @property
-    def _is_cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    def _stream(self) -> torch.cuda.Stream:
-        """The calling thread's."""
-        if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self.device)
-        stream: torch.cuda.Stream = self._own.stream
-        return stream
+    @contextmanager
+    def _in_line(self) -> Iterator[None]:
+        """What is begun inside goes through the calling thread's stream, and is over at the end."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device):
+            if not hasattr(self._own, "stream"):
+                self._own.stream = torch.cuda.Stream()
+            with torch.cuda.stream(self._own.stream):
+                yield
+            self._own.stream.synchronize()
 
 
 def _magnitudes(codes: torch.Tensor) -> torch.Tensor:
