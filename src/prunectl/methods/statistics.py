@@ -70,7 +70,8 @@ class Gram:
         """Make these the moments of what several processes have added.
 
         Args:
-            add_up: puts the sum of all processes' tensors in place of one, fp32 on the CPU.
+            add_up: puts the sum of all processes' tensors in place of one, fp32 and contiguous,
+                wherever it is.
             tokens, skipped: of all of them.
 
         Raises:
@@ -78,9 +79,7 @@ class Gram:
         """
         if self._closed is not None:
             raise ValueError("the second moments have been asked for: nothing is added to them")
-        total = self._sum.cpu()
-        add_up(total)
-        self._sum.copy_(total)  # which is itself on the CPU
+        add_up(self._sum)
         self.tokens, self.skipped = tokens, skipped
 
     def move(self, device: torch.device) -> None:

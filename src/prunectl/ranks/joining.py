@@ -52,7 +52,7 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     with _interruptible() as interruptible:
         store, link = _met(rank, count)
-        watch = Watch(store, rank, count)
+        watch = Watch(store, rank, count, link.cut)
         try:
             yield Ranks(link)
             link.bytes_of(0)  # nobody leaves before all are done
@@ -62,6 +62,7 @@ def joined_ranks() -> Iterator[Ranks]:
             if other is None and not isinstance(error, RanksDiffer):
                 watch.fail(*_words(error))
             watch.end()
+            link.cut()  # or the process may not end
             watch.wait_for_others()
             if other is not None:
                 raise other from error

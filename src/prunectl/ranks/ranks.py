@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.plain import plain
+from prunectl.ranks.devices import all_own, name_of
 from prunectl.ranks.errors import RanksDiffer
 from prunectl.ranks.link import Link
 from prunectl.ranks.shares import piles, slices
@@ -107,23 +108,43 @@ class Ranks:
         first: Item = pickle.loads(data)
         return first
 
+    def use(self, device: torch.device) -> None:
+        """Say where this rank computes. Where all do so on CUDA devices, each on one of its own,
+        their tensors pass by nccl from one to the other; else by gloo, through the host's memory.
+
+        Raises:
+            RanksLost: nccl does not work.
+        """
+        if self._link is not None:
+            names = tuple(self.gathered([name_of(device)]))
+            self._link.use(device, names if all_own(names) else ())
+
     def add_up(self, tensor: torch.Tensor) -> None:
-        """Put the sum of the ranks' tensors, on the CPU, in that of every one; the same bits."""
+        """Put the sum of the ranks' tensors, contiguous, in that of every one; the same bits."""
         if self._link is not None:
             self._link.sum(tensor)
 
     def tensor_of(self, rank: int, tensor: torch.Tensor | None) -> torch.Tensor:
-        """What ``rank`` has for a tensor, on the CPU, on every rank; others' counts nothing."""
+        """What ``rank`` has for a tensor, on every rank; others' counts nothing.
+
+        It is on the CPU, or on each rank's own device where ``rank`` has it there and nccl joins
+        them.
+        """
         if self._link is None:
             assert tensor is not None
             return tensor
         import torch
 
+        device = self._link.device
         held = tensor.contiguous() if tensor is not None and rank == self.number else None
-        told = b"" if held is None else pickle.dumps((tuple(held.shape), held.dtype))
-        shape, dtype = pickle.loads(self._link.bytes_of(rank, told))
+        if held is not None and held.device != device:
+            held = held.cpu()
+        told = b""
+        if held is not None:
+            told = pickle.dumps((tuple(held.shape), held.dtype, held.device.type != "cpu"))
+        shape, dtype, is_there = pickle.loads(self._link.bytes_of(rank, told))
         if held is None:
-            held = torch.empty(shape, dtype=dtype)
+            held = torch.empty(shape, dtype=dtype, device=device if is_there else None)
         self._link.tensor_of(rank, held)
         return held
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prunectl.ranks.errors import RankFailed, RanksLost, in_short
@@ -30,13 +31,14 @@ class Watch:
 
     Args:
         store: of torch.distributed, with a connection of its own. rank, count: of the processes.
+        cut: ends what the main thread waits for where an interrupt does not; called in this thread.
 
     Attributes:
         lost: what made this process stop; None while all is well.
     """
 
-    def __init__(self, store: Any, rank: int, count: int) -> None:
-        self._store, self._rank, self._count = store, rank, count
+    def __init__(self, store: Any, rank: int, count: int, cut: Callable[[], None]) -> None:
+        self._store, self._rank, self._count, self._cut = store, rank, count, cut
         self._said = False
         self.lost: RankFailed | RanksLost | None = None
         self._stop = threading.Event()
@@ -89,6 +91,7 @@ class Watch:
             if self.lost is not None:
                 if self._main is not None:
                     signal.pthread_kill(self._main, signal.SIGINT)
+                self._cut()  # after the interrupt: what is cut off may look as if it were done
                 return
 
     def _neighbour(self) -> RankFailed | RanksLost | None:
