@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return CUDA if wanted == "cuda" else choose(wanted)
 
     monkeypatch.setattr(calibration_samples, "choose_device", pretended)
+    # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
+    monkeypatch.setattr(
+        "prunectl.pruning.verb.named_device", lambda wanted, on_event: nullcontext()
+    )
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     return
 
