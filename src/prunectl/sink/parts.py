@@ -79,7 +79,7 @@ class PartsWriter:
         self._described: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._begin = 8 + room
-        self._file = PartialFile(folder, shard.name, 0, shown)
+        self._file = PartialFile(folder, shard.name, 0, shown, expected=shard.dense_bytes)
 
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at ``position``; several threads may write at once."""

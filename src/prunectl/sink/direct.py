@@ -1,0 +1,206 @@
+"""Writing past the page cache (O_DIRECT): whole chunks go from memory to the disk as they are.
+
+Through the page cache, a processor copies every byte and looks after every page, which costs it
+more than all of the pruning, and the disk waits meanwhile. Bytes come here in pieces, at any place
+and from several threads; what they fill from one boundary to the next is written as one chunk, in
+the background.
+
+A slow disk is what is waited for in any case. Then chunks go through the page cache after all, so
+that whoever reads the file next finds it there.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.sink.osfiles import Buffer, file_system
+
+CHUNK = 2 << 20
+"""Bytes that are written at once: as large pieces as a disk is at its fastest with."""
+_WRITERS = 2
+"""Chunks on their way to the disk at a time."""
+_WAITING = 4
+"""Chunks that may wait for that, with those on their way; then who fills them waits too."""
+
+SLOW = 0.5e9
+"""Bytes a second: what a slower disk gets goes through the page cache."""
+_JUDGED = 9
+"""Chunks after which it is known how fast a disk is."""
+_SYNC_EVERY = 64
+"""Chunks that go through the page cache until the disk is made to write them."""
+
+_LOCAL_DISKS = {0xEF53: "ext4", 0x58465342: "xfs"}
+"""File systems that write directly without losing by it; network ones want their cache."""
+
+
+def open_direct(path: Path, fd: int) -> int | None:
+    """A descriptor for direct writing of a file that is open as ``fd``; None where that is not
+    offered, or brings nothing."""
+    flag: int | None = getattr(os, "O_DIRECT", None)
+    if flag is None or file_system(fd) not in _LOCAL_DISKS:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """A part of the file in memory: its number, and which bytes of it are there."""
+
+    number: int
+    data: NDArray[np.uint8]
+    extents: list[tuple[int, int]] = field(default_factory=list)
+    filled: int = 0
+
+
+class DirectWriter:
+    """Puts bytes into a file chunk by chunk.
+
+    Memory holds the chunks that are begun, which are few where threads write beside one another,
+    and those that wait.
+
+    Args:
+        direct: descriptor for whole chunks, see :func:`open_direct`; closed by :meth:`close`.
+        fd: an ordinary one of the same file, for what never becomes a whole chunk.
+
+    Raises:
+        OSError: from every method: the system refuses to write, now or earlier.
+    """
+
+    def __init__(self, direct: int, fd: int) -> None:
+        self._direct, self._fd = direct, fd
+        self._begun: dict[int, _Chunk] = {}
+        self._free: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+        self._room = threading.Semaphore(_WAITING)
+        self._writers = ThreadPoolExecutor(_WRITERS, "prunectl-write")
+        self._error: BaseException | None = None
+        self._seconds: list[float] = []
+        self._is_slow = False
+        self._unsynced = 0
+
+    def write(self, data: Buffer, position: int) -> None:
+        """Put bytes at a position, each once; they may not be in the file before :meth:`flush`."""
+        source = np.frombuffer(data, np.uint8)
+        while source.size:
+            self._raise()
+            number, begin = divmod(position, CHUNK)
+            part = source[: CHUNK - begin]
+            chunk = self._chunk(number)
+            np.copyto(chunk.data[begin : begin + part.size], part)  # lets other threads run
+            self._put(chunk, begin, part.size)
+            source, position = source[part.size :], position + part.size
+
+    def flush(self) -> None:
+        """Until everything is in the file (not yet durable, see ``fsync``)."""
+        for _ in range(_WAITING):
+            self._room.acquire()
+        self._room.release(_WAITING)
+        self._raise()
+        for chunk in self._begun.values():
+            for begin, end in chunk.extents:
+                write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
+        self._free += [chunk.data for chunk in self._begun.values()]
+        self._begun.clear()
+
+    def close(self) -> None:
+        """Stop; what was not flushed may be missing in the file."""
+        self._writers.shutdown(cancel_futures=True)
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _chunk(self, number: int) -> _Chunk:
+        with self._lock:
+            if number not in self._begun:
+                data = self._free.pop() if self._free else _aligned()
+                self._begun[number] = _Chunk(number, data)
+            return self._begun[number]
+
+    def _put(self, chunk: _Chunk, begin: int, size: int) -> None:
+        """Take note of bytes that are in a chunk now; a full one is handed on."""
+        with self._lock:
+            chunk.extents.append((begin, begin + size))
+            chunk.filled += size
+            if chunk.filled < CHUNK:
+                return
+            del self._begun[chunk.number]
+        self._room.acquire()
+        try:
+            self._writers.submit(self._write, chunk)
+        except RuntimeError:  # closed
+            self._room.release()
+            raise
+
+    def _write(self, chunk: _Chunk) -> None:
+        try:
+            if self._error is None:
+                self._write_whole(chunk)
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+        finally:
+            with self._lock:
+                self._free.append(chunk.data)
+            self._room.release()
+
+    def _write_whole(self, chunk: _Chunk) -> None:
+        position, written = chunk.number * CHUNK, 0
+        if not self._is_slow:
+            started = time.monotonic()
+            written = self._write_direct(chunk.data, position)
+            self._judge(time.monotonic() - started)
+        if written < CHUNK:
+            write_at(self._fd, chunk.data[written:].data, position + written)
+            self._unsynced += 1
+            if self._unsynced >= _SYNC_EVERY:
+                self._unsynced = 0
+                os.fsync(self._fd)
+
+    def _write_direct(self, data: NDArray[np.uint8], position: int) -> int:
+        """Bytes that went to the disk; 0 where it wants other alignments than these."""
+        try:
+            return os.pwrite(self._direct, data.data, position)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return 0
+
+    def _judge(self, seconds: float) -> None:
+        """How long the first chunks took says whether the disk is slow."""
+        self._seconds.append(seconds)
+        if len(self._seconds) == _JUDGED:
+            self._is_slow = SLOW * statistics.median(self._seconds) > _WRITERS * CHUNK
+
+
+def write_at(fd: int, data: Buffer, position: int) -> None:
+    """``pwrite`` until everything is written; one call writes 2 GiB at most."""
+    view = memoryview(data)
+    while view.nbytes:
+        written = os.pwrite(fd, view, position)
+        view, position = view[written:], position + written
+
+
+def _aligned() -> NDArray[np.uint8]:
+    """A chunk's memory, which begins at a page."""
+    return np.frombuffer(
+        mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
+    )
