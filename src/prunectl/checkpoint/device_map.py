@@ -48,16 +48,19 @@ def plan_devices(
     # A spread model that was dropped holds on to itself by its hooks.
     gc.collect()
     torch.cuda.empty_cache()
-    free = {device: free_memory(device) or 0 for device in devices}
     needed = compute_module_sizes(model)[""]
-    if needed <= _SHARE * free[devices[0]]:
-        return {"": devices[0]}
+    if needed <= _SHARE * (free_memory(devices[0]) or 0):
+        return {"": devices[0]}  # to ask the others would take up memory of each
+    free = {device: free_memory(device) or 0 for device in devices}
     whole = {type(model.get_submodule(path)).__name__ for path in blocks}
     options = {"no_split_module_classes": [*(model._no_split_modules or ()), *whole]}
     room = {device.index: int(_SHARE * nbytes) for device, nbytes in free.items()}
     balanced = get_balanced_memory(model, max_memory=dict(room), **options)
+    # On the first of them, accelerate keeps as much free as a layer takes that it would fetch from
+    # the host's memory; here none is. Where it hears of Apple's GPU, it keeps that there.
+    nowhere = {"mps": 0}
     for limits in (balanced, room):
-        found = infer_auto_device_map(model, max_memory=dict(limits), **options)
+        found = infer_auto_device_map(model, max_memory={**limits, **nowhere}, **options)
         if all(isinstance(place, int) for place in found.values()):  # else "disk"
             return {path: torch.device("cuda", place) for path, place in found.items()}
     dtype = str(model.dtype).removeprefix("torch.")
