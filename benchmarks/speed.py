@@ -3,7 +3,8 @@
     python benchmarks/speed.py --size-gb 8 --dtype bf16 --rounds 3 --work DIR [--json FILE]
 
 Makes a LLaMA-shaped checkpoint (see make_checkpoint.py), then runs each job as a fresh process, all
-jobs in turn, several rounds. A durable copy is ``cp -r`` and then fsync of each file of the copy.
+jobs in turn, several rounds. A durable copy is ``cp -r`` and then fsync of each file of the copy; a
+*direct* one goes past the page cache, as prunectl's large files do where the file system offers it.
 The result is a table on stdout: median wall time, its ratio to the median durable copy, and the
 largest peak RSS (of the process, as the kernel counts it, mapped file pages included).
 
@@ -35,6 +36,7 @@ from measuring import (
     checkpoint,
     clear_cache,
     copy_command,
+    direct_copy_command,
     installed,
     measure,
     read_once,
@@ -53,6 +55,9 @@ def jobs_for(prunectl: list[str], at: Folders) -> list[Job]:
     """All jobs of a round, in their order."""
     model, output = str(at.model), str(at.output)
     jobs = [Job(COPY, copy_command(at.model, at.output))]
+    direct = direct_copy_command(at.model, at.output)
+    if direct:
+        jobs.append(Job("direct durable copy", direct))
     for label, arguments in (
         ("analyze", ["analyze", model]),
         ("analyze --pattern none", ["analyze", model, "--pattern", "none"]),
