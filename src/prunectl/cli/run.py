@@ -55,6 +55,8 @@ def _run(argv: Sequence[str]) -> int:
     with joined(argv) as ranks:
         typed = {ARGV: list(argv), RANKS: ranks}
         code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed)
+        if ranks is not None and code == INTERRUPTED:  # typer has caught what the others must learn
+            raise KeyboardInterrupt
     return int(code or 0)
 
 

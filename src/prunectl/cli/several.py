@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunectl.cli.command_line import visible
 from prunectl.cli.errors import USAGE
 from prunectl.errors import InvalidOption
-from prunectl.ranks.launched import launched
+from prunectl.events import Event, Note
+from prunectl.ranks.launched import is_first_process, launched
 
 if TYPE_CHECKING:
     from prunectl.ranks.ranks import Ranks
@@ -17,6 +22,8 @@ SHARED = ("analyze", "prune", "export", "verify")
 """Commands whose tensors and files are shared out."""
 TRAINED = ("evaluate", "sweep")
 """Commands that accelerate shares out by itself."""
+ALONE = ("bench", "compare", "lottery", "push", "trace")
+"""Commands that run in one process."""
 
 
 @contextmanager
@@ -27,17 +34,33 @@ def joined(argv: Sequence[str]) -> Iterator[Ranks | None]:
         InvalidOption: there are several, and the command is for one.
     """
     command = argv[0] if argv else ""
-    if launched()[1] == 1 or command in TRAINED or command.startswith("-"):
-        yield None
-        return
-    if command not in SHARED:
+    if command in ALONE and launched()[1] > 1:
         raise InvalidOption(
             f"{command} runs in one process", hint="start it without accelerate launch or torchrun"
         )
-    from prunectl.ranks.joining import joined_ranks
+    with _first_alone_on_stdout():
+        if launched()[1] == 1 or command not in SHARED:
+            yield None
+            return
+        from prunectl.ranks.joining import joined_ranks
 
-    with joined_ranks() as ranks:
-        yield ranks
+        with joined_ranks(_tell) as ranks:
+            yield ranks
+
+
+@contextmanager
+def _first_alone_on_stdout() -> Iterator[None]:
+    """What typer prints by itself, such as help and the version, is printed once."""
+    if is_first_process():
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _tell(event: Event) -> None:
+    if isinstance(event, Note):
+        print(visible(event.text), file=sys.stderr)
 
 
 def words_of_rank(error: BaseException, text: str) -> str:
@@ -47,6 +70,6 @@ def words_of_rank(error: BaseException, text: str) -> str:
     rank, _ = launched()
     if not rank:
         return text
-    if isinstance(error, RankFailed | RanksDiffer) or getattr(error, "exit_code", 1) == USAGE:
+    if isinstance(error, RankFailed | RanksDiffer | KeyboardInterrupt) or getattr(error, "exit_code", 1) == USAGE:
         return ""
     return "\n".join(f"rank {rank}: {line}" for line in text.splitlines())

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from prunectl.errors import PrunectlError
-from prunectl.ranks.errors import RanksDiffer, RanksLost, in_short
+from prunectl.events import OnEvent, ignore_events
+from prunectl.ranks.errors import RanksDiffer, RanksLost
 from prunectl.ranks.launched import launched
-from prunectl.ranks.link import Link
+from prunectl.ranks.meeting import meet
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.ranks.watch import Watch
 
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-
-_MEETING = datetime.timedelta(minutes=10)
-"""How long a process waits for the others to start."""
 _FIRST_SPEAKS = 0.5
 """Seconds that another rank waits with its error: often all of them meet the same one."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_AT_ONCE = 5.0
+"""Seconds in which one signal after another is the same one: the terminal sends Ctrl-C to all, and
+torchrun to those that it has started. What is half done is dropped meanwhile, undisturbed."""
 
 
 _groups = itertools.count()
@@ -35,12 +33,15 @@ _groups = itertools.count()
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(on_event: OnEvent = ignore_events) -> Iterator[Ranks]:
     """The processes that torchrun or ``accelerate launch`` has started for one command.
 
     One that was started alone is alone. When a process leaves the block by an error, the others
     leave it within seconds, with :class:`RankFailed` saying why; and so they do if one is killed.
     It is entered in the main thread: others' errors arrive there as Ctrl-C does.
+
+    Args:
+        on_event: told, as :class:`Note`, for whom is waited if one does not start soon.
 
     Raises:
         RankFailed: another process could not go on. RanksLost: the processes cannot be joined.
@@ -51,11 +52,18 @@ def joined_ranks() -> Iterator[Ranks]:
         yield ALONE
         return
     with _interruptible() as interruptible:
-        store, link = _met(rank, count)
+        store, link = meet(rank, count, next(_groups), on_event)
         watch = Watch(store, rank, count, link.cut)
+        left: SystemExit | None = None
+        ranks = Ranks(link)
         try:
-            yield Ranks(link)
-            link.bytes_of(0)  # nobody leaves before all are done
+            try:
+                yield ranks
+            except SystemExit as error:
+                if error.code:
+                    raise
+                left = error  # as well as by the end of the block
+            ranks.check_same("end", None, hint="")  # nobody leaves before all are done
         except BaseException as error:
             interruptible.clear()
             other = _other(watch, error, rank)
@@ -64,6 +72,7 @@ def joined_ranks() -> Iterator[Ranks]:
             watch.end()
             link.cut()  # or the process may not end
             watch.wait_for_others()
+            link.abandon()
             if other is not None:
                 raise other from error
             raise
@@ -71,6 +80,8 @@ def joined_ranks() -> Iterator[Ranks]:
         watch.end()
         with contextlib.suppress(RuntimeError):
             link.close()
+        if left is not None:
+            raise left
 
 
 @contextmanager
@@ -79,9 +90,12 @@ def _interruptible() -> Iterator[threading.Event]:
     our own watch sends raise KeyboardInterrupt, also where a shell has these ignored."""
     wanted = threading.Event()
     wanted.set()
+    last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if wanted.is_set():
+        nonlocal last
+        if wanted.is_set() and time.monotonic() - last > _AT_ONCE:
+            last = time.monotonic()
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _STOPPING}
@@ -103,40 +117,14 @@ def _other(watch: Watch, error: BaseException, rank: int) -> PrunectlError | Non
         time.sleep(0.02)
 
 
-def _met(rank: int, count: int) -> tuple[Store, Link]:
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store, _, _ = next(rendezvous("env://", rank, count, timeout=_MEETING))
-        ours = PrefixStore(f"prunectl-{next(_groups)}", store)
-        _wait_for_all(ours, rank, count)
-        return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
-    except (RuntimeError, ValueError, OSError) as error:
-        hint = "each host must reach the others; GLOO_SOCKET_IFNAME=NAME says by which network"
-        raise RanksLost(f"they did not meet ({in_short(error)})", hint=hint) from None
-
-
-def _wait_for_all(store: Store, rank: int, count: int) -> None:
-    """Until all have come, so that from then on they need no patience with one another.
-
-    Raises:
-        RuntimeError: one does not come.
-    """
-    store.set(f"here/{rank}", "1")
-    until = time.monotonic() + _MEETING.total_seconds()
-    for other in range(count):
-        while not store.check([f"here/{other}"]):
-            if time.monotonic() > until:
-                raise RuntimeError(f"rank {other} did not come")
-            time.sleep(0.05)
-
-
 def _words(error: BaseException) -> tuple[str, str, int]:
     """What the others are told of an error: what happened, what to do, and the exit code."""
     if isinstance(error, PrunectlError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "was interrupted", "", 130
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        return f"has ended by itself ({error.code})", "", code
     code = getattr(error, "exit_code", 1)  # as that of a mistyped option
     return f"{type(error).__name__}: {error}", "", code

@@ -174,6 +174,19 @@ class Link:
         if self._own:
             dist.destroy_process_group()
 
+    def abandon(self) -> None:
+        """Let the process end without what the others still owe it: they may be silent for ever.
+
+        gloo's group, when it goes, waits for what was begun, and nothing ends that waiting. With a
+        reference too many it stays.
+        """
+        import ctypes
+
+        import torch
+
+        for group in (self._group, self._group._get_backend(torch.device("cpu"))):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
     def _leave(self) -> None:
         import torch.distributed as dist
 

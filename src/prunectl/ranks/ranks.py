@@ -28,6 +28,11 @@ Result = TypeVar("Result")
 _MESSAGE = 16 << 20
 """Bytes of results that are sent together, and of those that wait in memory to be sent."""
 
+SAME_CALLS = (
+    "all make the same calls with ranks=; whether it is the first is asked for what follows, such "
+    "as printing"
+)
+
 
 class Ranks:
     """This process and those that work on the same command; alone without a link.
@@ -163,16 +168,18 @@ class Ranks:
         return copy
 
     def check_same(self, what: str, value: object, *, hint: str) -> None:
-        """See to it that every rank has the same value.
+        """See to it that every rank has the same value, and has come to the same place.
 
         Raises:
             RanksDiffer: on all ranks, naming the first that has another.
         """
         if self._link is None:
             return
-        values = list(self.gathered([value]))
-        for rank, other in enumerate(values):
-            if other != values[0]:
+        values = list(self.gathered([(what, value)]))
+        for rank, (place, other) in enumerate(values):
+            if place != values[0][0]:
+                raise RanksDiffer("work to do", rank, hint=SAME_CALLS)
+            if other != values[0][1]:
                 raise RanksDiffer(what, rank, hint=hint)
 
     def check_source(self, checkpoint: Checkpoint) -> None:
