@@ -61,6 +61,7 @@ def test_what_differs_in_anything_is_not_answered(tiny: Callable[[str], Path]) -
         ],
         "a number that is none": [*specs, replace(one, name="model.layers.x.mlp.up_proj.weight")],
         "dimensions": [*others, replace(one, shape=(2, 16, 32))],
+        "whole numbers for weights": [*others, replace(one, dtype=DTYPES["I8"])],
     }  # fmt: skip
     for what, tensors in odd.items():
         assert roles_from_table(config, tensors) is None, what

@@ -185,11 +185,11 @@ def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path
         WHOLE | {"model": model, "output": "hung", "trap": trap("hang", 1)},
         WHOLE | {"model": model, "output": "here", "others": {"1": {"output": "elsewhere"}}},
         WHOLE | {"model": model, "output": "x", "others": {"1": {"model": str(models / "wide")}}},
-        WHOLE | {"model": str(models / "nan"), "output": "nan"},
+        WHOLE | {"model": str(tmp_path / "spoilt"), "output": "nan"},
         WHOLE | {"model": model, "output": "fine", "others": {}},
     ]
-    shutil.copytree(models / "wide", models / "nan", dirs_exist_ok=True)
-    _put_nan(models / "nan")
+    shutil.copytree(models / "wide", tmp_path / "spoilt")
+    _put_nan(tmp_path / "spoilt")
     first, second = launched(2, jobs, tmp_path)
     host = socket.gethostname()
     assert re.match(rf"RankFailed: rank 1 on {host}: full.*File too large", first[0]), first[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 import typer
 from test_ranks import bytes_in
 
-from prunectl.cli.several import SHARED, joined, words_of_rank
-from prunectl.errors import InvalidOption, UsageError
-from prunectl.ranks.errors import RankFailed, RanksDiffer
+from prunectl.cli.app import app
+from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
+from prunectl.errors import UsageError
+from prunectl.ranks.errors import RankFailed, RanksDiffer, RanksLost
+from prunectl.ranks.joining import _interruptible, joined_ranks
 from prunectl.ranks.network import INTERFACE, _interface, on_their_network
 
 BIN = Path(sys.executable).parent
@@ -44,13 +47,15 @@ def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str
             process.kill()
 
 
-def by_hand(arguments: Sequence[str], folder: Path) -> list[tuple[int, str, str]]:
+def by_hand(
+    arguments: Sequence[str], folder: Path, program: Sequence[str] = ("-m", "prunectl")
+) -> list[tuple[int, str, str]]:
     """Two ranks without a launcher, which would tell one exit code for all of them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "prunectl", *arguments]
+    command = [sys.executable, *program, *arguments]
     return ends([start(command, folder, RANK=str(rank), **place) for rank in range(2)])
 
 
@@ -189,12 +194,18 @@ def test_a_command_for_one_process_is_refused_once(
     words = "error: compare runs in one process\nhint: start it without accelerate launch or torc"
     assert err.startswith(words) if rank == 0 else err == ""
     # What accelerate shares out by itself, and what asks for no work, is not joined here.
-    for argv in (["evaluate", "x"], ["sweep"], ["--version"]):
+    for argv in (["evaluate", "x"], ["sweep"], ["--version"], [], ["no-such-command"]):
         with joined(argv) as ranks:
             assert ranks is None
-    for argv in ([], ["no-such-command"]):
-        with pytest.raises(InvalidOption), joined(argv):
-            pass
+    for argv in (["--version"], ["--help"], []):
+        code, out, err = typed(*argv)
+        assert (code, err) == (0, "")
+        assert bool(out) == (rank == 0), "said once"
+    code, out, err = typed("no-such-command")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: no such command") if rank == 0 else err == ""
+    names = {info.name or info.callback.__name__ for info in app.registered_commands}
+    assert names == {*SHARED, *TRAINED, *ALONE}
     monkeypatch.delenv("MASTER_ADDR")  # a batch system's variables alone make no ranks
     for command in SHARED:
         with joined([command]) as ranks:
@@ -219,3 +230,129 @@ def test_what_the_first_rank_says_no_other_repeats(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RANK", "0")
     for error in quiet:
         assert words_of_rank(error, "error: x") == "error: x"
+
+
+# --- one that stops -------------------------------------------------------------------------------
+
+STOPS = """
+import os, signal, sys
+from prunectl.cli.run import run
+from prunectl.ranks import ranks, watch
+watch._SILENT = 2.0
+check = ranks.Ranks.check_source
+def check_source(self, checkpoint):
+    if self.number == 1:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    check(self, checkpoint)
+ranks.Ranks.check_source = check_source
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def test_of_one_that_is_interrupted_the_others_learn(folder: Path) -> None:
+    """typer makes an exit code of the interrupt, which once was taken for an end of the work."""
+    first, second = by_hand([str(int(signal.SIGTERM)), *PRUNE], folder, ("-c", STOPS))
+    host = socket.gethostname()
+    assert first == (130, "", f"error: rank 1 on {host}: was interrupted\n")
+    assert second == (130, "", "")
+    assert not (folder / "out").exists()
+
+
+def test_of_one_that_is_silent_the_others_do_not_wait(folder: Path) -> None:
+    """Neither for its part, nor when they end: gloo would, until the other's host is back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", STOPS, str(int(signal.SIGSTOP)), *PRUNE]
+    first, second = (start(command, folder, RANK=str(rank), **place) for rank in range(2))
+    try:
+        out, err = first.communicate(timeout=30)
+        assert second.poll() is None, "it is silent, and not gone"
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert (first.returncode, out) == (1, "")
+    assert err.startswith("error: rank 1 on its host: has not been heard of for 2 s\nhint: ")
+
+
+def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path) -> None:
+    program = (
+        "import sys; from prunectl.cli.run import run; from prunectl.ranks import meeting; "
+        "meeting._PATIENCE = 0.2; sys.exit(run(sys.argv[1:]))"
+    )
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    process = start([sys.executable, "-c", program, *PRUNE], folder, **place)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "rank 0 of 2 waits for the others at 127.0.0.1:0\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20) == ("", "interrupted\n")
+    finally:
+        process.kill()
+    assert process.returncode == 130
+
+
+# --- in a script ----------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import prunectl
+said = []
+try:
+    with prunectl.joined_ranks() as ranks:
+        sys.exit(0)
+except SystemExit as error:
+    said.append(f"exit {error.code}")
+try:
+    with prunectl.joined_ranks() as ranks:
+        if not ranks.is_first:
+            sys.exit(3)
+        prunectl.analyze("model", ranks=ranks)
+except (SystemExit, prunectl.PrunectlError) as error:
+    said.append(f"{type(error).__name__}: {error}")
+with prunectl.joined_ranks() as outer, prunectl.joined_ranks() as inner:
+    said += [prunectl.analyze("model", ranks=one).source.architecture for one in (inner, outer)]
+try:
+    with prunectl.joined_ranks() as ranks:
+        if ranks.is_first:
+            prunectl.prune("model", "out", prunectl.PruneSettings(sparsity=0.4), ranks=ranks)
+except prunectl.PrunectlError as error:
+    said.append(str(error))
+print("\\n".join(said))
+"""
+
+
+def test_ways_to_leave_the_block(folder: Path) -> None:
+    first, second = by_hand([], folder, ("-c", SCRIPT))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    uneven = "rank 1 and rank 0 do not see the same work to do"
+    said = f"RankFailed: rank 1 on {socket.gethostname()}: has ended by itself (3)"
+    assert first[1].splitlines() == ["exit 0", said, *2 * ["LlamaForCausalLM"], uneven]
+    assert second[1].splitlines() == ["exit 0", "SystemExit: 3", *2 * ["LlamaForCausalLM"], uneven]
+
+
+def test_a_place_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RanksLost, match="'x'") as caught, joined_ranks():
+        pass
+    assert caught.value.hint.startswith("torchrun and accelerate launch set RANK")
+
+
+def test_signals_that_come_together_are_one() -> None:
+    """The terminal's, and the launcher's for it: the second would end what drops half a shard."""
+    dropped = []
+
+    def half_done() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            dropped.append("half a shard")
+
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        half_done()
+    assert dropped

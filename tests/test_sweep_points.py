@@ -13,9 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import prunectl
+from prunectl.cli.output import save_text
 from prunectl.errors import CannotWrite
+from prunectl.events import Event, Note
 from prunectl.study import points as module
 from prunectl.study.points import Point, Points, key_of
+from prunectl.study.sweep import _points
 
 FINE = Point(
     0.3, 0.25, 2.5, np.array([[1.5, 2.0], [3.25, 7.0]]), {"nats per token": 0.9}, 1.25
@@ -234,3 +238,39 @@ def test_keys_tell_all_facts_apart() -> None:
     assert len(key_of(facts)) == 32
     for other in (facts | {"a": 2}, facts | {"b": {}}, facts | {"p": Path("y")}, {"a": 1}):
         assert key_of(other) != key_of(facts)
+
+
+def test_of_several_processes_the_first_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measures every point: it would stand there once for each process."""
+    path = tmp_path / "points.jsonl"
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        points = Points(path)
+        points.add("a", FINE)
+        assert same(points.get("a"), FINE)
+        save_text(tmp_path / "page.html", rank)
+    assert len(path.read_text().splitlines()) == 1
+    assert (tmp_path / "page.html").read_text() == "0"
+
+
+def test_several_hosts_have_no_cache_of_points_in_common(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A point that one of them knew would be left out there, and waited for elsewhere."""
+    demo = prunectl.open_checkpoint("demo")
+    monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(tmp_path / "cache"))
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    events: list[Event] = []
+    assert _points(demo, None, events.append, use_cache=True).is_cache
+    assert not events
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert not _points(demo, None, events.append, use_cache=True).is_cache
+    assert [event for event in events if isinstance(event, Note) and "--results" in event.text]
+    assert not _points(demo, tmp_path / "shared.jsonl", events.append, use_cache=True).is_cache
+    assert (tmp_path / "shared.jsonl").exists()

@@ -45,11 +45,12 @@ def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> 
     left = roles_from_headers(specs).roles if is_left else {}
     roles = {}
     for spec in specs:
-        if not spec.dtype.is_float:
-            roles[spec.name] = left[spec.name]
-            continue
         number = numbers.get(pattern_of(spec.name))
         role = None if number is None else _role(spec, table["entries"][number], counts)
+        if not spec.dtype.is_float:
+            if role is not None and role.role is Role.LINEAR:
+                return None  # a quantized weight
+            role = left[spec.name]
         if role is None:
             return None
         roles[spec.name] = role

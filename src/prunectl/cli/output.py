@@ -140,11 +140,14 @@ def check_file(path: Path) -> None:
 def save_text(path: Path, text: str | bytes) -> None:
     """Write a file through a temporary name beside it, so that it is there whole or not at all.
 
-    What is there and no regular file (``/dev/null``, a pipe) is written into.
+    What is there and no regular file (``/dev/null``, a pipe) is written into. Of several processes
+    that work on one command, the first does it.
 
     Raises:
         CannotWrite: the system refuses.
     """
+    if not is_first_process():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = text if isinstance(text, bytes) else text.encode("utf-8")
     try:

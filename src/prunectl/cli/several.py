@@ -70,6 +70,9 @@ def words_of_rank(error: BaseException, text: str) -> str:
     rank, _ = launched()
     if not rank:
         return text
-    if isinstance(error, RankFailed | RanksDiffer | KeyboardInterrupt) or getattr(error, "exit_code", 1) == USAGE:
+    if (
+        isinstance(error, RankFailed | RanksDiffer | KeyboardInterrupt)
+        or getattr(error, "exit_code", 1) == USAGE
+    ):
         return ""
     return "\n".join(f"rank {rank}: {line}" for line in text.splitlines())

@@ -184,6 +184,7 @@ class Link:
 
         import torch
 
+        assert self._group is not None
         for group in (self._group, self._group._get_backend(torch.device("cpu"))):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prunectl import numbers
 from prunectl.errors import CannotWrite
 from prunectl.plain import plain
+from prunectl.ranks.launched import is_first_process
 
 _OURS = b'{"key": "'
 """What a point's line begins with."""
@@ -57,6 +58,8 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 class Points:
     """The points that are known, by key; new ones are on disk before they count.
+
+    Of several processes that measure the same, as under ``accelerate launch``, the first writes.
 
     Args:
         path: of the results file; None keeps them in memory only.
@@ -104,7 +107,7 @@ class Points:
             CannotWrite: only in memory, as all that come after it.
         """
         self._points[key] = point
-        if self._path is None:
+        if self._path is None or not is_first_process():
             return
         line = json.dumps({"key": key, **_document(point)}, allow_nan=False)  # begins as _OURS
         try:

@@ -23,6 +23,7 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
+from prunectl.ranks.launched import launched, on_this_host
 from prunectl.study.commands import command_for, named, short_names
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
@@ -112,6 +113,9 @@ def _points(
     if results is not None:
         return Points(Path(results))
     if not use_cache:
+        return Points(None)
+    if launched()[1] > on_this_host():  # of a point that one knows, no other may wait for its part
+        on_event(Note("points are not kept: on several hosts, by --results on a shared disk only"))
         return Points(None)
     name = f"sweep-{key_of(checkpoint.identity())}.jsonl"
     try:
