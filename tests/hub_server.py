@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_thisIsTheSecretOfTheTests"
@@ -22,11 +23,34 @@ TOKEN = "hf_thisIsTheSecretOfTheTests"
 _PIECE = 1 << 20
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """A large file that stays on the disk: of it, no more is in memory than what is sent at once.
+
+    Its digest is made up of its name and size: to know the true one, all of it would be read.
+    """
+
+    path: Path
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size
+
+    def __getitem__(self, span: slice) -> bytes:
+        first, last, _ = span.indices(len(self))
+        with self.path.open("rb") as file:
+            file.seek(first)
+            return file.read(max(0, last - first))
+
+    @property
+    def facts(self) -> bytes:
+        return f"{self.path.name} {len(self)}".encode()
+
+
 @dataclass
 class Repo:
     """One repository at one commit."""
 
-    files: dict[str, bytes]
+    files: dict[str, bytes | OnDisk]
     commit: str = "c0ffee" + "0" * 34
     branches: tuple[str, ...] = ("main",)
     private: bool = False
@@ -53,6 +77,7 @@ class Hub:
         requests: method, path and bearer token of each request.
         sent: how many bytes of each file have been sent.
         ranges: name and Range header of each request for bytes that has one.
+        connections: where each connection that was opened comes from.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -69,6 +94,7 @@ class Hub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     ranges: list[tuple[str, str]] = field(default_factory=list)
+    connections: list[tuple[str, int]] = field(default_factory=list)
     url: str = ""
 
     def fetched(self) -> list[str]:
@@ -98,6 +124,10 @@ def serve() -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.client_address)
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -156,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, data in repo.files.items():
             entries.append({"type": "file", "path": name, "size": len(data), "oid": _etag(data)})
             if name in repo.lfs:
-                sha256 = hashlib.sha256(data).hexdigest()
+                sha256 = _sha256(data)
                 entries[-1]["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 134}
         self._json(entries)
 
@@ -164,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.files.get(name)
         if data is None:
             return self._error(404, "EntryNotFound", "Entry not found")
-        etag = hashlib.sha256(data).hexdigest() if name in repo.lfs else _etag(data)
+        etag = _sha256(data) if name in repo.lfs else _etag(data)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit}
         at_cdn = self.hub.cdn.endswith(self.headers.get("Host", "-"))
         if self.hub.cdn and name in repo.lfs and not at_cdn:
@@ -188,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         cuts = self.hub.cut_ranges.get(name, 0)
         self.hub.cut_ranges[name] = max(cuts - 1, 0)
-        return self._answer(206, data[first : last + 1], headers, name, cut=cuts > 0)
+        return self._answer(206, data, headers, name, cut=cuts > 0, span=(first, last + 1))
 
     def _json(self, value: object) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -203,21 +233,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(
         self,
         status: int,
-        body: bytes,
+        body: bytes | OnDisk,
         headers: dict[str, str] | None = None,
         name: str = "",
         cut: bool = False,
+        span: tuple[int, int] | None = None,
     ) -> None:
+        first, last = span or (0, len(body))
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(last - first))
         self.end_headers()
         if self.command == "HEAD":
             return
+        if cut:
+            last = first + (last - first) // 2
         with contextlib.suppress(ConnectionError):  # who has read enough hangs up
-            for start in range(0, len(body) // 2 if cut else len(body), _PIECE):
-                piece = body[start : min(start + _PIECE, len(body) // 2 if cut else len(body))]
+            for start in range(first, last, _PIECE):
+                piece = body[start : min(start + _PIECE, last)]
                 self.wfile.write(piece)
                 self.hub.sent[name] += len(piece)
         if cut:
@@ -227,14 +261,19 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests are not printed at."""
 
 
-def _facts(repo: Repo, name: str, data: bytes) -> dict[str, object]:
+def _facts(repo: Repo, name: str, data: bytes | OnDisk) -> dict[str, object]:
     """What the listing says of a file beside its name, where it is asked to."""
     facts: dict[str, object] = {"size": len(data), "blobId": _etag(data)}
     if name in repo.lfs:
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = _sha256(data)
         facts["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
     return facts
 
 
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def _sha256(data: bytes | OnDisk) -> str:
+    return hashlib.sha256(data.facts if isinstance(data, OnDisk) else data).hexdigest()
+
+
+def _etag(data: bytes | OnDisk) -> str:
+    content = data.facts if isinstance(data, OnDisk) else data
+    return hashlib.sha1(b"blob %d\0" % len(data) + content).hexdigest()

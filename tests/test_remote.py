@@ -304,6 +304,17 @@ def test_shards_are_read_side_by_side_and_not_all_at_once(hub: Hub) -> None:
     assert most[0] == REQUESTS
 
 
+def test_connections_are_kept_for_the_next_request(hub: Hub) -> None:
+    names = [f"model-{i:05}-of-00040.safetensors" for i in range(1, 41)]
+    shards = {name: wide(FIRST_BYTES, seed=i) for i, name in enumerate(names)}
+    hub.repos["org/name"] = Repo(shards, lfs=tuple(names))
+    hub.cdn = hub.url.replace("127.0.0.1", "localhost")
+    assert len(look(hub.url, "org/name")["headers"]["tensors"]) == 120
+    assert len(hub.ranges) == 2 * len(names)
+    # One of each kind for each that asks at the same time, and a few.
+    assert len(hub.connections) < len(names)
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_connection_that_breaks_off_is_tried_again(hub: Hub, times: int) -> None:
     hub.repos["org/name"] = Repo({"model.safetensors": wide(50_000)})

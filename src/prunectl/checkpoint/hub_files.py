@@ -269,6 +269,7 @@ def _read_range(listing: HubListing, name: str, start: int, count: int, token: s
         body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk
-            if len(body) >= skip + count:
+            # Who hangs up as soon as all is there cannot ask for more on the same connection.
+            if len(body) > skip + count:
                 break
         return bytes(body[skip : skip + count])
