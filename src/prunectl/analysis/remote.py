@@ -170,8 +170,8 @@ def analyze_remote(remote: RemoteModel, output: Path) -> RemoteAnalysis:
 def _contents(
     checkpoint: Checkpoint,
 ) -> tuple[SourceFacts, dict[str, RoleSize], tuple[RemoteTensor, ...]]:
-    prunable = set(prunable_names(checkpoint))
-    stats = [_stats(t.spec, checkpoint.roles.roles[t.name], prunable) for t in checkpoint.tensors]
+    prunable, named = set(prunable_names(checkpoint)), checkpoint.roles.roles
+    stats = [_stats(t.spec, named[t.name], prunable) for t in checkpoint.tensors]
     roles: dict[str, RoleSize] = {}
     for tensor, one in zip(checkpoint.tensors, stats, strict=True):
         sums = roles.get(one.role, RoleSize())

@@ -105,12 +105,12 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
 
 def prunable_names(checkpoint: Checkpoint) -> list[str]:
     """Tensors whose role makes them prunable, in file order; with fp8, which only analyze takes."""
-    names = []
+    names, roles, usual = [], checkpoint.roles.roles, PruneSettings()
     for tensor in checkpoint.tensors:
         spec = tensor.spec
         if spec.dtype.is_float and not spec.dtype.is_prunable:
             spec = replace(spec, dtype=DTYPES["BF16"])
-        if not not_prunable_reason(spec, checkpoint.roles.roles[spec.name], PruneSettings()):
+        if not not_prunable_reason(spec, roles[spec.name], usual):
             names.append(spec.name)
     return names
 

@@ -146,7 +146,8 @@ def _show_remote(remote: RemoteModel, output: Path | None, all_: bool, out: Outp
     if output:
         save_text(output, as_json(analysis.to_json()))
         out.note(f"saved: {output}")
-    out.data(analysis.to_json())
+    if out.json:
+        out.data(analysis.to_json())
     out.show(*remote_screen(analysis, everything=all_, verbose=out.verbose))
     for warning in analysis.warnings:
         out.warn(warning)
