@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,11 @@ class Job:
         baseline: label of the durable copy that it is compared with; '' for none.
         keeps_output: the next job works on this one's output.
         is_tree: it starts processes that work side by side; the memory of each is looked at.
+        environment: variables it has beside those of this process.
+        sent: says after a run how many bytes of each file a server has sent it; None: no server.
         walls, peaks, sums: seconds, bytes of the largest process, and bytes of the peaks of all
             that it starts (of trees alone), one each per round.
+        received: what ``sent`` said, one each per round.
     """
 
     label: str
@@ -88,9 +91,12 @@ class Job:
     baseline: str = COPY
     keeps_output: bool = False
     is_tree: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sent: Callable[[], dict[str, int]] | None = None
     walls: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     sums: list[int] = field(default_factory=list)
+    received: list[dict[str, int]] = field(default_factory=list)
 
 
 def clear_cache(cache: Path, *, keep_roles: bool) -> None:
@@ -109,6 +115,7 @@ def run(
     cache: Path,
     *,
     started: Callable[[int], None] = lambda process: None,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[float, int]:
     """Run a fresh process to its end; returns its wall time in seconds and its peak RSS in bytes.
 
@@ -117,12 +124,16 @@ def run(
 
     Args:
         started: is told the process's id.
+        environment: variables it has beside those of this process; HF_HUB_OFFLINE is 1 without.
     """
-    environment = os.environ | {"PRUNECTL_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
+    variables = os.environ | {"PRUNECTL_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as messages:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=messages, env=environment
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            env=variables | dict(environment or {}),
         )
         started(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
@@ -173,13 +184,15 @@ def run_job(job: Job, cache: Path) -> None:
     memory = TreeMemory()
     try:
         started = memory.watch if job.is_tree else (lambda process: None)
-        wall, peak = run(job.command, cache, started=started)
+        wall, peak = run(job.command, cache, started=started, environment=job.environment)
     finally:
         memory.end()
     job.walls.append(wall)
     job.peaks.append(peak)
     if job.is_tree:
         job.sums.append(sum(memory.peaks.values()))
+    if job.sent:
+        job.received.append(job.sent())
 
 
 def measure(jobs: list[Job], output: Path, cache: Path, rounds: int, log: Console) -> None:
@@ -228,6 +241,7 @@ def summary(jobs: list[Job]) -> list[dict[str, Any]]:
             "ratio": round(medians[job.label] / medians[job.baseline], 3) if job.baseline else None,
             "peak_rss_mib": round(max(job.peaks) / MIB, 1),
             "sum_rss_mib": round(max(job.sums) / MIB, 1) if any(job.sums) else None,
+            "received_bytes": max((sum(one.values()) for one in job.received), default=None),
             "runs_seconds": [round(wall, 3) for wall in job.walls],
             "command": job.command,
         }

@@ -9,7 +9,8 @@ fresh processes in turn, several rounds, and prints a table in Markdown on stdou
     ranks    prune 40% and analyze by --jobs 1, 2, 4 .. threads, and by torchrun's processes
     shards   prune 40% with source and output in files of 50 MB to 5 GB
     tensors  100,000 small matrices of a mixture of experts
-    headers  what reads headers only, of a model of 10^12 bytes in sparse files that take no disk
+    headers  what reads headers only, of a model of 10^12 bytes in sparse files that take no disk:
+             from the folder, and (--remote) from a Hub on 127.0.0.1, with an empty cache of its own
 
 Weights have not been measured before any job. What the tensors are is remembered from an earlier
 command, but for jobs called *cold*: where no table says it, importing transformers to find out
@@ -37,6 +38,7 @@ from rich.console import Console
 
 import experts
 import make_checkpoint
+from hub_folder import REPO, FolderHub, hub_of
 from machine import available_memory, machine
 from measuring import (
     COPY,
@@ -72,7 +74,7 @@ class Bench:
         self.prunectl = installed(args.prunectl)
         self.log = Console(stderr=True)
 
-    def job(self, words: str, model: Path, *, cold: bool = False, label: str = "") -> Job:
+    def job(self, words: str, model: Path | str, *, cold: bool = False, label: str = "") -> Job:
         """A command of prunectl on a model; ``words`` are its verb and options."""
         return Job(
             label or words + (" (cold)" if cold else ""),
@@ -80,7 +82,20 @@ class Bench:
             partial(clear_cache, self.cache, keep_roles=not cold),
         )
 
-    def arguments(self, words: str, model: Path) -> list[str]:
+    def remote_job(self, words: str, hub: FolderHub, *, cold: bool) -> Job:
+        """As :meth:`job`, on the model of a Hub of which nothing has been downloaded."""
+        job = self.job(words, REPO, cold=cold)
+        job.environment, job.sent, job.baseline = hub.environment, hub.sent, ""
+        forget = job.prepare
+
+        def prepare() -> None:
+            forget()
+            shutil.rmtree(hub.home, ignore_errors=True)
+
+        job.prepare = prepare
+        return job
+
+    def arguments(self, words: str, model: Path | str) -> list[str]:
         verb, *options = words.split()
         writes = verb == "prune" and "--dry-run" not in options
         return [verb, str(model), *options, *(["-o", str(self.output)] if writes else [])]
@@ -221,7 +236,7 @@ def headers(bench: Bench) -> Iterable[Row]:
         make = partial(
             make_checkpoint.write_checkpoint, model, shape, dtype="bf16", shards=count, hollow=True
         )
-        with bench.made(model, make):
+        with bench.made(model, make), hub_of(model, bench.work / "hub-home") as hub:
             total, number = weight_bytes(model), len(shape.tensors())
             jobs = []
             for cold in (True, False):
@@ -231,6 +246,8 @@ def headers(bench: Bench) -> Iterable[Row]:
                 jobs.append(opened)
                 for words in ("prune --sparsity 0.4 --dry-run", "prune --pattern 2:4 --dry-run"):
                     jobs.append(bench.job(words, model, cold=cold))
+                for words in ("analyze --remote", "prune --sparsity 0.4 --dry-run --remote"):
+                    jobs.append(bench.remote_job(words, hub, cold=cold))
             for job in jobs:
                 job.baseline = ""
             yield from bench.measured(jobs, f"{kind}, {number:,} tensors, {count} files", total)
@@ -264,8 +281,9 @@ def lines_through(rows: Sequence[Row]) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """Rows of a part in Markdown."""
     lines = [
-        "| of | job | seconds | to the copy | GB/s | peak MiB | sum MiB | fastest to slowest |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| of | job | seconds | to the copy | GB/s | peak MiB | sum MiB | MB received "
+        "| fastest to slowest |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         runs = row["runs_seconds"]
@@ -277,6 +295,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{row['gb_per_second']:.2f}" if row["ratio"] is not None else "",
             f"{row['peak_rss_mib']:,.0f}",
             "" if row["sum_rss_mib"] is None else f"{row['sum_rss_mib']:,.0f}",
+            "" if row["received_bytes"] is None else f"{row['received_bytes'] / 10**6:.1f}",
             f"{min(runs):.2f} to {max(runs):.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")

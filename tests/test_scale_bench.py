@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import experts
+import hub_folder
 import make_checkpoint
 import measuring
 import prunectl
 import scale
+from prunectl.checkpoint.hub_remote import FIRST_BYTES
 from prunectl.pruning.job import plan_prune
 
 
@@ -41,7 +44,8 @@ def test_its_commands_are_ones_that_prunectl_takes(
     monkeypatch: pytest.MonkeyPatch,
     typed: Callable[..., tuple[int, str, str]],
 ) -> None:
-    """They stop at the model, which is not there: all options have been read by then."""
+    """They stop at the model, which is not there, or at the Hub, which is offline: all options have
+    been read by then."""
     options = ["--work", str(tmp_path), "--prunectl", "prunectl"]
     bench = scale.Bench(scale.arguments([*options, "--sizes", "0.001", "--size-gb", "0.001"]))
     commands = arguments_of(bench, part, monkeypatch)
@@ -55,7 +59,10 @@ def test_its_commands_are_ones_that_prunectl_takes(
             continue
         code, out, err = typed(*words)
         assert (code, out) == (1, ""), err
-        assert "does not exist" in err or "no such" in err.lower() or "not found" in err, err
+        if "--remote" in words:
+            assert "offline mode is on" in err
+        else:
+            assert "does not exist" in err or "no such" in err.lower() or "not found" in err, err
         verbs.add(words[0])
     assert "prune" in verbs
 
@@ -112,6 +119,57 @@ def test_a_hollow_checkpoint_takes_no_disk(tmp_path: Path) -> None:
     assert sum(path.stat().st_blocks * 512 for path in files) < 10**6
     checkpoint = prunectl.open_checkpoint(tmp_path / "made")
     assert sum(tensor.spec.nbytes for tensor in checkpoint.tensors) == total
+
+
+@pytest.mark.parametrize("words", ["analyze --remote", "prune -s 0.4 --dry-run --remote"])
+def test_of_a_model_on_the_hub_headers_are_all_that_is_read(words: str, tmp_path: Path) -> None:
+    shape = make_checkpoint.shape_for(10**9, tied=False)
+    total = make_checkpoint.write_checkpoint(
+        tmp_path / "made", shape, dtype="bf16", shards=3, hollow=True
+    )
+    bench = scale.Bench(scale.arguments(["--work", str(tmp_path), "--prunectl", "prunectl"]))
+    bench.prunectl = [sys.executable, "-m", "prunectl"]
+    with hub_folder.hub_of(tmp_path / "made", tmp_path / "home") as hub:
+        job = bench.remote_job(words, hub, cold=False)
+        for _ in range(2):
+            job.prepare()
+            measuring.run_job(job, bench.cache)
+        held = {path.name for path in hub.home.glob("hub/*/snapshots/*/*")}
+    assert held == {"config.json", "model.safetensors.index.json"}
+    assert not hub.home.exists()
+    first, second = job.received
+    assert first == second, "the second has nothing from the first"
+    weights = {path.name for path in (tmp_path / "made").glob("*.safetensors")}
+    assert {name: first[name] for name in weights} == dict.fromkeys(weights, FIRST_BYTES)
+    (row,) = measuring.summary([job])
+    assert row["received_bytes"] == sum(first.values()) < total / 1000
+    shown = scale.table([{"of": "2 GB", "gb_per_second": 1.0} | row])
+    assert f"| {sum(first.values()) / 10**6:.1f} |" in shown
+
+
+def test_a_folder_is_served_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    data = bytes(range(256)) * 5000  # more than is sent at once
+    (tmp_path / "made" / "model.safetensors").write_bytes(data)
+    (tmp_path / "made" / "config.json").write_bytes(b"{}")
+    with hub_folder.hub_of(tmp_path / "made", tmp_path / "home") as hub:
+        files = f"{hub.environment['HF_ENDPOINT']}/{hub_folder.REPO}/resolve/main/"
+
+        def read(name: str, span: str = "") -> bytes:
+            headers = {"Range": f"bytes={span}"} if span else {}
+            request = urllib.request.Request(files + name, headers=headers)
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.read()  # type: ignore[no-any-return]
+
+        assert read("config.json") == b"{}"
+        assert read("model.safetensors") == data
+        assert read("model.safetensors", "1000-1200000") == data[1000:1200001]
+        assert read("model.safetensors", "1279000-9999999") == data[1279000:]
+        assert hub.sent() == {
+            "config.json": 2,
+            "model.safetensors": len(data) + 1199001 + len(data) - 1279000,
+        }
+        assert hub.sent() == {}
 
 
 TREE = """
