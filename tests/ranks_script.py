@@ -26,7 +26,7 @@ import prunectl
 from prunectl.calibration import forward
 from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
-from prunectl.events import Event
+from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.ranks import watch
 from prunectl.sink import guest
 
@@ -56,8 +56,12 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             del document["seconds"]
             return json.dumps(document)
         case "verify":
-            report = prunectl.verify(job["output"], **common)
-            return f"{report.ok} {report.tensors} {report.zeros}"
+            told: list[Event] = []
+            report = prunectl.verify(job["output"], ranks=ranks, on_event=told.append)
+            own = sum(one.count for one in told if isinstance(one, Advanced))
+            assert [one.total for one in told if isinstance(one, PhaseStarted)] == [own]
+            shares = list(ranks.gathered([own]))
+            return json.dumps([report.ok, report.tensors, report.zeros, shares])
         case other:
             raise ValueError(other)
 

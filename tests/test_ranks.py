@@ -21,6 +21,7 @@ from ranks_script import parsed
 from tiny_models import make
 
 import prunectl
+from prunectl.events import Advanced, Event
 from prunectl.ranks.shares import piles, slices
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
@@ -157,7 +158,15 @@ def test_ranks_write_the_bytes_that_one_process_writes(
         )
         assert bytes_in(tmp_path / job["output"]) == bytes_in(alone / job["output"]), job
     said = dict(zip((job["output"] for job in checks), answers[0][-5:-1], strict=True))
-    assert all(text.startswith("True ") for text in said.values()), said
+    for output, text in said.items():
+        told: list[Event] = []
+        report = prunectl.verify(tmp_path / output, on_event=told.append)
+        ok, tensors, zeros, shares = json.loads(text)
+        assert (ok, tensors, zeros) == (True, report.tensors, report.zeros), output
+        # Each tells of its own part as it is done; those of others come all at once, and last.
+        assert sum(shares) == sum(one.count for one in told if isinstance(one, Advanced))
+        assert len(shares) == count
+        assert min(shares) > 0
     document = prunectl.analyze(models / "wide", use_cache=False).to_json()
     del document["seconds"]
     assert json.loads(answers[0][-1]) == json.loads(json.dumps(document))

@@ -92,7 +92,8 @@ def choose_layouts(
         PatternMismatch: a tensor does not follow the pattern that is expected of it.
     """
     phase = "measuring"
-    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
+    on_event(PhaseStarted(phase, own))
     found: dict[str, Choice] = {}
     with checkpoint.open() as reader:
 
@@ -105,9 +106,11 @@ def choose_layouts(
                 raise PatternMismatch(tensor.name, str(counted.broken))
             return _choose(tensor, counted, layout)
 
-        for tensor, choice in ranks.run_tensors(tensors, work, jobs):
-            found[tensor.name] = choice
+        def done(tensor: StoredTensor) -> None:
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+
+        for tensor, choice in ranks.run_tensors(tensors, work, jobs, done=done):
+            found[tensor.name] = choice
     on_event(PhaseDone(phase))
     return found
 

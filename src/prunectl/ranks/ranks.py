@@ -62,19 +62,20 @@ class Ranks:
         work: Callable[[StoredTensor, Scratch], Result],
         jobs: int | None = None,
         device: OnDevice | None = None,
+        done: Callable[[StoredTensor], None] | None = None,
     ) -> Iterator[tuple[StoredTensor, Result]]:
         """:func:`prunectl.streaming.run_tensors`, each rank on a run of neighbours.
+
+        Args:
+            done: called with each of this rank's own tensors, those of :meth:`part`, when there is
+                its result; all results come only after that, at once.
 
         Yields:
             All tensors with their results, in the order of ``tensors``, on every rank. What
             ``work`` returns must be of the kind that can be pickled.
         """
-        if self._link is None:
-            yield from run_tensors(tensors, work, jobs, device)
-            return
-        own = self.part(tensors)
-        found = (result for _, result in run_tensors(own, work, jobs, device))
-        yield from zip(tensors, self.gathered(found), strict=True)
+        made = _told(run_tensors(self.part(tensors), work, jobs, device), done)
+        yield from zip(tensors, self.gathered(made), strict=True)
 
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
         """The tensors that this rank works on in :meth:`run_tensors`."""
@@ -197,6 +198,15 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _told(
+    made: Iterable[tuple[StoredTensor, Result]], done: Callable[[StoredTensor], None] | None
+) -> Iterator[Result]:
+    for tensor, result in made:
+        if done is not None:
+            done(tensor)
+        yield result
 
 
 def _messages(items: Iterable[Item]) -> Iterator[bytes]:

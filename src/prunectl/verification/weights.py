@@ -71,7 +71,8 @@ def check_weights(
     """Read every tensor once; yields its record, what was counted, and the differences."""
     tensors = [tensor for tensor in output.tensors if tensor.name in records]
     phase = "verifying weights"
-    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
+    on_event(PhaseStarted(phase, own))
     with ExitStack() as stack:
         reader = stack.enter_context(output.open())
         origin = stack.enter_context(source.checkpoint.open()) if source else None
@@ -86,10 +87,12 @@ def check_weights(
             read = None if original is None or origin is None else _reader_of(origin, original)
             return _examine(tensor, record, reader, read, scratch)
 
-        for tensor, found in ranks.run_tensors(tensors, work, jobs):
+        def done(tensor: StoredTensor) -> None:
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+
+        for tensor, found in ranks.run_tensors(tensors, work, jobs, done=done):
             record = records[tensor.name]
             yield record, found, list(_judge(tensor, record, found, source))
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))
 
 
