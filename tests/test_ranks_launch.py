@@ -333,6 +333,26 @@ def test_ways_to_leave_the_block(folder: Path) -> None:
     assert second[1].splitlines() == ["exit 0", "SystemExit: 3", *2 * ["LlamaForCausalLM"], uneven]
 
 
+RESTARTED = """
+import os, time
+import prunectl
+with prunectl.joined_ranks() as ranks:
+    if not ranks.is_first and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise ValueError("an error of the first time")
+    time.sleep(1.2)
+    print(f"rank {ranks.number} joined again")
+"""
+
+
+def test_what_torchrun_starts_again_meets_anew(tmp_path: Path) -> None:
+    """In the same store, which holds who came the first time, and how they failed."""
+    (tmp_path / "script.py").write_text(RESTARTED)
+    command = [BIN / "torchrun", "--max-restarts=1", "--nproc-per-node=2", "script.py"]
+    ((code, out, err),) = ends([start(command, tmp_path)])
+    assert code == 0, err
+    assert sorted(out.split("\n")) == ["", "rank 0 joined again", "rank 1 joined again"]
+
+
 def test_a_place_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}
     for name, value in place.items():

@@ -6,8 +6,11 @@ import datetime
 import os
 import threading
 import time
+import uuid
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 from prunectl.events import Note, OnEvent
 from prunectl.ranks.errors import RanksLost, in_short
@@ -43,8 +46,8 @@ def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, L
     from torch.distributed.distributed_c10d import PrefixStore
 
     try:
-        ours = PrefixStore(f"prunectl-{group}", _store(rank, count, on_event))
-        _wait_for_all(ours, rank, count, on_event)
+        place = PrefixStore(f"prunectl-{group}", _store(rank, count, on_event))
+        ours = PrefixStore(_roll_call(place, rank, count, on_event), place)
         return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError, OSError) as error:
         hint = _ENVIRONMENT if isinstance(error, ValueError) else _NETWORK
@@ -76,21 +79,44 @@ def _store(rank: int, count: int, on_event: OnEvent) -> Store:
         return found.result()
 
 
-def _wait_for_all(store: Store, rank: int, count: int, on_event: OnEvent) -> None:
-    """Until all have come, so that from then on they need no patience with one another.
+def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
+    """Wait until all have come, so that from then on they need no patience with one another.
+
+    torchrun starts failed processes again with the store that they had, and what they left in it.
+    So each calls a name of its own; rank 0 reads them out, and all answer to the ones that count.
+
+    Returns:
+        A name for this meeting, as no other has it.
 
     Raises:
         RuntimeError: one does not come.
     """
-    store.set(f"here/{rank}", "1")
-    began = time.monotonic()
+    own, began = uuid.uuid4().hex, time.monotonic()
+    store.set(f"here/{rank}", own)
     told = False
-    for other in range(count):
-        while not store.check([f"here/{other}"]):
-            waited = time.monotonic() - began
+    while True:
+        calls = [f"here/{other}" for other in range(count)]
+        if rank == 0 and store.check(calls):
+            names = ",".join(name.decode() for name in store.multi_get(calls))
+            store.set("roll", names)
+            if all(_get(store, f"answer/{other}") == names for other in range(1, count)):
+                store.set("complete", names)
+                return blake3(names.encode()).hexdigest(length=16)
+        if rank and own in (names := _get(store, "roll")):
+            store.set(f"answer/{rank}", names)
+            if _get(store, "complete") == names:
+                return blake3(names.encode()).hexdigest(length=16)
+        waited = time.monotonic() - began
+        if waited > min(_PATIENCE, _MEETING.total_seconds()):
+            missing = next((o for o in range(count) if not store.check([f"here/{o}"])), 0)
             if waited > _MEETING.total_seconds():
-                raise RuntimeError(f"rank {other} did not come")
-            if waited > _PATIENCE and not told and 0 in (rank, other):  # one speaks, if it came
+                raise RuntimeError(f"rank {missing} did not come")
+            if not told and 0 in (rank, missing):  # one speaks, if it came
+                on_event(Note(f"rank {rank} of {count} waits for rank {missing} to start"))
                 told = True
-                on_event(Note(f"rank {rank} of {count} waits for rank {other} to start"))
-            time.sleep(0.05)
+        time.sleep(0.05)
+
+
+def _get(store: Store, key: str) -> str:
+    """A value that may not be there yet."""
+    return store.get(key).decode() if store.check([key]) else ""
