@@ -39,6 +39,9 @@ _JUDGED = 9
 """Chunks after which it is known how fast a disk is."""
 _SYNC_EVERY = 64
 """Chunks that go through the page cache until the disk is made to write them."""
+_BEGUN = 3
+"""Chunks that may wait for more bytes, for each thread that brings some: the one it fills, and
+those that its part of the file shares with the parts before and behind."""
 
 _LOCAL_DISKS = {0xEF53: "ext4", 0x58465342: "xfs"}
 """File systems that write directly without losing by it; network ones want their cache."""
@@ -52,27 +55,32 @@ def open_direct(path: Path, fd: int) -> int | None:
         return None
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return None
-        raise
+    except OSError:  # whatever it is, the open descriptor may still do
+        return None
 
 
 @dataclass(eq=False)
 class _Chunk:
-    """A part of the file in memory: its number, and which bytes of it are there."""
+    """A part of the file in memory: its number, which bytes of it are there, and how many threads
+    are bringing more."""
 
     number: int
     data: NDArray[np.uint8]
     extents: list[tuple[int, int]] = field(default_factory=list)
     filled: int = 0
+    fillers: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.filled == self.data.size
 
 
 class DirectWriter:
     """Puts bytes into a file chunk by chunk.
 
-    Memory holds the chunks that are begun, which are few where threads write beside one another,
-    and those that wait.
+    Memory holds the chunks that wait for the disk, and a few a thread that are begun. Of more than
+    that, the one left alone for longest goes through the page cache as it is: there are gaps that
+    nobody fills, and a chunk that is cut in two is no harm.
 
     Args:
         direct: descriptor for whole chunks, see :func:`open_direct`; closed by :meth:`close`.
@@ -84,7 +92,8 @@ class DirectWriter:
 
     def __init__(self, direct: int, fd: int) -> None:
         self._direct, self._fd = direct, fd
-        self._begun: dict[int, _Chunk] = {}
+        self._begun: dict[int, _Chunk] = {}  # the one used last is the last
+        self._fillers: set[int] = set()
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
         self._room = threading.Semaphore(_WAITING)
@@ -113,40 +122,51 @@ class DirectWriter:
         self._room.release(_WAITING)
         self._raise()
         for chunk in self._begun.values():
-            for begin, end in chunk.extents:
-                write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
-        self._free += [chunk.data for chunk in self._begun.values()]
+            self._write_through(chunk)
         self._begun.clear()
 
     def close(self) -> None:
-        """Stop; what was not flushed may be missing in the file."""
+        """Stop; what was not flushed may be missing in the file. Who still writes gets an error."""
         self._writers.shutdown(cancel_futures=True)
-        if self._direct >= 0:
-            os.close(self._direct)
-            self._direct = -1
+        self._room.release()  # whoever waits for a chunk that was cancelled; he lets in the next
+        self._begun.clear()
+        self._free.clear()
+        direct, self._direct = self._direct, -1
+        if direct >= 0:
+            os.close(direct)
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _chunk(self, number: int) -> _Chunk:
+        """The chunk to put bytes into, which stays begun until :meth:`_put`."""
         with self._lock:
-            if number not in self._begun:
-                data = self._free.pop() if self._free else _aligned()
-                self._begun[number] = _Chunk(number, data)
-            return self._begun[number]
+            chunk = self._begun.pop(number, None)
+            if chunk is None:
+                chunk = _Chunk(number, self._free.pop() if self._free else _aligned())
+            self._begun[number] = chunk
+            chunk.fillers += 1
+            return chunk
 
     def _put(self, chunk: _Chunk, begin: int, size: int) -> None:
-        """Take note of bytes that are in a chunk now; a full one is handed on."""
+        """Take note of bytes that are in a chunk now; a full one is handed on, or one too many."""
+        ready: _Chunk | None = None
         with self._lock:
             chunk.extents.append((begin, begin + size))
             chunk.filled += size
-            if chunk.filled < CHUNK:
+            chunk.fillers -= 1
+            self._fillers.add(threading.get_ident())
+            if chunk.is_whole:
+                ready = chunk
+            elif len(self._begun) > _BEGUN * len(self._fillers):
+                ready = next((one for one in self._begun.values() if not one.fillers), None)
+            if ready is None:
                 return
-            del self._begun[chunk.number]
+            self._begun.pop(ready.number, None)  # closed meanwhile, it is not there
         self._room.acquire()
         try:
-            self._writers.submit(self._write, chunk)
+            self._writers.submit(self._write, ready)
         except RuntimeError:  # closed
             self._room.release()
             raise
@@ -154,26 +174,34 @@ class DirectWriter:
     def _write(self, chunk: _Chunk) -> None:
         try:
             if self._error is None:
-                self._write_whole(chunk)
+                self._write_now(chunk)
         except BaseException as error:  # raised where it is waited for
             self._error = error
         finally:
             with self._lock:
-                self._free.append(chunk.data)
+                if len(self._free) < _WAITING:  # more of them would be kept until the file is done
+                    self._free.append(chunk.data)
             self._room.release()
 
-    def _write_whole(self, chunk: _Chunk) -> None:
-        position, written = chunk.number * CHUNK, 0
-        if not self._is_slow:
+    def _write_now(self, chunk: _Chunk) -> None:
+        written = 0
+        if chunk.is_whole and not self._is_slow:
             started = time.monotonic()
-            written = self._write_direct(chunk.data, position)
+            written = self._write_direct(chunk.data, chunk.number * CHUNK)
             self._judge(time.monotonic() - started)
-        if written < CHUNK:
-            write_at(self._fd, chunk.data[written:].data, position + written)
-            self._unsynced += 1
-            if self._unsynced >= _SYNC_EVERY:
-                self._unsynced = 0
-                os.fsync(self._fd)
+            if written == CHUNK:
+                return
+        if chunk.is_whole:
+            chunk.extents = [(written, CHUNK)]
+        self._write_through(chunk)
+        self._unsynced += 1
+        if self._unsynced >= _SYNC_EVERY:
+            self._unsynced = 0
+            os.fsync(self._fd)
+
+    def _write_through(self, chunk: _Chunk) -> None:
+        for begin, end in chunk.extents:
+            write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
 
     def _write_direct(self, data: NDArray[np.uint8], position: int) -> int:
         """Bytes that went to the disk; 0 where it wants other alignments than these."""
@@ -186,9 +214,10 @@ class DirectWriter:
 
     def _judge(self, seconds: float) -> None:
         """How long the first chunks took says whether the disk is slow."""
-        self._seconds.append(seconds)
-        if len(self._seconds) == _JUDGED:
-            self._is_slow = SLOW * statistics.median(self._seconds) > _WRITERS * CHUNK
+        with self._lock:
+            self._seconds.append(seconds)
+            if len(self._seconds) == _JUDGED:
+                self._is_slow = SLOW * statistics.median(self._seconds) > _WRITERS * CHUNK
 
 
 def write_at(fd: int, data: Buffer, position: int) -> None:

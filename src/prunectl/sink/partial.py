@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from prunectl.sink.direct import DirectWriter, open_direct, write_at
@@ -38,19 +39,19 @@ class PartialFile:
         self._final = folder / name
         self._partial = folder / f"{name}.partial"
         self._shown = shown or self._partial
-        self._size = size
+        self._needed = max(size, expected)
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._syncer = ThreadPoolExecutor(1, "prunectl-sync")  # its thread starts when needed
         self._sync: Future[None] | None = None
         self._unsynced = 0
         self._direct: DirectWriter | None = None
-        with os_errors(self._shown, size):
+        with os_errors(self._shown, self._needed):
             self._fd: int | None = create_file(self._partial)
         try:
-            with os_errors(self._shown, size):
+            with os_errors(self._shown, self._needed):
                 allocate(self._fd, size)
-                if max(size, expected) >= DIRECT_FROM:
+                if self._needed >= DIRECT_FROM:
                     self._open_direct(self._fd)
         except BaseException:
             self.abort()
@@ -63,15 +64,16 @@ class PartialFile:
 
     def write(self, data: Buffer, position: int) -> None:
         """Put bytes at a position of the file."""
-        fd = self._open_fd()
         if self._direct is not None:
-            with os_errors(self._shown, self._size):
+            self._open_fd()
+            with os_errors(self._shown, self._needed):
                 self._direct.write(data, position)
             return
         # One at a time: the kernel lets one thread write a file, and others would wait spinning.
-        with self._writing, os_errors(self._shown, self._size):
+        with self._writing, os_errors(self._shown, self._needed):
+            fd = self._open_fd()
             write_at(fd, data, position)
-        with self._lock, os_errors(self._shown, self._size):
+        with self._lock, os_errors(self._shown, self._needed):
             self._unsynced += memoryview(data).nbytes
             if self._unsynced >= _SYNC_EVERY and (self._sync is None or self._sync.done()):
                 self._sync_in_background(fd)
@@ -79,7 +81,7 @@ class PartialFile:
     def truncate(self, size: int) -> None:
         """Cut the file off, or lengthen it by zero bytes."""
         fd = self._open_fd()
-        with os_errors(self._shown, self._size):
+        with os_errors(self._shown, self._needed):
             if self._direct is not None:
                 self._direct.flush()
             os.ftruncate(fd, size)
@@ -104,7 +106,7 @@ class PartialFile:
     def close(self) -> None:
         """Make the file durable and give it its final name."""
         fd = self._open_fd()
-        with os_errors(self._shown, self._size):
+        with os_errors(self._shown, self._needed):
             if self._direct is not None:
                 self._direct.flush()
                 self._direct.close()
@@ -112,17 +114,24 @@ class PartialFile:
             if self._sync is not None:
                 self._sync.result()
             os.fsync(fd)
-            os.close(fd)
             self._fd = None
+            os.close(fd)
             self._partial.rename(self._final)
             sync_folder(self._final.parent)
 
     def abort(self) -> None:
-        """Drop the file; does nothing after :meth:`close`."""
+        """Drop the file, whoever still writes into it; does nothing after :meth:`close`.
+
+        A disk that refuses even this has said so before; what it keeps, the next run removes.
+        """
         if self._direct is not None:
-            self._direct.close()
+            with suppress(OSError):
+                self._direct.close()
         self._syncer.shutdown()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-            self._partial.unlink(missing_ok=True)
+        with self._writing:  # another file may get this number at once
+            fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):
+                os.close(fd)
+            with suppress(OSError):
+                self._partial.unlink()
