@@ -120,6 +120,27 @@ def test_a_slow_disk_gets_it_through_the_page_cache(
     assert (on_disk / "weights").read_bytes() == _DATA
 
 
+def test_one_thread_at_a_time_writes_through_the_page_cache(
+    on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_module, "SLOW", float("inf"))
+    whole, inside, most = direct_module.write_at, [], []
+
+    def write_at(fd: int, data: memoryview, at: int) -> None:
+        inside.append(at)
+        most.append(len(inside))
+        time.sleep(0.001)
+        whole(fd, data, at)
+        inside.remove(at)
+
+    monkeypatch.setattr(direct_module, "write_at", write_at)
+    file = PartialFile(on_disk, "weights", len(_DATA))
+    file.write(_DATA, 0)
+    file.close()
+    assert len(most) > 20
+    assert max(most) == 1
+
+
 def direct_pwrite(
     monkeypatch: pytest.MonkeyPatch, refusal: Callable[[int], OSError | None]
 ) -> None:
@@ -135,19 +156,28 @@ def direct_pwrite(
     monkeypatch.setattr(os, "pwrite", pwrite)
 
 
-def test_a_disk_that_wants_other_alignments(tmp_path: Path) -> None:
-    """The first try is refused; the same bytes through the page cache are not."""
+def test_a_disk_that_wants_other_alignments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every try is refused; the same bytes through the page cache are not."""
     path = tmp_path / "weights"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    with pytest.MonkeyPatch.context() as patched:
-        direct_pwrite(patched, lambda n: OSError(errno.EINVAL, "no") if n % 2 == 0 else None)
-        writer = DirectWriter(os.dup(fd), fd)
-        for at in range(0, len(_DATA), _CHUNK):
-            writer.write(_DATA[at : at + _CHUNK], at)
-            writer._writers.submit(int).result()  # one after another, so that every second fails
-        writer.flush()
+    direct, whole, refused = os.dup(fd), os.pwrite, []
+
+    def pwrite(to: int, data: memoryview, at: int) -> int:
+        if to == direct:
+            refused.append(at)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return whole(to, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(direct_module, "SLOW", 0.0)
+    writer = DirectWriter(direct, fd)
+    writer.write(_DATA, 0)
+    writer.flush()
     writer.close()
     os.close(fd)
+    assert len(refused) == 40
     assert path.read_bytes() == _DATA
 
 

@@ -96,6 +96,7 @@ class DirectWriter:
         self._fillers: set[int] = set()
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
+        self._through = threading.Lock()
         self._room = threading.Semaphore(_WAITING)
         self._writers = ThreadPoolExecutor(_WRITERS, "prunectl-write")
         self._error: BaseException | None = None
@@ -200,8 +201,9 @@ class DirectWriter:
             os.fsync(self._fd)
 
     def _write_through(self, chunk: _Chunk) -> None:
-        for begin, end in chunk.extents:
-            write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
+        with self._through:  # the kernel lets in one of two, and the other would wait spinning
+            for begin, end in chunk.extents:
+                write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
 
     def _write_direct(self, data: NDArray[np.uint8], position: int) -> int:
         """Bytes that went to the disk; 0 where it wants other alignments than these."""
