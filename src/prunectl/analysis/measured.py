@@ -95,7 +95,7 @@ def measure(
     if not tensors:
         return
     into.dirty = True
-    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in tensors)))
+    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in ranks.part(tensors))))
     with ExitStack() as stack:
         reader = stack.enter_context(checkpoint.open())
 
@@ -120,13 +120,15 @@ def measure(
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 
-        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs, device):
+        def done(tensor: StoredTensor) -> None:
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+
+        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs, device, done=done):
             if found is not None:
                 into.facts[tensor.name] = found.facts
                 into.histograms.append(tensor.name, found.histogram)
             for pattern, loss in losses:
                 into.patterns[tensor.name, pattern] = loss
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))
 
 
@@ -141,7 +143,7 @@ def refine(
     """Subdivide histogram bins of tensors by reading them again; yields in file order."""
     tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
     phase = "refining thresholds"
-    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in tensors)))
+    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in ranks.part(tensors))))
     with checkpoint.open() as reader:
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Histogram:
@@ -151,8 +153,10 @@ def refine(
                 refiner.update(block.view(uint))
             return refiner.finish()
 
-        for tensor, fine in ranks.run_tensors(tensors, work, jobs):
+        def done(tensor: StoredTensor) -> None:
             on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+
+        for tensor, fine in ranks.run_tensors(tensors, work, jobs, done=done):
             yield tensor.name, fine
     on_event(PhaseDone(phase))
 

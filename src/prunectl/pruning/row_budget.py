@@ -92,7 +92,8 @@ def take_rows(
     weights = sum(tensor.spec.numel for tensor in tensors)
     shares = RowShares(max(0, pool.target_zeros - unfit), weights)
     phase = f"measuring blocks of {ROW_BLOCK} rows"
-    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in tensors)))
+    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
+    on_event(PhaseStarted(phase, own))
     found = {}
     with checkpoint.open() as reader:
 
@@ -101,11 +102,13 @@ def take_rows(
             assert axis is not None  # or it would not fit the pattern
             return list(block_losses(tensor, axis, pattern, reader, scratch))
 
-        for tensor, matrices in ranks.run_tensors(tensors, work, jobs):
+        def done(tensor: StoredTensor) -> None:
+            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+
+        for tensor, matrices in ranks.run_tensors(tensors, work, jobs, done=done):
             axis = axes[tensor.name]
             assert axis is not None
             found[tensor.name] = _take(tensor, axis, matrices, shares)
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
     on_event(PhaseDone(phase))
     return found
 
