@@ -439,6 +439,28 @@ def test_leaving_without_commit_gives_up(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fails_is_told_of_once_and_the_lock_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, failed = tmp_path / "out", OSError(errno.EROFS, "Read-only file system")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise failed
+
+    def written() -> None:
+        with OutputFolder(target, "fp-1", force=False, protected=[]):
+            monkeypatch.setattr(Path, "unlink", refuse)
+            raise CannotWrite(target, "Input/output error")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(CannotWrite, match="Input/output error"):
+        written()
+    monkeypatch.undo()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with OutputFolder(target, "fp-1", force=False, protected=[]):
+        pass
+
+
 def test_a_shard_left_open_cannot_be_committed(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", "x", force=False, protected=[]) as out:
         out.open_shard(LAYOUT.shards[0])

@@ -54,7 +54,7 @@ def write_papers(
     earlier = earlier_commands(source) if job.manifest else ()
     text = model_card(source, _card_facts(job, result, manifest, earlier))
     sink.write_bytes(CARD_NAME, text.encode("utf-8", "surrogateescape"))
-    sink.write_parts(MANIFEST_NAME, manifest.parts())
+    sink.write_parts(MANIFEST_NAME, manifest.parts(), manifest.about)
     return warnings
 
 

@@ -170,6 +170,7 @@ class _Tensor:
         self.writer.write(small.data, places[1][0])
         end = max(place + size for place, size in places)
         padding = -end % ALIGNMENT
+        self.writer.write(bytes(padding), end)  # a file without gaps is written in whole chunks
         parts = encoder.parts(self.large, padding)
         last = 0 if encoder.small_first else 1
         places[last] = (places[last][0], places[last][1] + padding)

@@ -52,7 +52,7 @@ class CalibratedStore:
             real = target.resolve()
         self._folder = ResumableFolder(
             calibrated_folder(real), calibrated_journal(real), target, fingerprint,
-            part="block", on_event=on_event,
+            part="block", read_again=True, on_event=on_event,
         )  # fmt: skip
         self._target, self._on_event = target, on_event
         self._shards: dict[str, Shard] = {}

@@ -48,7 +48,7 @@ def write_papers(
         tensors=tuple(_tensor_record(one) for one in result.tensors),
         files=tuple(files),
     )
-    sink.write_parts(MANIFEST_NAME, manifest.parts())
+    sink.write_parts(MANIFEST_NAME, manifest.parts(), manifest.about)
 
 
 def _counts(result: PruneResult) -> tuple[Count, Count]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
@@ -14,6 +14,7 @@ from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.transform import Written, write_tensor
 from prunectl.ranks.ranks import Ranks
+from prunectl.sink.records import record_object
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
@@ -70,17 +71,12 @@ def write_weights(
             on_event(Advanced(phase, size, batch.shard.name))
             if batch.last:
                 names = [spec.name for spec in batch.shard.specs]
-                sink.finish(batch.writer, [_record(ours[name]) for name in names])
+                sink.finish(batch.writer, [record_object(ours[name]) for name in names])
     if ranks.count > 1:
         sink.wait()  # what others are told is durable
     written.update((result.name, result) for result in ranks.gathered(ours.values()))
     on_event(PhaseDone(phase))
     return written, len(job.layout.shards) - len(todo)
-
-
-def _record(written: Written) -> dict[str, Any]:
-    """The facts as a journal has them, from which they can be read back."""
-    return {key: getattr(written, key) for key in written.__slots__}
 
 
 def _batches(shards: Sequence[Shard], sink: ResumableFolder) -> Iterator[_Batch]:

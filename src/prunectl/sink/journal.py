@@ -142,9 +142,11 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the journal and those of guests, then release the lock."""
-        for path in (self._path, *guests(self._path)):
-            path.unlink(missing_ok=True)
-        os.close(self._fd)
+        try:
+            for path in (self._path, *guests(self._path)):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(self._fd)
 
     def _first_line(self, fingerprint: str, work: Path) -> JsonObject:
         return {

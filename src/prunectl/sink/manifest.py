@@ -19,6 +19,9 @@ from prunectl.sink.target import MANIFEST_NAME
 
 SCHEMA_VERSION = "1.2"
 
+_LINE = 600
+"""Bytes that a tensor takes, about."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -47,6 +50,11 @@ class Manifest:
     def to_json(self) -> bytes:
         """The file's bytes, see :meth:`parts`."""
         return b"".join(self.parts())
+
+    @property
+    def about(self) -> int:
+        """About how many bytes the file has."""
+        return _LINE * (1 + len(self.tensors) + len(self.files))
 
     def parts(self) -> Iterator[bytes]:
         """The file's bytes one after another: of 100,000 tensors they would be much at once.

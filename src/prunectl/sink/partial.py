@@ -27,13 +27,21 @@ class PartialFile:
         size: of the complete file in bytes, reserved at once; 0 where it is not known yet.
         shown: what messages call it; None is its own path.
         expected: about its size, where that is not known.
+        direct: a large file goes past the page cache.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; from every method too.
     """
 
     def __init__(
-        self, folder: Path, name: str, size: int, shown: Path | None = None, expected: int = 0
+        self,
+        folder: Path,
+        name: str,
+        size: int,
+        shown: Path | None = None,
+        *,
+        expected: int = 0,
+        direct: bool = True,
     ) -> None:
         self.name = name
         self._final = folder / name
@@ -51,7 +59,7 @@ class PartialFile:
         try:
             with os_errors(self._shown, self._needed):
                 allocate(self._fd, size)
-                if self._needed >= DIRECT_FROM:
+                if direct and self._needed >= DIRECT_FROM:
                     self._open_direct(self._fd)
         except BaseException:
             self.abort()

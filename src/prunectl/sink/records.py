@@ -272,8 +272,8 @@ def _calibrated(fields: Fields) -> dict[str, Any] | None:
     return member.members
 
 
-def record_object(record: FileRecord | SourceFile | Count | TensorRecord) -> dict[str, Any]:
-    """A record's fields as JSON has them."""
+def record_object(record: Any) -> dict[str, Any]:
+    """The fields of a record, a dataclass with slots, as JSON has them."""
     return {key: getattr(record, key) for key in record.__slots__}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,7 @@ class ResumableFolder:
         fingerprint: digest of all that decides the shards' bytes (source, arguments, tool version):
             an unfinished folder is gone on with only if its fingerprint is the same.
         part: what messages call a shard.
+        read_again: whether the shards are read soon, so that memory had better hold them.
         on_event: told, as :class:`Note`, what becomes of an unfinished folder found there.
 
     Attributes:
@@ -61,12 +63,13 @@ class ResumableFolder:
         fingerprint: str,
         *,
         part: str = "shard",
+        read_again: bool = False,
         on_event: OnEvent = ignore_events,
     ) -> None:
         self.work = work
         self._journal_path = journal
         self._asked, self._fingerprint = asked, fingerprint
-        self._part, self._on_event = part, on_event
+        self._part, self._read_again, self._on_event = part, read_again, on_event
         self.finished: dict[str, JsonObject] = {}
         self.damaged: dict[str, JsonObject] = {}
         self._remembered: dict[str, Any] = {}
@@ -147,7 +150,7 @@ class ResumableFolder:
     def open_shard(self, shard: Shard) -> ShardWriter:
         """Start a weights file; write all of its tensors, then hand it to :meth:`finish`."""
         self.finished.pop(shard.name, None)
-        writer = ShardWriter(self.work, shard, self._asked)
+        writer = ShardWriter(self.work, shard, self._asked, read_again=self._read_again)
         self._writers[shard.name] = writer
         return writer
 
@@ -238,7 +241,8 @@ class ResumableFolder:
             self._journal.close()
             return
         shutil.rmtree(self.work, ignore_errors=True)
-        self._journal.remove()
+        with suppress(OSError):  # of a disk that has failed, what failed first is told
+            self._journal.remove()
         for parent in list(self.work.parents)[: self._journal.made_parents]:
             try:
                 parent.rmdir()

@@ -125,19 +125,22 @@ class ShardWriter:
     """Writes one shard into ``folder`` as ``NAME.partial``; :meth:`close` gives it its name.
 
     :meth:`write` may be called from several threads at once. Space is reserved first, so that a
-    full disk is found before the work and not after it. ``shown`` is what messages call it.
+    full disk is found before the work and not after it. ``shown`` is what messages call it;
+    ``read_again`` says that it had better stay in memory.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; also from :meth:`write` and :meth:`close`.
     """
 
-    def __init__(self, folder: Path, shard: Shard, shown: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, shard: Shard, shown: Path | None = None, *, read_again: bool = False
+    ) -> None:
         self.shard = shard
         self.name = shard.name
         self._lock = threading.Lock()
         self._missing = {spec.name: spec.nbytes for spec in shard.specs}
         self._sizes = dict(self._missing)
-        self._file = PartialFile(folder, shard.name, shard.size, shown)
+        self._file = PartialFile(folder, shard.name, shard.size, shown, direct=not read_again)
         try:
             self._file.write(shard.header.data, 0)
         except BaseException:
