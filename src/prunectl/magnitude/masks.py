@@ -7,10 +7,9 @@ the caller's to rule out. Functions that prune take u16, u32 or u64 arrays.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -22,14 +21,33 @@ from prunectl.pattern import pruned_count
 if TYPE_CHECKING:
     import torch
 
-Block = TypeVar("Block", Codes, "torch.Tensor")
+AnyCodes = TypeVar("AnyCodes", Codes, "torch.Tensor")
 """Codes where they are: an array of unsigned integers, or a tensor of signed ones on a device."""
 
 
-def kernels_for(codes: Codes | torch.Tensor) -> Any:
+_Taken = TypeVar("_Taken", contravariant=True)
+
+
+class Kernels(Protocol[_Taken]):
+    """What this module and its like in torch both do."""
+
+    def count_zeros(self, codes: _Taken, /) -> int: ...
+    def odd_codes(self, codes: _Taken, format: CodeFormat, /) -> tuple[int, int]: ...
+    def cut(self, codes: _Taken, code: int, quota: int, /) -> tuple[int, int]: ...
+    def cut_rows(self, codes: _Taken, sparsity: float, /) -> int: ...
+    def nm(self, codes: _Taken, n: int, m: int, /) -> int: ...
+
+
+@overload
+def kernels_for(codes: Codes) -> Kernels[Codes]: ...
+@overload
+def kernels_for(codes: torch.Tensor) -> Kernels[torch.Tensor]: ...
+def kernels_for(codes: Codes | torch.Tensor) -> Kernels[Codes] | Kernels[torch.Tensor]:
     """The module whose functions work on ``codes``: this one, or its like in torch."""
     if isinstance(codes, np.ndarray):
-        return sys.modules[__name__]
+        from prunectl.magnitude import masks
+
+        return masks
     from prunectl.magnitude import on_device
 
     return on_device
@@ -43,7 +61,7 @@ def _mask(codes: Codes) -> Any:
     return codes.dtype.type((1 << (bits - 1)) - 1)
 
 
-def as_groups(codes: Block, m: int, width: int) -> Block:
+def as_groups(codes: AnyCodes, m: int, width: int) -> AnyCodes:
     """A block of whole N:M groups as [outer, axis, inner], the shape that N:M kernels take.
 
     In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]

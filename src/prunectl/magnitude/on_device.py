@@ -35,11 +35,11 @@ class OnDevice:
         device: CUDA; torch's CPU does the same, slowly.
 
     Attributes:
-        was_full: whether a block has found no room.
+        was_full: whether a block has found no room. was_used: whether one came at all.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.was_full = device, False
+        self.device, self.was_full, self.was_used = device, False, False
         self._own = threading.local()
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
@@ -62,6 +62,7 @@ class OnDevice:
                 room for it, ``codes``. Until it returns it must have changed nothing but the block.
             back: whether ``work`` edits the block, so that it must come back.
         """
+        self.was_used = True
         kind = "u1" if codes.itemsize == 1 else f"i{codes.itemsize}"
         host = torch.from_numpy(codes.view(kind))
         try:
@@ -94,7 +95,8 @@ class OnDevice:
 
 def _magnitudes(codes: torch.Tensor) -> torch.Tensor:
     """Codes without the sign: at least 0, ordered as the magnitudes."""
-    return codes & torch.iinfo(codes.dtype).max
+    # Of 8 bits there are unsigned codes only, whose largest number has the sign bit.
+    return codes & (0x7F if codes.dtype == torch.uint8 else torch.iinfo(codes.dtype).max)
 
 
 def tally(codes: torch.Tensor) -> NDArray[np.int64]:

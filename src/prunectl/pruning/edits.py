@@ -10,7 +10,7 @@ import numpy as np
 from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.magnitude.masks import Block, as_groups, kernels_for
+from prunectl.magnitude.masks import AnyCodes, as_groups, kernels_for
 from prunectl.pattern import NM
 from prunectl.pruning.row_blocks import Ranges, row_parts
 from prunectl.tensorspec import TensorSpec
@@ -119,13 +119,12 @@ class Editor:
         self._quota = edit.quota if isinstance(edit, Cut) else 0
         self._first = 0
 
-    def apply(self, codes: Block) -> int:
+    def apply(self, codes: AnyCodes) -> int:
         """Edit one block [n] of whole units in place; returns its zeros of both signs.
 
         What is left of the edit changes last: a block that failed can be given again.
         """
         edit, kernels = self.edit, kernels_for(codes)
-        zeros: int
         if isinstance(edit, Cut):
             zeros, used = kernels.cut(codes, edit.code, self._quota)
             self._quota -= used
@@ -140,7 +139,7 @@ class Editor:
             raise TypeError("a copied tensor is not edited")
         return zeros
 
-    def _group_rows(self, codes: Block, edit: RowGroups) -> int:
+    def _group_rows(self, codes: AnyCodes, edit: RowGroups) -> int:
         """Bring the rows of ``edit`` that are in ``codes`` into its pattern; returns zeros."""
         n, m, place = edit.pattern.n, edit.pattern.m, (self._length, self._width)
         kernels = kernels_for(codes)
@@ -155,6 +154,6 @@ class Editor:
             done = row_parts(whole, self._first, *place, edit.rows)
             for part, new in zip(parts, done, strict=True):
                 part[...] = new
-        zeros: int = kernels.count_zeros(codes)
+        zeros = kernels.count_zeros(codes)
         self._first += len(codes)
         return zeros

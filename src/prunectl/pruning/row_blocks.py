@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunectl.magnitude.codes import Codes
-from prunectl.magnitude.masks import Block
+from prunectl.magnitude.masks import AnyCodes
 from prunectl.pattern import nearest_prefix
 from prunectl.settings import ROW_BLOCK
 
@@ -30,7 +30,9 @@ def rows_of_matrix(shape: Sequence[int], axis: int) -> int:
     return math.prod(shape[axis + 1 :])
 
 
-def row_parts(codes: Block, first: int, length: int, width: int, ranges: Ranges) -> Iterator[Block]:
+def row_parts(
+    codes: AnyCodes, first: int, length: int, width: int, ranges: Ranges
+) -> Iterator[AnyCodes]:
     """The parts of a tensor's block that lie in some of its rows, as N:M kernels take them.
 
     Args:

@@ -15,7 +15,14 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
-from prunectl.magnitude.masks import as_groups, count_zeros, keep, kernels_for, nm_violations
+from prunectl.magnitude.masks import (
+    AnyCodes,
+    as_groups,
+    count_zeros,
+    keep,
+    kernels_for,
+    nm_violations,
+)
 from prunectl.pattern import pruned_count
 from prunectl.pruning.edits import (
     Copy,
@@ -31,8 +38,6 @@ from prunectl.pruning.outputs import OutputTensor
 from prunectl.streaming import Bytes, Scratch
 
 if TYPE_CHECKING:
-    import torch
-
     from prunectl.magnitude.on_device import OnDevice
 
 _SAMPLE = 1 << 15
@@ -148,11 +153,11 @@ class _Output:
         self._write(offset, block.data)
 
     def _counted(
-        self, format: CodeFormat, edit: Callable[[Any], int] | None, codes: Codes | torch.Tensor
+        self, format: CodeFormat, edit: Callable[[Any], int] | None, codes: AnyCodes
     ) -> tuple[int, int, int]:
         """(zeros before, Inf values, zeros after) of a block."""
         kernels = kernels_for(codes)
-        present: int = kernels.count_zeros(codes)
+        present = kernels.count_zeros(codes)
         nans, infs = kernels.odd_codes(codes, format) if self._prunable else (0, 0)
         if nans:  # it has no place in an order of magnitudes
             raise NaNWeights(self._name, nans)
