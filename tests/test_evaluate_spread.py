@@ -20,7 +20,7 @@ from pretend_device import CUDA, PretendDevice
 
 from prunectl.checkpoint import device_map
 from prunectl.checkpoint.device_errors import ModelTooLarge
-from prunectl.checkpoint.device_map import device_of
+from prunectl.checkpoint.device_map import place_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import names_of
 from prunectl.errors import PrunectlError
@@ -141,7 +141,8 @@ def test_a_spread_model_is_the_same_model(
     with pretended(room, room, room) as devices, opened(folder, "auto") as (subject, reader):
         assert subject.devices.startswith("cuda:")
         assert "-" in subject.devices or "," in subject.devices
-        assert subject.notes[-1].startswith("the weights are spread over cuda:")
+        assert subject.notes[-1].text.startswith("the weights are spread over cuda:")
+        assert not subject.notes[-1].warning  # -q leaves it out
         assert all(devices.used_of(one) <= 0.95 * room for one in cuda(0, 1, 2))
         where = {one.device for one in subject.model.parameters()}
         assert len(where) > 1
@@ -173,7 +174,7 @@ def test_what_is_tied_stays_tied(tiny: Tiny, pretended: Callable[..., PretendDev
         model = subject.model
         assert subject.devices == "cuda:0-1"
         assert model.lm_head.weight is model.model.embed_tokens.weight
-        assert device_of(subject._skeleton.places, "lm_head.weight") == model.lm_head.weight.device
+        assert place_of(subject._skeleton.places, "lm_head.weight") == model.lm_head.weight.device
         subject.put("model.embed_tokens.weight", torch.zeros(61, 32))
         assert not model.lm_head.weight.cpu().any()
 
@@ -252,8 +253,23 @@ def test_one_device_is_taken_where_it_is_enough(
     assert "--device auto spreads it over all GPUs" in caught.value.hint
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
         monkeypatch.setenv(name, value)
-    with pretended(room - WORK, room), pytest.raises(PrunectlError, match=r"of cuda:0$"):
+    with pretended(room - WORK, room), pytest.raises(PrunectlError, match=r"of cuda:0$") as caught:
         opened(folder, "auto").__enter__()
+    assert "one process alone spreads it over all GPUs" in caught.value.hint
+
+
+def test_another_device_that_is_enough_is_taken(
+    tiny: Tiny, pretended: Callable[..., PretendDevice]
+) -> None:
+    """Where others keep the first one busy; a third is not even asked."""
+    folder = tiny("llama")
+    size = size_of(folder)
+    with opened(folder, "cpu") as (subject, _):
+        want = outputs(subject, "llama")
+    with pretended(size // 4, 2 * size, size) as devices, opened(folder, "auto") as (subject, _):
+        assert (subject.devices, subject.notes) == ("cuda:1", ())
+        assert devices.most_of[0] == devices.most_of[2] == 0
+        assert_equal(outputs(subject, "llama"), want)
 
 
 def test_what_is_trained_is_not_spread(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
@@ -278,7 +294,23 @@ def test_a_model_that_no_gpus_hold(tiny: Tiny, pretended: Callable[..., PretendD
     assert error.free == {"cuda:0": size // 4, "cuda:1": size // 5}
     assert str(error).startswith(f"{folder} takes ")
     assert " on cuda:0, " in str(error)
+    assert error.largest is None
+    assert "parts stay whole" not in str(error)
     assert error.hint == "--dtype bfloat16 takes half of it, --device cpu takes the host's memory"
+
+
+def test_a_part_that_no_gpu_holds(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
+    """Together they would do, but a block is not taken apart."""
+    folder = tiny("llama_untied")
+    with opened(folder, "cpu") as (subject, _):
+        block = subject.model.get_submodule("model.layers.0")
+        nbytes = sum(one.nbytes for one in block.parameters())
+        size = sum(one.nbytes for one in subject.model.parameters())
+    rooms = [nbytes] * (2 + 2 * size // nbytes)  # of which a tenth is left free
+    with pretended(*rooms), pytest.raises(ModelTooLarge) as caught:
+        opened(folder, "auto").__enter__()
+    assert caught.value.largest == ("model.layers.0", nbytes)
+    assert "parts stay whole, the largest of which is model.layers.0 with " in str(caught.value)
 
 
 @pytest.mark.parametrize(

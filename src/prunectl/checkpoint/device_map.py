@@ -7,7 +7,7 @@ its hooks carry what a module is given to the device that the module is on.
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.device_errors import ModelTooLarge
@@ -26,7 +26,7 @@ _SHARE = 0.9
 def plan_devices(
     model: Any, name: str, devices: Sequence[torch.device], blocks: Collection[str]
 ) -> DeviceMap:
-    """Where a model goes: to the first device if its weights fit there, else to all of them.
+    """Where a model goes: to the first device that holds all weights, else to all of them.
 
     Args:
         model: of transformers, with its parameters on the meta device; what its config ties is
@@ -36,7 +36,7 @@ def plan_devices(
         blocks: paths of the modules that each stay on one device.
 
     Raises:
-        ModelTooLarge: all of them together do not hold it.
+        ModelTooLarge: all of them together do not hold it, or none holds what stays whole.
     """
     if len(devices) == 1:
         return {"": devices[0]}
@@ -48,12 +48,15 @@ def plan_devices(
     # A spread model that was dropped holds on to itself by its hooks.
     gc.collect()
     torch.cuda.empty_cache()
-    needed = compute_module_sizes(model)[""]
-    if needed <= _SHARE * (free_memory(devices[0]) or 0):
-        return {"": devices[0]}  # to ask the others would take up memory of each
-    free = {device: free_memory(device) or 0 for device in devices}
+    sizes = compute_module_sizes(model)
+    needed, free = sizes[""], dict[torch.device, int]()
+    for device in devices:  # to ask one takes up memory of it, so that the others come after
+        free[device] = free_memory(device) or 0
+        if needed <= _SHARE * free[device]:
+            return {"": device}
     whole = {type(model.get_submodule(path)).__name__ for path in blocks}
-    options = {"no_split_module_classes": [*(model._no_split_modules or ()), *whole]}
+    whole |= set(model._no_split_modules or ())
+    options = {"no_split_module_classes": sorted(whole)}
     room = {device.index: int(_SHARE * nbytes) for device, nbytes in free.items()}
     balanced = get_balanced_memory(model, max_memory=dict(room), **options)
     # On the first of them, accelerate keeps as much free as a layer takes that it would fetch from
@@ -64,10 +67,28 @@ def plan_devices(
         if all(isinstance(place, int) for place in found.values()):  # else "disk"
             return {path: torch.device("cuda", place) for path, place in found.items()}
     dtype = str(model.dtype).removeprefix("torch.")
-    raise ModelTooLarge(name, needed, dtype, {str(one): nbytes for one, nbytes in free.items()})
+    largest = max(_parts(model, whole), key=lambda path: sizes.get(path, 0))
+    raise ModelTooLarge(
+        name,
+        needed,
+        dtype,
+        {str(one): nbytes for one, nbytes in free.items()},
+        # Where the sum would do, a part is in the way.
+        (largest, sizes[largest]) if needed <= sum(room.values()) else None,
+    )
 
 
-def device_of(places: Mapping[str, torch.device], path: str) -> torch.device:
+def _parts(module: Any, whole: Collection[str], path: str = "") -> Iterator[str]:
+    """Paths of the modules that are not taken apart."""
+    children = list(module.named_children())
+    if not children or type(module).__name__ in whole:
+        yield path
+        return
+    for name, child in children:
+        yield from _parts(child, whole, f"{path}.{name}" if path else name)
+
+
+def place_of(places: Mapping[str, torch.device], path: str) -> torch.device:
     """The device of a module, a parameter or a buffer, which is that of the nearest one around."""
     while path and path not in places:
         path = path.rpartition(".")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.device_map import DeviceMap, device_of, plan_devices
+from prunectl.checkpoint.device_map import DeviceMap, place_of, plan_devices
 from prunectl.checkpoint.module_tree import (
     build_on_meta,
     map_names,
@@ -103,9 +103,7 @@ class Skeleton:
         self.places: DeviceMap = plan_devices(
             self.model, checkpoint.model, [device, *others], self.blocks
         )
-        self.device = device_of(
-            self.places, next(name for name, _ in self.model.named_parameters())
-        )
+        self.device = place_of(self.places, next(name for name, _ in self.model.named_parameters()))
         self._names: dict[str, list[str]] = {block: [] for block in self.blocks}
         self._places: dict[str, Place] = {}
         rest: list[str] = []
@@ -256,13 +254,13 @@ class Skeleton:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.is_meta:  # such as a head; calibration runs the blocks only
                     made_up.append(f"{path}.{name}" if path else name)
-                    place = device_of(self.places, made_up[-1])
+                    place = place_of(self.places, made_up[-1])
                     empty = torch.zeros_like(parameter, device=place)
                     setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
         for path, module in model.named_modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 if not buffer.is_meta:
-                    setattr(module, name, buffer.to(device_of(self.places, f"{path}.{name}")))
+                    setattr(module, name, buffer.to(place_of(self.places, f"{path}.{name}")))
         return tuple(made_up)
 
     def _put(self, state: Mapping[str, Any]) -> None:

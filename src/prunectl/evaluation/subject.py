@@ -14,6 +14,7 @@ from prunectl.device import choose_device, is_out_of_memory, names_of, other_dev
 from prunectl.errors import BadCheckpoint, BadManifest, PrunectlError, UnknownArchitecture
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
+from prunectl.events import Note
 from prunectl.plan import not_prunable_reason
 from prunectl.ranks.launched import launched
 from prunectl.settings import PruneSettings
@@ -49,7 +50,7 @@ class Subject:
         model: the transformers model. checkpoint: what it is of.
         devices: where it is, in one word: such as ``cpu``, or ``cuda:0-3`` where it is spread.
         prunable: names of the tensors in the files that pruning is about.
-        notes: what the user should know of how it was loaded.
+        notes: what the user should know of how it was loaded, as events.
         made_up: parameters outside of the blocks that the checkpoint lacks.
 
     Args:
@@ -89,10 +90,11 @@ class Subject:
         known = self._skeleton.targets
         names = prunable_names(checkpoint)
         self.prunable = tuple(name for name in names if name in known)
-        self.notes = tuple(_unused([name for name in names if name not in known]))
+        texts = _unused([name for name in names if name not in known])
+        self.notes = tuple(Note(text, warning=True) for text in texts)
         if len(set(self._skeleton.places.values())) > 1:
             text = f"the weights are spread over {self.devices}, of which one computes at a time"
-            self.notes += (text,)
+            self.notes += (Note(text),)
         self._views: dict[str, torch.Tensor] | None = None
         self._others: dict[str, torch.Tensor] = {}
 
@@ -211,8 +213,9 @@ def open_subject(
 ) -> Iterator[tuple[Subject, TensorReader]]:
     """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
 
-    Where the device is ``auto``, the first GPU does not hold the weights, and nothing is trained,
-    they are spread over all GPUs; not by one of several processes, which each have one.
+    Where the device is ``auto``, nothing is trained and the first GPU does not hold the weights,
+    another one takes them, or they are spread over all GPUs; not by one of several processes,
+    which each have one.
 
     Yields the subject, and the reader of the checkpoint's bytes.
 
@@ -261,6 +264,8 @@ def _too_large(
     if metric.trains and len(devices) == 1 and other_devices(devices[0]):
         text += ", and what is trained is on one device as a whole"
         hint = "--device cpu trains in the host's memory; --dtype bfloat16 takes half of it"
+    elif wanted == "auto" and len(devices) == 1 and other_devices(devices[0]):
+        hint = "one process alone spreads it over all GPUs; --dtype bfloat16 takes half of it"
     elif wanted != "auto" and other_devices(devices[0]):
         hint = "--device auto spreads it over all GPUs; --dtype bfloat16 takes half of it"
     return PrunectlError(text, hint=hint)

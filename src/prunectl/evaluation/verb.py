@@ -45,8 +45,8 @@ def evaluate(
     with open_subject(
         checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
     ) as (subject, reader):
-        for text in subject.notes:
-            on_event(Note(text, warning=True))
+        for note in subject.notes:
+            on_event(note)
         zeros, weights = count_zeros(subject, reader)
         score = metric.score(subject, seed=settings.seed, on_event=on_event)
         dtype = str(subject.model.dtype).removeprefix("torch.")

@@ -181,8 +181,8 @@ class Measurer:
                     device=chosen.device, dtype=chosen.dtype, seed=seed,
                 )
             )  # fmt: skip
-            for text in () if self._told else subject.notes:
-                self._on_event(Note(text, warning=True))
+            for note in () if self._told else subject.notes:
+                self._on_event(note)
             self._told = True
             # Weights are measured once, also where the cache does not work.
             self._measured = self._measured or load_measured(self.checkpoint) or Measured()
