@@ -1,9 +1,9 @@
-"""The tables of docs/performance.md for a CUDA device: inference, and magnitude work.
+"""Tables for a CUDA device: inference, and magnitude work.
 
     python benchmarks/gpu.py                                      # about five minutes, 60 GB
     python benchmarks/gpu.py --random-weights llama-1b            # for a card of 16 GB
     python benchmarks/gpu.py --kernels sparse --dtype float16
-    python benchmarks/gpu.py --magnitude DIR --size-gb 8          # DIR takes three times that
+    python benchmarks/gpu.py --magnitude DIR --size-gb 8          # takes three times that in DIR
 
 The first is a 7B LLaMA shape, dense, pruned and sparse. The weights are random and pruned to 2:4 in
 memory: no download, and time does not depend on their values. Prints Markdown; ``-o`` saves the
@@ -20,6 +20,7 @@ import json
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,16 +126,32 @@ JOBS: dict[str, dict[str, Any] | None] = {
 
 def magnitude(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of every job on the CPU and on the device, with bf16 weights and nothing known."""
-    source = args.magnitude / f"llama-{args.size_gb:g}gb-bf16"
+    args.magnitude.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="gpu-", dir=args.magnitude))
+    try:
+        return timed(checkpoint_in(args.magnitude, work, args.size_gb), work, args)
+    finally:
+        shutil.rmtree(work)
+
+
+def checkpoint_in(folder: Path, work: Path, size_gb: float) -> Path:
+    """The checkpoint that is worked on, made whole or not at all, and kept for another time."""
+    source = folder / f"llama-{size_gb:g}gb-bf16"
     if not source.exists():
-        make_checkpoint.make_checkpoint(source, size_gb=args.size_gb)
+        make_checkpoint.make_checkpoint(work / "source", size_gb=size_gb)
+        (work / "source").rename(source)
+    return source
+
+
+def timed(source: Path, work: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All jobs, by turns on the CPU and on the device; outputs go to ``work``."""
     rows = []
     for job, settings in JOBS.items():
         seconds: dict[str, list[float]] = {"cpu": [], "device": []}
         found: dict[str, object] = {}
         for number in range(args.rounds + 1):
             for side, device in (("cpu", "cpu"), ("device", args.device)):
-                took, found[side] = once(source, args.magnitude / "out", settings, device)
+                took, found[side] = once(source, work / "out", settings, device)
                 if number:
                     seconds[side].append(took)
         same = found["cpu"] == found["device"]
@@ -146,7 +163,6 @@ def once(
     source: Path, output: Path, settings: dict[str, Any] | None, device: str
 ) -> tuple[float, object]:
     """Seconds of one job, and what it found or wrote: hashes of all weights."""
-    shutil.rmtree(output, ignore_errors=True)
     how: dict[str, Any] = {"use_cache": False, "device": device, "on_event": tell}
     start = time.perf_counter()
     if settings is None:

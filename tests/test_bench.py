@@ -17,6 +17,7 @@ import torch
 
 import gpu
 import prunectl
+from prunectl.benchmarking import sides
 from prunectl.benchmarking.clocks import WallClock
 from prunectl.benchmarking.compare import as_csv, compare, read_result
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory, Slower
@@ -30,6 +31,7 @@ from prunectl.benchmarking.statistics import Interval, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload
 from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.cli.bench import _show
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.cli.output import Output
@@ -37,6 +39,7 @@ from prunectl.cli.run import run
 from prunectl.device import _left_in_container, choose_device, is_out_of_memory
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Event, Note
+from prunectl.loading import model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -401,6 +404,25 @@ def test_without_cuda_it_is_said() -> None:
     assert choose_device("auto") == CPU
 
 
+@pytest.mark.parametrize(("device", "goes"), [("auto", "auto"), ("cuda:1", "cuda:1")])
+def test_a_device_that_is_named_is_meant(
+    device: str, goes: str, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that it does not hold goes elsewhere with ``auto`` only."""
+    asked: list[Any] = []
+
+    def loaded(folder: Path, *, device_map: Any, **options: Any) -> Any:
+        asked.append(device_map)
+        return load(folder, **options)
+
+    load = model.load_model
+    monkeypatch.setattr(model, "load_model", loaded)
+    monkeypatch.setattr(sides, "free_memory", lambda device: 1)
+    source = sides.source_of(open_checkpoint(tiny("llama")))
+    sides._load(source, torch.device("cuda", 1), replace(QUICK, device=device))
+    assert asked == [goes]
+
+
 def test_other_bad_input(tiny: Model, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="takes a model"):
         prunectl.bench()
@@ -739,15 +761,34 @@ def test_the_benchmark_for_gpus_runs_on_what_there_is(
 
 
 def test_it_times_magnitude_work_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("of another command")
     args = ["--magnitude", str(tmp_path), "--size-gb", "0.01", "--rounds", "1"]
     assert gpu.main([*args, "--device", "cpu", "-o", str(tmp_path / "gpu.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("| yes |") for line in lines] == [False, False, *[True] * len(gpu.JOBS)]
     rows = json.loads((tmp_path / "gpu.json").read_bytes())
     assert [row["job"] for row in rows] == list(gpu.JOBS)
+    assert (tmp_path / "out" / "mine").exists()
+    assert {one.name for one in tmp_path.iterdir()} == {"gpu.json", "llama-0.01gb-bf16", "out"}
     if not torch.cuda.is_available():
         assert gpu.main(args) == 2
         assert "sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_source_that_was_not_finished_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = gpu.make_checkpoint.make_checkpoint
+
+    def stopped(target: Path, **options: Any) -> None:
+        make(target, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu.make_checkpoint, "make_checkpoint", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--magnitude", str(tmp_path), "--size-gb", "0.01", "--device", "cpu"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kernels_are_rows_of_its_table() -> None:

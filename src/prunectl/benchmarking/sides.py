@@ -118,7 +118,8 @@ def _load(source: Source, device: torch.device, settings: BenchSettings) -> Any:
             raise NotEnoughMemory(
                 source.name, "cpu", f"{source.weights:,} bytes of weights, {free:,} bytes free"
             )
-        place = "auto"  # accelerate keeps on the host what does not fit
+        if settings.device == "auto":  # a device that is named is meant
+            place = "auto"  # accelerate keeps on the host what does not fit
     assert source.folder is not None
     with quiet_transformers():
         model = load_model(
