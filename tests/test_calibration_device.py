@@ -38,9 +38,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return CUDA if wanted == "cuda" else choose(wanted)
 
     monkeypatch.setattr(calibration_samples, "choose_device", pretended)
+    monkeypatch.setattr("prunectl.device.choose_device", pretended)
     # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
     monkeypatch.setattr(
-        "prunectl.pruning.verb.named_device", lambda wanted, on_event: nullcontext()
+        "prunectl.pruning.verb.named_device", lambda wanted, on_event, **_: nullcontext()
     )
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     return

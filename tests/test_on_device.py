@@ -22,20 +22,23 @@ from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, weights
 from pretend_device import CUDA, PretendDevice
 from test_masks import layouts, magnitudes, nm_reference, shaped
 
-from prunectl import PruneSettings, analyze, prune, streaming
+from prunectl import Calibration, Method, PruneSettings, analyze, prune, streaming, verify
 from prunectl.analysis.measured import Measured, measure
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import InvalidOption, NaNWeights
 from prunectl.events import Advanced, Event, Note, OnEvent
+from prunectl.exporting.masks import export_masks
 from prunectl.magnitude import masks, on_device
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.on_device import OnDevice
 from prunectl.pattern import NM
 from prunectl.pruning.edits import Editor, RowGroups
+from prunectl.streaming import Scratch
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
 
+Typed = Callable[..., tuple[int, str, str]]
 dtypes = st.sampled_from(PRUNABLE)
 PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each = pytest.mark.parametrize("place", PLACES)
@@ -129,6 +132,19 @@ def test_counts(place: str, dtype: DType, size: int, seed: int, inf: bool, nan: 
     there = sent(codes, place)
     assert on_device.count_zeros(there) == masks.count_zeros(codes)
     assert on_device.odd_codes(there, format) == masks.odd_codes(codes, format)
+
+
+@on_each
+@pytest.mark.parametrize(
+    ("name", "kind"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)]
+)
+def test_counts_of_8_bits(place: str, name: str, kind: torch.dtype) -> None:
+    """Every code, with and without the sign, which is a bit like others in torch's u8."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    values = codes.view(kind).double()
+    odd = (int(values.isnan().sum()), int(values.isinf().sum()))
+    assert on_device.count_zeros(codes.to(place)) == int((values == 0).sum()) == 2
+    assert on_device.odd_codes(codes.to(place), code_format(DTYPES[name])) == odd
 
 
 @on_each
@@ -295,7 +311,7 @@ def torch_cpu(monkeypatch: pytest.MonkeyPatch) -> list[OnDevice]:
     used: list[OnDevice] = []
 
     @contextmanager
-    def named(wanted: str, on_event: OnEvent) -> Iterator[OnDevice | None]:
+    def named(wanted: str, on_event: OnEvent, **_: bool) -> Iterator[OnDevice | None]:
         if wanted != "cuda":
             yield None
             return
@@ -306,6 +322,7 @@ def torch_cpu(monkeypatch: pytest.MonkeyPatch) -> list[OnDevice]:
 
     for verb in ("analysis", "pruning"):
         monkeypatch.setattr(f"prunectl.{verb}.verb.named_device", named)
+        monkeypatch.setattr(f"prunectl.{verb}.verb.check_device", lambda wanted: None)
     return used
 
 
@@ -441,6 +458,53 @@ def test_the_cpu_goes_on_where_a_device_was_stopped(tmp_path: Path) -> None:
     assert reference.contents(tmp_path / "out") == reference.contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_one_buffer_of_a_thread_is_pinned(tmp_path: Path) -> None:
+    """That of large blocks, at its full size at once."""
+    made: list[int] = []
+
+    class Pinning(OnDevice):
+        def buffer(self, nbytes: int) -> np.ndarray:
+            made.append(nbytes)
+            return super().buffer(nbytes)
+
+    weights = {f"w{rows}": torch.ones(rows, 100, dtype=torch.bfloat16) for rows in (4, 9, 40)}
+    checkpoint = open_checkpoint(reference.save(tmp_path / "model", weights))
+    scratch = Scratch(threading.Event(), Pinning(torch.device("cpu")))
+    with checkpoint.open() as reader:
+        for tensor in checkpoint.tensors:
+            for large in (False, True):
+                seen = [b.tobytes() for _, b in scratch.blocks(reader, tensor, large=large)]
+                assert b"".join(seen) == weights[tensor.name].view(torch.uint8).numpy().tobytes()
+    scratch.buffer(10_000, "other")
+    assert made == [2500]
+
+
+@on_each
+@pytest.mark.usefixtures("small_blocks")
+def test_samples_and_magnitudes_on_one_device(
+    place: str, torch_cpu: list[OnDevice], tmp_path: Path
+) -> None:
+    """What is refined is chosen by magnitudes, and fitted to samples."""
+    source = model_of("llama", torch.bfloat16, tmp_path)
+    if place == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def refined(device: str) -> tuple[float, list[int]]:
+        calibration = Calibration(("random",), samples=4, sequence_length=12, dtype="float32",
+                                  device=place if device == "cuda" else "cpu")  # fmt: skip
+        choice = PruneSettings(sparsity=0.4, refine=True, calibration=calibration)
+        out = tmp_path / device
+        result = prune(source, out, choice, use_cache=False, device=device, jobs=2)
+        assert verify(out, source=source).ok
+        return result.sparsity, [one.zeros for one in result.tensors]
+
+    assert refined("cuda") == refined("cpu")
+    assert [device.was_used for device in torch_cpu] == [True]
+    if place == "cuda":
+        assert torch.cuda.max_memory_allocated() > 100_000  # a block, and what it works on
+
+
 # --- which device -------------------------------------------------------------------------------
 
 
@@ -463,8 +527,63 @@ def test_a_full_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[Event] = []
     with streaming.named_device("cuda", notes.append) as device:
         assert device is not None
-        device.was_full = True
+        device.was_full = device.was_used = True
     assert notes == [Note("cuda:0 was full: what found no room there was worked on by the CPU")]
+
+
+@pytest.fixture
+def one_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is a device; nothing may go there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def said(events: list[Event]) -> str:
+    return "\n".join(one.text for one in events if isinstance(one, Note))
+
+
+@pytest.mark.usefixtures("one_cuda")
+def test_a_device_that_gets_nothing_is_said(tmp_path: Path) -> None:
+    """Of masks, and of fp32, in Python as on the command line; not where it has other work."""
+    source = model_of("llama", torch.float32, tmp_path)
+    prune(source, tmp_path / "first", CHOICES[0], use_cache=False)
+    export_masks(open_checkpoint(tmp_path / "first"), tmp_path / "masks.safetensors")
+    by_mask = PruneSettings(mask=tmp_path / "masks.safetensors")
+    for work in (
+        lambda heard: prune(source, tmp_path / "out", by_mask, device="cuda", on_event=heard),
+        lambda heard: analyze(source, use_cache=False, patterns=(), device="cuda", on_event=heard),
+    ):
+        events: list[Event] = []
+        work(events.append)
+        assert "nothing went to cuda:0" in said(events)
+    events = []
+    with streaming.named_device("cuda", events.append, tells_unused=False):
+        pass
+    assert not events
+
+
+def test_auto_is_always_fine(typed: Typed, tmp_path: Path) -> None:
+    """Also where nothing is compared; and of a plan it is said that nothing is computed."""
+    prune("demo", tmp_path / "first", CHOICES[0])
+    export_masks(open_checkpoint(tmp_path / "first"), tmp_path / "m.safetensors")
+    line = ("prune", "demo", "--mask", tmp_path / "m.safetensors", "--device", "auto")
+    assert typed(*line, "-o", "out")[0] == 0
+    code, _, err = typed(*line, "--dry-run")
+    assert (code, "a plan is made without it" in err) == (0, False)
+    code, _, err = typed(*line[:-1], "cpu", "--dry-run")
+    assert (code, "--device cpu: a plan is made without it" in err) == (0, True)
+
+
+@pytest.mark.parametrize("place", ["tpu", "cuda:77"])
+def test_python_refuses_it_before_it_opens_anything(place: str, tmp_path: Path) -> None:
+    calibration = Calibration(("random",), device=place)
+    wanda = PruneSettings(sparsity=0.5, method=Method.WANDA, calibration=calibration)
+    with pytest.raises(InvalidOption, match="--device"):
+        prune(tmp_path / "none", tmp_path / "out", CHOICES[0], device=place)
+    with pytest.raises(InvalidOption, match="--device"):
+        prune(tmp_path / "none", tmp_path / "out", wanda)
+    with pytest.raises(InvalidOption, match="--device"):
+        analyze(tmp_path / "none", device=place)
 
 
 def test_processes_of_a_host_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,10 +605,16 @@ def test_processes_of_a_host_have_their_own(monkeypatch: pytest.MonkeyPatch) -> 
         ("analyze demo --device tpu", "'tpu' is not known", "cuda:N"),
         ("analyze org/name --remote --device cpu", "--device is for what is measured", ""),
         ("prune demo -s 0.4 -o out --device tpu", "'tpu' is not known", "cuda:N"),
-        ("prune demo --mask FILE -o out --device cpu", "masks compare none", "leave it out"),
-        pytest.param(
-            "prune demo -p 8:16 -o out --device cuda", "sees no CUDA device", "--device cpu",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        # Before anything is asked of the Hub, and where nothing would be computed.
+        ("prune org/name -s 0.4 --dry-run --device tpu", "'tpu' is not known", "cuda:N"),
+        ("prune org/name -s 0.4 --remote --dry-run --device tpu", "'tpu' is not known", "cuda:N"),
+        ("evaluate org/name --device tpu", "'tpu' is not known", "cuda:N"),
+        *(
+            pytest.param(
+                line, "sees no CUDA device", "--device cpu",
+                marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+            )
+            for line in ("prune demo -p 8:16 -o out --device cuda", "analyze a/b --device cuda:7")
         ),
     ],
 )  # fmt: skip

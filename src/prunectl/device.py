@@ -49,6 +49,16 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def check_device(wanted: str) -> None:
+    """Refuse a device that is not there, before anything is read for it.
+
+    Raises:
+        InvalidOption: as :func:`choose_device`.
+    """
+    if wanted not in ("auto", "cpu"):  # these are there, and torch takes a second to load
+        choose_device(wanted)
+
+
 def _own_index(count: int) -> int:
     """Which of a host's devices is this process's."""
     own = os.environ.get("LOCAL_RANK", "")

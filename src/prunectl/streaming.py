@@ -49,15 +49,21 @@ class Scratch:
     def __init__(self, stop: threading.Event, device: OnDevice | None = None) -> None:
         self._stop, self._device = stop, device
         self._buffers: dict[str, Bytes] = {}
+        self._large: Bytes | None = None
 
     def buffer(self, nbytes: int, name: str = "main") -> Bytes:
         """A uint8 array of ``nbytes``, the same memory at each call with the same name."""
         held = self._buffers.get(name)
         if held is None or len(held) < nbytes:
-            size = max(nbytes, BLOCK_BYTES)
-            held = self._device.buffer(size) if self._device else np.empty(size, np.uint8)
-            self._buffers[name] = held
+            held = self._buffers[name] = np.empty(max(nbytes, BLOCK_BYTES), np.uint8)
         return held[:nbytes]
+
+    def _large_buffer(self, nbytes: int) -> Bytes:
+        """The one that a device copies from, which is made once: to pin memory takes time."""
+        if self._large is None or len(self._large) < nbytes:
+            size = max(nbytes, LARGE_BYTES)
+            self._large = self._device.buffer(size) if self._device else np.empty(size, np.uint8)
+        return self._large[:nbytes]
 
     def device_for(self, tensor: StoredTensor) -> OnDevice | None:
         """The device, if there is one and the tensor is worth the way; None is the CPU."""
@@ -79,7 +85,8 @@ class Scratch:
             reader: of the checkpoint.
             tensor: which one.
             unit: elements that must not be torn apart, for example whole N:M groups.
-            name: of the buffer to read into; the array is valid until the next block.
+            name: of the buffer to read into, unless blocks are large; the array is valid until the
+                next block.
             part: first element and number of elements, in whole units; None is all of it.
             large: in blocks for a device, which :func:`pieces` cuts into those for the CPU.
 
@@ -94,7 +101,8 @@ class Scratch:
         for start in range(begin, end, size):
             if self._stop.is_set():
                 raise InterruptedError("stopped")
-            block = self.buffer(min(size, end - start), name)
+            count = min(size, end - start)
+            block = self._large_buffer(count) if large else self.buffer(count, name)
             reader.read(tensor, start, block)
             yield start, block
 
@@ -114,14 +122,19 @@ def pieces(codes: Codes, unit: int) -> Iterator[Codes]:
 
 
 @contextmanager
-def named_device(wanted: str, on_event: OnEvent) -> Iterator[OnDevice | None]:
+def named_device(
+    wanted: str, on_event: OnEvent, *, tells_unused: bool = True
+) -> Iterator[OnDevice | None]:
     """The CUDA device that is to work on magnitudes; None, which is the CPU, unless one is named.
 
     ``auto`` is the CPU too: its kernels keep up with disks, and weights would have to go to the
-    device and back. Where the device had no room for some, that is said at the end.
+    device and back. Where the device had no room for some, that is said at the end, and where
+    nothing went there.
 
     Args:
         wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        on_event: receives what is said.
+        tells_unused: False where the device has other work too.
 
     Raises:
         InvalidOption: no such device.
@@ -137,6 +150,13 @@ def named_device(wanted: str, on_event: OnEvent) -> Iterator[OnDevice | None]:
     yield device
     if device is not None and device.was_full:
         on_event(Note(f"{place} was full: what found no room there was worked on by the CPU"))
+    if device is not None and not device.was_used and tells_unused:
+        on_event(
+            Note(
+                f"nothing went to {place}, which has no part in masks, in what is known from "
+                "before, in tensors of up to 1 MiB, and in measuring fp32"
+            )
+        )
 
 
 def default_jobs() -> int:

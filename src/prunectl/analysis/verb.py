@@ -15,6 +15,7 @@ from prunectl.analysis.summary import summarize
 from prunectl.analysis.thresholds import find_targets
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.device import check_device
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, parse_nm, pruned_count
@@ -58,6 +59,7 @@ def analyze(
         InvalidOption: ``jobs`` out of range, or a device that is not there.
         NaNWeights: a prunable tensor holds NaN.
     """
+    check_device(device)
     chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _refuse_packed(checkpoint)

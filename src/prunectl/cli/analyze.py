@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunectl import numbers
-from prunectl.cli import options
+from prunectl.cli import device_options, options
 from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
@@ -61,7 +61,7 @@ def analyze(
     trust_remote_code: options.TrustRemoteCode = False,
     remote: options.Remote = False,
     no_cache: options.NoCache = False,
-    device: options.CountingDevice = "auto",
+    device: device_options.CountingDevice = "auto",
     jobs: options.Jobs = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

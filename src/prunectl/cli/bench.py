@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from prunectl.cli import bench_options, options
+from prunectl.cli import bench_options, device_options, options
 from prunectl.cli.errors import DIFFERENCE, INTERRUPTED
 from prunectl.cli.model_argument import ModelChoice, choose_model
 from prunectl.cli.output import Output, as_json, save_text
@@ -34,7 +34,7 @@ def bench(
     new_tokens: bench_options.NewTokens = None,
     pattern: bench_options.Pattern = "2:4",
     kernels: bench_options.Kernels = "auto",
-    device: options.Device = "auto",
+    device: device_options.Device = "auto",
     dtype: bench_options.Dtype = "auto",
     threads: bench_options.Threads = None,
     compile_: bench_options.Compile = "none",

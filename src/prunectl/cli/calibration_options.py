@@ -78,16 +78,6 @@ TrueSequential = Annotated[
         help="Inside a block too, measure each matrix behind those pruned before it (slower).",
     ),
 ]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="auto (default): CUDA if there is any for calibration, the CPU for magnitudes; cpu; "
-        "cuda:N.",
-        show_default=False,
-    ),
-]
 Dtype = Annotated[
     str | None,
     typer.Option(

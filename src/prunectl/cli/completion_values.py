@@ -38,6 +38,7 @@ _DEVICES = {
     "cuda": "the first CUDA device; of several processes on a host, each its own",
     "cuda:1": "the second one, and so on",
 }
+_SPREAD = {"auto": "CUDA if there is any; all of it, if one does not hold the model", **_DEVICES}
 CHOICES: dict[str, dict[str, str]] = {
     "analyze --pattern": {**_NM, "none": "leaves out 2:4, which is measured otherwise"},
     "N:M": _NM,
@@ -75,6 +76,8 @@ CHOICES: dict[str, dict[str, str]] = {
         "auto": "CUDA if there is any for calibration, the processor for magnitudes",
         **_DEVICES,
     },
+    "evaluate --device": _SPREAD,
+    "sweep --device": _SPREAD,
     "DEVICE": {"auto": "CUDA if there is any", **_DEVICES},
     "prune --dtype": {
         "auto": "float32 on the CPU, elsewhere that of the checkpoint",

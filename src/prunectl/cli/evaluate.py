@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunectl.cli import evaluate_options, options, training_options
+from prunectl.cli import device_options, evaluate_options, options, training_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 
@@ -46,7 +46,7 @@ def evaluate(
     max_grad_norm: training_options.MaxGradNorm = None,
     max_steps: training_options.MaxSteps = None,
     checkpoints: training_options.Checkpoints = None,
-    device: options.Device = "auto",
+    device: device_options.SpreadDevice = "auto",
     dtype: evaluate_options.Dtype = "auto",
     output: Annotated[
         Path | None,

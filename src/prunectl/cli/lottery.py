@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import evaluate_options, options, training_options
+from prunectl.cli import device_options, evaluate_options, options, training_options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
 from prunectl.cli.html import Html, check_page, save_page
@@ -80,7 +80,7 @@ def lottery(
     include: options.Include = None,
     exclude: options.Exclude = None,
     html: Html = None,
-    device: options.Device = "auto",
+    device: device_options.Device = "auto",
     dtype: evaluate_options.Dtype = "auto",
     jobs: options.Jobs = None,
     revision: options.Revision = None,

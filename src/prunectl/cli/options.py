@@ -104,19 +104,6 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="NAME", help="Leave these tensors as they are (repeatable)."),
 ]
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="DEVICE", help="auto (CUDA if there is any), cpu, cuda:N."),
-]
-CountingDevice = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Where 16-bit weights are counted, with the same results: auto (the CPU), cpu, "
-        "cuda:N.",
-    ),
-]
 Jobs = Annotated[
     int | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunectl.cli import calibration_options, options, push_options
+from prunectl.cli import calibration_options, device_options, options, push_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
@@ -83,7 +83,7 @@ def prune(
     seed: calibration_options.Seed = None,
     damping: calibration_options.Damping = None,
     true_sequential: calibration_options.TrueSequential = False,
-    device: calibration_options.DeviceOption = None,
+    device: device_options.PruneDevice = None,
     dtype: calibration_options.Dtype = None,
     output: Annotated[
         Path | None,
@@ -132,11 +132,6 @@ def prune(
     out = Output(json=json, quiet=quiet, verbose=verbose)
     choice = choose_model(model, revision, out)
     is_calibrated = refine or method is not Method.MAGNITUDE
-    if mask is not None and device is not None and not is_calibrated:
-        raise InvalidOption(
-            "--device is where magnitudes are compared, and masks compare none",
-            hint="leave it out",
-        )
     chosen = calibration_options.calibration_of(
         choice.model, method, refine, calibration, true_sequential, samples=samples,
         sequence_length=sequence_length, seed=seed, damping=damping, dtype=dtype,
@@ -156,6 +151,8 @@ def prune(
             "--remote reads headers only, which is enough for --dry-run and nothing else",
             hint="add --dry-run, or leave --remote out",
         )
+    if (output is None or dry_run) and device not in (None, "auto"):
+        out.note(f"--device {device}: a plan is made without it")
     if remote:
         found = options.open_headers(choice, token, cache_dir, trust_remote_code, jobs, out)
         space = _remote_space(found, output or Path.cwd(), shard_size)

@@ -9,6 +9,7 @@ import typer
 
 from prunectl.cli import (
     calibration_options,
+    device_options,
     evaluate_options,
     options,
     sweep_options,
@@ -81,7 +82,7 @@ def sweep(
     calibration: calibration_options.Source = None,
     calibration_samples: sweep_options.CalibrationSamples = 128,
     calibration_length: sweep_options.CalibrationLength = 2048,
-    device: options.Device = "auto",
+    device: device_options.SpreadDevice = "auto",
     dtype: evaluate_options.Dtype = "auto",
     jobs: options.Jobs = None,
     output: sweep_options.Output = None,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.device import check_device
 from prunectl.errors import BadMaskFile, DamagedWork, NaNWeights, SourceChanged
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pruning.calibrated_store import sweep
+from prunectl.pruning.calibration_samples import device_of
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.outcome import build_result, check_written
 from prunectl.pruning.papers import write_papers
@@ -73,6 +75,9 @@ def prune(
         UsageError, SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
+    check_device(device)
+    if settings.calibration is not None:
+        device_of(settings.calibration)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
@@ -81,7 +86,7 @@ def prune(
         on_event(Note(text))
     ranks.check_source(checkpoint)
     with (
-        named_device(device, on_event) as place,
+        named_device(device, on_event, tells_unused=not settings.needs_calibration) as place,
         resolved(
             job, use_cache=use_cache, jobs=jobs, on_event=on_event, ranks=ranks, device=place
         ) as (job, resolution),
