@@ -190,13 +190,17 @@ def test_evaluate_and_sweep_are_those_of_the_cpu(
     room = int(0.8 * size_of(tmp_path / "speaker"))
     events: list[Event] = []
     plain = SweepSettings(on_cpu, "0.2,0.5")
-    want = [evaluate(tmp_path / "speaker", on_cpu), sweep([tmp_path / "speaker"], plain)]
+    want = [
+        evaluate(tmp_path / "speaker", on_cpu),
+        sweep([tmp_path / "speaker"], plain, use_cache=False),
+    ]
     with pretended(room, room, room):
         found = evaluate(tmp_path / "speaker", spread, on_event=events.append)
-        curves = sweep([tmp_path / "speaker"], SweepSettings(spread, "0.2,0.5"))
+        curves = sweep([tmp_path / "speaker"], SweepSettings(spread, "0.2,0.5"), use_cache=False)
     assert found.score == want[0].score
     assert found.device.startswith("cuda:0-")
     assert any(isinstance(one, Note) and found.device in one.text for one in events)
+    assert curves.machine["device"] == found.device
     assert [p.score for p in curves.curves[0].points] == [p.score for p in want[1].curves[0].points]
 
 

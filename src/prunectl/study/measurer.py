@@ -46,6 +46,7 @@ class Measurer:
 
     Attributes:
         redraws: how sure its scores are.
+        devices: where the model was, as :attr:`Subject.devices`; '' before it is loaded.
 
     A context manager: leaving it drops the model.
     """
@@ -66,7 +67,7 @@ class Measurer:
         self._stack = ExitStack()
         self._pruned: PrunedSubject | None = None
         self._measured: Measured | None = None
-        self._told = False
+        self._told, self.devices = False, ""
         self._samples: dict[Calibration, dict[str, Any]] = {}
 
     def __enter__(self) -> Measurer:
@@ -181,6 +182,7 @@ class Measurer:
                     device=chosen.device, dtype=chosen.dtype, seed=seed,
                 )
             )  # fmt: skip
+            self.devices = subject.devices
             for note in () if self._told else subject.notes:
                 self._on_event(note)
             self._told = True

@@ -84,6 +84,7 @@ def sweep(
     found = _empty(prepared, settings, command)
     names = short_names([named(one) for one in opened])
     done: list[Curve] = []
+    devices: dict[str, None] = {}  # in order
     try:
         for (checkpoint, metric), name in zip(prepared, names, strict=True):
             points = _points(checkpoint, results, on_event, use_cache=use_cache)
@@ -92,6 +93,9 @@ def sweep(
                     for curve in _measured(measurer, name, pattern):
                         seconds = time.perf_counter() - started
                         found = replace(found, curves=(*done, curve), seconds=seconds)
+                        if measurer.devices:  # which may be more than the machine's first
+                            devices[measurer.devices] = None
+                            found.machine["device"] = ", ".join(devices)
                         if on_result is not None:
                             on_result(found)
                     done.append(curve)
