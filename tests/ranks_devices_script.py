@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ import prunectl
 from prunectl.calibration import forward
 from prunectl.errors import PrunectlError
 from prunectl.pruning import calibration_samples
-from prunectl.ranks import devices
+from prunectl.ranks import devices, link
 from prunectl.ranks import ranks as ranks_module
 
 RANK = int(os.environ["RANK"])
 OWN, CPU = torch.device("cuda", RANK), torch.device("cpu")
-NAMES = {"own": ["a", "b"], "lacking": ["a", ""], "shared": ["a", "a"], "own again": ["a", "b"]}
+NAMES = {
+    "own": ["a", "b"], "lacking": ["a", ""], "shared": ["a", "a"], "own again": ["a", "b"],
+    "broken": ["c", "d"], "silent": ["e", "f"], "own at last": ["a", "b"],
+}  # fmt: skip
 PLENTY = 1 << 40
 
 reduced: list[str] = []
@@ -45,27 +49,51 @@ def counting(reduce: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+@contextmanager
+def nccl_is(way: str) -> Iterator[None]:
+    """While the devices are to be joined, one rank has no way to the others, or all are silent."""
+    broadcast = dist.broadcast
+
+    def wrong(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():  # it is gloo's
+            return broadcast(tensor, *args, **kwargs)
+        if way == "silent":
+            time.sleep(60)
+        if RANK == 1:
+            raise RuntimeError("[/source.cpp:1] no way. What else torch says")
+        return broadcast(tensor, *args, **kwargs)
+
+    before, link._ANSWERING = link._ANSWERING, 1.0
+    if way in ("broken", "silent"):
+        dist.broadcast = wrong
+    try:
+        yield
+    finally:
+        dist.broadcast, link._ANSWERING = broadcast, before
+
+
 def passed(ranks: prunectl.Ranks, case: str) -> dict[str, Any]:
     """Sums and tensors that pass between the ranks, and where they are then."""
     mine = NAMES[case][RANK]
     ranks_module.name_of = lambda device: mine if device.type == "cuda" else ""
     here = OWN if mine else CPU
-    ranks.use(here)
+    notes: list[Any] = []
+    with nccl_is(case):
+        ranks.use(here, notes.append)
     assert ranks._link is not None
     reduced.clear()
     total = torch.arange(5.0).to(here) * (RANK + 1)
     ranks.add_up(total)
     apart = torch.ones(3).to(here if RANK == 0 else CPU)  # one rank had no room for it
     ranks.add_up(apart)
-    held = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).to(here)
-    of_device = ranks.tensor_of(0, held if RANK == 0 else None)
-    of_host = ranks.tensor_of(1, torch.full((2,), 7) if RANK == 1 else None)
+    held = torch.arange(6, dtype=torch.bfloat16).reshape(3, 2)
+    held = ranks.tensor_of(1, held.reshape(2, 3) if RANK == 1 else None)
     return {
+        "notes": ["! " * one.warning + one.text for one in notes],
         "device": str(ranks._link.device),
         "total": [str(total.device), total.tolist()],
         "apart": [str(apart.device), apart.tolist()],
-        "of device": [str(of_device.device), str(of_device.dtype), of_device.tolist()],
-        "of host": [str(of_host.device), of_host.tolist()],
+        "told": [str(held.device), str(held.dtype), held.tolist()],
         "reduced": reduced[:],
     }
 

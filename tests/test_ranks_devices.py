@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import reference
 import torch
 from test_ranks import BIN, SECONDS
 
-from prunectl.ranks.devices import all_own, errors_are_raised, name_of
+from prunectl.ranks.devices import Place, errors_are_raised, name_of, why_by_host
 
 HERE = Path(__file__).parent
 Said = list[dict[str, Any]]
@@ -43,18 +44,19 @@ def said(folder: Path) -> Said:
 
 
 @pytest.mark.parametrize(
-    ("names", "joined"),
+    ("places", "why"),
     [
-        (["a", "b"], True),
-        (["a", "b", "c"], True),
-        (["a", ""], False),  # a rank without a GPU
-        (["", ""], False),
-        (["a", "a"], False),  # two on one GPU
-        (["a", "b", "a"], False),
+        (["cuda:0 a", "cuda:1 b"], ""),
+        (["cuda:0 a", "cuda:1 b", "cuda:0 c"], ""),  # on two hosts
+        (["cuda:0 a", "cpu "], "rank 1 computes on cpu"),
+        (["cpu ", "cpu "], "rank 0 computes on cpu"),
+        (["cuda:0 a", "cuda:1 "], "rank 1 cannot use cuda:1 by NCCL"),
+        (["cuda:0 a", "cuda:0 a"], "ranks 0 and 1 share cuda:0"),
+        (["cuda:0 a", "cuda:1 b", "cuda:1 b"], "ranks 1 and 2 share cuda:1"),
     ],
 )
-def test_who_is_joined(names: list[str], joined: bool) -> None:
-    assert all_own(names) is joined
+def test_who_is_joined(places: list[str], why: str) -> None:
+    assert why_by_host([Place(*one.split(" ")) for one in places]) == why
 
 
 def test_the_cpu_has_no_name_and_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +83,32 @@ def test_the_settings_of_nccl_are_as_they_were(monkeypatch: pytest.MonkeyPatch) 
     assert "TORCH_NCCL_ASYNC_ERROR_HANDLING" not in os.environ
 
 
-@pytest.mark.parametrize("case", ["own", "lacking", "shared", "own again"])
+NOTES = {
+    "own": ["sums pass by NCCL"],
+    "lacking": ["sums pass through the host: rank 1 computes on cpu"],
+    "shared": ["sums pass through the host: ranks 0 and 1 share cuda:1"],
+    "own again": ["sums pass by NCCL"],
+    "broken": [
+        "! sums pass through the host: NCCL does not connect rank 1 (no way); NCCL_DEBUG=INFO "
+        "shows more"
+    ],
+    "silent": [
+        "! sums pass through the host: NCCL does not connect rank N (no answer for 1 s); "
+        "NCCL_DEBUG=INFO shows more"
+    ],
+    "own at last": ["sums pass by NCCL"],
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
 def test_tensors_pass_where_they_are_or_through_the_host(said: Said, case: str) -> None:
+    """And where a rank does not get to the others by nccl, none uses it, and all go on."""
     is_joined = case.startswith("own")
+    first, second = (one[case]["notes"] for one in said)
+    assert not second
+    if case == "silent":  # of both, at the same time
+        first = [re.sub(r"rank \d", "rank N", text) for text in first]
+    assert first == NOTES[case]
     for rank, everything in enumerate(said):
         seen = everything[case]
         own = f"cuda:{rank}"
@@ -91,9 +116,7 @@ def test_tensors_pass_where_they_are_or_through_the_host(said: Said, case: str) 
         assert seen["device"] == (own if is_joined else "None")
         assert seen["total"] == [here, [0.0, 3.0, 6.0, 9.0, 12.0]]
         assert seen["apart"] == [here if rank == 0 else "cpu", [2.0, 2.0, 2.0]]
-        values = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-        assert seen["of device"] == [own if is_joined else "cpu", "torch.bfloat16", values]
-        assert seen["of host"] == ["cpu", [7, 7]]
+        assert seen["told"] == ["cpu", "torch.bfloat16", [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
         # What only one rank has on its device is added up by the host.
         assert seen["reduced"] == ([own] if is_joined else [])
 

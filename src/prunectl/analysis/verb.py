@@ -63,7 +63,7 @@ def analyze(
     chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _refuse_packed(checkpoint)
-    ranks.check_source(checkpoint)
+    ranks.check_source(checkpoint, "analyze", [str(pattern) for pattern in chosen], use_cache)
     started = time.perf_counter()
     measured = (load_measured(checkpoint, ranks) if use_cache else None) or Measured()
     try:

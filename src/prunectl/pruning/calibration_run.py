@@ -55,7 +55,7 @@ class _Run:
         free = free_memory(torch.device("cpu"))
         self._free = None if free is None else free // (on_this_host() if ranks.count > 1 else 1)
         self.skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
-        ranks.use(self.skeleton.device)
+        ranks.use(self.skeleton.device, on_event)
         self._samples = job.samples.inputs
 
     @cached_property

@@ -4,9 +4,10 @@ would wait for each other for ever."""
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,18 @@ BACKEND = "nccl"
 _SETTINGS = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 """Without these a thread of torch's ends the process when nccl fails, and says nothing that a user
 can make use of. With them, waiting raises an error, and what to do then is decided here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank computes.
+
+    Attributes:
+        device: as torch writes it, such as ``cuda:0``. name: by :func:`name_of`.
+    """
+
+    device: str
+    name: str
 
 
 def name_of(device: torch.device) -> str:
@@ -32,12 +45,21 @@ def name_of(device: torch.device) -> str:
         uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
     except RuntimeError:
         return ""
-    return str(uuid) or f"{socket.gethostname()} {device.index}"
+    return str(uuid) or f"{gethostname()} {device.index}"
 
 
-def all_own(names: Sequence[str]) -> bool:
-    """Whether every rank has a device, and none has that of another."""
-    return all(names) and len(set(names)) == len(names)
+def why_by_host(places: Sequence[Place]) -> str:
+    """Why nccl cannot join the ranks' places; '' if every one has a device of its own."""
+    seen: dict[str, int] = {}
+    for rank, place in enumerate(places):
+        if not place.device.startswith("cuda"):
+            return f"rank {rank} computes on {place.device}"
+        if not place.name:
+            return f"rank {rank} cannot use {place.device} by NCCL"
+        if place.name in seen:
+            return f"ranks {seen[place.name]} and {rank} share {place.device}"
+        seen[place.name] = rank
+    return ""
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,14 @@ _LONGEST = datetime.timedelta(days=7)
 _CONNECTING = datetime.timedelta(seconds=30)
 """For which a rank that has met the others tries to reach them."""
 _PIECE = 64 << 20
+_ANSWERING = 120.0
+"""Seconds for which nccl may connect: what it does then has no limit of its own."""
 _CUTTING = 5.0
 """Seconds for which the end of what waits in nccl is waited for."""
-_NCCL = "NCCL_DEBUG=INFO shows why; --device cpu does without it"
 
 
 class Link:
-    """A process group of gloo, and one of nccl where every rank has a CUDA device of its own.
+    """A process group of gloo, and one of nccl where :meth:`join` has made it.
 
     Every method but :meth:`cut` is called by all ranks alike, and in the same order. Waiting can be
     interrupted: it is done here, not in torch.
@@ -43,9 +46,9 @@ class Link:
 
         self.rank, self.count = rank, count
         self.device: torch.device | None = None
-        self._names: tuple[str, ...] = ()
         self._direct: Any = None  # the group of nccl
         self._is_cut = False
+        self._is_stuck = False
         self._own = not dist.is_initialized()
         with on_their_network():
             if self._own:
@@ -72,32 +75,33 @@ class Link:
         self.tensor_of(source, whole)
         return whole.numpy().tobytes()
 
-    def use(self, device: torch.device, names: tuple[str, ...]) -> None:
+    def join(self, device: torch.device) -> str:
         """Have tensors on the ranks' devices pass from one to the other directly from now on.
 
+        Every rank does its part to the end, whatever comes of it elsewhere: that all of them have
+        been joined is for the caller to ask, and to :meth:`leave` again if not.
+
         Args:
-            device: this rank's. names: of all ranks' devices, which are all different; none at all
-                has tensors go through the host again.
+            device: this rank's, which is no other's.
+
+        Returns:
+            Why this rank has not been joined to the others; '' if it has.
 
         Raises:
-            RanksLost: nccl does not work.
+            RanksLost: this rank is cut off.
         """
         import torch
         import torch.distributed as dist
 
-        if names == self._names:
-            return
-        self._leave()
-        if not names:
-            return
         try:
             with devices.errors_are_raised():
                 self._direct = dist.new_group(backend=devices.BACKEND, timeout=_CONNECTING)
             self._connect(torch.zeros(1, device=device))
             dist.distributed_c10d._set_pg_timeout(_LONGEST, self._direct)
-        except RuntimeError as error:
-            raise RanksLost(f"{devices.BACKEND}: {in_short(error)}", hint=_NCCL) from error
-        self._names, self.device = names, device
+        except (RuntimeError, ValueError) as error:
+            return in_short(error)
+        self.device = device
+        return ""
 
     def _connect(self, probe: torch.Tensor) -> None:
         """Pass a tensor for the first time, which connects the devices, while all ranks are here.
@@ -111,13 +115,17 @@ class Link:
         def run() -> None:
             try:
                 dist.broadcast(probe, 0, group=self._direct)
+                probe.cpu()  # on a device, it is over only now
             except RuntimeError as error:
                 failed.append(error)
 
         thread = threading.Thread(target=run, name="prunectl-connect", daemon=True)
         thread.start()
+        until = time.monotonic() + _ANSWERING
         while thread.is_alive():
             self._check()
+            if time.monotonic() > until:
+                raise RuntimeError(f"no answer for {_ANSWERING:.0f} s")
             time.sleep(0.01)
         if failed:
             raise failed[0]
@@ -148,9 +156,9 @@ class Link:
         return bool(least.item())
 
     def tensor_of(self, source: int, tensor: torch.Tensor) -> None:
-        """Put what ``source`` has in ``tensor``, contiguous and of any dtype, in every rank's.
+        """Put what ``source`` has in ``tensor`` in every rank's.
 
-        It is on the CPU, or on :attr:`device`, in all of them.
+        It is contiguous, of any dtype, and on the CPU.
         """
         import torch
 
@@ -162,38 +170,37 @@ class Link:
         """End what waits in nccl, which an interrupt alone does not; called in any thread."""
         self._is_cut = True
         if self._direct is not None:
-            ending = threading.Thread(target=devices.abort, args=(self._direct,), daemon=True)
-            ending.start()
-            ending.join(_CUTTING)
+            _within(_CUTTING, devices.abort, self._direct)
+
+    def leave(self) -> None:
+        """Have all tensors go through the host again."""
+        import torch.distributed as dist
+
+        group, self._direct, self.device = self._direct, None, None
+        if group is not None and not _within(_CUTTING, dist.destroy_process_group, group):
+            self._is_stuck = True  # it has not connected, and nccl does not give that up
+            _keep(group)
 
     def close(self) -> None:
         """Leave the groups that were joined here."""
         import torch.distributed as dist
 
-        self._leave()
-        if self._own:
+        self.leave()
+        if self._is_stuck:
+            self.abandon()
+        elif self._own:
             dist.destroy_process_group()
 
     def abandon(self) -> None:
         """Let the process end without what the others still owe it: they may be silent for ever.
 
-        gloo's group, when it goes, waits for what was begun, and nothing ends that waiting. With a
-        reference too many it stays.
+        gloo's group, when it goes, waits for what was begun, and nothing ends that waiting.
         """
-        import ctypes
-
         import torch
 
         assert self._group is not None
-        for group in (self._group, self._group._get_backend(torch.device("cpu"))):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-
-    def _leave(self) -> None:
-        import torch.distributed as dist
-
-        if self._direct is not None:
-            dist.destroy_process_group(self._direct)
-        self._direct, self.device, self._names = None, None, ()
+        _keep(self._group)
+        _keep(self._group._get_backend(torch.device("cpu")))
 
     def _broadcast(self, tensor: torch.Tensor, source: int) -> None:
         import torch.distributed as dist
@@ -224,3 +231,23 @@ class Link:
     def _check(self) -> None:
         if self._is_cut:
             raise RanksLost("this one was cut off")
+
+
+def _within(seconds: float, what: Callable[[Any], None], group: Any) -> bool:
+    """Whether something that may wait for ever has come to its end, or an error, in time."""
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            what(group)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _keep(held: object) -> None:
+    """With a reference too many it stays when the process ends."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import socket
 import threading
 import time
 import uuid
@@ -73,10 +75,17 @@ def _store(rank: int, count: int, on_event: OnEvent) -> Store:
     try:
         return found.result(_PATIENCE)
     except TimeoutError:
-        if not found.done():
-            place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
-            on_event(Note(f"rank {rank} of {count} waits for the others at {place}"))
+        host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        if not found.done() and (rank == 0 or not _listens(host, port)):
+            on_event(Note(f"rank {rank} of {count} waits for the others at {host}:{port}"))
         return found.result()
+
+
+def _listens(host: str, port: str) -> bool:
+    """Whether the first rank is at the meeting place, and says itself who is waited for."""
+    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), 1.0):
+        return True
+    return False
 
 
 def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:

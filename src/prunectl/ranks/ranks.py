@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import pickle
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.plain import plain
-from prunectl.ranks.devices import all_own, name_of
+from prunectl.ranks.devices import Place, name_of, why_by_host
 from prunectl.ranks.errors import RanksDiffer
 from prunectl.ranks.link import Link
 from prunectl.ranks.shares import piles, slices
@@ -32,6 +34,7 @@ SAME_CALLS = (
     "all make the same calls with ranks=; whether it is the first is asked for what follows, such "
     "as printing"
 )
+SAME_COMMAND = "all need the same command, with the same options, and the same version of prunectl"
 
 
 class Ranks:
@@ -48,6 +51,7 @@ class Ranks:
 
     def __init__(self, link: Link | None = None) -> None:
         self._link = link
+        self._places: list[Place] = []
         self.number = link.rank if link else 0
         self.count = link.count if link else 1
 
@@ -114,16 +118,37 @@ class Ranks:
         first: Item = pickle.loads(data)
         return first
 
-    def use(self, device: torch.device) -> None:
+    def use(self, device: torch.device, on_event: OnEvent = ignore_events) -> None:
         """Say where this rank computes. Where all do so on CUDA devices, each on one of its own,
-        their tensors pass by nccl from one to the other; else by gloo, through the host's memory.
+        and nccl connects these, sums pass by it; else by gloo, through the host's memory.
 
-        Raises:
-            RanksLost: nccl does not work.
+        Args:
+            on_event: told on the first rank, as :class:`Note`, which it is, if there are GPUs.
         """
-        if self._link is not None:
-            names = tuple(self.gathered([name_of(device)]))
-            self._link.use(device, names if all_own(names) else ())
+        if self._link is None:
+            return
+        places = list(self.gathered([Place(str(device), name_of(device))]))
+        if places == self._places:
+            return
+        self._places = places
+        self._link.leave()
+        why = why_by_host(places)
+        failed = "" if why else self._join(self._link, device)
+        if self.is_first and any(place.device.startswith("cuda") for place in places):
+            way = f"through the host: {why or failed}" if why or failed else "by NCCL"
+            on_event(Note(f"sums pass {way}", warning=bool(failed)))
+
+    def _join(self, link: Link, device: torch.device) -> str:
+        """Connect all ranks' devices; why that has failed, in which case none is."""
+        began = time.monotonic()
+        why = link.join(device)
+        answers = self.gathered([(time.monotonic() - began, self.number, why)])
+        failed = [one for one in answers if one[2]]
+        if not failed:
+            return ""
+        link.leave()
+        _, rank, why = min(failed)  # the others have waited for it
+        return f"NCCL does not connect rank {rank} ({why}); NCCL_DEBUG=INFO shows more"
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Put the sum of the ranks' tensors, contiguous, in that of every one; the same bits."""
@@ -131,26 +156,19 @@ class Ranks:
             self._link.sum(tensor)
 
     def tensor_of(self, rank: int, tensor: torch.Tensor | None) -> torch.Tensor:
-        """What ``rank`` has for a tensor, on every rank; others' counts nothing.
-
-        It is on the CPU, or on each rank's own device where ``rank`` has it there and nccl joins
-        them.
-        """
+        """What ``rank`` has for a tensor, on the CPU, on every rank; others' counts nothing."""
         if self._link is None:
             assert tensor is not None
             return tensor
         import torch
 
-        device = self._link.device
-        held = tensor.contiguous() if tensor is not None and rank == self.number else None
-        if held is not None and held.device != device:
-            held = held.cpu()
-        told = b""
-        if held is not None:
-            told = pickle.dumps((tuple(held.shape), held.dtype, held.device.type != "cpu"))
-        shape, dtype, is_there = pickle.loads(self._link.bytes_of(rank, told))
-        if held is None:
-            held = torch.empty(shape, dtype=dtype, device=device if is_there else None)
+        if rank == self.number:
+            assert tensor is not None
+            held = tensor.cpu().contiguous()
+            self._link.bytes_of(rank, pickle.dumps((tuple(held.shape), held.dtype)))
+        else:
+            shape, dtype = pickle.loads(self._link.bytes_of(rank))
+            held = torch.empty(shape, dtype=dtype)
         self._link.tensor_of(rank, held)
         return held
 
@@ -183,8 +201,12 @@ class Ranks:
             if other != values[0][1]:
                 raise RanksDiffer(what, rank, hint=hint)
 
-    def check_source(self, checkpoint: Checkpoint) -> None:
-        """See to it that every rank has opened the same weights, and takes them for the same.
+    def check_source(self, checkpoint: Checkpoint, verb: str, *arguments: object) -> None:
+        """See to it that every rank has opened the same weights, takes them for the same, and is
+        to do the same with them.
+
+        Args:
+            verb: what is done. arguments: of it, that decide what passes between the ranks.
 
         Raises:
             RanksDiffer: as :meth:`check_same`.
@@ -195,6 +217,7 @@ class Ranks:
                 "all need the same files, from a shared disk or the Hub, and the same transformers"
             )
             self.check_same("weights", seen, hint=hint)
+            self.check_same("command", (verb, arguments), hint=SAME_COMMAND)
 
 
 ALONE = Ranks()
