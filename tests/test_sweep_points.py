@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_ranks_launch import by_hand
 
 import prunectl
 from prunectl.cli.output import save_text
 from prunectl.errors import CannotWrite
-from prunectl.events import Event, Note
+from prunectl.events import Event
 from prunectl.study import points as module
 from prunectl.study.points import Point, Points, key_of
 from prunectl.study.sweep import _points
@@ -257,20 +258,60 @@ def test_of_several_processes_the_first_writes(
     assert (tmp_path / "page.html").read_text() == "0"
 
 
-def test_several_hosts_have_no_cache_of_points_in_common(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+TELLS = """
+import os
+from pathlib import Path
+import prunectl
+from prunectl.study.sweep import _points
+
+host = Path(os.environ["RANK"])
+os.environ["PRUNECTL_CACHE_DIR"] = str(host / "cache")
+models = [prunectl.open_checkpoint("demo")] * 2
+for results, decided in (
+    (host / "points.jsonl", 0), (None, 0), (host, 0), (None, host)
+):
+    try:
+        found = _points(models, results, decided, print, use_cache=True)
+    except prunectl.PrunectlError as error:
+        print(type(error).__name__)
+        continue
+    print([sorted(points.known) for points in found])
+    found[1].add("new", next(iter(found[0].known.values())))
+"""
+
+
+def test_all_hosts_know_the_points_of_the_first(tmp_path: Path) -> None:
     """A point that one of them knew would be left out there, and waited for elsewhere."""
     demo = prunectl.open_checkpoint("demo")
+    cache = f"cache/sweep-{key_of(demo.identity())}.jsonl"
+    for host, (keys, cached) in {"0": ("b", "c"), "1": ("ab", "d")}.items():
+        for name, held in (("points.jsonl", keys), (cache, cached)):
+            points = Points(tmp_path / host / name)
+            for key in held:
+                points.add(key, FINE)
+    files = [tmp_path / host / name for host in "01" for name in ("points.jsonl", cache)]
+    before = [path.read_text() for path in files]
+    first, second = by_hand([], tmp_path, ["-c", TELLS])
+    known = "[['b'], ['b']]\n[['c'], ['c']]\n"
+    assert (first[:2], second[:2]) == (
+        (0, f"{known}CannotWrite\nRanksDiffer\n"),
+        (0, f"{known}RankFailed\nRanksDiffer\n"),
+    )
+    # What is new, the first alone keeps.
+    lines = [path.read_text().removeprefix(text) for path, text in zip(files, before, strict=True)]
+    assert [text.count("\n") for text in lines] == [1, 1, 0, 0]
+
+
+def test_one_process_by_itself_has_its_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    demo = prunectl.open_checkpoint("demo")
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(tmp_path / "cache"))
-    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in place.items():
-        monkeypatch.setenv(name, value)
     events: list[Event] = []
-    assert _points(demo, None, events.append, use_cache=True).is_cache
+    assert all(one.is_cache for one in _points([demo], None, 0, events.append, use_cache=True))
+    assert not any(one.is_cache for one in _points([demo], None, 0, events.append, use_cache=False))
+    shared = tmp_path / "shared.jsonl"
+    (found,) = _points([demo], shared, 0, events.append, use_cache=True)
+    assert not found.is_cache
+    assert shared.exists()
     assert not events
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert not _points(demo, None, events.append, use_cache=True).is_cache
-    assert [event for event in events if isinstance(event, Note) and "--results" in event.text]
-    assert not _points(demo, tmp_path / "shared.jsonl", events.append, use_cache=True).is_cache
-    assert (tmp_path / "shared.jsonl").exists()

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from prunectl.events import Note, OnEvent
+from prunectl.ranks.launched import launched
+
 One = TypeVar("One")
 Result = TypeVar("Result")
+
+
+def tell_unshared(on_event: OnEvent, *, trains: bool) -> None:
+    """Say so where several processes each do all of the work: a metric shares out what it trains.
+
+    Args:
+        trains: whether it does.
+    """
+    rank, count = launched()
+    if count > 1 and not rank and not trains:
+        text = f"each of the {count} processes does all of it: only training is shared out"
+        on_event(Note(text, warning=True))
 
 
 def shared(items: Sequence[One], work: Callable[[Sequence[One]], Sequence[Result]]) -> list[Result]:

@@ -10,6 +10,7 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.evaluation.metric import Metric, Score
 from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings
@@ -42,6 +43,7 @@ def evaluate(
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
     metric = prepare(checkpoint, settings, on_event)
+    tell_unshared(on_event, trains=metric.trains)
     with open_subject(
         checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
     ) as (subject, reader):

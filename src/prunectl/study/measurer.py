@@ -37,7 +37,7 @@ _DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "
              "tekken")  # fmt: skip
 _DECIDING_ENDS = (".py", ".model", ".spm", ".bpe", ".tiktoken", ".vocab")
 """What the names of files begin or end with that models and their inputs are built from."""
-_LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers")
 """Those that compute; two versions may round in two ways."""
 
 
@@ -203,7 +203,7 @@ class Measurer:
         uses_seed = self.metric.trains or (wanted is not None and wanted.needs_calibration)
         return {
             "version": __version__,
-            "libraries": {name: version(name) for name in _LIBRARIES},
+            "libraries": {name: version(name) for name in LIBRARIES},
             "source": self._source,
             "metric": self.metric.record,
             "device": place.type,

@@ -79,6 +79,18 @@ class Points:
             except OSError as error:
                 raise CannotWrite(path, error.strerror or type(error).__name__) from None
 
+    @classmethod
+    def of(cls, known: Mapping[str, Point]) -> Points:
+        """Points that another process knows, and keeps."""
+        points = cls(None)
+        points._points.update(known)
+        return points
+
+    @property
+    def known(self) -> Mapping[str, Point]:
+        """All points by key."""
+        return self._points
+
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # a device may have no end

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 
+from prunectl._version import __version__
 from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.subject import dtype_of, prunable_names
 from prunectl.events import Note, OnEvent, ignore_events
@@ -23,12 +26,13 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
-from prunectl.ranks.launched import launched, on_this_host
+from prunectl.ranks.joining import joined_ranks
+from prunectl.ranks.ranks import SAME_COMMAND
 from prunectl.study.commands import command_for, named, short_names
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
-from prunectl.study.measurer import Measurer
-from prunectl.study.points import Points, key_of
+from prunectl.study.measurer import LIBRARIES, Measurer
+from prunectl.study.points import Point, Points, key_of
 from prunectl.study.result import Curve, SweepResult, SweptModel
 from prunectl.study.settings import SweepSettings
 from prunectl.study.turning import Status
@@ -81,13 +85,14 @@ def sweep(
             first = float(settings.grid.within(pattern)[0])
             plan_prune(checkpoint, settings.at(pattern, first, settings.seeds[0]))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
+    tell_unshared(on_event, trains=any(metric.trains for _, metric in prepared))
     found = _empty(prepared, settings, command)
     names = short_names([named(one) for one in opened])
     done: list[Curve] = []
     devices: dict[str, None] = {}  # in order
     try:
-        for (checkpoint, metric), name in zip(prepared, names, strict=True):
-            points = _points(checkpoint, results, on_event, use_cache=use_cache)
+        kept = _points(opened, results, _decided(found), on_event, use_cache=use_cache)
+        for (checkpoint, metric), name, points in zip(prepared, names, kept, strict=True):
             with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
                 for pattern in settings.patterns:
                     for curve in _measured(measurer, name, pattern):
@@ -107,20 +112,47 @@ def sweep(
 
 
 def _points(
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     results: str | os.PathLike[str] | None,
+    decided: object,
     on_event: OnEvent,
     *,
     use_cache: bool,
-) -> Points:
-    """The points that are known of a checkpoint."""
-    if results is not None:
-        return Points(Path(results))
-    if not use_cache:
-        return Points(None)
-    if launched()[1] > on_this_host():  # of a point that one knows, no other may wait for its part
-        on_event(Note("points are not kept: on several hosts, by --results on a shared disk only"))
-        return Points(None)
+) -> list[Points]:
+    """The points that are known of each checkpoint: in all processes, those of the first.
+
+    A point that one of several knew, and another did not, would be left out there, and its part in
+    the training waited for elsewhere.
+
+    Args:
+        decided: what decides the points' keys, in every process the same.
+
+    Raises:
+        RanksDiffer: it is not.
+    """
+    with joined_ranks(on_event) as ranks:
+        ranks.check_same("sweep", decided, hint=SAME_COMMAND)
+        if not ranks.is_first:
+            nothing: list[Mapping[str, Point]] = []
+            return [Points.of(known) for known in ranks.told(nothing)]
+        if results is not None:
+            found = [Points(Path(results))] * len(checkpoints)
+        else:
+            found = [_cached(one, on_event) if use_cache else Points(None) for one in checkpoints]
+        ranks.told([points.known for points in found])
+        return found
+
+
+def _decided(found: SweepResult) -> dict[str, object]:
+    """What all processes must agree on: the same points in the same order, for the same work."""
+    versions = [__version__, *(version(name) for name in LIBRARIES)]
+    place = choose_device(str(found.settings["device"])).type
+    asked = plain(replace(found, machine={}, command=""))
+    return {"versions": versions, "device": place, "asked": asked}
+
+
+def _cached(checkpoint: Checkpoint, on_event: OnEvent) -> Points:
+    """The points in the user's cache."""
     name = f"sweep-{key_of(checkpoint.identity())}.jsonl"
     try:
         points = Points(cache_dir() / name, is_cache=True)
