@@ -37,7 +37,7 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
     """Carry one job out."""
     common = {"ranks": ranks, "on_event": _trap(job)}
     forward._ROWS = job.get("rows", 2048)
-    match job["verb"]:
+    match _own(job, "verb"):
         case "prune":
             settings = prunectl.PruneSettings(**parsed(_own(job, "settings")))
             more = {"max_shard_size": job["shard"], "use_cache": job.get("cache", False)}
@@ -51,7 +51,10 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             )
             return f"{exported.nbytes} bytes"
         case "analyze":
-            found = prunectl.analyze(job["model"], use_cache=job.get("cache", False), **common)
+            patterns = _own({"patterns": ["2:4"], **job}, "patterns")
+            found = prunectl.analyze(
+                job["model"], patterns=patterns, use_cache=job.get("cache", False), **common
+            )
             document = found.to_json()
             del document["seconds"]
             return json.dumps(document)

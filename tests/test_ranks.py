@@ -179,6 +179,16 @@ def test_ranks_write_the_bytes_that_one_process_writes(
 WHOLE = {"verb": "prune", "settings": {"pattern": "2:4"}, "shard": "20KB"}
 
 
+DIFFERING = {"verb": "analyze", "output": "x", "shard": "5GB", "settings": {"sparsity": 0.4}}
+OTHERS: list[dict[str, Any]] = [
+    {"others": {"1": {"patterns": ["4:8"]}}},
+    {"others": {"1": {"verb": "prune"}}},
+    {"verb": "prune", "others": {"1": {"settings": {"sparsity": 0.3}}}},
+    {"verb": "prune", "others": {"1": {"settings": {"pattern": "2:4"}}}},
+]
+"""Commands of which one rank is given another than the first."""
+
+
 def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path) -> None:
     """In one launch after another way to fail; what is left behind is gone on from."""
     model = str(models / "llama")
@@ -196,6 +206,7 @@ def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path
         WHOLE | {"model": model, "output": "x", "others": {"1": {"model": str(models / "wide")}}},
         WHOLE | {"model": str(tmp_path / "spoilt"), "output": "nan"},
         WHOLE | {"model": model, "output": "fine", "others": {}},
+        *({"model": model, **DIFFERING} | more for more in OTHERS),
     ]
     shutil.copytree(models / "wide", tmp_path / "spoilt")
     _put_nan(tmp_path / "spoilt")
@@ -220,6 +231,9 @@ def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path
     assert "NaN" in second[6]
     assert first[7] == second[7]
     assert first[7].endswith(" 0 resumed")
+    for said in (*first[8:], *second[8:]):
+        assert said.startswith("RanksDiffer: rank 1 and rank 0 do not see the same command")
+    assert len(first) == len(second) == 8 + len(OTHERS)
     # The first job is not timed: it loads transformers, and compiles.
     seconds = [int(said.rpartition("[")[2].rstrip("]")) for said in (*first[1:6], *second[1:6])]
     assert max(seconds) < 15, "within seconds"

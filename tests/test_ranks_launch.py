@@ -21,6 +21,7 @@ from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
 from prunectl.ranks.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.ranks.joining import _interruptible, joined_ranks
+from prunectl.ranks.meeting import _listens
 from prunectl.ranks.network import INTERFACE, _interface, on_their_network
 
 BIN = Path(sys.executable).parent
@@ -240,10 +241,10 @@ from prunectl.cli.run import run
 from prunectl.ranks import ranks, watch
 watch._SILENT = 2.0
 check = ranks.Ranks.check_source
-def check_source(self, checkpoint):
+def check_source(self, *what):
     if self.number == 1:
         os.kill(os.getpid(), int(sys.argv[1]))
-    check(self, checkpoint)
+    check(self, *what)
 ranks.Ranks.check_source = check_source
 sys.exit(run(sys.argv[2:]))
 """
@@ -277,21 +278,41 @@ def test_of_one_that_is_silent_the_others_do_not_wait(folder: Path) -> None:
     assert err.startswith("error: rank 1 on its host: has not been heard of for 2 s\nhint: ")
 
 
-def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path) -> None:
-    program = (
-        "import sys; from prunectl.cli.run import run; from prunectl.ranks import meeting; "
-        "meeting._PATIENCE = 0.2; sys.exit(run(sys.argv[1:]))"
-    )
+WAITS = """
+import sys
+from prunectl.cli.run import run
+from prunectl.ranks import meeting
+meeting._PATIENCE = 0.2
+note = meeting.Note
+meeting.Note = lambda text: (print("now", flush=True), note(text))[1]
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path, quiet: bool) -> None:
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    process = start([sys.executable, "-c", program, *PRUNE], folder, **place)
+    process = start([sys.executable, "-c", WAITS, *PRUNE, *["-q"] * quiet], folder, **place)
+    told = "" if quiet else "rank 0 of 2 waits for the others at 127.0.0.1:0\n"
     try:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "rank 0 of 2 waits for the others at 127.0.0.1:0\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        if told:
+            assert process.stderr is not None
+            assert process.stderr.readline() == told
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=20) == ("", "interrupted\n")
     finally:
         process.kill()
     assert process.returncode == 130
+
+
+def test_where_the_first_waits_it_alone_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        assert _listens("127.0.0.1", port)
+    assert not _listens("127.0.0.1", port)
+    assert not _listens("127.0.0.1", "x")
 
 
 # --- in a script ----------------------------------------------------------------------------------

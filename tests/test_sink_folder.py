@@ -321,6 +321,15 @@ def test_a_lock_file_deleted_between_open_and_lock_is_made_anew(
         assert journal_file(target).exists()
 
 
+def test_a_folder_that_is_called_as_a_guests_journal_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    other = journal_file(target).with_name(f"{journal_file(target).name}-1")
+    other.mkdir()
+    job(target, 1)
+    assert state(target) == 1
+    assert other.is_dir()
+
+
 def test_only_one_process_writes_an_output(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with OutputFolder(target, "fp-1", force=False, protected=[]):

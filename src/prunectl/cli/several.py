@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prunectl.cli.command_line import visible
 from prunectl.cli.errors import USAGE
 from prunectl.errors import InvalidOption
-from prunectl.events import Event, Note
+from prunectl.events import Event, Note, ignore_events
 from prunectl.ranks.launched import is_first_process, launched
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def joined(argv: Sequence[str]) -> Iterator[Ranks | None]:
             return
         from prunectl.ranks.joining import joined_ranks
 
-        with joined_ranks(_tell) as ranks:
+        with joined_ranks(ignore_events if _is_quiet(argv) else _tell) as ranks:
             yield ranks
 
 
@@ -56,6 +56,11 @@ def _first_alone_on_stdout() -> Iterator[None]:
         return
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
+
+
+def _is_quiet(argv: Sequence[str]) -> bool:
+    """Whether ``-q`` is given: what waits for the others has not read the command line yet."""
+    return any(word in ("-q", "-qv", "-vq", "--quiet") for word in argv)
 
 
 def _tell(event: Event) -> None:

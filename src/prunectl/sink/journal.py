@@ -178,7 +178,12 @@ def guests(path: Path) -> list[Path]:
     """Journals of guests that are there."""
     begin = f"{path.name}-"
     try:
-        names = [name for name in os.listdir(path.parent) if name.startswith(begin)]  # noqa: PTH208
+        with os.scandir(path.parent) as entries:  # a folder of such a name is somebody else's
+            names = [
+                one.name
+                for one in entries
+                if one.name.startswith(begin) and one.is_file(follow_symlinks=False)
+            ]
     except FileNotFoundError:
         return []
     return [path.with_name(name) for name in sorted(names) if name[len(begin) :].isdecimal()]
