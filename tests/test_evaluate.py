@@ -30,6 +30,7 @@ from prunectl.evaluation.batches import in_batches
 from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
+from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -665,3 +666,23 @@ def test_a_document_that_cannot_be_saved_is_shown_all_the_same(
     assert json.loads(out)["samples"] == 12
     assert code == 1
     assert err.splitlines()[0] == f"error: /dev/full: cannot write: {os.strerror(28)}"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_processes_that_share_nothing_are_told_so_once(
+    rank: int, verses: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    settings = EvalSettings(data=(f"text:{verses}",), samples=2)
+    evaluate("demo", settings, on_event=events.append)
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    more: list[Event] = []
+    evaluate("demo", settings, on_event=more.append)
+    text = "each of the 2 processes does all of it: only training is shared out"
+    told = [event for event in more if event not in events]
+    assert told == ([] if rank else [Note(text, warning=True)])
+    told.clear()
+    tell_unshared(told.append, trains=True)
+    assert not told
