@@ -39,6 +39,7 @@ FLOORS: dict[str, set[str]] = {
         "errors",
         "events",
         "device",
+        "disks",
         "numbers",
         "plain",
         "userdirs",

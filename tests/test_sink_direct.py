@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunectl
+from prunectl.disks import file_system, open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.sink import direct as direct_module
 from prunectl.sink import partial as partial_module
-from prunectl.sink.direct import DirectWriter, open_direct
-from prunectl.sink.osfiles import file_system
+from prunectl.sink.direct import DirectWriter
 from prunectl.sink.partial import PartialFile
 from prunectl.tensorspec import DTYPES, TensorSpec
 
@@ -45,10 +45,10 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where files are written directly; on a file system where that is not done, by an
     ordinary descriptor in the place of the other one."""
     fd = os.open(tmp_path / "probe", os.O_RDWR | os.O_CREAT)
-    found = open_direct(tmp_path / "probe", fd)
+    found = open_direct(tmp_path / "probe", fd, os.O_WRONLY)
     os.close(fd)
     if found is None:
-        monkeypatch.setattr(partial_module, "open_direct", lambda path, fd: os.dup(fd))
+        monkeypatch.setattr(partial_module, "open_direct", lambda path, fd, access: os.dup(fd))
     else:
         os.close(found)
     return tmp_path
@@ -344,7 +344,7 @@ def test_no_more_descriptors_no_direct_writes(on_disk: Path) -> None:
     try:
         # The lowest free number is fd + 1 or less, and no number from 0 on is allowed.
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-        assert open_direct(path, fd) is None
+        assert open_direct(path, fd, os.O_WRONLY) is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         os.close(fd)
@@ -457,7 +457,7 @@ def test_any_pieces_by_any_threads(
     path = tmp_path_factory.getbasetemp() / "pieces"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.ftruncate(fd, size)
-    found = open_direct(path, fd)
+    found = open_direct(path, fd, os.O_WRONLY)
     writer = DirectWriter(os.dup(fd) if found is None else found, fd)
     direct = writer._direct
 
@@ -498,7 +498,7 @@ def test_memory_has_no_direct_writes() -> None:
     path = memory / f"prunectl-test-{os.getpid()}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        assert open_direct(path, fd) is None
+        assert open_direct(path, fd, os.O_WRONLY) is None
     finally:
         os.close(fd)
         path.unlink()

@@ -92,9 +92,13 @@ class Checkpoint:
         """The parsed config.json, or an empty dict; read once."""
         return read_config(self.folder)
 
-    def open(self) -> TensorReader:
-        """A reader of the weight bytes; close it, or use it in a ``with`` block."""
-        return WeightReader(self.folder) if self.opener is None else self.opener()
+    def open(self, *, once: bool = False) -> TensorReader:
+        """A reader of the weight bytes; close it, or use it in a ``with`` block.
+
+        Args:
+            once: whether nothing is read a second time soon: then memory need not keep it.
+        """
+        return WeightReader(self.folder, once=once) if self.opener is None else self.opener()
 
     def identity(self) -> dict[str, Any]:
         """What makes this very checkpoint: the commit, or path, size and mtime of every file."""

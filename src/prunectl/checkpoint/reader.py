@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from prunectl.checkpoint.direct import DirectFiles
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
 
@@ -53,10 +54,15 @@ class WeightReader:
 
     No memory is kept per tensor or file besides one file descriptor per weights file, and 8 MiB per
     thread that reads views which are not contiguous.
+
+    Args:
+        folder: of the files.
+        once: whether nothing is read a second time soon: then memory need not keep it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, once: bool = False) -> None:
         self._folder = folder
+        self._direct = DirectFiles() if once else None
         self._descriptors: dict[str, int] = {}
         self._held = threading.local()
 
@@ -74,12 +80,12 @@ class WeightReader:
         if tensor.strides is not None:
             self._read_view(tensor, start, out)
             return
-        view = out.data
-        done = 0
+        view, position = out.data, tensor.offset + start
+        fd, done = self._descriptor(tensor.file), 0
+        if self._direct is not None:
+            done = self._direct.read(self._folder / tensor.file, fd, position, out)
         while done < len(view):
-            got = os.preadv(
-                self._descriptor(tensor.file), [view[done:]], tensor.offset + start + done
-            )
+            got = os.preadv(fd, [view[done:]], position + done)
             if got == 0:
                 raise BadCheckpoint(self._folder / tensor.file, "truncated while it was read")
             done += got
@@ -154,6 +160,8 @@ class WeightReader:
     def close(self) -> None:
         """Close the files and let go of what was gathered."""
         self._held = threading.local()
+        if self._direct is not None:
+            self._direct.close()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 

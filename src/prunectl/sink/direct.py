@@ -12,19 +12,18 @@ that whoever reads the file next finds it there.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.sink.osfiles import Buffer, file_system
+from prunectl.disks import aligned
+from prunectl.sink.osfiles import Buffer
 
 CHUNK = 2 << 20
 """Bytes that are written at once: as large pieces as a disk is at its fastest with."""
@@ -42,21 +41,6 @@ _SYNC_EVERY = 64
 _BEGUN = 3
 """Chunks that may wait for more bytes, for each thread that brings some: the one it fills, and
 those that its part of the file shares with the parts before and behind."""
-
-_LOCAL_DISKS = {0xEF53: "ext4", 0x58465342: "xfs"}
-"""File systems that write directly without losing by it; network ones want their cache."""
-
-
-def open_direct(path: Path, fd: int) -> int | None:
-    """A descriptor for direct writing of a file that is open as ``fd``; None where that is not
-    offered, or brings nothing."""
-    flag: int | None = getattr(os, "O_DIRECT", None)
-    if flag is None or file_system(fd) not in _LOCAL_DISKS:
-        return None
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
-    except OSError:  # whatever it is, the open descriptor may still do
-        return None
 
 
 @dataclass(eq=False)
@@ -83,7 +67,7 @@ class DirectWriter:
     nobody fills, and a chunk that is cut in two is no harm.
 
     Args:
-        direct: descriptor for whole chunks, see :func:`open_direct`; closed by :meth:`close`.
+        direct: descriptor for whole chunks, of :func:`open_direct`; closed by :meth:`close`.
         fd: an ordinary one of the same file, for what never becomes a whole chunk.
 
     Raises:
@@ -145,7 +129,7 @@ class DirectWriter:
         with self._lock:
             chunk = self._begun.pop(number, None)
             if chunk is None:
-                chunk = _Chunk(number, self._free.pop() if self._free else _aligned())
+                chunk = _Chunk(number, self._free.pop() if self._free else aligned(CHUNK))
             self._begun[number] = chunk
             chunk.fillers += 1
             return chunk
@@ -228,10 +212,3 @@ def write_at(fd: int, data: Buffer, position: int) -> None:
     while view.nbytes:
         written = os.pwrite(fd, view, position)
         view, position = view[written:], position + written
-
-
-def _aligned() -> NDArray[np.uint8]:
-    """A chunk's memory, which begins at a page."""
-    return np.frombuffer(
-        mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
-    )

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -81,14 +80,6 @@ def allocate(fd: int, size: int) -> None:
         if code not in {0, *_NOT_OFFERED}:
             raise OSError(code, os.strerror(code))
     os.ftruncate(fd, size)
-
-
-def file_system(fd: int) -> int:
-    """The number that Linux gives the kind of file system a file is on; 0 elsewhere."""
-    if sys.platform != "linux":  # others have a longer struct statfs
-        return 0
-    found = (ctypes.c_long * 64)()  # more than any struct statfs; the kind comes first
-    return found[0] & 0xFFFFFFFF if _c_call("fstatfs", fd, found) == 0 else 0
 
 
 def sync_folder(path: Path) -> None:

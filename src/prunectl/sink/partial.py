@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from prunectl.sink.direct import DirectWriter, open_direct, write_at
+from prunectl.disks import open_direct
+from prunectl.sink.direct import DirectWriter, write_at
 from prunectl.sink.osfiles import Buffer, allocate, create_file, os_errors, sync_folder
 
 _SYNC_EVERY = 128 << 20
@@ -95,7 +96,7 @@ class PartialFile:
             os.ftruncate(fd, size)
 
     def _open_direct(self, fd: int) -> None:
-        direct = open_direct(self._partial, fd)
+        direct = open_direct(self._partial, fd, os.O_WRONLY)
         if direct is not None:
             self._direct = DirectWriter(direct, fd)
 

@@ -74,8 +74,8 @@ def check_weights(
     own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
     on_event(PhaseStarted(phase, own))
     with ExitStack() as stack:
-        reader = stack.enter_context(output.open())
-        origin = stack.enter_context(source.checkpoint.open()) if source else None
+        reader = stack.enter_context(output.open(once=True))
+        origin = stack.enter_context(source.checkpoint.open(once=True)) if source else None
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Found:
             record = records[tensor.name]
