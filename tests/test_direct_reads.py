@@ -13,6 +13,7 @@ import pytest
 import tiny_models
 
 import prunectl
+from prunectl import disks
 from prunectl.checkpoint import direct as direct_module
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
@@ -100,10 +101,14 @@ def test_what_is_in_memory_is_read_from_there(
     fd = os.open(folder / "weights", os.O_RDWR)
     assert share_in_memory(fd) == 1.0
     os.close(fd)
-    monkeypatch.setattr(direct_module, "open_direct", None)  # is not called
+    monkeypatch.setattr(direct_module, "open_direct", lambda path, fd, access: os.dup(fd))
     with WeightReader(folder, once=True) as reader:
         out = np.zeros(100, np.uint8)
+        before = len(list(Path("/proc/self/fd").iterdir()))
         reader.read(tensor(), 0, out)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + 1  # the ordinary one
+        assert reader._direct is not None
+        assert list(reader._direct._descriptors.values()) == [None]
     assert out.tobytes() == _DATA[8:108]
 
 
@@ -119,6 +124,28 @@ def test_the_share_that_is_in_memory(folder: Path) -> None:
         assert share_in_memory(fd) == 1.0
     finally:
         os.close(fd)
+
+
+def test_a_large_file_is_asked_about_in_parts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(folder / "weights", os.O_RDWR)
+    os.pread(fd, _SIZE, 0)
+    monkeypatch.setattr(disks, "_MAPPED", 1 << 20)
+    assert share_in_memory(fd) == 1.0
+    os.close(fd)
+
+
+def test_a_file_system_that_does_not_map_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    fd = os.open(folder / "weights", os.O_RDWR)
+    monkeypatch.setattr(disks.mmap, "mmap", refuse)
+    assert share_in_memory(fd) == 1.0
+    os.close(fd)
 
 
 def test_an_empty_file_is_in_memory(tmp_path: Path) -> None:

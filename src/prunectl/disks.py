@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 ALIGNMENT = 4096
 """Bytes; no common disk has larger sectors."""
 
+_MAPPED = 1 << 30
+"""Bytes of a file that are asked about at once."""
+
 _LOCAL_DISKS = {0xEF53: "ext4", 0x58465342: "xfs"}
 """File systems that do it without losing by it; network ones want their cache."""
 
@@ -55,13 +58,31 @@ def share_in_memory(fd: int) -> float:
     size = os.fstat(fd).st_size
     if sys.platform != "linux" or not size:
         return 1.0
+    try:
+        held = [
+            _pages_in_memory(fd, start, min(_MAPPED, size - start))
+            for start in range(0, size, _MAPPED)
+        ]
+    except OSError:
+        return 1.0
+    return sum(held) / -(-size // mmap.PAGESIZE)
+
+
+def _pages_in_memory(fd: int, start: int, size: int) -> int:
+    """How many pages of a part of a file the page cache holds.
+
+    Raises:
+        OSError: the system does not say.
+    """
     pages = np.empty(-(-size // mmap.PAGESIZE), np.uint8)
-    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
+    with mmap.mmap(fd, size, access=mmap.ACCESS_READ, offset=start) as mapped:
         view = np.frombuffer(mapped, np.uint8)
         place, vector = ctypes.c_void_p(view.ctypes.data), ctypes.c_void_p(pages.ctypes.data)
         failed = _c_library().mincore(place, ctypes.c_size_t(size), vector)
         del view  # or the file could not be unmapped
-    return 1.0 if failed else float((pages & 1).mean())
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return int(np.count_nonzero(pages & 1))
 
 
 def aligned(size: int) -> NDArray[np.uint8]:

@@ -66,8 +66,11 @@ class DirectFiles:
     def _descriptor(self, path: Path, fd: int) -> int | None:
         with self._lock:
             if path not in self._descriptors:
-                wanted = os.fstat(fd).st_size >= DIRECT_FROM and share_in_memory(fd) < _HELD
+                wanted = os.fstat(fd).st_size >= DIRECT_FROM
                 found = open_direct(path, fd, os.O_RDONLY) if wanted else None
+                if found is not None and share_in_memory(fd) >= _HELD:
+                    os.close(found)
+                    found = None
                 self._descriptors[path] = found
             return self._descriptors[path]
 
