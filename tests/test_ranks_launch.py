@@ -358,10 +358,12 @@ RESTARTED = """
 import os, time
 import prunectl
 with prunectl.joined_ranks() as ranks:
-    if not ranks.is_first and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        raise ValueError("an error of the first time")
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if not ranks.is_first:
+            raise ValueError("an error of the first time")
+        time.sleep(60)  # until the other's error ends it, however busy the machine is
     time.sleep(1.2)
-    print(f"rank {ranks.number} joined again")
+    os.write(1, f"rank {ranks.number} joined again\\n".encode())  # at once: print writes two parts
 """
 
 
