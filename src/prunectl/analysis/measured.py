@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.events import OnEvent
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.masks import as_groups
@@ -95,9 +94,7 @@ def measure(
     if not tensors:
         return
     into.dirty = True
-    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in ranks.part(tensors))))
-    with ExitStack() as stack:
-        reader = stack.enter_context(checkpoint.open())
+    with checkpoint.open() as reader:
 
         def work(
             tensor: StoredTensor, scratch: Scratch
@@ -120,16 +117,13 @@ def measure(
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 
-        def done(tensor: StoredTensor) -> None:
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-
-        for tensor, (found, losses) in ranks.run_tensors(tensors, work, jobs, device, done=done):
+        results = ranks.run_tensors(phase, tensors, work, jobs, on_event, device)
+        for tensor, (found, losses) in results:
             if found is not None:
                 into.facts[tensor.name] = found.facts
                 into.histograms.append(tensor.name, found.histogram)
             for pattern, loss in losses:
                 into.patterns[tensor.name, pattern] = loss
-    on_event(PhaseDone(phase))
 
 
 def refine(
@@ -142,8 +136,6 @@ def refine(
 ) -> Iterator[tuple[str, Histogram]]:
     """Subdivide histogram bins of tensors by reading them again; yields in file order."""
     tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
-    phase = "refining thresholds"
-    on_event(PhaseStarted(phase, sum(t.spec.nbytes for t in ranks.part(tensors))))
     with checkpoint.open() as reader:
 
         def work(tensor: StoredTensor, scratch: Scratch) -> Histogram:
@@ -153,12 +145,9 @@ def refine(
                 refiner.update(block.view(uint))
             return refiner.finish()
 
-        def done(tensor: StoredTensor) -> None:
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-
-        for tensor, fine in ranks.run_tensors(tensors, work, jobs, done=done):
+        phase = "refining thresholds"
+        for tensor, fine in ranks.run_tensors(phase, tensors, work, jobs, on_event):
             yield tensor.name, fine
-    on_event(PhaseDone(phase))
 
 
 def unresolved_bins(

@@ -14,7 +14,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.events import OnEvent
 from prunectl.pattern import NM
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest
@@ -91,9 +91,6 @@ def choose_layouts(
         BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
         PatternMismatch: a tensor does not follow the pattern that is expected of it.
     """
-    phase = "measuring"
-    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
-    on_event(PhaseStarted(phase, own))
     found: dict[str, Choice] = {}
     with checkpoint.open() as reader:
 
@@ -106,12 +103,8 @@ def choose_layouts(
                 raise PatternMismatch(tensor.name, str(counted.broken))
             return _choose(tensor, counted, layout)
 
-        def done(tensor: StoredTensor) -> None:
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-
-        for tensor, choice in ranks.run_tensors(tensors, work, jobs, done=done):
+        for tensor, choice in ranks.run_tensors("measuring", tensors, work, jobs, on_event):
             found[tensor.name] = choice
-    on_event(PhaseDone(phase))
     return found
 
 

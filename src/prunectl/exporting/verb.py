@@ -77,7 +77,7 @@ def export(
         on_event(Note(text, warning=True))
     groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
     job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
-    ranks.check_source(checkpoint, "export", job.fingerprint)
+    ranks.check_source(checkpoint, "export", job.arguments)
     folder = shared_folder(
         ranks,
         job.target,

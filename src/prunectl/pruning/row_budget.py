@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.events import OnEvent
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.magnitude.measure import PatternMeasure
@@ -92,8 +92,6 @@ def take_rows(
     weights = sum(tensor.spec.numel for tensor in tensors)
     shares = RowShares(max(0, pool.target_zeros - unfit), weights)
     phase = f"measuring blocks of {ROW_BLOCK} rows"
-    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
-    on_event(PhaseStarted(phase, own))
     found = {}
     with checkpoint.open() as reader:
 
@@ -102,14 +100,10 @@ def take_rows(
             assert axis is not None  # or it would not fit the pattern
             return list(block_losses(tensor, axis, pattern, reader, scratch))
 
-        def done(tensor: StoredTensor) -> None:
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-
-        for tensor, matrices in ranks.run_tensors(tensors, work, jobs, done=done):
+        for tensor, matrices in ranks.run_tensors(phase, tensors, work, jobs, on_event):
             axis = axes[tensor.name]
             assert axis is not None
             found[tensor.name] = _take(tensor, axis, matrices, shares)
-    on_event(PhaseDone(phase))
     return found
 
 

@@ -84,7 +84,7 @@ def prune(
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     for text in job.plan.notes:
         on_event(Note(text))
-    ranks.check_source(checkpoint, "prune", fingerprint(job), use_cache)
+    ranks.check_source(checkpoint, "prune", arguments(job), use_cache)
     with (
         named_device(device, on_event, tells_unused=not settings.needs_calibration) as place,
         resolved(

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.plain import plain
 from prunectl.ranks.devices import Place, name_of, why_by_host
 from prunectl.ranks.errors import RanksDiffer
@@ -62,24 +63,33 @@ class Ranks:
 
     def run_tensors(
         self,
+        phase: str,
         tensors: Sequence[StoredTensor],
         work: Callable[[StoredTensor, Scratch], Result],
-        jobs: int | None = None,
+        jobs: int | None,
+        on_event: OnEvent,
         device: OnDevice | None = None,
-        done: Callable[[StoredTensor], None] | None = None,
     ) -> Iterator[tuple[StoredTensor, Result]]:
         """:func:`prunectl.streaming.run_tensors`, each rank on a run of neighbours.
 
         Args:
-            done: called with each of this rank's own tensors, those of :meth:`part`, when there is
-                its result; all results come only after that, at once.
+            phase: what it is called where progress is told, which is that of this rank's own part:
+                all results come only after that, at once.
 
         Yields:
             All tensors with their results, in the order of ``tensors``, on every rank. What
             ``work`` returns must be of the kind that can be pickled.
         """
-        made = _told(run_tensors(self.part(tensors), work, jobs, device), done)
-        yield from zip(tensors, self.gathered(made), strict=True)
+        own = self.part(tensors)
+        on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in own)))
+
+        def made() -> Iterator[Result]:
+            for tensor, result in run_tensors(own, work, jobs, device):
+                on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
+                yield result
+
+        yield from zip(tensors, self.gathered(made()), strict=True)
+        on_event(PhaseDone(phase))
 
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
         """The tensors that this rank works on in :meth:`run_tensors`."""
@@ -217,19 +227,10 @@ class Ranks:
                 "all need the same files, from a shared disk or the Hub, and the same transformers"
             )
             self.check_same("weights", seen, hint=hint)
-            self.check_same("command", (verb, arguments), hint=SAME_COMMAND)
+            self.check_same("command", (__version__, verb, arguments), hint=SAME_COMMAND)
 
 
 ALONE = Ranks()
-
-
-def _told(
-    made: Iterable[tuple[StoredTensor, Result]], done: Callable[[StoredTensor], None] | None
-) -> Iterator[Result]:
-    for tensor, result in made:
-        if done is not None:
-            done(tensor)
-        yield result
 
 
 def _messages(items: Iterable[Item]) -> Iterator[bytes]:

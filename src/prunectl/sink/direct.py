@@ -67,7 +67,7 @@ class DirectWriter:
     nobody fills, and a chunk that is cut in two is no harm.
 
     Args:
-        direct: descriptor for whole chunks, of :func:`open_direct`; closed by :meth:`close`.
+        direct: descriptor for whole chunks, of :func:`disks.open_direct`; closed by :meth:`close`.
         fd: an ordinary one of the same file, for what never becomes a whole chunk.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.events import OnEvent
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import (
     Comparison,
@@ -70,9 +70,6 @@ def check_weights(
 ) -> Iterator[tuple[TensorRecord, Found, list[Difference]]]:
     """Read every tensor once; yields its record, what was counted, and the differences."""
     tensors = [tensor for tensor in output.tensors if tensor.name in records]
-    phase = "verifying weights"
-    own = sum(tensor.spec.nbytes for tensor in ranks.part(tensors))
-    on_event(PhaseStarted(phase, own))
     with ExitStack() as stack:
         reader = stack.enter_context(output.open(once=True))
         origin = stack.enter_context(source.checkpoint.open(once=True)) if source else None
@@ -87,13 +84,10 @@ def check_weights(
             read = None if original is None or origin is None else _reader_of(origin, original)
             return _examine(tensor, record, reader, read, scratch)
 
-        def done(tensor: StoredTensor) -> None:
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-
-        for tensor, found in ranks.run_tensors(tensors, work, jobs, done=done):
+        phase = "verifying weights"
+        for tensor, found in ranks.run_tensors(phase, tensors, work, jobs, on_event):
             record = records[tensor.name]
             yield record, found, list(_judge(tensor, record, found, source))
-    on_event(PhaseDone(phase))
 
 
 ReadSource = Callable[[int, int, Scratch], Bytes]
