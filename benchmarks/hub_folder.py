@@ -76,8 +76,6 @@ def _serve(folder: Path, pipe: Connection) -> None:
         try:
             while True:
                 pipe.recv()
-                sent = dict(hub.sent)
-                hub.sent.clear()
-                pipe.send(sent)
+                pipe.send(hub.take_sent())
         except EOFError:
             return

@@ -75,7 +75,8 @@ class Hub:
         cdn: files in LFS are sent from this address, as the same server under another name.
         tokens_at_cdn: bearer tokens that came with requests there.
         requests: method, path and bearer token of each request.
-        sent: how many bytes of each file have been sent.
+        sent: how many bytes of each file have been sent. A piece counts before it goes out, so that
+            whoever has read it all finds it counted.
         ranges: name and Range header of each request for bytes that has one.
         connections: where each connection that was opened comes from.
     """
@@ -96,6 +97,19 @@ class Hub:
     ranges: list[tuple[str, str]] = field(default_factory=list)
     connections: list[tuple[str, int]] = field(default_factory=list)
     url: str = ""
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, name: str, size: int) -> None:
+        """Add to ``sent``; requests are answered side by side."""
+        with self._counting:
+            self.sent[name] += size
+
+    def take_sent(self) -> dict[str, int]:
+        """``sent``, which starts again at nothing."""
+        with self._counting:
+            taken = dict(self.sent)
+            self.sent.clear()
+        return taken
 
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were asked for, sorted; each request counts."""
@@ -252,8 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # who has read enough hangs up
             for start in range(first, last, _PIECE):
                 piece = body[start : min(start + _PIECE, last)]
+                self.hub.count(name, len(piece))
                 self.wfile.write(piece)
-                self.hub.sent[name] += len(piece)
         if cut:
             self.close_connection = True
 
