@@ -14,7 +14,7 @@ from hubserver import WRITER, Hub, Worker
 import prunectl
 from prunectl.sink.card import END, SECTION
 from prunectl.sink.manifest import read_manifest
-from prunectl.sink.measured import Measured, results_in, weights_of
+from prunectl.sink.measured import ResultFile, results_in, weights_of
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -105,7 +105,7 @@ def test_a_result_that_came_with_the_source_is_a_side_file(out: Path, tmp_path: 
     assert prunectl.verify(small, source=source).differences == ()
     # One of its own may take the same name.
     save(small, result_of(small))
-    assert isinstance(results_in(small, read_manifest(small).files)["bench.json"], Measured)
+    assert isinstance(results_in(small, read_manifest(small).files)["bench.json"], ResultFile)
     assert prunectl.verify(small, source=source).differences == ()
     # And one that the source got later is not missed.
     save(source, result_of(out), "bench-2.json")
@@ -169,7 +169,7 @@ def test_text_in_a_result_does_nothing(out: Path) -> None:
     document["machine"] |= {"name": evil, "device": evil}
     save(out, document)
     result = results_in(out, ())["bench.json"]
-    assert isinstance(result, Measured)
+    assert isinstance(result, ResultFile)
     row = result.lines[-1]
     # Each cell is one span of code, in which nothing has a meaning but the bars of the table.
     assert all("\n" not in line and "\x1b" not in line for line in result.lines)
@@ -198,8 +198,8 @@ def test_a_score_is_shown_if_it_is_of_these_weights(out: Path) -> None:
     save(out, other, "evaluate-other.json")
     found = results_in(out, read_manifest(out).files)
     own, foreign = found["evaluate.json"], found["evaluate-other.json"]
-    assert isinstance(own, Measured)
-    assert isinstance(foreign, Measured)
+    assert isinstance(own, ResultFile)
+    assert isinstance(foreign, ResultFile)
     weights = weights_of(out, read_manifest(out))
     assert own.is_about(weights)
     assert not foreign.is_about(weights)
@@ -219,7 +219,7 @@ def test_a_sweep_is_shown_a_line_a_curve(out: Path) -> None:
     }
     save(out, document, "sweep.json")
     found = results_in(out, read_manifest(out).files)["sweep.json"]
-    assert isinstance(found, Measured)
+    assert isinstance(found, ResultFile)
     rows = [line for line in found.lines if line.startswith("| `demo")]
     assert rows[0] == "| `demo, unstructured` | 26.0% | `found` | `26% is within \\| <b>` |"
     assert rows[1].startswith("| `demo, 2:4` | none |")

@@ -83,6 +83,16 @@ def parse_nm(text: str) -> NM:
     return pattern
 
 
+def distinct_patterns(given: Iterable[Pattern | str]) -> tuple[Pattern, ...]:
+    """Patterns, or texts that :func:`parse_pattern` reads: each once, in their order."""
+    return tuple(dict.fromkeys(parse_pattern(p) if isinstance(p, str) else p for p in given))
+
+
+def distinct_nms(given: Iterable[NM | str]) -> tuple[NM, ...]:
+    """N:M patterns, or texts that :func:`parse_nm` reads: each once, in their order."""
+    return tuple(dict.fromkeys(parse_nm(p) if isinstance(p, str) else p for p in given))
+
+
 def nearest_prefix(steps: Iterable[int], wanted: int) -> int:
     """How many of the first steps bring their sum nearest to ``wanted``; of equals, the fewest."""
     distances = [abs(total - wanted) for total in itertools.accumulate(steps, initial=0)]

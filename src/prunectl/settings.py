@@ -183,6 +183,18 @@ def check_sparsity(value: float, pattern: Pattern) -> None:
         )
 
 
+def distinct_sparsities(given: Iterable[float]) -> tuple[float, ...]:
+    """Sparsities of unstructured pruning: each once, the lowest first.
+
+    Raises:
+        InvalidSparsity: one does not lie between 0 and 1.
+    """
+    sparsities = tuple(sorted(set(given)))
+    for sparsity in sparsities:
+        check_sparsity(sparsity, Unstructured())
+    return sparsities
+
+
 def check_settings(settings: PruneSettings) -> None:
     """Raise a UsageError for settings that contradict themselves."""
     _check_method(settings)

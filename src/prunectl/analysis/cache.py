@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, BinaryIO
 
 import blake3
@@ -27,6 +29,33 @@ _DAMAGE = (
     MemoryError, OverflowError, RecursionError,
 )  # fmt: skip
 """What reading anything but a good file may raise."""
+
+
+@contextmanager
+def measured_of(
+    checkpoint: Checkpoint,
+    *,
+    use_cache: bool,
+    ranks: Ranks = ALONE,
+    given: Measured | None = None,
+) -> Iterator[Measured]:
+    """What is known of a checkpoint's weights, for a block that adds to it.
+
+    Args:
+        use_cache: start from what earlier runs measured, and remember what the block has added
+            unless it fails.
+        ranks: the processes that run the same block: the first one's cache is that of all.
+        given: start from this instead, which the caller closes.
+    """
+    cached = load_measured(checkpoint, ranks) if use_cache and given is None else None
+    measured = given or cached or Measured()
+    try:
+        yield measured
+        if use_cache and measured.dirty and ranks.is_first:
+            store_measured(checkpoint, measured)
+    finally:
+        if measured is not given:
+            measured.close()
 
 
 def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | None:

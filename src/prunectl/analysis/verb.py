@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.cache import measured_of
 from prunectl.analysis.measured import Measured, measure
 from prunectl.analysis.result import SPARSITIES, Analysis
 from prunectl.analysis.summary import summarize
@@ -18,7 +18,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
-from prunectl.pattern import NM, parse_nm, pruned_count
+from prunectl.pattern import NM, distinct_nms, pruned_count
 from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
@@ -60,13 +60,12 @@ def analyze(
         NaNWeights: a prunable tensor holds NaN.
     """
     check_device(device)
-    chosen = [parse_nm(p) if isinstance(p, str) else p for p in patterns]
+    chosen = distinct_nms(patterns)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _refuse_packed(checkpoint)
     ranks.check_source(checkpoint, "analyze", [str(pattern) for pattern in chosen], use_cache)
     started = time.perf_counter()
-    measured = (load_measured(checkpoint, ranks) if use_cache else None) or Measured()
-    try:
+    with measured_of(checkpoint, use_cache=use_cache, ranks=ranks) as measured:
         prunable = prunable_names(checkpoint)
         with named_device(device, on_event) as place:
             measure_missing(
@@ -86,12 +85,8 @@ def analyze(
             ranks=ranks,
         )
         fresh = measured.dirty
-        if use_cache and fresh and ranks.is_first:
-            store_measured(checkpoint, measured)
         result = summarize(checkpoint, measured, prunable, targets, chosen)
-        return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
-    finally:
-        measured.close()
+    return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
 
 
 def _refuse_packed(checkpoint: Checkpoint) -> None:

@@ -42,7 +42,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ShapeTimes:
     """The rows of one shape, and the backend that its weights are converted with; None: none."""
 
     rows: tuple[KernelRow, ...]
@@ -104,14 +104,14 @@ def measure_shape(
     *,
     always: bool,
     seed: int,
-) -> Measured:
+) -> ShapeTimes:
     """Time dense and sparse products of one weight at several batches, with the best backend.
 
     Args:
         weight: of ``shape.shape``, on the device.
         always: choose the sparse kernel everywhere, also where it loses.
     """
-    found: list[tuple[float, Measured]] = []
+    found: list[tuple[float, ShapeTimes]] = []
     errors: list[str] = []
     for backend in backends:
         rows = sparse_rows(weight, backend)
@@ -133,7 +133,7 @@ def measure_shape(
             )
             continue
         speed = sum(math.log(line.dense_seconds / line.sparse_seconds) for line in lines)
-        found.append((speed, Measured(tuple(lines), backend)))
+        found.append((speed, ShapeTimes(tuple(lines), backend)))
     if found:
         return max(found, key=lambda one: one[0])[1]
     why = "; ".join(errors) or "no kernel takes this shape"
@@ -141,7 +141,7 @@ def measure_shape(
         shape.shape, len(shape.names), shape.rows / shape.shape[0], 0, "", 0.0, 0.0, None,
         False, 0.0, why,
     )  # fmt: skip
-    return Measured((empty,), None)
+    return ShapeTimes((empty,), None)
 
 
 def relative_error(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:

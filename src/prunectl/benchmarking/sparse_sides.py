@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prunectl.benchmarking.kernels import (
-    Measured,
+    ShapeTimes,
     measure_shape,
     observed_batches,
     relative_error,
@@ -58,7 +58,7 @@ def sparse_side(
     rows: list[KernelRow] = []
     replacements: dict[str, nn.Module] = {}
     for shape in shapes:
-        found: Measured = measure_shape(
+        found: ShapeTimes = measure_shape(
             shape, matrices[shape.names[0]].weight, batches, kernels, bench.clock,
             always=always, seed=bench.settings.seed,
         )  # fmt: skip

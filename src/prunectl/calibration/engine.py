@@ -12,7 +12,7 @@ import torch
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import Forward, Inputs
-from prunectl.calibration.pruner import EachAtOnce, Measured, Pruner, PruneTensor, pruned
+from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.skeleton import Skeleton
@@ -221,7 +221,7 @@ class _Engine:
     ) -> None:
         statistics = self._collect(unit, todo, tell)
         seen = {
-            name: [Measured(m, statistics.of(m), m in statistics.missed) for m in parts]
+            name: [Captured(m, statistics.of(m), m in statistics.missed) for m in parts]
             for name, parts in todo.items()
         }
         for name, new in pruned(self._pruner, seen, self._ranks):
@@ -296,7 +296,7 @@ class _Engine:
         """Have a block's tensors pruned without statistics."""
         self._skeleton.load(block)
         seen = {
-            name: [Measured(one, None) for one in matrices(name, view, self._wanted.axes[name])]
+            name: [Captured(one, None) for one in matrices(name, view, self._wanted.axes[name])]
             for name, view in self._skeleton.views(self._names[block]).items()
         }
         for _ in pruned(self._pruner, seen, self._ranks):

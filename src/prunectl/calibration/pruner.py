@@ -19,7 +19,7 @@ from prunectl.ranks.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Captured:
     """A matrix of a block, and what was seen of its inputs; None where nothing reached it.
 
     Attributes:
@@ -31,7 +31,7 @@ class Measured:
     missed: bool = False
 
 
-PruneTensor = Callable[[str, Sequence[Measured]], torch.Tensor | None]
+PruneTensor = Callable[[str, Sequence[Captured]], torch.Tensor | None]
 """Takes a tensor's name and its matrices; gives its new values in the stored shape, or None."""
 
 
@@ -56,7 +56,7 @@ class Pruner(ABC):
         return False
 
     @abstractmethod
-    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
+    def compute(self, name: str, matrices: Sequence[Captured]) -> Computed:
         """What becomes of a tensor: called once for each, in some process."""
 
     @abstractmethod
@@ -70,15 +70,15 @@ class EachAtOnce(Pruner):
     def __init__(self, prune_tensor: PruneTensor) -> None:
         self._prune_tensor = prune_tensor
 
-    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
-        return Computed(self._prune_tensor(name, measured))
+    def compute(self, name: str, matrices: Sequence[Captured]) -> Computed:
+        return Computed(self._prune_tensor(name, matrices))
 
     def take(self, name: str, computed: Computed) -> None:
         """Nothing is left to do."""
 
 
 def pruned(
-    pruner: Pruner, todo: Mapping[str, Sequence[Measured]], ranks: Ranks
+    pruner: Pruner, todo: Mapping[str, Sequence[Captured]], ranks: Ranks
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Have tensors pruned, each by one of the processes; what is in turn, by the first.
 
@@ -89,8 +89,8 @@ def pruned(
         in this order, every tensor with its new values, or None.
     """
     if ranks.count == 1:
-        for name, measured in todo.items():
-            computed = pruner.compute(name, measured)
+        for name, matrices in todo.items():
+            computed = pruner.compute(name, matrices)
             pruner.take(name, computed)
             yield name, computed.values
         return
@@ -110,7 +110,7 @@ def pruned(
         yield name, values
 
 
-def _work(measured: Sequence[Measured]) -> int:
+def _work(matrices: Sequence[Captured]) -> int:
     """About what it takes to prune a tensor, in multiplications."""
-    shapes = [one.matrix.weight.shape for one in measured]
+    shapes = [one.matrix.weight.shape for one in matrices]
     return sum(out * inputs * inputs for out, inputs in shapes)

@@ -13,7 +13,7 @@ from prunectl.cli.html import Html, check_page, save_page
 from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
-from prunectl.pattern import NM, parse_nm
+from prunectl.pattern import NM, distinct_nms
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.hub_remote import RemoteModel
@@ -161,4 +161,4 @@ def wanted_patterns(texts: list[str]) -> tuple[NM, ...]:
     """
     named = [text for text in texts if text.strip().lower() != "none"]
     first = [NM(2, 4)] if len(named) == len(texts) else []
-    return tuple(dict.fromkeys([*first, *map(parse_nm, named)]))
+    return distinct_nms([*first, *named])

@@ -14,6 +14,7 @@ from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
 from prunectl.ranks.launched import is_first_process
+from prunectl.sink.osfiles import replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -138,29 +139,14 @@ def check_file(path: Path) -> None:
 
 
 def save_text(path: Path, text: str | bytes) -> None:
-    """Write a file through a temporary name beside it, so that it is there whole or not at all.
-
-    What is there and no regular file (``/dev/null``, a pipe) is written into. Of several processes
-    that work on one command, the first does it.
+    """Write a file, whole or not at all; of several processes on one command, the first does it.
 
     Raises:
         CannotWrite: the system refuses.
     """
     if not is_first_process():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    data = text if isinstance(text, bytes) else text.encode("utf-8")
-    try:
-        if path.exists() and not path.is_file():  # a device or a pipe must not become a file
-            path.write_bytes(data)
-            return
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise CannotWrite(path, error.strerror or type(error).__name__) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    replace_file(path, text if isinstance(text, bytes) else text.encode("utf-8"))
 
 
 def _width(stream: TextIO) -> int | None:

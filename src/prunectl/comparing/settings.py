@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunectl.pattern import NM, Unstructured, parse_nm
-from prunectl.settings import PruneSettings, Scope, check_sparsity
+from prunectl.pattern import NM, distinct_nms
+from prunectl.settings import PruneSettings, Scope, distinct_sparsities
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
 """Those of the paper's comparison of masks (arXiv 2306.03805)."""
@@ -34,14 +33,10 @@ class CompareSettings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given: Sequence[NM | str] = self.patterns
-        patterns = [parse_nm(one) if isinstance(one, str) else one for one in given]
-        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
-        object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
+        object.__setattr__(self, "patterns", distinct_nms(self.patterns))
+        object.__setattr__(self, "sparsities", distinct_sparsities(self.sparsities))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for sparsity in self.sparsities:
-            check_sparsity(sparsity, Unstructured())
 
     def prune(self, sparsity: float | None, pattern: NM | None = None) -> PruneSettings:
         """What makes one of the masks."""

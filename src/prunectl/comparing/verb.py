@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.cache import measured_of
 from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.groups import layer_label
-from prunectl.analysis.measured import Measured
 from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
@@ -85,9 +84,6 @@ def compare(
         run = _Run(sides, candidates, found, settings, by_zeros, jobs, on_event)
         stats = run.stats()
         masks = run.masks(stats)
-        for side in sides:
-            if isinstance(side, WeightSide) and use_cache and side.measured.dirty:
-                store_measured(side.checkpoint, side.measured)
     labels = short_names([side.name for side in sides])
     compared = [
         _side(side, label, one, left)
@@ -256,8 +252,7 @@ def _open(one: Given, stack: ExitStack, use_cache: bool) -> Side:
             check_bits(one, reader, ignore_events)
         return side
     checkpoint = one if isinstance(one, Checkpoint) else open_model(one)
-    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
-    stack.callback(measured.close)
+    measured = stack.enter_context(measured_of(checkpoint, use_cache=use_cache))
     return WeightSide(checkpoint, PruneSettings(), measured)
 
 

@@ -22,7 +22,7 @@ from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.pruning.calibrated import refuse_odd
 
 if TYPE_CHECKING:
-    from prunectl.calibration.pruner import Measured
+    from prunectl.calibration.pruner import Captured
 
 _SHIFT = 15
 """fp32 scores are counted by sign, exponent and 8 bits of the mantissa: steps of 0.4%."""
@@ -63,7 +63,7 @@ class ScoreCounts(Pruner):
         self._tensors, self._axes, self._reader = tensors, axes, reader
         self.counts: dict[str, list[Counts]] = {}
 
-    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
+    def compute(self, name: str, measured: Sequence[Captured]) -> Computed:
         """Count the scores of a tensor; changes nothing.
 
         Raises:

@@ -25,7 +25,7 @@ from prunectl.pruning.targets import ByShare, Goal, TensorTarget, split
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.pruner import Measured
+    from prunectl.calibration.pruner import Captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Calibrator(Pruner):
         """Whether what a tensor gives of a budget depends on what those before it have given."""
         return isinstance(self._targets[name], ByShare)
 
-    def compute(self, name: str, measured: Sequence[Measured]) -> Computed:
+    def compute(self, name: str, measured: Sequence[Captured]) -> Computed:
         """The new values of a tensor, and the facts: of it, of its matrices, of their inputs."""
         source = read_tensor(self._reader, self._stored[name])
         refuse_odd(name, source)
@@ -126,7 +126,7 @@ class Calibrator(Pruner):
                 target.shares.of_next(value.numel())
                 target.shares.reached(int((value == 0).sum()))
 
-    def _one(self, part: torch.Tensor, one: Measured, goal: Goal) -> tuple[Done, torch.Tensor]:
+    def _one(self, part: torch.Tensor, one: Captured, goal: Goal) -> tuple[Done, torch.Tensor]:
         import torch
 
         device = one.matrix.weight.device
@@ -145,7 +145,7 @@ class Calibrator(Pruner):
             error.args = (error.message,)
             raise
 
-    def _tell_full(self, one: Measured) -> None:
+    def _tell_full(self, one: Captured) -> None:
         """Say once that a matrix does not fit the device; others may."""
         if not self._is_full:
             self._is_full = True

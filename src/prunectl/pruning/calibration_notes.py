@@ -31,7 +31,7 @@ class CalibrationNotes:
         """A tensor is pruned.
 
         Args:
-            missed: of each of its matrices, :attr:`Measured.missed`. done: facts on each.
+            missed: of each of its matrices, :attr:`Captured.missed`. done: facts on each.
         """
         if facts.skipped:
             text = f"{name}: {facts.skipped:,} inputs held NaN or Inf, or were far too large, and"

@@ -268,11 +268,11 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
 def _outside(specs: list[TensorSpec], run: _Run, pruner: Pruner) -> None:
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices
-    from prunectl.calibration.pruner import Measured, pruned
+    from prunectl.calibration.pruner import Captured, pruned
 
     for spec in specs:
         weight = read_tensor(run.reader, run.job.checkpoint.by_name[spec.name])
         parts = matrices(spec.name, weight, run.job.planned[spec.name].input_axis)
-        todo = {spec.name: [Measured(one, None) for one in parts]}  # one at a time is in memory
+        todo = {spec.name: [Captured(one, None) for one in parts]}  # one at a time is in memory
         for _ in pruned(pruner, todo, run.ranks):
             pass

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prunectl.analysis.cache import load_measured, store_measured
+from prunectl.analysis.cache import measured_of
 from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.mask_file import check_bits
 from prunectl.events import OnEvent
@@ -60,20 +60,15 @@ def resolved(
             job = replace(job, mask_digest=check_bits(masks, reader, on_event))
             resolution = mask_resolution(job.plan, reader)
         elif job.settings.method is Method.MAGNITUDE:
-            cached = load_measured(job.checkpoint, ranks) if use_cache and not measured else None
-            known = measured or cached or Measured()
-            try:
+            with measured_of(
+                job.checkpoint, use_cache=use_cache, ranks=ranks, given=measured
+            ) as known:
                 found = resolve_plan(
                     job.checkpoint, job.plan, known, jobs=jobs, on_event=on_event, ranks=ranks,
                     device=device,
                 )  # fmt: skip
                 # Hosts with other processors may add up floats otherwise: one of them decides.
                 resolution = ranks.told(found)
-                if use_cache and known.dirty and ranks.is_first:
-                    store_measured(job.checkpoint, known)
-            finally:
-                if known is not measured:
-                    known.close()
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:

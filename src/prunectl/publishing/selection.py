@@ -11,7 +11,7 @@ from prunectl.events import Note, OnEvent
 from prunectl.sink.hub_card import hub_card
 from prunectl.sink.hub_state import Content
 from prunectl.sink.manifest import Manifest
-from prunectl.sink.measured import Measured, results_in, weights_of
+from prunectl.sink.measured import ResultFile, results_in, weights_of
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 
 ATTRIBUTES = ".gitattributes"
@@ -23,10 +23,10 @@ def local_files(folder: Path, manifest: Manifest) -> dict[str, Content]:
     return {name: folder / name for name in sorted(names | {MANIFEST_NAME})}
 
 
-def published_results(folder: Path, manifest: Manifest, on_event: OnEvent) -> list[Measured]:
+def published_results(folder: Path, manifest: Manifest, on_event: OnEvent) -> list[ResultFile]:
     """Results in the folder that are about its weights; it is said which are not."""
     results = results_in(folder, manifest.files)
-    read = [result for result in results.values() if isinstance(result, Measured)]
+    read = [result for result in results.values() if isinstance(result, ResultFile)]
     weights = weights_of(folder, manifest)
     for result in read:
         if not result.is_about(weights):
@@ -53,7 +53,7 @@ def stamps(folder: Path, names: Iterable[str]) -> Stamps:
 
 
 def card_of(
-    folder: Path, manifest: Manifest, repo_id: str, results: Sequence[Measured] = ()
+    folder: Path, manifest: Manifest, repo_id: str, results: Sequence[ResultFile] = ()
 ) -> str:
     """The folder's model card as it goes to the Hub.
 

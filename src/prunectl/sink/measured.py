@@ -36,7 +36,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ResultFile:
     """A result that was understood.
 
     Attributes:
@@ -57,14 +57,14 @@ class Measured:
         )
 
 
-def results_in(folder: Path, listed: Iterable[FileRecord]) -> dict[str, Measured | str]:
+def results_in(folder: Path, listed: Iterable[FileRecord]) -> dict[str, ResultFile | str]:
     """The results in a folder by file name; where one cannot be read, why.
 
     A file that the manifest lists and that still is what it was has come with the source, and so is
     about other weights: it is left out.
     """
     digests = {file.name: file.blake3 for file in listed}
-    found: dict[str, Measured | str] = {}
+    found: dict[str, ResultFile | str] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not _NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
@@ -96,7 +96,7 @@ def named_results(section: str) -> set[str]:
     return {name for name in _LINK.findall(section) if _NAME.fullmatch(name)}
 
 
-def _read(path: Path, data: bytes) -> Measured | str:
+def _read(path: Path, data: bytes) -> ResultFile | str:
     try:
         fields = Fields(json.loads(data), path)
         schema = fields.text("schema")
@@ -108,7 +108,7 @@ def _read(path: Path, data: bytes) -> Measured | str:
     except (ValueError, RecursionError):
         return "it is not JSON"
     head, *rest = lines
-    return Measured(path.name, (f"[`{path.name}`]({path.name}): {head}", *rest), of)
+    return ResultFile(path.name, (f"[`{path.name}`]({path.name}): {head}", *rest), of)
 
 
 _Read = tuple[list[str], tuple[tuple[Weights, int], ...] | None]

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from prunectl.errors import CannotWrite, NoSpace
@@ -40,6 +40,28 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
             full.hint = "free some space and repeat the command: finished shards are kept"
             raise full from error
         raise CannotWrite(path, error.strerror or str(error)) from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file through a temporary name beside it: it is there whole or not at all.
+
+    What is there and no regular file (``/dev/null``, a pipe) is written into.
+
+    Raises:
+        CannotWrite: the system refuses; a file that was there still is.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.exists() and not path.is_file():  # a device or a pipe must not become a file
+            path.write_bytes(data)
+            return
+        hidden.write_bytes(data)
+        hidden.replace(path)
+    except OSError as error:
+        raise CannotWrite(path, error.strerror or type(error).__name__) from None
+    finally:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
 
 
 def free_bytes(path: Path) -> int:

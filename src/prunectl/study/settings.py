@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
+from prunectl.pattern import NM, Pattern, Unstructured, distinct_patterns
 from prunectl.settings import PruneSettings, check_settings
 from prunectl.study.grid import Grid, most_of, parse_grid
 from prunectl.study.tolerance import Tolerance
@@ -39,9 +38,7 @@ class SweepSettings:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        given: Sequence[Pattern | str] = self.patterns
-        patterns = tuple(parse_pattern(one) if isinstance(one, str) else one for one in given)
-        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
+        object.__setattr__(self, "patterns", distinct_patterns(self.patterns))
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.patterns:
             raise InvalidOption("a sweep needs a pattern", hint="unstructured, or N:M")

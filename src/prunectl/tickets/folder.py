@@ -12,6 +12,7 @@ from typing import Any
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
+from prunectl.sink.osfiles import replace_file
 from prunectl.study.points import Points, key_of
 from prunectl.tickets.errors import OtherLottery
 from prunectl.tickets.masks import found_in
@@ -140,13 +141,7 @@ class LotteryFolder:
         self._write({"key": self._key, **result.to_json()})
 
     def _write(self, document: dict[str, Any], name: str = RESULT) -> None:
-        target = self.path / name
-        hidden = target.with_name(f".{name}.{os.getpid()}")
-        try:
-            hidden.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-            hidden.replace(target)
-        except OSError as error:
-            raise CannotWrite(target, error.strerror or type(error).__name__) from None
+        replace_file(self.path / name, (json.dumps(document, indent=2) + "\n").encode())
 
     def _known_key(self) -> str | None:
         key = self._read(RESULT).get("key")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunectl.pattern import NM, Unstructured, parse_nm
-from prunectl.settings import check_sparsity
+from prunectl.pattern import NM, distinct_nms
+from prunectl.settings import distinct_sparsities
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,7 @@ class TraceSettings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given: Sequence[NM | str] = self.patterns
-        patterns = [parse_nm(one) if isinstance(one, str) else one for one in given]
-        object.__setattr__(self, "patterns", tuple(dict.fromkeys(patterns)))
-        object.__setattr__(self, "sparsities", tuple(sorted(set(self.sparsities))))
+        object.__setattr__(self, "patterns", distinct_nms(self.patterns))
+        object.__setattr__(self, "sparsities", distinct_sparsities(self.sparsities))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for sparsity in self.sparsities:
-            check_sparsity(sparsity, Unstructured())

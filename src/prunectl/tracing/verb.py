@@ -6,12 +6,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from prunectl.analysis.cache import load_measured, store_measured
-from prunectl.analysis.measured import Measured
+from prunectl.analysis.cache import measured_of
 from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub import drop_commit, is_in_cache
@@ -170,9 +168,8 @@ def _measured(
     jobs: int | None,
     on_event: OnEvent,
 ) -> ModelStats:
-    measured = (load_measured(checkpoint) if use_cache else None) or Measured()
-    with closing(measured):
-        stats = model_stats(
+    with measured_of(checkpoint, use_cache=use_cache) as measured:
+        return model_stats(
             checkpoint,
             measured,
             names,
@@ -181,9 +178,6 @@ def _measured(
             jobs=jobs,
             on_event=on_event,
         )
-        if use_cache and measured.dirty:
-            store_measured(checkpoint, measured)
-    return stats
 
 
 def _series(points: Sequence[TracePoint]) -> Iterator[Series]:

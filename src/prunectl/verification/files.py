@@ -11,7 +11,7 @@ from prunectl.checkpoint.index import read_index
 from prunectl.errors import SourceError
 from prunectl.sink.config_json import CONFIG_NAME, unmark
 from prunectl.sink.manifest import Manifest
-from prunectl.sink.measured import Measured, results_in
+from prunectl.sink.measured import ResultFile, results_in
 from prunectl.sink.parts import PARTS_INDEX, PARTS_SUFFIX
 from prunectl.sink.records import FileRecord
 from prunectl.sink.shards import INDEX_NAME
@@ -35,7 +35,7 @@ def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
             findings.add("files", name, "is no regular file")
     # What was measured on an output is put beside it afterwards.
     results = results_in(folder, manifest.files)
-    known = {name for name, result in results.items() if isinstance(result, Measured)}
+    known = {name for name, result in results.items() if isinstance(result, ResultFile)}
     for name in sorted(present - listed - known - {MANIFEST_NAME, CARD_NAME}):
         why = f", and no result that can be read: {results[name]}" if name in results else ""
         findings.add("files", name, f"is not in the manifest{why}")
