@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 
 from prunectl import demo
-from prunectl.calibration.datasets import Rows, read_images
-from prunectl.calibration.errors import BadCalibration, NoSuchColumn
-from prunectl.calibration.images import find_images, open_image
 from prunectl.calibration.samples import Samples, load_samples
-from prunectl.calibration.source import parse_calibration
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Kind, Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.datasets import Rows, read_images
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.images import find_images, open_image
+from prunectl.data.source import parse_source
 from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 
 TEXTS = demo.calibration_text().read_text(encoding="utf-8").splitlines()[:40]
@@ -68,7 +68,7 @@ def save_rows(path: Path, texts: list[str] = TEXTS, column: str = "text") -> Pat
 
 
 def windows_of(source: str, model: tuple[Checkpoint, Nature], **options: Any) -> Samples:
-    return load_samples(parse_calibration(source), *model, samples=4, **options)
+    return load_samples(parse_source(source, "--calibration"), *model, samples=4, **options)
 
 
 # --- datasets -----------------------------------------------------------------------------------
@@ -115,12 +115,12 @@ def test_no_more_rows_are_read_than_are_needed(
 
 def test_columns(text_model: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
     path = save_rows(tmp_path / "a.jsonl", column="verse")
-    with pytest.raises(NoSuchColumn, match=r"no column that is known .* number, verse") as caught:
+    with pytest.raises(MissingColumn, match=r"no column that is known .* number, verse") as caught:
         windows_of(f"hf:{path}", text_model)
     assert caught.value.columns == ("number", "verse")
-    with pytest.raises(NoSuchColumn, match="no column 'words'; it has number, verse"):
+    with pytest.raises(MissingColumn, match="no column 'words'; it has number, verse"):
         windows_of(f"hf:{path}:::words", text_model)
-    with pytest.raises(BadCalibration, match="'number' holds int, not text"):
+    with pytest.raises(BadData, match="'number' holds int, not text"):
         windows_of(f"hf:{path}:::number", text_model)
     assert windows_of(f"hf:{path}:::verse", text_model).record["column"] == "verse"
 
@@ -151,7 +151,7 @@ def test_bad_datasets(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     source = path.parent if "/" in name else path
-    with pytest.raises(BadCalibration, match=message) as caught:
+    with pytest.raises(BadData, match=message) as caught:
         windows_of(f"hf:{source}{more}", text_model)
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
@@ -237,7 +237,7 @@ def test_images_through_the_models_own_processor(tmp_path: Path) -> None:
         image = one["pixel_values"][0].permute(1, 2, 0).numpy()
         assert sum(np.allclose(image, other, atol=1e-5) for other in plain) == 1
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_processor_type": "X"}')
-    with pytest.raises(BadCalibration, match=r"image processor of .* does not load"):
+    with pytest.raises(BadData, match=r"image processor of .* does not load"):
         windows_of(f"images:{tmp_path / 'a'}", opened(tmp_path / "vit"))
 
 
@@ -254,14 +254,14 @@ def test_broken_images_are_left_out_and_counted(
     assert "3 samples instead of 4" in found.notes[-1]
     for path in good:
         path.unlink()
-    with pytest.raises(BadCalibration, match="none of its images can be read"):
+    with pytest.raises(BadData, match="none of its images can be read"):
         windows_of(f"images:{tmp_path / 'a'}", vit)
 
 
 def test_a_folder_without_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(BadCalibration, match="holds no images"):
+    with pytest.raises(BadData, match="holds no images"):
         windows_of(f"images:{tmp_path}", vit)
 
 
@@ -285,7 +285,7 @@ def test_a_dataset_of_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> 
     found = windows_of(f"hf:{tmp_path / 'a'}", vit)
     assert (found.record["column"], found.record["samples"]) == ("image", 4)
     path = save_rows(tmp_path / "a.jsonl")
-    with pytest.raises(BadCalibration, match="column 'text' holds no images"):
+    with pytest.raises(BadData, match="column 'text' holds no images"):
         windows_of(f"hf:{path}:::text", vit)
 
 
@@ -309,7 +309,7 @@ def test_a_row_cannot_name_a_file_of_the_users_or_a_server(
     values: list[Any] = [{"path": path, "bytes": None} for path in (*addresses, *paths)]
     values += [None, {"path": f"file://{own}", "bytes": inside}]
     rows = datasets.Dataset.from_dict({"image": values}, image).to_iterable_dataset()
-    source = parse_calibration(f"hf:{dataset}")
+    source = parse_source(f"hf:{dataset}", "--calibration")
     assert bool(source.local_dataset) == (dataset == "local")
     found = list(read_images(Rows(rows, ("image",), "image", "train", None), source))
     local = inside if source.local_dataset else b""

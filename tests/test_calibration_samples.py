@@ -18,15 +18,15 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from prunectl import demo
-from prunectl.calibration.errors import BadCalibration, BadTokenizer, WrongTokenizer
 from prunectl.calibration.samples import Samples, load_samples
-from prunectl.calibration.source import parse_calibration
-from prunectl.calibration.text import PIECE, lines, paragraphs, read_files, read_pairs
-from prunectl.calibration.tokens import windows
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, accepted_inputs, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
+from prunectl.data.source import parse_source
+from prunectl.data.text import PIECE, lines, paragraphs, read_files, read_pairs
+from prunectl.data.tokens import windows
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Event, PhaseDone, PhaseStarted
 
@@ -125,7 +125,7 @@ def test_windows_are_parts_of_the_joined_text(
     llama: tuple[Checkpoint, Nature], tmp_path: Path
 ) -> None:
     files = [write_words(tmp_path / f"{n}.txt", 200, seed=n) for n in range(2)]
-    source = parse_calibration([f"text:{files[0]}", f"text:{files[1]}"])
+    source = parse_source([f"text:{files[0]}", f"text:{files[1]}"], "--calibration")
     found = load_samples(source, *llama, samples=7, sequence_length=13, seed=3)
     joined = ids_of(" ".join(file.read_text() for file in files))
     at, places = 0, []
@@ -165,7 +165,7 @@ def reference_digest(samples: Samples) -> str:
 
 
 def test_the_seed_alone_decides(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 500)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 500)}", "--calibration")
 
     def digest_of(seed: int) -> str:
         found = load_samples(source, *llama, samples=8, sequence_length=12, seed=seed)
@@ -179,7 +179,7 @@ def test_length_is_capped_by_the_model_and_short_texts_are_said(
     llama: tuple[Checkpoint, Nature], tmp_path: Path
 ) -> None:
     assert llama[1].context == 20
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 58)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 58)}", "--calibration")
     found = load_samples(source, *llama, samples=4)
     assert [len(row) for row in rows_of(found)] == [20, 20, 18], "the last is what is left"
     assert [*chain(*rows_of(found))] == ids_of((tmp_path / "a.txt").read_text())
@@ -196,19 +196,19 @@ def test_length_is_capped_by_the_model_and_short_texts_are_said(
 
 
 def test_less_than_one_window(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 16)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 16)}", "--calibration")
     found = load_samples(source, *llama, samples=1)
     assert [len(row) for row in rows_of(found)] == [16]
     assert f"{source.name} has 16 tokens, less than one full sample" in found.notes
     write_words(tmp_path / "a.txt", 15)
-    with pytest.raises(BadCalibration, match="has 15 tokens, and a sample has at least 16"):
+    with pytest.raises(BadData, match="has 15 tokens, and a sample has at least 16"):
         load_samples(source, *llama)
     assert len(load_samples(source, *llama, samples=3, sequence_length=5).inputs) == 3
 
 
 def test_each_window_begins_as_the_tokenizer_begins_a_text(made: Made, tmp_path: Path) -> None:
     checkpoint, nature = made("llama", bert=True)
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 100)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 100)}", "--calibration")
     rows = rows_of(load_samples(source, checkpoint, nature, samples=6, sequence_length=10))
     assert all(row[0] == 2 and min(row[1:]) >= 5 and len(row) == 10 for row in rows)
     with pytest.raises(InvalidOption, match="leaves no room"):
@@ -216,7 +216,7 @@ def test_each_window_begins_as_the_tokenizer_begins_a_text(made: Made, tmp_path:
 
 
 def test_the_demo_calibrates_itself(demo_model: tuple[Checkpoint, Nature]) -> None:
-    found = load_samples(parse_calibration("demo"), *demo_model, samples=16)
+    found = load_samples(parse_source("demo", "--calibration"), *demo_model, samples=16)
     assert found.record["kind"] == "demo"
     assert [len(row) for row in rows_of(found)] == [demo_model[1].context] * 16
     inner = transformers.AutoTokenizer.from_pretrained(demo.model_folder())
@@ -241,7 +241,7 @@ def test_large_files_are_read_in_pieces(tmp_path: Path) -> None:
     assert read_files([path], 3 * PIECE, 1) == found
     assert read_files([path], 3 * PIECE, 2) != found
     assert read_files([path], path.stat().st_size, 1).texts == (path.read_text(encoding="utf-8"),)
-    assert events[0] == PhaseStarted("reading calibration data", 3 * PIECE)
+    assert events[0] == PhaseStarted("reading data", 3 * PIECE)
     assert sum(one.count for one in events if isinstance(one, Advanced)) <= 3 * PIECE
     assert isinstance(events[-1], PhaseDone)
 
@@ -275,15 +275,15 @@ def test_bad_text(
     llama: tuple[Checkpoint, Nature], tmp_path: Path, data: bytes, message: str
 ) -> None:
     (tmp_path / "bad.txt").write_bytes(data)
-    with pytest.raises(BadCalibration, match=message) as caught:
-        load_samples(parse_calibration(str(tmp_path / "bad.txt")), *llama)
+    with pytest.raises(BadData, match=message) as caught:
+        load_samples(parse_source(str(tmp_path / "bad.txt"), "--calibration"), *llama)
     assert caught.value.hint
 
 
 def test_a_file_that_went_away(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 58)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 58)}", "--calibration")
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(BadCalibration, match="no regular file"):
+    with pytest.raises(BadData, match="no regular file"):
         load_samples(source, *llama)
 
 
@@ -293,7 +293,7 @@ def test_a_file_that_went_away(llama: tuple[Checkpoint, Nature], tmp_path: Path)
 def test_no_tokenizer(tmp_path: Path) -> None:
     tiny_models.build("bert", tmp_path / "bert")
     checkpoint, nature = open_checkpoint(tmp_path / "bert"), nature_in(tmp_path / "bert")
-    source = parse_calibration("demo")
+    source = parse_source("demo", "--calibration")
     with pytest.raises(BadTokenizer, match="has none") as caught:
         load_samples(source, checkpoint, nature)
     assert "random" in caught.value.hint
@@ -304,7 +304,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_model(made: Made, tmp_path: Path) -> None:
     checkpoint, nature = made("llama", shift=20)
-    source = parse_calibration(f"text:{write_words(tmp_path / 'a.txt', 300)}")
+    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 300)}", "--calibration")
     with pytest.raises(WrongTokenizer, match=r"makes token id 74 and the model's .* has 61"):
         load_samples(source, checkpoint, nature)
 
@@ -313,7 +313,7 @@ def test_text_that_the_tokenizer_does_not_know(
     llama: tuple[Checkpoint, Nature], tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text("what is this " * 20 + "word1 " * 20)
-    source = parse_calibration(str(tmp_path / "a.txt"))
+    source = parse_source(str(tmp_path / "a.txt"), "--calibration")
     with pytest.raises(WrongTokenizer, match="does not know 75% of the text's tokens"):
         load_samples(source, *llama, samples=4, sequence_length=20)
 
@@ -326,7 +326,7 @@ def test_an_encoder_reads_paragraphs(made: Made, tmp_path: Path) -> None:
     assert nature.kind is Kind.ENCODER
     path = write_words(tmp_path / "a.txt", 300, line=30)
     path.write_text(path.read_text() + "\nword1 word2\n   \nword3")
-    source = parse_calibration(str(path))
+    source = parse_source(str(path), "--calibration")
     found = load_samples(source, checkpoint, nature, samples=20)
     each = [ids_of(line)[:18] for line in path.read_text().splitlines() if line.strip()]
     assert sorted(rows_of(found)) == sorted([2, *line, 3] for line in each)
@@ -340,7 +340,7 @@ def test_an_encoder_reads_paragraphs(made: Made, tmp_path: Path) -> None:
 
 def test_what_the_model_does_not_take_is_left_out(made: Made, tmp_path: Path) -> None:
     kinds = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    source = parse_calibration(str(write_words(tmp_path / "a.txt", 90)))
+    source = parse_source(str(write_words(tmp_path / "a.txt", 90)), "--calibration")
     bert, distilbert = made("bert_base", bert=True, **kinds), made("distilbert", bert=True, **kinds)
     assert set(load_samples(source, *bert).inputs[0]) == {"input_ids", "token_type_ids"}
     assert set(load_samples(source, *distilbert).inputs[0]) == {"input_ids"}
@@ -369,7 +369,7 @@ def test_tables_of_pairs(tmp_path: Path, name: str, text: str) -> None:
 
 def test_pairs_are_two_sequences_or_one(made: Made, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("word1 word2,word3\nword4,word5\n")
-    source = parse_calibration(f"pairs:{tmp_path / 'a.csv'}")
+    source = parse_source(f"pairs:{tmp_path / 'a.csv'}", "--calibration")
     found = load_samples(source, *made("bert_base", bert=True), samples=3)
     assert rows_of(found) == [[2, 6, 7, 3], [2, 8, 3], [2, 9, 3]]
     assert found.record["pairs"] == 2
@@ -395,7 +395,7 @@ def test_pairs_are_two_sequences_or_one(made: Made, tmp_path: Path) -> None:
 )
 def test_bad_pairs(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(BadCalibration, match=message):
+    with pytest.raises(BadData, match=message):
         read_pairs(tmp_path / name, 5, 0)
 
 
@@ -405,7 +405,7 @@ def test_bad_pairs(tmp_path: Path, name: str, data: bytes, message: str) -> None
 def test_t5_reads_a_window_and_writes_it_again(made: Made, tmp_path: Path) -> None:
     checkpoint, nature = made("t5", bert=True, model_max_length=15)
     assert (nature.kind, nature.context) == (Kind.SEQ2SEQ, None)
-    source = parse_calibration(str(write_words(tmp_path / "a.txt", 500)))
+    source = parse_source(str(write_words(tmp_path / "a.txt", 500)), "--calibration")
     found = load_samples(source, checkpoint, nature, samples=5)
     sources, targets = rows_of(found), rows_of(found, "decoder_input_ids")
     assert [len(row) for row in sources] == [15] * 5, "capped by the tokenizer"
@@ -418,7 +418,7 @@ def test_t5_reads_a_window_and_writes_it_again(made: Made, tmp_path: Path) -> No
 
 def test_random_tokens_are_asked_for_by_name(made: Made) -> None:
     checkpoint, nature = made("bart")
-    source = parse_calibration("random")
+    source = parse_source("random", "--calibration")
     found = load_samples(source, checkpoint, nature, samples=50, sequence_length=20, seed=5)
     assert nature.avoided
     used = set(chain(*rows_of(found)))
@@ -438,7 +438,7 @@ def test_numbers_with_no_meaning(
     llama: tuple[Checkpoint, Nature], options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(InvalidOption, match=message):
-        load_samples(parse_calibration("random"), *llama, **options)
+        load_samples(parse_source("random", "--calibration"), *llama, **options)
 
 
 def test_a_model_that_takes_neither_tokens_nor_images() -> None:
@@ -453,7 +453,7 @@ def test_a_model_that_takes_neither_tokens_nor_images() -> None:
 def test_real_smollm2(real_model: Callable[[str], Path]) -> None:
     folder = real_model("smollm2")
     found = load_samples(
-        parse_calibration("demo"),
+        parse_source("demo", "--calibration"),
         open_checkpoint(folder),
         nature_in(folder),
         samples=8,
@@ -469,7 +469,7 @@ def test_real_smollm2(real_model: Callable[[str], Path]) -> None:
     nature = Nature(Kind.CAUSAL_LM, 512, 1000, None, frozenset())
     checkpoint = open_checkpoint(folder)
     with pytest.raises(WrongTokenizer, match="vocabulary has 1,000"):
-        load_samples(parse_calibration("demo"), checkpoint, nature, samples=2)
+        load_samples(parse_source("demo", "--calibration"), checkpoint, nature, samples=2)
 
 
 @pytest.mark.real
@@ -477,7 +477,7 @@ def test_real_minilm(real_model: Callable[[str], Path]) -> None:
     folder = real_model("minilm")
     nature = nature_in(folder)
     assert (nature.kind, nature.context, nature.vocabulary) == (Kind.ENCODER, 512, 30522)
-    found = load_samples(parse_calibration("demo"), open_checkpoint(folder), nature)
+    found = load_samples(parse_source("demo", "--calibration"), open_checkpoint(folder), nature)
     verses = demo.calibration_text().read_text(encoding="utf-8").splitlines()
     inner = transformers.AutoTokenizer.from_pretrained(folder)
     known = {tuple(inner(verse)["input_ids"]) for verse in verses}

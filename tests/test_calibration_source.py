@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prunectl.calibration.source import (
-    CalibrationSource,
+from prunectl.data.source import (
+    DataSource,
     SourceKind,
-    parse_calibration,
+    parse_source,
     without_folders,
 )
 from prunectl.errors import InvalidOption
@@ -44,8 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_text(folder: Path, given: str | list[str], names: list[str]) -> None:
-    found = parse_calibration(given)
-    assert found == CalibrationSource(SourceKind.TEXT, tuple(map(Path, names)))
+    found = parse_source(given, "--calibration")
+    assert found == DataSource(SourceKind.TEXT, tuple(map(Path, names)))
     assert found.to_json() == {"kind": "text", "files": [Path(name).name for name in names]}
 
 
@@ -60,31 +60,35 @@ def test_text(folder: Path, given: str | list[str], names: list[str]) -> None:
     ],
 )
 def test_datasets(folder: Path, given: str, fields: tuple[str | None, ...]) -> None:
-    found = parse_calibration(given)
+    found = parse_source(given, "--calibration")
     assert (found.dataset, found.config, found.split, found.column) == fields
     assert (found.kind, found.files) == (SourceKind.HF, ())
 
 
 def test_the_record_names_no_folder_of_the_user(folder: Path) -> None:
-    found = parse_calibration(f"hf:{folder / 'sub'}")
+    found = parse_source(f"hf:{folder / 'sub'}", "--calibration")
     assert found.to_json() == {"kind": "hf", "dataset": "sub"}
-    assert parse_calibration(f"images:{folder / 'sub'}").to_json()["files"] == ["sub"]
-    assert str(folder) not in json.dumps(parse_calibration(str(folder)).to_json())
+    assert parse_source(f"images:{folder / 'sub'}", "--calibration").to_json()["files"] == ["sub"]
+    assert str(folder) not in json.dumps(parse_source(str(folder), "--calibration").to_json())
 
 
 def test_the_others(folder: Path) -> None:
-    assert parse_calibration(["random"]) == CalibrationSource(SourceKind.RANDOM)
+    assert parse_source(["random"], "--calibration") == DataSource(SourceKind.RANDOM)
     (folder / "demo").mkdir()
-    assert parse_calibration("demo") == CalibrationSource(SourceKind.DEMO), "everywhere the same"
-    assert parse_calibration("images:sub") == CalibrationSource(SourceKind.IMAGES, (Path("sub"),))
-    found = parse_calibration("pairs:pairs.csv")
-    assert found == CalibrationSource(SourceKind.PAIRS, (Path("pairs.csv"),))
+    assert parse_source("demo", "--calibration") == DataSource(SourceKind.DEMO), (
+        "everywhere the same"
+    )
+    assert parse_source("images:sub", "--calibration") == DataSource(
+        SourceKind.IMAGES, (Path("sub"),)
+    )
+    found = parse_source("pairs:pairs.csv", "--calibration")
+    assert found == DataSource(SourceKind.PAIRS, (Path("pairs.csv"),))
 
 
 @pytest.mark.parametrize(
     ("given", "message", "hint"),
     [
-        ([], "no calibration data", "text:FILE"),
+        ([], "no data given", "text:FILE"),
         ("", "'' is neither", "text:FILE"),
         ("org/name", "neither a file nor a form", "hf:org/name"),
         ("nothing.txt", "neither a file nor a form", "text:FILE"),
@@ -111,7 +115,7 @@ def test_the_others(folder: Path) -> None:
 )
 def test_refused(folder: Path, given: str | list[str], message: str, hint: str) -> None:
     with pytest.raises(InvalidOption, match=message) as caught:
-        parse_calibration(given)
+        parse_source(given, "--calibration")
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
 

@@ -17,13 +17,13 @@ from typer.core import TyperArgument, TyperGroup
 from typer.main import get_command
 
 import make_completions
-from prunectl.calibration.source import PAIRS, TABLES, SourceKind
 from prunectl.cli.app import app
 from prunectl.cli.completion import complete
 from prunectl.cli.completion_values import CHOICES, FINDERS, FREE, SOURCES
 from prunectl.cli.run import run
 from prunectl.cli.shell_line import bash_words, quoted_for_bash
 from prunectl.cli.shell_scripts import SCRIPTS, VARIABLE, Shell
+from prunectl.data.source import PAIRS, TABLES, SourceKind
 from prunectl.layouts.choice import LAYOUTS
 from prunectl.pattern import parse_pattern
 from prunectl.settings import Budget, Method, Scope

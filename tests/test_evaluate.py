@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from prunectl import demo
-from prunectl.calibration.errors import BadTokenizer, WrongTokenizer
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.evaluation.batches import in_batches
-from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch, NoData
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
 from prunectl.evaluation.processes import tell_unshared

@@ -19,16 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.errors import BadData, MissingColumn
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import arithmetic
 from prunectl.evaluation.arithmetic import Arithmetic, is_right
-from prunectl.evaluation.errors import (
-    BadData,
-    EvaluationFailed,
-    MetricMismatch,
-    MissingColumn,
-    NoData,
-)
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.numerals import equal, numbers_in, result_of, written
 from prunectl.evaluation.settings import EvalSettings

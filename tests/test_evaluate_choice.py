@@ -16,20 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunectl import demo
-from prunectl.calibration.errors import BadTokenizer
-from prunectl.calibration.tokens import load_tokenizer
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.errors import BadData, BadTokenizer, MissingColumn
+from prunectl.data.tokens import load_tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import likelihood
 from prunectl.evaluation.choice import Choice
-from prunectl.evaluation.errors import (
-    BadData,
-    EvaluationFailed,
-    MetricMismatch,
-    MissingColumn,
-    NoData,
-)
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.mmlu import GROUP_OF, group_of
 from prunectl.evaluation.settings import EvalSettings

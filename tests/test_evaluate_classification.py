@@ -29,17 +29,11 @@ from sklearn.datasets import load_digits
 from tiny_tokenizers import WORDS
 
 from prunectl import PruneSettings, open_checkpoint, prune
-from prunectl.calibration.errors import BadTokenizer
+from prunectl.data.errors import BadData, BadTokenizer, MissingColumn
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import labels
 from prunectl.evaluation.classification import Classification
-from prunectl.evaluation.errors import (
-    BadData,
-    EvaluationFailed,
-    MetricMismatch,
-    MissingColumn,
-    NoData,
-)
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.examples import drawn, held_out
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.result import Evaluation

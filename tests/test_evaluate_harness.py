@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.errors import BadData
 from prunectl.errors import InvalidOption, MissingLibrary
 from prunectl.evaluation import harness
-from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.harness import Harness
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.settings import EvalSettings

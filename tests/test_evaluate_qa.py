@@ -22,17 +22,13 @@ from hypothesis import strategies as st
 from tiny_tokenizers import WORDS
 
 from prunectl import demo, open_checkpoint
-from prunectl.calibration.tokens import load_tokenizer
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import nature_of
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.tokens import load_tokenizer
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import squad
-from prunectl.evaluation.errors import (
-    BadData,
-    EvaluationFailed,
-    MetricMismatch,
-    MissingColumn,
-)
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.qa import QA

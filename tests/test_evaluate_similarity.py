@@ -17,13 +17,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.evaluation.errors import (
-    BadData,
-    EvaluationFailed,
-    MetricMismatch,
-    MissingColumn,
-    NoData,
-)
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.similarity import Similarity
@@ -93,7 +88,7 @@ def prepared(folder: Path, data: Path | str = STS, **options: Any) -> Similarity
 @pytest.fixture
 def known_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """61 words are few for these sentences."""
-    monkeypatch.setattr("prunectl.calibration.tokens.MOST_UNKNOWN", 1.0)
+    monkeypatch.setattr("prunectl.data.tokens.MOST_UNKNOWN", 1.0)
 
 
 @pytest.mark.real

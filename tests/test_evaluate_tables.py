@@ -15,17 +15,18 @@ from blake3 import blake3
 from PIL import Image
 
 from prunectl import demo
-from prunectl.calibration.errors import BadCalibration
-from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data import table_datasets, tables
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.source import DataSource, SourceKind, parse_source
+from prunectl.data.tables import Table, column, digest_rows, pick
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption, MissingLibrary
-from prunectl.evaluation import table_datasets, tables
-from prunectl.evaluation.errors import BadData, MissingColumn, NoData
+from prunectl.evaluation.errors import NoData
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.tables import Table, column, digest_rows, pick, read_splits
+from prunectl.evaluation.sources import splits_of, the_data
 
 ROWS = [
     {"text": 'a "quoted" word, and a comma', "label": "good"},
@@ -72,7 +73,7 @@ def test_each_format_gives_the_rows_that_were_written(
     request_: Request, tmp_path: Path, suffix: str
 ) -> None:
     path = write(tmp_path / f"mails{suffix}")
-    found = read_splits(request_, str(path))
+    found = splits_of(request_, str(path))
     assert list(found) == ["all"]
     assert found["all"].rows == ROWS
     assert found["all"].columns == ("text", "label")
@@ -84,7 +85,7 @@ def test_each_format_gives_the_rows_that_were_written(
 def test_a_tsv_takes_quotes_as_characters(request_: Request, tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
     path.write_text('\ufeffsentence\tlabel\r\n"so he said\t1\r\nbut "why"?\t0\r\n', newline="")
-    found = read_splits(request_, str(path))
+    found = splits_of(request_, str(path))
     assert found["validation"].rows == [
         {"sentence": '"so he said', "label": "1"},
         {"sentence": 'but "why"?', "label": "0"},
@@ -94,7 +95,7 @@ def test_a_tsv_takes_quotes_as_characters(request_: Request, tmp_path: Path) -> 
 def test_a_squad_file_is_the_list_in_it(request_: Request, tmp_path: Path) -> None:
     path = tmp_path / "dev-v1.1.json"
     path.write_text('{"version": "1.1", "data": [{"title": "a", "paragraphs": []}]}')
-    assert read_splits(request_, str(path))["validation"].rows == [{"title": "a", "paragraphs": []}]
+    assert splits_of(request_, str(path))["validation"].rows == [{"title": "a", "paragraphs": []}]
 
 
 def test_a_folder_has_a_split_for_each_name(request_: Request, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_folder_has_a_split_for_each_name(request_: Request, tmp_path: Path) -
                  "dev_mismatched.tsv", "test.jsonl"):  # fmt: skip
         write(tmp_path / name, [{"text": name, "label": "1"}])
     (tmp_path / "dataset_infos.json").write_text("{}")
-    found = read_splits(request_, str(tmp_path), skip=("test",))
+    found = splits_of(request_, str(tmp_path), skip=("test",))
     assert {name: [row["text"] for row in one.rows] for name, one in found.items()} == {
         "validation_matched": ["dev_matched.tsv"],
         "validation_mismatched": ["dev_mismatched.tsv"],
@@ -117,7 +118,7 @@ def test_the_files_of_mmlu_have_no_header_and_their_subject_in_the_name(
         path = tmp_path / "data" / split / f"high_school_physics_{split}.csv"
         path.parent.mkdir(parents=True)
         path.write_text(f'"What, of {split}?",one,2,three,4,B\nAnd?,1,2,3,4,D\n')
-    found = read_splits(request_, str(tmp_path))
+    found = splits_of(request_, str(tmp_path))
     assert set(found) == {"dev", "validation", "test"}
     assert found["validation"].rows[0] == {
         "question": "What, of val?", "A": "one", "B": "2", "C": "three", "D": "4", "answer": "B",
@@ -126,13 +127,13 @@ def test_the_files_of_mmlu_have_no_header_and_their_subject_in_the_name(
     assert len(found["test"].rows) == 2
     with_header = tmp_path / "one.csv"
     with_header.write_text("subject,question,A,B,C,D\nphysics,Why?,1,2,3,4\n")
-    assert read_splits(request_, str(with_header))["all"].rows[0]["question"] == "Why?"
+    assert splits_of(request_, str(with_header))["all"].rows[0]["question"] == "Why?"
 
 
 def test_dev_is_validation_where_there_is_no_other(request_: Request, tmp_path: Path) -> None:
     write(tmp_path / "dev" / "some.jsonl")
     write(tmp_path / "train" / "some.jsonl")
-    assert set(read_splits(request_, str(tmp_path))) == {"validation", "train"}
+    assert set(splits_of(request_, str(tmp_path))) == {"validation", "train"}
 
 
 def test_a_folder_of_images(request_: Request, tmp_path: Path) -> None:
@@ -141,13 +142,13 @@ def test_a_folder_of_images(request_: Request, tmp_path: Path) -> None:
             path = tmp_path / split / label / "deep" / f"{split}.png"
             path.parent.mkdir(parents=True)
             Image.new("RGB", (2, 2)).save(path)
-    found = read_splits(request_, str(tmp_path))
+    found = splits_of(request_, str(tmp_path))
     assert set(found) == {"train", "test"}
     assert found["test"].rows == [
         {"image": tmp_path / "test" / name / "deep" / "test.png", "label": name}
         for name in ("cat", "dog")
     ]
-    alone = read_splits(request_, str(tmp_path / "train"))
+    alone = splits_of(request_, str(tmp_path / "train"))
     assert [row["label"] for row in alone["all"].rows] == ["cat", "dog"]
 
 
@@ -158,7 +159,7 @@ def test_the_folder_of_tiny_imagenet(request_: Request, tmp_path: Path) -> None:
         Image.new("RGB", (2, 2)).save(path)
     lines = "val_0.JPEG\tn01\t0\t0\t62\t62\n../../../secret\tn01\t0\t0\t1\t1\n"
     (tmp_path / "val" / "val_annotations.txt").write_text(lines)
-    found = read_splits(request_, str(tmp_path))
+    found = splits_of(request_, str(tmp_path))
     assert {name: one.rows for name, one in found.items()} == {
         "train": [{"image": tmp_path / "train/n01/images/n01_0.JPEG", "label": "n01"}],
         "validation": [{"image": tmp_path / "val/images/val_0.JPEG", "label": "n01"}],
@@ -176,15 +177,15 @@ def test_what_save_to_disk_wrote_and_the_names_of_classes(
     made = made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
     made = made.cast_column("img", datasets.Image())
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
-    found = read_splits(request_, f"hf:{tmp_path / 'saved'}:")
+    found = splits_of(request_, f"hf:{tmp_path / 'saved'}:")
     assert set(found) == {"train", "test"}
     assert found["train"].facts["classes"] == {"label": ["cat", "dog"]}
     assert [row["label"] for row in found["train"].rows] == [1, 0]
     assert found["train"].rows[0]["img"].startswith(b"\x89PNG")
-    only = read_splits(request_, f"hf:{tmp_path / 'saved'}::test")
+    only = splits_of(request_, f"hf:{tmp_path / 'saved'}::test")
     assert list(only) == ["test"]
     with pytest.raises(BadData, match="no split 'dev'"):
-        read_splits(request_, f"hf:{tmp_path / 'saved'}::dev")
+        splits_of(request_, f"hf:{tmp_path / 'saved'}::dev")
 
 
 def test_a_few_bad_rows_are_left_out_and_many_are_refused(
@@ -192,11 +193,11 @@ def test_a_few_bad_rows_are_left_out_and_many_are_refused(
 ) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "a,1\n" * 200 + "b,c,1\n")
-    assert len(read_splits(request_, str(path))["all"].rows) == 200
+    assert len(splits_of(request_, str(path))["all"].rows) == 200
     assert request_.notes == ["a.csv: 1 rows with too few or too many cells are left out"]
     path.write_text("text,label\na,1\nb,c,1\n")
     with pytest.raises(BadData, match="line 3 has another number of cells than the header's 2"):
-        read_splits(request_, str(path))
+        splits_of(request_, str(path))
 
 
 BAD = {
@@ -234,7 +235,7 @@ def test_files_that_are_no_tables(
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(BadData, match=why) as caught:
-        read_splits(request_, str(path))
+        splits_of(request_, str(path))
     assert caught.value.hint
     assert len(str(caught.value)) < 700
 
@@ -244,47 +245,47 @@ def test_no_more_is_held_than_the_caps(
 ) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "x" * 10}] * 9)
     monkeypatch.setattr(tables, "ROWS", 5)
-    assert len(read_splits(request_, str(path))["all"].rows) == 5
+    assert len(splits_of(request_, str(path))["all"].rows) == 5
     monkeypatch.setattr(tables, "BYTES", 40)
-    assert len(read_splits(request_, str(path))["all"].rows) == 2
+    assert len(splits_of(request_, str(path))["all"].rows) == 2
     assert request_.notes == [
         f"{path}: only its first 5 rows are read", f"{path}: only its first 2 rows are read",
     ]  # fmt: skip
     monkeypatch.setattr(tables.table_files, "LINE", 8)
     with pytest.raises(BadData, match="a line of more than 8 characters"):
-        read_splits(request_, str(path))
+        splits_of(request_, str(path))
     monkeypatch.setattr(tables.table_files, "DOCUMENT", 8)
     with pytest.raises(BadData, match="too much for one JSON document"):
-        read_splits(request_, str(write(tmp_path / "a.json")))
+        splits_of(request_, str(write(tmp_path / "a.json")))
 
 
 def test_folders_that_are_not_clear(request_: Request, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="neither tables nor images"):
-        read_splits(request_, str(tmp_path))
+        splits_of(request_, str(tmp_path))
     write(tmp_path / "some.csv")
-    assert list(read_splits(request_, str(tmp_path))) == ["all"]
+    assert list(splits_of(request_, str(tmp_path))) == ["all"]
     write(tmp_path / "other.csv")
     with pytest.raises(BadData, match=r"which of its tables is meant\? other.csv, some.csv"):
-        read_splits(request_, str(tmp_path))
+        splits_of(request_, str(tmp_path))
     write(tmp_path / "test.csv")
     write(tmp_path / "test.jsonl")
     with pytest.raises(BadData, match="'test' is there as"):
-        read_splits(request_, str(tmp_path))
+        splits_of(request_, str(tmp_path))
 
 
 def test_forms_that_name_no_table(request_: Request, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv")
     for text in ("nowhere.csv", "org/name", f"hf:{path}:::text", f"hf:{path}:config", "text:a.txt"):
         with pytest.raises(InvalidOption) as caught:
-            read_splits(request_, text)
+            splits_of(request_, text)
         assert caught.value.hint, text
         assert ("no such file or folder" in str(caught.value)) == (":" not in text)
     with pytest.raises(HubUnreachable):
-        read_splits(request_, "hf:cais/mmlu:all")
+        splits_of(request_, "hf:cais/mmlu:all")
     if sys.platform != "win32":
         os.mkfifo(tmp_path / "pipe.csv")
         with pytest.raises(BadData, match="no regular file"):
-            read_splits(request_, str(tmp_path / "pipe.csv"))
+            splits_of(request_, str(tmp_path / "pipe.csv"))
 
 
 @pytest.fixture
@@ -313,8 +314,8 @@ def test_what_may_not_be_read_is_said_and_not_left_out(
             path.parent.mkdir(parents=True)
             path.write_bytes(b"image")
     lock(tmp_path / name)
-    with pytest.raises((BadData, BadCalibration), match="cannot be read: Permission denied"):
-        digest_rows(read_splits(request_, str(tmp_path / "data"))["test"].rows, ["image"])
+    with pytest.raises((BadData, BadData), match="cannot be read: Permission denied"):
+        digest_rows(splits_of(request_, str(tmp_path / "data"))["test"].rows, ["image"])
 
 
 def test_a_folder_of_texts_that_may_not_be_read(
@@ -323,7 +324,7 @@ def test_a_folder_of_texts_that_may_not_be_read(
     (tmp_path / "a.txt").write_text("text")
     lock(tmp_path)
     with pytest.raises(InvalidOption, match="cannot be read: Permission denied"):
-        parse_calibration(f"text:{tmp_path}")
+        parse_source(f"text:{tmp_path}", "--calibration")
 
 
 def test_a_folder_of_a_model_that_may_not_be_read(
@@ -340,7 +341,7 @@ def test_parquet_needs_the_library(
     path = write(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingLibrary, match="datasets"):
-        read_splits(request_, str(path))
+        splits_of(request_, str(path))
 
 
 def test_columns_splits_and_data_are_chosen(request_: Request) -> None:
@@ -356,7 +357,7 @@ def test_columns_splits_and_data_are_chosen(request_: Request) -> None:
     with pytest.raises(BadData, match="no split test; it has train, x"):
         pick({"train": table, "x": table}, ("test",), "t")
     with pytest.raises(NoData, match="--metric choice needs --data"):
-        tables.the_data(request_)
+        the_data(request_)
 
 
 def test_the_hash_is_of_the_cells_that_are_used(tmp_path: Path) -> None:
@@ -376,7 +377,18 @@ def test_a_row_of_the_hub_names_no_file_of_the_user_and_no_server(
 ) -> None:
     own = tmp_path / "private.png"
     own.write_bytes(b"private")
-    source = CalibrationSource(SourceKind.HF, (), "org/images")
+    source = DataSource(SourceKind.HF, (), "org/images")
     with pytest.raises(BadData, match="a row has no image"):
         table_datasets._image({"bytes": None, "path": address.format(own)}, source)
     assert table_datasets._image({"bytes": b"inside", "path": f"file://{own}"}, source) == b"inside"
+
+
+def test_what_is_wrong_with_data_is_said_of_the_option_that_named_them(
+    request_: Request, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidOption, match=r"--train-data nowhere\.csv: there is no such file"):
+        splits_of(request_, "nowhere.csv", "--train-data")
+    (tmp_path / "bad.csv").write_bytes(b"a,b\n")
+    with pytest.raises(BadData, match="it has no rows") as caught:
+        splits_of(request_, str(tmp_path / "bad.csv"), "--train-data")
+    assert caught.value.hint.startswith("--train-data takes a CSV")

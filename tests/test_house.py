@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
         "benchmarking",
         "evaluation",
     },
-    "plan": {"settings", "plan", "recipe", "calibration", "streaming", "ranks"},
+    "plan": {"settings", "plan", "recipe", "calibration", "data", "streaming", "ranks"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
     "ground": {
         "pattern",

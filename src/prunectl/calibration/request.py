@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.source import CalibrationSource
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.nature import Nature
+from prunectl.data.source import DataSource
 from prunectl.events import OnEvent
 
 Arrays = dict[str, NDArray[Any]]
@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 class Request:
     """What is asked for, and what is noted on the way."""
 
-    source: CalibrationSource
+    source: DataSource
     checkpoint: Checkpoint
     nature: Nature
     samples: int

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import blake3
 import numpy as np
 
-from prunectl.calibration import datasets, images
-from prunectl.calibration.errors import BadCalibration
+from prunectl.calibration.errors import data_errors
 from prunectl.calibration.request import Arrays, Request
 from prunectl.calibration.sequences import make_sequences
-from prunectl.calibration.source import CalibrationSource, SourceKind
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.nature import Kind, Nature
+from prunectl.data import datasets, images
+from prunectl.data.errors import BadData
+from prunectl.data.source import DataSource, SourceKind
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent, ignore_events
 
@@ -43,7 +44,7 @@ class Samples:
 
 
 def load_samples(
-    source: CalibrationSource,
+    source: DataSource,
     checkpoint: Checkpoint,
     nature: Nature,
     *,
@@ -70,7 +71,7 @@ def load_samples(
 
     Raises:
         InvalidOption: a number with no meaning, or a source that is not for this kind of model.
-        BadCalibration: the source cannot be read or holds too little.
+        BadData: the source cannot be read or holds too little.
         BadTokenizer, WrongTokenizer: the model's tokenizer is missing, broken, or not its own.
         MissingLibrary: an optional library is not installed.
         AccessDenied, HubUnreachable: a dataset of the Hub that cannot be had.
@@ -84,9 +85,10 @@ def load_samples(
         raise InvalidOption(f"--seed {seed} is not valid: it must be 0 or more")
     _check_fit(source, nature)
     request = Request(source, checkpoint, nature, samples, sequence_length, seed, on_event)
-    made = _images(request) if nature.kind is Kind.VISION else make_sequences(request)
-    if not made:
-        raise BadCalibration(source.name, "no sample can be made of it")
+    with data_errors():
+        made = _images(request) if nature.kind is Kind.VISION else make_sequences(request)
+        if not made:
+            raise BadData(source.name, "no sample can be made of it")
     if len(made) < samples:
         request.notes.append(
             f"{len(made):,} samples instead of {samples:,}: {source.name} gives no more"
@@ -96,7 +98,7 @@ def load_samples(
     return Samples(inputs, _record(request, made), tuple(request.notes))
 
 
-def _check_fit(source: CalibrationSource, nature: Nature) -> None:
+def _check_fit(source: DataSource, nature: Nature) -> None:
     vision = nature.kind is Kind.VISION
     if source.kind in (SourceKind.RANDOM, SourceKind.HF):
         return
@@ -138,9 +140,7 @@ def _images(request: Request) -> list[Arrays]:
         request.notes.append(f"{broken:,} of the images could not be read, and were left out")
         request.facts["broken"] = broken
     if not made:
-        raise BadCalibration(
-            request.source.name, f"none of its images can be read ({broken:,} tried)"
-        )
+        raise BadData(request.source.name, f"none of its images can be read ({broken:,} tried)")
     return made
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from prunectl import demo
-from prunectl.calibration import datasets, text
-from prunectl.calibration.errors import BadCalibration
 from prunectl.calibration.request import Arrays, Request
-from prunectl.calibration.source import SourceKind
-from prunectl.calibration.tokens import Ids, Tokenizer, load_tokenizer, windows
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.nature import Kind, accepted_inputs
+from prunectl.data import datasets, text
+from prunectl.data.errors import BadData
+from prunectl.data.source import SourceKind
+from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
 from prunectl.errors import InvalidOption
 
 MIN_TOKENS = 16
@@ -68,7 +68,7 @@ def _of_windows(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
     _note_read(request, documents)
     least = min(MIN_TOKENS, length)
     if len(ids) < least:
-        raise BadCalibration(
+        raise BadData(
             request.source.name,
             f"its text has {len(ids)} tokens, and a sample has at least {least}"
             if len(ids)
@@ -126,7 +126,7 @@ def _of_paragraphs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
             name, units = "lines", text.lines(documents.texts)
     request.facts["units"] = name
     if not units:
-        raise BadCalibration(request.source.name, "it holds no text")
+        raise BadData(request.source.name, "it holds no text")
     order = request.rng.permutation(len(units)).tolist()
     return _encoded(request, tokenizer, ((units[index], None) for index in order))
 

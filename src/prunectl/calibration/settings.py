@@ -12,7 +12,7 @@ class Calibration:
     """Samples that are run forward, and how.
 
     Attributes:
-        source: as :func:`prunectl.calibration.source.parse_calibration` reads it.
+        source: as :func:`prunectl.data.source.parse_source` reads it.
         samples: how many; sequence_length: tokens in each, at most what the model takes.
         seed: of the choice of samples.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.

@@ -119,7 +119,7 @@ def calibration_of(
         return None
     texts = tuple(source or (["demo"] if model == "demo" else []))
     if texts:
-        from prunectl.calibration.source import parse_calibration
+        from prunectl.data.source import parse_source
 
-        parse_calibration(texts)
+        parse_source(texts, "--calibration")
     return Calibration(texts, true_sequential=true_sequential, **set_ones)  # type: ignore[arg-type]

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.tokens import Ids, Tokenizer, load_tokenizer
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, digest_rows
+from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
 from prunectl.evaluation.batches import in_batches
-from prunectl.evaluation.errors import BadData, EvaluationFailed
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.generation import continue_greedily
 from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.evaluation.numerals import TOLERANCE, equal, numbers_in, written
-from prunectl.evaluation.tables import Table, digest_rows, read_splits, the_data
+from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.evaluation.word_problems import (
     ANSWER,
     EQUATION,
@@ -124,7 +126,7 @@ def prepare(request: Request) -> Arithmetic:
     """
     prompts.continues_text(request)
     settings, name = request.settings, the_data(request)
-    splits = read_splits(request, name)
+    splits = splits_of(request, name)
     table = prompts.scored_split(splits, (*ANSWER, *EQUATION), name)
     every = problems_of(table)
     prompts.enough(len(every), "problems", table.name)

@@ -15,7 +15,7 @@ from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.tokens import Ids
+    from prunectl.data.tokens import Ids
 
 One = TypeVar("One")
 Result = TypeVar("Result")

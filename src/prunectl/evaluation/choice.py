@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.tokens import load_tokenizer
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, digest_rows
+from prunectl.data.tokens import load_tokenizer
 from prunectl.evaluation import likelihood, prompts
-from prunectl.evaluation.errors import BadData, EvaluationFailed
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.likelihood import Continued
 from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.evaluation.mmlu import GROUPS, group_of
@@ -30,7 +32,7 @@ from prunectl.evaluation.questions import (
     questions_of,
     shape_of,
 )
-from prunectl.evaluation.tables import Table, digest_rows, read_splits, the_data
+from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def prepare(request: Request) -> Choice:
     """
     prompts.continues_text(request)
     settings, name = request.settings, the_data(request)
-    splits = read_splits(request, name, skip=_SKIPPED)
+    splits = splits_of(request, name, skip=_SKIPPED)
     table = prompts.scored_split(splits, ANSWER, name)
     shape = shape_of(table)
     every = questions_of(table, shape)

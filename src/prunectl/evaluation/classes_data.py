@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.datasets import IMAGE_COLUMNS, TEXT_COLUMNS
-from prunectl.evaluation.errors import BadData, MetricMismatch
+from prunectl.data.datasets import IMAGE_COLUMNS, TEXT_COLUMNS
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, column, digest_rows, has_column
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.examples import Chosen, choose, drawn, held_out
 from prunectl.evaluation.labels import check_classes, read_label
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.settings import Training
-from prunectl.evaluation.tables import Table, column, digest_rows, has_column
 from prunectl.evaluation.tasks import Task
 
 PAIRS = (

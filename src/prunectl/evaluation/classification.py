@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.images import load_processor
 from prunectl.checkpoint.nature import Kind
+from prunectl.data.images import load_processor
 from prunectl.evaluation import classes_data, labels
 from prunectl.evaluation.classes_data import Data, Rows
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from prunectl.errors import PrunectlError, UsageError
 
 FORMS = (
     "perplexity takes --data text:FILE or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], all other metrics "
     "a table (CSV, TSV, JSONL, JSON, Parquet) or a folder of them"
 )
-
-
-class BadData(PrunectlError):
-    """Data that cannot be read, or that nothing can be measured on."""
-
-    def __init__(self, source: str, why: str, *, hint: str = "") -> None:
-        super().__init__(f"data {source}: {why}", hint=hint or FORMS)
-        self.source, self.why = source, why
-
-
-class MissingColumn(BadData):
-    """A table without a column that the metric needs."""
-
-    def __init__(self, source: str, wanted: Sequence[str], columns: Sequence[str]) -> None:
-        names = " or ".join(f"'{one}'" for one in wanted)
-        super().__init__(
-            source,
-            f"no column {names}; it has {', '.join(columns) or 'none'}",
-            hint="rename a column, or name it with the option for it",
-        )
-        self.wanted, self.columns = tuple(wanted), tuple(columns)
 
 
 class NoData(UsageError):

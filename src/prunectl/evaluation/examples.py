@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.evaluation.errors import BadData, NoData
+from prunectl.data.errors import BadData
+from prunectl.data.tables import TABLE_FORMS, Table, column, has_column, pick
+from prunectl.evaluation.errors import NoData
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.tables import HINT, Table, column, has_column, pick, read_splits
+from prunectl.evaluation.sources import splits_of
 from prunectl.evaluation.tasks import Task
 
 HELD_OUT = 0.2
@@ -45,9 +47,11 @@ def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool
     settings = request.settings
     given = settings.data or ((task.data,) if task.data else ())
     if len(given) != 1:
-        raise NoData(settings.metric, request.checkpoint.model, f"one table: {HINT}")
+        raise NoData(
+            settings.metric, request.checkpoint.model, f"--data takes one table: {TABLE_FORMS}"
+        )
     name = given[0]
-    splits = read_splits(request, name, skip=task.skipped)
+    splits = splits_of(request, name, skip=task.skipped)
     given_up = [one for one in splits if one == "test" and not _answered(splits[one], answers)]
     others = {key: one for key, one in splits.items() if key not in given_up}
     scored = pick(others if set(others) & set(task.scored) else splits, task.scored, name)
@@ -59,7 +63,7 @@ def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool
     if not trains:
         return Chosen(None, scored, beside)
     if settings.train_data:
-        own = read_splits(request, settings.train_data, skip=task.skipped)
+        own = splits_of(request, settings.train_data, "--train-data", skip=task.skipped)
         return Chosen(pick(own, _TRAIN, settings.train_data), scored, beside)
     if len(splits) > 1 and ("train" not in splits or splits["train"] is scored):
         raise BadData(

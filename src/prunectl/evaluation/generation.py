@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunectl.calibration.tokens import Ids, Tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.tokens import Ids, Tokenizer
 from prunectl.evaluation.batches import padded, refusals
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.tokens import Tokenizer, load_tokenizer
 from prunectl.checkpoint.nature import Kind
+from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption, MissingLibrary
 from prunectl.evaluation import prompts

@@ -11,14 +11,14 @@ from typing import Any
 
 from blake3 import blake3
 
-from prunectl.calibration.datasets import dataset_errors
-from prunectl.calibration.source import CalibrationSource, SourceKind
+from prunectl.data.datasets import dataset_errors
+from prunectl.data.errors import BadData
+from prunectl.data.source import DataSource, SourceKind
+from prunectl.data.tables import digest_rows
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
-from prunectl.evaluation.errors import BadData, MetricMismatch
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.sources import data_errors
-from prunectl.evaluation.tables import digest_rows
 
 PREFERRED = ("acc_norm", "acc", "exact_match")
 SEED = 1234
@@ -79,8 +79,8 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
 
 def load(manager: Any, name: str) -> dict[str, Any]:
     """The tasks behind a name, with their data."""
-    source = CalibrationSource(SourceKind.HF, (), f"{name} (harness)")
-    with data_errors(), dataset_errors(source):
+    source = DataSource(SourceKind.HF, (), f"{name} (harness)")
+    with dataset_errors(source):
         found: dict[str, Any] = manager.load([name])
     return found
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.errors import BadTokenizer
-from prunectl.calibration.images import Process, open_image
-from prunectl.calibration.tokens import Tokenizer, load_tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.errors import BadData, BadTokenizer
+from prunectl.data.images import Process, open_image
+from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import in_batches, refusals
-from prunectl.evaluation.errors import BadData
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.processes import shared
 from prunectl.events import OnEvent

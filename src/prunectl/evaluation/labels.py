@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.evaluation.errors import BadData, MetricMismatch
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.tables import Table
 
 Ints = NDArray[np.int64]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.errors import BadTokenizer
-from prunectl.calibration.tokens import Ids, Tokenizer
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.errors import BadTokenizer
+from prunectl.data.tokens import Ids, Tokenizer
 from prunectl.evaluation.batches import in_batches, padded
 from prunectl.events import OnEvent
 

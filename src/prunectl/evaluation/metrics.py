@@ -13,10 +13,11 @@ from prunectl.checkpoint.module_tree import (
     unknown_if_it_fails,
 )
 from prunectl.checkpoint.nature import nature_of
+from prunectl.data.errors import other_data
 from prunectl.errors import InvalidOption, UnsupportedCheckpoint
+from prunectl.evaluation.errors import FORMS
 from prunectl.evaluation.metric import Metric, Prepare, Request
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.sources import data_errors
 from prunectl.events import Note, OnEvent, ignore_events
 
 METRICS = {
@@ -40,7 +41,8 @@ def prepare(
         InvalidOption: a metric that is not known.
         UnsupportedCheckpoint: one weights file without a config.
         UnknownArchitecture: transformers cannot build the model.
-        MetricMismatch, NoData, BadData, MissingLibrary: see :mod:`prunectl.evaluation.errors`.
+        MetricMismatch, NoData, BadData, MissingLibrary: see :mod:`prunectl.evaluation.errors` and
+            :mod:`prunectl.data.errors`.
     """
     # Only the harness has something behind a colon.
     name = settings.name if settings.name == "harness" else settings.metric
@@ -57,7 +59,7 @@ def prepare(
         model = build_on_meta(cls, config)
     nature = nature_of(model, checkpoint.folder)
     prepare_one: Prepare = import_module(METRICS[name]).prepare
-    with data_errors():
+    with other_data(FORMS):
         metric = prepare_one(Request(checkpoint, nature, settings, on_event))
     tell(metric.notes, on_event)
     return metric

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.tokens import JOINER, Ids, load_tokenizer
+from prunectl.data.errors import BadData
+from prunectl.data.tokens import JOINER, Ids, load_tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import in_batches
-from prunectl.evaluation.errors import BadData, EvaluationFailed
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Head, Request, Score
 from prunectl.evaluation.prompts import continues_text
 from prunectl.evaluation.sources import digest, read_text, source_of

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.tokens import Tokenizer
 from prunectl.checkpoint.nature import Kind
-from prunectl.evaluation.errors import BadData, MetricMismatch
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, column, has_column, pick
+from prunectl.data.tokens import Tokenizer
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.tables import Table, column, has_column, pick
 
 Row = TypeVar("Row")
 Made = TypeVar("Made")

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, digest_rows
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import squad, tasks
-from prunectl.evaluation.errors import BadData, EvaluationFailed
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.examples import HELD_OUT, choose, drawn, facts_of, held_out
 from prunectl.evaluation.inputs import (
     Floats,
@@ -32,7 +34,6 @@ from prunectl.evaluation.qa_windows import ANSWER, Window, windows_of
 from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.settings import Training
 from prunectl.evaluation.squad import Question, questions_of
-from prunectl.evaluation.tables import Table, digest_rows
 from prunectl.evaluation.tasks import UNNAMED_QUESTIONS, Task, task_of
 from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
 from prunectl.events import OnEvent, ignore_events

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.tokens import Tokenizer
+from prunectl.data.tokens import Tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.inputs import AT_ONCE, Floats, Ints, Tokens, call, check, rows_of

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunectl.evaluation.errors import BadData, MissingColumn
-from prunectl.evaluation.tables import Table, column, has_column
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.tables import Table, column, has_column
 
 QUESTION = ("question", "ctx", "query", "goal", "stem", "prompt", "sentence", "text")
 CHOICES = ("choices", "options", "endings")

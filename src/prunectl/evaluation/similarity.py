@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.calibration.tokens import Ids, load_tokenizer
 from prunectl.checkpoint.module_tree import model_class
 from prunectl.checkpoint.nature import Kind, accepted_inputs
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, column, digest_rows, pick
+from prunectl.data.tokens import Ids, load_tokenizer
 from prunectl.evaluation import prompts
 from prunectl.evaluation.batches import in_batches, padded
-from prunectl.evaluation.errors import BadData, EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.metric import Head, Request, Score
 from prunectl.evaluation.pooling import Pooling, pooling_of
-from prunectl.evaluation.tables import Table, column, digest_rows, pick, read_splits, the_data
+from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def prepare(request: Request) -> Similarity:
     """
     _encodes_text(request)
     settings, name = request.settings, the_data(request)
-    splits = read_splits(request, name, skip=("train",))
+    splits = splits_of(request, name, skip=("train",))
     table = pick(splits, prompts.SCORED, name)
     first, second = column(table, None, FIRST), column(table, None, SECOND)
     score = column(table, None, GOLD)

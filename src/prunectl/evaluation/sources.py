@@ -1,40 +1,25 @@
-"""What ``--data`` means: text that is read, with the words of an evaluation where it fails."""
+"""What ``--data`` means: a text, or a table with its splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from blake3 import blake3
 
 from prunectl import demo
-from prunectl.calibration import datasets, text
-from prunectl.calibration.errors import BadCalibration, BadTokenizer
-from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
+from prunectl.data import datasets, text
+from prunectl.data.errors import BadData, other_data
+from prunectl.data.source import DataSource, SourceKind, parse_source
+from prunectl.data.tables import TABLE_FORMS, Table, read_splits
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import FORMS, BadData, NoData
+from prunectl.evaluation.errors import NoData
 from prunectl.evaluation.metric import Request
 
-_TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
 _ALL = 1 << 62
 """Bytes to read: all there are."""
 
 
-@contextmanager
-def data_errors() -> Iterator[None]:
-    """What is wrong with calibration data is said of the data of an evaluation."""
-    try:
-        yield
-    except BadCalibration as error:
-        hint = error.hint if "--calibration" not in error.hint else FORMS
-        raise BadData(error.source, error.why, hint=hint) from None
-    except BadTokenizer as error:
-        if "--calibration" in error.hint:
-            error.hint = _TOKENIZER
-        raise
-
-
-def source_of(request: Request, *, own: bool = False) -> CalibrationSource:
+def source_of(request: Request, *, own: bool = False) -> DataSource:
     """The data that were named; where none are, the demo model's held-out text, if ``own``.
 
     Raises:
@@ -43,13 +28,41 @@ def source_of(request: Request, *, own: bool = False) -> CalibrationSource:
     """
     given = request.settings.data
     if given == (demo.NAME,) or (not given and own and request.checkpoint.kind == "demo"):
-        return CalibrationSource(SourceKind.DEMO, (demo.heldout_text(),))
+        return DataSource(SourceKind.DEMO, (demo.heldout_text(),))
     if not given:
         raise NoData(request.settings.metric, request.checkpoint.model)
-    return parse_calibration(given, "--data")
+    return parse_source(given, "--data")
 
 
-def read_text(request: Request, source: CalibrationSource, needed: int) -> tuple[str, ...]:
+def the_data(request: Request) -> str:
+    """The one table that a metric was given.
+
+    Raises:
+        NoData, InvalidOption: there is none, or there are several.
+    """
+    given = request.settings.data
+    if not given:
+        raise NoData(
+            request.settings.metric, request.checkpoint.model, f"--data takes {TABLE_FORMS}"
+        )
+    if len(given) > 1:
+        raise InvalidOption(
+            f"--data {' and '.join(given[:3])}: --metric {request.settings.metric} takes one",
+            hint="put several tables into a folder, a file for each split",
+        )
+    return given[0]
+
+
+def splits_of(
+    request: Request, text: str, option: str = "--data", *, skip: Collection[str] = ()
+) -> dict[str, Table]:
+    """All splits that ``text`` names; see :func:`prunectl.data.tables.read_splits`."""
+    note = request.notes.append
+    with other_data(f"{option} takes {TABLE_FORMS}"):
+        return read_splits(text, option, skip=skip, note=note, on_event=request.on_event)
+
+
+def read_text(request: Request, source: DataSource, needed: int) -> tuple[str, ...]:
     """The documents of a source, in its own order.
 
     Of a dataset, rows in their own order, blank ones included, until there are ``needed``
@@ -59,21 +72,18 @@ def read_text(request: Request, source: CalibrationSource, needed: int) -> tuple
         BadData: it cannot be read, or holds no text.
         InvalidOption: a source of something else than text.
     """
-    with data_errors():
-        if source.kind is SourceKind.HF:
-            rows = datasets.open_rows(source, None, datasets.TEXT_COLUMNS)
-            request.facts |= rows.facts()
-            found = datasets.read_rows(rows, source, needed, request.on_event, blank=True)
-            if not found.is_all:
-                request.notes.append(
-                    f"{source.name}: only its first {len(found.texts):,} rows are read"
-                )
-        elif source.kind in (SourceKind.TEXT, SourceKind.DEMO):
-            found = text.read_files(source.files, _ALL, request.settings.seed, request.on_event)
-        else:
-            raise InvalidOption(
-                f"--data {source.kind} is not text", hint="text:FILE or hf:DATASET is"
+    if source.kind is SourceKind.HF:
+        rows = datasets.open_rows(source, None, datasets.TEXT_COLUMNS)
+        request.facts |= rows.facts()
+        found = datasets.read_rows(rows, source, needed, request.on_event, blank=True)
+        if not found.is_all:
+            request.notes.append(
+                f"{source.name}: only its first {len(found.texts):,} rows are read"
             )
+    elif source.kind in (SourceKind.TEXT, SourceKind.DEMO):
+        found = text.read_files(source.files, _ALL, request.settings.seed, request.on_event)
+    else:
+        raise InvalidOption(f"--data {source.kind} is not text", hint="text:FILE or hf:DATASET is")
     if not any(one.strip() for one in found.texts):
         raise BadData(source.name, "it holds no text")
     return found.texts

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunectl.evaluation.errors import BadData, MissingColumn
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.tables import Table, column, has_column
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.tables import Table, column, has_column
 
 ANSWERS = ("answers", "paragraphs")
 """Columns that hold the answers: of rows, and of SQuAD's own JSON."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from prunectl.evaluation.errors import BadData
+from prunectl.data.errors import BadData
+from prunectl.data.tables import Table, column, has_column
 from prunectl.evaluation.numerals import numbers_in, result_of, written
-from prunectl.evaluation.tables import Table, column, has_column
 
 QUESTION = ("question", "original_text", "sQuestion", "problem", "text")
 BODY = ("body",)

@@ -25,10 +25,9 @@ def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEv
     Raises:
         InvalidOption: a device or dtype that is not there, or more samples than memory can hold.
         BadCheckpoint: a config that describes far more weights than there are.
-        PrunectlError: see :mod:`prunectl.calibration.errors`.
+        PrunectlError: see :mod:`prunectl.calibration.errors` and :mod:`prunectl.data.errors`.
     """
     from prunectl.calibration.samples import load_samples
-    from prunectl.calibration.source import SourceKind, parse_calibration
     from prunectl.checkpoint.module_tree import (
         build_on_meta,
         model_class,
@@ -36,8 +35,9 @@ def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEv
         unknown_if_it_fails,
     )
     from prunectl.checkpoint.nature import nature_of
+    from prunectl.data.source import SourceKind, parse_source
 
-    source = parse_calibration(settings.source)
+    source = parse_source(settings.source, "--calibration")
     dtype_of(settings, checkpoint)  # what is wrong with it is said before data are fetched
     device_of(settings)
     with unknown_if_it_fails(), quiet_transformers():

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.calibration.source import without_folders
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.data.source import without_folders
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.settings import ROW_BLOCK, Budget
 from prunectl.sink.card import CardFacts, model_card, role_rows

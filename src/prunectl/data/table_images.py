@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.images import images_in
-from prunectl.evaluation.errors import BadData
+from prunectl.data.errors import BadData
+from prunectl.data.images import images_in
 
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
            "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 _ANNOTATIONS = "val_annotations.txt"
 """Tiny-ImageNet's labels of its validation images: a file name and a class a line."""
-_HINT = "--data takes a table, or a folder that has a folder of images for each class"
+_HINT = "name a table, or a folder that has a folder of images for each class"
 
 
 def find_splits(folder: Path) -> dict[str, Iterator[dict[str, Any]]]:

@@ -13,10 +13,10 @@ from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.errors import BadCalibration, NoSuchColumn
-from prunectl.calibration.source import CalibrationSource
-from prunectl.calibration.text import READING, Documents
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.source import DataSource
+from prunectl.data.text import READING, Documents
 from prunectl.errors import AccessDenied, HubUnreachable, MissingLibrary, PrunectlError
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
@@ -66,7 +66,7 @@ class Rows:
         return {key: value for key, value in facts.items() if value}
 
 
-def open_rows(source: CalibrationSource, seed: int | None, known: Sequence[str]) -> Rows:
+def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Rows:
     """Open a dataset; the split is ``train``, or the first, where none is named.
 
     Args:
@@ -75,15 +75,15 @@ def open_rows(source: CalibrationSource, seed: int | None, known: Sequence[str])
 
     Raises:
         MissingLibrary: ``datasets`` is not installed.
-        BadCalibration: no such dataset, config or split, or it cannot be read.
-        NoSuchColumn: the column is missing; or none is named and none is known.
+        BadData: no such dataset, config or split, or it cannot be read.
+        MissingColumn: the column is missing; or none is named and none is known.
         AccessDenied, HubUnreachable: as for a model.
     """
     with dataset_errors(source):
         rows, split, revision = _open(source)
         columns = tuple(rows.column_names or next(iter(rows), ()))
     if not columns:
-        raise BadCalibration(source.name, f"split '{split}' has no rows")
+        raise BadData(source.name, f"split '{split}' has no rows")
     if seed is not None:
         with dataset_errors(source):
             # With files read side by side, threads are waited for: 5 seconds more for Parquet.
@@ -93,16 +93,19 @@ def open_rows(source: CalibrationSource, seed: int | None, known: Sequence[str])
     if column is None and not source.column and len(columns) == 1:
         column = columns[0]
     if column is None:
-        raise NoSuchColumn(source.name, source.column, columns)
+        hint = (
+            "name the column: hf:DATASET:CONFIG:SPLIT:COLUMN, where CONFIG and SPLIT may be empty"
+        )
+        raise MissingColumn(source.name, wanted if source.column else (), columns, hint)
     return Rows(rows, columns, column, split, revision)
 
 
-def _open(source: CalibrationSource) -> tuple[Any, str, str | None]:
+def _open(source: DataSource) -> tuple[Any, str, str | None]:
     """The dataset, the name of its split, and its commit."""
     try:
         import datasets
     except ImportError:
-        raise MissingLibrary("datasets", f"calibration data {source.name}") from None
+        raise MissingLibrary("datasets", f"data {source.name}") from None
     local = source.local_dataset
     if local is not None and (splits := _saved(local)) is not None:
         return *_split_of(splits, source), None
@@ -110,7 +113,7 @@ def _open(source: CalibrationSource) -> tuple[Any, str, str | None]:
     path = str(local.resolve()) if local else source.dataset
     if local is not None and local.is_file():
         if local.suffix.lower() not in _FORMATS:
-            raise BadCalibration(source.name, f"a file that ends in '{local.suffix}' is no dataset")
+            raise BadData(source.name, f"a file that ends in '{local.suffix}' is no dataset")
         path, options = _FORMATS[local.suffix.lower()], {"data_files": path}
         if local.suffix.lower() == ".tsv":
             options["sep"] = "\t"
@@ -133,12 +136,12 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _split_of(splits: dict[str, Any], source: CalibrationSource) -> tuple[Any, str]:
+def _split_of(splits: dict[str, Any], source: DataSource) -> tuple[Any, str]:
     if not splits:
-        raise BadCalibration(source.name, "it has no splits")
+        raise BadData(source.name, "it has no splits")
     name = source.split or ("train" if "train" in splits else next(iter(splits)))
     if name not in splits:
-        raise BadCalibration(
+        raise BadData(
             source.name,
             f"no split '{name}'; it has {', '.join(map(str, splits))}",
             hint="name one of them: hf:DATASET:CONFIG:SPLIT, where CONFIG may be empty",
@@ -148,7 +151,7 @@ def _split_of(splits: dict[str, Any], source: CalibrationSource) -> tuple[Any, s
 
 def read_rows(
     rows: Rows,
-    source: CalibrationSource,
+    source: DataSource,
     budget: int,
     on_event: OnEvent = ignore_events,
     *,
@@ -160,7 +163,7 @@ def read_rows(
         blank: whether rows count that hold no text, such as the empty lines of WikiText.
 
     Raises:
-        BadCalibration: the column holds something else than text, or a file is broken.
+        BadData: the column holds something else than text, or a file is broken.
     """
     on_event(PhaseStarted(READING, budget))
     texts: list[str] = []
@@ -170,7 +173,7 @@ def read_rows(
         if value is None:
             continue
         if not isinstance(value, str):
-            raise BadCalibration(
+            raise BadData(
                 source.name,
                 f"column '{rows.column}' holds {type(value).__name__}, not text; "
                 f"its columns are {', '.join(rows.columns)}",
@@ -189,17 +192,17 @@ def read_rows(
     return Documents(tuple(texts), is_all, read, read if is_all else None)
 
 
-def read_images(rows: Rows, source: CalibrationSource) -> Iterator[bytes]:
+def read_images(rows: Rows, source: DataSource) -> Iterator[bytes]:
     """The bytes of image files, row by row; they are not decoded here, and b"" is none.
 
     Raises:
-        BadCalibration: the column holds no images.
+        BadData: the column holds no images.
     """
     import datasets
 
     # A dataset of somebody else's may hold text that is the path of a file of the user's.
     if not isinstance((rows.rows.features or {}).get(rows.column), datasets.Image):
-        raise BadCalibration(
+        raise BadData(
             source.name,
             f"column '{rows.column}' holds no images; its columns are {', '.join(rows.columns)}",
             hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
@@ -212,7 +215,7 @@ def read_images(rows: Rows, source: CalibrationSource) -> Iterator[bytes]:
             yield image_bytes(value, source)
 
 
-def image_bytes(value: Mapping[str, Any], source: CalibrationSource) -> bytes:
+def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
     """What an image's file holds: the bytes of a row, or what its path leads to; b"" if neither.
 
     A row is somebody else's: of a dataset of the Hub, only a path that leads there is followed, and
@@ -239,7 +242,7 @@ _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
 """Protocols by which ``datasets`` names a file inside of another."""
 
 
-def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
+def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
     """Row by row; what silences the library is not held while somebody works on a row."""
     iterator = iter(rows)
     while True:
@@ -251,7 +254,7 @@ def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def dataset_errors(source: CalibrationSource) -> Iterator[None]:
+def dataset_errors(source: DataSource) -> Iterator[None]:
     """Turn what ``datasets`` raises into ours, without addresses or tokens, and keep it quiet."""
     try:
         with quiet_transformers(), _quiet():
@@ -287,7 +290,7 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _translated(error: Exception, source: CalibrationSource) -> PrunectlError:
+def _translated(error: Exception, source: DataSource) -> PrunectlError:
     name, text = type(error).__name__, str(error)
     # The library wraps what it met; the innermost error says what that was.
     inner = error.__cause__ or error.__context__
@@ -295,7 +298,7 @@ def _translated(error: Exception, source: CalibrationSource) -> PrunectlError:
         if name == "DatasetNotFoundError" and ("gated" in text or "401" in f"{inner}"):
             return AccessDenied(source.name, "not on the Hub, or private or gated")
         if name == "DatasetNotFoundError":
-            return BadCalibration(
+            return BadData(
                 source.name,
                 "no such dataset on the Hub, or it is private",
                 hint="check the spelling; for a private one run 'hf auth login' or set HF_TOKEN",
@@ -305,8 +308,8 @@ def _translated(error: Exception, source: CalibrationSource) -> PrunectlError:
             why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
             return HubUnreachable(source.name, why)
     if isinstance(error, StopIteration):  # of an empty file
-        return BadCalibration(source.name, "it has no rows")
+        return BadData(source.name, "it has no rows")
     first = " ".join(_SECRET.sub("...", text).split()) or name
     if name == "DatasetGenerationError" and inner is not None:
         first = " ".join(_SECRET.sub("...", str(inner)).split()) or first
-    return BadCalibration(source.name, first[:300])
+    return BadData(source.name, first[:300])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.errors import BadTokenizer, WrongTokenizer
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.errors import BadTokenizer, WrongTokenizer
 
 Ids = NDArray[np.int64]
 

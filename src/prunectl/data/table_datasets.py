@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunectl.calibration.datasets import dataset_errors, image_bytes
-from prunectl.calibration.source import CalibrationSource, SourceKind
+from prunectl.data.datasets import dataset_errors, image_bytes
+from prunectl.data.errors import BadData
+from prunectl.data.source import DataSource, SourceKind
 from prunectl.errors import MissingLibrary
-from prunectl.evaluation.errors import BadData
-from prunectl.evaluation.sources import data_errors
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 
 BINARY = {".parquet": "parquet", ".arrow": "arrow"}
@@ -39,7 +38,7 @@ def is_saved(path: Path) -> bool:
     return one or os.path.isfile(path / "dataset_dict.json")  # noqa: PTH113
 
 
-def open_splits(source: CalibrationSource) -> Splits:
+def open_splits(source: DataSource) -> Splits:
     """A dataset of the Hub, or what ``save_to_disk`` wrote; no row is read.
 
     Raises:
@@ -47,7 +46,7 @@ def open_splits(source: CalibrationSource) -> Splits:
         BadData, AccessDenied, HubUnreachable: it cannot be opened.
     """
     datasets = _library(source.name)
-    with data_errors(), dataset_errors(source):
+    with dataset_errors(source):
         local = source.local_dataset
         if local is not None:
             found = datasets.load_from_disk(str(local))
@@ -67,9 +66,9 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
         MissingLibrary: ``datasets`` is not installed.
         BadData: it cannot be read.
     """
-    source = CalibrationSource(SourceKind.HF, (), str(path))
+    source = DataSource(SourceKind.HF, (), str(path))
     datasets = _library(path.name)
-    with data_errors(), dataset_errors(source):
+    with dataset_errors(source):
         kind = BINARY[path.suffix.lower()]
         builder = datasets.load_dataset_builder(kind, data_files=str(path.resolve()))
         rows = next(iter(builder.as_streaming_dataset().values()))
@@ -77,7 +76,7 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(
-    rows: Any, source: CalibrationSource, split: str, on_event: OnEvent
+    rows: Any, source: DataSource, split: str, on_event: OnEvent
 ) -> Iterator[dict[str, Any]]:
     """Rows of a split; images are not decoded.
 
@@ -105,17 +104,17 @@ def classes_of(rows: Any) -> dict[str, list[str]]:
     return {name: list(names) for name, names in named.items() if names}
 
 
-def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
+def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
     import datasets
 
     features = rows.features or {}
     images = [name for name, one in features.items() if isinstance(one, datasets.Image)]
-    with data_errors(), dataset_errors(source):
+    with dataset_errors(source):
         for name in images:
             rows = rows.cast_column(name, datasets.Image(decode=False))
     iterator = iter(rows)
     while True:
-        with data_errors(), dataset_errors(source):
+        with dataset_errors(source):
             row = next(iterator, None)
             if row is None:
                 return
@@ -123,7 +122,7 @@ def _each(rows: Any, source: CalibrationSource) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _image(value: dict[str, Any] | None, source: CalibrationSource) -> bytes:
+def _image(value: dict[str, Any] | None, source: DataSource) -> bytes:
     """The bytes of an image file; a row leads to no file of the user's, and to no server."""
     data = image_bytes(value or {}, source)
     if not data:

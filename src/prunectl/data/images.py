@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.calibration.errors import BadCalibration
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.checkpoint.nature import Nature, accepted_inputs
+from prunectl.data.errors import BadData
 from prunectl.errors import MissingLibrary
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def find_images(folder: Path) -> list[Path]:
     """Image files by their names, also in folders below, sorted by path.
 
     Raises:
-        BadCalibration: there are none, or the folder cannot be read.
+        BadData: there are none, or the folder cannot be read.
     """
     found = images_in(folder)
     if not found:
-        raise BadCalibration(
+        raise BadData(
             str(folder),
             f"the folder holds no images ({', '.join(SUFFIXES)})",
-            hint="name a folder of images: --calibration images:FOLDER",
+            hint="name a folder of images",
         )
     return found
 
@@ -49,11 +49,11 @@ def images_in(folder: Path) -> list[Path]:
     """As :func:`find_images`, and there may be none.
 
     Raises:
-        BadCalibration: the folder, or one below, cannot be read.
+        BadData: the folder, or one below, cannot be read.
     """
 
     def refuse(error: OSError) -> None:  # rglob would pass over it
-        raise BadCalibration(str(error.filename), f"cannot be read: {error.strerror}") from None
+        raise BadData(str(error.filename), f"cannot be read: {error.strerror}") from None
 
     inside = [
         Path(base, name) for base, _, names in os.walk(folder, onerror=refuse) for name in names
@@ -88,12 +88,12 @@ def load_processor(checkpoint: Checkpoint, nature: Nature) -> tuple[Process, str
 
     Raises:
         MissingLibrary: PIL is not installed.
-        BadCalibration: the folder's image processor does not load.
+        BadData: the folder's image processor does not load.
     """
     try:
         import PIL  # noqa: F401
     except ImportError:
-        raise MissingLibrary("pillow", "calibration on images") from None
+        raise MissingLibrary("pillow", "images") from None
     if not (checkpoint.folder / "preprocessor_config.json").is_file():
         assert nature.image is not None
         _, height, width = nature.image
@@ -147,10 +147,10 @@ def _own(checkpoint: Checkpoint, inner: Any) -> Process:
     return process
 
 
-def _broken(checkpoint: Checkpoint, error: Exception, what: str) -> BadCalibration:
+def _broken(checkpoint: Checkpoint, error: Exception, what: str) -> BadData:
     first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-    return BadCalibration(
+    return BadData(
         "images",
         f"the image processor of {checkpoint.model} {what}: {first}",
-        hint="repair its preprocessor_config.json, or use --calibration random",
+        hint="repair its preprocessor_config.json",
     )

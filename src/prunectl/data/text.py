@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.calibration.errors import BadCalibration
+from prunectl.data.errors import BadData
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
-READING = "reading calibration data"
+READING = "reading data"
 PIECE = 1 << 16
 """Bytes of a piece, where files are too large to be read whole."""
 
@@ -51,7 +51,7 @@ def read_files(
         budget: bytes that are enough; the pieces that are read come to about that.
 
     Raises:
-        BadCalibration: a file that cannot be read or that is not UTF-8 text.
+        BadData: a file that cannot be read or that is not UTF-8 text.
     """
     sizes = [_size_of(path) for path in files]
     total = sum(sizes)
@@ -74,11 +74,11 @@ def read_files(
 
 def _size_of(path: Path) -> int:
     if not path.is_file():  # a pipe would never end
-        raise BadCalibration(str(path), "no regular file")
+        raise BadData(str(path), "no regular file")
     try:
         return path.stat().st_size
     except OSError as error:
-        raise BadCalibration(str(path), f"cannot be read: {error.strerror}") from None
+        raise BadData(str(path), f"cannot be read: {error.strerror}") from None
 
 
 def _read(path: Path, start: int, count: int | None, on_event: OnEvent) -> bytes:
@@ -87,7 +87,7 @@ def _read(path: Path, start: int, count: int | None, on_event: OnEvent) -> bytes
             file.seek(start)
             data = file.read() if count is None else file.read(count)
     except OSError as error:
-        raise BadCalibration(str(path), f"cannot be read: {error.strerror}") from None
+        raise BadData(str(path), f"cannot be read: {error.strerror}") from None
     on_event(Advanced(READING, len(data), path.name))
     return data
 
@@ -106,7 +106,7 @@ def _piece(path: Path, start: int, on_event: OnEvent) -> str:
     for cut in range(4):
         try:
             return _decode(path, data[: len(data) - cut])
-        except BadCalibration:
+        except BadData:
             if cut == 3:
                 raise
     raise AssertionError
@@ -116,13 +116,13 @@ def _decode(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadCalibration(
+        raise BadData(
             str(path),
             f"not UTF-8 text (byte {data[error.start]:#04x})",
             hint="convert it: iconv -f ENCODING -t UTF-8 FILE",
         ) from None
     if "\0" in text:
-        raise BadCalibration(str(path), "not text: it holds zero bytes")
+        raise BadData(str(path), "not text: it holds zero bytes")
     return text.replace("\r\n", "\n")
 
 
@@ -146,7 +146,7 @@ def read_pairs(path: Path, count: int, seed: int) -> tuple[list[tuple[str, str]]
     one of the two texts are left out.
 
     Raises:
-        BadCalibration: it cannot be read, or has no two columns of text.
+        BadData: it cannot be read, or has no two columns of text.
     """
     rng = np.random.default_rng(seed)
     kept: list[tuple[int, tuple[str, str]]] = []
@@ -159,12 +159,12 @@ def read_pairs(path: Path, count: int, seed: int) -> tuple[list[tuple[str, str]]
                 kept[at:at + 1] = [(seen, pair)]  # fmt: skip
             seen += 1
     except OSError as error:
-        raise BadCalibration(str(path), f"cannot be read: {error.strerror}") from None
+        raise BadData(str(path), f"cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
         first = str(error).split("\n")[0]
-        raise BadCalibration(str(path), f"not a table that can be read: {first[:200]}") from None
+        raise BadData(str(path), f"not a table that can be read: {first[:200]}") from None
     if not kept:
-        raise BadCalibration(str(path), "it holds no pair of texts")
+        raise BadData(str(path), "it holds no pair of texts")
     return [pair for _, pair in sorted(kept)], seen
 
 
@@ -174,7 +174,7 @@ def _all_pairs(path: Path) -> Iterator[tuple[str, str]]:
         if columns is None:
             columns = [key for key, value in row.items() if _is_text(value)][:2]
             if len(columns) < 2:
-                raise BadCalibration(
+                raise BadData(
                     str(path),
                     "its first row has no two columns of text",
                     hint="a pair is two columns of a CSV, TSV or JSONL",

@@ -1,4 +1,4 @@
-"""What ``--calibration`` means: a text becomes a source of samples. Nothing is read but names."""
+"""Names of data as users write them: a text becomes a source. Nothing is read but names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = (".csv", ".tsv", ".jsonl")
 
 
 class SourceKind(StrEnum):
-    """Where calibration samples come from."""
+    """Where data come from."""
 
     TEXT = "text"
     """Files of UTF-8 text."""
@@ -38,8 +38,8 @@ class SourceKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationSource:
-    """Where calibration samples come from.
+class DataSource:
+    """Where data come from.
 
     Attributes:
         kind: which of the fields below are set.
@@ -85,20 +85,18 @@ class CalibrationSource:
         return {key: value for key, value in fields.items() if value}
 
 
-def parse_calibration(
-    texts: Sequence[str] | str, option: str = "--calibration"
-) -> CalibrationSource:
-    """The source that one or several ``--calibration`` name.
+def parse_source(texts: Sequence[str] | str, option: str) -> DataSource:
+    """The source that one or several texts name.
 
     Several ``text:`` are one source, in the order given; of the other kinds there is one.
-    ``option`` is what messages call it.
+    ``option`` is what messages call it: ``--calibration``.
 
     Raises:
         InvalidOption: a form that is not known, a file that is not there, or kinds that are mixed.
     """
     given = [texts] if isinstance(texts, str) else list(texts)
     if not given:
-        raise InvalidOption("no calibration data given", hint=f"{option} takes {FORMS}")
+        raise InvalidOption("no data given", hint=f"{option} takes {FORMS}")
     sources = [_parse_one(text.strip(), option) for text in given]
     if len(sources) == 1:
         return sources[0]
@@ -112,7 +110,7 @@ def parse_calibration(
 
 
 def without_folders(text: str) -> str:
-    """One ``--calibration`` without the folders of the user's machine, for others to read."""
+    """One source without the folders of the user's machine, for others to read."""
 
     def short(name: str) -> str:
         return Path(name).name or Path(name).resolve().name
@@ -127,9 +125,9 @@ def without_folders(text: str) -> str:
     return short(text) if _exists(text) else text
 
 
-def _parse_one(text: str, option: str) -> CalibrationSource:
+def _parse_one(text: str, option: str) -> DataSource:
     if text in (SourceKind.RANDOM, SourceKind.DEMO):
-        return CalibrationSource(SourceKind(text))
+        return DataSource(SourceKind(text))
     kind, colon, rest = text.partition(":")
     if colon and kind in ("text", "hf", "images", "pairs"):
         if not rest:
@@ -157,13 +155,13 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _text(rest: str, option: str) -> CalibrationSource:
+def _text(rest: str, option: str) -> DataSource:
     # A name may hold a comma or a bracket: what is there as it stands is meant as it stands.
     names = [rest] if _exists(rest) else [name for name in rest.split(",") if name]
     files = dict.fromkeys(path for name in names for path in _text_files(name, option))
     if not files:
         raise InvalidOption(f"{option} text:{rest} names no file")
-    return CalibrationSource(SourceKind.TEXT, tuple(files))
+    return DataSource(SourceKind.TEXT, tuple(files))
 
 
 def _text_files(name: str, option: str) -> list[Path]:
@@ -193,7 +191,7 @@ def _text_files(name: str, option: str) -> list[Path]:
     return [path]
 
 
-def _dataset(rest: str, option: str) -> CalibrationSource:
+def _dataset(rest: str, option: str) -> DataSource:
     parts = [part.strip() for part in rest.split(":")]
     if len(parts) > 4:
         raise InvalidOption(
@@ -206,18 +204,16 @@ def _dataset(rest: str, option: str) -> CalibrationSource:
             f"{option} hf:{rest}: '{dataset}' is neither a path nor the name of a dataset",
             hint="give org/name, or a local folder, CSV, JSONL or Parquet file",
         )
-    return CalibrationSource(
-        SourceKind.HF, (), dataset, config or None, split or None, column or None
-    )
+    return DataSource(SourceKind.HF, (), dataset, config or None, split or None, column or None)
 
 
-def _images(rest: str, option: str) -> CalibrationSource:
+def _images(rest: str, option: str) -> DataSource:
     if not _exists(rest) or not Path(rest).expanduser().is_dir():
         raise InvalidOption(f"{option} images:{rest}: there is no such folder")
-    return CalibrationSource(SourceKind.IMAGES, (Path(rest).expanduser(),))
+    return DataSource(SourceKind.IMAGES, (Path(rest).expanduser(),))
 
 
-def _pairs(rest: str, option: str) -> CalibrationSource:
+def _pairs(rest: str, option: str) -> DataSource:
     if not _exists(rest) or not Path(rest).expanduser().is_file():
         raise InvalidOption(f"{option} pairs:{rest}: there is no such file")
     if Path(rest).suffix.lower() not in PAIRS:
@@ -225,4 +221,4 @@ def _pairs(rest: str, option: str) -> CalibrationSource:
             f"{option} pairs:{rest} is not a table by its name",
             hint=f"one of {', '.join(PAIRS)}",
         )
-    return CalibrationSource(SourceKind.PAIRS, (Path(rest).expanduser(),))
+    return DataSource(SourceKind.PAIRS, (Path(rest).expanduser(),))

@@ -1,4 +1,4 @@
-"""Tables that a metric reads: files, folders, datasets; each split of them as rows.
+"""Tables: files, folders, datasets; each split of them as rows.
 
 Only what is data is read: no code of a dataset runs, and of each split no more than ``ROWS`` rows
 or ``BYTES`` of text are held.
@@ -14,19 +14,23 @@ from typing import Any
 
 from blake3 import blake3
 
-from prunectl.calibration.source import CalibrationSource, SourceKind, parse_calibration
+from prunectl.data import table_datasets, table_files, table_images
+from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data.source import DataSource, SourceKind, parse_source
+from prunectl.data.table_files import Note
 from prunectl.errors import InvalidOption
-from prunectl.evaluation import table_datasets, table_files, table_images
-from prunectl.evaluation.errors import BadData, MissingColumn, NoData
-from prunectl.evaluation.metric import Request
+from prunectl.events import OnEvent, ignore_events
 
 ROWS = 500_000
 """Rows of a split that are read at most; MNLI, among the largest, has 392,702."""
 BYTES = 1 << 30
 """Bytes of values in a split that are read at most."""
 
-HINT = "--data takes a CSV, TSV, JSONL, JSON or Parquet file, a folder with such files, or " \
-    "hf:DATASET[:CONFIG[:SPLIT]]"  # fmt: skip
+TABLE_FORMS = (
+    "a CSV, TSV, JSONL, JSON or Parquet file, a folder with such files, or "
+    "hf:DATASET[:CONFIG[:SPLIT]]"
+)
+"""What names a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +53,26 @@ class Table:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def read_splits(request: Request, text: str, *, skip: Collection[str] = ()) -> dict[str, Table]:
+def read_splits(
+    text: str,
+    option: str,
+    *,
+    skip: Collection[str] = (),
+    note: Note = lambda text: None,
+    on_event: OnEvent = ignore_events,
+) -> dict[str, Table]:
     """All splits that ``text`` names, by their names; ``all`` is one that says of no use.
 
-    ``text`` is as ``--data`` takes it: a CSV, TSV, JSONL, JSON or Parquet file, which is a split of
+    ``text`` is a CSV, TSV, JSONL, JSON or Parquet file, which is a split of
     its own name (``train.csv``, ``dev-v1.1.json``), else ``all``; a folder with such files, or with
     folders of them named for splits; a folder of images, in a folder a class, with folders of the
     splits above them or not; or ``hf:DATASET[:CONFIG[:SPLIT]]``. Files named ``val`` or ``valid``
     are of ``validation``, and so are those named ``dev``, unless there are both.
 
     Args:
+        option: what messages call it: ``--data``.
         skip: names of splits that are not wanted, and left unread.
+        note: told of what is left out.
 
     Raises:
         InvalidOption: a form that is not known, or a file that is not there.
@@ -68,18 +81,18 @@ def read_splits(request: Request, text: str, *, skip: Collection[str] = ()) -> d
         AccessDenied, HubUnreachable: as for a model.
     """
     is_dataset = text.startswith("hf:")
-    source = parse_calibration(text if is_dataset else f"hf:{text}", "--data")
+    source = parse_source(text if is_dataset else f"hf:{text}", option)
     path = source.local_dataset
     if source.column or (path is not None and source.config) or not (is_dataset or path):
         is_path = ":" not in text
         why = "there is no such file or folder" if is_path else "it names no table"
-        raise InvalidOption(f"--data {text}: {why}", hint=HINT)
+        raise InvalidOption(f"{option} {text}: {why}", hint=f"it takes {TABLE_FORMS}")
     if path is None or table_datasets.is_saved(path):
-        found = _of_dataset(request, source, skip)
+        found = _of_dataset(source, skip, note, on_event)
     elif not path.is_dir():
-        found = {table_files.split_of(path) or "all": _of_files(request, text, [path])}
+        found = {table_files.split_of(path) or "all": _of_files(text, [path], note)}
     else:
-        found = _of_folder(request, text, path, skip)
+        found = _of_folder(text, path, skip, note)
     if source.split:
         if source.split not in found:
             raise BadData(text, f"no split '{source.split}'; it has {', '.join(found)}")
@@ -89,23 +102,6 @@ def read_splits(request: Request, text: str, *, skip: Collection[str] = ()) -> d
     for name, one in found.items():
         one.facts.update(split=name, rows=len(one.rows))
     return found
-
-
-def the_data(request: Request) -> str:
-    """The one table that a metric was given.
-
-    Raises:
-        NoData, InvalidOption: there is none, or there are several.
-    """
-    given = request.settings.data
-    if not given:
-        raise NoData(request.settings.metric, request.checkpoint.model, HINT)
-    if len(given) > 1:
-        raise InvalidOption(
-            f"--data {' and '.join(given[:3])}: --metric {request.settings.metric} takes one",
-            hint="put several tables into a folder, a file for each split",
-        )
-    return given[0]
 
 
 def pick(splits: Mapping[str, Table], wanted: Sequence[str], name: str) -> Table:
@@ -166,7 +162,7 @@ def _stand_in(value: Any) -> str:
     return blake3(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
-def _of_files(request: Request, name: str, files: Sequence[Path]) -> Table:
+def _of_files(name: str, files: Sequence[Path], note: Note) -> Table:
     facts = {"kind": "table", "files": [path.name for path in files]}
 
     def rows() -> Iterable[dict[str, Any]]:
@@ -174,31 +170,29 @@ def _of_files(request: Request, name: str, files: Sequence[Path]) -> Table:
             if path.suffix.lower() in table_datasets.BINARY:
                 yield from table_datasets.file_rows(path)
             else:
-                yield from table_files.rows_of(path, request.notes.append)
+                yield from table_files.rows_of(path, note)
 
-    return _gather(request, name, rows(), facts)
+    return _gather(name, rows(), facts, note)
 
 
-def _of_folder(
-    request: Request, name: str, folder: Path, skip: Collection[str]
-) -> dict[str, Table]:
+def _of_folder(name: str, folder: Path, skip: Collection[str], note: Note) -> dict[str, Table]:
     splits = table_files.find_splits(folder)
     if splits:
         return {
-            split: _of_files(request, f"{name} ({split})", files)
+            split: _of_files(f"{name} ({split})", files, note)
             for split, files in splits.items()
             if split not in skip
         }
     facts = {"kind": "images", "folder": folder.resolve().name}
     return {
-        split: _gather(request, f"{name} ({split})", rows, dict(facts))
+        split: _gather(f"{name} ({split})", rows, dict(facts), note)
         for split, rows in table_images.find_splits(folder).items()
         if split not in skip
     }
 
 
 def _of_dataset(
-    request: Request, source: CalibrationSource, skip: Collection[str]
+    source: DataSource, skip: Collection[str], note: Note, on_event: OnEvent
 ) -> dict[str, Table]:
     assert source.kind is SourceKind.HF
     opened = table_datasets.open_splits(source)
@@ -214,16 +208,14 @@ def _of_dataset(
         if classes := table_datasets.classes_of(rows):
             facts["classes"] = classes
         name = f"{source.name} ({split})"
-        each = table_datasets.rows_of(rows, source, split, request.on_event)
-        found[split] = _gather(request, name, each, facts)
+        each = table_datasets.rows_of(rows, source, split, on_event)
+        found[split] = _gather(name, each, facts, note)
     if not found:
         raise BadData(source.name, f"no split '{source.split or 'of use'}'")
     return found
 
 
-def _gather(
-    request: Request, name: str, rows: Iterable[dict[str, Any]], facts: dict[str, Any]
-) -> Table:
+def _gather(name: str, rows: Iterable[dict[str, Any]], facts: dict[str, Any], note: Note) -> Table:
     """Rows up to the caps.
 
     Raises:
@@ -240,7 +232,7 @@ def _gather(
                 name, f"row {len(kept) + 1:,} holds half of a surrogate pair, which is no text"
             ) from None
         if len(kept) == ROWS or size > BYTES:
-            request.notes.append(f"{name}: only its first {len(kept):,} rows are read")
+            note(f"{name}: only its first {len(kept):,} rows are read")
             break
         columns |= dict.fromkeys(row)
         kept.append(row)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from prunectl.calibration.source import TABLES
-from prunectl.evaluation.errors import BadData
+from prunectl.data.errors import BadData
+from prunectl.data.source import TABLES
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
