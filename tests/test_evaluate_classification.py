@@ -629,6 +629,15 @@ def test_a_broken_image_is_named(tiny: Model, pictures: Path) -> None:
         scored(tiny("vit"), pictures)
 
 
+def test_a_broken_image_to_score_on_is_found_before_the_training(
+    tiny: Model, pictures: Path
+) -> None:
+    split = next(one for one in pictures.iterdir() if one.name != "train")
+    (split / "dark" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(BadData, match=r"dark/broken\.png cannot be read"):
+        prepare(open_checkpoint(tiny("vit")), settings_of(pictures, Training()))
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 

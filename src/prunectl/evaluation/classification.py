@@ -169,6 +169,9 @@ def prepare(request: Request) -> Classification:
     train = make(data.train, _numbers(data.train, names, trained)) if data.train else None
     scored = make(data.scored, _numbers(data.scored, names, trained))
     beside = {k: make(one, _numbers(one, names, trained)) for k, one in data.beside.items()}
+    for one in (scored, *beside.values()) if train else ():
+        if isinstance(one, ImageSamples):
+            one.check()
     head = found.head(
         request, pad, num_labels=len(names), problem_type="single_label_classification"
     )

@@ -25,6 +25,7 @@ from prunectl.events import OnEvent
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -110,7 +111,22 @@ class ImageSamples:
         labels = {key: one[list(indices)] for key, one in self.labels.items()}
         return {key: torch.from_numpy(one) for key, one in (inputs | labels).items()}
 
+    def check(self) -> None:
+        """Open each image, so that a broken one is found before a training and not behind it.
+
+        Raises:
+            BadData: an image is broken.
+        """
+        for _ in self._pool.map(self._check, range(len(self.rows))):
+            pass
+
+    def _check(self, index: int) -> None:
+        self._opened(index)
+
     def _inputs(self, index: int) -> dict[str, NDArray[Any]]:
+        return self.process(self._opened(index))
+
+    def _opened(self, index: int) -> Image:
         source = self.rows[index]
         image = open_image(source, self.channels)
         if image is None:
@@ -119,7 +135,7 @@ class ImageSamples:
                 "/".join(source.parts[-2:]) if isinstance(source, Path) else f"of row {index + 1:,}"
             )
             raise BadData(self.name, f"the image {what} cannot be read", hint="leave it out")
-        return self.process(image)
+        return image
 
 
 def outputs(
