@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -495,7 +496,7 @@ def mean(values: Any) -> float:
 
 def test_intervals_are_the_percentile_bootstrap() -> None:
     values = np.random.default_rng(1).exponential(size=(40, 1))
-    found = interval(redrawn(values, mean, draws(40, 7)))
+    found = interval(redrawn(values, mean, 7))
     # A plain loop over the same draws, with percentiles between the two nearest by hand.
     drawn = np.random.default_rng(7).integers(40, size=(1000, 40))
     means = sorted(math.fsum(values[i, 0] for i in row) / 40 for row in drawn)
@@ -518,12 +519,26 @@ def test_intervals_are_the_percentile_bootstrap() -> None:
 
 
 def test_draws_are_the_same_for_the_same_seed_and_none_for_one_sample() -> None:
-    assert np.array_equal(draws(9, 1), draws(9, 1))
-    assert not np.array_equal(draws(9, 1), draws(9, 2))
-    assert draws(1, 0).shape == (0, 1)
-    assert interval(redrawn(np.ones((1, 1)), mean, draws(1, 0))) is None
+    first, again, other = (np.array(list(draws(9, seed))) for seed in (1, 1, 2))
+    assert first.shape == (1000, 9)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not list(draws(1, 0))
+    assert interval(redrawn(np.ones((1, 1)), mean, 0)) is None
     assert interval(np.array([1.0, math.nan])) is None
     assert interval(np.array([1.0, math.inf])) is None
+
+
+def test_draws_of_many_samples_are_not_in_memory_at_once() -> None:
+    values = np.random.default_rng(1).random((200_000, 1))
+    tracemalloc.start()
+    try:
+        found = redrawn(values, mean, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (1000,)
+    assert peak < 10 * values.nbytes < 200_000 * 1000 * 8 / 50
     assert interval(np.ones(5)) == Interval(1.0, 1.0)
 
 

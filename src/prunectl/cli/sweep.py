@@ -198,6 +198,9 @@ def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
             out.warn("what was measured is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
     if all(one.essential.status in (Status.FAILED, Status.UNLEARNED) for one in result.curves):
+        if out.json or out.quiet:  # a screen has said so
+            for one in result.curves:
+                out.warn(f"{one.label}: {one.essential.text}")
         raise typer.Exit(FAILED)
 
 

@@ -7,7 +7,7 @@ does to all models alike does not widen the interval of their difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,23 +28,24 @@ class Interval:
     high: float
 
 
-def draws(samples: int, seed: int, count: int = DRAWS) -> NDArray[np.int64]:
-    """Indices of samples, int64 [count, samples]; the same for the same arguments.
+def draws(samples: int, seed: int, count: int = DRAWS) -> Iterator[NDArray[np.int64]]:
+    """Indices of samples, int64 [samples], ``count`` times; the same for the same arguments.
 
-    None of a single sample, [0, 1]: it would look as if it were sure.
+    None of a single sample: it would look as if it were sure. One after the other, since all at
+    once would take 8,000 bytes for each sample.
     """
-    if samples < 2:
-        return np.zeros((0, samples), np.int64)
-    return np.random.default_rng(seed).integers(samples, size=(count, samples))
+    rng = np.random.default_rng(seed)
+    for _ in range(count if samples > 1 else 0):
+        yield rng.integers(samples, size=samples)
 
 
-def redrawn(values: Floats, statistic: Statistic, drawn: NDArray[np.int64]) -> Floats:
-    """The statistic of each draw, float64 [count].
+def redrawn(values: Floats, statistic: Statistic, seed: int) -> Floats:
+    """The statistic of each draw by ``seed``, float64 [``DRAWS``]; [0] of a single sample.
 
     Args:
         values: [samples, columns].
     """
-    return np.array([statistic(values[indices]) for indices in drawn])
+    return np.array([statistic(values[indices]) for indices in draws(len(values), seed)])
 
 
 def interval(scores: Floats) -> Interval | None:

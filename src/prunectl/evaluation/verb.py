@@ -8,10 +8,11 @@ import time
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.device import check_device
 from prunectl.evaluation.metric import Metric, Score
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.processes import tell_unshared
-from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
+from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.subject import Subject, open_subject
@@ -38,6 +39,7 @@ def evaluate(
         BadData: the data cannot be read. EvaluationFailed: the outputs are not numbers.
     """
     settings = settings or EvalSettings()
+    check_device(settings.device)
     started = time.perf_counter()
     checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
     for text in checkpoint.notes:
@@ -74,7 +76,7 @@ def evaluate(
 
 def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:
     """How sure a score is."""
-    return interval(redrawn(score.values, metric.statistic, draws(len(score.values), seed)))
+    return interval(redrawn(score.values, metric.statistic, seed))
 
 
 def count_zeros(subject: Subject, reader: TensorReader) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.evaluation.metric import MAJORITY
-from prunectl.evaluation.resampling import DRAWS, draws, interval, redrawn
+from prunectl.evaluation.resampling import DRAWS, interval, redrawn
 from prunectl.study.points import Point
 from prunectl.study.result import CurvePoint
 from prunectl.study.tolerance import EpsilonMode, Tolerance
@@ -70,8 +70,7 @@ class Redraws:
         if point not in self._known:
             values = point.values
             assert values is not None
-            drawn = draws(len(values), self._seed)
-            self._known[point] = redrawn(values, self._statistic, drawn)
+            self._known[point] = redrawn(values, self._statistic, self._seed)
         return self._known[point]
 
 

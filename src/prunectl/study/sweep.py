@@ -14,7 +14,7 @@ from pathlib import Path
 from prunectl._version import __version__
 from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.device import choose_device
+from prunectl.device import check_device, choose_device
 from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.metrics import prepare
@@ -75,6 +75,9 @@ def sweep(
     """
     started = time.perf_counter()
     settings = settings or SweepSettings()
+    check_device(settings.evaluation.device)
+    if settings.pruning.calibration is not None:
+        check_device(settings.pruning.calibration.device)
     given = [models] if isinstance(models, Checkpoint | str | os.PathLike) else list(models)
     opened = [one if isinstance(one, Checkpoint) else open_model(one) for one in given]
     for checkpoint in opened:

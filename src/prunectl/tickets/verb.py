@@ -21,7 +21,7 @@ from prunectl.checkpoint.mask_file import read_masks
 from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
-from prunectl.device import choose_device
+from prunectl.device import check_device, choose_device
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.metric import MAJORITY, Metric
 from prunectl.evaluation.metrics import prepare
@@ -81,6 +81,7 @@ def lottery(
             "a lottery runs in one process", hint="start it without accelerate launch or torchrun"
         )
     settings = settings or LotterySettings()
+    check_device(settings.evaluation.device)
     checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
