@@ -489,3 +489,16 @@ def test_bert_and_its_descendants(real_model: Callable[[str], Path]) -> None:
     assert above_chance(overlap)
     assert overlap.kappa is not None
     assert overlap.kappa > 0.5
+
+
+def test_a_page_is_not_put_over_a_file_of_masks(
+    typed: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    masks = tmp_path / "masks.safetensors"
+    prune("demo", tmp_path / "pruned", PruneSettings(sparsity=0.3))
+    assert typed("export", tmp_path / "pruned", "--masks-only", "-o", masks)[0] == 0
+    before = masks.read_bytes()
+    code, out, err = typed("compare", masks, "demo", "-o", masks)
+    assert (code, out) == (2, "")
+    assert "is a file of the model, which is never changed" in err
+    assert masks.read_bytes() == before

@@ -644,6 +644,12 @@ def test_every_error_is_two_lines_at_most(
         "evaluate MODEL --data TEXT -o MODEL/../speaker/tokenizer.json",
         "sweep MODEL --data TEXT -s 0.3 --csv MODEL/model.safetensors",
         "bench MODEL --no-load -o MODEL/model.safetensors.index.json",
+        "analyze MODEL -o MODEL/modeling_own.py",
+        "analyze MODEL -o MODEL/1_Pooling/config.json",
+        "compare MODEL MODEL -o MODEL/model.safetensors",
+        "compare MODEL MODEL --html MODEL/tokenizer.json",
+        "trace MODEL MODEL -o MODEL/config.json",
+        "lottery MODEL -o MODEL/../out --html MODEL/config.json",
     ],
 )
 def test_no_result_takes_the_place_of_a_file_of_the_model(
@@ -651,14 +657,17 @@ def test_no_result_takes_the_place_of_a_file_of_the_model(
 ) -> None:
     folder = tmp_path / "speaker"
     shutil.copytree(speaker, folder)
-    (folder / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "1_Pooling").mkdir()
+    for name in ("model.safetensors.index.json", "modeling_own.py", "1_Pooling/config.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     words = [one.replace("MODEL", str(folder)).replace("TEXT", f"text:{text}") for one in
              argv.split()]  # fmt: skip
     code, out, err = typed(*words)
     assert (code, out) == (2, "")
     assert "is a file of the model, which is never changed" in err
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_a_result_beside_the_weights_is_replaced(

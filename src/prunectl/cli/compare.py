@@ -97,6 +97,8 @@ def compare(
     )
     access = (token, cache_dir, trust_remote_code, out)
     one, other = (_side(given, *access) for given in (first, second))
+    for side in (one, other):
+        options.keep_source(side, (output, html))
     with out.progress() as on_event:
         result = compare(
             one,

@@ -123,6 +123,7 @@ def lottery(
     )
     chosen = choose_model(model, revision, out)
     checkpoint = options.open_source(chosen, token, cache_dir, trust_remote_code, out)
+    options.keep_source(checkpoint, [html])
     with out.progress() as on_event:
         result = lottery(
             checkpoint,

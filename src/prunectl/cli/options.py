@@ -19,6 +19,7 @@ from prunectl.settings import Scope
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.hub_remote import RemoteModel
+    from prunectl.checkpoint.mask_file import MaskFile
     from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
     from prunectl.events import OnEvent
@@ -162,22 +163,45 @@ def open_source(
     return dense_view(found) if found.format == "compressed" else found
 
 
-def keep_source(checkpoint: Checkpoint, writes: Iterable[Path | None]) -> None:
-    """Refuse to put what a command writes in the place of a file of its model.
+def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path | None]) -> None:
+    """Refuse to put what a command writes in the place of a file of its model, or of its masks.
+
+    Only what prunectl wrote is replaced in a model's folder: anything else may belong to the model.
 
     Raises:
         InvalidOption: one of ``writes`` is the model's.
     """
-    from prunectl.checkpoint.sidefiles import is_model_file
-
-    folder = checkpoint.folder.resolve()
     for path in writes:
-        if path is None or not path.exists() or path.parent.resolve() != folder:
-            continue
-        if is_model_file(path.name):
+        if path is not None and path.exists() and _is_of(source, path):
             raise InvalidOption(
                 f"{path} is a file of the model, which is never changed", hint="give another name"
             )
+
+
+def _is_of(source: Checkpoint | MaskFile, path: Path) -> bool:
+    from prunectl.checkpoint.mask_file import MaskFile
+    from prunectl.checkpoint.sidefiles import is_model_file
+
+    if isinstance(source, MaskFile):
+        return path.resolve() == source.path.resolve()
+    folder, place = source.folder.resolve(), path.parent.resolve() / path.name
+    if source.kind == "file":  # the folder may be full of other things
+        return place.parent == folder and is_model_file(path.name)
+    return place.is_relative_to(folder) and not _is_result(path)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is a page, picture or table, or a JSON document of prunectl's."""
+    if path.suffix.lower() in _RESULTS:
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_OURS)) == _OURS
+
+
+_RESULTS = (".html", ".csv", ".png", ".svg")
+_OURS = b'{\n  "schema": "prunectl.'
 
 
 def open_headers(

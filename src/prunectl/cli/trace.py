@@ -105,7 +105,7 @@ def trace(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
     )
-    opener = partial(_open, token, cache_dir, trust_remote_code, out)
+    opener = partial(_open, token, cache_dir, trust_remote_code, out, (output, html))
     with out.progress() as on_event:
         result = trace(
             _named(models, revisions),
@@ -135,10 +135,17 @@ def trace(
 
 
 def _open(
-    token: str | None, cache_dir: Path | None, trust_remote_code: bool, out: Output, model: str
+    token: str | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    out: Output,
+    writes: tuple[Path | None, ...],
+    model: str,
 ) -> Checkpoint:
-    choice = ModelChoice(model, None)
-    return options.open_source(choice, token, cache_dir, trust_remote_code, out, compressed=True)
+    access = (token, cache_dir, trust_remote_code, out)
+    found = options.open_source(ModelChoice(model, None), *access, compressed=True)
+    options.keep_source(found, writes)
+    return found
 
 
 def _named(models: list[str], revisions: str | None) -> list[str]:
