@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -492,6 +493,31 @@ def test_a_models_own_code_needs_trust(
     assert check.missing == sorted(
         f"things.{i}.{part}.bias" for i in range(2) for part in ("norm", "up", "down")
     )
+
+
+@pytest.mark.parametrize("command", ["analyze", "prune --sparsity 0.4 --dry-run"])
+def test_what_a_models_own_code_prints_is_not_in_the_document(
+    command: str, tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Nor does it stay away from stdout for what this process prints later."""
+    code = f"print('hello from odd')\n{CUSTOM_CODE}"
+    (tmp_path / "odd.py").write_text(code, encoding="utf-8")
+    auto = {"AutoConfig": "odd.OddConfig", "AutoModel": "odd.OddModel"}
+    config = {"architectures": ["OddModel"], "auto_map": auto, "model_type": "odd"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = {
+        f"things.{i}.{part}.{kind}": torch.randn(shape[: 2 if kind == "weight" else 1])
+        for i in range(2)
+        for part, shape in [("up", (12, 8)), ("down", (8, 12))]
+        for kind in ("weight", "bias")
+    } | {f"things.{i}.norm.{kind}": torch.ones(8) for i in range(2) for kind in ("weight", "bias")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    verb, *options = command.split()
+    code_, out, err = typed(verb, tmp_path, *options, "--trust-remote-code", "--json")
+    assert code_ == 0, err
+    assert isinstance(json.loads(out), dict)
+    assert "hello from odd" in err
+    assert sys.stdout is not sys.stderr
 
 
 def test_transformers_is_silent_and_its_settings_come_back(

@@ -17,6 +17,7 @@ import typer
 from test_ranks import bytes_in
 
 from prunectl.cli.app import app
+from prunectl.cli.run import run
 from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
 from prunectl.ranks.errors import RankFailed, RanksDiffer, RanksLost
@@ -159,6 +160,17 @@ def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> 
     assert json.loads(out)["output"] == "out"
     assert "rank 1" not in err
     assert bytes_in(folder / "out") == bytes_in(alone / "out")
+
+
+def test_masks_of_an_output_are_written_by_the_first_alone(folder: Path, alone: Path) -> None:
+    words = ["export", str(alone / "out"), "--masks-only", "-o"]
+    both = by_hand([*words, "masks.safetensors", "--json"], folder)
+    assert [code for code, _, _ in both] == [0, 0], both
+    assert json.loads(both[0][1])["schema"] == "prunectl.masks/1"
+    assert both[1][1:] == ("", "")
+    assert run([*words, str(folder / "one.safetensors"), "-q"]) == 0
+    made = [(folder / name).read_bytes() for name in ("masks.safetensors", "one.safetensors")]
+    assert made[0] == made[1]
 
 
 # --- exit codes, and who says it ----------------------------------------------------------------

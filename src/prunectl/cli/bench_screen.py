@@ -25,7 +25,7 @@ def bench_screen(result: BenchResult, *, everything: bool = False) -> Iterator[R
     """Parts of the screen, in order.
 
     Args:
-        everything: work and limits, versions, and all rows of the kernels.
+        everything: work and limits, and versions.
     """
     yield heading(" and ".join(dict.fromkeys(side.model for side in result.sides)))
     for verdict in result.verdicts:
@@ -34,7 +34,7 @@ def bench_screen(result: BenchResult, *, everything: bool = False) -> Iterator[R
     yield _models(result, letters)
     yield _speed(result, letters, everything)
     if result.kernels:
-        yield from _kernels(result, everything=everything)
+        yield from _kernels(result)
     for one in result.agreements:
         word = "agree" if one.ok else "DIFFER"
         yield sentence(
@@ -120,7 +120,7 @@ def _time(seconds: float) -> str:
     return f"{numbers.real(seconds * 1e6)} us"
 
 
-def _kernels(result: BenchResult, *, everything: bool) -> Iterator[RenderableType]:
+def _kernels(result: BenchResult) -> Iterator[RenderableType]:
     yield heading("Sparse kernels by weight shape and input rows")
     yield columns(
         ("weight", "matrices", "2:4 rows", "input rows", "kernel", "dense", "sparse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -95,28 +96,36 @@ def calibration_of(
     refine: bool,
     source: list[str] | None,
     true_sequential: bool,
+    called: Mapping[str, str] | None = None,
     **given: object,
 ) -> Calibration | None:
     """The calibration that options mean; None where there is none.
 
     Args:
         model: what is pruned: the model ``demo`` brings its own text.
+        called: names of options by such a field, where they are others.
         given: other options by their field of :class:`Calibration`; None is left out.
 
     Raises:
-        InvalidOption: options of a calibration, and none is made; or a source that is not there,
-            which is told before a model is fetched.
+        InvalidOption: options of a calibration, and none is made, or none that uses them; or a
+            source that is not there, which is told before a model is fetched.
     """
     needed = method is not Method.MAGNITUDE or refine
     set_ones = {name: value for name, value in given.items() if value is not None}
     if not needed:
         for name in [*(["calibration"] if source else []), *set_ones,
                      *(["true_sequential"] if true_sequential else [])]:  # fmt: skip
+            option = (called or {}).get(name, name).replace("_", "-")
             raise InvalidOption(
-                f"--{name.replace('_', '-')} is about calibration, and method magnitude has none",
+                f"--{option} is about calibration, and method magnitude has none",
                 hint="choose --method wanda, sparsegpt or admm, or add --refine",
             )
         return None
+    if "damping" in set_ones and method is Method.WANDA and not refine:
+        raise InvalidOption(
+            "--damping is added to second moments, which method wanda does without",
+            hint="choose --method sparsegpt or admm, or add --refine",
+        )
     texts = tuple(source or (["demo"] if model == "demo" else []))
     if texts:
         from prunectl.data.source import parse_source

@@ -102,7 +102,9 @@ def export(
     shard_size = options.parsed_size(max_shard_size)
     if output is None:
         raise InvalidOption("no output given", hint="add -o FILE" if masks_only else "add -o DIR")
-    after = push_options.PushAfter(push, push_revision, private, create_pr, commit_message, token)
+    after = push_options.PushAfter(
+        push, push_revision, private, create_pr, commit_message, token, trust_remote_code, jobs
+    )
     after.check()
     if push and masks_only:
         raise InvalidOption(
@@ -112,12 +114,13 @@ def export(
     checkpoint = options.open_source(
         choice, token, cache_dir, trust_remote_code, out, compressed=True
     )
+    ranks = options.ranks_of(context)
     if masks_only:
-        _masks(checkpoint, output, force, jobs, out)
+        if ranks.is_first:  # one file, of bits that are there already
+            _masks(checkpoint, output, force, jobs, out)
         return
     from prunectl.exporting.verb import export
 
-    ranks = options.ranks_of(context)
     with out.progress() as on_event:
         result = export(
             checkpoint,

@@ -72,7 +72,7 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Let the model's own Python code run, to learn its structure.",
+        help="Let the model's own Python code run.",
     ),
 ]
 Remote = Annotated[

@@ -36,6 +36,7 @@ class Output:
         quiet: no tables, notes or progress; warnings and errors stay.
         verbose: say more.
 
+    With ``json``, ``sys.stdout`` is stderr from then on; :func:`prunectl.cli.run.run` puts it back.
     Of several processes that work on one command, the first says it.
     """
 
@@ -43,6 +44,9 @@ class Output:
         self._speaks = is_first_process()
         self.json, self.quiet = json and self._speaks, quiet or not self._speaks
         self.verbose = verbose
+        self._stdout = sys.stdout
+        if json:  # the document has stdout to itself: what a model's own code prints goes elsewhere
+            sys.stdout = sys.stderr
 
     def note(self, text: str) -> None:
         """A sentence on stderr that may be missed."""
@@ -70,7 +74,7 @@ class Output:
     def data(self, document: dict[str, Any]) -> None:
         """The document of ``--json``; nothing without it."""
         if self.json:
-            sys.stdout.write(as_json(document))
+            self._stdout.write(as_json(document))
 
     @property
     def draws_bars(self) -> bool:

@@ -139,8 +139,10 @@ def prune(
     )  # fmt: skip
     how = {"method": method, "refine": refine, "calibration": chosen, "budget": budget}
     settings = _settings(sparsity, pattern, scope, include or [], exclude or [], recipe, mask, how)
-    shard_size = _size(max_shard_size)
-    after = push_options.PushAfter(push, push_revision, private, create_pr, commit_message, token)
+    shard_size = options.parsed_size(max_shard_size)
+    after = push_options.PushAfter(
+        push, push_revision, private, create_pr, commit_message, token, trust_remote_code, jobs
+    )
     after.check()
     if output is None and not dry_run:
         raise InvalidOption(
@@ -225,12 +227,6 @@ def _settings(
     )
     check_settings(settings)
     return settings
-
-
-def _size(text: str) -> int:
-    from prunectl.sink.shards import parse_size
-
-    return parse_size(text)
 
 
 def _remote_space(remote: RemoteModel, output: Path, shard_size: int) -> RemoteSpace:

@@ -55,6 +55,8 @@ class PushAfter:
     create_pr: bool
     commit_message: str | None
     token: str | None
+    trust_remote_code: bool
+    jobs: int | None
 
     def check(self) -> None:
         """Find out before the work what cannot be.
@@ -109,6 +111,8 @@ class PushAfter:
                     commit_message=self.commit_message,
                     source=source,
                     token=self.token,
+                    trust_remote_code=self.trust_remote_code,
+                    jobs=self.jobs,
                     on_event=on_event,
                 )
         except PrunectlError:

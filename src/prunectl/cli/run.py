@@ -33,7 +33,11 @@ def run(argv: Sequence[str]) -> int:
             from prunectl.cli.completion import respond
 
             return respond(argv, shell)
-        code = _run(argv)
+        stdout = sys.stdout
+        try:
+            code = _run(argv)
+        finally:
+            sys.stdout = stdout
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()

@@ -45,7 +45,7 @@ def sweep(
     metric: evaluate_options.Metric = "perplexity",
     data: evaluate_options.Data = None,
     sparsity: sweep_options.Sparsity = "auto",
-    step: sweep_options.Step = 0.01,
+    step: sweep_options.Step = None,
     pattern: sweep_options.Pattern = None,
     epsilon: sweep_options.Epsilon = 0.01,
     epsilon_mode: sweep_options.Mode = EpsilonMode.RELATIVE,
@@ -80,8 +80,8 @@ def sweep(
     budget: calibration_options.BudgetOption = Budget.MATRIX,
     refine: calibration_options.Refine = False,
     calibration: calibration_options.Source = None,
-    calibration_samples: sweep_options.CalibrationSamples = 128,
-    calibration_length: sweep_options.CalibrationLength = 2048,
+    calibration_samples: sweep_options.CalibrationSamples = None,
+    calibration_length: sweep_options.CalibrationLength = None,
     device: device_options.SpreadDevice = "auto",
     dtype: evaluate_options.Dtype = "auto",
     jobs: options.Jobs = None,
@@ -108,7 +108,7 @@ def sweep(
     """
     from prunectl.evaluation.settings import EvalSettings
     from prunectl.settings import PruneSettings
-    from prunectl.study.settings import SweepSettings
+    from prunectl.study.settings import DEFAULT_STEP, SweepSettings
     from prunectl.study.sweep import sweep
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
@@ -116,10 +116,16 @@ def sweep(
     saved.check(results)
     given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
     sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
-    needed = sizes | {"device": device} if refine or method is not Method.MAGNITUDE else {}
+    needed = {"device": device} if refine or method is not Method.MAGNITUDE else {}
+    called = {"samples": "calibration-samples", "sequence_length": "calibration-length"}
     sources = calibration_options.calibration_of(
-        given[0] or "", method, refine, calibration, False, **needed
+        given[0] or "", method, refine, calibration, False, called, **sizes, **needed
     )
+    if sparsity.strip() != "auto" and step is not None:
+        raise InvalidOption(
+            "--step is how close --sparsity auto comes, and the points are given",
+            hint=f"leave one of them out, or write --sparsity 0:0.9:{step:g}",
+        )
     settings = SweepSettings(
         evaluation=EvalSettings(
             metric=metric,
@@ -137,7 +143,7 @@ def sweep(
             dtype=dtype,
         ),
         sparsity=sparsity,
-        step=step,
+        step=DEFAULT_STEP if step is None else step,
         patterns=_patterns(pattern or []),
         pruning=PruneSettings(
             sparsity=0.5,

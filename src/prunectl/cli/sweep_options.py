@@ -30,8 +30,13 @@ Sparsity = Annotated[
     ),
 ]
 Step = Annotated[
-    float,
-    typer.Option("--step", metavar="SHARE", help="How close auto comes to the turning point."),
+    float | None,
+    typer.Option(
+        "--step",
+        metavar="SHARE",
+        help="How close auto comes to the turning point; default: 0.01.",
+        show_default=False,
+    ),
 ]
 Pattern = Annotated[
     list[str] | None,
@@ -61,13 +66,23 @@ Seeds = Annotated[
     ),
 ]
 CalibrationSamples = Annotated[
-    int,
-    typer.Option("--calibration-samples", metavar="N", min=1, help="Samples to calibrate on."),
+    int | None,
+    typer.Option(
+        "--calibration-samples",
+        metavar="N",
+        min=1,
+        help="Samples to calibrate on; default: 128.",
+        show_default=False,
+    ),
 ]
 CalibrationLength = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--calibration-length", metavar="N", min=1, help="Tokens in a calibration sample."
+        "--calibration-length",
+        metavar="N",
+        min=1,
+        help="Tokens in a calibration sample; default: 2048.",
+        show_default=False,
     ),
 ]
 Results = Annotated[

@@ -32,7 +32,7 @@ def verify(
             metavar="DIR",
             show_default=False,
             callback=options.expand,
-            help="A folder written by prunectl prune.",
+            help="A folder that prune or export has written.",
         ),
     ],
     source: Annotated[

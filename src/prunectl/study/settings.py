@@ -12,6 +12,8 @@ from prunectl.settings import PruneSettings, check_settings
 from prunectl.study.grid import Grid, most_of, parse_grid
 from prunectl.study.tolerance import Tolerance
 
+DEFAULT_STEP = 0.01
+
 
 @dataclass(frozen=True)
 class SweepSettings:
@@ -31,7 +33,7 @@ class SweepSettings:
 
     evaluation: EvalSettings = field(default_factory=EvalSettings)
     sparsity: str = "auto"
-    step: float = 0.01
+    step: float = DEFAULT_STEP
     patterns: tuple[Pattern, ...] = (Unstructured(),)
     pruning: PruneSettings = field(default_factory=lambda: PruneSettings(sparsity=0.5))
     tolerance: Tolerance = field(default_factory=Tolerance)

@@ -45,7 +45,7 @@ def verify(
     ranks: Ranks = ALONE,
     on_event: OnEvent = ignore_events,
 ) -> VerifyReport:
-    """Re-read an output of ``prune`` and compare it with its manifest and its source.
+    """Re-read an output of ``prune`` or ``export`` and compare it with its manifest and its source.
 
     Args:
         folder: the output.
