@@ -319,6 +319,13 @@ def test_predicted_bytes(tmp_path: Path) -> None:
     }
 
 
+def test_what_would_take_more_in_a_layout_stays_dense(tmp_path: Path) -> None:
+    ones = {LINEAR.format(0): stored("BF16", np.ones((16, 32)))}
+    found = analyze(write(tmp_path, ones), patterns=[NM(7, 8)])
+    assert found.predicted_bytes["nm@7:8"] == found.predicted_bytes["dense"] == 16 * 32 * 2
+    assert found.patterns[0].bytes_packed == 16 * 32 * 2
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 _PEAK = """

@@ -246,6 +246,15 @@ def test_large_files_are_read_in_pieces(tmp_path: Path) -> None:
     assert isinstance(events[-1], PhaseDone)
 
 
+def test_where_all_pieces_are_read_the_files_are_read_whole(tmp_path: Path) -> None:
+    """Each piece drops the line that it begins in the middle of."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{number:099d}\n" for number in range(2000)))
+    found = read_files([path], path.stat().st_size - 1, 0)
+    assert found.is_all
+    assert found.texts == (path.read_text(),)
+
+
 def test_pieces_of_one_endless_line_hold_whole_characters(tmp_path: Path) -> None:
     path = tmp_path / "line.txt"
     path.write_text("語" * 200_000, encoding="utf-8")

@@ -66,6 +66,8 @@ def test_datasets(folder: Path, given: str, fields: tuple[str | None, ...]) -> N
 
 
 def test_the_record_names_no_folder_of_the_user(folder: Path) -> None:
+    assert parse_source("hf:org/name::test", "--calibration").name == "hf:org/name::test"
+    assert parse_source("hf:org/name:conf", "--calibration").name == "hf:org/name:conf"
     found = parse_source(f"hf:{folder / 'sub'}", "--calibration")
     assert found.to_json() == {"kind": "hf", "dataset": "sub"}
     assert parse_source(f"images:{folder / 'sub'}", "--calibration").to_json()["files"] == ["sub"]

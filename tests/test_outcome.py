@@ -11,7 +11,7 @@ from prunectl import PruneSettings, prune
 from prunectl.pattern import NM, Pattern, Unstructured
 from prunectl.plan import Pool
 from prunectl.pruning.outcome import pool_note
-from prunectl.settings import Scope
+from prunectl.settings import Budget, Scope
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,13 @@ def test_a_visible_difference_is_explained(
     note = pool_note(pool, zeros, dense)
     assert bool(note) == bool(words)
     assert words in note
+
+
+@pytest.mark.parametrize("budget", Budget)
+def test_of_a_budget_too_it_is_said_that_zeros_were_there(budget: Budget) -> None:
+    pool = Pool("default", NM(2, 4), Scope.GLOBAL, 0.3, ("a",), 1_000_000, budget=budget)
+    assert "more weights were zero already" in pool_note(pool, 500_000, 1, before=500_000)
+    assert "the nearest they come" in pool_note(pool, 310_000, 1, before=300_000)
 
 
 def test_a_rules_pool_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_FLOOR, Decimal, localcontext
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,16 @@ def test_what_prints_reads_back(n: int, m: int) -> None:
     assert parse_pattern(str(pattern)) == pattern
     assert pattern.sparsity == pytest.approx(1 - n / m)
     assert str(parse_pattern(str(Unstructured()))) == "unstructured"
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "why"),
+    [(0, 4, "at least 1"), (-1, 4, "at least 1"), (4, 4, "prunes nothing"), (4, 2, "mean 2:4"),
+     (2, 256, "M is 2 to 64"), (2.0, 4, "whole numbers"), ("2", "4", "whole numbers")],
+)  # fmt: skip
+def test_a_pattern_that_is_made_is_checked_as_one_that_is_read(n: Any, m: Any, why: str) -> None:
+    with pytest.raises(InvalidPattern, match=why):
+        NM(n, m)
 
 
 def test_parse_nm_refuses_unstructured() -> None:

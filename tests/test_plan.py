@@ -242,6 +242,8 @@ def test_without_a_default_only_rules_prune() -> None:
         ({"sparsity": 0.4, "pattern": NM24}, {}, (0.4, NM24, Scope.GLOBAL)),
         ({"sparsity": 0.4, "pattern": NM24}, {"pattern": Unstructured()},
          (0.4, Unstructured(), Scope.GLOBAL)),
+        ({"sparsity": 0.4, "pattern": NM24}, {"pattern": NM24}, (0.4, NM24, Scope.GLOBAL)),
+        ({"sparsity": 0.4, "pattern": NM24}, {"pattern": NM(1, 4)}, (None, NM(1, 4), Scope.GLOBAL)),
         ({"sparsity": None, "pattern": NM24}, {"sparsity": 0.2}, (0.2, NM24, Scope.GLOBAL)),
     ],
 )  # fmt: skip

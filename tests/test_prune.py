@@ -16,6 +16,7 @@ from reference import Tensors
 from prunectl import NM, PruneResult, PruneSettings, Rule, Scope, analyze, prune, verify
 from prunectl.errors import NaNWeights
 from prunectl.events import Event, Note
+from prunectl.pruning.papers import for_others
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYER = "model.layers.{}.mlp.{}_proj.weight"
@@ -266,6 +267,16 @@ def test_scalars_vectors_and_buffers_may_be_included() -> None:
         reference.assert_same(output, expected)
 
 
+@pytest.mark.parametrize("shape", [(32, 16, 1, 1), (32, 3, 8, 8), (12, 7, 5)])
+def test_a_row_of_a_convolution_is_what_makes_one_output(shape: tuple[int, ...]) -> None:
+    kernel = trained(shape, torch.float32, 7, "plain")
+    choice = PruneSettings(sparsity=0.4, scope="row", include=("conv",), exclude=("model.layers",))  # type: ignore[arg-type]
+    source, output, result = pruned(four() | {"conv.weight": kernel}, choice)
+    expected = reference.rows(kernel.flatten(1), 0.4).reshape(shape)
+    reference.assert_same(output, source | {"conv.weight": expected})
+    assert result.prunable_zeros == shape[0] * reference.count(0.4, kernel[0].numel())
+
+
 def test_a_recipe_has_pools_of_its_own() -> None:
     rules = (
         Rule(match=("model.layers.0.mlp.down_proj",), skip=True),
@@ -361,3 +372,20 @@ def test_nan_in_a_tensor_that_is_not_pruned_is_copied() -> None:
     source, output, _ = pruned(tensors, PruneSettings(sparsity=0.5))
     names = matrices(source)
     reference.assert_same(output, reference.together(source, names, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("prunectl prune org/name@v1 -s 0.4 -o out", "prunectl prune org/name@v1 -s 0.4 -o out"),
+        ("prunectl prune /home/me/secret/model -o /home/me/out", "prunectl prune model -o out"),
+        ("prunectl prune m --output=/home/me/out", "prunectl prune m --output=out"),
+        ("prunectl prune m -o/home/me/out", "prunectl prune m -oout"),
+        ("prunectl prune ../me/m --recipe ~/r.toml", "prunectl prune m --recipe r.toml"),
+        ("prunectl prune m --data=text:/me/a.txt", "prunectl prune m --data=text:a.txt"),
+        ("prunectl prune m -i 're:^a/b' -m ~/x", "prunectl prune m -i 're:^a/b' -m x"),
+        ("made by 'somebody", "made by 'somebody"),
+    ],
+)  # fmt: skip
+def test_a_card_says_nothing_of_the_folders_of_the_machine(command: str, told: str) -> None:
+    assert for_others(command) == told

@@ -344,6 +344,28 @@ def test_an_nm_budget_goes_where_outputs_change_least(tiny: Tiny, out: Path) -> 
     assert_sound(out)
 
 
+def test_zeros_that_were_there_count_for_a_budget_as_they_are(tiny: Tiny, tmp_path: Path) -> None:
+    """Whole groups of zeros are within the pattern: a matrix gains less than its zeros suggest."""
+    tensors = reference.stored(tiny("llama"))
+    names = [name for name in tensors if name.endswith("proj.weight")]
+    for name in names:
+        tensors[name][:, tensors[name].shape[1] // 2 :] = 0
+    source = shutil.copytree(tiny("llama"), tmp_path / "source")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    choice = settings("wanda", 0.6, pattern="1:4")
+    result = prune(source, tmp_path / "out", choice)
+    numel = {name: tensors[name].numel() for name in names}
+    wanted = reference.count(0.6, sum(numel.values()))
+    assert result.prunable_weights == sum(numel.values())
+    assert set(facts(result)) < set(names)
+    # Of the half that is not zero, 3 of 4 go: each matrix that is taken gains 3/8.
+    gains = {name: size * 3 // 8 for name, size in numel.items()}
+    zeros = sum(size // 2 for size in numel.values()) + sum(gains[name] for name in facts(result))
+    assert result.prunable_zeros == zeros
+    assert abs(zeros - wanted) <= max(gains.values()) / 2
+    assert_sound(tmp_path / "out")
+
+
 def test_refine_never_raises_the_recorded_error(tiny: Tiny, tmp_path: Path) -> None:
     source, half = tiny("llama"), tmp_path / "half"
     prune(source, half, PruneSettings(sparsity=0.5))
@@ -455,8 +477,8 @@ def test_vectors_and_convolutions_that_are_included_go_by_magnitude(
         before, found = reference.stored(tiny(model)), reference.stored(tmp_path / model)
         for name in names:
             assert facts(result)[name]["by_magnitude"] >= 1
-            expected = reference.rows(before[name], 0.5) if name in before else None
-            assert expected is not None
+            lines = before[name].flatten(1) if before[name].ndim > 1 else before[name]
+            expected = reference.rows(lines, 0.5).reshape(before[name].shape)
             reference.assert_same({name: found[name]}, {name: expected})
         assert_sound(tmp_path / model)
 

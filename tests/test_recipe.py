@@ -140,6 +140,7 @@ def test_flags_fill_what_the_recipe_leaves_open() -> None:
     [
         ("sparsity", 0.4, 0.5),
         ("sparsity", 0.4, 0.4),
+        ("sparsity", 0.4, 0.0),
         ("pattern", NM(2, 4), NM(1, 4)),
         ("pattern", Unstructured(), NM(2, 4)),
         ("scope", Scope.GLOBAL, Scope.ROW),

@@ -30,10 +30,18 @@ class Unstructured:
 
 @dataclass(frozen=True, slots=True)
 class NM:
-    """At most ``n`` kept of every ``m`` consecutive weights along the input dimension."""
+    """At most ``n`` kept of every ``m`` consecutive weights along the input dimension.
+
+    Raises:
+        InvalidPattern: not ``0 < n < m <= MAX_GROUP``.
+    """
 
     n: int
     m: int
+
+    def __post_init__(self) -> None:
+        if why := _no_pattern(self.n, self.m):
+            raise InvalidPattern(f"{self.n}:{self.m}", why)
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -60,15 +68,22 @@ def parse_pattern(text: str) -> Pattern:
     if match is None:
         raise InvalidPattern(text, "it is neither 'unstructured' nor N:M such as 2:4")
     n, m = int(match[1]), int(match[2])
-    if n == 0:
-        raise InvalidPattern(text, "N is how many weights are kept of every M, so it is at least 1")
-    if n == m:
-        raise InvalidPattern(text, "keeping M of every M prunes nothing")
-    if n > m > 0:
-        raise InvalidPattern(text, f"N is how many are kept of every M; did you mean {m}:{n}?")
-    if not m or m > MAX_GROUP:
-        raise InvalidPattern(text, f"M is 2 to {MAX_GROUP}")
+    if why := _no_pattern(n, m):
+        raise InvalidPattern(text, why)
     return NM(n, m)
+
+
+def _no_pattern(n: int, m: int) -> str:
+    """Why at most ``n`` of every ``m`` is no pattern; '' if it is one."""
+    if not all(isinstance(one, int) for one in (n, m)):
+        return "N and M are whole numbers"
+    if n <= 0:
+        return "N is how many weights are kept of every M, so it is at least 1"
+    if n == m:
+        return "keeping M of every M prunes nothing"
+    if n > m > 0:
+        return f"N is how many are kept of every M; did you mean {m}:{n}?"
+    return "" if 0 < m <= MAX_GROUP else f"M is 2 to {MAX_GROUP}"
 
 
 def parse_nm(text: str) -> NM:

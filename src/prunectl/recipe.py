@@ -110,12 +110,13 @@ def combine(
         "sparsity": sparsity,
         "pattern": pattern,
         "scope": scope,
-        "include": include or None,
-        "exclude": exclude or None,
+        "include": include,
+        "exclude": exclude,
     }
     recipe = recipe or Recipe()
     for name, value in flags.items():
-        if value is not None and (getattr(recipe, name) or None) is not None:
+        unset = (None, ())
+        if value not in unset and getattr(recipe, name) not in unset:
             raise InvalidOption(
                 f"--{name} and the recipe's '{name}' are both given",
                 hint=f"leave one of them out; the recipe says {getattr(recipe, name)}",

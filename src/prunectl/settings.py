@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from prunectl.calibration.settings import Calibration as Calibration
-from prunectl.errors import InvalidOption, InvalidSparsity
+from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 
 
@@ -136,6 +136,8 @@ def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> No
     given: object = settings.pattern
     if isinstance(given, str):
         put("pattern", parse_pattern(given))
+    elif given is not None and not isinstance(given, Unstructured | NM):
+        raise InvalidPattern(repr(given), "it is neither 'unstructured' nor N:M such as 2:4")
     if settings.scope is not None:
         try:
             put("scope", Scope(settings.scope))
@@ -292,12 +294,12 @@ def _check_target(
 def rule_target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Pattern, Scope]:
     """A rule's target, with the defaults filled in.
 
-    A default sparsity is not carried over to a rule that names another pattern and no sparsity,
+    A default sparsity is not carried over to a rule that names another N:M pattern and no sparsity,
     nor a default scope to a rule that names N:M, which has none.
     """
     pattern = rule.pattern or settings.pattern
     sparsity = rule.sparsity
-    if sparsity is None and (rule.pattern is None or isinstance(pattern, Unstructured)):
+    if sparsity is None and (isinstance(pattern, Unstructured) or pattern == settings.pattern):
         sparsity = settings.sparsity
     usual = usual_scope(settings.method)
     scope = usual if isinstance(rule.pattern, NM) else settings.scope

@@ -90,8 +90,8 @@ def model_stats(
     facts = [measured.facts[name] for name in names]
     weights = sum(one.numel for one in facts)
     finite = sum(one.finite for one in facts)
-    norm = math.fsum(one.norm_squared for one in facts)
-    mean = math.fsum(one.sum for one in facts) / finite if finite else 0.0
+    norm = sum(one.norm_squared for one in facts)  # inf where it is too large, unlike math.fsum
+    mean = sum(one.sum for one in facts) / finite if finite else 0.0
     std = math.sqrt(max(0.0, norm / finite - mean * mean)) if finite else 0.0
     ranks = [quantile_rank(q, weights) for q in QUANTILES]
     targets = find_targets(

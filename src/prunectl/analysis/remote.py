@@ -237,7 +237,8 @@ def _disks(needs: Iterable[tuple[str, Path, int]]) -> tuple[DiskNeed, ...]:
     found: dict[int, DiskNeed] = {}
     for purpose, folder, needed in needs:
         real = Path(os.path.abspath(folder))  # noqa: PTH100 - what is not there yet stays as it is
-        existing = next(path for path in (real, *real.parents) if path.exists())
+        # Path.exists() raises where a folder cannot be looked into.
+        existing = next(path for path in (real, *real.parents) if os.path.exists(path))  # noqa: PTH110
         device = existing.stat().st_dev
         before = found.get(device, DiskNeed((), (), 0, free_bytes(existing)))
         found[device] = DiskNeed(

@@ -245,7 +245,7 @@ class Analysis:
         warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
         advice: one sentence on what to try next.
         from_cache: whether the pass over the weights was saved.
-        seconds: of the pass over the weights, when it was made.
+        seconds: that all of it took.
     """
 
     source: SourceFacts

@@ -27,11 +27,14 @@ def bits_of(tensor: TensorStats) -> int:
 
 
 def bytes_saved(tensor: TensorStats, pattern: NM) -> int:
-    """Bytes saved by storing N values and N positions of ceil(log2 M) bits for each group."""
+    """Bytes saved by storing N values and N positions of ceil(log2 M) bits for each group.
+
+    0 where that would take more: such a tensor stays dense.
+    """
     groups = tensor.numel // pattern.m
     bits = bits_of(tensor)
     position_bits = (pattern.m - 1).bit_length()
-    return groups * (pattern.m * bits - pattern.n * (bits + position_bits)) // 8
+    return max(0, groups * (pattern.m * bits - pattern.n * (bits + position_bits)) // 8)
 
 
 def predicted_bytes(

@@ -52,10 +52,13 @@ def as_matrices(tensor: torch.Tensor, input_axis: int | None) -> list[torch.Tens
 
     Args:
         tensor: of two or more axes; one of fewer is a matrix of one row.
-        input_axis: the axis of the inputs, one of the last two; None is the last.
+        input_axis: the axis of the inputs, one of the last two; None is the last of two, and of a
+            convolution all behind the first.
     """
     if tensor.ndim < 2:
         return [tensor.reshape(1, -1)]
+    if input_axis is None and tensor.ndim > 2:
+        return [tensor.flatten(1)]
     last = input_axis is None or input_axis == tensor.ndim - 1
     stack = tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.flatten(0, -3)
     return [one if last else one.T for one in stack]
@@ -64,7 +67,8 @@ def as_matrices(tensor: torch.Tensor, input_axis: int | None) -> list[torch.Tens
 def matrices(name: str, view: torch.Tensor, input_axis: int | None) -> list[Matrix]:
     """The matrices of a tensor in the model's memory; see :func:`as_matrices`."""
     parts = as_matrices(view, input_axis)
-    return [Matrix(name, None if view.ndim <= 2 else i, one) for i, one in enumerate(parts)]
+    is_stack = view.ndim > 2 and input_axis is not None
+    return [Matrix(name, i if is_stack else None, one) for i, one in enumerate(parts)]
 
 
 Seen = Callable[[tuple[Matrix, ...], torch.Tensor], None]

@@ -204,7 +204,7 @@ class _Engine:
         return self._ranks.told(self._order_of_use(unit, todo) if self._ranks.is_first else [])
 
     def _order_of_use(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
-        statistics = self._statistics(only=set())
+        statistics = self._statistics(gathers=False)
         self._collect_one(unit, todo, statistics, 0)
         groups: dict[Key, list[str]] = {}
         placed: set[str] = set()
@@ -228,12 +228,12 @@ class _Engine:
             if new is not None:
                 views[name].copy_(new)
 
-    def _statistics(self, *, shared: bool = True, only: set[Key] | None = None) -> Statistics:
+    def _statistics(self, *, shared: bool = True, gathers: bool = True) -> Statistics:
         return Statistics(
             full=self._wanted.full,
             device=self._statistics_device,
             shared=shared,
-            only=only,
+            gathers=gathers,
         )
 
     def _collect(self, unit: Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:

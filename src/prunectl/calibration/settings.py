@@ -42,4 +42,4 @@ class Calibration:
                 option = name.replace("_", "-")
                 raise InvalidOption(f"--{option} must be at least {least}")
         if not 0 < self.damping < 100:
-            raise InvalidOption("--damping must be above 0", hint="usually 0.01")
+            raise InvalidOption("--damping must be above 0 and below 100", hint="usually 0.01")

@@ -63,7 +63,7 @@ class Statistics:
         full: whole second moments; False gathers their diagonals only.
         device: where they are kept.
         shared: whether products may share moments.
-        only: leaders that are gathered; None is all.
+        gathers: whether moments are gathered; False only learns what is used in which order.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Statistics:
         full: bool,
         device: torch.device,
         shared: bool = True,
-        only: set[Key] | None = None,
+        gathers: bool = True,
     ) -> None:
         self._full, self._device = full, device
-        self._shared, self._only = shared, only
+        self._shared, self._gathers = shared, gathers
         self._grams: dict[Key, Gram] = {}
         self._recent: list[tuple[torch.Tensor, Key]] = []
         self.leader: dict[Key, Key] = {}
@@ -102,7 +102,7 @@ class Statistics:
                 raise NotShared
             return
         self._recent.append((x, key))  # kept alive: no other tensor can be mistaken for it
-        if self._only is None or key in self._only:
+        if self._gathers:
             if key not in self._grams:
                 self._grams[key] = Gram(x.shape[-1], full=self._full, device=self._device)
             self._grams[key].add(x)

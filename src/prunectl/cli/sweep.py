@@ -108,24 +108,18 @@ def sweep(
     """
     from prunectl.evaluation.settings import EvalSettings
     from prunectl.settings import PruneSettings
-    from prunectl.study.settings import DEFAULT_STEP, SweepSettings
+    from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     saved = _Saved(output, csv, html, png, svg)
     saved.check(results)
     given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
-    sizes = {"samples": calibration_samples, "sequence_length": calibration_length}
     needed = {"device": device} if refine or method is not Method.MAGNITUDE else {}
-    called = {"samples": "calibration-samples", "sequence_length": "calibration-length"}
     sources = calibration_options.calibration_of(
-        given[0] or "", method, refine, calibration, False, called, **sizes, **needed
-    )
-    if sparsity.strip() != "auto" and step is not None:
-        raise InvalidOption(
-            "--step is how close --sparsity auto comes, and the points are given",
-            hint=f"leave one of them out, or write --sparsity 0:0.9:{step:g}",
-        )
+        given[0] or "", method, refine, calibration, False, _CALLED,
+        samples=calibration_samples, sequence_length=calibration_length, **needed,
+    )  # fmt: skip
     settings = SweepSettings(
         evaluation=EvalSettings(
             metric=metric,
@@ -143,7 +137,7 @@ def sweep(
             dtype=dtype,
         ),
         sparsity=sparsity,
-        step=DEFAULT_STEP if step is None else step,
+        step=_step(step, sparsity),
         patterns=_patterns(pattern or []),
         pruning=PruneSettings(
             sparsity=0.5,
@@ -176,6 +170,21 @@ def sweep(
     _show(result, out)
     saved.write(result, out)
     _end(result, out, kept=results is not None or not no_cache)
+
+
+_CALLED = {"samples": "calibration-samples", "sequence_length": "calibration-length"}
+"""Options of a calibration that have other names here, where a metric has samples too."""
+
+
+def _step(step: float | None, sparsity: str) -> float:
+    from prunectl.study.settings import DEFAULT_STEP
+
+    if step is not None and sparsity.strip() != "auto":
+        raise InvalidOption(
+            "--step is how close --sparsity auto comes, and the points are given",
+            hint=f"leave one of them out, or write --sparsity 0:0.9:{step:g}",
+        )
+    return DEFAULT_STEP if step is None else step
 
 
 def _open(

@@ -59,7 +59,8 @@ class DataSource:
     def name(self) -> str:
         """As the user would write it, for messages."""
         if self.kind is SourceKind.HF:
-            return ":".join(["hf", self.dataset or "", *filter(None, (self.config, self.split))])
+            parts = ("hf", self.dataset or "", self.config or "", self.split or "")
+            return ":".join(parts).rstrip(":")
         if not self.files:
             return str(self.kind)
         more = f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else ""
@@ -110,7 +111,7 @@ def parse_source(texts: Sequence[str] | str, option: str) -> DataSource:
 
 
 def without_folders(text: str) -> str:
-    """One source without the folders of the user's machine, for others to read."""
+    """A source or a path without the folders of the user's machine, for others to read."""
 
     def short(name: str) -> str:
         return Path(name).name or Path(name).resolve().name
@@ -122,7 +123,11 @@ def without_folders(text: str) -> str:
     if colon and kind == SourceKind.HF:
         dataset, *others = rest.split(":")
         return ":".join([kind, short(dataset) if _exists(dataset) else dataset, *others])
-    return short(text) if _exists(text) else text
+    return short(text) if text.startswith(_PATHS) or _exists(text) else text
+
+
+_PATHS = ("/", "./", "../", "~")
+"""What begins with these is a path, whether it is there or not yet."""
 
 
 def _parse_one(text: str, option: str) -> DataSource:

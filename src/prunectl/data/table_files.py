@@ -11,12 +11,11 @@ from typing import Any, TextIO
 
 from prunectl.data.errors import BadData
 from prunectl.data.source import TABLES
+from prunectl.data.text import LINE
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
 
-LINE = 16 << 20
-"""Characters of a line at most."""
 DOCUMENT = 256 << 20
 """Bytes at most of a JSON document, which is read as a whole."""
 _BAD_SHARE = 100

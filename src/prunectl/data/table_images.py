@@ -30,8 +30,14 @@ def find_splits(folder: Path) -> dict[str, Iterator[dict[str, Any]]]:
         folders = [one for one in sorted(folder.iterdir()) if one.is_dir()]
     except OSError as error:
         raise BadData(str(folder), f"cannot be read: {error.strerror}") from None
-    named = {_SPLITS[one.name.casefold()]: one for one in folders if one.name.casefold() in _SPLITS}
-    found = {name: list(_rows(one)) for name, one in (named or {"all": folder}).items()}
+    named: dict[str, list[Path]] = {}
+    for one in folders:
+        if split := _SPLITS.get(one.name.casefold()):
+            named.setdefault(split, []).append(one)
+    found = {
+        name: [row for one in inside for row in _rows(one)]
+        for name, inside in (named or {"all": [folder]}).items()
+    }
     found = {name: rows for name, rows in found.items() if rows}
     if not found:
         raise BadData(

@@ -19,6 +19,11 @@ READING = "reading data"
 PIECE = 1 << 16
 """Bytes of a piece, where files are too large to be read whole."""
 
+LINE = 16 << 20
+"""Characters of a line of a table at most."""
+# The library's own limit, of all of Python, is 131,072 for a cell.
+csv.field_size_limit(max(LINE, csv.field_size_limit()))
+
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _WORD = re.compile(r"[A-Za-z_][\w-]{0,40}")
 _BREAK = b"\n"
@@ -55,18 +60,18 @@ def read_files(
     """
     sizes = [_size_of(path) for path in files]
     total = sum(sizes)
-    is_all = total <= budget
+    pieces = [(path, at) for path, size in zip(files, sizes, strict=True)
+              for at in range(0, size, PIECE)]  # fmt: skip
+    count = min(len(pieces), -(-budget // PIECE))
+    # Between two pieces a line is lost: all of them are not all of the text.
+    is_all = total <= budget or count == len(pieces)
     on_event(PhaseStarted(READING, total if is_all else budget))
     if is_all:
         texts = [_decode(path, _read(path, 0, None, on_event)) for path in files]
     else:
-        pieces = [(path, at) for path, size in zip(files, sizes, strict=True)
-                  for at in range(0, size, PIECE)]  # fmt: skip
-        count = min(len(pieces), -(-budget // PIECE))
         chosen = np.random.default_rng(seed).choice(len(pieces), count, replace=False)
         drawn = [pieces[int(index)] for index in np.sort(chosen)]
         texts = [_piece(path, at, on_event) for path, at in drawn]
-        is_all = count == len(pieces)
     on_event(PhaseDone(READING))
     read = total if is_all else min(total, count * PIECE)
     return Documents(tuple(text for text in texts if text.strip()), is_all, read, total)

@@ -15,6 +15,7 @@ from prunectl.exporting.writing import Stored
 from prunectl.plan import input_axis, not_prunable_reason
 from prunectl.pruning.papers import (
     auto_class_of,
+    for_others,
     method_in_words,
     pattern_and_scope,
     source_card,
@@ -181,7 +182,7 @@ def _card_facts(
         prunable=manifest.prunable,
         overall=manifest.overall,
         roles=role_rows(manifest.tensors),
-        command="\n".join((*earlier, job.command or "prunectl.export(...)")),
+        command="\n".join((*earlier, for_others(job.command) or "prunectl.export(...)")),
         repo_id=source.repo_id,
         commit=source.commit,
         auto_class=auto_class_of(job.checkpoint),

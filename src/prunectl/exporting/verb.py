@@ -192,9 +192,9 @@ def _choices(
     if job.layout == "nm" and not finished and not any(c.layout == "nm" for c in found.values()):
         records = job.manifest.tensors if job.manifest else ()
         partly = any(record.pattern_rows is not None for record in records)
+        where = ", but for blocks of rows" if partly else ", or that takes less space in it"
         raise InvalidOption(
-            "--layout nm: no tensor follows an N:M pattern that is known of it"
-            + (", but for blocks of rows" if partly else ""),
+            f"--layout nm: no tensor follows an N:M pattern that is known of it{where}",
             hint="prune with --pattern 2:4 first, or choose --layout auto",
         )
     choices = {

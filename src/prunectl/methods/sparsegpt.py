@@ -70,7 +70,7 @@ def sparsegpt(
         block = max(block // target.m, 1) * target.m
     diagonal, dead = woken(hessian)
     free = costless(weight, dead)
-    quotas = _quotas(target, free, block, *weight.shape)
+    quotas = _quotas(target, free, block, weight.shape[1])
     factor = inverse_factor(hessian, diagonal, damping)
     # Columns are what is worked on, so they lie in a row of memory each.
     columns = weight.masked_fill(dead, 0.0).T.contiguous()
@@ -125,9 +125,7 @@ def _choose(scores: Tensor, quota: Quota) -> Tensor:
     return choose_counts(scores, quota) if isinstance(quota, Tensor) else choose(scores, quota)
 
 
-def _quotas(
-    target: Target, free: Tensor | None, block: int, rows: int, columns: int
-) -> list[Quota]:
+def _quotas(target: Target, free: Tensor | None, block: int, columns: int) -> list[Quota]:
     """What of the target falls to each block of columns.
 
     Args:

@@ -65,6 +65,9 @@ class Calibrator(Pruner):
         reader: of the source.
         store: takes the new values; None only measures the errors (nothing is changed).
         full: whether whole second moments are gathered.
+
+    Attributes:
+        facts, zeros: of each tensor that was pruned: what was done to it, and zeros in its values.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Calibrator(Pruner):
         self.notes = CalibrationNotes(on_event, by_mask=job.masks is not None)
         self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
+        self.zeros: dict[str, int] = {}
 
     def in_turn(self, name: str) -> bool:
         """Whether what a tensor gives of a budget depends on what those before it have given."""
@@ -109,11 +113,12 @@ class Calibrator(Pruner):
                 target.shares.reached(int((place == 0).sum()))
         facts = _summed(done, [one.gram for one in measured], len(parts[0]))
         missed = [one.missed for one in measured]
-        return Computed(None if self._store is None else new, (facts, done, missed))
+        zeros = int((new == 0).sum())
+        return Computed(None if self._store is None else new, (facts, done, missed, zeros))
 
     def take(self, name: str, computed: Computed) -> None:
         """Note the facts on a tensor, and store its new values."""
-        facts, done, missed = computed.facts
+        facts, done, missed, self.zeros[name] = computed.facts
         self.facts[name] = facts
         if self._store is not None and computed.values is not None:
             self.notes.tensor(name, facts, missed, done)

@@ -216,7 +216,8 @@ def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
         if facts.error is not None:
             errors[name] = facts.error
     specs = [job.checkpoint.by_name[name].spec for name in members if name in targets]
-    taken = take_by_error(job.plan.pools[index], specs, errors, _zeros(run, members))
+    before = _zeros(run, members)
+    taken = take_by_error(job.plan.pools[index], specs, errors, before, calibrator.zeros)
     return [spec.name for spec in specs if spec.name in taken]
 
 

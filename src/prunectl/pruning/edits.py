@@ -86,10 +86,15 @@ Edit = Copy | Cut | CutRows | Groups | RowGroups | Keep | Replace
 
 
 def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
-    """(length of the input axis, elements from one input to the next) in row-major order."""
+    """(length of a row, elements from one of its weights to the next) in row-major order.
+
+    A row is the weights of one output: along the input axis, or, of a convolution, which has none,
+    all behind the first axis. A vector is one row.
+    """
     if not spec.shape:
         return 1, 1
-    axis = len(spec.shape) - 1 if axis is None else axis
+    if axis is None:
+        return math.prod(spec.shape[1:] or spec.shape), 1
     return spec.shape[axis], math.prod(spec.shape[axis + 1 :])
 
 

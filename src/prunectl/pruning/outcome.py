@@ -127,6 +127,7 @@ def _pool_outcome(
 ) -> PoolOutcome:
     pool = plan.pools[index]
     zeros = sum(written[name].zeros for name in pool.members)
+    before = sum(written[name].zeros_before for name in pool.members)
     pruned = sum(not isinstance(resolution.edits.get(name, Copy()), Copy) for name in pool.members)
     return PoolOutcome(
         label=pool.label,
@@ -141,7 +142,7 @@ def _pool_outcome(
         row_block=ROW_BLOCK if pool.by_rows else None,
         pruned_tensors=pruned,
         dense_tensors=len(pool.members) - pruned,
-        note=pool_note(pool, zeros, len(pool.members) - pruned, _rounded(plan, index)),
+        note=pool_note(pool, zeros, len(pool.members) - pruned, _rounded(plan, index), before),
     )
 
 
@@ -163,12 +164,13 @@ def _rounded(plan: Plan, index: int) -> int:
     return total
 
 
-def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0) -> str:
+def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0, before: int = 0) -> str:
     """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not.
 
     Args:
         zeros: that it has. dense: tensors that stay dense.
         rounded: the zeros that are asked for, rounded for each tensor or row.
+        before: zeros that the source had there.
     """
     if pool.masked is not None:
         return ""
@@ -180,6 +182,8 @@ def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0) -> str:
     if abs(achieved - pool.sparsity) < VISIBLE:
         return ""
     asked = f"{pool.sparsity:.1%} requested, {achieved:.1%} achieved{where}: "
+    if pool.is_budget and before > pool.target_zeros:
+        return asked + "more weights were zero already, and they stay."
     if pool.is_budget:
         one, all_ = ("matrix", "whole matrices")
         if pool.by_rows:

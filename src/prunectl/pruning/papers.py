@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -162,22 +163,21 @@ def pattern_and_scope(arguments: dict[str, Any]) -> tuple[str, str]:
     return pattern, ""
 
 
-def _for_others(command: str) -> str:
-    """The command without the folders that calibration data lie in."""
+def for_others(command: str) -> str:
+    """The command without the folders of the user's machine."""
     try:
         words = shlex.split(command)
     except ValueError:  # somebody's own words, which are no command
         return command
-    option = "--calibration"
-    for index, word in enumerate(words):
-        if index and words[index - 1] == option:
-            words[index] = without_folders(word)
-        elif word.startswith(f"{option}="):
-            words[index] = f"{option}={without_folders(word.removeprefix(f'{option}='))}"
-        else:
-            continue
-        command = shlex.join(words)
-    return command
+    short = []
+    for word in words:
+        option, value = _OPTION.fullmatch(word).groups()  # type: ignore[union-attr]  # fits all
+        short.append(f"{option or ''}{without_folders(value)}")
+    return command if short == words else shlex.join(short)
+
+
+_OPTION = re.compile(r"(--[\w-]+=|-\w(?=[/~]))?(.*)", re.DOTALL)
+"""The name of an option that has its value in the same word, and the value, or the whole word."""
 
 
 def _card_facts(
@@ -195,7 +195,7 @@ def _card_facts(
         prunable=prunable,
         overall=overall,
         roles=role_rows(result.tensors),
-        command=_for_others(command) or "prunectl.prune(...)",
+        command=for_others(command) or "prunectl.prune(...)",
         repo_id=checkpoint.repo_id,
         commit=checkpoint.commit,
         auto_class=auto_class_of(checkpoint),

@@ -14,7 +14,6 @@ class PoolOutcome:
 
     Attributes:
         label: ``default`` or the recipe rule's selectors. pattern, scope: as text.
-        tied_to: the tensor that it repeats under another name; it counts once.
         requested: sparsity asked for; None if an N:M pattern alone was.
         achieved: zeros / weights. weights, zeros: of its prunable tensors.
         threshold: the global threshold; None for other scopes and N:M.
@@ -50,6 +49,7 @@ class TensorOutcome:
         norm_lost: share of its squared norm that went, where it was measured, else None.
         calibrated: what calibration did to it (docs/manifest.md), else None.
         pattern_rows: rows [start, stop) that follow the pattern; None where all do.
+        tied_to: the tensor that it repeats under another name; it counts once.
     """
 
     name: str

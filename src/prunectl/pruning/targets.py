@@ -139,7 +139,11 @@ def share_targets(plan: Plan, index: int, unfit: int) -> dict[str, TensorTarget]
 
 
 def take_by_error(
-    pool: Pool, specs: Sequence[TensorSpec], errors: Mapping[str, float], zeros: Mapping[str, int]
+    pool: Pool,
+    specs: Sequence[TensorSpec],
+    errors: Mapping[str, float],
+    before: Mapping[str, int],
+    after: Mapping[str, int],
 ) -> set[str]:
     """Which matrices take an N:M budget's pattern: those whose outputs change least.
 
@@ -148,16 +152,15 @@ def take_by_error(
         specs: its tensors that can take the pattern, in file order.
         errors: by name, the output error with the pattern, relative to the output; it is rounded
             to nine digits before it is compared, and equal ones go in file order.
-        zeros: by name, of all the pool's tensors, the zeros that are there already.
+        before: by name, of all the pool's tensors, the zeros that are there already.
+        after: by name, the zeros with the pattern.
 
     Returns:
         Names, so many that the pool's zeros are nearest to what was asked for.
     """
-    assert isinstance(pool.pattern, NM)
     ranked = sorted(specs, key=lambda spec: float(f"{errors[spec.name]:.9g}"))
-    n, m = pool.pattern.n, pool.pattern.m
-    gains = (max(0, spec.numel * (m - n) // m - zeros[spec.name]) for spec in ranked)
-    taken = nearest_prefix(gains, pool.target_zeros - sum(zeros.values()))
+    gains = (after[spec.name] - before[spec.name] for spec in ranked)
+    taken = nearest_prefix(gains, pool.target_zeros - sum(before.values()))
     return {spec.name for spec in ranked[:taken]}
 
 

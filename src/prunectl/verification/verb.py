@@ -22,6 +22,7 @@ from prunectl.errors import (
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model, stored_layouts
 from prunectl.pattern import pruned_count
+from prunectl.pruning.edits import axis_view
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.records import TensorRecord
@@ -231,15 +232,10 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
             continue
         by_row = asked.get("scope") == "row"
         weights = math.prod(record.shape)
-        length = _row_length(record) if by_row else weights
+        length = axis_view(_spec_of(record), record.input_axis)[0] if by_row else weights
         least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
         most = least + record.zeros_before if by_row else max(least, record.zeros_before)
         _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)
-
-
-def _row_length(record: TensorRecord) -> int:
-    axis = -1 if record.input_axis is None else record.input_axis
-    return record.shape[axis] if record.shape else 1
 
 
 def _check_between(where: str, zeros: int, least: int, most: int, findings: Findings) -> None:
