@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from test_calibration_engine import axes_of, samples_of
 
-from prunectl.calibration.engine import Measured, Wanted, calibrate, try_model
+from prunectl.calibration.engine import Captured, Wanted, calibrate, try_model
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.errors import BadCheckpoint, CalibrationFailed, UnsupportedCheckpoint
@@ -165,9 +165,9 @@ def test_a_product_that_is_not_known_is_told_from_a_weight_that_nothing_reaches(
     how: str, tmp_path: Path
 ) -> None:
     tiny_models.build("llama", tmp_path)
-    seen: dict[str, Measured] = {}
+    seen: dict[str, Captured] = {}
 
-    def prune(tensor: str, parts: Sequence[Measured]) -> None:
+    def prune(tensor: str, parts: Sequence[Captured]) -> None:
         (seen[tensor],) = parts
 
     with skeleton_of(tmp_path) as skeleton:
@@ -188,7 +188,7 @@ def test_an_expert_without_tokens_is_not_one_whose_product_is_not_known(
     name: str, tmp_path: Path
 ) -> None:
     tiny_models.build(name, tmp_path)
-    found: list[Measured] = []
+    found: list[Captured] = []
     with skeleton_of(tmp_path) as skeleton:
         wanted = Wanted(axes_of(open_checkpoint(tmp_path), skeleton))
         samples = [{"input_ids": torch.tensor([[5]])}]

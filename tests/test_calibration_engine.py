@@ -11,7 +11,7 @@ import tiny_models
 import torch
 import transformers
 
-from prunectl.calibration.engine import Measured, Wanted, calibrate
+from prunectl.calibration.engine import Captured, Wanted, calibrate
 from prunectl.calibration.forward import Inputs
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
@@ -132,7 +132,7 @@ def test_moments_are_those_that_hooks_on_the_whole_model_see(name: str, tmp_path
     samples = samples_of(name)
     seen: dict[str, Gram | None] = {}
 
-    def prune(tensor: str, parts: Sequence[Measured]) -> None:
+    def prune(tensor: str, parts: Sequence[Captured]) -> None:
         seen.update((part.matrix.label, part.gram) for part in parts)
 
     events: list[Event] = []
@@ -167,7 +167,7 @@ def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
     diagonals: dict[str, torch.Tensor] = {}
     values: dict[str, torch.Tensor] = {}
 
-    def prune(tensor: str, parts: Sequence[Measured]) -> torch.Tensor:
+    def prune(tensor: str, parts: Sequence[Captured]) -> torch.Tensor:
         order.append(tensor)
         assert parts[0].gram is not None
         diagonals[tensor] = parts[0].gram.diagonal()
@@ -218,7 +218,7 @@ def test_true_sequential_measures_behind_the_matrices_before(tmp_path: Path) -> 
     for sequential in (False, True):
 
         def prune(
-            tensor: str, parts: Sequence[Measured], sequential: bool = sequential
+            tensor: str, parts: Sequence[Captured], sequential: bool = sequential
         ) -> torch.Tensor:
             assert parts[0].gram is not None
             orders[sequential].append(tensor)
@@ -248,7 +248,7 @@ def test_a_sample_alone_and_samples_side_by_side_give_the_same(tmp_path: Path) -
         moments: dict[str, torch.Tensor] = {}
 
         def prune(
-            tensor: str, parts: Sequence[Measured], moments: dict[str, torch.Tensor] = moments
+            tensor: str, parts: Sequence[Captured], moments: dict[str, torch.Tensor] = moments
         ) -> None:
             assert parts[0].gram is not None
             assert parts[0].gram.tokens == 4 * 9 + 2 * 5
@@ -276,7 +276,7 @@ def test_a_model_that_fails_on_the_samples_says_so(tmp_path: Path) -> None:
 def test_nan_between_blocks_is_named(tmp_path: Path) -> None:
     tiny_models.build("llama", tmp_path)
 
-    def prune(tensor: str, parts: Sequence[Measured]) -> torch.Tensor | None:
+    def prune(tensor: str, parts: Sequence[Captured]) -> torch.Tensor | None:
         if tensor.endswith("layers.0.mlp.down_proj.weight"):
             return parts[0].matrix.weight * float("nan")
         return None
@@ -297,7 +297,7 @@ def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) 
         moments: dict[str, torch.Tensor] = {}
 
         def prune(
-            tensor: str, parts: Sequence[Measured], moments: dict[str, torch.Tensor] = moments
+            tensor: str, parts: Sequence[Captured], moments: dict[str, torch.Tensor] = moments
         ) -> torch.Tensor:
             assert parts[0].gram is not None
             moments[tensor] = parts[0].gram.hessian()

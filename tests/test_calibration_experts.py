@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from test_calibration_engine import run, samples_of
 
-from prunectl.calibration.engine import Measured
+from prunectl.calibration.engine import Captured
 from prunectl.methods.statistics import Gram
 
 Inputs = dict[str, torch.Tensor]
@@ -80,7 +80,7 @@ def test_moments_of_experts_are_those_of_the_tokens_routed_to_them(
 
     seen: dict[tuple[int, int, str], Gram | None] = {}
 
-    def prune(tensor: str, parts: Sequence[Measured]) -> None:
+    def prune(tensor: str, parts: Sequence[Captured]) -> None:
         for one in parts:
             place = re.search(r"layers\.(\d+)\..*experts\.(?:(\d+)\.)?(\w+?)(?:\.weight)?$", tensor)
             if place is not None:
