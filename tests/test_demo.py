@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunectl import demo
+import prunectl
+from prunectl import demo, verify
 
 MB = 1_000_000
 MODEL_FILES = {
@@ -155,3 +158,22 @@ def test_greedy_search_makes_words_of_the_language(model: Any, tokenizer: Any) -
     assert len(words) >= 20
     assert len(set(words)) >= 8
     assert sum(word in known for word in words) >= 0.9 * len(words), text
+
+
+def test_a_folder_by_the_name_of_the_embedded_model_is_that_folder(
+    typed: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, err = typed("prune", "demo", "-s", "0.4", "-o", "demo/", "-q")
+    assert code == 0, err
+    for name in ("demo", "./demo"):
+        assert typed("verify", name, "-q")[0] == 0
+    assert verify(Path("demo")).ok
+    assert prunectl.open_checkpoint(Path("demo")).kind == "folder"
+    assert prunectl.open_checkpoint("demo").kind == "demo"
+    with Path("demo/model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    code, out, err = typed("verify", "demo", "-q")
+    assert (code, out) == (3, "")
+    assert err.startswith("warning: demo: ")
+    assert "difference" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Collection
 from dataclasses import replace
@@ -89,7 +90,7 @@ def compressed_error(model: str) -> UnsupportedCheckpoint:
     return UnsupportedCheckpoint(
         model,
         "a compressed prunectl folder",
-        hint="make it dense first: prunectl export MODEL --layout dense -o DIR",
+        hint=f"make it dense first: prunectl export {shlex.quote(model)} --layout dense -o DIR",
     )
 
 
@@ -108,7 +109,7 @@ def open_stored(
         SourceError, InvalidOption: as :func:`open_checkpoint`.
     """
     text = os.fspath(model)
-    if text == demo.NAME:
+    if model == demo.NAME:  # not a Path, which is a place on the disk whatever its name
         return _open_demo(revision, trust_remote_code=trust_remote_code)
     path = local_path(text)
     if path is not None and revision:

@@ -36,6 +36,8 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "prunectl"
         message = _one_line(error.format_message())
+        for said, meant in _PARSER.items():
+            message = message.replace(said, meant)
         return error.exit_code, [
             f"error: {message[:1].lower()}{message[1:]}",
             f"hint: see '{command} --help'",
@@ -47,6 +49,15 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
         "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
     )
     return FAILED, [f"error: {type(error).__name__}: {_one_line(str(error))}".rstrip(": "), hint]
+
+
+_PARSER = {
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "it is no number",
+    "Input should be a valid integer, unable to parse string as an integer": "it is no integer",
+    "Input should be ": "it should be ",
+}
+"""What the library that parses options says, in words for those who typed them."""
 
 
 def _one_line(text: str) -> str:

@@ -162,6 +162,10 @@ def prune(
         return
     checkpoint = options.open_source(choice, token, cache_dir, trust_remote_code, out)
     if output is None or dry_run:
+        if settings.calibration is not None and settings.calibration.dtype != "auto":
+            from prunectl.pruning.calibration_samples import dtype_of
+
+            dtype_of(settings.calibration, checkpoint)  # refused now as it would be then
         _show_plan(checkpoint, settings, out)
         return
     from prunectl.pruning.verb import prune

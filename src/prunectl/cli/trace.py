@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -151,6 +152,11 @@ def _open(
 def _named(models: list[str], revisions: str | None) -> list[str]:
     from prunectl.checkpoint.opening import local_path
 
+    for one in models:
+        with suppress(ValueError):
+            float(one)
+            hint = "several values of an option are written with commas: -s 0.2,0.4"
+            raise InvalidOption(f"MODEL '{one}' is a number", hint=hint)
     if revisions is None:
         return models
     names = [one.strip() for one in revisions.split(",") if one.strip()]

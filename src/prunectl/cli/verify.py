@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from prunectl import numbers
 from prunectl.cli import options
 from prunectl.cli.errors import DIFFERENCE
 from prunectl.cli.model_argument import ModelChoice
@@ -93,4 +94,8 @@ def verify(
 
         out.show(*verify_screen(report, everything=verbose))
     if not report.ok:
+        if quiet and not json:
+            failed = ", ".join(check.name for check in report.checks if check.passed is False)
+            count = numbers.plural(len(report.differences), "difference")
+            out.warn(f"{folder}: {count} ({failed})")
         raise typer.Exit(DIFFERENCE)

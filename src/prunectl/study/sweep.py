@@ -28,6 +28,7 @@ from prunectl.plain import plain
 from prunectl.pruning.job import plan_prune
 from prunectl.ranks.joining import joined_ranks
 from prunectl.ranks.ranks import SAME_COMMAND
+from prunectl.sink.target import MANIFEST_NAME
 from prunectl.study.commands import command_for, named, short_names
 from prunectl.study.curves import Requested, read_curve
 from prunectl.study.grid import next_point
@@ -83,6 +84,11 @@ def sweep(
     for checkpoint in opened:
         for text in checkpoint.notes:
             on_event(Note(text, warning=True))
+        if (checkpoint.folder / MANIFEST_NAME).is_file():
+            text = (
+                "is pruned: its loss is told against its own score as it is, not the dense model's"
+            )
+            on_event(Note(f"{checkpoint.model} {text}", warning=True))
     for checkpoint in opened:
         for pattern in settings.patterns:  # what does not fit is said before anything is measured
             first = float(settings.grid.within(pattern)[0])

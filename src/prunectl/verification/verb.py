@@ -124,7 +124,7 @@ def _find_source(
     if checkpoint is None:
         findings.impossible.update(dict.fromkeys(NEED_SOURCE, why))
         if source == "auto":
-            on_event(Note(f"checked without the source: {why}"))
+            on_event(Note(f"checked without the source: {why}", warning=True))
         return None
     return Source(checkpoint, checkpoint.by_any_name)
 
