@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunectl.sink import config_json
 from prunectl.sink.config_json import is_markable, mark, unmark
 
 WEIGHTS = "model.prunectl.safetensors"
@@ -39,6 +41,53 @@ def test_marked_and_unmarked_are_the_same_bytes(
         "quantization_config": {"quant_method": "prunectl", "weights": WEIGHTS},
     }
     assert unmark(marked) == config
+
+
+_CLOSING = re.compile(rb"(\s*)\}(\s*)\Z")
+_MEMBER = re.compile(rb',?\s*"quantization_config": \{"quant_method": "prunectl"[^{}]*\}')
+
+
+@given(
+    st.text(" \n\r\t", max_size=4),
+    st.sampled_from(["", '"a": 1', '"a": {"quantization_config": {"quant_method": "prunectl"}}']),
+    st.text(" \n\r\t", max_size=4),
+    st.text(" \n\r\t", max_size=4),
+)
+def test_where_it_goes_by_a_pattern(before: str, members: str, inside: str, end: str) -> None:
+    """The same place as by patterns, which say it shortest and are slow on long runs of spaces."""
+    config = f"{before}{{{inside}{members}{inside}}}{end}".encode()
+    closing = _CLOSING.search(config)
+    assert closing is not None
+    marked = mark(config, WEIGHTS)
+    assert marked.startswith(config[: closing.start()])
+    assert marked.endswith(config[closing.start() :])
+    member = marked[closing.start() : len(marked) - (len(config) - closing.start())]
+    assert _MEMBER.fullmatch(member)
+    assert member.startswith(b"," if members else b"\n  ")
+    assert unmark(marked) == config
+
+
+def test_a_long_run_of_spaces_takes_no_longer_than_other_bytes() -> None:
+    spaces = b" " * 4_000_000  # with the square of them, this would not end
+    for config in (b"{" + spaces + b"}", b'{"a": 1}' + spaces, b'{"a":' + spaces + b"1}"):
+        assert unmark(mark(config, WEIGHTS)) == config
+    saved = b'{"quantization_config": {"quant_method": "prunectl"},' + spaces + b'"a": 1}'
+    assert json.loads(unmark(saved)) == {"a": 1}
+
+
+def test_many_lookalikes_are_not_all_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+    read = config_json._document
+    monkeypatch.setattr(config_json, "_document", lambda c: readings.append(1) or read(c))
+    one = b'{"quantization_config": {"quant_method": "prunectl", "weights": "x"}}'
+    config = b'{"a": [' + b", ".join([one] * 5_000) + b"]}"
+    assert unmark(mark(config, WEIGHTS)) == config
+    saved = json.dumps(json.loads(mark(config, WEIGHTS)), sort_keys=True, indent=1).encode()
+    assert json.loads(unmark(saved)) == json.loads(config)
+    # Here the member is not among the last of its kind: the file loses its format.
+    one_line = b'{"quantization_config": {"quant_method": "prunectl"}, ' + config[1:]
+    assert json.loads(unmark(one_line)) == json.loads(config)
+    assert len(readings) < 60
 
 
 @pytest.mark.real

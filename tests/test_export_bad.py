@@ -686,6 +686,18 @@ def test_parameters_of_nm_that_are_none(small: Small, typed: Typed, extra: dict[
     damaged(typed, folder, UP)
 
 
+@pytest.mark.parametrize("key", ["mask", "chunk", "order", "format"])
+def test_what_is_long_is_not_repeated_whole(small: Small, typed: Typed, key: str) -> None:
+    folder = small("nm" if key == "order" else "packed")
+    long = "x" * 1_000_000
+    if key == "format":
+        cases.edit_described(folder / WEIGHTS, lambda document: document.update(format=long))
+    else:
+        edit_tensor(folder, lambda one: one["extra"].update({key: long}))
+    error = refused(typed, BadCheckpoint, "'xxx", folder)
+    assert len(str(error)) < 500 + len(str(folder))
+
+
 @pytest.mark.parametrize("extra", [None, [], "packed", {}])
 def test_parameters_that_are_missing(small: Small, typed: Typed, extra: object) -> None:
     folder = small("packed")

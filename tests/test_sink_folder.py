@@ -25,6 +25,7 @@ from prunectl.errors import CannotWrite, NoSpace, OutputConflict
 from prunectl.events import Event, Note
 from prunectl.sink import folder as folder_module
 from prunectl.sink.folder import OutputFolder
+from prunectl.sink.osfiles import os_errors
 from prunectl.sink.shards import plan_shards
 from prunectl.sink.target import check_space, check_target, journal_file, work_folder
 from prunectl.tensorspec import DTYPES, TensorSpec
@@ -723,6 +724,14 @@ def test_space_is_counted_with_what_is_already_there(tmp_path: Path) -> None:
         check_space(target, 1 << 60)
     now = shutil.disk_usage(tmp_path).free
     assert abs(caught.value.free - now - held.stat().st_blocks * 512) < 1 << 26
+
+
+def test_a_full_disk_names_no_size_that_is_not_known() -> None:
+    with pytest.raises(NoSpace) as caught, os_errors(Path("out")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == "out: no space is left"
+    with pytest.raises(NoSpace, match="5 bytes are needed and"), os_errors(Path("out"), 5):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
 
 # --- side files ---------------------------------------------------------------------------------

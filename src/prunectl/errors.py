@@ -270,8 +270,9 @@ class NoSpace(OutputError):
     """Not enough free space for the output."""
 
     def __init__(self, path: Path | str, needed: int, free: int) -> None:
+        why = f"{needed:,} bytes are needed and {free:,} are free" if needed else "no space is left"
         super().__init__(
-            f"{path}: {needed:,} bytes are needed and {free:,} are free",
+            f"{path}: {why}",
             hint="free some space or choose -o on another disk; nothing was written",
         )
         self.path, self.needed, self.free = str(path), needed, free

@@ -23,6 +23,7 @@ Parameters: ``n``, ``m``, ``axis`` (not negative), ``order``.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,8 @@ def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid,
     order = extra.get("order")
     if order == "plain" or (order == "cutlass" and for_cutlass(dtype, shape, grid)):
         return grid, order == "cutlass"
-    raise Damaged(f"the parameter 'order' is {order!r}, which such a tensor does not have")
+    found = reprlib.repr(order)
+    raise Damaged(f"the parameter 'order' is {found}, which such a tensor does not have")
 
 
 def _read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -223,7 +224,8 @@ def integer(extra: Extra, key: str, low: int, high: int) -> int:
     """
     value = extra.get(key)
     if type(value) is not int or not low <= value <= high:
-        raise Damaged(f"the parameter '{key}' is {value!r}, not a number from {low} to {high}")
+        found = reprlib.repr(value)
+        raise Damaged(f"the parameter '{key}' is {found}, not a number from {low} to {high}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
     """
     mask = extra.get("mask")
     if mask not in ("none", "bits", "nm"):
-        raise Damaged(f"the parameter 'mask' is {mask!r}")
+        raise Damaged(f"the parameter 'mask' is {reprlib.repr(mask)}")
     try:
         whole_codes(dtype, "packed")
         axis, grid = 0, Grid(1, 1, 1, code_count(dtype, shape))

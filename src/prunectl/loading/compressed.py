@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -133,7 +134,7 @@ def _descriptions(
     if version != FORMAT_VERSION:
         raise BadCheckpoint(
             stored.folder / file,
-            f"compressed in format {version!r}; this prunectl reads {FORMAT_VERSION!r}",
+            f"compressed in format {reprlib.repr(version)}; this prunectl reads {FORMAT_VERSION!r}",
             hint="a newer prunectl may be needed: pip install -U prunectl",
         )
     tensors = document.get("tensors")

@@ -7,16 +7,16 @@ the folder; without it, transformers says that it knows no such method and finds
 from __future__ import annotations
 
 import json
-import re
 
 CONFIG_NAME = "config.json"
 METHOD = "prunectl"
 KEY = "quantization_config"
 
-_CLOSING = re.compile(rb"(\s*)\}(\s*)\Z")
-_MARK = re.compile(
-    rb',?\s*"' + KEY.encode() + rb'": \{"quant_method": "' + METHOD.encode() + rb'"[^{}]*\}'
-)
+_LITERAL = f'"{KEY}": {{"quant_method": "{METHOD}"'.encode()
+"""How the member begins."""
+
+_MOST_LOOKALIKES = 16
+"""Of members that begin so, the last ones are looked at: each costs a reading of the whole."""
 
 
 def is_markable(config: bytes) -> bool:
@@ -32,12 +32,13 @@ def mark(config: bytes, weights: str) -> bytes:
         config: bytes for which :func:`is_markable` is true.
         weights: file name of the compressed weights, or of their index.
     """
-    closing = _CLOSING.search(config)
-    assert closing is not None
+    # Not by patterns: on long runs of spaces they take a time that grows with the square.
+    last = len(config.rstrip()) - 1
+    assert config[last:].startswith(b"}")
     value = json.dumps({"quant_method": METHOD, "weights": weights})
-    before = config[: closing.start()]
+    before = config[:last].rstrip()
     comma = b"," if _document(config) else b""
-    return before + comma + f'\n  "{KEY}": {value}'.encode() + config[closing.start() :]
+    return before + comma + f'\n  "{KEY}": {value}'.encode() + config[len(before) :]
 
 
 def unmark(config: bytes) -> bytes:
@@ -50,11 +51,22 @@ def unmark(config: bytes) -> bytes:
     if document is None or not isinstance(value, dict) or value.get("quant_method") != METHOD:
         return config
     rest = {key: member for key, member in document.items() if key != KEY}
-    for found in reversed(list(_MARK.finditer(config))):
-        text = config[: found.start()] + config[found.end() :]
+    start = config.rfind(_LITERAL)
+    for _ in range(_MOST_LOOKALIKES):
+        text = b"" if start < 0 else _without(config, start)
         if _document(text) == rest:
             return text
+        start = config.rfind(_LITERAL, 0, max(start, 0))
     return (json.dumps(rest, indent=2) + "\n").encode()
+
+
+def _without(config: bytes, start: int) -> bytes:
+    """The bytes without the member at ``start``, and without what stands between it and others."""
+    first = start + len(_LITERAL)
+    inside, closing, after = config[first:].partition(b"}")
+    if not closing or b"{" in inside:
+        return b""
+    return config[:start].rstrip().removesuffix(b",") + after
 
 
 def _document(config: bytes) -> dict[str, object] | None:

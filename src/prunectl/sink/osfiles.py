@@ -26,7 +26,7 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
     Args:
         path: what is being written.
-        needed: its size in bytes, for the message.
+        needed: its size in bytes, for the message; 0 where that is not known.
 
     Raises:
         NoSpace: the disk or the quota is full.
