@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Tensors
 
-from prunectl import NM, PruneResult, PruneSettings, Rule, Scope, analyze, prune, verify
+from prunectl import NM, PruneResult, PruneSettings, Rule, Scope, analyze, export, prune, verify
 from prunectl.errors import NaNWeights
 from prunectl.events import Event, Note
 from prunectl.pruning.papers import for_others
@@ -389,3 +390,57 @@ def test_nan_in_a_tensor_that_is_not_pruned_is_copied() -> None:
 )  # fmt: skip
 def test_a_card_says_nothing_of_the_folders_of_the_machine(command: str, told: str) -> None:
     assert for_others(command) == told
+
+
+# --- the card of the source ---------------------------------------------------------------------
+
+
+def card_after(source: Path, out: Path, verb: str) -> tuple[str, list[str]]:
+    """The card of an output, and what is warned of."""
+    notes: list[Event] = []
+    if verb == "export":
+        export(source, out, "packed", on_event=notes.append)
+    else:
+        prune(source, out, PruneSettings(sparsity=0.5), on_event=notes.append)
+    warned = [note.text for note in notes if isinstance(note, Note) and note.warning]
+    return (out / "README.md").read_text(), [text for text in warned if "README" in text]
+
+
+@pytest.mark.parametrize("verb", ["prune", "export"])
+@pytest.mark.parametrize("kind", ["own", "link", "link out", "link to a folder", "pipe", "large"])
+def test_the_card_is_the_source_s_own(tmp_path: Path, kind: str, verb: str) -> None:
+    source = reference.save(
+        tmp_path / "source", {LAYER.format(0, "up"): trained((8, 8), torch.float32, 0, "plain")}
+    )
+    (tmp_path / "private.txt").write_text("a secret")
+    (source / "docs").mkdir()
+    (source / "docs" / "card.md").write_text("a secret of the source's own")
+    card = source / "README.md"
+    if kind == "own":
+        card.write_text("a secret of the source's own")
+    elif kind == "pipe":
+        os.mkfifo(card)  # it would never end
+    elif kind == "large":
+        card.write_text("a secret\n" * 300_000)
+    else:
+        where = {"link": "docs/card.md", "link out": "../private.txt", "link to a folder": ".."}
+        card.symlink_to(where[kind])
+    text, warned = card_after(source, tmp_path / "out", verb)
+    assert ("a secret" in text) == (kind in ("own", "link"))
+    if kind == "large":
+        assert warned == [
+            "left out: README.md, the source's text: it has 2,700,000 bytes, "
+            "and a model card at most 2,000,000 here"
+        ]
+
+
+@pytest.mark.parametrize("blob", [True, False])
+def test_a_card_in_the_hub_s_cache_is_a_link_to_its_blob(tmp_path: Path, blob: bool) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    reference.save(snapshot, {LAYER.format(0, "up"): trained((8, 8), torch.float32, 0, "plain")})
+    place = tmp_path / "models--org--name" / ("blobs" if blob else "other")
+    place.mkdir()
+    (place / "b1").write_text("its text")
+    (snapshot / "README.md").symlink_to(f"../../{place.name}/b1")
+    text, _ = card_after(snapshot, tmp_path / "out", "prune")
+    assert ("its text" in text) == blob

@@ -74,6 +74,16 @@ def test_a_pipe_in_the_folder_is_no_file(pusher: Worker, repo: str, out: Path, n
     assert f"{name} is no regular file" in found["text"]
 
 
+def test_a_card_that_is_not_utf_8_is_found_before_a_repository_is_made(
+    hub: Hub, pusher: Worker, repo: str, out: Path
+) -> None:
+    card = (out / "README.md").read_bytes()
+    (out / "README.md").write_bytes(card + "café".encode("latin-1"))
+    found = pusher.push(out, repo, WRITER)
+    assert (found["error"], "README.md: is not UTF-8" in found["text"]) == ("BadManifest", True)
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "x" * 5000, ".git/config"])
 def test_names_that_lead_out_go_nowhere(
     hub: Hub, pusher: Worker, repo: str, out: Path, name: str

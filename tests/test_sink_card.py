@@ -12,7 +12,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunectl.sink.card import END, START, CardFacts, RoleRow, model_card
+from prunectl.sink import frontmatter
+from prunectl.sink.card import END, START, CardFacts, RoleRow, earlier_commands, model_card
 from prunectl.sink.records import Count
 
 FACTS = CardFacts(
@@ -159,20 +160,60 @@ def test_hostile_cards_survive_and_a_second_run_replaces(
     assert model_card(twice, other) == twice
 
 
+def doubling(levels: int, pair: str) -> str:
+    """Each member holds the one before it twice: 2^levels values in a line a level."""
+    lines = [f"a{i}: &a{i} {pair.replace('*', f'*a{i - 1}')}\n" for i in range(1, levels)]
+    return "".join(["a0: &a0 {k: v}\n", *lines])
+
+
 @pytest.mark.parametrize(
     "front",
     ["license: [mit", "a: b: c", "just words", "- a\n- b", "1: 2", "date: 2024-13-45", "\tx: y",
-     "a: !!python/object/apply:os.system ['true']", "[" * 5000, "*missing"],
+     "a: !!python/object/apply:os.system ['true']", "[" * 5000, "*missing", "a: !!bool x",
+     "a: !!int ''", "a: !!timestamp x", "tags: &a [*a]", "a: &a {b: *a}",
+     doubling(40, "[*, *]"), doubling(40, "{<<: [*, *]}"),
+     "{a: 0x" + "f" * 40_000 + "}", "a: 1" + ":59" * 100_000, "a: " + "[" * 100 + "]" * 100,
+     "a: !" + "x" * 10_000 + " b"],
+    ids=lambda front: front[:20],
 )  # fmt: skip
 def test_a_broken_front_matter_is_kept_as_text_and_said_so(front: str, tmp_path: Path) -> None:
     source = f"---\n{front}\n---\n# Title\n"
     card = model_card(source, FACTS)
     assert card.endswith(source)
-    assert "could not be read" in card
+    (said,) = [line for line in card.splitlines() if "could not be read" in line]
+    assert len(said) < 400
     assert metadata(card, tmp_path) == {
         "base_model": "org/name",
         "tags": ["pruned", "prunectl", "sparsity-40"],
     }
+
+
+def test_more_values_than_can_be_read_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontmatter, "_MOST_VALUES", 1000)
+    assert "more than 1,000 values" in model_card(f"---\na: [{'1, ' * 1000}]\n---\n", FACTS)
+    assert "could not be" not in model_card(f"---\na: [{'1, ' * 900}]\n---\n", FACTS)
+
+
+@pytest.mark.parametrize(
+    "front", [doubling(6, "[*, *]"), doubling(6, "{<<: [*, *]}"), "{a: !!omap [x: 1]}\n"]
+)
+def test_a_front_matter_of_some_aliases_is_read(front: str, tmp_path: Path) -> None:
+    card = model_card(f"---\n{front}---\n# Title\n", FACTS)
+    assert "could not be read" not in card
+    assert metadata(card, tmp_path).keys() > yaml.safe_load(front).keys()
+    assert model_card(card, FACTS) == card
+
+
+def test_commands_of_a_section() -> None:
+    for newline in ("\n", "\r\n"):
+        facts = dataclasses.replace(FACTS, command="a b\n```c\nd")
+        card = model_card(f"# T{newline}", facts)
+        assert earlier_commands(card) == ("a b", "```c", "d")
+    assert earlier_commands(None) == earlier_commands("# T\n") == ()
+    assert earlier_commands(card.replace("bash", "sh")) == ()
+    # Fences that never end: to look for the end of each would take minutes.
+    fences = "".join(f"Made with:\n{'`' * (3 + n)}bash\n" for n in range(4000, 0, -1))
+    assert earlier_commands(f"{START}\n## Pruned with prunectl\n{fences}{END}\n") == ()
 
 
 def test_a_moved_section_is_replaced_where_it_is() -> None:
@@ -189,12 +230,23 @@ def test_line_ends_follow_the_source() -> None:
 
 
 @pytest.mark.parametrize("evil", [f"x\n{END}\n# gone", f"`` ` {START}", "a|b|c", "``````", "<!--"])
-def test_hostile_facts_cannot_leave_their_place(evil: str) -> None:
+@pytest.mark.parametrize("repo_id", [None, "evil"])
+def test_hostile_facts_cannot_leave_their_place(evil: str, repo_id: str | None) -> None:
     facts = dataclasses.replace(
-        LOCAL, model=evil, command=evil, pattern=evil, roles=(RoleRow(evil, 1, Count(1, 0, 1)),)
+        LOCAL,
+        model=evil,
+        command=evil,
+        pattern=evil,
+        roles=(RoleRow(evil, 1, Count(1, 0, 1)),),
+        repo_id=repo_id and evil,
+        commit=repo_id and evil,
     )
     once = model_card("own text\n", facts)
     assert model_card(once, facts) == once
+    if repo_id:
+        (link,) = [line for line in once.splitlines() if "huggingface.co/" in line]
+        assert link.endswith("lists what was done to every tensor.")
+        return
     assert model_card(once, FACTS) == model_card("own text\n", FACTS)
     assert model_card(once, LOCAL).endswith("own text\n")
     assert model_card(once, LOCAL) == model_card("own text\n", LOCAL)

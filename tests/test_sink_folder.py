@@ -416,6 +416,19 @@ def test_a_refused_run_clears_up_after_one_killed_at_its_end(
     assert left_over(target) == []
 
 
+@pytest.mark.parametrize("name", ["prunectl.json", "config.json"])
+def test_a_pipe_in_an_old_output_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    old = tmp_path / "out"
+    old.mkdir()
+    os.mkfifo(old / name)
+    if name == "prunectl.json":
+        (old / "model.safetensors").touch()
+        check_target(old, force=True, protected=[])
+    else:
+        with pytest.raises(OutputConflict, match="not a checkpoint folder"):
+            check_target(old, force=True, protected=[])
+
+
 def test_an_old_output_that_became_a_source_is_not_cleared_up(tmp_path: Path) -> None:
     target = tmp_path / "out"
     job(target, 7)

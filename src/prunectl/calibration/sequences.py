@@ -16,6 +16,7 @@ from prunectl.data.errors import BadData
 from prunectl.data.source import SourceKind
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
 from prunectl.errors import InvalidOption
+from prunectl.sink.osfiles import read_regular
 
 MIN_TOKENS = 16
 """A window with fewer tokens is no sample, unless fewer were asked for."""
@@ -179,7 +180,7 @@ def _both(request: Request, source: Ids, target: Ids) -> Arrays:
 def _decoder_start(checkpoint: Checkpoint) -> int:
     """The id that a decoder starts with; T5's config names none, and it starts with padding."""
     try:
-        generation = json.loads((checkpoint.folder / "generation_config.json").read_bytes())
+        generation = json.loads(read_regular(checkpoint.folder / "generation_config.json"))
     except (OSError, ValueError, RecursionError):
         generation = {}
     settings = [checkpoint.config, generation if isinstance(generation, dict) else {}]

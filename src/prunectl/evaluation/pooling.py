@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
+from prunectl.sink.osfiles import read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _document(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prunectl._version import __version__
@@ -50,13 +49,13 @@ def write_papers(
         export=job.arguments,
         schema=SCHEMA_VERSION,
     )
-    source = source_card(job.checkpoint)
+    source, notes = source_card(job.checkpoint)
     # Whoever reads the card wants to know how the weights were pruned, and not only exported.
     earlier = earlier_commands(source) if job.manifest else ()
     text = model_card(source, _card_facts(job, result, manifest, earlier))
     sink.write_bytes(CARD_NAME, text.encode("utf-8", "surrogateescape"))
     sink.write_parts(MANIFEST_NAME, manifest.parts(), manifest.about)
-    return warnings
+    return warnings + notes
 
 
 def _side_files(
@@ -174,7 +173,7 @@ def _card_facts(
     pattern, scope = pattern_and_scope(arguments)
     return CardFacts(
         # The card is for others: of a local path only the last part, which says what it was.
-        model=source.repo_id or Path(os.path.expanduser(source.model)).resolve().name,  # noqa: PTH111
+        model=source.repo_id or _last_part(source.model),
         version=__version__,
         method=_method(arguments),
         pattern=pattern,
@@ -190,6 +189,11 @@ def _card_facts(
         dense_bytes=result.dense_bytes,
         stored_bytes=result.nbytes,
     )
+
+
+def _last_part(path: str) -> str:
+    """Of a path that may lead nowhere, or in circles."""
+    return os.path.basename(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111,PTH119
 
 
 def _method(arguments: dict[str, Any]) -> str:

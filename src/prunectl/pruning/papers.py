@@ -11,12 +11,14 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.settings import ROW_BLOCK, Budget
 from prunectl.sink.card import CardFacts, model_card, role_rows
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Manifest
+from prunectl.sink.osfiles import read_regular
 from prunectl.sink.records import Count, SourceFile, SourceRecord, TensorRecord
 from prunectl.sink.shards import INDEX_NAME, ShardLayout
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
@@ -30,14 +32,15 @@ def write_papers(
     arguments: dict[str, Any],
     layout: ShardLayout,
     command: str,
-) -> None:
-    """Write side files, index, model card and, last, the manifest."""
+) -> tuple[str, ...]:
+    """Write side files, index, model card and, last, the manifest; returns warnings."""
     files = [sink.write_side_file(name, checkpoint.folder / name) for name in checkpoint.side_files]
     index = layout.index()
     if index is not None:
         files.append(sink.write_bytes(INDEX_NAME, index))
     prunable, overall = _counts(result)
-    card = model_card(source_card(checkpoint), _card_facts(checkpoint, result, arguments, command))
+    source, warnings = source_card(checkpoint)
+    card = model_card(source, _card_facts(checkpoint, result, arguments, command))
     # A card is for people to edit, so its bytes are not part of what verify checks.
     sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
     manifest = Manifest(
@@ -50,6 +53,7 @@ def write_papers(
         files=tuple(files),
     )
     sink.write_parts(MANIFEST_NAME, manifest.parts(), manifest.about)
+    return warnings
 
 
 def _counts(result: PruneResult) -> tuple[Count, Count]:
@@ -102,13 +106,27 @@ def source_record(checkpoint: Checkpoint) -> SourceRecord:
     )
 
 
-def source_card(checkpoint: Checkpoint) -> str | None:
-    """The text of the source's own model card, or None."""
+_LARGEST_CARD = 2_000_000
+"""Bytes. Some cards hold a megabyte of results; what is far longer is no text for people."""
+
+
+def source_card(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
+    """The text of the source's own model card, or None; and warnings.
+
+    The card is copied into outputs, so it must be the source's: no link to what lies elsewhere.
+    """
+    path = checkpoint.folder / CARD_NAME
     try:
-        data = (checkpoint.folder / CARD_NAME).read_bytes()
+        if not is_own_file(checkpoint.folder, path):
+            return None, ()
+        size = path.stat().st_size
+        if size > _LARGEST_CARD:
+            why = f"it has {size:,} bytes, and a model card at most {_LARGEST_CARD:,} here"
+            return None, (f"left out: {CARD_NAME}, the source's text: {why}",)
+        data = read_regular(path)
     except OSError:
-        return None
-    return data.decode("utf-8", "surrogateescape")
+        return None, ()
+    return data.decode("utf-8", "surrogateescape"), ()
 
 
 _AUTO_CLASSES = {

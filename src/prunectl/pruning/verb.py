@@ -134,6 +134,9 @@ def _write(
             job.target, checkpoint, job.plan, resolution, job.outputs, job.layout, written, resumed
         )
         if isinstance(sink, OutputFolder):
-            write_papers(sink, checkpoint, result, arguments(job), job.layout, job.command)
+            warnings = write_papers(
+                sink, checkpoint, result, arguments(job), job.layout, job.command
+            )
             sink.commit()
+            result = replace(result, warnings=(*result.warnings, *warnings))
     return result

@@ -12,6 +12,7 @@ from prunectl.sink.hub_card import hub_card
 from prunectl.sink.hub_state import Content
 from prunectl.sink.manifest import Manifest
 from prunectl.sink.measured import ResultFile, results_in, weights_of
+from prunectl.sink.osfiles import read_regular
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 
 ATTRIBUTES = ".gitattributes"
@@ -52,23 +53,30 @@ def stamps(folder: Path, names: Iterable[str]) -> Stamps:
     return found
 
 
+def local_card(folder: Path) -> str:
+    """The text of the folder's model card.
+
+    Raises:
+        BadManifest: it cannot be read, or is not UTF-8.
+    """
+    path = folder / CARD_NAME
+    try:
+        return read_regular(path).decode()
+    except OSError as error:
+        raise BadManifest(path, error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise BadManifest(path, f"is not UTF-8 ({error})", hint="save it as UTF-8") from None
+
+
 def card_of(
-    folder: Path, manifest: Manifest, repo_id: str, results: Sequence[ResultFile] = ()
+    text: str, folder: Path, manifest: Manifest, repo_id: str, results: Sequence[ResultFile] = ()
 ) -> str:
     """The folder's model card as it goes to the Hub.
 
     Args:
+        text: from :func:`local_card`.
         results: what it says besides of measurements.
-
-    Raises:
-        BadManifest: it is not UTF-8.
     """
-    path = folder / CARD_NAME
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise BadManifest(path, f"is not UTF-8 ({error})", hint="save it as UTF-8") from None
     patterns = {
         # N:M kernels take whole matrices: of one that is partly so, the tag must not speak.
         tensor.pattern if tensor.pattern_rows is None else f"{tensor.pattern}-rows"
@@ -95,7 +103,7 @@ def listed_names(manifest: bytes) -> set[str]:
 def _library(folder: Path) -> str | None:
     """transformers, if the folder has a config that it understands."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads(read_regular(folder / "config.json"))
     except (OSError, ValueError, RecursionError):
         return None
     return "transformers" if isinstance(config, dict) and "model_type" in config else None

@@ -16,6 +16,7 @@ from prunectl.publishing.result import PushResult
 from prunectl.publishing.selection import (
     Stamps,
     card_of,
+    local_card,
     local_files,
     published_results,
     stamps,
@@ -91,9 +92,10 @@ def push(
         raise NotVerified(path, tuple(problems))
     results = published_results(path, manifest, on_event)
     files |= {result.name: path / result.name for result in results}
+    text = local_card(path)  # before anything is made on the Hub
     with hub_repository(repo_id, token=token, on_event=on_event) as repo:
         repo.create(private=private, exist_ok=exist_ok)
-        card = card_of(path, manifest, repo.repo_id, results)
+        card = card_of(text, path, manifest, repo.repo_id, results)
         job = Job(repo, path, files, card, tuple(delete), on_event)
         state = _state(repo, revision)
         if private and not state.private:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import quote
 
 from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
 from prunectl.sink.markdown import code, fenced, plain
@@ -25,9 +26,8 @@ SECTION = re.compile(
     rf"(?:(?!{re.escape(START)})[\s\S])*?^{re.escape(END)}[ \t]*(?:\r?\n|\Z)",
     re.MULTILINE,
 )
-_MADE = re.compile(
-    r"^Made with:\s+^(?P<fence>`{3,})bash\r?\n(?P<commands>[\s\S]*?)^(?P=fence)", re.MULTILINE
-)
+_MADE_WITH = "Made with:"
+_BASH = re.compile(r"(`{3,})bash")
 SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+(-rows)?)?|unstructured)")
 
 
@@ -111,8 +111,22 @@ class CardFacts:
 def earlier_commands(source_card: str | None) -> tuple[str, ...]:
     """The commands in our own section of a card: those that led to these weights, in order."""
     earlier = SECTION.search(split_card(source_card or "").body)
-    made = _MADE.search(earlier[0]) if earlier else None
-    return tuple(made["commands"].splitlines()) if made else ()
+    return _commands(earlier[0].splitlines()) if earlier else ()
+
+
+def _commands(lines: Sequence[str]) -> tuple[str, ...]:
+    """What stands in the fence under the first line that announces commands."""
+    announced = (number for number, line in enumerate(lines) if line.rstrip() == _MADE_WITH)
+    start = next(announced, len(lines)) + 1
+    while start < len(lines) and not lines[start].strip():
+        start += 1
+    fence = _BASH.fullmatch(lines[start]) if start < len(lines) else None
+    if fence is None:
+        return ()
+    for end in range(start + 1, len(lines)):
+        if lines[end].startswith(fence[1]):
+            return tuple(lines[start + 1 : end])
+    return ()
 
 
 def model_card(source_card: str | None, facts: CardFacts) -> str:
@@ -192,7 +206,7 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         "|---|---:|---:|---:|---:|",
         *map(_role_row, facts.roles),
         "",
-        "Made with:",
+        _MADE_WITH,
         "",
         *fenced("bash", facts.command),
         "",
@@ -258,7 +272,8 @@ def _limits(facts: CardFacts) -> str:
 
 def _hub_link(facts: CardFacts) -> str:
     commit = f" at commit {code(facts.commit)}" if facts.commit else ""
-    return f"[{plain(facts.repo_id or '')}](https://huggingface.co/{facts.repo_id}){commit}"
+    repo_id = facts.repo_id or ""
+    return f"[{plain(repo_id)}](https://huggingface.co/{quote(repo_id)}){commit}"
 
 
 def _total_row(label: str, count: Count) -> str:

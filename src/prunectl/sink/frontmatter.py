@@ -7,11 +7,26 @@ change are cut out by their position in the text, and new ones are added at the 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from textwrap import shorten
 from typing import Any
 
 YAML_BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 """huggingface_hub's ``repocard.REGEX_YAML_BLOCK``, which takes a quarter of a second to import."""
+
+_MOST_VALUES = 200_000
+"""Several times what a megabyte of results holds; reading these takes half a minute."""
+
+_DEEPEST = 60
+_LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Fa-fx_:]{1000}")
+"""Reading one takes a time that grows with the square, and Python may refuse to write it."""
+
+_LONGEST_REASON = 200
+
+_TAG_FAILURES = (LookupError, AttributeError, TypeError, ArithmeticError)
+"""What YAML's reader fails with on tags such as ``!!bool x`` and ``!!int ''``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +46,9 @@ class SplitCard:
     broken: str = ""
 
 
+@lru_cache(maxsize=4)
 def split_card(text: str) -> SplitCard:
-    """Split a card by the Hub's own rule."""
+    """Split a card by the Hub's own rule. A push asks several times, and YAML is read slowly."""
     import yaml
 
     text = text.removeprefix("\ufeff")
@@ -40,14 +56,56 @@ def split_card(text: str) -> SplitCard:
     if match is None:
         return SplitCard("", {}, text)
     try:
-        members = yaml.safe_load(match[2])
+        members = None if (broken := _too_much(match[2])) else yaml.safe_load(match[2])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return SplitCard("", {}, text, broken=str(error).partition("\n")[0])
+        broken = shorten(str(error).partition("\n")[0], _LONGEST_REASON) or "it is not YAML"
+    except _TAG_FAILURES:
+        broken = "a value is not what its tag says"
+    if broken:
+        return SplitCard("", {}, text, broken=broken)
     if members is None:
         members = {}
     if not isinstance(members, dict) or not all(isinstance(key, str) for key in members):
         return SplitCard("", {}, text, broken="it is not a list of 'key: value' lines")
     return SplitCard(match[2], members, text[match.end() :])
+
+
+def _too_much(text: str) -> str:
+    """Why YAML would take too long to be read and compared, or could not be written; '' if not.
+
+    Aliases count as often as what they stand for: 500 bytes of them can stand for 10^18 values.
+
+    Raises:
+        YAMLError: it is not YAML.
+    """
+    import yaml
+
+    sizes: dict[str | None, int] = {}
+    around: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        size = 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append((event.anchor, 1))
+            if len(around) > _DEEPEST:
+                return f"its lists and mappings are nested more than {_DEEPEST} deep"
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = around.pop()
+            sizes[anchor] = size
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in around):
+                return "a part of it holds itself"
+            size = sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1
+            if _LONG_NUMBER.match(event.value):
+                return "it holds a number of more than a thousand digits"
+        if around:
+            anchor, inside = around[-1]
+            around[-1] = anchor, inside + size
+            if inside + size > _MOST_VALUES:
+                return f"it holds more than {_MOST_VALUES:,} values"
+    return ""
 
 
 def update_yaml(card: SplitCard, changes: dict[str, Any], remove: set[str]) -> str:
@@ -65,13 +123,11 @@ def update_yaml(card: SplitCard, changes: dict[str, Any], remove: set[str]) -> s
     added = str(yaml.dump(changes, allow_unicode=True, sort_keys=False)) if changes else ""
     kept = _without_members(card.yaml, gone)
     text = kept + ("\n" if kept and not kept.endswith("\n") else "") + added
-    try:
+    with suppress(yaml.YAMLError, ValueError, RecursionError, *_TAG_FAILURES):
         if yaml.safe_load(text) == expected:
             return text
-    except (yaml.YAMLError, ValueError, RecursionError):
-        pass
     # A flow mapping, or an anchor that was cut away: there the text cannot be kept.
-    return str(yaml.dump(expected, allow_unicode=True, sort_keys=False))
+    return str(yaml.safe_dump(expected, allow_unicode=True, sort_keys=False))
 
 
 def _without_members(text: str, names: set[str]) -> str:

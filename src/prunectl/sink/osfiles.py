@@ -64,6 +64,17 @@ def replace_file(path: Path, data: bytes) -> None:
             hidden.unlink(missing_ok=True)
 
 
+def read_regular(path: Path) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        OSError: the system refuses, or it is no regular file: a pipe would never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def free_bytes(path: Path) -> int:
     """Bytes this user may still write on the file system that holds, or would hold, ``path``."""
     existing = path

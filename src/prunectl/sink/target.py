@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
 from prunectl.sink.journal import sweep_finished
-from prunectl.sink.osfiles import free_bytes, os_errors
+from prunectl.sink.osfiles import free_bytes, os_errors, read_regular
 from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
 
 MANIFEST_NAME = "prunectl.json"
@@ -147,7 +147,7 @@ def _looks_like_checkpoint(folder: Path) -> bool:
     if any(_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
         return True
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads(read_regular(folder / "config.json"))
     except (OSError, ValueError, RecursionError):
         return False
     # Other programs keep a config.json too; these keys are those of a model.
@@ -180,7 +180,7 @@ def _listed(folder: Path) -> set[str] | None:
     The names are all that is asked for: the manifest may be that of a newer prunectl.
     """
     try:
-        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+        document = json.loads(read_regular(folder / MANIFEST_NAME))
         names = {file["name"] for file in document["files"]}
         names |= {tensor["file"] for tensor in document["tensors"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

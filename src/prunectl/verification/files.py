@@ -12,6 +12,7 @@ from prunectl.errors import SourceError
 from prunectl.sink.config_json import CONFIG_NAME, unmark
 from prunectl.sink.manifest import Manifest
 from prunectl.sink.measured import ResultFile, results_in
+from prunectl.sink.osfiles import read_regular
 from prunectl.sink.parts import PARTS_INDEX, PARTS_SUFFIX
 from prunectl.sink.records import FileRecord
 from prunectl.sink.shards import INDEX_NAME
@@ -100,10 +101,10 @@ def check_source_files(
 
 def _is_marked(ours: Path, theirs: Path) -> bool:
     """Whether a config.json is the source's, but for the member that names our loader."""
-    if ours.name != CONFIG_NAME or not theirs.is_file():
+    if ours.name != CONFIG_NAME:
         return False
     try:
-        return unmark(ours.read_bytes()) == theirs.read_bytes()
+        return unmark(read_regular(ours)) == read_regular(theirs)
     except OSError:
         return False
 
