@@ -443,6 +443,53 @@ def test_an_unreadable_manifest(small: Small, typed: Typed, text: str) -> None:
     assert load_state_dict(folder)
 
 
+EDITS: list[tuple[str, dict[str, Any]]] = [
+    ("rules", {"arguments": {"rules": 5}}),
+    ("rules", {"arguments": {"rules": ["x"]}}),
+    ("model", {"source": {"model": "a\0b"}}),
+    ("repo_id", {"source": {"repo_id": "\ud800"}}),
+    ("repo_id", {"source": {"repo_id": "a/b\n<!-- prunectl:end -->\n"}}),
+    ("role", {"tensors": {"role": "\ud800"}}),
+    ("arguments", {"arguments": {"x": float("inf")}}),
+]
+
+
+@pytest.mark.parametrize(("field", "edit"), EDITS, ids=str)
+def test_a_manifest_that_was_edited_by_hand(
+    small: Small, typed: Typed, field: str, edit: dict[str, dict[str, Any]]
+) -> None:
+    def change(document: Header) -> None:
+        for member, values in edit.items():
+            inside = document[member]
+            (inside[0] if isinstance(inside, list) else inside).update(values)
+
+    folder = small("packed")
+    cases.edit_manifest(folder, change)
+    refused(typed, BadManifest, field, folder)
+
+
+@pytest.mark.parametrize("model", ["circle", "x" * 3000])
+def test_a_source_that_leads_nowhere(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    folder = small("packed")
+    cases.edit_manifest(folder, lambda document: document["source"].update(model=model))
+    export(folder, tmp_path / "out", "dense")
+    assert f"`{model}`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_manifest_that_is_a_pipe(small: Small, typed: Typed, tmp_path: Path) -> None:
+    folder = small("packed")
+    (folder / "prunectl.json").unlink()
+    os.mkfifo(folder / "prunectl.json")
+    refused(typed, BadManifest, "not a regular file", folder)
+    code, text = typed("export", folder, "--masks-only", "-o", tmp_path / "masks")
+    assert (code, "not a regular file" in text) == (1, True)
+    assert load_state_dict(folder)
+
+
 def test_a_manifest_of_other_tensors(small: Small, typed: Typed) -> None:
     folder = small("packed")
 

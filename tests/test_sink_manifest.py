@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def test_one_line_a_tensor() -> None:
 
 
 names = st.text(st.characters(codec="utf-8"), max_size=20)
+shown = names.filter(str.isprintable)
 paths = st.from_regex(r"[a-z_\-]{1,5}(/[a-z]{1,3})?\.[a-z]{1,4}", fullmatch=True)
 finite = st.floats(0, allow_infinity=False, allow_nan=False)
 
@@ -82,7 +84,7 @@ def tensors(draw: st.DrawFn) -> TensorRecord:
         file=draw(paths),
         dtype=draw(st.sampled_from(sorted(DTYPES))),
         shape=shape,
-        role=draw(names),
+        role=draw(shown),
         layer=draw(st.none() | st.integers(0, 200)),
         pattern=draw(st.sampled_from([None, "unstructured", "2:4", "1:2"])),
         sparsity=draw(st.none() | st.floats(0, 1)),
@@ -186,6 +188,29 @@ def drop(*place: str | int) -> Callable[[Document], None]:
         (put("totals", "prunable", "achieved", value=0.5), "not zeros / weights"),
         (put("totals", "overall", "zeros", value=500), "more than there are weights"),
         (put("arguments", value="--all"), "arguments is not a JSON object"),
+        (put("arguments", "rules", value=5), r"arguments\.rules is not a list"),
+        (put("arguments", "rules", value=["x"]), r"arguments\.rules\[0\] is not a JSON object"),
+        (put("arguments", "rules", value=[{"skip": "no"}]), "skip is not true or false"),
+        (put("arguments", "method", value=["x"]), "method is not a string"),
+        (put("arguments", "pattern", value="\ud800"), "pattern holds characters"),
+        (put("arguments", "scope", value="x" * 301), "scope has more than 300 characters"),
+        (put("arguments", "sparsity", value="0.4"), "sparsity is not a number"),
+        (put("arguments", "calibration", value=[1]), "calibration is not a JSON object"),
+        (put("arguments", "calibration", value={"samples": -1}), "samples is not a whole number"),
+        (put("arguments", "calibration", value={"kind": "a\nb"}), "kind holds characters"),
+        (put("arguments", "x", value=[float("inf")]), "arguments cannot be written again"),
+        (put("export", value={"x": float("nan")}), "export cannot be written again"),
+        (put("source", "model", value="a\0b"), "source.model holds a zero byte"),
+        (put("source", "model", value="\ud800"), "source.model holds characters"),
+        (put("source", "model", value="x" * 5000), "source.model has more than 4,096"),
+        (put("source", "repo_id", value="a/b\n<!-- prunectl:end -->"), "repo_id holds characters"),
+        (put("source", "repo_id", value="a/b)](c"), "no name of a repository"),
+        (put("source", "repo_id", value="\ud800"), "repo_id holds characters"),
+        (put("source", "revision", value="\x1b[2J"), "revision holds characters"),
+        (put("source", "kind", value="x" * 1000), "'x{40}' is none of"),
+        (put("tensors", 0, "role", value="\ud800"), r"tensors\[0\]\.role holds characters"),
+        (put("tensors", 0, "role", value="x" * 301), "role has more than"),
+        (put("tensors", 0, "layout", value="x\n"), "layout holds characters"),
     ],
 )
 def test_what_is_wrong_is_named(change: Callable[[Document], None], said: str) -> None:
@@ -193,6 +218,12 @@ def test_what_is_wrong_is_named(change: Callable[[Document], None], said: str) -
     change(document)
     with pytest.raises(BadManifest, match=said):
         Manifest.from_json(json.dumps(document), "out/prunectl.json")
+
+
+@pytest.mark.parametrize("model", ["a\nb", "a\u00a0b \u202e", "caf\udce9", "~/x", "a" * 4096])
+def test_any_path_may_be_a_source(model: str) -> None:
+    manifest = dataclasses.replace(EXAMPLE, source=SourceRecord(model, "folder"))
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_a_newer_major_version_asks_for_a_newer_prunectl() -> None:
@@ -226,6 +257,10 @@ def test_nothing_else_than_a_manifest_is_taken_for_one(data: object) -> None:
 def test_read_manifest(tmp_path: Path) -> None:
     with pytest.raises(BadManifest, match="No such file"):
         read_manifest(tmp_path)
+    os.mkfifo(tmp_path / "prunectl.json")  # it would never end
+    with pytest.raises(BadManifest, match="not a regular file"):
+        read_manifest(tmp_path)
+    (tmp_path / "prunectl.json").unlink()
     (tmp_path / "prunectl.json").write_bytes(EXAMPLE.to_json())
     assert read_manifest(tmp_path).tensors == EXAMPLE.tensors
 

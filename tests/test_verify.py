@@ -86,6 +86,11 @@ def edit_manifest(folder: Path, how: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(document))
 
 
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def entry_of(document: dict[str, Any], name: str) -> dict[str, Any]:
     entry: dict[str, Any]
     (entry,) = [tensor for tensor in document["tensors"] if tensor["name"] == name]
@@ -216,6 +221,11 @@ def test_a_side_file_changed(cut: Path) -> None:
         "side files of the source": {"notes.txt"},
     }
     assert kinds(verify(cut, source=None)) == {"side files": {"notes.txt"}}
+
+
+def test_a_side_file_that_is_a_pipe(cut: Path) -> None:
+    make_pipe(cut / "config.json")  # it is compared with the source's, and would never end
+    assert "config.json" in kinds(verify(cut))["files"]
 
 
 def test_a_side_file_missing(cut: Path) -> None:
@@ -386,6 +396,7 @@ def test_a_manifest_that_says_pruned_tensors_were_not(cut: Path) -> None:
     [
         (lambda folder: (folder / "prunectl.json").unlink(), "No such file"),
         (lambda folder: (folder / "prunectl.json").write_text("{"), "not JSON"),
+        (lambda folder: make_pipe(folder / "prunectl.json"), "not a regular file"),
         (lambda folder: (folder / "prunectl.json").write_text("[]"), "prunectl.json"),
         (lambda folder: edit_manifest(folder, lambda d: d.update(schema="2.0")), "version 2.0"),
         (lambda folder: edit_manifest(folder, lambda d: d.pop("tensors")), "tensors"),
@@ -439,6 +450,14 @@ def test_a_source_that_is_gone(pair: tuple[Path, Path]) -> None:
     assert found.keys() == NEED_SOURCE
     assert all("not reachable" in why and str(source) in why for why in found.values())
     assert any(isinstance(n, Note) and "without the source" in n.text for n in notes)
+
+
+@pytest.mark.parametrize("model", ["x" * 4000, "a/" * 2000, "~nobody-of-this-name/x"])
+def test_a_source_that_no_system_can_have(pair: tuple[Path, Path], model: str) -> None:
+    edit_manifest(pair[1], lambda d: d["source"].update(model=model))
+    found = undone(verify(pair[1]))
+    assert found.keys() == NEED_SOURCE
+    assert all("not reachable" in why for why in found.values())
 
 
 def test_a_source_that_is_another_one_now(pair: tuple[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from prunectl.tensorspec import DTYPES
 T = TypeVar("T")
 
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
+_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LONGEST_LINE = 300
+_LONGEST_PATH = 4096
 _MAX_COUNT = 2**63 - 1
 _MAX_RANK = 64
 
@@ -47,6 +51,36 @@ class Fields:
         value = self._get(key)
         if not isinstance(value, str):
             self.fail(key, "is not a string")
+        return value
+
+    def line(self, key: str) -> str:
+        """Text that can be shown: printable, on one line, and not long."""
+        value = self.text(key)
+        if len(value) > _LONGEST_LINE:
+            self.fail(key, f"has more than {_LONGEST_LINE} characters")
+        if not value.isprintable():
+            self.fail(key, "holds characters that cannot be printed")
+        return value
+
+    def path_text(self, key: str) -> str:
+        """Text that a system may take for a path: bytes that are no UTF-8 stand in it as Python has
+        them (``surrogateescape``)."""
+        value = self.text(key)
+        if len(value) > _LONGEST_PATH:
+            self.fail(key, f"has more than {_LONGEST_PATH:,} characters")
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            self.fail(key, "holds characters that cannot be written")
+        if "\0" in value:
+            self.fail(key, "holds a zero byte")
+        return value
+
+    def repo_id(self, key: str) -> str:
+        """The name of a repository on the Hub: ``org/name`` or ``name``."""
+        value = self.line(key)
+        if not _REPO_ID.fullmatch(value):
+            self.fail(key, f"'{value}' is no name of a repository")
         return value
 
     def flag(self, key: str) -> bool:
@@ -114,6 +148,10 @@ class Fields:
             self.fail(key, f"is not valid: {error.why}")
         return text
 
+    def given(self, key: str, read: Callable[[str], T]) -> T | None:
+        """As :meth:`optional`; a member that is missing counts as null."""
+        return None if self.members.get(key) is None else read(key)
+
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:
         """None for null, otherwise what ``read`` (a method of this object) gives."""
         return None if self._get(key) is None else read(key)
@@ -132,6 +170,15 @@ class Fields:
 
     def member(self, key: str) -> Fields:
         return Fields(self._get(key), self.path, f"{self.where}{'.' if self.where else ''}{key}")
+
+    def written_again(self, key: str) -> dict[str, Any]:
+        """A JSON object that goes into another document as it is."""
+        value = self.member(key).members
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, RecursionError) as error:
+            self.fail(key, f"cannot be written again ({error})")
+        return value
 
     def _get(self, key: str) -> object:
         if key not in self.members:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from prunectl.errors import BadManifest
 from prunectl.sink.fields import Fields
+from prunectl.sink.osfiles import read_regular
 from prunectl.sink.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
 from prunectl.sink.target import MANIFEST_NAME
 
@@ -104,12 +105,8 @@ class Manifest:
             tool=fields.text("tool"),
             version=fields.text("version"),
             source=SourceRecord.from_fields(fields.member("source")),
-            arguments=fields.member("arguments").members,
-            export=(
-                fields.member("export").members
-                if fields.members.get("export") is not None
-                else None
-            ),
+            arguments=_arguments(fields),
+            export=fields.given("export", fields.written_again),
             prunable=Count.from_fields(totals.member("prunable")),
             overall=Count.from_fields(totals.member("overall")),
             tensors=tuple(TensorRecord.from_fields(item) for item in fields.objects("tensors")),
@@ -128,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise BadManifest(path, error.strerror or str(error)) from error
     return Manifest.from_json(data, path)
@@ -157,6 +154,20 @@ def _check_schema(fields: Fields) -> None:
             f"has schema version {schema[:40]}; this prunectl reads {SCHEMA_VERSION}",
             hint="a newer prunectl is needed: pip install -U prunectl",
         )
+
+
+def _arguments(fields: Fields) -> dict[str, Any]:
+    """What was asked for. Cards and checks read some of it; what they read is checked here."""
+    asked = fields.member("arguments")
+    for key in ("method", "pattern", "scope", "budget"):
+        asked.given(key, asked.line)
+    asked.given("sparsity", asked.number)
+    for rule in asked.given("rules", asked.objects) or ():
+        rule.given("skip", rule.flag)
+    if (calibration := asked.given("calibration", asked.member)) is not None:
+        calibration.given("kind", calibration.line)
+        calibration.given("samples", calibration.count)
+    return fields.written_again("arguments")
 
 
 def _check_unique(fields: Fields, key: str, names: list[str]) -> None:

@@ -81,14 +81,14 @@ class SourceRecord:
             case "hub" | "folder" | "file" | "demo" as kind:
                 pass
             case other:
-                fields.fail("kind", f"'{other}' is none of {', '.join(get_args(SourceKind))}")
+                fields.fail("kind", f"'{other[:40]}' is none of {', '.join(get_args(SourceKind))}")
         return cls(
-            model=fields.text("model"),
+            model=fields.path_text("model"),
             kind=kind,
-            repo_id=fields.optional("repo_id", fields.text),
-            revision=fields.optional("revision", fields.text),
-            commit=fields.optional("commit", fields.text),
-            endpoint=fields.optional("endpoint", fields.text),
+            repo_id=fields.optional("repo_id", fields.repo_id),
+            revision=fields.optional("revision", fields.line),
+            commit=fields.optional("commit", fields.line),
+            endpoint=fields.optional("endpoint", fields.path_text),
             files=tuple(SourceFile.from_fields(file) for file in fields.objects("files")),
         )
 
@@ -199,24 +199,20 @@ class TensorRecord:
             file=fields.file_name("file"),
             dtype=fields.dtype("dtype"),
             shape=fields.shape("shape"),
-            role=fields.text("role"),
+            role=fields.line("role"),
             layer=fields.optional("layer", fields.count),
             pattern=fields.optional("pattern", fields.pattern),
             sparsity=fields.optional("sparsity", fields.number),
             zeros=fields.count("zeros"),
             zeros_before=fields.count("zeros_before"),
             threshold=fields.optional("threshold", fields.number),
-            layout=fields.text("layout"),
+            layout=fields.line("layout"),
             blake3=fields.digest("blake3"),
             reason=fields.optional("reason", fields.text),
             prunable=fields.flag("prunable"),
             tied_to=fields.optional("tied_to", fields.text),
             input_axis=fields.optional("input_axis", fields.count),
-            stored_bytes=(
-                fields.optional("stored_bytes", fields.count)
-                if "stored_bytes" in fields.members
-                else None
-            ),
+            stored_bytes=fields.given("stored_bytes", fields.count),
             calibrated=_calibrated(fields),
             pattern_rows=_row_ranges(fields),
         )
@@ -269,7 +265,7 @@ def _calibrated(fields: Fields) -> dict[str, Any] | None:
         error = member.optional(key, member.number)
         if error is not None and error < 0:
             member.fail(key, "is below 0")
-    return member.members
+    return fields.written_again("calibrated")
 
 
 def record_object(record: Any) -> dict[str, Any]:

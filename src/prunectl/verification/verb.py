@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.checkpoint.opening import local_path, open_checkpoint
 from prunectl.errors import (
     BadCheckpoint,
     ModelNotFound,
@@ -136,9 +136,7 @@ def _open_recorded(
     on_event: OnEvent,
 ) -> Checkpoint:
     record = manifest.source
-    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
-    local = Path(os.path.expanduser(record.model))  # noqa: PTH111
-    if record.kind in ("folder", "file") and not local.exists():
+    if record.kind in ("folder", "file") and local_path(record.model) is None:
         # A relative path seen from another folder must not be taken for a Hub id.
         raise ModelNotFound(record.model, "no such file or folder")
     if record.kind == "hub" and record.repo_id:
