@@ -74,9 +74,11 @@ def push(
 ) -> None:
     """Verify an output and publish it as one commit on the Hub.
 
-    What its manifest lists goes up, and nothing else. A second push of the same folder commits
-    nothing; one that was cut off goes on where it stopped. A model card that was edited on the Hub
-    keeps its text: only the section of prunectl is replaced.
+    What its manifest lists goes up, with the manifest, the model card, and the results of bench,
+    evaluate and sweep beside them, but for those that measure other weights; nothing else does. A
+    second push of the same folder commits nothing; one that was cut off goes on where it stopped.
+    A model card that was edited on the Hub keeps its text: only the section of prunectl is
+    replaced.
 
     Exit code 3: verification found a difference, and nothing was pushed.
     """

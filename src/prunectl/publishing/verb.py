@@ -49,10 +49,11 @@ def push(
 ) -> PushResult:
     """Verify an output of ``prune`` or ``export``, and publish it as one commit on the Hub.
 
-    What the manifest lists goes up, with the manifest, the model card, and results of ``bench``
-    that are about these weights (the card shows them too); nothing else does. If
-    the Hub has all of it already, nothing is committed. Files that an earlier output of prunectl
-    had there and this one has not are deleted in the same commit; other files stay.
+    What the manifest lists goes up, with the manifest, the model card, and the results of
+    ``bench``, ``evaluate`` and ``sweep`` beside them (the card shows them too), but for those that
+    measure other weights; nothing else does. If the Hub has all of it already, nothing is
+    committed. Files that an earlier output of prunectl had there and this one has not are deleted
+    in the same commit; other files stay.
 
     Args:
         folder: the output.
