@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,9 +23,11 @@ from prunectl.cli.app import app
 from prunectl.cli.run import run
 from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
+from prunectl.events import ignore_events
+from prunectl.ranks.asking import NoAnswer, answer_to
 from prunectl.ranks.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.ranks.joining import _interruptible, joined_ranks
-from prunectl.ranks.meeting import _listens
+from prunectl.ranks.meeting import _listens, _roll_call
 from prunectl.ranks.network import INTERFACE, _interface, on_their_network
 
 BIN = Path(sys.executable).parent
@@ -254,40 +259,99 @@ from prunectl.ranks import ranks, watch
 watch._SILENT = 2.0
 check = ranks.Ranks.check_source
 def check_source(self, *what):
-    if self.number == 1:
-        os.kill(os.getpid(), int(sys.argv[1]))
+    if self.number == int(sys.argv[1]):
+        os.kill(os.getpid(), int(sys.argv[2]))
     check(self, *what)
 ranks.Ranks.check_source = check_source
-sys.exit(run(sys.argv[2:]))
+sys.exit(run(sys.argv[3:]))
 """
 
 
 def test_of_one_that_is_interrupted_the_others_learn(folder: Path) -> None:
     """typer makes an exit code of the interrupt, which once was taken for an end of the work."""
-    first, second = by_hand([str(int(signal.SIGTERM)), *PRUNE], folder, ("-c", STOPS))
+    first, second = by_hand(["1", str(int(signal.SIGTERM)), *PRUNE], folder, ("-c", STOPS))
     host = socket.gethostname()
     assert first == (130, "", f"error: rank 1 on {host}: was interrupted\n")
     assert second == (130, "", "")
     assert not (folder / "out").exists()
 
 
-def test_of_one_that_is_silent_the_others_do_not_wait(folder: Path) -> None:
-    """Neither for its part, nor when they end: gloo would, until the other's host is back."""
+def one_stopped(rank: int, folder: Path, program: str) -> list[subprocess.Popen[str]]:
+    """Two ranks without a launcher, once one of them stands still."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", STOPS, str(int(signal.SIGSTOP)), *PRUNE]
-    first, second = (start(command, folder, RANK=str(rank), **place) for rank in range(2))
+    command = [sys.executable, "-c", program, str(rank), str(int(signal.SIGSTOP)), *PRUNE]
+    both = [start(command, folder, RANK=str(number), **place) for number in range(2)]
+    os.waitid(os.P_PID, both[rank].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return both
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -> None:
+    """Neither for its part, nor when they end: gloo would, until the other's host is back, and so
+    would every call of the store, which the first rank holds."""
+    both = one_stopped(rank, folder, STOPS)
+    silent, other = both[rank], both[1 - rank]
     try:
-        out, err = first.communicate(timeout=30)
-        assert second.poll() is None, "it is silent, and not gone"
+        out, err = other.communicate(timeout=30)
+        assert silent.poll() is None, "it is silent, and not gone"
     finally:
-        for process in (first, second):
+        for process in both:
             process.kill()
             process.communicate()
-    assert (first.returncode, out) == (1, "")
-    assert err.startswith("error: rank 1 on its host: has not been heard of for 2 s\nhint: ")
+    assert (other.returncode, out) == (1, "")
+    lost = "rank 1: error: the processes lost one another: their meeting place has not answered for"
+    said = "error: rank 1 on its host: has not been heard of for" if rank else lost
+    assert re.match(f"{said} 2 s\n(rank 1: )?hint: ", err), err
+
+
+def test_while_the_first_is_silent_another_can_be_interrupted(folder: Path) -> None:
+    both = one_stopped(0, folder, STOPS.replace("_SILENT = 2.0", "_SILENT = 600.0"))
+    try:
+        time.sleep(1.0)  # it asks the store for something every half second
+        both[1].send_signal(signal.SIGINT)
+        said = both[1].communicate(timeout=30)
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert (both[1].returncode, *said) == (130, "", ""), "the first says it, or nobody"
+
+
+def test_a_question_is_waited_for_as_long_as_it_may_be() -> None:
+    assert answer_to(lambda: 7, 5.0) == 7
+    with pytest.raises(KeyError, match="what the store raises"):
+        answer_to(lambda: {}["what the store raises"], 5.0)
+    never, stop = threading.Event(), threading.Event()
+    with pytest.raises(NoAnswer):
+        answer_to(never.wait, 0.2)
+    stop.set()
+    with pytest.raises(NoAnswer):
+        answer_to(never.wait, 600.0, stop)
+    never.set()
+
+
+def test_whoever_calls_the_roll_can_be_interrupted() -> None:
+    """No signal ends a call of the store, so that the main thread makes none."""
+    threads: set[str] = set()
+    known: dict[str, bytes] = {}
+
+    class Store:
+        def set(self, key: str, value: str) -> None:
+            threads.add(threading.current_thread().name)
+            known[key] = value.encode()
+
+        def check(self, keys: list[str]) -> bool:
+            threads.add(threading.current_thread().name)
+            return all(key in known for key in keys)
+
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            return [known[key] for key in keys]
+
+    assert _roll_call(Store(), 0, 1, ignore_events)  # type: ignore[arg-type]
+    assert threads == {"prunectl-asking"}
 
 
 WAITS = """

@@ -10,11 +10,13 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from prunectl.events import Note, OnEvent
+from prunectl.ranks.asking import answer_to
 from prunectl.ranks.errors import RanksLost, in_short
 from prunectl.ranks.link import Link
 
@@ -50,7 +52,11 @@ def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, L
     try:
         place = PrefixStore(f"prunectl-{group}", _store(rank, count, on_event))
         ours = PrefixStore(_roll_call(place, rank, count, on_event), place)
-        return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
+
+        def connected() -> tuple[Store, Link]:
+            return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
+
+        return answer_to(connected, _MEETING.total_seconds())
     except (RuntimeError, ValueError, OSError) as error:
         hint = _ENVIRONMENT if isinstance(error, ValueError) else _NETWORK
         raise RanksLost(f"they did not meet ({in_short(error)})", hint=hint) from None
@@ -100,30 +106,43 @@ def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
     Raises:
         RuntimeError: one does not come.
     """
-    own, began = uuid.uuid4().hex, time.monotonic()
-    store.set(f"here/{rank}", own)
+    own, began, longest = uuid.uuid4().hex, time.monotonic(), _MEETING.total_seconds()
+    answer_to(lambda: store.set(f"here/{rank}", own), longest)
     told = False
     while True:
-        calls = [f"here/{other}" for other in range(count)]
-        if rank == 0 and store.check(calls):
-            names = ",".join(name.decode() for name in store.multi_get(calls))
-            store.set("roll", names)
-            if all(_get(store, f"answer/{other}") == names for other in range(1, count)):
-                store.set("complete", names)
-                return blake3(names.encode()).hexdigest(length=16)
-        if rank and own in (names := _get(store, "roll")):
-            store.set(f"answer/{rank}", names)
-            if _get(store, "complete") == names:
-                return blake3(names.encode()).hexdigest(length=16)
+        name = answer_to(partial(_answered, store, rank, count, own), longest)
+        if name:
+            return blake3(name.encode()).hexdigest(length=16)
         waited = time.monotonic() - began
-        if waited > min(_PATIENCE, _MEETING.total_seconds()):
-            missing = next((o for o in range(count) if not store.check([f"here/{o}"])), 0)
-            if waited > _MEETING.total_seconds():
+        if waited > min(_PATIENCE, longest):
+            missing = answer_to(partial(_missing, store, count), longest)
+            if waited > longest:
                 raise RuntimeError(f"rank {missing} did not come")
             if not told and 0 in (rank, missing):  # one speaks, if it came
                 on_event(Note(f"rank {rank} of {count} waits for rank {missing} to start"))
                 told = True
         time.sleep(0.05)
+
+
+def _answered(store: Store, rank: int, count: int, own: str) -> str:
+    """Do this rank's part of the roll call; the names that have all answered, '' until then."""
+    calls = [f"here/{other}" for other in range(count)]
+    if rank == 0 and store.check(calls):
+        names = ",".join(name.decode() for name in store.multi_get(calls))
+        store.set("roll", names)
+        if all(_get(store, f"answer/{other}") == names for other in range(1, count)):
+            store.set("complete", names)
+            return names
+    if rank and own in (names := _get(store, "roll")):
+        store.set(f"answer/{rank}", names)
+        if _get(store, "complete") == names:
+            return names
+    return ""
+
+
+def _missing(store: Store, count: int) -> int:
+    """The first rank that has not come; 0 if all have."""
+    return next((one for one in range(count) if not store.check([f"here/{one}"])), 0)
 
 
 def _get(store: Store, key: str) -> str:
