@@ -9,6 +9,7 @@ came of them to ANSWERS/rank.json, a list of texts.
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import json
 import os
@@ -18,11 +19,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 import prunectl
+from prunectl.analysis import cache
 from prunectl.calibration import forward
 from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
@@ -31,12 +33,14 @@ from prunectl.ranks import watch
 from prunectl.sink import guest
 
 RANK = int(os.environ.get("RANK", "0"))
+READ = cache._read
 
 
 def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
     """Carry one job out."""
     common = {"ranks": ranks, "on_event": _trap(job)}
     forward._ROWS = job.get("rows", 2048)
+    cache._read = _full if job.get("full") == RANK else READ
     match _own(job, "verb"):
         case "prune":
             settings = prunectl.PruneSettings(**parsed(_own(job, "settings")))
@@ -67,6 +71,10 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             return json.dumps([report.ok, report.tensors, report.zeros, shares])
         case other:
             raise ValueError(other)
+
+
+def _full(*anything: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _own(job: dict[str, Any], key: str) -> Any:

@@ -139,7 +139,9 @@ def test_ranks_write_the_bytes_that_one_process_writes(
         for layout in ("packed", "dense", "nm")
     ]
     checks = [{"verb": "verify", "output": job["output"]} for job in [*jobs[:3], exports[0]]]
-    analyses = [{"verb": "analyze", "model": str(models / "wide")}]
+    analyze = {"verb": "analyze", "model": str(models / "wide")}
+    cached = analyze | {"cache": True}
+    analyses = [cached, cached, cached | {"full": 1}, analyze]  # one cannot take the cache over
     answers = launched(count, [*jobs, *exports, *checks, *analyses], tmp_path)
     assert all(answer == answers[0] for answer in answers), "all ranks know the same"
 
@@ -157,7 +159,7 @@ def test_ranks_write_the_bytes_that_one_process_writes(
             tmp_path / job["model"], alone / job["output"], job["layout"], max_shard_size="30KB"
         )
         assert bytes_in(tmp_path / job["output"]) == bytes_in(alone / job["output"]), job
-    said = dict(zip((job["output"] for job in checks), answers[0][-5:-1], strict=True))
+    said = dict(zip((job["output"] for job in checks), answers[0][-8:-4], strict=True))
     for output, text in said.items():
         told: list[Event] = []
         report = prunectl.verify(tmp_path / output, on_event=told.append)
@@ -169,7 +171,10 @@ def test_ranks_write_the_bytes_that_one_process_writes(
         assert min(shares) > 0
     document = prunectl.analyze(models / "wide", use_cache=False).to_json()
     del document["seconds"]
-    assert json.loads(answers[0][-1]) == json.loads(json.dumps(document))
+    found = [json.loads(text) for text in answers[0][-4:]]
+    assert [one.pop("from_cache") for one in found] == [False, True, False, False]
+    del document["from_cache"]
+    assert found == [json.loads(json.dumps(document))] * 4
     leftovers = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert not leftovers
 

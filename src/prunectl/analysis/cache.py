@@ -61,7 +61,8 @@ def measured_of(
 def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | None:
     """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable.
 
-    Of several ranks, the first one's cache is that of all.
+    Of several ranks, the first one's cache is that of all, and if one of them cannot take it over,
+    such as with a full disk of its own, none does: they must agree on what is still to be measured.
     """
     name = _name(checkpoint)
     file = ranks.file_of_first(_opened(name) if ranks.is_first else None)
@@ -69,9 +70,14 @@ def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | No
         return None
     with file:
         try:
-            return _read(file, checkpoint, name)
+            found = _read(file, checkpoint, name)
         except _DAMAGE:
-            return None
+            found = None
+    by_rank = list(ranks.gathered([found is not None]))
+    if found is not None and not all(by_rank):
+        found.close()
+        return None
+    return found
 
 
 def _opened(name: str) -> BinaryIO | None:
