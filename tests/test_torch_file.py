@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from prunectl.checkpoint import unpickling
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.safetensors_file import read_safetensors
@@ -145,6 +147,51 @@ def test_tied_tensors_are_stored_once(tmp_path: Path, form: str) -> None:
     checkpoint = open_checkpoint(save(state, tmp_path / "m.bin", form))
     assert checkpoint.aliases == {"head": "embed"}
     assert [t.name for t in checkpoint.tensors] == ["embed", "other", "turned", "part"]
+
+
+def test_what_training_scripts_store_beside_weights_is_no_hindrance(
+    tmp_path: Path, form: str
+) -> None:
+    state = {
+        "epoch": 3, "best": None, "is_last": True, "loss": [0.1, 2.0], "text": "é",
+        "raw": b"\0\xff",
+        "array": bytearray(b"abc"), "set": {1, 2}, "counts": Counter("aab"), "complex": 1j,
+        "large": 1 << 70, "pair": (1, -70_000), "many": tuple(range(9)), "size": torch.Size([2]),
+        "dtype": torch.bfloat16, "device": torch.device("cpu"),
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]},
+        "state_dict": torch.nn.Linear(3, 2).state_dict(),
+    }  # fmt: skip
+    path = save(state, tmp_path / "m.pt", form)
+    expect_bytes(path, torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_tensors_with_attributes_of_their_own_are_read(tmp_path: Path, form: str) -> None:
+    plain, parameter = torch.rand(2, 3), torch.nn.Parameter(torch.rand(3, 2))
+    plain.note, parameter.is_parallel = "x", True  # type: ignore[attr-defined]
+    path = save({"a": plain, "b": parameter}, tmp_path / "m.pt", form)
+    expect_bytes(path, torch.load(path, weights_only=True))
+
+
+class Reduced:
+    """Pickled as a call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def test_an_ordered_dict_as_python_2_pickled_it_is_read(tmp_path: Path, form: str) -> None:
+    weights = [["a", torch.rand(2)], ["b", torch.rand(3)]]
+    path = save(Reduced(OrderedDict, weights), tmp_path / "m.pt", form)
+    expect_bytes(path, torch.load(path, weights_only=True))
+
+
+def test_a_parameter_as_it_was_before_torch_0_4_is_refused(tmp_path: Path, form: str) -> None:
+    path = save({"w": Reduced(torch.nn.Parameter, torch.rand(2))}, tmp_path / "m.pt", form)
+    with pytest.raises(UnsupportedCheckpoint, match=r"0\.4"):
+        read_torch_file(path, path.name)
 
 
 # --- pickles that are more than tensors -------------------------------------------------------
@@ -358,6 +405,97 @@ def test_a_long_byteorder_is_not_read(tmp_path: Path) -> None:
     )
     with pytest.raises(BadCheckpoint, match="byteorder record is not one of torch's"):
         read_torch_file(long, long.name)
+
+
+def pickled(instructions: bytes, path: Path, form: str) -> Path:
+    """A torch file whose pickle has these instructions, but for its first and last."""
+    save({}, path, form)
+    if form == "zip":
+        made = rewrite(
+            path,
+            path.with_name("made.bin"),
+            lambda name, data: instructions if name.endswith("/data.pkl") else data,
+        )
+        return made.rename(path)
+    content = path.read_bytes()
+    empty = pickle.dumps({}, protocol=2)
+    assert content.count(empty) == 1
+    path.write_bytes(content.replace(empty, instructions))
+    return path
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+ENCODE = b"c_codecs\nencode\n"
+AGAIN = b"h\x01h\x02R"
+BOMBS = {
+    "bytearray": b"cbuiltins\nbytearray\nJ\0\0\0\x10\x85R.",
+    "hexadecimal": ENCODE * 19 + text("x" * 1024) + text("latin1") + b"\x86R"
+    + (text("hex_codec") + b"\x86R") * 18 + b".",
+    "copied sets": b"(c__builtin__\nset\nq\x01](" + b"K\x01" * 1000 + b"e\x85q\x02R"
+    + AGAIN * 10_000 + b"t.",
+    "copied arguments": b"(ctorch\nSize\nq\x01(" + b"K\x01" * 1000 + b"tq\x02R" + AGAIN * 5000
+    + b"t.",
+    "tensor": b"ctorch\nFloatTensor\nJ\0\0\0\x10\x85R.",
+    "long text": b"X\xff\xff\xff\x7fabc.",
+    "long bytes": b"\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "long number": b"\x8b\xff\xff\xff\x7fabc.",
+    "nested key": b"})" + b"\x85" * 100_000 + b"K\x01s.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_pickle_takes_little_memory(tmp_path: Path, form: str, bomb: str) -> None:
+    path = pickled(b"\x80\x02" + BOMBS[bomb], tmp_path / "m.bin", form)
+    tracemalloc.start()
+    try:
+        if bomb == "nested key":  # whose hash would end the process
+            assert read_torch_file(path, path.name) == []
+        else:
+            with pytest.raises(SourceError, match=r"m\.bin"):
+                read_torch_file(path, path.name)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_has_a_size_and_a_number_of_instructions(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"a": torch.rand(2), "log": list(range(1000))}
+    path = save(state, tmp_path / "m.bin", form)
+    monkeypatch.setattr(unpickling, "MAX_COST", 1200)
+    monkeypatch.setattr(unpickling, "MAX_PICKLE_BYTES", 3200)
+    expect_bytes(path, {"a": state["a"]})
+    monkeypatch.setattr(unpickling, "MAX_COST", 1000)
+    with pytest.raises(BadCheckpoint, match="more instructions than tensors need"):
+        read_torch_file(path, path.name)
+    monkeypatch.setattr(unpickling, "MAX_PICKLE_BYTES", 2000)
+    with pytest.raises(BadCheckpoint, match="its pickle is over 2,000 bytes"):
+        read_torch_file(path, path.name)
+
+
+def test_copies_of_a_container_count_as_its_items(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = b"](" + (text("a") + b"K\x01\x86") * 100 + b"e"
+    ordered = b"(ccollections\nOrderedDict\nq\x01" + pairs + b"\x85q\x02R" + AGAIN * 100 + b"t."
+    path = pickled(b"\x80\x02" + ordered, tmp_path / "m.bin", form)
+    monkeypatch.setattr(unpickling, "MAX_COST", 40_000)
+    with pytest.raises(BadCheckpoint, match="holds a tuple"):
+        read_torch_file(path, path.name)
+    monkeypatch.setattr(unpickling, "MAX_COST", 20_000)
+    with pytest.raises(BadCheckpoint, match="more instructions"):
+        read_torch_file(path, path.name)
+
+
+def test_a_storage_is_described_in_one_way(tmp_path: Path) -> None:
+    path = save({"a": torch.rand(2), "b": torch.rand(3)}, tmp_path / "m.bin", "zip")
+    one = rewrite(path, tmp_path / "o.bin", lambda _, data: data.replace(text("1"), text("0")))
+    with pytest.raises(BadCheckpoint, match="one storage in two ways"):
+        read_torch_file(one, one.name)
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,25 @@
 """Torch pickles (``.bin``, ``.pt``, ``.pth``): where their tensors lie, without reading weights.
 
 Both formats are covered: the zip archives of torch >= 1.6, and the older stream of pickles that
-many files from before 2020 still are. Unpickling is torch's ``weights_only`` unpickler onto the
-meta device, so that no code of the file runs and no weight byte is read.
+many files from before 2020 still are. Nothing that a pickle names is called, no weight byte is
+read, and torch is not needed.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from prunectl.checkpoint.pickled import STORAGE_TYPES, Named, PickledStorage, PickledTensor
+from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS
 from prunectl.checkpoint.stored import StoredTensor, check_name, is_contiguous
+from prunectl.checkpoint.torch_tensors import TORCH_NAMES
+from prunectl.checkpoint.unpickling import unpickle
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsafePickle, UnsupportedCheckpoint
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -28,8 +27,15 @@ _MAX_BYTEORDER_BYTES = 16
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 """Keys under which training scripts put the state dict, beside step counts and the like."""
 
-# Where a storage's bytes begin, by the storage's identity, and how many there are.
-_Places = dict[int, tuple[int, int]]
+_DTYPES = {torch_name: DTYPES[name] for name, torch_name in TORCH_NAMES.items()}
+_OTHER_BYTES = {
+    "complex128": 16, "complex32": 4, "qint32": 4, "qint8": 1, "quint8": 1, "quint4x2": 1,
+    "quint2x4": 1,
+}  # fmt: skip
+"""Bytes of elements that storages may have and no tensor that is read here."""
+
+# Where a storage's bytes begin, by the storage's key, and how many there are.
+_Places = dict[str, tuple[int, int]]
 
 
 def read_torch_file(path: Path, name: str) -> list[StoredTensor]:
@@ -44,43 +50,75 @@ def read_torch_file(path: Path, name: str) -> list[StoredTensor]:
         BadCheckpoint: truncated, or offsets outside of the file.
         UnsupportedCheckpoint: TorchScript, the tar format of 2017, quantized tensors.
     """
-    read = _read_zip if zipfile.is_zipfile(path) else _read_legacy
     try:
-        with warnings.catch_warnings(action="ignore"):
-            loaded, places, _keep_alive = read(path)
+        read = _read_zip if zipfile.is_zipfile(path) else _read_legacy
+        loaded, places = read(path)
+        return [_stored(path, name, key, it, places) for key, it in _state_dict(path, loaded)]
     except PrunectlError:
         raise
-    except Exception as error:  # torch raises a dozen types for a damaged pickle
-        raise _explain(path, error) from None
-    return [_stored(path, name, key, tensor, places) for key, tensor in _state_dict(path, loaded)]
+    except Exception as error:  # there is no end of what damage leads to
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        raise BadCheckpoint(
+            path, f"cannot be read as a torch file ({type(error).__name__}: {first_line})"
+        ) from None
 
 
-def _read_zip(path: Path) -> tuple[Any, _Places, Any]:
-    import torch
+class _Storages:
+    """The storages that a pickle refers to."""
 
-    records = _zip_records(path)
-    loaded = torch.load(path, map_location="meta", weights_only=True)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.found: dict[str, PickledStorage] = {}
+
+    def load(self, saved: Any) -> PickledStorage:
+        """The storage that a pickle describes: its type, key, device and elements, in a tuple."""
+        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
+            raise UnsafePickle(self._path, "it refers to a whole module, not to tensors")
+        kind, key, _, numel, view = saved[1:6] if len(saved) > 5 else (*saved[1:5], None)
+        if view is not None:
+            raise UnsupportedCheckpoint(
+                self._path,
+                "tensors stored as views of views",
+                hint="save it again with a newer torch",
+            )
+        dtype = STORAGE_TYPES.get(kind.name) if isinstance(kind, Named) else None
+        if dtype is None or not isinstance(key, str) or not _are_sizes((numel,)):
+            raise BadCheckpoint(self._path, "its pickle describes no storage of a tensor")
+        storage = self.found.setdefault(key, PickledStorage(key, dtype, numel))
+        if (storage.dtype, storage.numel) != (dtype, numel):
+            raise BadCheckpoint(self._path, "its pickle describes one storage in two ways")
+        return storage
+
+
+def _read_zip(path: Path) -> tuple[Any, _Places]:
+    home, records = _zip_records(path)
+    storages = _Storages(path)
+    if f"{home}/data.pkl" not in records:
+        raise BadCheckpoint(path, "an archive, but not one of torch: it has no data.pkl")
+    begin, size = records[f"{home}/data.pkl"]
+    with path.open("rb") as file:
+        file.seek(begin)
+        loaded = unpickle(path, file, size, storages.load)
     places: _Places = {}
-    storages = []
-    for _, tensor in _tensors(loaded):
-        if tensor.layout is not torch.strided:
-            continue  # refused by name later
-        storage = tensor.untyped_storage()
-        offset = storage._checkpoint_offset
-        if offset is None or records.get(offset, -1) < storage.nbytes():
+    for key, storage in storages.found.items():
+        place = records.get(f"{home}/data/{key}")
+        if place is None or place[1] < _storage_bytes(storage):
             raise BadCheckpoint(path, "a tensor's bytes lie outside of their record in the archive")
-        places[storage._cdata] = (offset, storage.nbytes())
-        storages.append(storage)
-    return loaded, places, storages
+        places[key] = place[0], _storage_bytes(storage)
+    return loaded, places
 
 
-def _zip_records(path: Path) -> dict[int, int]:
-    """Offset -> size of every record, after checking them all: none is compressed.
+def _storage_bytes(storage: PickledStorage) -> int:
+    dtype = _DTYPES.get(storage.dtype)
+    return storage.numel * (dtype.bits // 8 if dtype else _OTHER_BYTES[storage.dtype])
 
-    torch writes records as they are. A compressed one could unpack to any size, in torch's reader
-    too.
+
+def _zip_records(path: Path) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The archive's folder, and offset and size of every record, by its name.
+
+    All are checked: torch writes them as they are, and a compressed one could unpack to any size.
     """
-    records = {}
+    records: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         names = [info.filename for info in archive.infolist()]
@@ -111,57 +149,36 @@ def _zip_records(path: Path) -> dict[int, int]:
             offset = info.header_offset + 30 + name_length + extra_length
             if offset + info.file_size > size:
                 raise BadCheckpoint(path, "truncated archive")
-            records[offset] = info.file_size
-    return records
+            if info.filename in records:
+                raise BadCheckpoint(path, "two records of the archive have one name")
+            records[info.filename] = offset, info.file_size
+    return names[0].partition("/")[0] if names else "", records
 
 
-def _read_legacy(path: Path) -> tuple[Any, _Places, Any]:
-    import torch
-    from torch import _weights_only_unpickler as weights_only
-
-    storages: dict[str, torch.UntypedStorage] = {}
-    itemsizes: dict[str, int] = {}
-
-    def persistent_load(saved: Any) -> Any:
-        if not isinstance(saved, tuple) or len(saved) < 5 or _text(saved[0]) != "storage":
-            raise UnsafePickle(path, "it refers to a whole module, not to tensors")
-        storage_type, key, _, numel, view = saved[1:6] if len(saved) > 5 else (*saved[1:5], None)
-        if view is not None:
-            raise UnsupportedCheckpoint(
-                path, "tensors stored as views of views", hint="save it again with a newer torch"
-            )
-        dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
-        if key not in storages:
-            storages[key] = torch.UntypedStorage(numel * dtype.itemsize, device="meta")
-            itemsizes[key] = dtype.itemsize
-        return torch.storage.TypedStorage(wrap_storage=storages[key], dtype=dtype, _internal=True)
-
+def _read_legacy(path: Path) -> tuple[Any, _Places]:
+    storages = _Storages(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04":
             raise BadCheckpoint(path, "truncated: the archive's directory at its end is missing")
         file.seek(0)
-        if weights_only.load(file) != _LEGACY_MAGIC:
+
+        def following() -> Any:
+            """The next of the five pickles: magic number, version, machine, tensors, keys."""
+            return unpickle(path, file, size - file.tell(), storages.load)
+
+        if following() != _LEGACY_MAGIC:
             raise BadCheckpoint(path, "not a torch file", hint="expected the output of torch.save")
-        if weights_only.load(file) != _LEGACY_PROTOCOL or not _is_little_endian(
-            weights_only.load(file)
-        ):
+        if following() != _LEGACY_PROTOCOL or not _is_little_endian(following()):
             raise UnsupportedCheckpoint(
                 path, "saved on a big-endian machine or in an unknown version", hint="save it again"
             )
-        unpickler = weights_only.Unpickler(file)
-        unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
-        loaded = unpickler.load()
-        keys = weights_only.load(file)
-        places = _legacy_places(path, file, keys, storages, itemsizes)
-    return loaded, places, storages
+        loaded = following()
+        return loaded, _legacy_places(path, file, following(), storages.found)
 
 
 def _legacy_places(
-    path: Path,
-    file: BinaryIO,
-    keys: list[str],
-    storages: dict[str, torch.UntypedStorage],
-    itemsizes: dict[str, int],
+    path: Path, file: BinaryIO, keys: list[str], storages: dict[str, PickledStorage]
 ) -> _Places:
     """After the pickles come the storages: each its element count (int64), then its bytes."""
     places: _Places = {}
@@ -170,32 +187,25 @@ def _legacy_places(
     for key in keys:
         if key not in storages:
             raise BadCheckpoint(path, "a storage that no tensor uses: the file is damaged")
-        storage = storages[key]
+        nbytes = _storage_bytes(storages[key])
         file.seek(position)
         prefix = file.read(8)
         if len(prefix) < 8:
             raise BadCheckpoint(path, "truncated")
-        count = int.from_bytes(prefix, "little", signed=True)
-        if count * itemsizes[key] != storage.nbytes():
+        if int.from_bytes(prefix, "little", signed=True) != storages[key].numel:
             raise BadCheckpoint(path, "a storage's size differs from what its tensors need")
-        if position + 8 + storage.nbytes() > size:
+        if position + 8 + nbytes > size:
             raise BadCheckpoint(path, "truncated")
-        places[storage._cdata] = (position + 8, storage.nbytes())
-        position += 8 + storage.nbytes()
+        places[key] = position + 8, nbytes
+        position += 8 + nbytes
     return places
 
 
 def _is_little_endian(system: Any) -> bool:
-    return isinstance(system, dict) and bool(
-        system.get("little_endian", system.get(b"little_endian", False))
-    )
+    return isinstance(system, dict) and bool(system.get("little_endian", False))
 
 
-def _text(value: Any) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, PickledTensor]]:
     """The named tensors of what was unpickled; step counts and the like are not weights."""
     if isinstance(loaded, dict):
         for wrapper in _WRAPPERS:
@@ -204,46 +214,43 @@ def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 loaded = inner
                 break
     if not isinstance(loaded, dict):
+        names = {PickledTensor: "tensor", object: "value of another type"}
+        what = names.get(type(loaded), type(loaded).__name__)
         raise BadCheckpoint(
-            path,
-            f"holds a {type(loaded).__name__}, not a state dict",
-            hint="save model.state_dict()",
+            path, f"holds a {what}, not a state dict", hint="save model.state_dict()"
         )
     for key, value in loaded.items():
         if _is_tensor(value):
-            yield _text(key), value
-
-
-def _tensors(loaded: Any, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(loaded, dict) and depth < 3:
-        for key, value in loaded.items():
-            if _is_tensor(value):
-                yield _text(key), value
-            else:
-                yield from _tensors(value, depth + 1)
+            yield key, value
 
 
 def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, PickledTensor)
 
 
-def _stored(path: Path, name: str, key: str, tensor: torch.Tensor, places: _Places) -> StoredTensor:
+def _are_sizes(values: Any) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) <= MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    )
+
+
+def _stored(
+    path: Path, name: str, key: str, tensor: PickledTensor, places: _Places
+) -> StoredTensor:
     check_name(path, key)
     dtype = _dtype(path, key, tensor)
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    storage = tensor.untyped_storage()
-    place = places.get(storage._cdata)
+    place = places.get(tensor.storage.key) if tensor.storage else None
     if place is None:
         raise BadCheckpoint(path, f"tensor '{key}': its bytes are not in the file")
     start, size = place
-    first = int(tensor.storage_offset())
+    shape, strides, first = tensor.shape, tensor.strides, tensor.offset
+    if not all(map(_are_sizes, (shape, strides, (first,)))) or len(shape) != len(strides):
+        raise BadCheckpoint(path, f"tensor '{key}': its shape or strides are none of a tensor")
     last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     itemsize = dtype.bits // 8
-    if 0 not in shape and (
-        first < 0 or min(strides, default=0) < 0 or (last + 1) * itemsize > size
-    ):
+    if 0 not in shape and (last + 1) * itemsize > size:
         raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside of its storage")
     spec = TensorSpec(key, dtype, shape)
     if spec.nbytes > size:
@@ -256,52 +263,22 @@ def _stored(path: Path, name: str, key: str, tensor: torch.Tensor, places: _Plac
     return StoredTensor(
         spec,
         name,
-        start + first * itemsize,
+        start + first * itemsize if spec.numel else start,
         None if is_contiguous(shape, strides) else strides,
     )
 
 
-def _dtype(path: Path, key: str, tensor: torch.Tensor) -> DType:
-    import torch
-
-    names = {
-        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
-        torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-        torch.float8_e8m0fnu: "F8_E8M0",
-        torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-        torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }  # fmt: skip
-    name = names.get(tensor.dtype)
-    if name is None or tensor.layout is not torch.strided:
-        raise UnsupportedCheckpoint(
-            path,
-            f"tensor '{key}' is quantized or sparse ({tensor.dtype}, {tensor.layout})",
-            hint="use the checkpoint from before that conversion",
-        )
-    if tensor.is_conj() or tensor.is_neg():
+def _dtype(path: Path, key: str, tensor: PickledTensor) -> DType:
+    if tensor.form == "conjugate":
         raise UnsupportedCheckpoint(
             path, f"tensor '{key}' is a lazy conjugate", hint="save it again after resolve_conj()"
         )
-    return DTYPES[name]
-
-
-def _explain(path: Path, error: Exception) -> PrunectlError:
-    """What torch's many errors for a refused or damaged pickle mean."""
-    text = str(error)
-    wanted = re.search(r"GLOBAL ([\w.]+)", text)
-    if wanted:
-        return UnsafePickle(path, wanted[1])
-    if "Only persistent_load of storage" in text:
-        return UnsafePickle(path, "it refers to a whole module")
-    if "Quantized" in text:
-        return UnsupportedCheckpoint(
-            path, "holds quantized tensors", hint="use the checkpoint from before that conversion"
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None or tensor.form:
+        what = ", ".join(filter(None, (tensor.dtype, tensor.form)))
+        raise UnsupportedCheckpoint(
+            path,
+            f"tensor '{key}' is quantized or sparse ({what})",
+            hint="use the checkpoint from before that conversion",
         )
-    if "operand" in text or "weights_only" in text or "Weights only" in text:
-        return UnsafePickle(path, "it uses a pickle instruction that is not on torch's safe list")
-    first_line = text.splitlines()[0][:200] if text else ""
-    return BadCheckpoint(
-        path, f"cannot be read as a torch file ({type(error).__name__}: {first_line})"
-    )
+    return dtype

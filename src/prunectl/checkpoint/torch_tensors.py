@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _BLOCK = 4 << 20
 """Bytes read at a time."""
 
-_TORCH_NAMES = {
+TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+"""torch's own names of types, by those that safetensors gives them."""
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
@@ -34,7 +35,7 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
     """
     import torch
 
-    name = _TORCH_NAMES.get(spec.dtype.name)
+    name = TORCH_NAMES.get(spec.dtype.name)
     dtype = getattr(torch, name, None) if name else None
     if not isinstance(dtype, torch.dtype):
         raise BadCheckpoint(

@@ -1,0 +1,217 @@
+"""A pickle of tensors, followed without calling anything that it names.
+
+``torch.save`` writes pickles: instructions that build values, and that call functions by their
+names. Here containers are built, and of a call is kept what :mod:`prunectl.checkpoint.pickled` says
+it comes to, which never takes more memory than its instruction. (torch's own safe unpickler calls
+``bytearray``, for example, with any size.) Names that are not known there are refused. What is left
+is bounded by how many instructions there may be.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from prunectl.checkpoint.pickled import (
+    KNOWN,
+    ORDERED,
+    OTHER,
+    REBUILD,
+    TENSOR_TYPES,
+    Named,
+    PickledTensor,
+)
+from prunectl.checkpoint.safetensors_file import MAX_HEADER_BYTES
+from prunectl.errors import BadCheckpoint, UnsafePickle, UnsupportedCheckpoint
+
+MAX_PICKLE_BYTES = MAX_HEADER_BYTES
+"""A pickle lists tensors and no weights, as the header of a safetensors file does."""
+
+MAX_COST = 12_000_000
+"""Of all instructions: 1 for a literal, 3 for others. A tensor costs about 90; a list of so many
+numbers, as some training scripts store beside the weights, 12 million."""
+
+_LONGEST_NAME = 1000
+_MOST_ARGUMENTS = 16
+
+_LITERALS = {
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1",
+    "BINUNICODE", "SHORT_BINSTRING",
+}  # fmt: skip
+_TRUTHS = {"NEWTRUE": True, "NEWFALSE": False}
+
+
+def unpickle(path: Path, source: BinaryIO, size: int, load: Callable[[Any], Any]) -> Any:
+    """The value of a pickle.
+
+    Args:
+        path: what to call the file in messages.
+        source: at the pickle's beginning; left at its end.
+        size: of what is there, in bytes.
+        load: from what ``torch.save`` says of a storage (a tuple) to what tensors refer to.
+
+    Raises:
+        UnsafePickle: it names something, or has instructions, that tensors do not need.
+        BadCheckpoint: truncated, or larger than a pickle of tensors can be.
+        UnsupportedCheckpoint: tensors as torch pickled them before 0.4.
+        Exception: of almost any other type, for a damaged pickle.
+    """
+    machine = _Machine(path, load)
+    left = MAX_COST
+    bounded = cast("BinaryIO", _Bounded(path, source, size))  # all that genops calls of a file
+    for operation, argument, _ in pickletools.genops(bounded):
+        name = operation.name
+        left -= 1 if name in _LITERALS else 3
+        if left < 0:
+            raise BadCheckpoint(path, "its pickle has more instructions than tensors need")
+        if name in _LITERALS:
+            machine.stack.append(_TRUTHS.get(name, argument))
+        elif name == "STOP":
+            return machine.stack.pop()
+        elif (act := machine.acts.get(name)) is None:
+            raise UnsafePickle(
+                path, "it uses a pickle instruction that is not on torch's safe list"
+            )
+        else:
+            left -= act(argument) or 0
+    raise AssertionError("pickletools ends at STOP or raises")
+
+
+class _Bounded:
+    """Reads a pickle: never past the limit of its size, whatever length it claims for a value."""
+
+    def __init__(self, path: Path, source: BinaryIO, size: int) -> None:
+        self._path, self._source = path, source
+        self._size, self._left = size, min(size, MAX_PICKLE_BYTES)
+
+    def read(self, count: int) -> bytes:
+        self._left -= count
+        if self._left < 0:
+            raise self._too_long()
+        return self._source.read(count)
+
+    def readline(self) -> bytes:
+        line = self._source.readline(min(_LONGEST_NAME, self._left))
+        self._left -= len(line)
+        return line
+
+    def _too_long(self) -> BadCheckpoint:
+        if self._size <= MAX_PICKLE_BYTES:
+            return BadCheckpoint(self._path, "truncated inside its pickle")
+        return BadCheckpoint(self._path, f"its pickle is over {MAX_PICKLE_BYTES:,} bytes")
+
+
+class _Machine:
+    """What the instructions have made so far.
+
+    Attributes:
+        acts: by the name of an instruction that is no literal, what it does. What is returned is
+            what it costs besides, where it copies a container.
+    """
+
+    def __init__(self, path: Path, load: Callable[[Any], Any]) -> None:
+        self._path, self._load = path, load
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self.acts: dict[str, Callable[[Any], int | None]] = {
+            "PROTO": lambda _: None,
+            "MARK": lambda _: self._marks.append(len(self.stack)),
+            "EMPTY_TUPLE": lambda _: self.stack.append(()),
+            "EMPTY_LIST": lambda _: self.stack.append([]),
+            "EMPTY_DICT": lambda _: self.stack.append({}),
+            "EMPTY_SET": lambda _: self.stack.append(OTHER),
+            "TUPLE": lambda _: self.stack.append(tuple(self._since_mark())),
+            "TUPLE1": lambda _: self._tuple(1),
+            "TUPLE2": lambda _: self._tuple(2),
+            "TUPLE3": lambda _: self._tuple(3),
+            "APPEND": lambda _: self._extend([self.stack.pop()]),
+            "APPENDS": lambda _: self._extend(self._since_mark()),
+            "SETITEM": lambda _: self._set([self.stack.pop(-2), self.stack.pop()]),
+            "SETITEMS": lambda _: self._set(self._since_mark()),
+            "BINPUT": self._put,
+            "LONG_BINPUT": self._put,
+            "BINGET": self._get,
+            "LONG_BINGET": self._get,
+            "GLOBAL": self._name,
+            "REDUCE": lambda _: self._call(),
+            "NEWOBJ": lambda _: self._call(),
+            "BUILD": lambda _: self._build(),
+            "BINPERSID": lambda _: self.stack.append(self._load(self.stack.pop())),
+        }
+
+    def _since_mark(self) -> list[Any]:
+        mark = self._marks.pop()
+        found = self.stack[mark:]
+        del self.stack[mark:]
+        return found
+
+    def _tuple(self, length: int) -> None:
+        self.stack[-length:] = [tuple(self.stack[-length:])]
+
+    def _extend(self, items: list[Any]) -> None:
+        self._top(list).extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        if self.stack[-1] is OTHER:  # a Counter
+            return
+        into = self._top(dict)
+        into.update(_entries(zip(items[::2], items[1::2], strict=True)))
+
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise TypeError(f"items for what is no {kind.__name__}")
+        return self.stack[-1]
+
+    def _put(self, number: int) -> None:
+        self._memo[number] = self.stack[-1]
+
+    def _get(self, number: int) -> None:
+        self.stack.append(self._memo[number])
+
+    def _name(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        found = KNOWN.get(full)
+        if found is None:
+            raise UnsafePickle(self._path, full.removeprefix("builtins.")[:200])
+        self.stack.append(found)
+
+    def _call(self) -> int:
+        """What calling a function, or making an object of a type, comes to here."""
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if not isinstance(called, Named) or not isinstance(arguments, tuple):
+            raise TypeError("a call of what is no function")
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise TypeError(f"a call with {len(arguments)} arguments")
+        if called.name in TENSOR_TYPES:
+            raise self._too_old()
+        if called.name == ORDERED:  # Python 2 gave it a list of its items
+            pairs = arguments[0] if arguments else ()
+            self.stack.append(dict(_entries(iter(pairs))))
+            return 3 * len(pairs)
+        rebuild = REBUILD.get(called.name)
+        self.stack.append(rebuild(*arguments) if rebuild else OTHER)
+        return 0
+
+    def _build(self) -> None:
+        """Attributes of an object, of which none is kept: a state dict's versions, for example."""
+        self.stack.pop()
+        if isinstance(self.stack[-1], PickledTensor):
+            raise self._too_old()
+
+    def _too_old(self) -> UnsupportedCheckpoint:
+        return UnsupportedCheckpoint(
+            self._path,
+            "holds tensors in a form that torch has not written since 0.4",
+            hint="load it with torch and save its state_dict() again",
+        )
+
+
+def _entries(pairs: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """Items of a dict by the texts of their keys; keys that are no plain values are no names."""
+    for key, value in pairs:
+        if key is None or isinstance(key, str | int | float):
+            yield str(key), value
