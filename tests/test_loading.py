@@ -29,7 +29,12 @@ from prunectl import (
     open_weights,
     prune,
 )
-from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
+from prunectl.errors import (
+    BadCheckpoint,
+    InvalidOption,
+    UnknownArchitecture,
+    UnsupportedCheckpoint,
+)
 from prunectl.loading import safe_open
 
 INDEX = f"{WEIGHTS}.index.json"
@@ -402,6 +407,14 @@ def test_damage_is_noticed_by_every_loader(made: Made, tmp_path: Path) -> None:
     for load in (load_model, load_state_dict, transformers.LlamaForCausalLM.from_pretrained):
         with pytest.raises(BadCheckpoint, match=f"tensor '{name}' is damaged"):
             load(out)
+
+
+def test_a_config_that_asks_for_too_much_is_not_built(made: Made, tmp_path: Path) -> None:
+    out = cases.copied(made("llama") / "auto", tmp_path / "out")
+    config = json.loads((out / "config.json").read_bytes())
+    (out / "config.json").write_text(json.dumps(config | {"num_labels": 3_000_000}))
+    with pytest.raises(UnknownArchitecture, match="asks for 3,000,000 in 'num_labels'"):
+        load_model(out)
 
 
 def test_a_single_file_is_no_model(made: Made) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from prunectl.checkpoint import module_tree
+from prunectl.checkpoint.module_tree import model_class
 from prunectl.checkpoint.modules import check_loadable, roles_from_modules
 from prunectl.checkpoint.roles import Role, RoleMap, roles_from_headers
 from prunectl.errors import UnknownArchitecture
@@ -435,6 +438,38 @@ def test_a_config_that_leads_nowhere(tmp_path: Path, text: str | None, why: str)
     for ask in (roles_from_modules, check_loadable):
         with pytest.raises(UnknownArchitecture, match=why):
             ask(tmp_path, [])
+
+
+HUGE = {
+    "num_labels": {"model_type": "bert", "num_labels": 3_000_000},
+    "num_hidden_layers": {"model_type": "qwen2", "num_hidden_layers": 3_000_000},
+    "nested": {"model_type": "gemma3", "text_config": {"num_hidden_layers": 3_000_000}},
+    "depths": {"model_type": "swin", "depths": [2, 10**9]},
+    "block_sizes": {"model_type": "funnel", "block_sizes": [10**9]},
+    "num_hidden_groups": {"architectures": ["AlbertModel"], "num_hidden_groups": 10**9},
+}
+
+
+@pytest.mark.parametrize("config", HUGE.values(), ids=HUGE)
+def test_a_config_that_asks_for_too_much_is_not_built(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnknownArchitecture, match=r"asks for [\d,]+ in '\w+'"):
+            model_class(tmp_path, trust_remote_code=False)
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_of_labels_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_tree, "MAX_LABELS", 3)
+    config = {"model_type": "bert", "id2label": dict.fromkeys("abcd", "x")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownArchitecture, match="asks for 4 in 'id2label'"):
+        model_class(tmp_path, trust_remote_code=False)
 
 
 CUSTOM_CODE = """

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -40,9 +40,14 @@ class Target:
     converted: bool = False
 
 
-_COUNT = re.compile(r"(layers?|blocks|experts|depth)$")
+_COUNT = re.compile(
+    r"(layers?|blocks?|depths?|experts|stages|levels|groups|heads|codebooks|quantizers|convs|"
+    r"repeats|flows|kernels|block_sizes)$"
+)
 MAX_MODULES = 100_000
 """Largest count of layers or experts for which a module tree is built."""
+MAX_LABELS = 1_000_000
+"""Most labels of a classifier; the config holds a name for each, made up where it has none."""
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -98,10 +103,11 @@ def model_class(
     """The class that config.json names, or the base class of its ``model_type``; and the config.
 
     Raises:
-        UnknownArchitecture: no usable config.json, an architecture that transformers does not
-            have, or code of the model's own that was not trusted.
+        UnknownArchitecture: no usable config.json, one that asks for far too much, an architecture
+            that transformers does not have, or code of the model's own that was not trusted.
     """
     raw = _read_config(folder)
+    check_counts(raw)  # a config class makes a list of its layers, and one of its labels
     names = [str(name) for name in raw.get("architectures") or []]
     native = next((cls for name in names if (cls := _native_class(name)) is not None), None)
     if "model_type" not in raw and "auto_map" not in raw:
@@ -192,18 +198,42 @@ def build_on_meta(
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
-    _check_counts(config.to_dict())
+    check_counts(config.to_dict())
     with init_empty_weights(include_buffers=not buffers), no_init_weights():
         return cls(config)
 
 
-def _check_counts(config: dict[Any, Any]) -> None:
-    """Refuse a config that asks for a model too large to list; each module is a Python object."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _check_counts(value)
-        elif isinstance(value, int) and value > MAX_MODULES and _COUNT.search(str(key)):
-            raise UnknownArchitecture(f"config.json asks for {value:,} in '{key}'")
+def check_counts(config: Mapping[Any, Any]) -> None:
+    """Refuse a config that asks for a model too large to list; each module is a Python object.
+
+    Raises:
+        UnknownArchitecture: so many layers, experts or labels that making them takes the memory.
+    """
+    left = [config]
+    while left:
+        for key, value in left.pop().items():
+            if isinstance(value, dict):
+                left.append(value)
+            most = _most(str(key))
+            for count in _counts(value) if most else ():
+                if count > most:
+                    raise UnknownArchitecture(f"config.json asks for {count:,} in '{key}'")
+
+
+def _most(key: str) -> int:
+    """The largest count that a key of a config may have; 0 for what is no count of objects."""
+    if key in ("num_labels", "id2label", "label2id"):
+        return MAX_LABELS
+    return MAX_MODULES if _COUNT.search(key) else 0
+
+
+def _counts(value: Any) -> Iterator[int]:
+    """What is counted by a number, by numbers in a list (one for each stage), or by an object."""
+    if isinstance(value, dict):
+        yield len(value)
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, int):
+            yield each
 
 
 def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunectl.checkpoint.module_tree import check_counts
 from prunectl.checkpoint.opening import open_stored
 from prunectl.errors import BadCheckpoint, UnknownArchitecture
 from prunectl.loading.semi_structured import check_mode, convert
@@ -52,7 +53,7 @@ def load_model(
     Raises:
         SourceError: the checkpoint cannot be read, or a tensor is damaged.
         BadCheckpoint: weights are missing.
-        UnknownArchitecture: transformers has no class for it.
+        UnknownArchitecture: transformers has no class for it, or its config asks for far too much.
         InvalidOption: an unknown ``semi_structured``, or ``always`` and nothing can be converted.
     """
     check_mode(semi_structured)
@@ -69,6 +70,7 @@ def load_model(
             "is one weights file, and a model needs its config too",
             hint="name the folder; prunectl.load_state_dict reads single files",
         )
+    check_counts(stored.config)
     kind = _model_class(stored.folder, stored.config, trust_remote_code)
     with _typed_errors(stored.model):
         loaded, info = kind.from_pretrained(
