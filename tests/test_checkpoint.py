@@ -477,9 +477,25 @@ def test_pipes_and_links_out_are_no_side_files(tmp_path: Path, one_file: bool) -
     assert checkpoint.roles.origin == "headers"
 
 
+def test_nothing_of_a_snapshot_in_the_cache_is_said_to_be_left_out(
+    sharded: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--org--name/snapshots/c0ffee"
+    snapshot.mkdir(parents=True)
+    sharded.rename(snapshot.parents[1] / "blobs")
+    (snapshot.parents[1] / "blobs/README.md").write_text("A card.")
+    for path in (snapshot.parents[1] / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    checkpoint = open_checkpoint(snapshot)
+    assert checkpoint.notes == ()
+    assert checkpoint.side_files == ("config.json",)
+
+
 def test_weights_may_be_links_to_another_place(
     sharded: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     (sharded / A).rename(tmp_path / "elsewhere")
     (sharded / A).symlink_to(tmp_path / "elsewhere")
-    assert content(open_checkpoint(sharded)) == raw(tensors)
+    checkpoint = open_checkpoint(sharded)
+    assert content(checkpoint) == raw(tensors)
+    assert checkpoint.notes == ()

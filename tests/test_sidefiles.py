@@ -10,6 +10,7 @@ import pytest
 
 from prunectl.checkpoint.sidefiles import (
     is_side_file,
+    link_notes,
     list_folder,
     side_files,
     side_files_beside,
@@ -147,11 +148,29 @@ def test_a_snapshot_s_links_lead_to_its_blobs(tmp_path: Path, through_a_link: bo
     (repo / "blobs").mkdir()
     (tmp_path / "secret").touch()
     (repo / "blobs/b1").touch()
-    (repo / "blobs/b2").symlink_to(tmp_path / "secret")  # blobs may lie in another store
+    (repo / "blobs/b2").symlink_to("b1")
+    (repo / "blobs/b3").symlink_to(tmp_path / "secret")
     (snapshot / "config.json").symlink_to("../../blobs/b1")
     (snapshot / "1_Pooling/config.json").symlink_to("../../../blobs/b2")
+    (snapshot / "README.md").symlink_to("../../blobs/b1")
     (snapshot / "diary").symlink_to(tmp_path / "secret")
+    (snapshot / "notes.txt").symlink_to("../../blobs/b3")
+    (snapshot / "weights").symlink_to(tmp_path / "secret")
     if through_a_link:
         (tmp_path / "link").symlink_to(tmp_path / "cache")
         snapshot = tmp_path / "link/models--org--name/snapshots/c0ffee"
-    assert list_folder(snapshot) == ["1_Pooling/config.json", "config.json"]
+    assert list_folder(snapshot) == ["1_Pooling/config.json", "README.md", "config.json"]
+    assert link_notes(snapshot, ("weights",)) == (
+        "left out: diary, a link that leads elsewhere",
+        "left out: notes.txt, a link that leads elsewhere",
+    )
+
+
+def test_blobs_that_lie_elsewhere_are_not_a_snapshot_s(tmp_path: Path) -> None:
+    snapshot = tmp_path / "archive/snapshots/m"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/secret").touch()
+    (tmp_path / "archive/blobs").symlink_to(tmp_path / "home")
+    (snapshot / "notes.txt").symlink_to("../../blobs/secret")
+    assert list_folder(snapshot) == []

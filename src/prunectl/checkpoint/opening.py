@@ -240,7 +240,7 @@ def _assemble(
     files = tuple(_weight_file(folder, name, from_hub=snapshot is not None) for name in names)
     headers = {name: _read_header(folder, name, weights.format) for name in names}
     tensors, aliases = check_headers(folder, weights, weight_map, headers)
-    notes = link_notes(folder, {*names, *sides}) if kind == "folder" else ()
+    notes = link_notes(folder, names) if kind in ("folder", "hub") else ()
     return Checkpoint(
         model, kind, folder, weights.format, files, tensors, aliases, sides,
         repo_id=snapshot.repo_id if snapshot else None,
@@ -248,7 +248,7 @@ def _assemble(
         commit=snapshot.commit if snapshot else None,
         quantization=quantization_of(read_config(folder), [t.name for t in tensors]),
         trust_remote_code=trust_remote_code,
-        notes=snapshot.notes if snapshot else notes,
+        notes=(*snapshot.notes, *notes) if snapshot else notes,
         metadata={name: metadata for name, (_, metadata) in headers.items()},
     )  # fmt: skip
 

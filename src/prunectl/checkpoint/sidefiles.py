@@ -103,11 +103,16 @@ def list_folder(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def link_notes(folder: Path, used: Collection[str]) -> tuple[str, ...]:
-    """A sentence for each link in a folder that is not used: to a folder, or out of this one."""
-    paths = sorted(path for path in folder.iterdir() if path.is_symlink())
-    left = [path.name for path in paths if path.name not in used]
-    return tuple(f"left out: {name}, a link that leads elsewhere" for name in left)
+def link_notes(folder: Path, weights: Collection[str]) -> tuple[str, ...]:
+    """A sentence for each link in a folder that leads to a folder or out of this one.
+
+    Weights may lie anywhere: theirs are followed.
+    """
+    links = sorted(path for path in folder.iterdir() if path.is_symlink())
+    left = [path.name for path in links if not is_own_file(folder, path)]
+    return tuple(
+        f"left out: {name}, a link that leads elsewhere" for name in left if name not in weights
+    )
 
 
 def is_own_file(folder: Path, path: Path) -> bool:
@@ -121,8 +126,7 @@ def is_own_file(folder: Path, path: Path) -> bool:
         return path.is_file()
     if not path.exists():
         return True
-    # One step only: whoever owns the cache may keep its blobs elsewhere.
-    target = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
-    home = folder.resolve()
+    # In the end: what looks like a cache, blobs and all, may have been unpacked from an archive.
+    target, home = path.resolve(), folder.resolve()
     is_blob = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
-    return path.is_file() and (is_blob or path.resolve().is_relative_to(home))
+    return target.is_file() and (is_blob or target.is_relative_to(home))
