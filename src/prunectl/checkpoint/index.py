@@ -23,7 +23,7 @@ _SUFFIXES = {
 _TRAINING_STATE = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*"
 )
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.prunectl)?\.\w+")
+_SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.prunectl)?\.\w+")
 _INDEX_SUFFIX = ".index.json"
 
 
@@ -65,7 +65,8 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
             a dense and a compressed checkpoint side by side.
     """
     top = sorted(name for name in names if "/" not in name)
-    tensors = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter_model")]
+    weights = [n for n in top if is_weights_name(n) and not n.startswith("adapter_model")]
+    tensors = [name for name in weights if name.endswith(".safetensors")]
     compressed = [name for name in tensors if name.endswith(COMPRESSED_SUFFIX)]
     dense = [name for name in tensors if not name.endswith(COMPRESSED_SUFFIX)]
     if compressed and dense:
@@ -79,13 +80,7 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
     if found:
         _check_families(found, where)
         return found
-    pickles = [
-        n
-        for n in top
-        if n.endswith(PICKLE_SUFFIXES)
-        and not is_training_state(n)
-        and not n.startswith("adapter_model")
-    ]
+    pickles = [name for name in weights if name.endswith(PICKLE_SUFFIXES)]
     found = _choose(top, pickles, "pickle", "pytorch_model.bin")
     if found is None:
         raise _nothing(top, where)

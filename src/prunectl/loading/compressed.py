@@ -18,6 +18,7 @@ from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_stored
+from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS
 from prunectl.checkpoint.stored import StoredTensor, check_name
 from prunectl.errors import BadCheckpoint, BadManifest
 from prunectl.loading.packed import Packed
@@ -29,7 +30,6 @@ from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 PACKED_LAYOUTS = ("bitmask", "nm", "packed")
-MAX_DIMENSIONS = 64
 
 
 def open_model(
