@@ -16,10 +16,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from prunectl import NM, PruneSettings, Rule, prune, verify
+from prunectl import NM, PruneSettings, Rule, export, prune, verify
 from prunectl.errors import CannotWrite, DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
-from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.pruning.calibrated_store import CalibratedStore, sweep
 from prunectl.settings import Calibration
 from prunectl.sink import journal as journal_module
 from prunectl.sink.target import calibrated_folder, calibrated_journal
@@ -367,6 +367,38 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
         prune(source, second, SPARSEGPT, on_event=events.append)
     assert failed.value.path == str(second)
     assert not [text for text in notes(events) if "prunectl-calibrated" in text]
+
+
+def test_another_prune_for_the_same_output_leaves_a_running_calibration_its_work(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    """It is refused before it begins; and if it has begun first, it does not sweep when it ends."""
+    magnitude, done = PruneSettings(sparsity=0.5), []
+    finish = CalibratedStore.finish
+
+    def meanwhile(self: CalibratedStore, block: str) -> None:
+        finish(self, block)
+        done.append(block)
+        if len(done) == 2:
+            for another in (lambda: prune(source, out, magnitude), lambda: export("demo", out)):
+                with pytest.raises(OutputConflict, match="another prunectl is writing"):
+                    another()
+            sweep(out)
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CalibratedStore, "finish", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            prune(source, out, SPARSEGPT)
+    assert go_on(source, out)[0] == [2, 3]
+    assert reference.contents(out) == whole
+
+
+def test_what_a_calibration_left_is_swept_with_the_output(source: Path, out: Path) -> None:
+    cut_off(source, out, SPARSEGPT, 1)
+    assert calibrated_folder(out).is_dir()
+    prune(source, out, PruneSettings(sparsity=0.5))
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

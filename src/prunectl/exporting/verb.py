@@ -29,7 +29,7 @@ from prunectl.sink.folder import OutputFolder
 from prunectl.sink.parts import PartsShard, PartsWriter
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.sink.target import check_space
+from prunectl.sink.target import check_nobody_writes, check_space
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _PHASE = "writing weights"
@@ -77,6 +77,8 @@ def export(
         on_event(Note(text, warning=True))
     groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
     job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
+    if ranks.is_first:
+        check_nobody_writes(job.target)
     ranks.check_source(checkpoint, "export", job.arguments)
     folder = shared_folder(
         ranks,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,9 +19,10 @@ import blake3
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.errors import BadCheckpoint
+from prunectl.errors import BadCheckpoint, OutputConflict
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
 from prunectl.sink.header import encode_header, storage_order
+from prunectl.sink.journal import Journal
 from prunectl.sink.osfiles import os_errors
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
@@ -33,10 +35,18 @@ if TYPE_CHECKING:
 
 
 def sweep(target: Path) -> None:
-    """Remove what an interrupted calibration left beside an output that is whole by now."""
+    """Remove what an interrupted calibration left beside an output that is whole by now.
+
+    Best effort. One that goes on meanwhile, in another process, is left alone.
+    """
     real = target.resolve()
-    shutil.rmtree(calibrated_folder(real), ignore_errors=True)
-    calibrated_journal(real).unlink(missing_ok=True)
+    folder, path = calibrated_folder(real), calibrated_journal(real)
+    if not (folder.exists() or path.exists()):
+        return
+    with suppress(OutputConflict, OSError):
+        journal = Journal(path, target)
+        shutil.rmtree(folder, ignore_errors=True)
+        journal.remove()
 
 
 class CalibratedStore:

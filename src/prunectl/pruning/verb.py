@@ -26,6 +26,7 @@ from prunectl.ranks.folder import shared_folder
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
+from prunectl.sink.target import check_nobody_writes
 from prunectl.streaming import named_device
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def prune(
     for text in checkpoint.notes:
         on_event(Note(text, warning=True))
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
+    if ranks.is_first:
+        check_nobody_writes(job.target)
     for text in job.plan.notes:
         on_event(Note(text))
     ranks.check_source(checkpoint, "prune", arguments(job), use_cache)

@@ -36,6 +36,8 @@ JsonObject = dict[str, Any]
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """Some cluster file systems have no flock; there the lock is not held, and all else works."""
 
+_HELD = {errno.EWOULDBLOCK, errno.EACCES}
+
 
 @dataclass(frozen=True, slots=True)
 class Entries:
@@ -227,9 +229,36 @@ def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
         journal.close()
 
 
+def check_free(path: Path, target: Path) -> None:
+    """See to it that no process holds a journal, which need not exist; nothing is written.
+
+    Raises:
+        OutputConflict: one does.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise _conflict(target) from None
+    finally:
+        os.close(fd)
+
+
 def is_entry_of(entry: JsonObject, shard: Shard) -> bool:
     """Whether a journal entry is about exactly this shard: same tensors at the same offsets."""
     return bool(entry["header_blake3"] == blake3(shard.header.data).hexdigest())
+
+
+def _conflict(target: Path) -> OutputConflict:
+    return OutputConflict(
+        target,
+        "another prunectl is writing this output now",
+        hint="wait until it ends, or choose another -o",
+    )
 
 
 def _open_locked(path: Path, target: Path) -> int:
@@ -240,13 +269,9 @@ def _open_locked(path: Path, target: Path) -> int:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
-                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                if error.errno not in _HELD:
                     raise
-                raise OutputConflict(
-                    target,
-                    "another prunectl is writing this output now",
-                    hint="wait until it ends, or choose another -o",
-                ) from None
+                raise _conflict(target) from None
         # The holder before us may have deleted the file between our open and our lock.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
             return fd

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
-from prunectl.sink.journal import sweep_finished
+from prunectl.sink.journal import check_free, sweep_finished
 from prunectl.sink.osfiles import free_bytes, os_errors, read_regular
 from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
 
@@ -55,6 +55,18 @@ def calibrated_folder(target: Path) -> Path:
 def calibrated_journal(target: Path) -> Path:
     """The list of what waits there, and the lock."""
     return target.with_name(f".{target.name}.prunectl-calibrated-journal")
+
+
+def check_nobody_writes(target: Path) -> None:
+    """Check that no other process writes an output, or calibrates for it, before this one begins.
+
+    Raises:
+        OutputConflict: one does. CannotWrite: the path cannot be looked at.
+    """
+    with os_errors(target):
+        real = target.resolve()
+        for journal in (journal_file(real), calibrated_journal(real)):
+            check_free(journal, target)
 
 
 def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Path:
