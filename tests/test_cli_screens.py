@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import cli_results
 import pytest
+import wide_results
 from rich.console import RenderableType
 
 from prunectl.analysis.sizes import stored_as
 from prunectl.checkpoint.roles import Role, TensorRole
+from prunectl.cli import tables
 from prunectl.cli.analyze_screen import analysis_screen
+from prunectl.cli.bench_screen import bench_screen, comparison_screen
+from prunectl.cli.lottery_screen import lottery_screen
 from prunectl.cli.output import Output, screen
 from prunectl.cli.plan_screen import plan_document, plan_screen
 from prunectl.cli.progress import LineProgress
 from prunectl.cli.prune_screen import prune_screen
+from prunectl.cli.sweep_screen import sweep_screen
+from prunectl.cli.trace_screen import trace_screen
 from prunectl.cli.verify_screen import verify_screen
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
@@ -55,6 +62,62 @@ def row(text: str, start: str) -> list[str]:
     """The cells of the only line that starts with a word, blanks between them dropped."""
     (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
     return line.split()
+
+
+# --- wide tables ----------------------------------------------------------------------------
+
+WIDE: dict[str, Callable[[], Iterable[RenderableType]]] = {
+    "trace": lambda: trace_screen(wide_results.trace()),
+    "lottery": lambda: lottery_screen(wide_results.lottery()),
+    "sweep": lambda: sweep_screen(wide_results.sweep()),
+    "bench": lambda: bench_screen(wide_results.bench(), everything=True),
+    "bench --compare": lambda: comparison_screen(wide_results.comparison(), "old.json"),
+}
+
+
+def cells(text: str) -> set[str]:
+    """The numbers, whole, and the short words."""
+    return {word for word in text.split() if re.match(r"[<>+-]?\d", word) or len(word) <= 8}
+
+
+@pytest.mark.parametrize("screen_of", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_a_wide_table_loses_no_column_and_no_digit(
+    screen_of: Callable[[], Iterable[RenderableType]],
+    columns: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    wide = shown(screen_of(), monkeypatch)
+    monkeypatch.setenv("COLUMNS", columns)
+    text = shown(screen_of(), monkeypatch)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= int(columns)
+    assert cells(wide) <= cells(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "key"),
+    [("trace", "step", "1,000,001"), ("lottery", "sparsity", "36.0%"), ("sweep", "sparsity", "12")],
+)
+def test_each_part_of_a_wide_table_begins_with_its_key(
+    name: str, header: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in shown(WIDE[name](), monkeypatch).splitlines()]
+    parts = [line for line in lines if line.startswith(f"{header} ")]
+    rows = [line for line in lines if line.startswith(key) and "one-shot" not in line]
+    assert len(parts) == len(rows) >= 2
+
+
+def test_columns_that_belong_together_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    cells = ("k", *(letter * 20 for letter in "abcd"))
+    greedy = shown([tables.columns("01234", [cells])], monkeypatch).split("\n\n")
+    assert [set(table) & set("abcd") for table in greedy] == [{"a", "b", "c"}, {"d"}]
+    joined = shown([tables.columns("01234", [cells], joined=(2, 4))], monkeypatch).split("\n\n")
+    assert [set(table) & set("abcd") for table in joined] == [{"a", "b"}, {"c", "d"}]
+    assert all("k" in table for table in (*greedy, *joined))
 
 
 # --- analyze --------------------------------------------------------------------------------

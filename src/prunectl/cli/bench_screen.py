@@ -50,6 +50,7 @@ def _models(result: BenchResult, letters: dict[str, str]) -> RenderableType:
         ("", "model", "kernels", "zeros", "dtype", "on disk", "in memory", "load", "load peak"),
         [_model_row(letters[side.label], side) for side in result.sides],
         left=(0, 1, 2),
+        joined=(8,),
     )
 
 
@@ -89,7 +90,8 @@ def _speed(result: BenchResult, letters: dict[str, str], everything: bool) -> Re
         rows.append((*row, _spread(run)) if everything else row)
         last = place
     names = ("batch", "phase", "", "median", "cv", unit, f"speed to {baseline}", "", "limit")
-    return columns((*names, "p10 to p90") if everything else names, rows, left=(0, 1, 2, 7))
+    shown = (*names, "p10 to p90") if everything else names
+    return columns(shown, rows, left=(0, 1, 2, 7), keys=(0, 1, 2), joined=(7,))
 
 
 def _short(workload: Workload) -> str:
@@ -127,6 +129,8 @@ def _kernels(result: BenchResult) -> Iterator[RenderableType]:
          "speed", "", "used"),
         [_kernel_row(row) for row in result.kernels],
         left=(0, 4),
+        keys=(0, 3, 4),
+        joined=(8,),
     )  # fmt: skip
     for shape, text in _crossovers(result.kernels):
         yield sentence(f"{shape}: {text}")
@@ -201,7 +205,7 @@ def comparison_screen(comparison: Comparison, name: str) -> Iterator[RenderableT
     rows = [(one.workload, one.phase, one.side, *_ratio(one.against)) for one in comparison.changes]
     if rows:
         names = ("workload", "phase", "model", "speed to before", "")
-        yield columns(names, rows, left=(0, 1, 2, 4))
+        yield columns(names, rows, left=(0, 1, 2, 4), keys=(0, 1, 2), joined=(4,))
     if comparison.missing:
         yield sentence(f"{numbers.plural(comparison.missing, 'row')} without a counterpart.")
     for text in comparison.differences:

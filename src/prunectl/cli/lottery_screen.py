@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from prunectl import numbers
 from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
@@ -34,7 +36,9 @@ def lottery_screen(result: LotteryResult) -> Iterator[RenderableType]:
             ("sparsity", "ticket", "95% interval", "one-shot", "95% interval", "ticket gains",
              "95% interval", "Jaccard", "chance"),
             [_cells(one) for one in result.rounds],
+            joined=(2, 4, 6, 8),
         )  # fmt: skip
+        yield from _failures(result.rounds)
     if result.verdict:
         yield sentence(visible(result.verdict))
 
@@ -54,15 +58,26 @@ def _cells(one: Round) -> tuple[str, ...]:
     overlaps = list(one.overlaps.values())
     return (
         numbers.share(one.sparsity),
-        _score(one.ticket),
+        _cell(one.ticket),
         numbers.span(one.ticket.low, one.ticket.high),
-        _score(one.one_shot),
+        _cell(one.one_shot),
         numbers.span(one.one_shot.low, one.one_shot.high),
         "" if one.gain is None else f"{one.gain:+.4f}",
         numbers.span(one.gain_low, one.gain_high, "+.4f"),
         numbers.mean([own.jaccard for own in overlaps]),
         numbers.mean([own.jaccard_chance_by_tensor for own in overlaps]),
     )
+
+
+def _failures(rounds: tuple[Round, ...]) -> Iterator[RenderableType]:
+    for one in rounds:
+        for name, scored in (("ticket", one.ticket), ("one-shot", one.one_shot)):
+            if scored.failed:
+                yield Text(f"  {numbers.share(one.sparsity)}, {name}: {visible(scored.failed)}")
+
+
+def _cell(one: Scored) -> str:
+    return "failed" if one.failed else _score(one)
 
 
 def _score(one: Scored) -> str:

@@ -47,6 +47,7 @@ def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[R
         yield columns(
             ("sparsity", "of all", result.metric, "95% interval", "loss", "95% interval", "time"),
             [_row(point, result.settings["epsilon_mode"]) for point in curve.points],
+            joined=(3, 5),
         )
         yield from _failures(curve)
     yield Text("")
