@@ -81,6 +81,11 @@ def test_version_and_help() -> None:
     assert CliRunner().invoke(app, ["prune", "-h"]).output == help_of("prune")
 
 
+@pytest.mark.parametrize("command", ["bench", "compare", "lottery", "prune", "sweep", "trace"])
+def test_no_default_is_shown_in_parentheses(command: str) -> None:
+    assert "default: (" not in " ".join(help_of(command).split())
+
+
 def examples_in(text: str) -> list[str]:
     _, found, tail = text.partition("Examples:\n\n")
     assert found

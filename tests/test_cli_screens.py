@@ -97,6 +97,34 @@ def test_a_wide_table_loses_no_column_and_no_digit(
 
 
 @pytest.mark.parametrize(
+    ("mode", "change", "text"),
+    [
+        ("relative", 0.0099, "+0.99%"),
+        ("relative", 0.0101, "+1.01%"),
+        ("relative", 0.009996, "+0.9996%"),
+        ("relative", 0.01, "+1.0%"),
+        ("relative", 0.0134, "+1.3%"),
+        ("absolute", 0.01002, "+0.01002"),
+        ("absolute", 0.0102, "+0.0102"),
+    ],
+)
+def test_a_loss_next_to_the_tolerance_is_told_from_it(
+    mode: str, change: float, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = wide_results.sweep()
+    (curve,) = result.curves
+    points = (curve.points[0], replace(curve.points[2], change=change))
+    settings = result.settings | {"epsilon_mode": mode}
+    result = replace(result, curves=(replace(curve, points=points),), settings=settings)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (line,) = [
+        line for line in shown(sweep_screen(result), monkeypatch).splitlines()
+        if line.startswith("  50.0%")
+    ]  # fmt: skip
+    assert line.split()[6] == text
+
+
+@pytest.mark.parametrize(
     ("name", "header", "key"),
     [("trace", "step", "1,000,001"), ("lottery", "sparsity", "36.0%"), ("sweep", "sparsity", "12")],
 )
@@ -241,6 +269,22 @@ def test_a_model_with_nothing_prunable(width: int | None, monkeypatch: pytest.Mo
     assert "By layer" not in text
 
 
+def test_it_is_said_what_the_columns_by_layer_are_of(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis = cli_results.analysis()
+    assert "share: of all" not in shown(analysis_screen(analysis), monkeypatch)
+    layers = {name: cli_results.group(100, prunable=90, zeros=1) for name in analysis.layers}
+    text = shown(analysis_screen(replace(analysis, layers=layers)), monkeypatch)
+    check_lines(text, width)
+    assert (
+        "\n  std, max |w|, zero, norm share: of all tensors; the others: of prunable ones\n" in text
+    )
+    assert row(text, "layer ")[1:4] == ["prunable", "at", "50%"]
+    # Prunable, at 50%, 2:4 keeps; std, max |w|, zero, norm share.
+    assert row(text, "1  ")[1:] == ["90", "50.0%", "90.0%", "0.0500", "1.50", "1.0%", "50.0%"]
+
+
 # --- prune ----------------------------------------------------------------------------------
 
 
@@ -263,6 +307,22 @@ def test_verbose_shows_all_pruned_tensors(monkeypatch: pytest.MonkeyPatch) -> No
     text = shown(prune_screen(cli_results.prune_result(), everything=True), monkeypatch)
     assert row(text, "t0.weight") == ["t0.weight", "1,000", "89.0%", "90.0%"]
     assert "norm.weight" not in text
+
+
+def test_no_tensor_is_called_most_affected_where_all_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Counts that only differ by rounding, as of rows of several widths.
+    tensors = tuple(cli_results.outcome(f"t{i}.weight", 500 + i % 3) for i in range(7))
+    result = replace(cli_results.prune_result(), tensors=tensors)
+    assert "Most affected" not in shown(prune_screen(result), monkeypatch)
+    assert "t6.weight" in shown(prune_screen(result, everything=True), monkeypatch)
+    lost = [replace(one, norm_lost=0.1 * i) for i, one in enumerate(tensors)]
+    text = shown(prune_screen(replace(result, tensors=tuple(lost))), monkeypatch)
+    assert "Most affected tensors (of 7)" in text
+    alike = [replace(one, norm_lost=0.1) for one in tensors]
+    text = shown(prune_screen(replace(result, tensors=tuple(alike))), monkeypatch)
+    assert "Most affected" not in text
 
 
 def test_the_norm_that_was_lost_is_shown_where_it_was_measured(

@@ -141,8 +141,16 @@ def test_a_git_repository_around_the_output_is_not_stray(cut: Path) -> None:
 
 def test_one_flipped_bit_of_a_survivor(cut: Path) -> None:
     change(cut, UP, lambda t: flip_lowest_bit(t, t.nonzero()[-1]))
-    assert kinds(verify(cut)) == {"hashes": {UP}, "survivors": {UP}}
+    report = verify(cut)
+    assert kinds(report) == {"hashes": {UP}, "survivors": {UP}}
     assert kinds(verify(cut, source=None)) == {"hashes": {UP}}
+    failed = {check.name: check.detail for check in report.checks if check.passed is False}
+    assert failed == {
+        "hashes": "not so, 1 difference: stored bytes have the hashes of the manifest",
+        "survivors": "not so, 1 difference: survivors are bit-identical to the source",
+    }
+    (survivor,) = [one for one in report.differences if one.kind == "survivors"]
+    assert survivor.detail == "1 weight with neither the source's bits nor +0.0"
 
 
 def test_a_survivor_of_the_other_sign(cut: Path) -> None:

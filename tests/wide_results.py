@@ -65,7 +65,8 @@ def sweep() -> SweepResult:
     )  # fmt: skip
     return SweepResult(
         "perplexity", "windows", False, (SweptModel(LABEL, None, 1, 1, 24, {}, "fp32"),), (curve,),
-        {"epsilon_mode": "relative"}, {"device": "cpu", "name": "x"}, "prunectl sweep", 1.0,
+        {"epsilon": 0.01, "epsilon_mode": "relative"}, {"device": "cpu", "name": "x"},
+        "prunectl sweep", 1.0,
     )  # fmt: skip
 
 

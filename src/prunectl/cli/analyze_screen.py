@@ -130,35 +130,37 @@ def _layers(analysis: Analysis, *, everything: bool) -> Iterator[RenderableType]
         rows.append(
             (
                 name.removeprefix(f"{one_stack}.") if one_stack else name,
-                *_layer_cells(analysis, name, pruned, has_zeros=has_zeros),
+                numbers.count(analysis.layers[name].prunable_weights),
+                numbers.share(pruned[name]) if name in pruned else "",
                 *("" if value is None else numbers.share(value) for value in kept),
+                *_layer_cells(analysis, name, has_zeros=has_zeros),
             )
         )
     which = f" of {one_stack}" if one_stack else ""
     yield heading(f"By layer{which} (at {REFERENCE:.0%}: its zeros with one threshold for all)")
     yield columns(
         (
-            *("layer", "prunable", "std", "max |w|", *(["zero"] if has_zeros else [])),
-            *(f"at {REFERENCE:.0%}", "norm share"),
+            *("layer", "prunable", f"at {REFERENCE:.0%}"),
             *(p.pattern if len(patterns) > 2 else f"{p.pattern} keeps" for p in patterns),
+            *("std", "max |w|", *(["zero"] if has_zeros else []), "norm share"),
         ),
         rows,
     )
     if len(shown) < len(names):
         yield f"  {len(names) - len(shown)} of {len(names)} layers are left out; --all shows them"
+    if any(group.prunable_weights < group.weights for group in analysis.layers.values()):
+        first = "std, max |w|, zero" if has_zeros else "std, max |w|"
+        yield f"  {first}, norm share: of all tensors; the others: of prunable ones"
 
 
-def _layer_cells(
-    analysis: Analysis, name: str, pruned: dict[str, float], *, has_zeros: bool
-) -> Iterator[str]:
+def _layer_cells(analysis: Analysis, name: str, *, has_zeros: bool) -> Iterator[str]:
+    """What is known of all tensors of a layer, norms and biases too."""
     group = analysis.layers[name]
     norm = sum(layer.norm_squared for layer in analysis.layers.values())
-    yield numbers.count(group.prunable_weights)
     yield numbers.real(group.std)
     yield numbers.real(group.largest)
     if has_zeros:
         yield numbers.share(group.zeros / group.weights) if group.weights else ""
-    yield numbers.share(pruned[name]) if name in pruned else ""
     yield numbers.share(group.norm_squared / norm) if norm else ""
 
 

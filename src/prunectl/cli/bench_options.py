@@ -120,7 +120,8 @@ FailBelow = Annotated[
     typer.Option(
         "--fail-below",
         metavar="RATIO",
-        help="With --compare: exit with 1 if speed is below this share of before.",
+        help="With --compare: exit with 1 if the whole interval of the speed is below this share "
+        "of before.",
     ),
 ]
 

@@ -46,15 +46,21 @@ def lottery(
     ] = 0.5,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", metavar="N", help="Trainings to it; the rate follows."),
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="How many times to train and prune on the way to the sparsity. The share pruned "
+            "in each follows from it: give this or --rate, not both.",
+        ),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
             "--rate",
             metavar="SHARE",
-            show_default="0.1",
-            help="Of the weights that are left, pruned in each round; the rounds follow.",
+            show_default=False,
+            help="Share of the weights still left that each round prunes. The number of rounds "
+            "follows from it; default: 0.1.",
         ),
     ] = None,
     seeds: Seeds = "0",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 
 MOST_AFFECTED = 5
+_ROUNDED = 0.005
+"""Shares of weights closer than this do not make one tensor more affected than another."""
 
 
 def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[RenderableType]:
@@ -144,7 +146,7 @@ def _pool_cells(pool: PoolOutcome) -> tuple[str, ...]:
 def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableType]:
     pruned = [tensor for tensor in result.tensors if tensor.action == "prune" and tensor.numel]
     pruned.sort(key=_effect, reverse=True)  # stable: equal ones stay in file order
-    if not pruned:
+    if not pruned or not (everything or _differ(pruned)):
         return
     shown = pruned if everything else pruned[:MOST_AFFECTED]
     heading_text = "Pruned tensors" if everything else "Most affected tensors"
@@ -163,6 +165,15 @@ def _affected(result: PruneResult, *, everything: bool) -> Iterator[RenderableTy
             for tensor in shown
         ],
     )
+
+
+def _differ(pruned: list[TensorOutcome]) -> bool:
+    """Whether some are affected more than others, by more than counts that are rounded."""
+    effects = [_effect(tensor) for tensor in pruned]
+    if len(pruned) == 1 or len({_share(lost) for lost, _ in effects}) > 1:
+        return True
+    gone = [share for _, share in effects]
+    return max(gone) - min(gone) >= _ROUNDED
 
 
 def _measure(shown: list[TensorOutcome]) -> tuple[str, Callable[[TensorOutcome], str]]:

@@ -44,8 +44,9 @@ Pattern = Annotated[
         "--pattern",
         "-p",
         metavar="PATTERN",
-        help="A curve each (repeatable, or with commas): unstructured, or N:M such as 2:4.",
-        show_default="unstructured",
+        help="A curve each (repeatable, or with commas): unstructured, or N:M such as 2:4; "
+        "default: unstructured.",
+        show_default=False,
     ),
 ]
 Epsilon = Annotated[

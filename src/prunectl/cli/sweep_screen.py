@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -22,6 +22,7 @@ HEIGHT, WIDTH = 12, 60
 _STEPS = 4 * (HEIGHT + WIDTH)
 """Dots of a line from corner to corner, and some more: a character has two by four."""
 _COLOURS = ("blue", "yellow", "magenta", "cyan", "green", "red")
+_MORE_DIGITS = 4
 _LEAST, _MOST = 1e-12, 1e100
 """Differences that are none, and scores that are as good as infinite: what can be drawn."""
 _WORST = 2.0
@@ -46,7 +47,7 @@ def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[R
             yield Text(f"  {visible(curve.command)}", style="bold")
         yield columns(
             ("sparsity", "of all", result.metric, "95% interval", "loss", "95% interval", "time"),
-            [_row(point, result.settings["epsilon_mode"]) for point in curve.points],
+            [_row(point, result.settings) for point in curve.points],
             joined=(3, 5),
         )
         yield from _failures(curve)
@@ -146,8 +147,8 @@ def _edges(scores: list[float], dense: list[float], higher_is_better: bool) -> t
     return low - room, high + room
 
 
-def _row(point: CurvePoint, mode: str) -> tuple[str, ...]:
-    share = _place(point)
+def _row(point: CurvePoint, settings: dict[str, Any]) -> tuple[str, ...]:
+    share, mode = _place(point), settings["epsilon_mode"]
     if point.failed:
         return (share, "", "failed", "", "", "", numbers.duration(point.seconds))
     moved = point.requested > 0 and point.change is not None
@@ -156,7 +157,7 @@ def _row(point: CurvePoint, mode: str) -> tuple[str, ...]:
         numbers.share(point.overall),
         "Inf" if point.score is None else score(point.score),
         _between(point.low, point.high, score),
-        _loss(point.change or 0.0, mode) if moved else "",
+        _told_apart(point.change or 0.0, settings) if moved else "",
         _between(point.change_low, point.change_high, lambda v: _loss(v, mode)) if moved else "",
         numbers.duration(point.seconds),
     )
@@ -168,9 +169,19 @@ def _between(low: float | None, high: float | None, words: Callable[[float], str
     return f"{words(low)} to {words(high)}"
 
 
-def _loss(value: float, mode: str) -> str:
-    """How much worse, with its sign: ``+1.2%``, ``-0.0004``."""
-    text = f"{value:+.1%}" if mode == "relative" else f"{value:+.4f}"
+def _told_apart(value: float, settings: dict[str, Any]) -> str:
+    """A loss with as many digits as tell it from the tolerance."""
+    limit, mode = settings["epsilon"], settings["epsilon_mode"]
+    for more in range(_MORE_DIGITS):
+        text = _loss(value, mode, more)
+        if text != _loss(limit, mode, more):
+            return text
+    return _loss(value, mode)
+
+
+def _loss(value: float, mode: str, more: int = 0) -> str:
+    """How much worse, with its sign: ``+1.2%``, ``-0.0004``; with so many more digits."""
+    text = f"{value:+.{1 + more}%}" if mode == "relative" else f"{value:+.{4 + more}f}"
     return text.replace("-", "+") if not text.strip("+-0.%") else text
 
 

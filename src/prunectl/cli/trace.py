@@ -61,8 +61,9 @@ def trace(
             "--sparsity",
             "-s",
             metavar="SHARE",
-            show_default="0.2,0.4,0.6",
-            help="Follow what global pruning to this takes (repeatable, or with commas).",
+            show_default=False,
+            help="Follow what global pruning to this takes (repeatable, or with commas); default: "
+            "0.2,0.4,0.6.",
         ),
     ] = None,
     pattern: Annotated[

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from prunectl import numbers
 from prunectl.verification.result import Check, Difference
 
 CHECKS = {
@@ -44,7 +45,8 @@ class Findings:
         counts = Counter(difference.kind for difference in self.differences)
         for kind, sentence in self.sentences.items():
             if counts[kind]:
-                yield Check(kind, False, f"{sentence}: {counts[kind]:,} differences")
+                found = numbers.plural(counts[kind], "difference")
+                yield Check(kind, False, f"not so, {found}: {sentence}")
             elif kind in self.impossible:
                 yield Check(kind, None, self.impossible[kind])
             else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import blake3
 import numpy as np
 
+from prunectl import numbers
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
@@ -231,14 +232,13 @@ def _judge_source(
     if comparison is None:
         return
     if comparison.changed and not record.is_updated:
-        yield Difference(
-            "survivors",
-            name,
-            f"{comparison.changed:,} weights are neither the source's bits nor +0.0",
-        )
+        weights = numbers.plural(comparison.changed, "weight")
+        detail = f"{weights} with neither the source's bits nor +0.0"
+        yield Difference("survivors", name, detail)
     if found.strays:
         what = "changed" if record.is_updated else "pruned"
-        detail = f"{found.strays:,} weights were {what} in rows that were to stay dense"
+        weights = numbers.plural(found.strays, "weight")
+        detail = f"{weights} {what} in rows that were to stay dense"
         yield Difference("survivors", name, detail)
     if record.threshold is not None:
         yield from _judge_threshold(tensor, record.threshold, comparison)
