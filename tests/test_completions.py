@@ -208,7 +208,7 @@ def test_help_is_one_line_and_as_it_was_written(
     assert run(["prune", "--sp"]) == 0
     value, _, meaning = capsys.readouterr().out.partition("\t")
     assert value == "--sparsity"
-    assert "With N:M: how many" in meaning
+    assert "With N:M: only as" in meaning
     assert meaning.count("\n") == 1
 
 

@@ -50,7 +50,7 @@ def lottery(
             "--rounds",
             metavar="N",
             help="How many times to train and prune on the way to the sparsity. The share pruned "
-            "in each follows from it: give this or --rate, not both.",
+            "in each follows from it, unless --rate is given too.",
         ),
     ] = None,
     rate: Annotated[

@@ -40,7 +40,7 @@ def prune(
             "--sparsity",
             "-s",
             metavar="S",
-            help="Share of the prunable weights to be zero, 0 < S < 1. With N:M, only as "
+            help="Share of the prunable weights to be zero, 0 < S < 1. With N:M: only as "
             "many matrices take the pattern as that share needs; left out, all that fit.",
         ),
     ] = None,
