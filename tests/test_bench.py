@@ -17,6 +17,7 @@ import torch
 
 import gpu
 import prunectl
+from prunectl import device
 from prunectl.benchmarking import sides
 from prunectl.benchmarking.clocks import WallClock
 from prunectl.benchmarking.compare import as_csv, compare, read_result
@@ -36,7 +37,7 @@ from prunectl.cli.bench import _show
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.cli.output import Output
 from prunectl.cli.run import run
-from prunectl.device import _left_in_container, choose_device, is_out_of_memory
+from prunectl.device import choose_device, is_out_of_memory, left_in_groups
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Event, Note
 from prunectl.loading import model
@@ -365,6 +366,9 @@ def test_torch_words_for_no_memory_are_understood() -> None:
         torch.empty(10**15)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    for library in ("CUBLAS", "CUSOLVER"):  # which have handles and workspaces of their own
+        assert is_out_of_memory(RuntimeError(f"CUDA error: {library}_STATUS_ALLOC_FAILED when ..."))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when ..."))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
@@ -480,14 +484,77 @@ def test_ctrl_c_keeps_what_was_measured(
     assert document["interrupted"]
 
 
-def test_what_the_system_says_of_memory_and_driver(tmp_path: Path) -> None:
-    assert _left_in_container(tmp_path) is None
-    for name, text in (("memory.max", "1000"), ("memory.current", "700"),
-                       ("memory.stat", "anon 5\ninactive_file 200\n")):  # fmt: skip
-        (tmp_path / name).write_text(text, encoding="ascii")
-    assert _left_in_container(tmp_path) == 500
-    (tmp_path / "memory.max").write_text("max", encoding="ascii")
-    assert _left_in_container(tmp_path) is None
+def group(folder: Path, limit: object, used: int, cached: int, *, version: int = 2) -> None:
+    """A control group as Linux shows it."""
+    folder.mkdir(parents=True)
+    names = ("memory.max", "memory.current")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    caches = f"inactive_file {cached}\n" if version == 2 else f"total_inactive_file {cached}\n"
+    stat = caches if version == 2 else f"inactive_file 1\n{caches}"
+    for name, text in zip((*names, "memory.stat"), (limit, used, f"anon 5\n{stat}"), strict=True):
+        (folder / name).write_text(f"{text}\n", encoding="ascii")
+
+
+def process(folder: Path, groups: str, *mounts: str) -> Path:
+    folder.mkdir()
+    (folder / "cgroup").write_text(groups, encoding="ascii")
+    disk = "22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw"
+    (folder / "mountinfo").write_text("\n".join([disk, *mounts, ""]), encoding="ascii")
+    return folder
+
+
+def test_limits_of_memory_are_those_of_all_groups_above(tmp_path: Path) -> None:
+    """As of a batch system: the job's is the one that counts, and the task's folder has none."""
+    assert left_in_groups(tmp_path) == []
+    root = tmp_path / "cgroup"
+    job = root / "system.slice" / "job_7"
+    group(root / "system.slice", 5000, 900, 100)
+    group(job, 1000, 700, 200)
+    group(job / "step_0", "max", 600, 200)
+    (job / "step_0" / "task_0").mkdir()
+    group(root / "other", 1, 1, 0)
+    mount = f"30 23 0:26 / {root} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+    one = process(tmp_path / "one", "0::/system.slice/job_7/step_0/task_0\n", mount)
+    assert sorted(left_in_groups(one)) == [500, 4200]
+    (job / "memory.current").write_text("1300", encoding="ascii")
+    assert min(left_in_groups(one)) == 0
+
+
+def test_limits_of_memory_of_cgroups_1(tmp_path: Path) -> None:
+    root = tmp_path / "memory"
+    group(root, 2**63 - 4096, 5000, 0, version=1)
+    group(root / "slurm" / "job_7", 1000, 700, 200, version=1)
+    mounts = [
+        f"35 31 0:32 / {root} rw,relatime - cgroup cgroup rw,memory",
+        f"36 31 0:33 / {tmp_path / 'cpu'} rw,relatime - cgroup cgroup rw,cpu,cpuacct",
+        f"41 31 0:38 / {tmp_path / 'unified'} rw,relatime - cgroup2 cgroup2 rw",
+    ]
+    groups = "12:cpu,cpuacct:/slurm\n4:memory:/slurm/job_7/step_0\n0::/\n"
+    assert left_in_groups(process(tmp_path / "one", groups, *mounts)) == [500]
+
+
+@pytest.mark.parametrize(
+    ("seen", "path"), [("/docker/ab12", "/docker/ab12"), ("/docker/ab12", "/"), ("/", "/../../x")]
+)
+def test_limits_of_memory_of_a_container(tmp_path: Path, seen: str, path: str) -> None:
+    """It sees its own group as the root, whatever that is called outside."""
+    group(tmp_path / "memory", 1000, 700, 200, version=1)
+    mount = f"35 31 0:32 {seen} {tmp_path / 'memory'} ro,relatime - cgroup cgroup rw,memory"
+    assert left_in_groups(process(tmp_path / "one", f"4:memory:{path}\n", mount)) == [500]
+
+
+def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "memory_stated", lambda key: 2000)
+    for left, free in (([], 2000), ([3000], 2000), ([700, 3000], 700), ([0], 0)):
+        monkeypatch.setattr(device, "left_in_groups", lambda process, left=left: left)
+        assert device.free_memory(torch.device("cpu")) == free
+    monkeypatch.setattr(device, "memory_stated", lambda key: 0)
+    monkeypatch.setattr(device, "left_in_groups", lambda process: [])
+    assert device.free_memory(torch.device("cpu")) is None
+
+
+def test_what_the_system_says_of_the_driver(tmp_path: Path) -> None:
     version = tmp_path / "version"
     assert _kernel_module(version) == ""
     version.write_text(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from prunectl.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
+
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of cgroups 2 and 1: the limit, what is used of it, and the key of the part that is a cache."""
+_NO_LIMIT = 1 << 60
+"""cgroup 1 writes as much as a number can hold, less than a page."""
+_MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S* (\S+)$", re.MULTILINE)
+"""A line of mountinfo: the group that is the mount's root, where it is seen, kind, options."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -90,8 +101,8 @@ def free_memory(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    known = [memory_stated("MemAvailable") or None, _left_in_container(Path("/sys/fs/cgroup"))]
-    return min((one for one in known if one is not None), default=None)
+    stated = memory_stated("MemAvailable")
+    return min([*([stated] if stated else []), *left_in_groups(Path("/proc/self"))], default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -101,7 +112,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    words = ("not enough memory", "can't allocate memory", "out of memory")
+    # The last is cuBLAS, cuSOLVER or cuDNN, which have had no room for their own.
+    words = ("not enough memory", "can't allocate memory", "out of memory", "alloc_failed")
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
@@ -114,13 +126,55 @@ def memory_stated(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
-def _left_in_container(folder: Path) -> int | None:
-    """What a container's limit leaves; caches of files count as used until they are dropped."""
+def left_in_groups(process: Path) -> list[int]:
+    """Bytes that each limit leaves that is set on a process's control group or on one above it.
+
+    That is how containers, batch systems and systemd limit memory; cgroups of both versions.
+
+    Args:
+        process: what Linux says of the process, such as ``/proc/self``.
+    """
     try:
-        most = (folder / "memory.max").read_text(encoding="ascii")
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
-        cached = int(stat[stat.index("inactive_file") + 1])
-        return max(0, int(most) - used + cached)
-    except (OSError, ValueError, IndexError):  # no such limit, which is also written as "max"
-        return None
+        groups = (process / "cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+        mounts = (process / "mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    paths: dict[str, str] = {}  # by the kind of file system
+    for line in groups.splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            paths["cgroup2"] = path
+        elif "memory" in controllers.split(","):
+            paths["cgroup"] = path
+    found: list[int | None] = []
+    for root, place, kind, options in _MOUNT.findall(mounts):
+        if kind == "cgroup2" or "memory" in options.split(","):
+            found += map(_left_in_group, _upwards(Path(place), root, paths.get(kind, root)))
+    return [one for one in found if one is not None]
+
+
+def _upwards(mounted: Path, root: str, path: str) -> list[Path]:
+    """The folders of a group and of those above it, as far as they can be seen here.
+
+    Args:
+        mounted: where the group ``root`` and all in it are seen. path: of the group.
+    """
+    inside = PurePosixPath(path)
+    if ".." in inside.parts or not inside.is_relative_to(root):
+        return [mounted]  # a container sees itself there, and does not know its name outside
+    parts = inside.relative_to(root).parts
+    return [mounted.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _left_in_group(folder: Path) -> int | None:
+    """What a group's own limit leaves; caches of files count as used until they are dropped."""
+    for limit, usage, cache in _GROUP_FILES:
+        try:
+            most = int((folder / limit).read_text(encoding="ascii"))
+            used = int((folder / usage).read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+            cached = int(stat[stat.index(cache) + 1])
+        except (OSError, ValueError, IndexError):  # no such limit, which is also written as "max"
+            continue
+        return max(0, most - used + cached) if most < _NO_LIMIT else None
+    return None
