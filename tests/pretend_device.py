@@ -39,13 +39,14 @@ class PretendDevice(TorchFunctionMode):
 
     Attributes:
         most, most_of: the most that were in use, of the first and of each. refused: how often there
-            was no room.
+            was no room. no_room: what is raised then.
     """
 
     def __init__(self, room: int, *others: int) -> None:
         super().__init__()
         self.rooms = [room, *others]
         self.most_of, self.refused = [0] * len(self.rooms), 0
+        self.no_room: RuntimeError = torch.OutOfMemoryError("CUDA out of memory (pretended).")
         self._held: dict[int, tuple[StorageWeakRef, int, torch.device]] = {}
 
     @property
@@ -136,7 +137,7 @@ class PretendDevice(TorchFunctionMode):
         storage = tensor.untyped_storage()
         if self.used_of(device) + storage.nbytes() > self.rooms[index]:
             self.refused += 1
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended).")
+            raise type(self.no_room)(*self.no_room.args)  # anew: an error keeps what is in use
         self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes(), device
         self.most_of[index] = max(self.most_of[index], self.used_of(device))
 

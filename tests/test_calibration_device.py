@@ -93,7 +93,14 @@ def test_a_device_with_room_gives_what_the_cpu_gives(
 
 
 @pytest.mark.usefixtures("cuda", "one_thread")
-def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "no_room",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path, no_room: RuntimeError) -> None:
     """Either the result is that of the CPU, or the device is said to be full, by name."""
     prune(tiny("llama"), tmp_path / "cpu", settings("sparsegpt", "cpu"))
     with PretendDevice(PLENTY) as device:
@@ -104,6 +111,7 @@ def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path) -> None:
         events: list[Event] = []
         out = tmp_path / str(share)
         with PretendDevice(int(device.most * share)) as tight:
+            tight.no_room = no_room
             try:
                 prune(tiny("llama"), out, settings("sparsegpt", "cuda"), on_event=events.append)
             except DeviceFull as error:

@@ -16,6 +16,7 @@ from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTenso
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.ranks.ranks import ALONE, Ranks
 
@@ -270,8 +271,8 @@ class _Engine:
                 tell()
         except NotShared:
             return _NOT_SHARED
-        except torch.OutOfMemoryError:
-            if self._statistics_device.type == "cpu":
+        except RuntimeError as error:
+            if self._statistics_device.type == "cpu" or not is_out_of_memory(error):
                 raise
             return _FULL
         return ""

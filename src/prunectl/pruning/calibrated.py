@@ -10,6 +10,7 @@ from prunectl.calibration.capture import as_matrices
 from prunectl.calibration.pruner import Computed, Pruner
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.device import is_out_of_memory
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
@@ -138,8 +139,8 @@ class Calibrator(Pruner):
         try:
             try:
                 return self._pruner.prune(part.to(device), one.gram, goal)
-            except torch.OutOfMemoryError:
-                if device.type == "cpu":
+            except RuntimeError as error:
+                if device.type == "cpu" or not is_out_of_memory(error):
                     raise
             self._tell_full(one)
             if one.gram is not None:
