@@ -37,7 +37,7 @@ from prunectl.plan import Pool
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
 from prunectl.pruning.row_blocks import choose_rows, row_parts
-from prunectl.publishing.selection import card_of
+from prunectl.publishing.selection import card_of, local_card
 from prunectl.settings import Budget, Rule, Scope
 from prunectl.sink.manifest import read_manifest
 
@@ -329,7 +329,7 @@ def test_verify_finds_what_the_manifest_agrees_with(rows: Path) -> None:
     path.write_text(json.dumps(document))
     (found,) = verify(rows).differences
     assert (found.kind, found.where) == ("survivors", FLAT)
-    assert "2 weights were pruned in rows that were to stay dense" in found.detail
+    assert "2 weights pruned in rows that were to stay dense" in found.detail
 
 
 def test_verify_does_not_trust_the_list_of_rows(rows: Path) -> None:
@@ -401,7 +401,7 @@ def test_cards_and_tags_say_that_blocks_of_rows_follow_the_pattern(
         partly = {
             one.pattern_rows is not None for one in read_manifest(folder).tensors if one.pattern
         }
-        sent = card_of(folder, read_manifest(folder), "org/new")
+        sent = card_of(local_card(folder), folder, read_manifest(folder), "org/new")
         assert ("- sparsity-2-4-rows\n" in sent, "- sparsity-2-4\n" in sent) == (
             True in partly,
             False in partly,
@@ -409,7 +409,7 @@ def test_cards_and_tags_say_that_blocks_of_rows_follow_the_pattern(
         assert True in partly
     for folder in (tmp_path / "whole", tmp_path / "exported"):
         assert "; pattern `2:4`)" in " ".join((folder / "README.md").read_text().split())
-        sent = card_of(folder, read_manifest(folder), "org/new")
+        sent = card_of(local_card(folder), folder, read_manifest(folder), "org/new")
         assert "- sparsity-2-4\n" in sent
         assert "-rows" not in sent
 
