@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ from prunectl.loading.packed import Packed
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[Any]
+
+WIDE_BAND = 1 << 22
+"""Bands of more weights are not decoded whole: of a matrix whose groups are along its first axis, a
+band of a few very long rows may be all of it."""
 
 
 class Decoder(Protocol):
@@ -53,21 +58,27 @@ def decoder_of(packed: Packed, reader: WeightReader) -> Decoder:
     return _Groups(packed, reader) if packed.layout == "nm" else _Mask(packed, reader)
 
 
-def _part(
-    packed: Packed, suffix: str, dtype: str, shape: tuple[int, ...], *, padded: bool = False
-) -> StoredTensor:
-    """A part of known dtype and shape; one of bytes may be padded."""
+def _part(packed: Packed, suffix: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A part of known dtype and shape."""
     part = packed.parts.get(suffix)
     if part is None:
         raise Damaged(f"the part '{suffix}' is missing")
-    found = part.spec.shape
-    if padded and len(found) == 1 and 0 <= found[0] - shape[0] < ALIGNMENT:
-        shape = found
-    if part.spec.dtype.name != dtype or found != shape:
+    if part.spec.dtype.name != dtype or part.spec.shape != shape:
         raise Damaged(
-            f"the part '{suffix}' is {part.spec.dtype.name} {list(found)}, where {dtype} "
+            f"the part '{suffix}' is {part.spec.dtype.name} {list(part.spec.shape)}, where {dtype} "
             f"{list(shape)} is expected"
         )
+    return part
+
+
+def _bytes_part(packed: Packed, reader: WeightReader, suffix: str, size: int) -> StoredTensor:
+    """A part of so many bytes, after which up to seven zeros may align what follows in the file."""
+    part = packed.parts.get(suffix)
+    found = part.spec.shape if part is not None else ()
+    is_padded = len(found) == 1 and size < found[0] < size + ALIGNMENT
+    part = _part(packed, suffix, "U8", found if is_padded else (size,))
+    if _read(reader, part, size, part.spec.numel).any():
+        raise Damaged(f"the part '{suffix}' has bytes other than zero after its end")
     return part
 
 
@@ -78,9 +89,35 @@ def _read(reader: WeightReader, part: StoredTensor, start: int, stop: int) -> By
     return data
 
 
-def _unit_groups(grid: Grid, step: int) -> int:
-    """Groups of a unit: ``step`` of them, or those of whole bands of M rows."""
-    return step if grid.inner == 1 else max(1, step // grid.inner) * grid.inner
+def _is_wide(grid: Grid) -> bool:
+    return grid.inner > 1 and grid.m * grid.inner > WIDE_BAND
+
+
+def _unit(grid: Grid, step: int) -> int:
+    """Weights of a unit of about ``step`` groups: a range of them, or whole bands of M rows.
+
+    Of a wide band, it is as many neighbours in a row: one member of each of ``step`` groups.
+    """
+    if _is_wide(grid):
+        return step
+    bands = max(1, step // max(1, grid.inner))
+    return step * grid.m if grid.inner == 1 else bands * grid.inner * grid.m
+
+
+def _by_rows(grid: Grid, start: int, out: Codes, decode: Callable[[int, int], Codes]) -> None:
+    """Decode weights from ``start`` on of wide bands: of each group, the member in that row.
+
+    Args:
+        decode: gives a range of groups, [groups, m].
+    """
+    done = 0
+    while done < out.size:
+        row, column = divmod(start + done, grid.inner)
+        band, member = divmod(row, grid.m)
+        length = min(out.size - done, grid.inner - column)
+        first = band * grid.inner + column
+        out[done : done + length] = decode(first, first + length)[:, member]
+        done += length
 
 
 class _Chunks:
@@ -90,28 +127,41 @@ class _Chunks:
         spec = packed.spec
         self._reader = reader
         self._scheme = scheme = read_scheme(spec.dtype, spec.shape, packed.extra)
-        self._groups = _unit_groups(scheme.grid, scheme.chunk)
-        self.unit = self._groups * scheme.grid.m
+        self.unit = _unit(scheme.grid, scheme.chunk)
         table = _part(packed, "chunks", "U32", (scheme.chunks, scheme.planes))
         sizes = _read(reader, table, 0, table.spec.nbytes).view(np.uint32).astype(np.int64)
         self._ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        self._data = _part(packed, "data", "U8", (int(self._ends[-1]),), padded=True)
+        self._data = _bytes_part(packed, reader, "data", int(self._ends[-1]))
 
     def decode(self, number: int, out: Codes) -> None:
-        scheme, grid = self._scheme, self._scheme.grid
-        first = number * self._groups
-        last = first + out.size // grid.m
+        grid = self._scheme.grid
+        start = number * self.unit
+        if _is_wide(grid):
+            _by_rows(grid, start, out, lambda first, last: self._some(first, last, out.dtype))
+        elif grid.inner == 1:
+            self._fill(start // grid.m, out.reshape(-1, grid.m))
+        else:
+            first = start // grid.m
+            grid.write(self._some(first, first + out.size // grid.m, out.dtype), 0, out)
+
+    def _some(self, first: int, last: int, dtype: np.dtype[Any]) -> Codes:
+        groups = np.empty((last - first, self._scheme.grid.m), dtype)
+        self._fill(first, groups)
+        return groups
+
+    def _fill(self, first: int, groups: Codes) -> None:
+        """Decode groups from ``first`` on into [groups, m]."""
+        scheme, last = self._scheme, first + len(groups)
         for chunk in range(first // scheme.chunk, -(-last // scheme.chunk)):
             start = chunk * scheme.chunk
-            stop = min(start + scheme.chunk, grid.groups)
+            stop = min(start + scheme.chunk, scheme.grid.groups)
             low, high = max(start, first), min(stop, last)
-            if grid.inner == 1 and (low, high) == (start, stop):
-                place = out[(start - first) * grid.m : (stop - first) * grid.m]
-                decode_chunk(scheme, self._planes(chunk), place.reshape(-1, grid.m))
-                continue
-            decoded = np.empty((stop - start, grid.m), out.dtype)
-            decode_chunk(scheme, self._planes(chunk), decoded)
-            grid.write(decoded[low - start : high - start], low - first, out)
+            if (low, high) == (start, stop):
+                decode_chunk(scheme, self._planes(chunk), groups[low - first : high - first])
+            else:
+                whole = np.empty((stop - start, scheme.grid.m), groups.dtype)
+                decode_chunk(scheme, self._planes(chunk), whole)
+                groups[low - first : high - first] = whole[low - start : high - start]
 
     def _planes(self, chunk: int) -> list[Bytes]:
         planes = self._scheme.planes
@@ -130,8 +180,7 @@ class _Groups:
         grid = self._grid
         self._bits = (grid.m - 1).bit_length()
         self._size = spec.dtype.bits // 8
-        self._groups = _unit_groups(grid, max(BLOCK // grid.m // 8, 1) * 8)
-        self.unit = self._groups * grid.m
+        self.unit = _unit(grid, max(BLOCK // grid.m // 8, 1) * 8)
         self._held: Bytes | None = None
         if is_cutlass:
             rows, columns = spec.shape
@@ -141,13 +190,23 @@ class _Groups:
             self._held = from_cutlass(data, rows).view(np.uint8)
         else:
             self._values = _part(packed, "values", spec.dtype.name, (grid.groups, grid.n))
-            size = math.ceil(grid.groups * grid.n * self._bits / 8)
-            self._positions = _part(packed, "positions", "U8", (size,), padded=True)
+            bits = grid.groups * grid.n * self._bits
+            size = math.ceil(bits / 8)
+            self._positions = _bytes_part(packed, reader, "positions", size)
+            if bits % 8 and int(_read(reader, self._positions, size - 1, size)[0]) >> bits % 8:
+                raise Damaged("the positions have ones after the last")
 
     def decode(self, number: int, out: Codes) -> None:
+        grid, start = self._grid, number * self.unit
+        if _is_wide(grid):
+            _by_rows(grid, start, out, lambda first, last: self._some(first, last, out.dtype))
+        else:
+            first = start // grid.m
+            grid.write(self._some(first, first + out.size // grid.m, out.dtype), 0, out)
+
+    def _some(self, first: int, last: int, dtype: np.dtype[Any]) -> Codes:
+        """Groups ``first`` to ``last``, [groups, m]."""
         grid = self._grid
-        first = number * self._groups
-        last = first + out.size // grid.m
         whole = first // 8 * 8  # where positions start at a whole byte
         begin, end = (at * grid.n * self._bits for at in (whole, last))
         packed = self._positions_of(begin // 8, -(-end // 8))
@@ -156,11 +215,11 @@ class _Groups:
         positions = fixed(positions[(first - whole) * grid.n :])
         width = grid.n * self._size
         data = _read(self._reader, self._values, first * width, last * width)
-        decoded = np.empty((last - first, grid.m), out.dtype)
-        bad = int(grouping.place(positions, fixed(data.view(out.dtype)), grid.n, decoded))
+        decoded = np.empty((last - first, grid.m), dtype)
+        bad = int(grouping.place(positions, fixed(data.view(dtype)), grid.n, decoded))
         if bad >= 0:
             raise Damaged(f"the positions of group {first + bad} do not ascend below {grid.m}")
-        grid.write(decoded, 0, out)
+        return decoded
 
     def _positions_of(self, start: int, stop: int) -> Bytes:
         if self._held is not None:
@@ -177,7 +236,7 @@ class _Mask:
         self._size = spec.dtype.bits // 8
         self.unit = BLOCK
         size = -(-spec.numel // 8)
-        self._mask = _part(packed, "mask", "U8", (size,), padded=True)
+        self._mask = _bytes_part(packed, reader, "mask", size)
         counts = [int(_ones(self._mask_of(n, spec.numel))) for n in range(-(-spec.numel // BLOCK))]
         self._ends = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).tolist()
         self._values = _part(packed, "values", spec.dtype.name, (self._ends[-1],))

@@ -72,6 +72,11 @@ class PartsReader:
 
         try:
             yield
+        except MemoryError:
+            raise BadCheckpoint(
+                self._folder / packed.file,
+                f"tensor '{packed.spec.name}' does not fit the memory while it is decoded",
+            ) from None
         except (Damaged, Misfit) as error:
             raise BadCheckpoint(
                 self._folder / packed.file, f"tensor '{packed.spec.name}' is damaged: {error}"
