@@ -15,8 +15,8 @@ import layouts_reference
 import numpy as np
 import reference
 import torch
+from layouts_reference import Part
 
-from prunectl.layouts.parts import Part
 from prunectl.tensorspec import DTYPES
 
 LAYOUTS = ("auto", "bitmask", "nm", "packed")

@@ -8,13 +8,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zstandard
 
-from prunectl.layouts.parts import Part, code_type
+from prunectl.layouts.parts import code_type
+from prunectl.layouts.survey import Survey
 from prunectl.tensorspec import DTYPES, DType
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stored tensor: the safetensors name of its type, its shape, its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray
 
 
 def array(part: Part) -> np.ndarray:
@@ -131,6 +142,14 @@ def decode_packed(parts: Mapping[str, Part], dtype: DType, shape: tuple[int, ...
 
 
 DECODERS = {"bitmask": decode_bitmask, "nm": decode_nm, "packed": decode_packed}
+
+
+def survey(codes: np.ndarray) -> Survey:
+    """Zeros, and the symbols of the other codes."""
+    kept, bits = codes[codes != 0], 8 * codes.itemsize
+    if bits > 8:
+        kept = kept >> kept.dtype.type(bits - 9) & kept.dtype.type(0xFF)
+    return Survey(codes.size - kept.size, np.bincount(kept.astype(np.int64), minlength=256))
 
 
 def weights(dtype: DType, shape: tuple[int, ...], density: float, seed: int) -> np.ndarray:

@@ -231,6 +231,18 @@ def test_parts_of_two_tensors_exchanged(small: Small, typed: Typed, layout: str)
     damaged(typed, folder, gate)
 
 
+def test_padding_that_is_not_zero(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+    stored, changed = cases.entries(folder / WEIGHTS), {}
+    for name in cases.described(folder / WEIGHTS):
+        size = int(np.frombuffer(stored[f"{name}.chunks"][2], "<u4").sum())
+        dtype, shape, data = stored[f"{name}.data"]
+        if size < len(data):
+            changed[f"{name}.data"] = (dtype, shape, data[:size] + b"\xff" * (len(data) - size))
+    cases.replace_stored(folder / WEIGHTS, changed)
+    damaged(typed, folder, min(changed).removesuffix(".data"), "other than zero after its end")
+
+
 def test_parts_of_another_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
     """A part that was written for another model of the same shapes."""
     torch.manual_seed(5)

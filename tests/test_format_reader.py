@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import export_cases as cases
+import layouts_shipped as shipped
 import numpy as np
 import pytest
 import safetensors
@@ -23,12 +24,13 @@ import tiny_models
 import torch
 import zstandard
 from docs_pages import blocks_of
+from layouts_reference import Part
 
 from prunectl import NM, PruneSettings, export, prune
 from prunectl.layouts.choice import LAYOUTS
 from prunectl.layouts.chunks import encode_chunk
 from prunectl.layouts.nm import to_cutlass
-from prunectl.layouts.parts import Part, code_type
+from prunectl.layouts.parts import code_type
 from prunectl.layouts.planes import expanded
 from prunectl.layouts.scheme import read_scheme
 from prunectl.tensorspec import DTYPES
@@ -207,8 +209,8 @@ def test_examples_are_decoded(example: dict[str, Any]) -> None:
     raw = {suffix: part.data for suffix, part in parts.items()}
     assert load_reader().decode(example, raw).tobytes() == dense
     dtype, shape = DTYPES[example["dtype"]], tuple(example["shape"])
-    decode = LAYOUTS[example["layout"]].decode
-    assert decode(parts, dtype, shape, example["extra"]).tobytes() == dense
+    found = shipped.Encoded(example["layout"], parts, example["extra"])
+    assert shipped.decode(found, dtype, shape).tobytes() == dense
 
 
 @pytest.mark.parametrize("example", TENSORS, ids=name_of)
@@ -230,7 +232,7 @@ def test_examples_are_what_is_written(example: dict[str, Any]) -> None:
         }
     else:
         pattern = NM(extra["n"], extra["m"]) if extra else None
-        encoded = LAYOUTS[example["layout"]].encode(codes, dtype, shape, pattern=pattern)
+        encoded = shipped.encode(example["layout"], codes, dtype, shape, pattern=pattern)
         assert encoded.extra == extra
         found = {s: (p.dtype, p.shape, p.data.tobytes()) for s, p in encoded.parts.items()}
     assert found == expected

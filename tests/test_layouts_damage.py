@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts_reference import keep_n, weights
+from layouts_reference import Part, keep_n, weights
+from layouts_shipped import Encoded, decode, encode
 
-from prunectl.layouts.choice import LAYOUTS
-from prunectl.layouts.parts import Damaged, Encoded, Part
+from prunectl.errors import BadCheckpoint
+from prunectl.layouts.parts import Damaged
 from prunectl.layouts.planes import expanded, squeezed
+from prunectl.loading import decoders
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES
 
@@ -37,22 +40,14 @@ def encoded(case: str, density: float = 0.6) -> tuple[Encoded, np.ndarray]:
     codes = weights(BF16, SHAPE, 1.0 if pattern else density, 1)
     if pattern is not None:
         codes = keep_n(codes, pattern.n, pattern.m, axis, 3)
-    return LAYOUTS[layout].encode(codes, BF16, SHAPE, pattern=pattern, axis=axis), codes
+    return encode(layout, codes, BF16, SHAPE, pattern=pattern, axis=axis), codes
 
 
 def decoded(found: Encoded) -> None:
     """Decode all and some rows; an array must have the right shape."""
-    layout = LAYOUTS[found.layout]
-    for call, rows in (
-        (lambda: layout.decode(found.parts, BF16, SHAPE, found.extra), 64),
-        (lambda: layout.decode_rows(found.parts, BF16, SHAPE, found.extra, 5, 41), 36),
-    ):
-        try:
-            codes = call()
-        except Damaged:
-            continue
-        assert codes.shape == (rows, 128)
-        assert codes.dtype == np.uint16
+    for rows in (None, (5, 41)):
+        with contextlib.suppress(BadCheckpoint):
+            decode(found, BF16, SHAPE, rows)
 
 
 def damage(part: Part, how: str, place: int, value: int) -> Part:
@@ -67,11 +62,9 @@ def damage(part: Part, how: str, place: int, value: int) -> Part:
     elif how == "extend":
         data = np.append(data, np.full(width * (1 + place % 9), value, np.uint8))
     elif how == "dtype":
-        return replace(part, dtype=["U8", "I16", "BF16", "F4", "nonsense"][place % 5])
+        return replace(part, dtype=["U8", "I16", "BF16", "F4", "F32"][place % 5])
     elif how == "shape":
         return replace(part, shape=(*part.shape, 1))
-    elif how == "bytes only":  # the header says what it said
-        return replace(part, data=data[: place % (data.size + 1)])
     shape = (data.size // width,) if len(part.shape) == 1 else part.shape
     return replace(part, data=data, shape=shape)
 
@@ -80,7 +73,7 @@ def damage(part: Part, how: str, place: int, value: int) -> Part:
 @settings(max_examples=150)
 @given(
     suffix=st.integers(0, 1),
-    how=st.sampled_from(["flip", "flip", "truncate", "extend", "dtype", "shape", "bytes only"]),
+    how=st.sampled_from(["flip", "flip", "truncate", "extend", "dtype", "shape"]),
     place=st.integers(0, 1 << 20),
     value=st.integers(1, 255),
 )
@@ -121,16 +114,16 @@ def test_missing_parts_are_refused(case) -> None:
     found, _ = encoded(case)
     for name in found.parts:
         parts = {k: p for k, p in found.parts.items() if k != name}
-        with pytest.raises(Damaged, match=name):
-            LAYOUTS[found.layout].decode(parts, BF16, SHAPE, found.extra)
+        with pytest.raises(BadCheckpoint, match=name):
+            decode(replace(found, parts=parts), BF16, SHAPE)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", [(64, 127), (63, 128), (64,), (), (0, 128), (1 << 40, 1 << 30)])
 def test_another_shape_is_refused(case, shape) -> None:
     found, _ = encoded(case)
-    with pytest.raises(Damaged):
-        LAYOUTS[found.layout].decode(found.parts, BF16, shape, found.extra)
+    with pytest.raises(BadCheckpoint, match="tensor 'w' is damaged"):
+        decode(found, BF16, shape)
 
 
 def test_the_mask_and_the_values_must_agree() -> None:
@@ -139,12 +132,12 @@ def test_the_mask_and_the_values_must_agree() -> None:
     place = int(np.flatnonzero(mask != 0xFF)[0])
     mask[place] |= mask[place] + 1  # one more
     parts = found.parts | {"mask": replace(found.parts["mask"], data=mask)}
-    with pytest.raises(Damaged, match="ones, and there are"):
-        LAYOUTS["bitmask"].decode(parts, BF16, SHAPE, {})
-    odd = LAYOUTS["bitmask"].encode(np.ones(5, np.uint16), BF16, (5,))
+    with pytest.raises(BadCheckpoint, match="the part 'values' is"):
+        decode(replace(found, parts=parts), BF16, SHAPE)
+    odd = encode("bitmask", np.ones(5, np.uint16), BF16, (5,))
     late = replace(odd.parts["mask"], data=np.array([0b111111], np.uint8))
-    with pytest.raises(Damaged, match="after the last weight"):
-        LAYOUTS["bitmask"].decode(odd.parts | {"mask": late}, BF16, (5,), {})
+    with pytest.raises(BadCheckpoint, match="after the last weight"):
+        decode(replace(odd, parts=odd.parts | {"mask": late}), BF16, (5,))
 
 
 @pytest.mark.parametrize("case", ["nm, cutlass", "nm, plain"])
@@ -152,16 +145,74 @@ def test_positions_must_ascend_inside_the_group(case) -> None:
     found, _ = encoded(case)
     name = "meta" if "meta" in found.parts else "positions"
     zeros = replace(found.parts[name], data=np.zeros_like(found.parts[name].data))
-    with pytest.raises(Damaged, match="not ascending"):
-        LAYOUTS["nm"].decode(found.parts | {name: zeros}, BF16, SHAPE, found.extra)
+    with pytest.raises(BadCheckpoint, match="do not ascend"):
+        decode(replace(found, parts=found.parts | {name: zeros}), BF16, SHAPE)
 
 
 def test_positions_outside_of_a_group_are_refused() -> None:
     codes = keep_n(weights(BF16, (8, 5), 1.0, 1), 3, 5, 1, 0)
-    found = LAYOUTS["nm"].encode(codes, BF16, (8, 5), pattern=NM(3, 5))
+    found = encode("nm", codes, BF16, (8, 5), pattern=NM(3, 5))
     sevens = replace(found.parts["positions"], data=np.full(9, 0b10101100, np.uint8))
-    with pytest.raises(Damaged, match="not ascending below 5"):
-        LAYOUTS["nm"].decode(found.parts | {"positions": sevens}, BF16, (8, 5), found.extra)
+    with pytest.raises(BadCheckpoint, match="do not ascend below 5"):
+        decode(replace(found, parts=found.parts | {"positions": sevens}), BF16, (8, 5))
+
+
+def test_bits_after_the_last_position_are_zero() -> None:
+    codes = keep_n(weights(BF16, (3, 5), 1.0, 1), 3, 5, 1, 0)
+    found = encode("nm", codes, BF16, (3, 5), pattern=NM(3, 5))
+    data = found.parts["positions"].data.copy()
+    assert data.size * 8 - 3 * 3 * 3 == 5
+    data[-1] |= 0x80
+    late = replace(found.parts["positions"], data=data)
+    with pytest.raises(BadCheckpoint, match="ones after the last"):
+        decode(replace(found, parts=found.parts | {"positions": late}), BF16, (3, 5))
+
+
+PADDED = {"bitmask": "mask", "nm, plain": "positions", "packed, 2:4": "data"}
+
+
+@pytest.mark.parametrize("padding", [1, 7])
+@pytest.mark.parametrize("case", PADDED)
+def test_padding_is_zero(case, padding) -> None:
+    layout, pattern, axis = CASES[case]
+    _, codes = encoded(case)
+    found = encode(layout, codes, BF16, SHAPE, pattern=pattern, axis=axis, padding=padding)
+    if layout == "packed":  # whose large part comes last
+        table = found.parts["chunks"]
+        assert int(table.data.view(np.uint32).sum()) + padding == found.parts["data"].data.size
+    assert np.array_equal(decode(found, BF16, SHAPE), codes)
+    part = found.parts[PADDED[case]]
+    data = part.data.copy()
+    data[-1] = 1
+    parts = found.parts | {PADDED[case]: replace(part, data=data)}
+    with pytest.raises(BadCheckpoint, match="other than zero after its end"):
+        decode(replace(found, parts=parts), BF16, SHAPE)
+
+
+def test_more_than_seven_bytes_are_no_padding() -> None:
+    layout, pattern, axis = CASES["nm, plain"]
+    _, codes = encoded("nm, plain")
+    found = encode(layout, codes, BF16, SHAPE, pattern=pattern, axis=axis, padding=8)
+    with pytest.raises(BadCheckpoint, match="the part 'positions' is U8"):
+        decode(found, BF16, SHAPE)
+
+
+@pytest.mark.parametrize("layout", ["nm", "packed"])
+def test_an_empty_tensor_has_empty_groups(layout) -> None:
+    codes = np.zeros((4, 0), np.uint16)
+    found = encode(layout, codes, BF16, (4, 0), pattern=NM(2, 4), axis=0)
+    assert decode(found, BF16, (4, 0)).shape == (4, 0)
+
+
+def test_no_memory_to_decode_is_an_error_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = encoded("packed, 2:4")
+
+    def empty(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoders, "decode_chunk", empty)
+    with pytest.raises(BadCheckpoint, match="tensor 'w' does not fit the memory"):
+        decode(found, BF16, SHAPE)
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
@@ -193,22 +244,5 @@ def test_chunk_sizes_that_overflow_their_sum_are_refused() -> None:
     table = found.parts["chunks"].data.view(np.uint32).copy()
     table[:] = 0xFFFFFFFF
     parts = found.parts | {"chunks": replace(found.parts["chunks"], data=table.view(np.uint8))}
-    with pytest.raises(Damaged, match="the chunks take"):
-        LAYOUTS["packed"].decode(parts, BF16, SHAPE, found.extra)
-
-
-def test_rows_and_outputs_that_do_not_exist_are_the_callers_mistake() -> None:
-    found, codes = encoded("packed, 2:4")
-    packed = LAYOUTS["packed"]
-    for start, stop in ((-1, 2), (3, 2), (0, 65)):
-        with pytest.raises(ValueError, match="has no rows"):
-            packed.decode_rows(found.parts, BF16, SHAPE, found.extra, start, stop)
-    for out in (
-        np.empty(SHAPE, np.uint32),
-        np.empty(5, np.uint16),
-        np.empty((128, 128), "u2")[::2],
-    ):
-        with pytest.raises(ValueError, match="out is not"):
-            packed.decode(found.parts, BF16, SHAPE, found.extra, out=out)
-    with pytest.raises(ValueError, match="is no bf16"):
-        packed.encode(codes.view(np.uint32), BF16, SHAPE)
+    with pytest.raises(BadCheckpoint, match="the part 'data' is"):
+        decode(replace(found, parts=parts), BF16, SHAPE)

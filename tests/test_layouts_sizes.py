@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from layouts_reference import survey
+from layouts_shipped import decode, encode
 from safetensors import safe_open
 
 from prunectl.layouts.choice import LAYOUTS
-from prunectl.layouts.survey import survey
 from prunectl.magnitude import masks
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
@@ -77,9 +78,8 @@ def test_trained_tensors_are_packed_to_their_entropy(real_model, model, name, ho
         }
     least = packed = estimated = zstd = 0.0
     for codes, pattern in pruned(tensors, how):
-        found = LAYOUTS["packed"].encode(codes, dtype, codes.shape, pattern=pattern)
-        back = LAYOUTS["packed"].decode(found.parts, dtype, codes.shape, found.extra)
-        assert np.array_equal(back, codes)
+        found = encode("packed", codes, dtype, codes.shape, pattern=pattern)
+        assert np.array_equal(decode(found, dtype, codes.shape), codes)
         packed += found.nbytes
         least += least_bytes(codes, dtype, pattern)
         estimated += LAYOUTS["packed"].nbytes(dtype, codes.shape, survey(codes), pattern=pattern)
@@ -101,7 +101,7 @@ def test_random_normal_tensors_are_packed_to_their_entropy(name, pattern) -> Non
         masks.cut(codes.reshape(-1), int(np.quantile(codes << 1 >> 1, 0.4)), 0)
     else:
         masks.nm(codes.reshape(1, -1, 1), pattern.n, pattern.m)
-    found = LAYOUTS["packed"].encode(codes, dtype, codes.shape, pattern=pattern)
+    found = encode("packed", codes, dtype, codes.shape, pattern=pattern)
     assert found.nbytes <= CLOSE * least_bytes(codes, dtype, pattern)
     estimate = LAYOUTS["packed"].nbytes(dtype, codes.shape, survey(codes), pattern=pattern)
     assert abs(estimate - found.nbytes) < 0.01 * found.nbytes
@@ -111,9 +111,8 @@ def test_low_bytes_that_are_constant_take_nothing() -> None:
     half = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
     wide = codes_of(half.float(), DTYPES["F32"])  # as fp32: two bytes of each are zero
     narrow = codes_of(half, DTYPES["BF16"])
-    packed = LAYOUTS["packed"]
-    large = packed.encode(wide, DTYPES["F32"], wide.shape).nbytes
-    small = packed.encode(narrow, DTYPES["BF16"], narrow.shape).nbytes
+    large = encode("packed", wide, DTYPES["F32"], wide.shape).nbytes
+    small = encode("packed", narrow, DTYPES["BF16"], narrow.shape).nbytes
     assert large < small * 1.01
 
 
@@ -122,5 +121,5 @@ def test_a_tensor_of_few_zeros_is_not_charged_for_a_mask() -> None:
         torch.randn(256, 256, generator=torch.Generator().manual_seed(0)), DTYPES["F16"]
     )
     codes[0, 0] = 0
-    found = LAYOUTS["packed"].encode(codes, DTYPES["F16"], codes.shape)
+    found = encode("packed", codes, DTYPES["F16"], codes.shape)
     assert found.extra["mask"] == "none"

@@ -1,20 +1,13 @@
 """The layouts by name, and which is smallest.
 
-All layouts have the same four functions:
+The docstring of each layout's module specifies its bytes. What encodes and decodes them a range at
+a time is in :mod:`prunectl.exporting.encoders` and :mod:`prunectl.loading.decoders`. Here is how
+much they take: ``nbytes(dtype, shape, counts, *, pattern=None, axis=-1) -> int``, the bytes of all
+parts, from counts alone; ``pattern`` is the N:M that the tensor follows along ``axis``, if it
+follows one. Exact, but for ``packed``, where it is a close estimate. Raises Misfit if the tensor
+cannot be stored so.
 
-- ``encode(bits, dtype, shape, *, pattern=None, axis=-1, run=map) -> Encoded``. ``bits`` are the
-  codes of the tensor (``parts.code_type``), of any shape in row-major order; ``pattern`` is the N:M
-  that it follows along ``axis``, if it follows one; ``run`` is ``map`` or an executor's ``map``,
-  by which blocks are shared among threads. Raises Misfit if the tensor cannot be stored so.
-- ``decode(parts, dtype, shape, extra, *, out=None, run=map) -> codes`` of that shape: the same
-  bits. ``out`` is a contiguous array to decode into. Raises Damaged if no tensor of that dtype and
-  shape is stored so; damage that leaves such a tensor, but another one, goes unseen.
-- ``decode_rows(parts, dtype, shape, extra, start, stop, *, run=map) -> codes`` of rows ``start`` to
-  ``stop``, [stop - start, ..]; only what they need is read, and so checked.
-- ``nbytes(dtype, shape, counts, *, pattern=None, axis=-1) -> int``: bytes of all parts, from counts
-  alone. Exact, but for ``packed``, where it is a close estimate.
-
-Types of less than 8 bits are only stored as ``dense``, and their codes are bytes [n].
+Types of less than 8 bits are only stored as ``dense``.
 """
 
 from __future__ import annotations
@@ -22,8 +15,8 @@ from __future__ import annotations
 from types import ModuleType
 
 from prunectl.layouts import bitmask, dense, nm, packed
-from prunectl.layouts.parts import Codes, Encoded, Misfit, Run, flat_codes
-from prunectl.layouts.survey import Survey, survey
+from prunectl.layouts.parts import Misfit
+from prunectl.layouts.survey import Survey
 from prunectl.pattern import NM
 from prunectl.tensorspec import DType
 
@@ -55,33 +48,3 @@ def by_size(sizes: dict[str, int]) -> list[str]:
     """Layouts, smallest first, headers included; of equals the simpler one."""
     names = [name for name in LAYOUTS if name in sizes]
     return sorted(names, key=lambda name: sizes[name] + (name != "dense") * PART_COST)
-
-
-def encode_smallest(
-    bits: Codes,
-    dtype: DType,
-    shape: tuple[int, ...],
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-    run: Run = map,
-) -> Encoded:
-    """The tensor in the layout that takes fewest bytes: ``--layout auto``.
-
-    Layouts are tried in the order of their (estimated) sizes until one comes out no larger than the
-    next is said to be.
-    """
-    flat = flat_codes(bits, dtype, shape)
-    said = sizes(dtype, shape, survey(flat, run), pattern=pattern, axis=axis)
-    best: Encoded | None = None
-    for name in by_size(said):
-        if best is not None and by_size({best.layout: best.nbytes, name: said[name]})[0] != name:
-            break
-        try:
-            found = LAYOUTS[name].encode(flat, dtype, shape, pattern=pattern, axis=axis, run=run)
-        except Misfit:
-            continue
-        if best is None or by_size({best.layout: best.nbytes, name: found.nbytes})[0] == name:
-            best = found
-    assert best is not None, "dense takes any tensor"
-    return best

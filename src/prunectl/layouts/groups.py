@@ -71,13 +71,6 @@ class Grid:
         grouping.gather(codes.reshape(-1, self.m, self.inner), start, groups)
         return fixed(groups)
 
-    def covering(self, first: int, last: int) -> tuple[int, int]:
-        """The range of groups, in whole bands of M rows, that elements first..last lie in."""
-        if first == last:  # where a band may be empty too
-            return 0, 0
-        band = self.m * self.inner
-        return first // band * self.inner, -(-last // band) * self.inner
-
     def write(self, groups: Codes, start: int, out: Codes) -> None:
         """Put [groups, m] to where groups from ``start`` on are in flat codes ``out``."""
         if self.inner == 1:
