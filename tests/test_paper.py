@@ -53,8 +53,8 @@ TRAINING = (
 CHEAPER = {
     ("sweep", "classification"): f"--sparsity 0.2,0.5 --sequence-length 16 {TRAINING}",
     ("sweep", "qa"): "--sparsity 0.2,0.5 --sequence-length 32 --samples 8 --max-steps 2",
-    ("sweep", "choice"): "--sparsity 0.2,0.5 --samples 10 --calibration-samples 2 "
-    "--calibration-length 32",
+    ("sweep", "choice"): "--sparsity 0.2,0.5 --samples 10",
+    ("sweep", "calibrated"): "--calibration-samples 2 --calibration-length 32",
     ("sweep", "arithmetic"): "--sparsity 0.2,0.5 --max-new-tokens 3",
     ("lottery", "classification"): f"--rounds 2 --sequence-length 16 {TRAINING}",
     ("compare", ""): "",
@@ -258,7 +258,8 @@ def count(sparsity: float, weights: int) -> int:
 def test_sweeps(line: str, typist: Typist, tmp_path: Path) -> None:
     _, models, options = words_of(line)
     metric = options["--metric"]
-    found = typist.type(tmp_path, f"{line} {CHEAPER['sweep', metric]}")
+    calibrated = CHEAPER["sweep", "calibrated"] if "--calibration" in options else ""
+    found = typist.type(tmp_path, f"{line} {CHEAPER['sweep', metric]} {calibrated}")
     assert (found["metric"]["name"], found["interrupted"]) == (metric, False)
     known = [(one["model"], one["revision"], one["prunable"]) for one in found["models"]]
     assert known == [(one, typist.commit(one), sum(shapes_of(one))) for one in models]
