@@ -254,6 +254,7 @@ def count(sparsity: float, weights: int) -> int:
     return math.floor(sparsity * weights + 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", lines_of("sweep"))
 def test_sweeps(line: str, typist: Typist, tmp_path: Path) -> None:
     _, models, options = words_of(line)

@@ -141,7 +141,7 @@ def test_a_dense_row_keeps_the_source_s_bits(rows: Path, value: float) -> None:
     inside = {row for start, stop in record.pattern_rows for row in range(start, stop)}
     row = min(set(range(record.shape[0])) - inside)
     change(rows, UP, lambda w: w.__setitem__((row, 5), value))
-    detail = "1 weights were changed in rows that were to stay dense"
+    detail = "1 weight changed in rows that were to stay dense"
     assert differences(rows) == [("survivors", UP, detail)]
     assert differences(rows, None) == []  # nobody can tell
 
