@@ -351,6 +351,7 @@ def test_tables_hold_the_numbers_without_scripts(browser: Any, folder: Path) -> 
     context.close()
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_documentation_can_be_made(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "scripts" / "make_page_screens.py", "--folder", tmp_path]
     subprocess.run([*command, "--browser", str(CHROMIUM)], check=True)
