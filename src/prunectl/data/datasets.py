@@ -102,10 +102,7 @@ def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Row
 
 def _open(source: DataSource) -> tuple[Any, str, str | None]:
     """The dataset, the name of its split, and its commit."""
-    try:
-        import datasets
-    except ImportError:
-        raise MissingLibrary("datasets", f"data {source.name}") from None
+    datasets = library(source.name)
     local = source.local_dataset
     if local is not None and (splits := _saved(local)) is not None:
         return *_split_of(splits, source), None
@@ -118,9 +115,27 @@ def _open(source: DataSource) -> tuple[Any, str, str | None]:
         if local.suffix.lower() == ".tsv":
             options["sep"] = "\t"
     builder = datasets.load_dataset_builder(path, source.config, **options)
-    commit = _COMMIT.search(str(builder.base_path))
     rows, split = _split_of(builder.as_streaming_dataset(), source)
-    return rows, split, commit[1] if commit and not local else None
+    return rows, split, None if local else commit_of(builder)
+
+
+def library(name: str) -> Any:
+    """The module ``datasets``, for data of this name.
+
+    Raises:
+        MissingLibrary: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise MissingLibrary("datasets", f"data {name}") from None
+    return datasets
+
+
+def commit_of(builder: Any) -> str | None:
+    """The commit on the Hub that a dataset's builder reads; None where there is none."""
+    found = _COMMIT.search(str(builder.base_path))
+    return found[1] if found else None
 
 
 def _saved(folder: Path) -> dict[str, Any] | None:

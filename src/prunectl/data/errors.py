@@ -70,6 +70,11 @@ class WrongTokenizer(PrunectlError):
         )
 
 
+def first_line(error: Exception) -> str:
+    """What a library said, in short; the name of the error where it said nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+
+
 @contextmanager
 def other_data(forms: str) -> Iterator[None]:
     """Where data are of no use, and no better hint is known, say what may be given instead."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.checkpoint.nature import Nature, accepted_inputs
-from prunectl.data.errors import BadData
+from prunectl.data.errors import BadData, first_line
 from prunectl.errors import MissingLibrary
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def _own(checkpoint: Checkpoint, inner: Any) -> Process:
 
 
 def _broken(checkpoint: Checkpoint, error: Exception, what: str) -> BadData:
-    first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
     return BadData(
         "images",
-        f"the image processor of {checkpoint.model} {what}: {first}",
+        f"the image processor of {checkpoint.model} {what}: {first_line(error)}",
         hint="repair its preprocessor_config.json",
     )

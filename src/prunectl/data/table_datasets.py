@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunectl.data.datasets import dataset_errors, image_bytes
+from prunectl.data.datasets import commit_of, dataset_errors, image_bytes, library
 from prunectl.data.errors import BadData
 from prunectl.data.source import DataSource, SourceKind
-from prunectl.errors import MissingLibrary
+from prunectl.data.text import READING
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 
 BINARY = {".parquet": "parquet", ".arrow": "arrow"}
 """Formats of files that only the library reads."""
 
-_COMMIT = re.compile(r"@([0-9a-f]{40})\b")
-_READING = "reading data"
 _STEP = 1_000
 
 
@@ -45,7 +42,7 @@ def open_splits(source: DataSource) -> Splits:
         MissingLibrary: ``datasets`` is not installed.
         BadData, AccessDenied, HubUnreachable: it cannot be opened.
     """
-    datasets = _library(source.name)
+    datasets = library(source.name)
     with dataset_errors(source):
         local = source.local_dataset
         if local is not None:
@@ -54,9 +51,8 @@ def open_splits(source: DataSource) -> Splits:
                 found = {str(found.split or "train"): found}
             return Splits({str(key): one.to_iterable_dataset() for key, one in found.items()}, None)
         builder = datasets.load_dataset_builder(source.dataset, source.config)
-        commit = _COMMIT.search(str(builder.base_path))
         splits = {str(key): one for key, one in builder.as_streaming_dataset().items()}
-    return Splits(splits, commit[1] if commit else None)
+    return Splits(splits, commit_of(builder))
 
 
 def file_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -67,7 +63,7 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
         BadData: it cannot be read.
     """
     source = DataSource(SourceKind.HF, (), str(path))
-    datasets = _library(path.name)
+    datasets = library(path.name)
     with dataset_errors(source):
         kind = BINARY[path.suffix.lower()]
         builder = datasets.load_dataset_builder(kind, data_files=str(path.resolve()))
@@ -86,15 +82,15 @@ def rows_of(
     known = (rows.info.splits or {}).get(split)
     total = int(getattr(known, "num_examples", 0) or 0)
     if total:
-        on_event(PhaseStarted(_READING, total, "rows"))
+        on_event(PhaseStarted(READING, total, "rows"))
     try:
         for number, row in enumerate(_each(rows, source), 1):
             yield row
             if total and not number % _STEP:
-                on_event(Advanced(_READING, _STEP, split))
+                on_event(Advanced(READING, _STEP, split))
     finally:  # also where no more are wanted
         if total:
-            on_event(PhaseDone(_READING))
+            on_event(PhaseDone(READING))
 
 
 def classes_of(rows: Any) -> dict[str, list[str]]:
@@ -128,11 +124,3 @@ def _image(value: dict[str, Any] | None, source: DataSource) -> bytes:
     if not data:
         raise BadData(source.name, "a row has no image")
     return data
-
-
-def _library(name: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingLibrary("datasets", f"data {name}") from None
-    return datasets

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.data.errors import BadTokenizer, WrongTokenizer
+from prunectl.data.errors import BadTokenizer, WrongTokenizer, first_line
 
 Ids = NDArray[np.int64]
 
@@ -76,7 +76,7 @@ class Tokenizer:
             with quiet_transformers():
                 return self.inner(*texts, verbose=False, **options)
         except Exception as error:  # transformers may raise anything at all
-            raise BadTokenizer(self.model, f"which fails: {_first_line(error)}") from None
+            raise BadTokenizer(self.model, f"which fails: {first_line(error)}") from None
 
     def check(self, samples: Iterable[Ids], vocabulary: int) -> None:
         """Refuse ids that the model does not have, and text of another language or script.
@@ -125,7 +125,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
                 hint=f"pip install {' '.join(missing)}",
             ) from None
         raise BadTokenizer(
-            checkpoint.model, f"and that in {checkpoint.folder} does not load: {_first_line(error)}"
+            checkpoint.model, f"and that in {checkpoint.folder} does not load: {first_line(error)}"
         ) from None
     return Tokenizer(inner, checkpoint.model, *_around(bare, dressed))
 
@@ -162,10 +162,6 @@ def _around(bare: list[int], dressed: list[int]) -> tuple[tuple[int, ...], tuple
         if bare and dressed[at : at + len(bare)] == bare:
             return tuple(dressed[:at]), tuple(dressed[at + len(bare) :])
     return (), ()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 def windows(count: int, length: int, tokens: int, rng: np.random.Generator) -> list[slice]:
