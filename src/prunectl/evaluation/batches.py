@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from prunectl.data.errors import first_line
 from prunectl.device import is_out_of_memory
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
@@ -73,7 +74,7 @@ def refusals(phase: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        first = first_line(error)
         raise EvaluationFailed(
             phase,
             f"transformers cannot run the model on these data: {first}",

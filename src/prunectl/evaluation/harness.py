@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunectl.checkpoint.nature import Kind
+from prunectl.data.errors import first_line
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption, MissingLibrary
@@ -125,7 +126,7 @@ class Harness:
                 )
             except (ValueError, AssertionError, KeyError, TypeError) as error:
                 raise EvaluationFailed(
-                    self.name, f"lm-evaluation-harness: {_first_line(error)}"
+                    self.name, f"lm-evaluation-harness: {first_line(error)}"
                 ) from None
         return found
 
@@ -217,7 +218,3 @@ def prepare(request: Request) -> Harness:
         record,
         tuple(request.notes),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

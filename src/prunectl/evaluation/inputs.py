@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.data.errors import BadData, BadTokenizer
+from prunectl.data.errors import BadData, BadTokenizer, first_line
 from prunectl.data.images import Process, open_image
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
@@ -266,7 +266,7 @@ def call(request: Request, tokenizer: Tokenizer, *texts: list[str], **options: A
         with quiet_transformers():
             return tokenizer.inner(*texts, verbose=False, **options)
     except Exception as error:  # transformers may raise anything at all
-        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        first = first_line(error)
         raise BadTokenizer(request.checkpoint.model, f"which fails: {first}") from None
 
 

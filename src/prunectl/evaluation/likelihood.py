@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.data.errors import BadTokenizer
+from prunectl.data.errors import BadTokenizer, first_line
 from prunectl.data.tokens import Ids, Tokenizer
 from prunectl.evaluation.batches import in_batches, padded
 from prunectl.events import OnEvent
@@ -74,7 +74,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, Sequence[str]]]) -> 
             with quiet_transformers():
                 encoded = tokenizer.inner(flat, add_special_tokens=False, verbose=False)
         except Exception as error:  # transformers may raise anything at all
-            first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            first = first_line(error)
             raise BadTokenizer(tokenizer.model, f"which fails: {first}") from None
         made = iter(encoded["input_ids"])
         for _, ends in some:

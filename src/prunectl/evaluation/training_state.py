@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from blake3 import blake3
 
+from prunectl.data.errors import first_line
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.plain import plain
@@ -152,7 +153,7 @@ class States:
             facts = json.loads((path / _FACTS).read_bytes())
             self._accelerator.load_state(str(path))
         except Exception as error:  # torch and safetensors raise many kinds
-            first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            first = first_line(error)
             raise EvaluationFailed(
                 "fine-tuning",
                 f"its state in {path} cannot be loaded: {first}",
