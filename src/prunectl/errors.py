@@ -10,16 +10,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+MAX_MESSAGE = 500
+"""Most characters of a message, and of a hint."""
+
+
+def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """``text``, without its middle if it is longer than ``most`` characters.
+
+    Names, keys and values that a message quotes from a file may have any length. What a message
+    says of them stands around them.
+    """
+    if len(text) <= most:
+        return text
+    gap = " ... "
+    end = (most - len(gap)) * 2 // 5
+    return text[: most - len(gap) - end] + gap + text[len(text) - end :]
+
 
 class PrunectlError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. Long messages lose their middle."""
 
     exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = shortened(message)
+        super().__init__(self.message)
+        self.hint = shortened(hint)
 
 
 class UsageError(PrunectlError):
@@ -232,7 +248,7 @@ class UnknownArchitecture(SourceError):
 
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(f"the model's module tree cannot be built: {why}", hint=hint)
-        self.why = why
+        self.why = shortened(why)  # callers tell it as a note
 
 
 # --- plan -----------------------------------------------------------------------------------

@@ -59,6 +59,25 @@ DTYPES: dict[str, DType] = {
 }
 
 
+MAX_NAME_BYTES = 1024
+MAX_NAME_PARTS = 64
+"""Far above any real model's names; without a limit, one name's prefixes could fill the memory."""
+
+
+def name_fault(name: str) -> str:
+    """What keeps a tensor from having this name in a safetensors file, or here; else nothing."""
+    try:
+        # A name of megabytes is not encoded.
+        is_long = len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    if is_long:
+        return f"is over {MAX_NAME_BYTES:,} bytes"
+    if name.count(".") >= MAX_NAME_PARTS:
+        return f"has over {MAX_NAME_PARTS} dotted parts"
+    return "is reserved by safetensors" if name == "__metadata__" else ""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor as a file's header declares it; no weight bytes are read to make one."""

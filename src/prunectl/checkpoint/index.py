@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunectl.checkpoint.stored import check_name
 from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
@@ -25,6 +26,8 @@ _TRAINING_STATE = re.compile(
 )
 _SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.prunectl)?\.\w+")
 _INDEX_SUFFIX = ".index.json"
+_LONGEST_FILE_NAME = 255
+"""Bytes, on every file system that is common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +162,20 @@ def read_index(path: Path) -> dict[str, str]:
         weight_map = json.loads(path.read_bytes())["weight_map"]
     except OSError as error:
         raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadCheckpoint(path, f"not an index file: {error!r}") from None
+    except (KeyError, TypeError):
+        raise BadCheckpoint(path, "not an index file: it has no weight_map") from None
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(path, f"not an index file: {error}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadCheckpoint(path, "its weight_map is not a list of tensors")
     for tensor, file in weight_map.items():
+        check_name(path, tensor)
         if not isinstance(file, str) or not is_plain_name(file):
             raise BadCheckpoint(path, f"tensor '{tensor}' points outside of the folder: {file!r}")
         if not is_weights_name(file):
             raise BadCheckpoint(path, f"tensor '{tensor}' points at {file!r}, not a weights file")
+        if len(file.encode(errors="replace")) > _LONGEST_FILE_NAME:
+            raise BadCheckpoint(path, f"tensor '{tensor}' points at a name too long for a file")
     return weight_map
 
 

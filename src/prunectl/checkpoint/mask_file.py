@@ -6,10 +6,8 @@ tensor, and in its ``__metadata__`` what these bits are about.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,8 @@ import blake3
 import numpy as np
 
 from prunectl.checkpoint.reader import TensorReader, WeightReader
-from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS, read_safetensors
-from prunectl.checkpoint.stored import StoredTensor
+from prunectl.checkpoint.safetensors_file import read_safetensors, strict_json
+from prunectl.checkpoint.stored import StoredTensor, declared_spec
 from prunectl.errors import BadCheckpoint, BadMaskFile, InvalidPattern
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM, parse_nm
@@ -185,7 +183,7 @@ def _header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
 def _object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """A member of the metadata, which is JSON in a string."""
     try:
-        value = json.loads(metadata.get(key, ""))
+        value = strict_json(metadata.get(key, ""))
     except (ValueError, RecursionError):
         raise BadMaskFile(path, f"the header's '{key}' is not JSON") from None
     if not isinstance(value, dict):
@@ -199,13 +197,14 @@ def _mask(path: Path, bits: StoredTensor, described: object) -> Mask:
 
     if not isinstance(described, dict):
         raise bad("its description is not an object")
-    sizes: Any = described.get("shape")
-    if not isinstance(sizes, list) or not all(map(_is_count, sizes)) or len(sizes) > MAX_DIMENSIONS:
-        raise bad("its shape is not a list of sizes")
-    numel = math.prod(sizes)
     spec = bits.spec
+    try:
+        sizes = declared_spec(path, bits.name, spec.dtype, described.get("shape")).shape
+    except BadCheckpoint as error:
+        raise BadMaskFile(path, error.why) from None
+    numel = math.prod(sizes)
     if spec.dtype.name != "U8" or spec.shape != (-(-numel // 8),):
-        shapes = f"{list(spec.shape)} is not one bit for each weight of {reprlib.repr(sizes)}"
+        shapes = f"{list(spec.shape)} is not one bit for each weight of {list(sizes)}"
         raise bad(f"{spec.dtype.label} {shapes}")
     zeros: Any = described.get("zeros")
     if not _is_count(zeros) or zeros > numel:
@@ -216,7 +215,7 @@ def _mask(path: Path, bits: StoredTensor, described: object) -> Mask:
     pattern = _pattern(described.get("pattern"), bad)
     if pattern is not None and (axis is None or sizes[axis] % pattern.m):
         raise bad(f"its shape has no input axis of whole groups of {pattern}")
-    return Mask(bits.name, tuple(sizes), zeros, pattern, axis, bits)
+    return Mask(bits.name, sizes, zeros, pattern, axis, bits)
 
 
 def _pattern(value: object, bad: Any) -> NM | None:

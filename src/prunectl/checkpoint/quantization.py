@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunectl.errors import shortened
+
 _QUANTIZED_PARTS = (
     ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale",
     ".weight_scale_inv", ".SCB",
@@ -14,6 +16,7 @@ _QUANTIZED_PARTS = (
 def quantization_of(config: dict[str, Any], names: list[str]) -> str:
     declared = config.get("quantization_config") or config.get("compression_config")
     if isinstance(declared, dict):
-        return str(declared.get("quant_method") or declared.get("format") or "quantized")
+        method = declared.get("quant_method") or declared.get("format") or "quantized"
+        return shortened(str(method), 80)
     marks = {mark for name in names for mark in _QUANTIZED_PARTS if name.endswith(mark)}
     return f"tensors such as *{min(marks)}" if marks else ""

@@ -8,23 +8,26 @@ overlap up to the last byte of the file.
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunectl.checkpoint.stored import StoredTensor, check_name
+from prunectl.checkpoint.stored import StoredTensor, declared_spec, is_sizes
 from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets itself."""
 
-MAX_DIMENSIONS = 64
-"""As many as torch computes with; more would let a header ask for endless multiplications."""
+MAX_LEVELS = 127
+"""Of lists and objects in each other, as many as the library's JSON parser follows."""
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_LONGEST_INT = len(str(2**64))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[str, str]]:
@@ -60,9 +63,10 @@ def parse_safetensors(
         read: from a position and a count to the bytes there; fewer at the file's end.
     """
     header, data_start, data_size = _read_header(path, size, read)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise BadCheckpoint(path, "the header's __metadata__ is not an object")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadCheckpoint(path, "the header's __metadata__ is not an object of strings")
     entries = sorted(
         (_entry(path, tensor, fields) for tensor, fields in header.items()),
         key=lambda entry: (entry[1], entry[2]),
@@ -81,7 +85,7 @@ def parse_safetensors(
     if expected < data_size:
         raise BadCheckpoint(path, f"{data_size - expected:,} bytes after the last tensor")
     tensors = [StoredTensor(spec, name, data_start + begin) for spec, begin, _ in entries]
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    return tensors, metadata
 
 
 def _read_header(
@@ -98,12 +102,42 @@ def _read_header(
     raw = read(8, length)
     try:
         # Bytes would be taken for UTF-16 or UTF-32 too, which the format does not allow.
-        header = json.loads(raw.decode(), object_pairs_hook=_reject_duplicates)
+        header = strict_json(raw.decode())
+        if _SURROGATE.search(raw):  # Python takes half of a pair, which is no character
+            json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(path, f"the safetensors header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadCheckpoint(path, "the safetensors header is not a JSON object")
     return header, 8 + length, size - 8 - length
+
+
+def strict_json(text: str) -> Any:
+    """A JSON document, where Python would take more: NaN, Infinity, numbers too large for a float,
+    one name twice in an object; ``-0`` is no integer.
+
+    Raises:
+        ValueError, RecursionError: not such a document.
+    """
+    return json.loads(
+        text,
+        object_pairs_hook=_reject_duplicates,
+        parse_int=_whole,
+        parse_float=_finite,
+        parse_constant=_finite,
+    )
+
+
+def _whole(digits: str) -> int | float:
+    """As the library has it: what 64 bits cannot hold, and -0, is a float."""
+    return _finite(digits) if digits == "-0" or len(digits) > _LONGEST_INT else int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits} is not a number")
+    return number
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,21 +151,17 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
     def bad(why: str) -> BadCheckpoint:
         return BadCheckpoint(path, f"tensor '{name}': {why}")
 
-    check_name(path, name)
-    if _LONE_SURROGATE.search(name):
-        raise BadCheckpoint(path, f"tensor name {name!a} is not valid Unicode")
     if not isinstance(fields, dict):
         raise bad("its header entry is not an object")
     dtype = DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
         raise bad(f"unknown dtype {reprlib.repr(fields.get('dtype'))}")
-    shape: Any = fields.get("shape")
+    spec = declared_spec(path, name, dtype, fields.get("shape"))
     offsets: Any = fields.get("data_offsets")
-    if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
-        raise bad(f"shape {reprlib.repr(shape)} is not a list of sizes")
-    if not _is_sizes(offsets) or len(offsets) != 2:
+    if not is_sizes(offsets) or len(offsets) != 2:
         raise bad(f"data_offsets {reprlib.repr(offsets)} are not two positions")
-    spec = TensorSpec(name, dtype, tuple(shape))
+    if any(2 + _levels(fields[key]) > MAX_LEVELS for key in fields.keys() - _FIELDS):
+        raise bad(f"its header entry has over {MAX_LEVELS} levels of lists and objects")
     begin, end = offsets
     if end - begin != spec.nbytes or spec.numel * dtype.bits % 8:
         raise bad(
@@ -140,7 +170,10 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
     return spec, begin, end
 
 
-def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
-    )
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested in a value."""
+    levels, found = 0, [value]
+    while inner := [one for one in found if isinstance(one, list | dict)]:
+        found = [item for one in inner for item in (one.values() if type(one) is dict else one)]
+        levels += 1
+    return levels

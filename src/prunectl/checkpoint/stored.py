@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
-from prunectl.errors import BadCheckpoint
-from prunectl.tensorspec import TensorSpec
+from prunectl.errors import BadCheckpoint, shortened
+from prunectl.tensorspec import DType, TensorSpec, name_fault
 
-MAX_NAME_BYTES = 1024
-MAX_NAME_PARTS = 64
-"""Far above any real model's names; without a limit, one name's prefixes could fill the memory."""
+MAX_DIMENSIONS = 64
+"""As many as torch computes with; more would let a header ask for endless multiplications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,57 @@ class WeightFile:
     sha256: str | None = None
 
 
-def check_name(path: Path, name: str) -> None:
-    """Refuse a tensor name that no model has.
+def declared_spec(path: Path, name: object, dtype: DType, shape: object) -> TensorSpec:
+    """A tensor as a file declares it. All readers make theirs here, so that each accepts only
+    names and shapes that a safetensors file can hold: an output repeats them.
+
+    Args:
+        path: the file, for messages.
+        shape: what should be a list or tuple of sizes.
 
     Raises:
-        BadCheckpoint: over 1,024 bytes of UTF-8, or over 64 dotted parts.
+        BadCheckpoint: the name is not a string, or one that :func:`check_name` refuses; the shape
+            is not a list of sizes, or their product does not fit 64 bits at some point.
     """
-    # The first test keeps a name of megabytes from being encoded.
-    if len(name) > MAX_NAME_BYTES or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        raise BadCheckpoint(path, f"tensor name {name[:40]!a}... is over {MAX_NAME_BYTES:,} bytes")
-    if name.count(".") >= MAX_NAME_PARTS:
+    if not isinstance(name, str):
         raise BadCheckpoint(
-            path, f"tensor name {name[:40]!a}... has over {MAX_NAME_PARTS} dotted parts"
+            path,
+            f"the name of a tensor is {name}, not a string",
+            hint="save model.state_dict(), whose keys are strings",
         )
+    check_name(path, name)
+    if not is_sizes(shape):
+        raise BadCheckpoint(
+            path, f"tensor '{name}': shape {reprlib.repr(shape)} is not a list of sizes"
+        )
+    product = 1  # the library multiplies in this order, so that a zero at the end comes too late
+    for size in shape:
+        product *= size
+        if product >= 2**64:
+            raise BadCheckpoint(
+                path, f"tensor '{name}': shape {reprlib.repr(shape)} has too many elements"
+            )
+    return TensorSpec(name, dtype, tuple(shape))
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a name that no tensor of a safetensors file can have, or that no model has.
+
+    Raises:
+        BadCheckpoint: not valid Unicode, reserved by the format, over 1,024 bytes of UTF-8, or
+            over 64 dotted parts.
+    """
+    if fault := name_fault(name):
+        raise BadCheckpoint(path, f"tensor name {shortened(name, 80)!r} {fault}")
+
+
+def is_sizes(value: object) -> TypeGuard[list[int] | tuple[int, ...]]:
+    """Whether ``value`` is a list or tuple of at most 64 sizes that torch can count to."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(size) is int and 0 <= size < 2**63 for size in value)
+    )
 
 
 def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunectl.checkpoint.pickled import STORAGE_TYPES, Named, PickledStorage, PickledTensor
-from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS
-from prunectl.checkpoint.stored import StoredTensor, check_name, is_contiguous
+from prunectl.checkpoint.stored import StoredTensor, declared_spec, is_contiguous, is_sizes
 from prunectl.checkpoint.torch_tensors import TORCH_NAMES
 from prunectl.checkpoint.unpickling import unpickle
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsafePickle, UnsupportedCheckpoint
-from prunectl.tensorspec import DTYPES, DType, TensorSpec
+from prunectl.tensorspec import DTYPES, DType
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -82,7 +81,7 @@ class _Storages:
                 hint="save it again with a newer torch",
             )
         dtype = STORAGE_TYPES.get(kind.name) if isinstance(kind, Named) else None
-        if dtype is None or not isinstance(key, str) or not _are_sizes((numel,)):
+        if dtype is None or not isinstance(key, str) or not is_sizes((numel,)):
             raise BadCheckpoint(self._path, "its pickle describes no storage of a tensor")
         storage = self.found.setdefault(key, PickledStorage(key, dtype, numel))
         if (storage.dtype, storage.numel) != (dtype, numel):
@@ -205,7 +204,7 @@ def _is_little_endian(system: Any) -> bool:
     return isinstance(system, dict) and bool(system.get("little_endian", False))
 
 
-def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[str, PickledTensor]]:
+def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[object, PickledTensor]]:
     """The named tensors of what was unpickled; step counts and the like are not weights."""
     if isinstance(loaded, dict):
         for wrapper in _WRAPPERS:
@@ -228,31 +227,22 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, PickledTensor)
 
 
-def _are_sizes(values: Any) -> bool:
-    return (
-        isinstance(values, tuple)
-        and len(values) <= MAX_DIMENSIONS
-        and all(type(value) is int and 0 <= value < 2**63 for value in values)
-    )
-
-
 def _stored(
-    path: Path, name: str, key: str, tensor: PickledTensor, places: _Places
+    path: Path, name: str, key: object, tensor: PickledTensor, places: _Places
 ) -> StoredTensor:
-    check_name(path, key)
     dtype = _dtype(path, key, tensor)
+    spec = declared_spec(path, key, dtype, tensor.shape)
     place = places.get(tensor.storage.key) if tensor.storage else None
     if place is None:
         raise BadCheckpoint(path, f"tensor '{key}': its bytes are not in the file")
     start, size = place
-    shape, strides, first = tensor.shape, tensor.strides, tensor.offset
-    if not all(map(_are_sizes, (shape, strides, (first,)))) or len(shape) != len(strides):
-        raise BadCheckpoint(path, f"tensor '{key}': its shape or strides are none of a tensor")
+    shape, strides, first = spec.shape, tensor.strides, tensor.offset
+    if not is_sizes(strides) or not is_sizes((first,)) or len(shape) != len(strides):
+        raise BadCheckpoint(path, f"tensor '{key}': its strides are none of a tensor")
     last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     itemsize = dtype.bits // 8
     if 0 not in shape and (last + 1) * itemsize > size:
         raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside of its storage")
-    spec = TensorSpec(key, dtype, shape)
     if spec.nbytes > size:
         # A few bytes could otherwise claim to be terabytes (`zeros(1).expand(10**6, 10**6)`).
         raise UnsupportedCheckpoint(
@@ -264,11 +254,11 @@ def _stored(
         spec,
         name,
         start + first * itemsize if spec.numel else start,
-        None if is_contiguous(shape, strides) else strides,
+        None if is_contiguous(shape, tuple(strides)) else tuple(strides),
     )
 
 
-def _dtype(path: Path, key: str, tensor: PickledTensor) -> DType:
+def _dtype(path: Path, key: object, tensor: PickledTensor) -> DType:
     if tensor.form == "conjugate":
         raise UnsupportedCheckpoint(
             path, f"tensor '{key}' is a lazy conjugate", hint="save it again after resolve_conj()"

@@ -210,8 +210,19 @@ class _Machine:
         )
 
 
-def _entries(pairs: Iterator[Any]) -> Iterator[tuple[str, Any]]:
-    """Items of a dict by the texts of their keys; keys that are no plain values are no names."""
+class _Key:
+    """A key of a dict that is not a string. It equals no other: hashing what a pickle builds could
+    take any time and any depth of the stack."""
+
+    def __init__(self, key: object) -> None:
+        self._key = key
+
+    def __str__(self) -> str:
+        is_plain = self._key is None or isinstance(self._key, int | float)
+        return repr(self._key) if is_plain else "a value of another type"
+
+
+def _entries(pairs: Iterator[Any]) -> Iterator[tuple[str | _Key, Any]]:
+    """Items of a dict; strings alone are kept as the keys that they are."""
     for key, value in pairs:
-        if key is None or isinstance(key, str | int | float):
-            yield str(key), value
+        yield key if isinstance(key, str) else _Key(key), value

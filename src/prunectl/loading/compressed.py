@@ -8,7 +8,6 @@ used: who wrote it may mean harm.
 
 from __future__ import annotations
 
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_stored
-from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS
-from prunectl.checkpoint.stored import StoredTensor, check_name
+from prunectl.checkpoint.safetensors_file import strict_json
+from prunectl.checkpoint.stored import StoredTensor, declared_spec
 from prunectl.errors import BadCheckpoint, BadManifest
 from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
@@ -27,7 +26,7 @@ from prunectl.sink.manifest import read_manifest
 from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
 from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
-from prunectl.tensorspec import DTYPES, TensorSpec
+from prunectl.tensorspec import DTYPES
 
 PACKED_LAYOUTS = ("bitmask", "nm", "packed")
 
@@ -125,7 +124,7 @@ def _descriptions(
     if text is None:
         raise BadCheckpoint(stored.folder / file, "its header does not say how it was compressed")
     try:
-        document = json.loads(text)
+        document = strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(
             stored.folder / file, f"what its header says of compression is not JSON: {error}"
@@ -158,15 +157,11 @@ def _packed(
     def bad(why: str) -> BadCheckpoint:
         return BadCheckpoint(stored.folder / file, f"tensor '{name}': {why}")
 
-    check_name(stored.folder / file, name)
     dtype = DTYPES.get(str(fields.get("dtype")))
-    shape, layout, suffixes = (fields.get(key) for key in ("shape", "layout", "parts"))
+    layout, suffixes = fields.get("layout"), fields.get("parts")
     if dtype is None:
         raise bad(f"unknown dtype {str(fields.get('dtype'))[:40]!r}")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise bad("its shape is not a list of sizes")
-    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise bad("its shape is not a list of sizes")
+    spec = declared_spec(stored.folder / file, name, dtype, fields.get("shape"))
     if layout not in PACKED_LAYOUTS:
         raise bad(f"unknown layout {str(layout)[:40]!r}")
     if not isinstance(suffixes, list) or not all(isinstance(text, str) for text in suffixes):
@@ -177,7 +172,6 @@ def _packed(
         if part is None or part.file != file:
             raise bad(f"its part '{suffix[:40]}' is missing")
         found[suffix] = part
-    spec = TensorSpec(name, dtype, tuple(shape))
     if spec.nbytes >= 2**62:
         raise bad("its shape is impossibly large")
     extra = fields.get("extra", {})

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from prunectl.errors import BadManifest, InvalidPattern
+from prunectl.errors import BadManifest, InvalidPattern, shortened
 from prunectl.pattern import parse_pattern
 from prunectl.sink.osfiles import is_safe_relative
-from prunectl.tensorspec import DTYPES
+from prunectl.tensorspec import DTYPES, name_fault
 
 T = TypeVar("T")
 
@@ -75,6 +75,13 @@ class Fields:
         if "\0" in value:
             self.fail(key, "holds a zero byte")
         return value
+
+    def tensor_name(self, key: str) -> str:
+        """A name that a tensor of a safetensors file can have."""
+        name = self.text(key)
+        if fault := name_fault(name):
+            self.fail(key, f"{shortened(name, 80)!r} {fault}")
+        return name
 
     def repo_id(self, key: str) -> str:
         """The name of a repository on the Hub: ``org/name`` or ``name``."""

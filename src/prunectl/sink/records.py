@@ -195,7 +195,7 @@ class TensorRecord:
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         record = cls(
-            name=fields.text("name"),
+            name=fields.tensor_name("name"),
             file=fields.file_name("file"),
             dtype=fields.dtype("dtype"),
             shape=fields.shape("shape"),
@@ -210,7 +210,7 @@ class TensorRecord:
             blake3=fields.digest("blake3"),
             reason=fields.optional("reason", fields.text),
             prunable=fields.flag("prunable"),
-            tied_to=fields.optional("tied_to", fields.text),
+            tied_to=fields.optional("tied_to", fields.tensor_name),
             input_axis=fields.optional("input_axis", fields.count),
             stored_bytes=fields.given("stored_bytes", fields.count),
             calibrated=_calibrated(fields),
