@@ -231,6 +231,53 @@ def test_parts_of_two_tensors_exchanged(small: Small, typed: Typed, layout: str)
     damaged(typed, folder, gate)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "why"),
+    [
+        ("a\ud800", [4, 4], r"tensor name 'a\ud800' is not valid Unicode"),
+        ("__metadata__", [4, 4], "tensor name '__metadata__' is reserved by safetensors"),
+        (
+            "a",
+            [2**40, 2**40, 0],
+            "tensor 'a': shape [1099511627776, 1099511627776, 0] has too many",
+        ),
+        ("a", [1] * 65, "tensor 'a': shape [1, 1, 1, 1, 1, 1, ...] is not a list of sizes"),
+    ],
+)
+def test_a_description_of_what_no_dense_file_can_hold(
+    small: Small, typed: Typed, name: str, shape: list[int], why: str
+) -> None:
+    folder = small("packed")
+
+    def edit(document: Header) -> None:
+        document["tensors"][name] = document["tensors"].pop(UP) | {"shape": shape}
+
+    cases.edit_described(folder / WEIGHTS, edit)
+    refused(typed, BadCheckpoint, why, folder)
+
+
+def test_two_descriptions_under_one_name(small: Small, typed: Typed) -> None:
+    folder = small("packed")
+
+    def edit(header: Header) -> None:
+        document = json.loads(header["__metadata__"]["prunectl"])
+        again = json.dumps(document["tensors"][UP])
+        text = json.dumps(document).replace(f'"{UP}": ', f'"{UP}": {again}, "{UP}": ')
+        header["__metadata__"]["prunectl"] = text
+
+    cases.edit_header(folder / WEIGHTS, edit)
+    refused(typed, BadCheckpoint, "a name occurs twice", folder)
+
+
+def test_a_name_without_room_for_those_of_parts(tmp_path: Path) -> None:
+    long, dotted = "a" * 1000 + ".up_proj.weight", "a." * 63 + "weight"
+    tensors = {name: torch.eye(64, dtype=torch.bfloat16) for name in (UP, long, dotted)}
+    reference.save(tmp_path / "dense", tensors)
+    export(tmp_path / "dense", tmp_path / "small", "bitmask")
+    assert list(cases.described(tmp_path / "small" / WEIGHTS)) == [UP]
+    reference.assert_same(load_state_dict(tmp_path / "small"), tensors)
+
+
 def test_padding_that_is_not_zero(small: Small, typed: Typed) -> None:
     folder = small("packed")
     stored, changed = cases.entries(folder / WEIGHTS), {}

@@ -196,6 +196,15 @@ def test_an_index_that_points_at_no_weights(tmp_path: Path, file: str) -> None:
         read_index(write_index(tmp_path, {"t": file}))
 
 
+@pytest.mark.parametrize("file", ["a" * 244 + ".safetensors", "\u00e9" * 122 + ".safetensors"])
+def test_an_index_that_points_at_a_name_too_long_for_a_file(tmp_path: Path, file: str) -> None:
+    assert read_index(write_index(tmp_path, {"t": file[1:]})) == {"t": file[1:]}
+    with pytest.raises(OSError, match="too long"):
+        (tmp_path / file).touch()
+    with pytest.raises(BadCheckpoint, match="'t' points at a name too long for a file"):
+        read_index(write_index(tmp_path, {"t": file}))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -211,6 +220,7 @@ def test_an_index_that_points_at_no_weights(tmp_path: Path, file: str) -> None:
         b'{"weight_map": ["a"]}',
         b'{"weight_map": null}',
         b"version https://git-lfs.github.com/spec/v1",
+        b'{"weight_map": {"a\\ud800": "model.safetensors"}}',
     ],
 )
 def test_a_damaged_index(tmp_path: Path, content: bytes) -> None:

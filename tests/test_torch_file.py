@@ -540,3 +540,55 @@ def test_names_have_a_limit(tmp_path: Path, form: str, name: str, is_fine: bool)
         with pytest.raises(BadCheckpoint, match=r"over 1,024 bytes|over 64 dotted") as caught:
             read(file, file.name)
         assert len(str(caught.value)) < 300 + len(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a\ud800b", r"'a\\ud800b' is not valid Unicode"),
+        ("__metadata__", "'__metadata__' is reserved by safetensors"),
+    ],
+)
+def test_a_name_that_safetensors_cannot_hold_is_refused(
+    tmp_path: Path, form: str, name: str, why: str
+) -> None:
+    path = save({"w": torch.ones(2), name: torch.ones(2)}, tmp_path / "m.bin", form)
+    with pytest.raises(BadCheckpoint, match=f"tensor name {why}"):
+        read_torch_file(path, path.name)
+
+
+def test_a_shape_that_safetensors_cannot_hold_is_refused(tmp_path: Path, form: str) -> None:
+    """``torch`` makes none of the second; a file may hold one."""
+    empty = torch.empty(0)._typed_storage()
+
+    def of(*shape: int) -> Reduced:
+        more = (1,) * len(shape), False, OrderedDict()
+        return Reduced(torch._utils._rebuild_tensor_v2, empty, 0, shape, *more)
+
+    path = save({"fine": of(0, 2**40, 2**40)}, tmp_path / "fine.bin", form)
+    assert read_torch_file(path, path.name)[0].spec.shape == (0, 2**40, 2**40)
+    path = save({"vast": of(2**40, 2**40, 0)}, tmp_path / "vast.bin", form)
+    with pytest.raises(BadCheckpoint, match=r"'vast': shape .* has too many elements"):
+        read_torch_file(path, path.name)
+
+
+@pytest.mark.parametrize("key", [1, 1.5, True, None, -(10**300), (1, "a")], ids=repr)
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_tensor_under_a_key_that_is_no_string_is_refused(
+    tmp_path: Path, form: str, key: Any, kind: type
+) -> None:
+    """As torch has it: ``load_state_dict`` takes no such key, and ``1`` is not ``"1"``."""
+    state = kind({str(key): torch.ones(2), key: torch.zeros(2)})
+    path = save(state, tmp_path / "m.bin", form)
+    assert len(torch.load(path, weights_only=True)) == 2
+    with pytest.raises(BadCheckpoint, match=r"the name of a tensor is .+, not a string") as caught:
+        read_torch_file(path, path.name)
+    assert "state_dict" in caught.value.hint
+    with pytest.raises((TypeError, AttributeError)):
+        torch.nn.Linear(2, 2).load_state_dict({key: torch.ones(2)})
+
+
+def test_keys_that_are_no_strings_may_name_other_things(tmp_path: Path, form: str) -> None:
+    state = {"w": torch.ones(2), 1: "x", "1": torch.zeros(3), (1, 2): None, None: [torch.ones(1)]}
+    path = save(state, tmp_path / "m.bin", form)
+    assert list(read_all(path)) == ["w", "1"]

@@ -19,7 +19,7 @@ from prunectl.pattern import NM
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest
 from prunectl.streaming import Scratch
-from prunectl.tensorspec import TensorSpec
+from prunectl.tensorspec import TensorSpec, name_fault
 
 if TYPE_CHECKING:
     from prunectl.layouts.groups import Grid
@@ -133,13 +133,15 @@ def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> No
 
 
 def _choose(tensor: StoredTensor, counted: _Counted, layout: str) -> Choice:
+    from prunectl.exporting.encoders import SUFFIXES
     from prunectl.layouts.choice import by_size, sizes
     from prunectl.layouts.scheme import best_scheme
 
     spec = tensor.spec
     pattern, axis = counted.pattern, counted.axis
     said = {"dense": spec.nbytes}
-    if layout != "dense" and counted.survey is not None:
+    has_names = not any(name_fault(f"{spec.name}.{suffix}") for suffix in SUFFIXES)
+    if layout != "dense" and counted.survey is not None and has_names:
         said = sizes(spec.dtype, spec.shape, counted.survey, pattern=pattern, axis=axis)
     wanted = {name: size for name, size in said.items() if layout in ("auto", name)}
     name = by_size({"dense": spec.nbytes, **wanted})[0]
