@@ -20,11 +20,8 @@ def shortened(text: str, most: int = MAX_MESSAGE) -> str:
     Names, keys and values that a message quotes from a file may have any length. What a message
     says of them stands around them.
     """
-    if len(text) <= most:
-        return text
-    gap = " ... "
-    end = (most - len(gap)) * 2 // 5
-    return text[: most - len(gap) - end] + gap + text[len(text) - end :]
+    end = most * 2 // 5
+    return text if len(text) <= most else f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
 class PrunectlError(Exception):
