@@ -51,10 +51,10 @@ from prunectl.benchmarking.sparse_sides import agreement, sparse_side
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import (
     block_matrices,
-    count_zeros,
     fill_in_memory,
     keep_largest,
     prune_in_memory,
+    zeros_in_memory,
 )
 from prunectl.checkpoint.nature import nature_of
 from prunectl.pattern import NM
@@ -114,12 +114,12 @@ def test_a_copy_shares_all_but_the_weights_of_blocks() -> None:
 
 def test_zeros_are_counted_and_filled() -> None:
     model = tiny_models.make("gpt2")
-    assert count_zeros(model).zeros == 0
+    assert zeros_in_memory(model).zeros == 0
     pruned = prune_in_memory(model, NM(2, 4))
-    found = count_zeros(pruned)
+    found = zeros_in_memory(pruned)
     assert found.sparsity == 0.5
     assert found.matrices == found.follow_2_4 == 8
-    assert count_zeros(fill_in_memory(pruned)).zeros == 0
+    assert zeros_in_memory(fill_in_memory(pruned)).zeros == 0
 
 
 # --- splitting and choosing ---------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_a_sparse_side_says_what_the_dense_one_says() -> None:
     assert made.side.converted == 14
     assert made.side.label == "pruned, sparse kernels"
     assert {row.batch for row in rows} == {2, 12}
-    assert count_zeros(live.model).matrices == 14, "the dense side is as it was"
+    assert zeros_in_memory(live.model).matrices == 14, "the dense side is as it was"
     found = agreement(bench, made, live, [workload])
     assert found.ok
     assert found.relative_error < 1e-5

@@ -36,7 +36,7 @@ from prunectl.pattern import pruned_count
 from prunectl.plan import Pool
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
-from prunectl.pruning.row_blocks import choose_rows, row_parts
+from prunectl.pruning.row_blocks import choose_rows
 from prunectl.publishing.selection import card_of, local_card
 from prunectl.settings import Budget, Rule, Scope
 from prunectl.sink.manifest import read_manifest
@@ -236,30 +236,6 @@ def test_losses_may_be_a_tensor_and_must_be_numbers() -> None:
         choose_rows([float("nan")], [1], 1)
     with pytest.raises(ValueError, match="not of the same rows"):
         choose_rows([1.0, 2.0], [1], 1)
-
-
-@pytest.mark.parametrize("width", [1, 5])
-@pytest.mark.parametrize("tiles", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("ranges", [((0, 1),), ((1, 3), (4, 7), (14, 15)), ((2, 12),), ((0, 15),)])
-def test_parts_of_blocks_are_those_rows(
-    width: int, tiles: int, ranges: tuple[tuple[int, int], ...]
-) -> None:
-    """Three matrices with 5 rows of 8 inputs, in blocks of some tiles of 4 inputs."""
-    length, m = 8, 4
-    codes = np.zeros(15 * length, np.uint16)
-    step = tiles * m * width
-    for first in range(0, codes.size, step):
-        for part in row_parts(codes[first : first + step], first, length, width, ranges):
-            assert part.shape[0] == 1
-            assert part.shape[1] % m == 0
-            part += np.uint16(1)
-    stack = (
-        codes.reshape(3, 5, length) if width == 1 else codes.reshape(3, length, 5).swapaxes(1, 2)
-    )
-    rows = stack.reshape(15, length)
-    wanted = np.zeros_like(rows)
-    wanted[sorted(as_rows(ranges))] = 1
-    assert (rows == wanted).all()
 
 
 # --- what follows from it -------------------------------------------------------------------------

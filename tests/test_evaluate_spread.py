@@ -35,6 +35,7 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
+from prunectl.plan import prunable_tensors
 from prunectl.pruning import calibration_samples
 from prunectl.settings import PruneSettings
 from prunectl.study.pruned import PrunedSubject
@@ -134,7 +135,7 @@ def test_a_spread_model_is_the_same_model(
     settings = PruneSettings(sparsity=0.4)
     with opened(folder, "cpu") as (subject, reader):
         dense = outputs(subject, name)
-        pruned = PrunedSubject(subject, reader)
+        pruned = PrunedSubject(subject, reader, prunable_tensors(subject.checkpoint).values())
         pruned.apply(settings, jobs=1, on_event=lambda event: None)
         sparse, state = outputs(subject, name), subject.model.state_dict()
         held = {one.name: int(one.gone.sum()) for one in subject.held()}
@@ -150,7 +151,7 @@ def test_a_spread_model_is_the_same_model(
             parts = subject.model.get_submodule(block).parameters()
             assert len({one.device for one in parts}) == 1
         assert_equal(outputs(subject, name), dense)
-        pruned = PrunedSubject(subject, reader)
+        pruned = PrunedSubject(subject, reader, prunable_tensors(subject.checkpoint).values())
         pruned.apply(settings, jobs=1, on_event=lambda event: None)
         assert_equal(outputs(subject, name), sparse)
         assert_equal({k: v.cpu() for k, v in subject.model.state_dict().items()}, state)

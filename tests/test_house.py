@@ -36,6 +36,7 @@ FLOORS: dict[str, set[str]] = {
     "ground": {
         "pattern",
         "tensorspec",
+        "geometry",
         "errors",
         "events",
         "device",

@@ -219,16 +219,3 @@ def test_two_threads_equal_one() -> None:
         t.join()
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
     assert all((magnitudes(b).reshape(-1, 4096) == 0).sum(1).min() >= 2867 for b in together)
-
-
-@given(
-    dtype=dtypes, m=st.sampled_from([2, 4]), shape=st.tuples(*[st.integers(1, 4)] * 3), seed=seeds
-)
-def test_groups_lie_along_the_input_axis(dtype: DType, m: int, shape, seed: int) -> None:
-    outer, groups, width = shape
-    codes = weights(dtype, outer * groups * m * width, seed)
-    want = codes.reshape(outer, groups * m, width).copy()
-    masks.nm(want, 1, m)
-    tiles = masks.as_groups(codes, m, width)
-    masks.nm(tiles, 1, m)
-    assert np.array_equal(tiles.reshape(want.shape), want)

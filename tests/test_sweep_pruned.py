@@ -18,6 +18,7 @@ from prunectl.evaluation.metric import Head
 from prunectl.evaluation.perplexity import Perplexity
 from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.events import Advanced, Event, ignore_events
+from prunectl.plan import prunable_tensors
 from prunectl.pruning.verb import prune
 from prunectl.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.study.pruned import PrunedSubject, Zeros
@@ -30,12 +31,11 @@ Asked = PruneSettings | None
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[PrunedSubject]:
-    with open_subject(open_checkpoint(folder), ANY, device="cpu", dtype="float32") as (
-        subject,
-        reader,
-    ):
-        yield PrunedSubject(subject, reader)
+def opened(folder: Path, *include: str) -> Iterator[PrunedSubject]:
+    checkpoint = open_checkpoint(folder)
+    prunable = prunable_tensors(checkpoint, include).values()
+    with open_subject(checkpoint, ANY, device="cpu", dtype="float32") as (subject, reader):
+        yield PrunedSubject(subject, reader, prunable)
 
 
 def apply(pruned: PrunedSubject, settings: Asked, on_event: Any = ignore_events) -> Zeros:
@@ -123,8 +123,9 @@ def test_tensors_that_are_included_are_pruned_too_and_made_dense_again(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tiny("llama_untied")
-    with opened(folder) as pruned:
-        settings = PruneSettings(sparsity=0.4, include=("lm_head", "model.embed_tokens.weight"))
+    added = "lm_head", "model.embed_tokens.weight"
+    with opened(folder, *added) as pruned:
+        settings = PruneSettings(sparsity=0.4, include=added)
         zeros = apply(pruned, settings)
         wanted, count = from_disk(folder, settings, tmp_path / "out")
         assert_same(pruned, wanted)
@@ -203,7 +204,7 @@ def test_a_part_that_the_model_leaves_out_is_pruned_without_it(
         subject = Subject(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32, head=head
         )
-        pruned = PrunedSubject(subject, reader)
+        pruned = PrunedSubject(subject, reader, prunable_tensors(checkpoint).values())
         settings = PruneSettings(sparsity=0.4)
         zeros = apply(pruned, settings)
         wanted, count = from_disk(folder, settings, tmp_path / "out")

@@ -12,9 +12,9 @@ import numpy as np
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
+from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram, Spans
-from prunectl.magnitude.masks import as_groups
 from prunectl.magnitude.measure import (
     Measurement,
     PatternMeasure,
@@ -62,11 +62,6 @@ class Measured:
         self.histograms.close()
 
 
-def group_width(tensor: StoredTensor, axis: int) -> int:
-    """Elements from one input to the next in row-major order: 1 if inputs are the last axis."""
-    return math.prod(tensor.spec.shape[axis + 1 :])
-
-
 def measure(
     checkpoint: Checkpoint,
     names: Iterable[str],
@@ -100,10 +95,10 @@ def measure(
             tensor: StoredTensor, scratch: Scratch
         ) -> tuple[Measurement | None, list[tuple[str, PatternStats]]]:
             todo = patterns.get(tensor.name, ())
-            width = group_width(tensor, axes[tensor.name]) if todo else 1
+            rows = Rows.of(tensor.spec.shape, axes.get(tensor.name))
             losses = [(p, PatternMeasure(tensor.spec.dtype, p)) for p in todo]
             whole = TensorMeasure(tensor.spec.dtype) if tensor.name in wanted else None
-            unit = math.lcm(*(p.m for p in todo)) * width
+            unit = rows.tile(math.lcm(*(p.m for p in todo))) if todo else 1
             uint = code_format(tensor.spec.dtype).uint
             # Losses are sums of floats, as are the coarse histograms of wider types.
             there = scratch.device_for(tensor) if whole and uint.itemsize <= 2 else None
@@ -113,7 +108,7 @@ def measure(
                     there.run(codes, whole.update) if there else whole.update(codes)
                 for part in pieces(codes, unit) if losses else ():
                     for pattern, loss in losses:
-                        loss.update(as_groups(part, pattern.m, width))
+                        loss.update(rows.groups(part, pattern.m))
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 

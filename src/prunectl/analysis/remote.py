@@ -10,12 +10,10 @@ from typing import Any
 
 from prunectl.analysis.result import SourceFacts, TensorStats
 from prunectl.analysis.summary import source_facts
-from prunectl.analysis.verb import prunable_names
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub_remote import RemoteModel
 from prunectl.checkpoint.roles import TensorRole
-from prunectl.plan import not_prunable_reason
-from prunectl.settings import PruneSettings
+from prunectl.plan import not_prunable_reason, prunable_tensors
 from prunectl.sink.osfiles import free_bytes
 from prunectl.sink.shards import parse_size, plan_shards
 from prunectl.tensorspec import TensorSpec
@@ -170,7 +168,7 @@ def analyze_remote(remote: RemoteModel, output: Path) -> RemoteAnalysis:
 def _contents(
     checkpoint: Checkpoint,
 ) -> tuple[SourceFacts, dict[str, RoleSize], tuple[RemoteTensor, ...]]:
-    prunable, named = set(prunable_names(checkpoint)), checkpoint.roles.roles
+    prunable, named = prunable_tensors(checkpoint, fp8=True), checkpoint.roles.roles
     stats = [_stats(t.spec, named[t.name], prunable) for t in checkpoint.tensors]
     roles: dict[str, RoleSize] = {}
     for tensor, one in zip(checkpoint.tensors, stats, strict=True):
@@ -190,7 +188,7 @@ def _contents(
 def _stats(spec: TensorSpec, role: TensorRole, prunable: Collection[str]) -> TensorStats:
     """A tensor as the header tells of it; nothing is measured."""
     is_prunable = spec.name in prunable
-    reason = "" if is_prunable else not_prunable_reason(spec, role, PruneSettings())
+    reason = "" if is_prunable else not_prunable_reason(spec, role)
     return TensorStats(
         spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role), role.stack,
         role.layer, role.component, is_prunable, reason, spec.dtype.is_float,

@@ -30,7 +30,6 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.select import quantiles
 from prunectl.pattern import NM
 from prunectl.plan import misfit_reason, not_prunable_reason
-from prunectl.settings import PruneSettings
 
 _QUANTILE_NAMES = tuple(f"{q:g}" for q in QUANTILES)
 
@@ -134,7 +133,7 @@ def _tensor_stats(
 ) -> TensorStats:
     """Statistics of one tensor; its shares if it is prunable, else None."""
     spec, prunable = tensor.spec, tensor_shares is not None
-    reason = "" if prunable else not_prunable_reason(spec, role, PruneSettings())
+    reason = "" if prunable else not_prunable_reason(spec, role)
     stats = functools.partial(
         TensorStats, spec.name, spec.dtype.label, spec.shape, spec.numel, str(role.role),
         role.stack, role.layer, role.component, prunable, reason, spec.dtype.is_float,

@@ -19,11 +19,9 @@ from prunectl.device import check_device
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, distinct_nms, pruned_count
-from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
+from prunectl.plan import input_axis, misfit_reason, prunable_tensors
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.settings import PruneSettings
 from prunectl.streaming import named_device
-from prunectl.tensorspec import DTYPES
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice
@@ -66,7 +64,7 @@ def analyze(
     ranks.check_source(checkpoint, "analyze", [str(pattern) for pattern in chosen], use_cache)
     started = time.perf_counter()
     with measured_of(checkpoint, use_cache=use_cache, ranks=ranks) as measured:
-        prunable = prunable_names(checkpoint)
+        prunable = list(prunable_tensors(checkpoint, fp8=True))
         with named_device(device, on_event) as place:
             measure_missing(
                 checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event, ranks=ranks,
@@ -100,18 +98,6 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def prunable_names(checkpoint: Checkpoint) -> list[str]:
-    """Tensors whose role makes them prunable, in file order; with fp8, which only analyze takes."""
-    names, roles, usual = [], checkpoint.roles.roles, PruneSettings()
-    for tensor in checkpoint.tensors:
-        spec = tensor.spec
-        if spec.dtype.is_float and not spec.dtype.is_prunable:
-            spec = replace(spec, dtype=DTYPES["BF16"])
-        if not not_prunable_reason(spec, roles[spec.name], usual):
-            names.append(spec.name)
-    return names
-
-
 def measure_missing(
     checkpoint: Checkpoint,
     measured: Measured,
@@ -129,7 +115,7 @@ def measure_missing(
     specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
     todo: dict[str, tuple[NM, ...]] = {}
     axes: dict[str, int] = {}
-    for name in prunable_names(checkpoint) if pattern_names is None else pattern_names:
+    for name in prunable_tensors(checkpoint, fp8=True) if pattern_names is None else pattern_names:
         axis = input_axis(specs[name], roles[name])
         missing = tuple(
             pattern

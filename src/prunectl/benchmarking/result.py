@@ -34,7 +34,7 @@ class Side:
         architecture: of the transformers class. dtype: of most of its weights.
         parameters: number. weight_bytes: in memory, on the device.
         disk_bytes: of its weight files; None where it has none of its own.
-        zeros: in the matrices of its blocks.
+        zeros: in its prunable weights; of a model that has no files, in the matrices of its blocks.
         converted: matrices that have a sparse form in memory.
         loading: None where it was not measured.
     """

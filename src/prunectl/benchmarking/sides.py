@@ -14,8 +14,16 @@ from prunectl.benchmarking.loading import LoadCost, measure_loading
 from prunectl.benchmarking.presets import find_config, random_model
 from prunectl.benchmarking.result import Side, Skipped
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.zeros import block_matrices, count_zeros, fill_in_memory, prune_in_memory
+from prunectl.benchmarking.zeros import (
+    Zeros,
+    block_matrices,
+    fill_in_memory,
+    prune_in_memory,
+    zeros_in_memory,
+)
 from prunectl.device import free_memory, is_out_of_memory
+from prunectl.loading.weights import count_zeros
+from prunectl.plan import prunable_tensors, recorded_prunable
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +48,7 @@ class Source:
     weights: int
     config: dict[str, Any]
     trust_remote_code: bool = False
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ def source_of(checkpoint: Checkpoint) -> Source:
         checkpoint.nbytes,
         checkpoint.config,
         checkpoint.trust_remote_code,
+        checkpoint,
     )
 
 
@@ -104,7 +114,17 @@ def load_side(source: Source, label: str, device: torch.device, settings: BenchS
                 )
             model = _load(source, device, settings)
     side = _side(model, label, source.name)
+    if source.checkpoint is not None:
+        side = replace(side, zeros=_as_evaluated(source.checkpoint, side.zeros))
     return Live(replace(side, disk_bytes=source.disk_bytes, loading=cost), model)
+
+
+def _as_evaluated(checkpoint: Checkpoint, found: Zeros) -> Zeros:
+    """The zeros of the prunable weights, as ``evaluate`` and the manifest count them."""
+    names = prunable_tensors(checkpoint, recorded=recorded_prunable(checkpoint))
+    with checkpoint.open() as reader:
+        zeros, weights = count_zeros(checkpoint, names, reader)
+    return replace(found, weights=weights, zeros=zeros)
 
 
 def _load(source: Source, device: torch.device, settings: BenchSettings) -> Any:
@@ -170,7 +190,7 @@ def _side(model: Any, label: str, name: str) -> Side:
         parameters=sum(one.numel() for one in parameters),
         weight_bytes=weight_bytes(model),
         disk_bytes=None,
-        zeros=count_zeros(model),
+        zeros=zeros_in_memory(model),
         converted=0,
         loading=None,
     )

@@ -18,7 +18,13 @@ _BLOCK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """Of the matrices in a model's blocks: how many, their weights, zeros, and those in 2:4."""
+    """Of the prunable weights of a model: how many, and their zeros.
+
+    Attributes:
+        matrices: linear layers in the model's blocks.
+        weights, zeros: of the prunable tensors in its files; of ``matrices`` if it has none.
+        follow_2_4: how many of ``matrices`` do.
+    """
 
     matrices: int
     weights: int
@@ -58,7 +64,7 @@ def block_matrices(model: torch.nn.Module) -> list[Matrix]:
     return list(found.values())
 
 
-def count_zeros(model: torch.nn.Module) -> Zeros:
+def zeros_in_memory(model: torch.nn.Module) -> Zeros:
     """What the blocks of a model hold."""
     from prunectl.loading.semi_structured import follows_2_4
 

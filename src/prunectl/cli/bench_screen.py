@@ -32,6 +32,7 @@ def bench_screen(result: BenchResult, *, everything: bool = False) -> Iterator[R
         yield sentence(verdict)
     letters = {side.label: chr(ord("A") + number) for number, side in enumerate(result.sides)}
     yield _models(result, letters)
+    yield sentence("  zeros: share of the prunable weights")
     yield _speed(result, letters, everything)
     if result.kernels:
         yield from _kernels(result)

@@ -140,7 +140,6 @@ def sweep(
         step=_step(step, sparsity),
         patterns=_patterns(pattern or []),
         pruning=PruneSettings(
-            sparsity=0.5,
             method=method,
             scope=scope,  # type: ignore[arg-type]  # None is the method's own
             include=tuple(include or ()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from prunectl.checkpoint.mask_file import MaskFile
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.comparing.matching import Candidate
 from prunectl.events import OnEvent
+from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
-from prunectl.plan import input_axis
+from prunectl.plan import input_axis, prunable_tensors, require_prunable
 from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
@@ -32,23 +33,24 @@ if TYPE_CHECKING:
 Edits = Mapping[str, Edit]
 """What happens to tensors, by name; those that are not in it are copied."""
 
-_ANY = 0.5
-"""Which tensors are prunable does not depend on how much goes."""
-
 
 @dataclass(eq=False)
 class WeightSide:
     """A checkpoint: its masks are what ``prune`` would make of it, or its zeros.
 
     Attributes:
-        settings: what else counts as prunable; their sparsity and pattern are not looked at.
+        include, exclude: selectors that add to, and take from, its prunable tensors.
+        recorded: the tensors that decide what is prunable in the place of roles, if any: those of
+            its own manifest, of the other side's, or of the other side's masks.
         measured: what is known of its weights.
         by_zeros: whether its zeros are its mask.
     """
 
     checkpoint: Checkpoint
-    settings: PruneSettings
     measured: Measured
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    recorded: frozenset[str] = frozenset()
     by_zeros: bool = False
 
     @property
@@ -65,32 +67,28 @@ class WeightSide:
         """Its prunable tensors.
 
         Raises:
-            UnsupportedCheckpoint, NothingPrunable, UsageError: as :func:`plan_prune`.
+            UnsupportedCheckpoint, NothingPrunable, InvalidOption: as :func:`require_prunable`.
         """
-        plan = plan_prune(self.checkpoint, replace(self.settings, sparsity=_ANY))
-        return {
-            entry.spec.name: Candidate(entry.spec.shape, entry.role)
-            for entry in plan.tensors
-            if entry.prunable
-        }
+        roles = self.checkpoint.roles.roles
+        found = require_prunable(
+            self.checkpoint, self.include, self.exclude, recorded=self.recorded
+        )
+        return {name: Candidate(spec.shape, roles[name]) for name, spec in found.items()}
 
     def edits(
         self,
-        target: PruneSettings,
+        target: PruneSettings | None,
         names: Sequence[str],
         *,
         jobs: int | None,
         on_event: OnEvent,
     ) -> Edits:
         """What ``prune`` would do to ``names``, which are compared with one another only."""
-        if self.by_zeros:
+        if target is None or self.by_zeros:
             return {}
-        others = self.candidates().keys() - set(names)
-        settings = replace(
-            target,
-            include=self.settings.include,
-            exclude=(*self.settings.exclude, *(f"re:^{re.escape(name)}$" for name in others)),
-        )
+        usual = prunable_tensors(self.checkpoint).keys()
+        added, left = set(names) - usual, usual - set(names)
+        settings = replace(target, include=exactly(added), exclude=exactly(left))
         plan = plan_prune(self.checkpoint, settings)
         found = resolve_plan(self.checkpoint, plan, self.measured, jobs=jobs, on_event=on_event)
         return found.edits
@@ -141,6 +139,11 @@ class MaskSide:
 Side = WeightSide | MaskSide
 
 
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """Selectors of these tensors and no others."""
+    return tuple(f"re:^{re.escape(name)}$" for name in names)
+
+
 class WeightMasks:
     """Masks of one tensor, block by block and in order."""
 
@@ -149,14 +152,12 @@ class WeightMasks:
     ) -> None:
         self._tensor = checkpoint.by_name[name]
         spec, self._reader = self._tensor.spec, reader
-        axis = input_axis(spec, checkpoint.roles.roles[name])
-        self._editors = [
-            None if isinstance(edit, Copy) else Editor(edit, spec, axis) for edit in edits
-        ]
+        rows = Rows.of(spec.shape, input_axis(spec, checkpoint.roles.roles[name]))
+        self._editors = [None if isinstance(edit, Copy) else Editor(edit, rows) for edit in edits]
         self._format = code_format(spec.dtype)
         self.targets = len(edits)
         self.itemsize = spec.dtype.bits // 8
-        self.unit = math.lcm(8, *(block_unit(edit, spec, axis) for edit in edits))
+        self.unit = math.lcm(8, *(block_unit(edit, rows) for edit in edits))
 
     def kept(self, first: int, count: int, scratch: Scratch) -> list[Bits]:
         """Of weights ``first`` to ``first + count``: u8 [ceil(count / 8)] for each edit, 1 = kept.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -24,10 +23,11 @@ from prunectl.comparing.matching import Candidate, Matching, match
 from prunectl.comparing.overlap import Overlap
 from prunectl.comparing.result import AS_THEY_ARE, ComparedSide, Comparison, MaskPair
 from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
-from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide
+from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide, exactly
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
+from prunectl.plan import recorded_prunable
 from prunectl.settings import PruneSettings, matches
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.streaming import Scratch, run_ordered
@@ -107,11 +107,14 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One pair of masks: how it is called, its sparsity, and what makes those of weights."""
+    """One pair of masks: its label and sparsity, and what makes masks of weights.
+
+    ``settings`` is None where both sides have masks of their own.
+    """
 
     label: str
     sparsity: float | None
-    settings: PruneSettings
+    settings: PruneSettings | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +192,7 @@ class _Run:
             if settings.sparsities or settings.patterns:
                 text = "both sides have masks of their own: no others are made"
                 self.on_event(Note(text, warning=True))
-            return [_Target(AS_THEY_ARE, None, PruneSettings(sparsity=0.5))]
+            return [_Target(AS_THEY_ARE, None, None)]
         sparsities: Sequence[float] = settings.sparsities
         if not sparsities and not (own and settings.patterns):
             sparsities = [self._own_sparsity(own[0], stats)] if own else DEFAULT_SPARSITIES
@@ -253,7 +256,7 @@ def _open(one: Given, stack: ExitStack, use_cache: bool) -> Side:
         return side
     checkpoint = one if isinstance(one, Checkpoint) else open_model(one)
     measured = stack.enter_context(measured_of(checkpoint, use_cache=use_cache))
-    return WeightSide(checkpoint, PruneSettings(), measured)
+    return WeightSide(checkpoint, measured, recorded=recorded_prunable(checkpoint))
 
 
 def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
@@ -272,7 +275,7 @@ def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
         if isinstance(side, MaskSide):  # has masks of what it has masks of
             side.exclude = exclude
         else:
-            side.settings = PruneSettings(include=include, exclude=exclude)
+            side.include, side.exclude = include, exclude
         known |= {*include, *exclude}
     for selector in (*settings.include, *settings.exclude):
         if selector not in known:
@@ -289,12 +292,15 @@ def is_mask_path(given: str | os.PathLike[str]) -> bool:
 
 
 def _take_what_masks_mean(first: Side, second: Side) -> None:
-    """What a file has masks for counts as prunable in the model beside it."""
+    """What one side's masks, or its manifest, are about counts as prunable on the other too."""
     for side, other in ((first, second), (second, first)):
-        if isinstance(side, WeightSide) and isinstance(other, MaskSide):
+        if not isinstance(side, WeightSide):
+            continue
+        if isinstance(other, MaskSide):
             named = [name for name in other.file.masks if name in side.checkpoint.by_name]
-            include = (*side.settings.include, *(f"re:^{re.escape(name)}$" for name in named))
-            side.settings = replace(side.settings, include=include)
+            side.include = (*side.include, *exactly(named))
+        elif not side.recorded:
+            side.recorded = other.recorded & side.checkpoint.by_name.keys()
 
 
 def _side(

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import choose_device, is_out_of_memory, names_of, other_devices
-from prunectl.errors import BadCheckpoint, BadManifest, PrunectlError, UnknownArchitecture
+from prunectl.errors import BadCheckpoint, PrunectlError, UnknownArchitecture
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.events import Note
-from prunectl.plan import not_prunable_reason
+from prunectl.plan import prunable_tensors, recorded_prunable
 from prunectl.ranks.launched import launched
-from prunectl.settings import PruneSettings
-from prunectl.sink.manifest import read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +86,7 @@ class Subject:
             self._initialise(seed)
         connect(self.model, self._skeleton.places, self._skeleton.device)
         known = self._skeleton.targets
-        names = prunable_names(checkpoint)
+        names = list(prunable_tensors(checkpoint, recorded=recorded_prunable(checkpoint)))
         self.prunable = tuple(name for name in names if name in known)
         texts = _unused([name for name in names if name not in known])
         self.notes = tuple(Note(text, warning=True) for text in texts)
@@ -146,12 +144,7 @@ class Subject:
             self.put(name, read_tensor(self._reader, self.checkpoint.by_any_name[name]))
 
     def held(self) -> list[Held]:
-        """What is zero now of the prunable weights, and of all that the folder's manifest says was
-        pruned, and is to stay so; tied tensors once."""
-        known = self.views.keys() | self._others.keys()
-        more = [name for name in _pruned_names(self.checkpoint)
-                if name in self._skeleton.targets and name not in known]  # fmt: skip
-        self._others |= self._skeleton.views(more)
+        """The prunable weights that are zero now, and are to stay so; tied tensors once."""
         found: dict[int, Held] = {}
         for name, view in (self.views | self._others).items():
             found.setdefault(view.data_ptr(), Held(name, view, view == 0))
@@ -180,22 +173,6 @@ def _unused(names: list[str]) -> Iterator[str]:
             f"{len(names):,} prunable matrices are not in the model that config.json describes, "
             f"such as {names[0]}: no score says anything of them"
         )
-
-
-def prunable_names(checkpoint: Checkpoint) -> list[str]:
-    """The tensors that pruning is about, where nothing is included or excluded; in file order."""
-    roles, settings = checkpoint.roles.roles, PruneSettings()
-    specs = [tensor.spec for tensor in checkpoint.tensors]
-    return [s.name for s in specs if not not_prunable_reason(s, roles[s.name], settings)]
-
-
-def _pruned_names(checkpoint: Checkpoint) -> list[str]:
-    """What was pruned by prunectl, whatever it is (``--include``); nothing without a manifest."""
-    try:
-        manifest = read_manifest(checkpoint.folder)
-    except BadManifest:
-        return []
-    return [record.name for record in manifest.tensors if record.pattern is not None]
 
 
 def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[Any, Any]:

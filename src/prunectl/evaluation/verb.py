@@ -6,8 +6,6 @@ import os
 import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.reader import TensorReader
-from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import check_device
 from prunectl.evaluation.metric import Metric, Score
 from prunectl.evaluation.metrics import prepare
@@ -15,9 +13,10 @@ from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.subject import Subject, open_subject
+from prunectl.evaluation.subject import open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
+from prunectl.loading.weights import count_zeros
 
 
 def evaluate(
@@ -51,7 +50,7 @@ def evaluate(
     ) as (subject, reader):
         for note in subject.notes:
             on_event(note)
-        zeros, weights = count_zeros(subject, reader)
+        zeros, weights = count_zeros(checkpoint, subject.prunable, reader)
         score = metric.score(subject, seed=settings.seed, on_event=on_event)
         dtype = str(subject.model.dtype).removeprefix("torch.")
         return Evaluation(
@@ -77,11 +76,3 @@ def evaluate(
 def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:
     """How sure a score is."""
     return interval(redrawn(score.values, metric.statistic, seed))
-
-
-def count_zeros(subject: Subject, reader: TensorReader) -> tuple[int, int]:
-    """Zeros of the prunable weights, and how many weights those are, as the files have them."""
-    stored = [subject.checkpoint.by_any_name[name] for name in subject.prunable]
-    total = sum(tensor.spec.numel for tensor in stored)
-    kept = sum(int(read_tensor(reader, tensor).count_nonzero()) for tensor in stored)
-    return total - kept, total

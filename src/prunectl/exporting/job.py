@@ -14,10 +14,9 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
 from prunectl.exporting.survey import Expected, held_to
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan import input_axis, misfit_reason, not_prunable_reason
+from prunectl.plan import input_axis, misfit_reason, prunable_tensors
 from prunectl.pruning.job import protected
 from prunectl.pruning.outputs import OutputTensor, output_tensors
-from prunectl.settings import PruneSettings
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.parts import PartsShard, plan_parts
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
@@ -178,13 +177,10 @@ def _axes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _as_told(checkpoint: Checkpoint, pattern: NM) -> dict[str, Expected]:
-    settings = PruneSettings(pattern=pattern)
     found = {}
-    for tensor in checkpoint.tensors:
-        spec, role = tensor.spec, checkpoint.roles.roles[tensor.name]
+    for name, spec in prunable_tensors(checkpoint).items():
+        role = checkpoint.roles.roles[name]
         axis = input_axis(spec, role)
-        if axis is None or not_prunable_reason(spec, role, settings):
-            continue
-        if not misfit_reason(spec, role, pattern):
-            found[spec.name] = Expected(pattern, axis)
+        if axis is not None and not misfit_reason(spec, role, pattern):
+            found[name] = Expected(pattern, axis)
     return found

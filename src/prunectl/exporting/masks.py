@@ -20,13 +20,12 @@ from prunectl.errors import BadManifest, CannotWrite, NothingMasked, OutputConfl
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.result import MasksResult
 from prunectl.exporting.survey import check_digest, held_to
+from prunectl.geometry import Rows, mask_unit
 from prunectl.loading.compressed import open_model
-from prunectl.magnitude.masks import as_groups, kept_bits, nm_violations
+from prunectl.magnitude.masks import kept_bits, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan import input_axis, not_prunable_reason
-from prunectl.pruning.edits import axis_view, mask_unit
+from prunectl.plan import input_axis, prunable_tensors
 from prunectl.pruning.job import protected
-from prunectl.settings import PruneSettings
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.mask_file import MaskEntry, MaskWriter
 from prunectl.sink.osfiles import os_errors
@@ -160,7 +159,7 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
         pattern = parse_pattern(record.pattern)
         partly = record.pattern_rows is not None  # then the whole tensor follows no pattern
         groups = None if isinstance(pattern, Unstructured) or partly else pattern
-        if groups is not None and axis_view(spec, record.input_axis)[0] % groups.m:
+        if groups is not None and Rows.of(spec.shape, record.input_axis).length % groups.m:
             raise BadManifest(path, f"lists '{record.name}' as {groups}, which it cannot be")
         axis = record.input_axis
         if groups is not None and axis is None:
@@ -180,11 +179,7 @@ def _holding_zeros(
         NothingMasked: there are none.
     """
     roles = checkpoint.roles.roles
-    candidates = [
-        tensor
-        for tensor in checkpoint.tensors
-        if not not_prunable_reason(tensor.spec, roles[tensor.name], PruneSettings())
-    ]
+    candidates = [checkpoint.by_name[name] for name in prunable_tensors(checkpoint)]
     phase = "looking for zeros"
     on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in candidates)))
 
@@ -240,14 +235,14 @@ def _write_one(
     scratch: Scratch,
 ) -> int:
     spec, uint, groups = one.stored.spec, _uint(one.stored), one.pattern
-    width = axis_view(spec, one.axis)[1]
-    unit = mask_unit(1 if groups is None else groups.m * width)
+    rows = Rows.of(spec.shape, one.axis)
+    unit = mask_unit(1 if groups is None else rows.tile(groups.m))
     zeros, digest = 0, blake3.blake3()
     for offset, block in scratch.blocks(reader, one.stored, unit):
         digest.update(block.data)
         codes = block.view(uint)
         if groups is not None:
-            tiles = as_groups(codes, groups.m, width)
+            tiles = rows.groups(codes, groups.m)
             if nm_violations(tiles, groups.n, groups.m):
                 raise BadManifest(
                     checkpoint.folder / MANIFEST_NAME,

@@ -11,7 +11,7 @@ from prunectl._version import __version__
 from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
-from prunectl.plan import input_axis, not_prunable_reason
+from prunectl.plan import input_axis, prunable_tensors
 from prunectl.pruning.papers import (
     auto_class_of,
     for_others,
@@ -20,7 +20,6 @@ from prunectl.pruning.papers import (
     source_card,
     source_record,
 )
-from prunectl.settings import PruneSettings
 from prunectl.sink.card import CardFacts, earlier_commands, model_card, role_rows
 from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
 from prunectl.sink.folder import OutputFolder
@@ -112,14 +111,14 @@ def _records(job: Job, result: ExportResult) -> tuple[TensorRecord, ...]:
 
 def _fresh_records(job: Job, result: ExportResult) -> dict[str, TensorRecord]:
     """Records of a checkpoint that prunectl has not written: nothing of it was pruned here."""
-    settings = PruneSettings()
+    names = prunable_tensors(job.checkpoint)
     records: dict[str, TensorRecord] = {}
     first: dict[str, str] = {}
     for tensor in result.tensors:
         source = job.outputs[tensor.name].source
         role = job.checkpoint.roles.roles[source.name]
         owner = first.setdefault(source.name, tensor.name)
-        prunable = not not_prunable_reason(source.spec, role, settings)
+        prunable = source.name in names
         is_float = DTYPES[tensor.dtype].is_float
         records[tensor.name] = TensorRecord(
             name=tensor.name,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from blake3 import blake3
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.checkpoint.torch_tensors import read_elements
+from prunectl.checkpoint.torch_tensors import read_elements, read_tensor
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
 from prunectl.streaming import run_ordered
@@ -108,6 +109,22 @@ class Weights(Mapping[str, "torch.Tensor"]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def count_zeros(
+    checkpoint: Checkpoint, names: Iterable[str], reader: TensorReader
+) -> tuple[int, int]:
+    """Zeros of both signs in some tensors of a dense or compressed checkpoint, and their weights.
+
+    Raises:
+        BadCheckpoint: a tensor cannot be read.
+    """
+    zeros = weights = 0
+    for name in names:
+        tensor = read_tensor(reader, checkpoint.by_any_name[name])
+        weights += tensor.numel()
+        zeros += tensor.numel() - int(tensor.count_nonzero())
+    return zeros, weights
 
 
 def open_weights(

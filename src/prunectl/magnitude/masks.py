@@ -61,20 +61,6 @@ def _mask(codes: Codes) -> Any:
     return codes.dtype.type((1 << (bits - 1)) - 1)
 
 
-def as_groups(codes: AnyCodes, m: int, width: int) -> AnyCodes:
-    """A block of whole N:M groups as [outer, axis, inner], the shape that N:M kernels take.
-
-    In row-major order a tensor whose input axis is divisible by m is a sequence of [m, width]
-    tiles, whatever lies outside of that axis.
-
-    Args:
-        codes: [n], n a multiple of m * width.
-        m: weights in a group.
-        width: elements from one input to the next: 1 if inputs are the last axis.
-    """
-    return codes.reshape(1, -1, 1) if width == 1 else codes.reshape(-1, m, width)
-
-
 def count_zeros(codes: Codes) -> int:
     """How many of ``codes`` [n], contiguous, u8 too, are zero (of either sign)."""
     if codes.dtype == np.uint8:

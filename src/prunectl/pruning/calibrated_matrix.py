@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prunectl.geometry import Ranges
 from prunectl.methods.admm import admm
 from prunectl.methods.loss import output_error, row_errors
 from prunectl.methods.magnitude import magnitude
@@ -14,7 +15,7 @@ from prunectl.methods.refine import gains, refine
 from prunectl.methods.sparsegpt import sparsegpt
 from prunectl.methods.statistics import Gram
 from prunectl.methods.wanda import wanda
-from prunectl.pruning.row_blocks import Ranges, choose_rows
+from prunectl.pruning.row_blocks import choose_rows
 from prunectl.pruning.stored_form import Form, unit_of
 from prunectl.pruning.targets import ByRowBlocks, Goal, Masked
 from prunectl.settings import Method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,9 @@ import numpy as np
 from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.magnitude.masks import AnyCodes, as_groups, kernels_for
+from prunectl.geometry import Ranges, Rows, mask_unit
+from prunectl.magnitude.masks import AnyCodes, kernels_for
 from prunectl.pattern import NM
-from prunectl.pruning.row_blocks import Ranges, row_parts
-from prunectl.tensorspec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class RowGroups:
     """At most N of every M along the input axis stay in some rows; the others keep every bit.
 
     Attributes:
-        rows: sorted ranges, numbered as in :mod:`prunectl.pruning.row_blocks`.
+        rows: sorted ranges, numbered as in :mod:`prunectl.geometry`.
     """
 
     pattern: NM
@@ -85,42 +83,23 @@ class Replace:
 Edit = Copy | Cut | CutRows | Groups | RowGroups | Keep | Replace
 
 
-def axis_view(spec: TensorSpec, axis: int | None) -> tuple[int, int]:
-    """(length of a row, elements from one of its weights to the next) in row-major order.
-
-    A row is the weights of one output: along the input axis, or, of a convolution, which has none,
-    all behind the first axis. A vector is one row.
-    """
-    if not spec.shape:
-        return 1, 1
-    if axis is None:
-        return math.prod(spec.shape[1:] or spec.shape), 1
-    return spec.shape[axis], math.prod(spec.shape[axis + 1 :])
-
-
-def block_unit(edit: Edit, spec: TensorSpec, axis: int | None) -> int:
+def block_unit(edit: Edit, rows: Rows) -> int:
     """Elements that must come in one block: whole groups, whole rows, or single weights."""
     if isinstance(edit, Groups | RowGroups):
-        return edit.pattern.m * axis_view(spec, axis)[1]
+        return rows.tile(edit.pattern.m)
     if isinstance(edit, CutRows):
-        return math.prod(axis_view(spec, axis))
+        return rows.band
     if isinstance(edit, Keep):
         pattern = edit.mask.pattern
-        return mask_unit(1 if pattern is None else pattern.m * axis_view(spec, axis)[1])
+        return mask_unit(1 if pattern is None else rows.tile(pattern.m))
     return 1
-
-
-def mask_unit(unit: int) -> int:
-    """The smallest multiple of ``unit`` weights whose mask is whole bytes."""
-    return math.lcm(8, unit)
 
 
 class Editor:
     """Applies one edit to a tensor's blocks, in order, in place."""
 
-    def __init__(self, edit: Edit, spec: TensorSpec, axis: int | None) -> None:
-        self.edit = edit
-        self._length, self._width = axis_view(spec, axis)
+    def __init__(self, edit: Edit, rows: Rows) -> None:
+        self.edit, self._rows = edit, rows
         self._quota = edit.quota if isinstance(edit, Cut) else 0
         self._first = 0
 
@@ -134,10 +113,11 @@ class Editor:
             zeros, used = kernels.cut(codes, edit.code, self._quota)
             self._quota -= used
         elif isinstance(edit, CutRows):
-            zeros = kernels.cut_rows(codes.reshape(-1, self._length, self._width), edit.sparsity)
+            rows = codes.reshape(-1, self._rows.length, self._rows.stride)
+            zeros = kernels.cut_rows(rows, edit.sparsity)
         elif isinstance(edit, Groups):
             m = edit.pattern.m
-            zeros = kernels.nm(as_groups(codes, m, self._width), edit.pattern.n, m)
+            zeros = kernels.nm(self._rows.groups(codes, m), edit.pattern.n, m)
         elif isinstance(edit, RowGroups):
             zeros = self._group_rows(codes, edit)
         else:
@@ -146,17 +126,17 @@ class Editor:
 
     def _group_rows(self, codes: AnyCodes, edit: RowGroups) -> int:
         """Bring the rows of ``edit`` that are in ``codes`` into its pattern; returns zeros."""
-        n, m, place = edit.pattern.n, edit.pattern.m, (self._length, self._width)
+        n, m = edit.pattern.n, edit.pattern.m
         kernels = kernels_for(codes)
-        parts = row_parts(codes, self._first, *place, edit.rows)
-        if self._width == 1 or not isinstance(codes, np.ndarray):
+        parts = self._rows.parts(codes, self._first, edit.rows)
+        if self._rows.stride == 1 or not isinstance(codes, np.ndarray):
             for part in parts:
                 kernels.nm(part, n, m)
         else:
             # Kernels are slow on a few columns: they get all of them, and what is theirs is taken.
             whole = codes.copy()
-            kernels.nm(as_groups(whole, m, self._width), n, m)
-            done = row_parts(whole, self._first, *place, edit.rows)
+            kernels.nm(self._rows.groups(whole, m), n, m)
+            done = self._rows.parts(whole, self._first, edit.rows)
             for part, new in zip(parts, done, strict=True):
                 part[...] = new
         zeros = kernels.count_zeros(codes)

@@ -15,9 +15,9 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, read_masks
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
+from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.plain import plain
-from prunectl.plan import Plan, TensorPlan, make_plan, plan_masks
+from prunectl.plan import Plan, TensorPlan, make_plan, plan_masks, refuse_quantized
 from prunectl.pruning.masking import fit_masks, mask_argument, source_note
 from prunectl.pruning.outputs import OutputTensor, output_tensors
 from prunectl.settings import PruneSettings, check_settings
@@ -67,12 +67,7 @@ def plan_prune(model: Checkpoint | str | os.PathLike[str], settings: PruneSettin
 
 
 def _plan(checkpoint: Checkpoint, settings: PruneSettings) -> tuple[Plan, MaskFile | None]:
-    if checkpoint.quantization:
-        raise UnsupportedCheckpoint(
-            checkpoint.model,
-            f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="prune the checkpoint from before quantization, then quantize the result",
-        )
+    refuse_quantized(checkpoint)
     specs = [tensor.spec for tensor in checkpoint.tensors]
     if settings.mask is None:
         return make_plan(specs, checkpoint.roles.roles, settings), None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import DamagedWork, SourceChanged
+from prunectl.geometry import Rows
 from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan import Plan, Pool, TensorPlan
-from prunectl.pruning.edits import Copy, Cut, Replace, axis_view
+from prunectl.pruning.edits import Copy, Cut, Replace
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
@@ -156,7 +157,7 @@ def _rounded(plan: Plan, index: int) -> int:
         return pool.target_zeros
     total = 0
     for entry in entries:
-        together, _ = axis_view(entry.spec, entry.input_axis)
+        together = Rows.of(entry.spec.shape, entry.input_axis).length
         if pool.scope is Scope.TENSOR:
             together = entry.spec.numel
         if together:

@@ -12,10 +12,10 @@ from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
+from prunectl.geometry import Ranges
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
 from prunectl.plan import Plan, Pool
 from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
-from prunectl.pruning.row_blocks import Ranges
 from prunectl.pruning.row_budget import TakenRows, take_rows
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import ROW_BLOCK, Scope

@@ -1,73 +1,16 @@
-"""Blocks of rows that take an N:M pattern while the other rows of a matrix stay dense.
-
-A *row* is what one output is computed from: a run of weights along the input axis. Rows of a tensor
-are numbered through its stack of matrices, ``matrix * out + row``, and lie in sorted ranges
-``[start, stop)`` that neither overlap nor touch.
-"""
+"""Blocks of rows that take an N:M pattern while the other rows of a matrix stay dense."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunectl.geometry import Ranges
 from prunectl.magnitude.codes import Codes
-from prunectl.magnitude.masks import AnyCodes
 from prunectl.pattern import nearest_prefix
 from prunectl.settings import ROW_BLOCK
-
-Ranges = tuple[tuple[int, int], ...]
-"""Rows as sorted ranges [start, stop)."""
-
-
-def rows_of_matrix(shape: Sequence[int], axis: int) -> int:
-    """Rows (outputs) of each matrix in a tensor whose inputs are ``axis``; of a vector it is 1."""
-    if axis == len(shape) - 1:
-        return shape[-2] if len(shape) > 1 else 1
-    return math.prod(shape[axis + 1 :])
-
-
-def row_parts(
-    codes: AnyCodes, first: int, length: int, width: int, ranges: Ranges
-) -> Iterator[AnyCodes]:
-    """The parts of a tensor's block that lie in some of its rows, as N:M kernels take them.
-
-    Args:
-        codes: [n], contiguous: whole N:M groups of the tensor, that is tiles [m, width].
-        first: place of its first element in the tensor, row-major.
-        length: of the input axis, a multiple of m.
-        width: elements from one input to the next: 1 if inputs are the last axis.
-        ranges: the rows.
-
-    Yields:
-        Views [1, inputs, rows of a range] of ``codes``; where inputs are the last axis, and rows
-        thus lie one behind the other, [1, inputs of all rows of a range, 1].
-    """
-    if width == 1:
-        for start, stop in _inside(ranges, first // length, -(-(first + len(codes)) // length)):
-            part = codes[max(0, start * length - first) : stop * length - first]
-            yield part.reshape(1, -1, 1)
-        return
-    lines = codes.reshape(-1, width)
-    line, end = first // width, first // width + len(lines)
-    for matrix in range(line // length, -(-end // length)):
-        begin = max(line, matrix * length) - line
-        part = lines[begin : min(end, (matrix + 1) * length) - line]
-        for start, stop in _inside(ranges, matrix * width, (matrix + 1) * width):
-            yield part[None, :, start - matrix * width : stop - matrix * width]
-
-
-def _inside(ranges: Ranges, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """What of the ranges is in the rows [first, last)."""
-    for i in range(max(0, bisect_right(ranges, (first, 0)) - 1), len(ranges)):
-        start, stop = ranges[i]
-        if start >= last:
-            return
-        if stop > first:
-            yield max(start, first), min(stop, last)
 
 
 class RowShares:

@@ -12,19 +12,17 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
+from prunectl.geometry import Ranges, Rows
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.magnitude.measure import PatternMeasure
 from prunectl.pattern import NM
 from prunectl.plan import Plan
-from prunectl.pruning.edits import axis_view
 from prunectl.pruning.row_blocks import (
-    Ranges,
     RowShares,
     block_rows,
     choose_blocks,
     merged,
-    rows_of_matrix,
 )
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.settings import ROW_BLOCK
@@ -111,7 +109,7 @@ def _take(
     tensor: StoredTensor, axis: int, matrices: list[BlockLosses], shares: RowShares
 ) -> TakenRows:
     """Choose the blocks of the next tensor."""
-    spec, out = tensor.spec, rows_of_matrix(tensor.spec.shape, axis)
+    spec, out = tensor.spec, Rows.of(tensor.spec.shape, axis).per_matrix
     rows, zeros, lost = [], 0, 0.0
     for number, matrix in enumerate(matrices):
         more = shares.of_next(out * spec.shape[axis]) - matrix.present
@@ -134,11 +132,11 @@ def block_losses(
     Inf has no squared norm, here as in :class:`PatternMeasure`; NaN is the caller's to rule out.
     """
     spec = tensor.spec
-    length, width = axis_view(spec, axis)
-    out = rows_of_matrix(spec.shape, axis)
+    geometry = Rows.of(spec.shape, axis)
+    length, width, out = geometry.length, geometry.stride, geometry.per_matrix
     uint = code_format(spec.dtype).uint
     # Whole blocks of rows where these are stored so; else lines of inputs, a piece of every row.
-    unit = ROW_BLOCK * length if width == 1 else pattern.m * width
+    unit = ROW_BLOCK * length if width == 1 else geometry.tile(pattern.m)
     for first in range(0, spec.numel, out * length):
         part = (first, out * length)
         blocks = (b.view(uint) for _, b in scratch.blocks(reader, tensor, unit, part=part))

@@ -13,11 +13,11 @@ import numpy as np
 from prunectl.analysis.sizes import entropy
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
+from prunectl.geometry import Rows
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.masks import (
     AnyCodes,
-    as_groups,
     count_zeros,
     keep,
     kernels_for,
@@ -31,7 +31,6 @@ from prunectl.pruning.edits import (
     Editor,
     Keep,
     Replace,
-    axis_view,
     block_unit,
 )
 from prunectl.pruning.outputs import OutputTensor
@@ -91,22 +90,22 @@ def write_tensor(
     spec, source = tensor.spec, tensor.source
     format = code_format(spec.dtype) if spec.dtype.is_float else None
     output = _Output(spec.name, format, write, prunable=prunable)
-    length, width = axis_view(spec, axis)
+    rows = Rows.of(spec.shape, axis)
     if isinstance(edit, Copy) or format is None:
         for offset, block in scratch.blocks(reader, source):
             output.put(offset, block, None)
-    elif isinstance(edit, CutRows) and width > 1:
-        _write_across(tensor, edit, (length, width), reader, output, scratch)
+    elif isinstance(edit, CutRows) and rows.stride > 1:
+        _write_across(tensor, edit, rows, reader, output, scratch)
     elif isinstance(edit, Keep):
         itemsize = spec.dtype.bits // 8
-        for offset, block in scratch.blocks(reader, source, block_unit(edit, spec, axis)):
-            output.put(offset, block, partial(_keep, edit, offset // itemsize, width, scratch))
+        for offset, block in scratch.blocks(reader, source, block_unit(edit, rows)):
+            output.put(offset, block, partial(_keep, edit, offset // itemsize, rows, scratch))
     elif isinstance(edit, Replace):
         for offset, block in scratch.blocks(reader, source):
             output.put(offset, block, partial(_replace, edit, offset))
     else:
-        editor, device = Editor(edit, spec, axis), scratch.device_for(source)
-        unit, large = block_unit(edit, spec, axis), device is not None
+        editor, device = Editor(edit, rows), scratch.device_for(source)
+        unit, large = block_unit(edit, rows), device is not None
         for offset, block in scratch.blocks(reader, source, unit, large=large):
             output.put(offset, block, editor.apply, device)
     return output.written()
@@ -182,7 +181,7 @@ def _exponent_bits(codes: Codes, format: CodeFormat) -> float:
 def _write_across(
     tensor: OutputTensor,
     edit: CutRows,
-    shape: tuple[int, int],
+    rows: Rows,
     reader: TensorReader,
     output: _Output,
     scratch: Scratch,
@@ -192,7 +191,7 @@ def _write_across(
     Each matrix is read several times to find its cuts, in blocks of whole lines: one block is all
     that is in memory.
     """
-    length, width = shape
+    length, width = rows.length, rows.stride
     uint = np.dtype(f"u{tensor.spec.dtype.bits // 8}")
     k = pruned_count(edit.sparsity, length)
     for first in range(0, tensor.spec.numel, length * width):
@@ -208,7 +207,7 @@ def _write_across(
             output.put(offset, block, apply)
 
 
-def _keep(edit: Keep, first: int, width: int, scratch: Scratch, codes: Codes) -> int:
+def _keep(edit: Keep, first: int, rows: Rows, scratch: Scratch, codes: Codes) -> int:
     """Apply the mask to ``codes`` [n], weight ``first`` of the tensor and on; returns zeros."""
     mask = edit.mask
     bits = scratch.buffer(-(-codes.size // 8), "mask")
@@ -219,7 +218,7 @@ def _keep(edit: Keep, first: int, width: int, scratch: Scratch, codes: Codes) ->
     zeros = keep(codes, bits)
     if mask.pattern is not None:
         n, m = mask.pattern.n, mask.pattern.m
-        if nm_violations(as_groups(codes, m, width), n, m):
+        if nm_violations(rows.groups(codes, m), n, m):
             why = f"'{mask.name}' keeps more than {n} of {m} weights somewhere, unlike its header"
             raise BadMaskFile(mask.bits.file, why)
     return zeros

@@ -25,6 +25,7 @@ from prunectl.evaluation.subject import Subject, dtype_of, open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
+from prunectl.plan import prunable_tensors
 from prunectl.pruning.calibration_samples import gather_samples
 from prunectl.settings import Calibration, PruneSettings
 from prunectl.study.curves import Redraws
@@ -186,9 +187,11 @@ class Measurer:
             for note in () if self._told else subject.notes:
                 self._on_event(note)
             self._told = True
+            pruning = self.settings.pruning
+            prunable = prunable_tensors(self.checkpoint, pruning.include, pruning.exclude)
             # Weights are measured once, also where the cache does not work.
             self._measured = self._measured or load_measured(self.checkpoint) or Measured()
-            self._pruned = PrunedSubject(subject, reader, self._measured)
+            self._pruned = PrunedSubject(subject, reader, prunable.values(), self._measured)
         return self._pruned
 
     def _drop(self) -> None:

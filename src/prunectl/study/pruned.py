@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.evaluation.subject import Subject
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.plan import TensorPlan
 from prunectl.pruning.edited import edited
 from prunectl.pruning.edits import Copy, Edit, Replace
-from prunectl.pruning.job import Job, plan_job
+from prunectl.pruning.job import plan_job
 from prunectl.pruning.resolving import resolved
 from prunectl.pruning.verb import DEFAULT_SHARD_SIZE
 from prunectl.settings import PruneSettings
+from prunectl.tensorspec import TensorSpec
 
 PHASE = "pruning in memory"
-_ANY = PruneSettings(sparsity=0.5)
-"""Which tensors are prunable does not depend on how much goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,18 @@ class PrunedSubject:
     sparsity are nested, and N:M budgets add one matrix after the other.
 
     Args:
+        prunable: the tensors that are pruned.
         measured: what is known of the weights; receives more, and is not closed. None is the cache.
     """
 
     def __init__(
-        self, subject: Subject, reader: TensorReader, measured: Measured | None = None
+        self,
+        subject: Subject,
+        reader: TensorReader,
+        prunable: Collection[TensorSpec],
+        measured: Measured | None = None,
     ) -> None:
-        self.subject, self._measured = subject, measured
+        self.subject, self._prunable, self._measured = subject, prunable, measured
         self._reader = reader
         self._edits: dict[str, Edit] = {}
         self._zeros: dict[str, int] = {}
@@ -76,32 +81,29 @@ class PrunedSubject:
         """
         checkpoint = self.subject.checkpoint
         if settings is None:
-            job = plan_job(checkpoint, Path(), _ANY, DEFAULT_SHARD_SIZE, "")
-            self._put(job, {}, on_event)
-            return self._zeros_of(job)
+            self._put({}, {}, on_event)
+            return self._zeros_now()
         with tempfile.TemporaryDirectory(prefix="prunectl-sweep-") as folder:
             job = plan_job(checkpoint, Path(folder) / "out", settings, DEFAULT_SHARD_SIZE, "")
             with resolved(
                 job, use_cache=True, jobs=jobs, on_event=on_event, measured=self._measured
             ) as (job, resolution):
-                self._put(job, resolution.edits, on_event)
-        return self._zeros_of(job)
+                self._put(resolution.edits, job.planned, on_event)
+        return self._zeros_now()
 
-    def _zeros_of(self, job: Job) -> Zeros:
-        weights = [entry.spec for entry in job.plan.tensors if entry.prunable]
+    def _zeros_now(self) -> Zeros:
         return Zeros(
-            sum(self._count(spec.name) for spec in weights),
-            sum(spec.numel for spec in weights),
-            sum(tensor.spec.numel for tensor in job.checkpoint.tensors),
+            sum(self._count(spec.name) for spec in self._prunable),
+            sum(spec.numel for spec in self._prunable),
+            sum(tensor.spec.numel for tensor in self.subject.checkpoint.tensors),
         )
 
-    def _put(self, job: Job, edits: Mapping[str, Edit], on_event: OnEvent) -> None:
-        stored = job.checkpoint.by_name
-        wanted = {
-            name: edits.get(name, Copy())
-            for name in stored
-            if job.planned[name].prunable or name in self._edits
-        }
+    def _put(
+        self, edits: Mapping[str, Edit], planned: Mapping[str, TensorPlan], on_event: OnEvent
+    ) -> None:
+        """Bring the model to ``edits``; what is not among them becomes dense again."""
+        stored = self.subject.checkpoint.by_name
+        wanted = {name: edits.get(name, Copy()) for name in {**self._edits, **edits}}
         changed = {
             name: edit
             for name, edit in wanted.items()
@@ -109,8 +111,8 @@ class PrunedSubject:
         }
         on_event(PhaseStarted(PHASE, sum(stored[name].spec.nbytes for name in changed)))
         for name, edit in changed.items():
-            planned = job.planned[name]
-            values = edited(stored[name], edit, planned.input_axis, self._reader, prunable=True)
+            axis = planned[name].input_axis if name in planned else None
+            values = edited(stored[name], edit, axis, self._reader, prunable=True)
             tensor = as_tensor(values, stored[name])
             self.subject.put(name, tensor)
             self._edits[name] = edit

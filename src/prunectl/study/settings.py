@@ -35,7 +35,7 @@ class SweepSettings:
     sparsity: str = "auto"
     step: float = DEFAULT_STEP
     patterns: tuple[Pattern, ...] = (Unstructured(),)
-    pruning: PruneSettings = field(default_factory=lambda: PruneSettings(sparsity=0.5))
+    pruning: PruneSettings = field(default_factory=PruneSettings)
     tolerance: Tolerance = field(default_factory=Tolerance)
     seeds: tuple[int, ...] = (0,)
 

@@ -19,12 +19,12 @@ from prunectl.errors import CannotWrite
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.metrics import prepare
 from prunectl.evaluation.processes import tell_unshared
-from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.subject import dtype_of, prunable_names
+from prunectl.evaluation.subject import dtype_of
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
+from prunectl.plan import prunable_tensors
 from prunectl.pruning.job import plan_prune
 from prunectl.ranks.joining import joined_ranks
 from prunectl.ranks.ranks import SAME_COMMAND
@@ -247,7 +247,7 @@ def _empty(
         metric=metric.name,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
-        models=tuple(_model(*one, settings.evaluation) for one in prepared),
+        models=tuple(_model(*one, settings) for one in prepared),
         curves=(),
         settings={
             "sparsity": settings.grid.text,
@@ -272,14 +272,15 @@ def _empty(
     )
 
 
-def _model(checkpoint: Checkpoint, metric: Metric, evaluation: EvalSettings) -> SweptModel:
+def _model(checkpoint: Checkpoint, metric: Metric, settings: SweepSettings) -> SweptModel:
+    evaluation, pruning = settings.evaluation, settings.pruning
     dtype = dtype_of(checkpoint, metric, choose_device(evaluation.device), evaluation.dtype)
-    names = set(prunable_names(checkpoint))
+    prunable = prunable_tensors(checkpoint, pruning.include, pruning.exclude)
     return SweptModel(
         model=checkpoint.model,
         revision=checkpoint.commit,
         parameters=sum(tensor.spec.numel for tensor in checkpoint.tensors),
-        prunable=sum(t.spec.numel for t in checkpoint.tensors if t.name in names),
+        prunable=sum(spec.numel for spec in prunable.values()),
         samples=metric.samples,
         record=metric.record,
         dtype=str(dtype).removeprefix("torch."),

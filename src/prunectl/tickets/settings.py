@@ -64,6 +64,6 @@ class LotterySettings:
         return SweepSettings(
             evaluation=self.evaluation,
             sparsity=",".join(map(str, schedule(self.sparsity, self.rounds, self.rate))),
-            pruning=PruneSettings(sparsity=0.5, include=self.include, exclude=self.exclude),
+            pruning=PruneSettings(include=self.include, exclude=self.exclude),
             seeds=self.seeds,
         )

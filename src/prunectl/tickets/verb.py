@@ -32,7 +32,7 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Unstructured, pruned_count
 from prunectl.plain import plain
-from prunectl.pruning.job import plan_prune
+from prunectl.plan import require_prunable
 from prunectl.settings import PruneSettings
 from prunectl.study.curves import Requested
 from prunectl.study.measurer import Measurer
@@ -124,8 +124,8 @@ def _kept(evaluation: EvalSettings, folder: LotteryFolder) -> EvalSettings:
 
 def _prunable(checkpoint: Checkpoint, settings: LotterySettings) -> dict[str, int]:
     """Prunable tensors in file order, and their weights."""
-    plan = plan_prune(checkpoint, settings.sweep.at(Unstructured(), settings.sparsity, 0))
-    return {entry.spec.name: entry.spec.numel for entry in plan.tensors if entry.prunable}
+    found = require_prunable(checkpoint, settings.include, settings.exclude)
+    return {name: spec.numel for name, spec in found.items()}
 
 
 class _Search:

@@ -16,8 +16,7 @@ from prunectl.checkpoint.hub import drop_commit, is_in_cache
 from prunectl.checkpoint.opening import hub_id, local_path
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
-from prunectl.pruning.job import plan_prune
-from prunectl.settings import PruneSettings
+from prunectl.plan import require_prunable
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import TensorSpec
 from prunectl.tracing.changes import LEAST, Trend, abrupt, trend
@@ -26,7 +25,6 @@ from prunectl.tracing.result import Series, Trace, TracePoint, measures
 from prunectl.tracing.settings import TraceSettings
 from prunectl.tracing.steps import Course, course
 
-_ANY = 0.5
 _SURE = 0.05
 """The p-value below which a trend is one."""
 _TREND = 5
@@ -79,7 +77,7 @@ def trace(
         checkpoint = open_one(named.model)
         for text in checkpoint.notes:
             on_event(Note(text, warning=True))
-        own = _prunable(checkpoint, settings)
+        own = require_prunable(checkpoint, settings.include, settings.exclude)
         if points:
             _check_same(points[0].model, specs, named.model, own)
         specs = specs or own
@@ -139,12 +137,6 @@ def _tell_of(
         kinds = f"{own[other].dtype.label}, and {specs[other].dtype.label} in {first}"
         text = f"{model} is stored as {kinds}: rounding alone moves weights to and from zero"
         on_event(Note(text, warning=True))
-
-
-def _prunable(checkpoint: Checkpoint, settings: TraceSettings) -> dict[str, TensorSpec]:
-    wanted = PruneSettings(sparsity=_ANY, include=settings.include, exclude=settings.exclude)
-    plan = plan_prune(checkpoint, wanted)
-    return {entry.spec.name: entry.spec for entry in plan.tensors if entry.prunable}
 
 
 def _check_same(

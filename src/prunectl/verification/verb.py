@@ -20,9 +20,9 @@ from prunectl.errors import (
     UnknownArchitecture,
 )
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.geometry import Rows
 from prunectl.loading.compressed import open_model, stored_layouts
 from prunectl.pattern import pruned_count
-from prunectl.pruning.edits import axis_view
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.records import TensorRecord
@@ -230,7 +230,7 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
             continue
         by_row = asked.get("scope") == "row"
         weights = math.prod(record.shape)
-        length = axis_view(_spec_of(record), record.input_axis)[0] if by_row else weights
+        length = Rows.of(record.shape, record.input_axis).length if by_row else weights
         least = pruned_count(record.sparsity, length) * (weights // length if length else 0)
         most = least + record.zeros_before if by_row else max(least, record.zeros_before)
         _check_between(record.name, record.zeros, max(least, record.zeros_before), most, findings)

@@ -14,18 +14,16 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
+from prunectl.geometry import Rows
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import (
     Comparison,
-    as_groups,
     compare,
     count_zeros,
     nm_violations,
     odd_codes,
 )
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.pruning.edits import axis_view
-from prunectl.pruning.row_blocks import row_parts
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.records import TensorRecord
 from prunectl.streaming import Bytes, Scratch
@@ -123,8 +121,8 @@ def _examine(
     format = code_format(spec.dtype) if spec.dtype.is_float else None
     same_shape = spec.shape == record.shape  # else the recorded axis means nothing here
     pattern = _pattern(record) if format and same_shape else None
-    length, width = axis_view(spec, record.input_axis if same_shape else None)
-    if pattern is not None and length % pattern.m:
+    geometry = Rows.of(spec.shape, record.input_axis if same_shape else None)
+    if pattern is not None and geometry.length % pattern.m:
         pattern, violations = None, spec.numel
     else:
         violations = 0
@@ -132,7 +130,7 @@ def _examine(
     odd = minus_zeros = 0
     rows = None if pattern is None else record.pattern_rows
     comparison = Comparison() if read_source and format and format.bits >= 16 else None
-    for start, block in scratch.blocks(reader, tensor, pattern.m * width if pattern else 1):
+    for start, block in scratch.blocks(reader, tensor, geometry.tile(pattern.m) if pattern else 1):
         digest.update(block.data)
         original = read_source(start, len(block), scratch) if read_source else None
         if format is not None:
@@ -143,18 +141,18 @@ def _examine(
                 comparison += part
                 zeros += part.zeros
                 if rows is not None:
-                    place = start // format.uint.itemsize, length, width
+                    first = start // format.uint.itemsize
                     was, now = original.view(format.uint), codes
                     count = _differing_in if record.is_updated else _pruned_in
                     strays += count([was], [now]) - count(
-                        row_parts(was, *place, rows), row_parts(now, *place, rows)
+                        geometry.parts(was, first, rows), geometry.parts(now, first, rows)
                     )
             else:
                 zeros += count_zeros(codes)
             if pattern is not None:
-                groups: Iterable[Codes] = (as_groups(codes, pattern.m, width),)
+                groups: Iterable[Codes] = (geometry.groups(codes, pattern.m),)
                 if rows is not None:
-                    groups = row_parts(codes, start // format.uint.itemsize, length, width, rows)
+                    groups = geometry.parts(codes, start // format.uint.itemsize, rows)
                 violations += sum(nm_violations(group, pattern.n, pattern.m) for group in groups)
             if record.is_updated:
                 odd += sum(odd_codes(codes, format))
