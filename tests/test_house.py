@@ -44,6 +44,7 @@ FLOORS: dict[str, set[str]] = {
         "plain",
         "userdirs",
         "_version",
+        "lazy",
         "demo",
     },
 }
