@@ -16,6 +16,7 @@ else:
         def __getattr__(self, name: str) -> object:
             import torch
 
+            self.__dict__ = torch.__dict__  # from now on as fast as the module itself
             return getattr(torch, name)
 
     torch = _Torch()
