@@ -51,6 +51,7 @@ import measuring
 import photos
 import ranking
 from machine import machine
+from prunectl.methods.table import DEFAULT, Method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,15 +59,12 @@ if TYPE_CHECKING:
 DENSE = "dense"
 REFINE = ["--refine"]
 METHODS = {
-    "magnitude": [],
-    "magnitude + refine": REFINE,
-    "wanda": ["--method", "wanda"],
-    "wanda + refine": ["--method", "wanda", *REFINE],
-    "sparsegpt": ["--method", "sparsegpt"],
-    "sparsegpt + refine": ["--method", "sparsegpt", *REFINE],
-    "admm": ["--method", "admm"],
-    "admm + refine": ["--method", "admm", *REFINE],
-}
+    f"{method}{' + refine' if refine else ''}": [
+        *(["--method", str(method)] if method is not DEFAULT else []), *refine,
+    ]
+    for method in Method
+    for refine in ([], REFINE)
+}  # fmt: skip
 PART = ["--pattern", "2:4", "--sparsity", "0.4", "--budget"]
 TARGETS = {
     **{f"{percent}%": ["--sparsity", str(percent / 100)] for percent in (30, 40, 50)},

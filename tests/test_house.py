@@ -45,6 +45,7 @@ FLOORS: dict[str, set[str]] = {
         "plain",
         "userdirs",
         "_version",
+        "lazy",
         "demo",
     },
 }

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 
 from prunectl.errors import InvalidPattern
@@ -18,6 +19,14 @@ MAX_GROUP = 64
 """Largest M accepted: hardware and papers stop at 32, and group ranks are counted in O(M^2)."""
 
 _NM = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
+
+
+class Scope(StrEnum):
+    """Which weights are compared with one another by unstructured pruning."""
+
+    GLOBAL = "global"
+    TENSOR = "tensor"
+    ROW = "row"
 
 
 @dataclass(frozen=True, slots=True)

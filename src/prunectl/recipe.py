@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.errors import InvalidOption, PrunectlError, RecipeError
+from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, Unstructured, parse_pattern
 from prunectl.settings import (
     Budget,
@@ -30,7 +31,6 @@ from prunectl.settings import (
     PruneSettings,
     Rule,
     Scope,
-    usual_scope,
 )
 
 _TOP = {"sparsity", "pattern", "scope", "include", "exclude", "rules"}
@@ -94,7 +94,7 @@ def combine(
     scope: Scope | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    method: Method = Method.MAGNITUDE,
+    method: Method = DEFAULT,
     refine: bool = False,
     calibration: Calibration | None = None,
     budget: Budget = Budget.MATRIX,
@@ -124,7 +124,7 @@ def combine(
     return PruneSettings(
         sparsity=sparsity if sparsity is not None else recipe.sparsity,
         pattern=pattern or recipe.pattern or Unstructured(),
-        scope=scope or recipe.scope or usual_scope(method),
+        scope=scope or recipe.scope or method.spec.scope,
         method=method,
         refine=refine,
         calibration=calibration,

@@ -13,24 +13,10 @@ from pathlib import Path
 
 from prunectl.calibration.settings import Calibration as Calibration
 from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
+from prunectl.methods.table import CALIBRATED, DEFAULT, named
+from prunectl.methods.table import Method as Method
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
-
-
-class Scope(StrEnum):
-    """Which weights are compared with one another by unstructured pruning."""
-
-    GLOBAL = "global"
-    TENSOR = "tensor"
-    ROW = "row"
-
-
-class Method(StrEnum):
-    """How weights are chosen, and what becomes of those that stay."""
-
-    MAGNITUDE = "magnitude"
-    WANDA = "wanda"
-    SPARSEGPT = "sparsegpt"
-    ADMM = "admm"
+from prunectl.pattern import Scope as Scope
 
 
 class Budget(StrEnum):
@@ -79,13 +65,13 @@ class PruneSettings:
         rules: a recipe's rules, in order.
         mask: a file of masks (docs/masks.md) that says which weights go; then nothing else of the
             above is set.
-        method: how weights are chosen. All but magnitude need calibration.
+        method: how weights are chosen. All but the default need calibration.
         refine: change the weights that stay so that each layer's output is kept as well as it can
             be with this mask (least squares on the calibration's inputs).
         calibration: the samples, for a method or refinement that needs them.
         budget: what an N:M pattern goes to when ``sparsity`` is below the pattern's own.
 
-    ``scope`` left out (None) is global for magnitude, row for wanda, tensor for the others.
+    ``scope`` left out (None) is the method's usual one.
     """
 
     sparsity: float | None = None
@@ -95,7 +81,7 @@ class PruneSettings:
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     mask: Path | None = None
-    method: Method = Method.MAGNITUDE
+    method: Method = DEFAULT
     refine: bool = False
     calibration: Calibration | None = None
     budget: Budget = Budget.MATRIX
@@ -109,18 +95,13 @@ class PruneSettings:
             object.__setattr__(self, name, kind(value))
         given: object = self.scope
         if given is None:
-            object.__setattr__(self, "scope", usual_scope(self.method))
+            object.__setattr__(self, "scope", self.method.spec.scope)
         _normalise(self, selectors=("include", "exclude"))
 
     @property
     def needs_calibration(self) -> bool:
         """Whether samples have to be run forward."""
-        return self.method is not Method.MAGNITUDE or self.refine
-
-
-def usual_scope(method: Method) -> Scope:
-    """What a method compares together unless it is told otherwise, as in its paper."""
-    return {Method.MAGNITUDE: Scope.GLOBAL, Method.WANDA: Scope.ROW}.get(method, Scope.TENSOR)
+        return self.method.spec.is_calibrated or self.refine
 
 
 def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
@@ -204,11 +185,11 @@ def check_settings(settings: PruneSettings) -> None:
         check_mask_alone(
             sparsity=settings.sparsity,
             pattern=None if isinstance(settings.pattern, Unstructured) else settings.pattern,
-            scope=None if settings.scope is usual_scope(settings.method) else settings.scope,
+            scope=None if settings.scope is settings.method.spec.scope else settings.scope,
             include=settings.include,
             exclude=settings.exclude,
             recipe=settings.rules,
-            method=None if settings.method is Method.MAGNITUDE else settings.method,
+            method=None if settings.method is DEFAULT else settings.method,
         )
         return
     for selector in (
@@ -217,25 +198,29 @@ def check_settings(settings: PruneSettings) -> None:
         *(selector for rule in settings.rules for selector in rule.match),
     ):
         _check_selector(selector)
-    usual = usual_scope(settings.method)
+    usual = settings.method.spec.scope
     _check_target(settings.sparsity, settings.pattern, settings.scope, usual, bool(settings.rules))
     for rule in settings.rules:
         if not rule.skip:
             _check_target(*rule_target(rule, settings), usual, False)
 
 
+CALIBRATED_INSTEAD = f"choose --method {named(CALIBRATED)}, or add --refine"
+"""A hint, where options are about a calibration and there is none."""
+
+
 def _check_method(settings: PruneSettings) -> None:
     calibration = settings.calibration
     if settings.needs_calibration and (calibration is None or not calibration.source):
-        what = "refine" if settings.method is Method.MAGNITUDE else f"method {settings.method}"
+        what = f"method {settings.method}" if settings.method.spec.is_calibrated else "refine"
         raise InvalidOption(
             f"{what} needs calibration samples",
             hint="add --calibration text:FILE (or hf:DATASET, images:FOLDER, pairs:FILE)",
         )
     if calibration is not None and not settings.needs_calibration:
         raise InvalidOption(
-            "calibration samples are given, and method magnitude uses none",
-            hint="choose --method wanda, sparsegpt or admm, or add --refine",
+            f"calibration samples are given, and method {settings.method} uses none",
+            hint=CALIBRATED_INSTEAD,
         )
     if calibration is not None:
         calibration.check()
@@ -301,6 +286,6 @@ def rule_target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Patt
     sparsity = rule.sparsity
     if sparsity is None and (isinstance(pattern, Unstructured) or pattern == settings.pattern):
         sparsity = settings.sparsity
-    usual = usual_scope(settings.method)
+    usual = settings.method.spec.scope
     scope = usual if isinstance(rule.pattern, NM) else settings.scope
     return sparsity, pattern, rule.scope or scope

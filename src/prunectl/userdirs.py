@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-import platformdirs
-
 KEPT_PER_KIND = 64
 """Cache files of one kind that are kept; a measurement of a 7B model takes about 20 MB."""
 
@@ -19,6 +17,8 @@ def cache_dir() -> Path:
     """``$PRUNECTL_CACHE_DIR`` if set, else the platform's cache folder for prunectl."""
     chosen = os.environ.get("PRUNECTL_CACHE_DIR")
     if not chosen:
+        import platformdirs
+
         return Path(platformdirs.user_cache_dir("prunectl"))
     # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
     return Path(os.path.expanduser(chosen))  # noqa: PTH111

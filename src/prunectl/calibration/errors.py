@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from prunectl.data.errors import TOKENIZER, BadTokenizer, other_data
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, UnknownArchitecture
+from prunectl.methods.spec import Needs
+from prunectl.methods.table import named, needing
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,7 @@ class DeviceFull(CalibrationFailed):
         where = "this machine" if device == "cpu" else device
         less = "a lower --sequence-length takes less"
         if device == "cpu":
-            hint = f"{less}, and so does --method wanda"
+            hint = f"{less}, and so does --method {named(needing(Needs.NORMS))}"
         else:
             other = f"--device cpu --dtype {dtype}"
             hint = f"the same command with {other} goes on from the finished blocks; {less}"

@@ -22,6 +22,7 @@ from prunectl.calibration.units import Stop, Unit
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
+from prunectl.methods.table import DEFAULT
 from prunectl.sink.osfiles import allocate
 
 Inputs = Mapping[str, torch.Tensor]
@@ -91,7 +92,7 @@ class Forward:
             first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CalibrationFailed(
                 f"the model's forward fails on the samples: {first}",
-                hint="PRUNECTL_DEBUG=1 shows where; --method magnitude runs no samples",
+                hint=f"PRUNECTL_DEBUG=1 shows where; --method {DEFAULT} runs no samples",
             ) from error
         return False
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.errors import BadCheckpoint, CalibrationFailed
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.methods.table import DEFAULT
 
 if TYPE_CHECKING:
     from prunectl.calibration.forward import Forward, Inputs
@@ -186,7 +187,7 @@ def _refuse_made_up(skeleton: Skeleton, names: Sequence[str]) -> None:
         raise BadCheckpoint(
             skeleton.folder,
             f"lacks {', '.join(names[:3])}{more}, which the model's blocks need",
-            hint="calibration runs the model; --method magnitude works on the files as they are",
+            hint=f"calibration runs the model; --method {DEFAULT} works on the files as they are",
         )
 
 
@@ -229,7 +230,7 @@ def _check(
             cause = error
     raise CalibrationFailed(
         f"block {unit.blocks[0]} depends on more than what the block before it puts out",
-        hint="calibration runs one block at a time; --method magnitude needs none",
+        hint=f"calibration runs one block at a time; --method {DEFAULT} needs none",
     ) from cause
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_BY_MAGNITUDE = "--method magnitude works on the files as they are"
+_UNCALIBRATED = "without --method and --refine, prune works on the files as they are"
 
 
 class Skeleton:
@@ -164,7 +164,7 @@ class Skeleton:
                     self._checkpoint.model,
                     f"block {block} shares weights with other blocks ({name} is {others[0]}), and "
                     "one block at a time is in memory",
-                    hint=_BY_MAGNITUDE,
+                    hint=_UNCALIBRATED,
                 )
 
     def is_loaded(self, block: str) -> bool:
@@ -204,7 +204,7 @@ class Skeleton:
                 raise UnsupportedCheckpoint(
                     self._checkpoint.model,
                     f"'{self.targets[name].parameter}' is laid out in two ways",
-                    hint=_BY_MAGNITUDE,
+                    hint=_UNCALIBRATED,
                 )
             found[name] = place.view(parameter, self._tensors[name].spec.shape)
         return found
@@ -300,7 +300,7 @@ class Skeleton:
                     raise UnsupportedCheckpoint(
                         self._checkpoint.model,
                         f"tensor '{name}' is taken apart or reordered when transformers loads it",
-                        hint=_BY_MAGNITUDE,
+                        hint=_UNCALIBRATED,
                     )
                 self._places[name] = place
 

@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from prunectl.errors import InvalidOption
-from prunectl.settings import Budget, Calibration, Method
+from prunectl.methods.spec import Needs
+from prunectl.methods.table import CALIBRATED, DEFAULT, UPDATING, Method, named, needing
+from prunectl.settings import CALIBRATED_INSTEAD, Budget, Calibration
 
 MethodOption = Annotated[
     Method,
     typer.Option(
         "--method",
-        help="How weights are chosen: by magnitude, or with calibration samples by wanda, "
-        "sparsegpt or admm (the last two also change the weights that stay).",
+        help=f"How weights are chosen: by {DEFAULT}, or with calibration samples by "
+        f"{named(CALIBRATED)} "
+        f"({named(UPDATING, 'and')} also change the weights that stay).",
     ),
 ]
 Refine = Annotated[
@@ -110,21 +113,21 @@ def calibration_of(
         InvalidOption: options of a calibration, and none is made, or none that uses them; or a
             source that is not there, which is told before a model is fetched.
     """
-    needed = method is not Method.MAGNITUDE or refine
+    needed = method.spec.is_calibrated or refine
     set_ones = {name: value for name, value in given.items() if value is not None}
     if not needed:
         for name in [*(["calibration"] if source else []), *set_ones,
                      *(["true_sequential"] if true_sequential else [])]:  # fmt: skip
             option = (called or {}).get(name, name).replace("_", "-")
             raise InvalidOption(
-                f"--{option} is about calibration, and method magnitude has none",
-                hint="choose --method wanda, sparsegpt or admm, or add --refine",
+                f"--{option} is about calibration, and method {method} has none",
+                hint=CALIBRATED_INSTEAD,
             )
         return None
-    if "damping" in set_ones and method is Method.WANDA and not refine:
+    if "damping" in set_ones and method.spec.needs is not Needs.MOMENTS and not refine:
         raise InvalidOption(
-            "--damping is added to second moments, which method wanda does without",
-            hint="choose --method sparsegpt or admm, or add --refine",
+            f"--damping is added to second moments, which method {method} does without",
+            hint=f"choose --method {named(needing(Needs.MOMENTS))}, or add --refine",
         )
     texts = tuple(source or (["demo"] if model == "demo" else []))
     if texts:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from prunectl.checkpoint.index import PICKLE_SUFFIXES
 from prunectl.cli.shell_scripts import Shell
 from prunectl.demo import NAME as DEMO
+from prunectl.methods.table import Method
 
 Given = Mapping[str, str]
 """Values before the cursor, by option (``--cache-dir``) or an argument's metavar (``MODEL``)."""
@@ -48,12 +49,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "tensor": "a threshold for each tensor",
         "row": "a threshold for each row of each tensor",
     },
-    "--method": {
-        "magnitude": "the smallest weights go; no data is needed",
-        "wanda": "the smallest by weight and input norm go",
-        "sparsegpt": "chosen with second moments of the inputs; the others are changed",
-        "admm": "as sparsegpt, nearer to the optimum, and slower",
-    },
+    "--method": {str(method): method.spec.help for method in Method},
     "--budget": {
         "matrix": "whole matrices take the pattern",
         "rows": "blocks of 16 rows in every matrix take it",

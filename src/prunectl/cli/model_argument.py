@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from prunectl.checkpoint.index import find_weights
 from prunectl.errors import InvalidOption, NoModelGiven, PrunectlError
 from prunectl.userdirs import cache_dir, write_cache_file
 
@@ -67,6 +66,8 @@ def remember_model(checkpoint: Checkpoint) -> None:
 
 def _holds_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint; a lone pickle without a config.json may be anything."""
+    from prunectl.checkpoint.index import find_weights
+
     try:
         names = [entry.name for entry in folder.iterdir() if entry.is_file()]
         found = find_weights(names, str(folder))

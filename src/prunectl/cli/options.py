@@ -14,6 +14,7 @@ from prunectl import demo
 from prunectl.cli.command_line import ARGV, RANKS, recorded_command
 from prunectl.cli.output import NO_BARS
 from prunectl.errors import InvalidOption
+from prunectl.methods.table import DEFAULT, Method, named
 from prunectl.settings import Scope
 
 if TYPE_CHECKING:
@@ -85,12 +86,22 @@ Remote = Annotated[
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Read the weights even if their analysis is kept.")
 ]
+
+
+def _usual_scopes() -> str:
+    """What methods compare together: the default's scope, and that of those that have another."""
+    others = dict.fromkeys(method.spec.scope for method in Method)
+    del others[DEFAULT.spec.scope]
+    users = {scope: [one for one in Method if one.spec.scope is scope] for scope in others}
+    of_others = [f"{scope} for {named(methods, 'and')}" for scope, methods in users.items()]
+    return ", ".join([DEFAULT.spec.scope, *of_others])
+
+
 ScopeOption = Annotated[
     Scope | None,
     typer.Option(
         "--scope",
-        help="What is compared together (unstructured only); default: global, row for wanda, "
-        "tensor for sparsegpt and admm.",
+        help=f"What is compared together (unstructured only); default: {_usual_scopes()}.",
     ),
 ]
 Include = Annotated[

@@ -14,7 +14,6 @@ from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
 from prunectl.ranks.launched import is_first_process
-from prunectl.sink.osfiles import replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -150,6 +149,8 @@ def save_text(path: Path, text: str | bytes) -> None:
     """
     if not is_first_process():
         return
+    from prunectl.sink.osfiles import replace_file
+
     replace_file(path, text if isinstance(text, bytes) else text.encode("utf-8"))
 
 

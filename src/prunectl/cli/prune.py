@@ -11,8 +11,9 @@ from prunectl.cli import calibration_options, device_options, options, push_opti
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
+from prunectl.methods.table import DEFAULT, UPDATING
 from prunectl.pattern import parse_pattern
-from prunectl.settings import Budget, Method, PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.settings import Budget, PruneSettings, Scope, check_mask_alone, check_settings
 
 if TYPE_CHECKING:
     from prunectl.analysis.remote import RemoteSpace
@@ -26,7 +27,8 @@ EPILOG = options.examples(
     "prunectl prune ./my-model -s 0.3 --scope row --dry-run",
     "prunectl prune ./my-model --recipe recipe.toml -o out/ --force",
     "prunectl prune org/name --mask masks.safetensors -o out/",
-    "prunectl prune org/name --method sparsegpt --pattern 2:4 --calibration text:a.txt -o out/",
+    f"prunectl prune org/name --method {UPDATING[0]} "
+    "--pattern 2:4 --calibration text:a.txt -o out/",
     "prunectl prune org/name --sparsity 0.4 -o out/ --push org/name-pruned --private",
 )
 
@@ -74,7 +76,7 @@ def prune(
             help="Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
         ),
     ] = None,
-    method: calibration_options.MethodOption = Method.MAGNITUDE,
+    method: calibration_options.MethodOption = DEFAULT,
     refine: calibration_options.Refine = False,
     budget: calibration_options.BudgetOption = Budget.MATRIX,
     calibration: calibration_options.Source = None,
@@ -131,7 +133,7 @@ def prune(
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
     choice = choose_model(model, revision, out)
-    is_calibrated = refine or method is not Method.MAGNITUDE
+    is_calibrated = refine or method.spec.is_calibrated
     chosen = calibration_options.calibration_of(
         choice.model, method, refine, calibration, true_sequential, samples=samples,
         sequence_length=sequence_length, seed=seed, damping=damping, dtype=dtype,

@@ -21,8 +21,9 @@ from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
+from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
-from prunectl.settings import Budget, Method
+from prunectl.settings import Budget
 from prunectl.study.tolerance import EpsilonMode, Tolerance
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def sweep(
     max_grad_norm: training_options.MaxGradNorm = None,
     max_steps: training_options.MaxSteps = None,
     checkpoints: training_options.Checkpoints = None,
-    method: calibration_options.MethodOption = Method.MAGNITUDE,
+    method: calibration_options.MethodOption = DEFAULT,
     scope: options.ScopeOption = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -115,7 +116,7 @@ def sweep(
     saved = _Saved(output, csv, html, png, svg)
     saved.check(results)
     given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
-    needed = {"device": device} if refine or method is not Method.MAGNITUDE else {}
+    needed = {"device": device} if refine or method.spec.is_calibrated else {}
     sources = calibration_options.calibration_of(
         given[0] or "", method, refine, calibration, False, _CALLED,
         samples=calibration_samples, sequence_length=calibration_length, **needed,

@@ -16,6 +16,6 @@ class SingularHessian(PrunectlError):
         super().__init__(
             "the second moments of a layer's inputs cannot be factorized, "
             f"even with a damping of {damping:g} x their mean",
-            hint="its inputs are degenerate: calibrate on more or other data, or use Wanda",
+            hint="its inputs are degenerate: calibrate on more or other data",
         )
         self.damping = damping

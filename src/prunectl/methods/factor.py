@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from prunectl.lazy import torch
 from prunectl.methods.errors import SingularHessian
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RAISES = 6
 """How often a damping is raised tenfold before the second moments are given up."""

@@ -6,9 +6,12 @@ token, averaged over the calibration tokens.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prunectl.methods import checks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def output_error(dense: Tensor, weight: Tensor, hessian: Tensor) -> float:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.pruned import Pruned
+from prunectl.methods.spec import Memory, MethodSpec, Needs
 from prunectl.methods.target import Target, choose
+from prunectl.pattern import Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def magnitude(weight: Tensor, target: Target) -> Pruned:
@@ -26,3 +31,15 @@ def magnitude(weight: Tensor, target: Target) -> Pruned:
     weight = checks.matrix("weight", weight)
     mask = choose(weight.abs(), target)
     return Pruned(torch.where(mask, weight, 0.0), mask)
+
+
+METHOD = MethodSpec(
+    name="magnitude",
+    prune=lambda weight, _, target, *, damping: magnitude(weight, target),
+    needs=Needs.NOTHING,
+    updates=False,
+    scope=Scope.GLOBAL,
+    memory=Memory(squares=0, matrices=6),
+    help="the smallest weights go; no data is needed",
+    card="one-shot magnitude pruning",
+)

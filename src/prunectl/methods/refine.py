@@ -12,10 +12,13 @@ with any mask.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from prunectl.lazy import torch
 from prunectl.methods import checks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ITERATIONS = 60
 """Steps at most; most layers stop earlier."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-
+from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.factor import inverse_factor, woken
 from prunectl.methods.pruned import Pruned
+from prunectl.methods.spec import Memory, MethodSpec, Needs
 from prunectl.methods.target import (
     PerRow,
     PerTensor,
@@ -35,7 +35,10 @@ from prunectl.methods.target import (
     costless,
     ranked,
 )
-from prunectl.pattern import NM
+from prunectl.pattern import NM, Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sparsegpt(
@@ -89,7 +92,7 @@ def sparsegpt(
     return Pruned(result, kept, factor.damping, factor.raised, int(dead.sum()))
 
 
-Quota = Target | Tensor
+Quota: TypeAlias = "Target | Tensor"
 """What goes of a block of columns; int64 [out] are numbers of each row."""
 
 
@@ -122,7 +125,9 @@ def _prune_block(
 
 
 def _choose(scores: Tensor, quota: Quota) -> Tensor:
-    return choose_counts(scores, quota) if isinstance(quota, Tensor) else choose(scores, quota)
+    return (
+        choose_counts(scores, quota) if isinstance(quota, torch.Tensor) else choose(scores, quota)
+    )
 
 
 def _quotas(target: Target, free: Tensor | None, block: int, columns: int) -> list[Quota]:
@@ -157,3 +162,15 @@ def _up_to(flags: Tensor, ends: list[int], everything: bool) -> Tensor:
     """How many are True in the columns before each end: int64 [out, ends], or [1, ends]."""
     counts = flags.cumsum(1)[:, [end - 1 for end in ends]]
     return counts.sum(0, keepdim=True) if everything else counts
+
+
+METHOD = MethodSpec(
+    name="sparsegpt",
+    prune=sparsegpt,
+    needs=Needs.MOMENTS,
+    updates=True,
+    scope=Scope.TENSOR,
+    memory=Memory(squares=4, matrices=9),
+    help="chosen with second moments of the inputs; the others are changed",
+    card="one-shot pruning by SparseGPT (arXiv 2301.00774)",
+)

@@ -8,12 +8,17 @@ zero go first, then those of inputs that never fired, which cost nothing, the sm
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.pruned import Pruned
+from prunectl.methods.spec import Memory, MethodSpec, Needs
 from prunectl.methods.target import Target, choose, costless, ranked
+from prunectl.pattern import Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
@@ -35,3 +40,15 @@ def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
     dead = norms == 0
     mask = choose(ranked(weight.abs() * norms, costless(weight, dead)), target)
     return Pruned(torch.where(mask, weight, 0.0), mask, dead=int(dead.sum()))
+
+
+METHOD = MethodSpec(
+    name="wanda",
+    prune=lambda weight, norms, target, *, damping: wanda(weight, norms, target),
+    needs=Needs.NORMS,
+    updates=False,
+    scope=Scope.ROW,
+    memory=Memory(squares=0, matrices=7),
+    help="the smallest by weight and input norm go",
+    card="one-shot pruning by Wanda (arXiv 2306.11695)",
+)

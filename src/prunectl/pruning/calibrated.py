@@ -14,6 +14,8 @@ from prunectl.device import is_out_of_memory
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
+from prunectl.methods.spec import Needs
+from prunectl.methods.table import DEFAULT, named, needing
 from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
 from prunectl.pruning.calibration_notes import CalibrationNotes
 from prunectl.pruning.edits import Copy, Replace
@@ -149,6 +151,7 @@ class Calibrator(Pruner):
         except SingularHessian as error:
             error.message = f"{one.matrix.label}: {error.message}"
             error.args = (error.message,)
+            error.hint += f", or use --method {named(needing(Needs.NORMS))}"
             raise
 
     def _tell_full(self, one: Captured) -> None:
@@ -201,7 +204,7 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
         raise UnsupportedCheckpoint(
             name,
             f"it holds {what}, which no output error can be told of",
-            hint="--method magnitude takes it",
+            hint=f"--method {DEFAULT} takes it",
         )
 
 

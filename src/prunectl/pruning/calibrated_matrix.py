@@ -7,18 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from prunectl.geometry import Ranges
-from prunectl.methods.admm import admm
 from prunectl.methods.loss import output_error, row_errors
-from prunectl.methods.magnitude import magnitude
 from prunectl.methods.pruned import Pruned
 from prunectl.methods.refine import gains, refine
-from prunectl.methods.sparsegpt import sparsegpt
+from prunectl.methods.spec import Needs
 from prunectl.methods.statistics import Gram
-from prunectl.methods.wanda import wanda
+from prunectl.methods.table import DEFAULT, Method
 from prunectl.pruning.row_blocks import choose_rows
 from prunectl.pruning.stored_form import Form, unit_of
 from prunectl.pruning.targets import ByRowBlocks, Goal, Masked
-from prunectl.settings import Method
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,13 +74,9 @@ def _inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
     return inside
 
 
-_UPDATING = (Method.SPARSEGPT, Method.ADMM)
-"""Methods that change the weights that stay."""
-
-
 def needs_full(method: Method, refine: bool) -> bool:
     """Whether a method needs whole second moments of the inputs, and not their norms only."""
-    return refine or method in _UPDATING
+    return refine or method.spec.needs is Needs.MOMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +100,7 @@ class MatrixPruner:
 
         Args:
             source: [out, in], as it is stored, on the device that computes.
-            gram: of its inputs; without one, or with no tokens in it, magnitudes decide.
+            gram: of its inputs; without one, or with no tokens in it, the default method decides.
             goal: which weights go.
 
         Returns:
@@ -121,7 +114,7 @@ class MatrixPruner:
         weight = weight if form.unit == 1 else weight / form.unit
         pruned = self._chosen(weight, gram, hessian, goal)
         final, before, overflowed = source, None, 0
-        if gram is not None and self.method in _UPDATING:
+        if gram is not None and self.method.spec.updates:
             final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
             before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
@@ -187,10 +180,12 @@ class MatrixPruner:
             mask = goal.mask.to(weight.device)
             return Pruned(torch.where(mask, weight, torch.zeros_like(weight)), mask)
         target = goal.pattern if isinstance(goal, ByRowBlocks) else goal
-        if gram is None or self.method is Method.MAGNITUDE:
-            return magnitude(weight, target)
-        if self.method is Method.WANDA:
-            return wanda(weight, gram.norms().to(weight.device), target)
-        assert hessian is not None
-        method = sparsegpt if self.method is Method.SPARSEGPT else admm
-        return method(weight, hessian, target, damping=self.damping)
+        if gram is None:
+            return DEFAULT.spec.prune(weight, None, target, damping=self.damping)
+        inputs = {
+            Needs.NOTHING: None,
+            Needs.NORMS: gram.norms().to(weight.device),
+            Needs.MOMENTS: hessian,
+        }
+        spec = self.method.spec
+        return spec.prune(weight, inputs[spec.needs], target, damping=self.damping)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.methods.spec import Memory
 from prunectl.plan import TensorPlan
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.job import Job
-from prunectl.settings import Method
 
 if TYPE_CHECKING:
     from prunectl.calibration.units import Course
@@ -52,15 +52,8 @@ class MemoryForecast:
         )
 
 
-_WORK = {
-    Method.MAGNITUDE: (0, 6),
-    Method.WANDA: (0, 7),
-    Method.SPARSEGPT: (4, 9),
-    Method.ADMM: (6, 17),
-}
-"""What pruning a matrix [out, in] takes, measured: in matrices [in, in] and [out, in] of fp32."""
-_REFINED = (2, 18)
-"""The same for refining it, after any method."""
+_REFINED = Memory(squares=2, matrices=18)
+"""What refining a matrix takes, after any method; measured."""
 
 
 def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> MemoryForecast:
@@ -113,9 +106,9 @@ def _pruning(job: Job, entry: TensorPlan) -> int:
     if len(shape) < 2:
         return 4 * entry.spec.nbytes
     axis = len(shape) - 1 if entry.input_axis is None else entry.input_axis
-    squares, matrices = _WORK[job.settings.method]
+    squares, matrices = job.settings.method.spec.memory
     if job.settings.refine:
-        squares, matrices = max(squares, _REFINED[0]), max(matrices, _REFINED[1])
+        squares, matrices = max(squares, _REFINED.squares), max(matrices, _REFINED.matrices)
     work = squares * shape[axis] ** 2 + matrices * shape[-1] * shape[-2]
     return 3 * entry.spec.nbytes + 4 * work
 

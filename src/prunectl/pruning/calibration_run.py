@@ -32,7 +32,7 @@ from prunectl.pruning.targets import (
 )
 from prunectl.ranks.launched import on_this_host
 from prunectl.ranks.ranks import Ranks
-from prunectl.settings import Budget, Calibration, Method, Scope
+from prunectl.settings import Budget, Calibration, Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _resolve(
     What takes a pass over the samples is kept in the store, and not measured again.
     """
     job = run.job
-    by_magnitude = job.masks is not None or job.settings.method is Method.MAGNITUDE
+    by_magnitude = job.masks is not None or not job.settings.method.spec.is_calibrated
     targets = masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:

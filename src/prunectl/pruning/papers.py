@@ -13,6 +13,7 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
+from prunectl.methods.table import Method
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.settings import ROW_BLOCK, Budget
 from prunectl.sink.card import CardFacts, model_card, role_rows
@@ -148,18 +149,11 @@ def auto_class_of(checkpoint: Checkpoint) -> str:
     return next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
 
 
-_METHODS = {
-    "mask": "pruning by a file of masks",
-    "magnitude": "one-shot magnitude pruning",
-    "wanda": "one-shot pruning by Wanda (arXiv 2306.11695)",
-    "sparsegpt": "one-shot pruning by SparseGPT (arXiv 2301.00774)",
-    "admm": "one-shot pruning by ADMM (arXiv 2406.07831)",
-}
-
-
 def method_in_words(arguments: dict[str, Any]) -> str:
     """How weights were chosen, and what became of the others, for a card."""
-    words = _METHODS.get(str(arguments.get("method")), "pruning")
+    known = {str(method): method.spec.card for method in Method}
+    known["mask"] = "pruning by a file of masks"
+    words = known.get(str(arguments.get("method")), "pruning")
     data = arguments.get("calibration")
     if isinstance(data, dict) and isinstance(data.get("samples"), int):
         words += f", calibrated on {data['samples']:,} samples of {data.get('kind')}"

@@ -16,7 +16,6 @@ from prunectl.pruning.job import Job
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.resolve import Resolution, mask_resolution, resolve_plan
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.settings import Method
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice
@@ -59,7 +58,7 @@ def resolved(
             check_twins(job.checkpoint, masks, job.plan, reader)
             job = replace(job, mask_digest=check_bits(masks, reader, on_event))
             resolution = mask_resolution(job.plan, reader)
-        elif job.settings.method is Method.MAGNITUDE:
+        elif not job.settings.method.spec.is_calibrated:
             with measured_of(
                 job.checkpoint, use_cache=use_cache, ranks=ranks, given=measured
             ) as known:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunectl.methods.table import DEFAULT
+
 
 @dataclass(frozen=True, slots=True)
 class PoolOutcome:
@@ -113,7 +115,7 @@ class PruneResult:
     seconds: float
     warnings: tuple[str, ...]
     predicted_bytes: dict[str, int] = field(default_factory=dict)
-    method: str = "magnitude"
+    method: str = str(DEFAULT)
     refined: bool = False
 
     @property

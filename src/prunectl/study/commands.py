@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub import is_repo_id, split_revision
+from prunectl.methods.table import DEFAULT
 from prunectl.pattern import NM, Pattern
-from prunectl.settings import Budget, Method, PruneSettings, usual_scope
+from prunectl.settings import Budget, PruneSettings
 
 
 def named(checkpoint: Checkpoint) -> str:
@@ -70,9 +71,9 @@ def prune_command(
         words += ["--pattern", str(pattern)]
         if settings.budget is not Budget.MATRIX and settings.sparsity is not None:
             words += ["--budget", str(settings.budget)]
-    if settings.method is not Method.MAGNITUDE:
+    if settings.method is not DEFAULT:
         words += ["--method", str(settings.method)]
-    if settings.scope is not usual_scope(settings.method) and not isinstance(pattern, NM):
+    if settings.scope is not settings.method.spec.scope and not isinstance(pattern, NM):
         words += ["--scope", str(settings.scope)]
     words += [word for one in settings.include for word in ("--include", one)]
     words += [word for one in settings.exclude for word in ("--exclude", one)]

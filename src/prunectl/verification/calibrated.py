@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from prunectl.events import Note, OnEvent
+from prunectl.methods.table import UPDATING
 from prunectl.sink.manifest import Manifest
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.verification.findings import Findings
-
-_UPDATING = ("sparsegpt", "admm")
-"""Methods that change the weights that stay, in the manifest's words."""
 
 
 def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) -> None:
@@ -27,7 +25,7 @@ def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) 
     asked = manifest.arguments
     if not asked.get("calibration"):
         findings.add("calibrated", MANIFEST_NAME, "weights were changed without a calibration")
-    elif not asked.get("refine") and asked.get("method") not in _UPDATING:
+    elif not asked.get("refine") and asked.get("method") not in UPDATING:
         detail = f"weights were changed, which method {asked.get('method')} does not"
         findings.add("calibrated", MANIFEST_NAME, detail)
     for record in updated:

@@ -1,0 +1,48 @@
+"""All methods. A new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Self
+
+from prunectl.methods import admm, magnitude, sparsegpt, wanda
+from prunectl.methods.spec import MethodSpec, Needs
+
+
+class Method(StrEnum):
+    """How weights are chosen, and what becomes of those that stay. The order is that of the help.
+
+    Attributes:
+        spec: what the method's own file says of it. Its name is the member's value.
+    """
+
+    spec: MethodSpec
+
+    def __new__(cls, spec: MethodSpec) -> Self:
+        """A member, from what its file says."""
+        member = str.__new__(cls, spec.name)
+        member._value_, member.spec = spec.name, spec
+        return member
+
+    MAGNITUDE = magnitude.METHOD
+    WANDA = wanda.METHOD
+    SPARSEGPT = sparsegpt.METHOD
+    ADMM = admm.METHOD
+
+
+DEFAULT = next(iter(Method))
+"""The first, which needs no calibration. It decides where no input of a matrix was seen, too."""
+CALIBRATED = tuple(method for method in Method if method.spec.is_calibrated)
+UPDATING = tuple(method for method in Method if method.spec.updates)
+
+
+def needing(needs: Needs) -> tuple[Method, ...]:
+    """The methods that are given this of the inputs."""
+    return tuple(method for method in Method if method.spec.needs is needs)
+
+
+def named(methods: Iterable[Method], last: str = "or") -> str:
+    """The names of methods for a sentence: ``one, two or three``."""
+    names = [str(method) for method in methods]
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
