@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from prunectl.layouts.layout import Survey
 from prunectl.layouts.parts import code_type
-from prunectl.layouts.survey import Survey
 from prunectl.tensorspec import DTYPES, DType
 
 

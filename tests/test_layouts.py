@@ -18,13 +18,14 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from prunectl.layouts import scheme
-from prunectl.layouts.alphabet import Alphabet
-from prunectl.layouts.choice import LAYOUTS, by_size, sizes
-from prunectl.layouts.chunks import encode_chunk
+from prunectl.layouts import groups, nm
 from prunectl.layouts.groups import Grid, binomials, positions_of_sets
-from prunectl.layouts.parts import BLOCK, Misfit, fixed
-from prunectl.loading import decoders
+from prunectl.layouts.layout import BLOCK, Misfit
+from prunectl.layouts.packed import scheme
+from prunectl.layouts.packed.alphabet import Alphabet
+from prunectl.layouts.packed.chunks import encode_chunk
+from prunectl.layouts.parts import fixed
+from prunectl.layouts.table import LAYOUTS, by_size, sizes
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
 
@@ -242,8 +243,8 @@ def test_bands_too_large_to_hold_come_back(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheme, "BLOCK", 64 * pattern.m)  # chunks of 64 groups
         found = encode(layout, codes, BF16, shape, pattern=pattern, axis=1)
-        patch.setattr(decoders, "WIDE_BAND", pattern.m)
-        patch.setattr(decoders, "BLOCK", 8 * pattern.m)
+        patch.setattr(groups, "WIDE_BAND", pattern.m)
+        patch.setattr(nm, "BLOCK", 8 * pattern.m)
         reader, tensor = opened(found, BF16, shape)
         start = int(begin * codes.size)
         out = np.zeros(2 * int(length * (codes.size - start)), np.uint8)

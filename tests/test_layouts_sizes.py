@@ -13,7 +13,7 @@ from layouts_reference import survey
 from layouts_shipped import decode, encode
 from safetensors import safe_open
 
-from prunectl.layouts.choice import LAYOUTS
+from prunectl.layouts.table import LAYOUTS
 from prunectl.magnitude import masks
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType

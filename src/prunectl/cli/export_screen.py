@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.cli.tables import columns, facts, heading, sentence
+from prunectl.layouts.table import DENSE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,12 +52,12 @@ def export_screen(result: ExportResult, *, everything: bool = False) -> Iterator
     for warning in result.warnings:
         yield sentence(warning)
     folder = shlex.quote(str(result.output))
-    if result.layout == "dense":
+    if result.layout == DENSE:
         yield sentence("Dense again: it loads wherever the original did.")
     else:
         yield sentence(
             "Load it with prunectl.load_model, or with transformers after 'import prunectl'. "
-            f"Back: prunectl export {folder} --layout dense -o DIR"
+            f"Back: prunectl export {folder} --layout {DENSE} -o DIR"
         )
     yield sentence(f"Next: prunectl verify {folder}")
 

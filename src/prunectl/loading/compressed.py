@@ -21,6 +21,7 @@ from prunectl.checkpoint.opening import open_stored
 from prunectl.checkpoint.safetensors_file import MAX_DIMENSIONS
 from prunectl.checkpoint.stored import StoredTensor, check_name
 from prunectl.errors import BadCheckpoint, BadManifest
+from prunectl.layouts.table import CODINGS, DENSE
 from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
 from prunectl.sink.manifest import read_manifest
@@ -28,8 +29,6 @@ from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
 from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
-
-PACKED_LAYOUTS = ("bitmask", "nm", "packed")
 
 
 def open_model(
@@ -114,7 +113,7 @@ def stored_layouts(checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
                 suffixes = fields.get("parts")
                 names = [f"{name}.{s}" for s in suffixes] if isinstance(suffixes, list) else []
                 found[name] = (str(fields.get("layout")), sum(parts.pop(n, 0) for n in names))
-    return found | {name: ("dense", size) for name, size in parts.items()}
+    return found | {name: (DENSE, size) for name, size in parts.items()}
 
 
 def _descriptions(
@@ -167,7 +166,7 @@ def _packed(
         raise bad("its shape is not a list of sizes")
     if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise bad("its shape is not a list of sizes")
-    if layout not in PACKED_LAYOUTS:
+    if layout not in CODINGS:
         raise bad(f"unknown layout {str(layout)[:40]!r}")
     if not isinstance(suffixes, list) or not all(isinstance(text, str) for text in suffixes):
         raise bad("its parts are not listed")

@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.layouts.alphabet import Alphabet, best_alphabet, coded_bytes
 from prunectl.layouts.groups import MAX_SETS, Grid, sets
-from prunectl.layouts.parts import (
+from prunectl.layouts.layout import (
     BLOCK,
     Damaged,
     Extra,
     Misfit,
+    Survey,
+    code_bytes,
     code_count,
-    code_type,
     integer,
-    whole_codes,
 )
-from prunectl.layouts.survey import Survey
+from prunectl.layouts.packed.alphabet import Alphabet, best_alphabet, coded_bytes
 from prunectl.pattern import MAX_GROUP, NM
 from prunectl.tensorspec import DType
 
@@ -89,7 +88,7 @@ def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
     if mask not in ("none", "bits", "nm"):
         raise Damaged(f"the parameter 'mask' is {reprlib.repr(mask)}")
     try:
-        whole_codes(dtype, "packed")
+        width = code_bytes(dtype, "packed")
         axis, grid = 0, Grid(1, 1, 1, code_count(dtype, shape))
         if mask == "nm":
             m = integer(extra, "m", 2, MAX_GROUP)
@@ -102,7 +101,7 @@ def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
     chunk = integer(extra, "chunk", 8, MAX_CHUNK // grid.m)
     if chunk % 8:
         raise Damaged(f"the parameter 'chunk' is {chunk}, no multiple of 8")
-    return Scheme(code_type(dtype).itemsize, mask, grid, axis, chunk, _read_alphabet(extra))
+    return Scheme(width, mask, grid, axis, chunk, _read_alphabet(extra))
 
 
 def _read_alphabet(extra: Extra) -> Alphabet:
@@ -125,7 +124,7 @@ def best_scheme(
     Raises:
         Misfit: the elements are less than a byte.
     """
-    whole_codes(dtype, "packed")
+    width = code_bytes(dtype, "packed")
     total = counts.zeros + counts.kept
     each = Grid(1, 1, 1, total)
     tries = [("none", each)]
@@ -139,11 +138,11 @@ def best_scheme(
         else:
             if counts.kept <= grid.groups * grid.n and sets(grid) <= MAX_SETS:
                 tries.append(("nm", grid))
-    found = [_scheme(dtype, counts, mask, grid, axis % max(1, len(shape))) for mask, grid in tries]
+    found = [_scheme(width, counts, mask, grid, axis % max(1, len(shape))) for mask, grid in tries]
     return min(found, key=lambda pair: pair[1])
 
 
-def _scheme(dtype: DType, counts: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
+def _scheme(width: int, counts: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
     """A scheme with this kind of mask, and about its bytes."""
     chunk = max(8, BLOCK // grid.m // 8 * 8)
     frames = -(-grid.groups // chunk)
@@ -153,7 +152,6 @@ def _scheme(dtype: DType, counts: Survey, mask: str, grid: Grid, axis: int) -> t
         symbols = symbols.copy()
         symbols[0] += zeros
     alphabet, coded = best_alphabet(symbols, frames)
-    width = code_type(dtype).itemsize
     scheme = Scheme(width, mask, grid, axis if mask == "nm" else 0, chunk, alphabet)
     rest = int(symbols.sum()) * (width - 1) + 4 * scheme.chunks * scheme.planes
     return scheme, round(coded + _mask_bytes(scheme, counts) + rest)

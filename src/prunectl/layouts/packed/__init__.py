@@ -36,10 +36,26 @@ Any dtype of whole bytes, any shape. A group with fewer than N nonzeros keeps ze
 
 from __future__ import annotations
 
-from prunectl.layouts.scheme import best_scheme
-from prunectl.layouts.survey import Survey
+import math
+from typing import TYPE_CHECKING, Any
+
+from prunectl.layouts.layout import (
+    Coding,
+    Decoder,
+    Encoder,
+    Extra,
+    Layout,
+    Statistics,
+    Survey,
+)
 from prunectl.pattern import NM
-from prunectl.tensorspec import DType
+from prunectl.tensorspec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from prunectl.layouts.parts import Parts
+
+CODING = 1.005
+"""Bytes of a packed tensor / its order-0 entropy, about (benchmarks/export.py --sizes)."""
 
 
 def nbytes(
@@ -55,4 +71,59 @@ def nbytes(
     Raises:
         Misfit: the elements are less than a byte.
     """
+    from prunectl.layouts.packed.scheme import best_scheme
+
     return best_scheme(dtype, shape, counts, pattern, axis)[1]
+
+
+def _parameters(
+    dtype: DType,
+    shape: tuple[int, ...],
+    counts: Survey,
+    *,
+    pattern: NM | None = None,
+    axis: int = -1,
+) -> dict[str, Any]:
+    from prunectl.layouts.packed.scheme import best_scheme
+
+    return best_scheme(dtype, shape, counts, pattern, axis)[0].extra()
+
+
+def _predicted(statistics: Statistics) -> int:
+    """The order-0 entropy, and what coding adds; signs and mantissas are taken for noise."""
+    numel, kept, pattern = statistics.numel, statistics.kept, statistics.pattern
+    bits = mask_bits(numel, numel - kept)
+    if pattern is not None:
+        bits = min(bits, numel / pattern.m * math.log2(math.comb(pattern.m, pattern.n)))
+    bits += statistics.exponent_bits + kept * (1 + statistics.dtype.mantissa_bits)
+    return round(bits / 8 * CODING)
+
+
+def mask_bits(numel: int, zeros: float) -> float:
+    """Entropy of a mask whose bits are independent."""
+    return -sum(n * math.log2(n / numel) for n in (zeros, numel - zeros) if 0 < n < numel)
+
+
+def _encoder(spec: TensorSpec, extra: Extra) -> Encoder:
+    from prunectl.layouts.packed.coding import ChunkEncoder
+
+    return ChunkEncoder(spec, extra)
+
+
+def _decoder(spec: TensorSpec, extra: Extra, parts: Parts) -> Decoder:
+    from prunectl.layouts.packed.coding import ChunkDecoder
+
+    return ChunkDecoder(spec, extra, parts)
+
+
+LAYOUT = Layout(
+    summary="kept values and positions, entropy coded: the smallest",
+    nbytes=nbytes,
+    predicted=_predicted,
+    coding=Coding(("chunks", "data"), _encoder, _decoder, _parameters),
+    is_exact=False,
+    unpruned="packed, nothing pruned",
+    pruned="{}, packed",
+    takes_unstructured=True,
+    takes_groups=True,
+)

@@ -1,26 +1,36 @@
 """The layouts by name, and which is smallest.
 
-The docstring of each layout's module specifies its bytes. What encodes and decodes them a range at
-a time is in :mod:`prunectl.exporting.encoders` and :mod:`prunectl.loading.decoders`. Here is how
-much they take: ``nbytes(dtype, shape, counts, *, pattern=None, axis=-1) -> int``, the bytes of all
-parts, from counts alone; ``pattern`` is the N:M that the tensor follows along ``axis``, if it
-follows one. Exact, but for ``packed``, where it is a close estimate. Raises Misfit if the tensor
-cannot be stored so.
-
-Types of less than 8 bits are only stored as ``dense``.
+The docstring of each layout's module specifies its bytes. To add a layout: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from prunectl.layouts import bitmask, dense, nm, packed
-from prunectl.layouts.parts import Misfit
-from prunectl.layouts.survey import Survey
+from prunectl.layouts.layout import Coding, Layout, Misfit, Survey
 from prunectl.pattern import NM
 from prunectl.tensorspec import DType
 
-LAYOUTS: dict[str, ModuleType] = {"dense": dense, "bitmask": bitmask, "nm": nm, "packed": packed}
+LAYOUTS: dict[str, Layout] = {
+    "dense": dense.LAYOUT,
+    "bitmask": bitmask.LAYOUT,
+    "nm": nm.LAYOUT,
+    "packed": packed.LAYOUT,
+}
+"""The simplest first, as help lists them."""
+
+DENSE = next(name for name, layout in LAYOUTS.items() if layout.coding is None)
+"""The layout of a tensor that is stored as it is."""
+
+CODINGS: dict[str, Coding] = {
+    name: layout.coding for name, layout in LAYOUTS.items() if layout.coding is not None
+}
+"""How tensors in the other layouts are encoded and decoded."""
+
+AUTO = "auto"
+"""What may be asked for besides: the smallest layout of each tensor."""
+
+SUFFIXES = tuple(suffix for coding in CODINGS.values() for suffix in coding.suffixes)
+"""Of all parts of all layouts."""
 
 PART_COST = 400
 """About the bytes that a tensor in parts takes in the header of its file, more than a dense one."""
@@ -47,4 +57,4 @@ def sizes(
 def by_size(sizes: dict[str, int]) -> list[str]:
     """Layouts, smallest first, headers included; of equals the simpler one."""
     names = [name for name in LAYOUTS if name in sizes]
-    return sorted(names, key=lambda name: sizes[name] + (name != "dense") * PART_COST)
+    return sorted(names, key=lambda name: sizes[name] + (name != DENSE) * PART_COST)
