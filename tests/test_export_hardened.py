@@ -21,7 +21,7 @@ from prunectl.cli.run import run
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsupportedCheckpoint
 from prunectl.exporting.masks import export_masks
 from prunectl.layouts.layout import Damaged
-from prunectl.layouts.packed.scheme import read_scheme
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.tensorspec import DTYPES
 
 UP = "model.layers.1.mlp.up_proj.weight"

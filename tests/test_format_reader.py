@@ -28,9 +28,9 @@ from layouts_reference import Part
 
 from prunectl import NM, PruneSettings, export, prune
 from prunectl.layouts.nm import to_cutlass
-from prunectl.layouts.packed.chunks import encode_chunk
-from prunectl.layouts.packed.planes import expanded
-from prunectl.layouts.packed.scheme import read_scheme
+from prunectl.layouts.packing.chunks import encode_chunk
+from prunectl.layouts.packing.planes import expanded
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.layouts.parts import code_type
 from prunectl.layouts.table import LAYOUTS
 from prunectl.tensorspec import DTYPES

@@ -21,9 +21,9 @@ from torch.sparse._semi_structured_conversions import (
 from prunectl.layouts import groups, nm
 from prunectl.layouts.groups import Grid, binomials, positions_of_sets
 from prunectl.layouts.layout import BLOCK, Misfit
-from prunectl.layouts.packed import scheme
-from prunectl.layouts.packed.alphabet import Alphabet
-from prunectl.layouts.packed.chunks import encode_chunk
+from prunectl.layouts.packing import scheme
+from prunectl.layouts.packing.alphabet import Alphabet
+from prunectl.layouts.packing.chunks import encode_chunk
 from prunectl.layouts.parts import fixed
 from prunectl.layouts.table import LAYOUTS, by_size, sizes
 from prunectl.pattern import NM

@@ -16,8 +16,8 @@ from layouts_shipped import Encoded, decode, encode
 
 from prunectl.errors import BadCheckpoint
 from prunectl.layouts.layout import Damaged
-from prunectl.layouts.packed import coding
-from prunectl.layouts.packed.planes import expanded, squeezed
+from prunectl.layouts.packing import coding
+from prunectl.layouts.packing.planes import expanded, squeezed
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES
 

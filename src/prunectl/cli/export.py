@@ -17,15 +17,15 @@ from prunectl.pattern import parse_nm
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
 
+_OTHERS = list(CODINGS)
+
 EPILOG = options.examples(
     "prunectl export out/ -o small/",
-    "prunectl export out/ -o small/ --layout packed",
-    "prunectl export small/ -o dense/ --layout dense",
+    f"prunectl export out/ -o small/ --layout {_OTHERS[-1]}",
+    f"prunectl export small/ -o dense/ --layout {DENSE}",
     "prunectl export out/ --masks-only -o masks.safetensors",
     "prunectl export out/ -o small/ --push org/name-small",
 )
-
-_OTHERS = list(CODINGS)
 
 
 def export(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.layouts.kernels import symbols as kernels
-from prunectl.layouts.packed.planes import WORTH
+from prunectl.layouts.packing.planes import WORTH
 from prunectl.layouts.parts import Bytes, fixed
 
 PER_BYTE = (1, 2, 3, 4, 5, 8)

@@ -8,9 +8,9 @@ from prunectl.layouts.groups import binomials, kept, positions_of_sets, sets
 from prunectl.layouts.kernels import grouping, masking
 from prunectl.layouts.kernels import symbols as kernels
 from prunectl.layouts.layout import Damaged
-from prunectl.layouts.packed.alphabet import Alphabet, digit_table
-from prunectl.layouts.packed.planes import expanded, squeezed
-from prunectl.layouts.packed.scheme import Scheme
+from prunectl.layouts.packing.alphabet import Alphabet, digit_table
+from prunectl.layouts.packing.planes import expanded, squeezed
+from prunectl.layouts.packing.scheme import Scheme
 from prunectl.layouts.parts import Bytes, Codes, fixed
 
 

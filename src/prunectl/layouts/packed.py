@@ -71,7 +71,7 @@ def nbytes(
     Raises:
         Misfit: the elements are less than a byte.
     """
-    from prunectl.layouts.packed.scheme import best_scheme
+    from prunectl.layouts.packing.scheme import best_scheme
 
     return best_scheme(dtype, shape, counts, pattern, axis)[1]
 
@@ -84,7 +84,7 @@ def _parameters(
     pattern: NM | None = None,
     axis: int = -1,
 ) -> dict[str, Any]:
-    from prunectl.layouts.packed.scheme import best_scheme
+    from prunectl.layouts.packing.scheme import best_scheme
 
     return best_scheme(dtype, shape, counts, pattern, axis)[0].extra()
 
@@ -105,13 +105,13 @@ def mask_bits(numel: int, zeros: float) -> float:
 
 
 def _encoder(spec: TensorSpec, extra: Extra) -> Encoder:
-    from prunectl.layouts.packed.coding import ChunkEncoder
+    from prunectl.layouts.packing.coding import ChunkEncoder
 
     return ChunkEncoder(spec, extra)
 
 
 def _decoder(spec: TensorSpec, extra: Extra, parts: Parts) -> Decoder:
-    from prunectl.layouts.packed.coding import ChunkDecoder
+    from prunectl.layouts.packing.coding import ChunkDecoder
 
     return ChunkDecoder(spec, extra, parts)
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 
 from prunectl.layouts.layout import Extra, Pieces, StoredPart
-from prunectl.layouts.packed.chunks import decode_chunk, encode_chunk
-from prunectl.layouts.packed.scheme import read_scheme
+from prunectl.layouts.packing.chunks import decode_chunk, encode_chunk
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.layouts.parts import Bytes, Codes, Parts
 from prunectl.tensorspec import TensorSpec
 

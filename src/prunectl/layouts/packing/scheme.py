@@ -19,7 +19,7 @@ from prunectl.layouts.layout import (
     code_count,
     integer,
 )
-from prunectl.layouts.packed.alphabet import Alphabet, best_alphabet, coded_bytes
+from prunectl.layouts.packing.alphabet import Alphabet, best_alphabet, coded_bytes
 from prunectl.pattern import MAX_GROUP, NM
 from prunectl.tensorspec import DType
 

@@ -1,0 +1,92 @@
+"""Which modules name an extension (a method, a layout, a metric) that is not theirs to name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[1] / "src" / "prunectl"
+
+
+def foreign_mentions(
+    names: Collection[str],
+    own_files: Collection[str],
+    *,
+    common: Collection[str] = (),
+    house: Path = HOUSE,
+) -> list[str]:
+    """Mentions of extensions outside their own files, as ``file:line: what``.
+
+    A mention is
+
+    - a string constant, a part of an f-string included, that holds a name as a word, in any case.
+      A string that stands alone as a statement is a docstring, and is no mention;
+    - a member of an enum: ``Kind.NAME``;
+    - an import of one of ``own_files``, or of anything in it. The table, a file called
+      ``table.py`` or ``__init__.py``, may be imported.
+
+    Args:
+        names: of the extensions, as users write them.
+        own_files: the files that may mention them, the table included, from the package's folder
+            (``methods/wanda.py``).
+        common: names that are ordinary words too. In a string such a name counts only where it is
+            all of the string, or comes right after an option (``--method magnitude``).
+        house: folder of the package.
+    """
+    modules = {
+        "prunectl." + file.removesuffix(".py").replace("/", ".")
+        for file in own_files
+        if not file.endswith(("/table.py", "/__init__.py"))
+    }
+    found = []
+    for path in sorted(house.rglob("*.py")):
+        file = path.relative_to(house).as_posix()
+        if file not in own_files:
+            tree = ast.parse(path.read_text(encoding="utf-8"), filename=file)
+            found += [
+                f"{file}:{line}: {what}"
+                for line, what in sorted(_mentions(tree, names, common, modules))
+            ]
+    return found
+
+
+def _mentions(
+    tree: ast.Module, names: Collection[str], common: Collection[str], modules: Collection[str]
+) -> Iterator[tuple[int, str]]:
+    words = _pattern(names, common)
+    members = {name.upper().replace("-", "_") for name in names}
+    alone = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            if match := words.search(node.value):
+                yield node.lineno, f"the string {match[0]!r}"
+        elif isinstance(node, ast.Attribute) and node.attr in members:
+            owner = ast.unparse(node.value).rpartition(".")[2]
+            if owner[:1].isupper():
+                yield node.lineno, f"the member {owner}.{node.attr}"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for name in _imported(node):
+                if name in modules or name.rpartition(".")[0] in modules:
+                    yield node.lineno, f"an import of {name}"
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Dotted names: ``from a import b`` gives ``a.b``."""
+    prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return [prefix + alias.name for alias in node.names]
+
+
+def _pattern(names: Collection[str], common: Collection[str]) -> re.Pattern[str]:
+    rare = [rf"\b{re.escape(name)}\b" for name in names if name not in common]
+    ordinary = [
+        rf"\A{re.escape(name)}\Z|(?<=--)[a-z-]+[ =]{re.escape(name)}\b"
+        for name in names
+        if name in common
+    ]
+    return re.compile("|".join([*(f"(?i:{one})" for one in rare), *ordinary]))
