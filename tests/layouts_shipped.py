@@ -52,7 +52,7 @@ def encode(
 ) -> Encoded:
     """The parts of a tensor as an export writes them, with so many zeros after the last."""
     coding = CODINGS[layout]
-    extra = coding.parameters(dtype, shape, survey(codes), pattern=pattern, axis=axis)
+    extra = coding.parameters(survey(codes, dtype, shape, pattern=pattern, axis=axis))
     encoder = coding.encoder(TensorSpec("w", dtype, shape), extra)
     flat = fixed(codes).reshape(-1)
 

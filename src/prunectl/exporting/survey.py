@@ -107,7 +107,7 @@ def choose_layouts(
             check_digest(checkpoint, tensor, counted.blake3)
             if counted.broken is not None:
                 raise PatternMismatch(tensor.name, str(counted.broken))
-            return _choose(tensor, counted, layout)
+            return _choose(tensor.spec, counted, layout)
 
         for tensor, choice in ranks.run_tensors("measuring", tensors, work, jobs, on_event):
             found[tensor.name] = choice
@@ -138,20 +138,15 @@ def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> No
         )
 
 
-def _choose(tensor: StoredTensor, counted: _Counted, layout: str) -> Choice:
-    spec, pattern, axis = tensor.spec, counted.pattern, counted.axis
-    if counted.survey is None:
-        return Choice(spec, DENSE, {}, counted.zeros, counted.blake3, {DENSE: spec.nbytes})
-    said = sizes(spec.dtype, spec.shape, counted.survey, pattern=pattern, axis=axis)
-    name = by_size({name: said[name] for name in said if layout in (AUTO, name) or name == DENSE})[
-        0
-    ]
-    extra = {}
-    if coding := CODINGS.get(name):
-        extra = coding.parameters(
-            spec.dtype, spec.shape, counted.survey, pattern=pattern, axis=axis
-        )
-    return Choice(spec, name, extra, counted.zeros, counted.blake3, said)
+def _choose(spec: TensorSpec, counted: _Counted, layout: str) -> Choice:
+    survey, name, extra, nbytes = counted.survey, DENSE, {}, {DENSE: spec.nbytes}
+    if survey is not None:
+        nbytes = sizes(survey)
+        asked = nbytes if layout == AUTO else {n: nbytes[n] for n in (DENSE, layout) if n in nbytes}
+        name = by_size(asked)[0]
+    if survey is not None and name in CODINGS:
+        extra = CODINGS[name].parameters(survey)
+    return Choice(spec, name, extra, counted.zeros, counted.blake3, nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +159,6 @@ class _Counted:
 
     survey: Survey | None
     zeros: int
-    pattern: NM | None
-    axis: int
     blake3: str
     broken: NM | None
 
@@ -198,11 +191,11 @@ def _count(
                 del grids[candidate]
     counts = tables.sum(0)
     counts[0] -= zeros
-    survey = Survey(zeros, counts) if is_counted else None
-    pattern = _tightest(grids)
     axis = expected.axis if expected else axis
+    survey = Survey(spec.dtype, spec.shape, zeros, counts, _tightest(grids), axis)
     broken = expected.pattern if expected and is_counted and not grids else None
-    return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest(), broken)
+    held = survey if is_counted else None
+    return _Counted(held, zeros + negative, digest.hexdigest(), broken)
 
 
 def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[tuple[NM, Grid]]:

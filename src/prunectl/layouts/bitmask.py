@@ -26,23 +26,16 @@ from prunectl.layouts.layout import (
     code_bytes,
     code_count,
 )
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType, TensorSpec
+from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     from prunectl.layouts.parts import Bytes, Codes, Parts
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of both parts, exactly."""
-    return _size(code_count(dtype, shape), counts.kept, code_bytes(dtype, "bitmask"))
+    width = code_bytes(survey.dtype, "bitmask")
+    return _size(code_count(survey.dtype, survey.shape), survey.kept, width)
 
 
 def _predicted(statistics: Statistics) -> int:

@@ -6,20 +6,11 @@ No parts, no parameters. Any dtype, any shape.
 from __future__ import annotations
 
 from prunectl.layouts.layout import Layout, Survey, code_count
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of the tensor."""
-    return code_count(dtype, shape) * max(1, dtype.bits // 8)
+    return code_count(survey.dtype, survey.shape) * max(1, survey.dtype.bits // 8)
 
 
 LAYOUT = Layout(

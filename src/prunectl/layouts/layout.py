@@ -46,12 +46,18 @@ class Survey:
     exponent and three more bits of fp16. (Of 8-bit types it is the whole code.)
 
     Attributes:
+        dtype, shape: of the tensor.
         zeros: codes that are all zero bits.
         symbols: i64 [256], how often each symbol occurs among the others.
+        pattern, axis: the N:M that the tensor follows, or None; and along which axis.
     """
 
+    dtype: DType
+    shape: tuple[int, ...]
     zeros: int
     symbols: NDArray[np.int64]
+    pattern: NM | None = None
+    axis: int = -1
 
     @property
     def kept(self) -> int:
@@ -150,46 +156,6 @@ class Decoder(Protocol):
         """Decode a unit into ``out``, which has its length; several threads may do so at once."""
 
 
-class Size(Protocol):
-    """How a layout says what a tensor takes."""
-
-    def __call__(
-        self,
-        dtype: DType,
-        shape: tuple[int, ...],
-        counts: Survey,
-        *,
-        pattern: NM | None = None,
-        axis: int = -1,
-    ) -> int: ...
-
-
-class Parameters(Protocol):
-    """How a layout chooses its parameters for a tensor."""
-
-    def __call__(
-        self,
-        dtype: DType,
-        shape: tuple[int, ...],
-        counts: Survey,
-        *,
-        pattern: NM | None = None,
-        axis: int = -1,
-    ) -> dict[str, Any]: ...
-
-
-def no_parameters(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> dict[str, Any]:
-    """Of a layout that has none."""
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Coding:
     """How tensors become parts, and parts tensors.
@@ -200,14 +166,13 @@ class Coding:
         decoder: of a tensor, with the parameters and parts that a file says it has. Raises Damaged
             if they are not those of such a tensor; all sizes are compared with the tensor's before
             anything is allocated.
-        parameters: ``parameters(dtype, shape, counts, pattern=, axis=)``, arguments as of
-            ``nbytes``.
+        parameters: chosen for a tensor that its layout can store; none by default.
     """
 
     suffixes: tuple[str, ...]
     encoder: Callable[[TensorSpec, Extra], Encoder]
     decoder: Callable[[TensorSpec, Extra, Parts], Decoder]
-    parameters: Parameters = no_parameters
+    parameters: Callable[[Survey], dict[str, Any]] = lambda survey: {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +181,8 @@ class Layout:
 
     Attributes:
         summary: what is stored, in a few words.
-        nbytes: ``nbytes(dtype, shape, counts, pattern=, axis=)``: the bytes of all parts, from
-            counts alone. ``pattern`` is the N:M that the tensor follows along ``axis``, if it
-            follows one. Raises Misfit if the tensor cannot be stored so.
+        nbytes: the bytes of all parts, from counts alone. Raises Misfit if the tensor cannot be
+            stored so.
         predicted: the same from statistics; the dense size where the tensor cannot be stored so.
         coding: how tensors are encoded and decoded; None if a tensor is stored as it is.
         is_exact: whether both sizes are exact, and not close estimates.
@@ -230,7 +194,7 @@ class Layout:
     """
 
     summary: str
-    nbytes: Size
+    nbytes: Callable[[Survey], int]
     predicted: Callable[[Statistics], int]
     coding: Coding | None = None
     is_exact: bool = True

@@ -48,21 +48,14 @@ if TYPE_CHECKING:
     from prunectl.layouts.parts import Bytes, Codes, Parts
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of both parts, exactly.
 
     Raises:
         Misfit: no pattern; the axis is no multiple of M. Groups with too many nonzeros go unseen.
     """
-    grid = _grid(dtype, shape, pattern, axis)
-    return _size(grid.groups, grid.n, grid.m, dtype)
+    grid = _grid(survey.dtype, survey.shape, survey.pattern, survey.axis)
+    return _size(grid.groups, grid.n, grid.m, survey.dtype)
 
 
 def _predicted(statistics: Statistics) -> int:
@@ -86,17 +79,11 @@ def _grid(dtype: DType, shape: tuple[int, ...], pattern: NM | None, axis: int) -
     return Grid.of(shape, pattern, axis)
 
 
-def _parameters(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> dict[str, Any]:
-    grid = _grid(dtype, shape, pattern, axis)
+def _parameters(survey: Survey) -> dict[str, Any]:
+    dtype, shape = survey.dtype, survey.shape
+    grid = _grid(dtype, shape, survey.pattern, survey.axis)
     order = "cutlass" if for_cutlass(dtype, shape, grid) else "plain"
-    return {"n": grid.n, "m": grid.m, "axis": axis % len(shape), "order": order}
+    return {"n": grid.n, "m": grid.m, "axis": survey.axis % len(shape), "order": order}
 
 
 def for_cutlass(dtype: DType, shape: tuple[int, ...], grid: Grid) -> bool:

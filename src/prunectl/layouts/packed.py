@@ -48,8 +48,7 @@ from prunectl.layouts.layout import (
     Statistics,
     Survey,
 )
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType, TensorSpec
+from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     from prunectl.layouts.parts import Parts
@@ -58,14 +57,7 @@ CODING = 1.005
 """Bytes of a packed tensor / its order-0 entropy, about (benchmarks/export.py --sizes)."""
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of both parts, about: from counts of the whole tensor, as if it were well mixed.
 
     Raises:
@@ -73,20 +65,13 @@ def nbytes(
     """
     from prunectl.layouts.packing.scheme import best_scheme
 
-    return best_scheme(dtype, shape, counts, pattern, axis)[1]
+    return best_scheme(survey)[1]
 
 
-def _parameters(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> dict[str, Any]:
+def _parameters(survey: Survey) -> dict[str, Any]:
     from prunectl.layouts.packing.scheme import best_scheme
 
-    return best_scheme(dtype, shape, counts, pattern, axis)[0].extra()
+    return best_scheme(survey)[0].extra()
 
 
 def _predicted(statistics: Statistics) -> int:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from prunectl.layouts import bitmask, dense, nm, packed
 from prunectl.layouts.layout import Coding, Layout, Misfit, Survey
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType
 
 LAYOUTS: dict[str, Layout] = {
     "dense": dense.LAYOUT,
@@ -36,19 +34,12 @@ PART_COST = 400
 """About the bytes that a tensor in parts takes in the header of its file, more than a dense one."""
 
 
-def sizes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> dict[str, int]:
+def sizes(survey: Survey) -> dict[str, int]:
     """Bytes in each layout that can store the tensor, as its ``nbytes`` says."""
     found = {}
     for name, layout in LAYOUTS.items():
         try:
-            found[name] = layout.nbytes(dtype, shape, counts, pattern=pattern, axis=axis)
+            found[name] = layout.nbytes(survey)
         except Misfit:
             continue
     return found

@@ -116,54 +116,53 @@ def _read_alphabet(extra: Extra) -> Alphabet:
     return alphabet
 
 
-def best_scheme(
-    dtype: DType, shape: tuple[int, ...], counts: Survey, pattern: NM | None, axis: int
-) -> tuple[Scheme, int]:
+def best_scheme(survey: Survey) -> tuple[Scheme, int]:
     """The scheme that takes fewest bytes, and about how many.
 
     Raises:
         Misfit: the elements are less than a byte.
     """
-    width = code_bytes(dtype, "packed")
-    total = counts.zeros + counts.kept
+    width = code_bytes(survey.dtype, "packed")
+    total = survey.zeros + survey.kept
     each = Grid(1, 1, 1, total)
     tries = [("none", each)]
-    if counts.zeros:
+    if survey.zeros:
         tries.append(("bits", each))
-    if pattern is not None:
+    if survey.pattern is not None:
         try:
-            grid = Grid.of(shape, pattern, axis)
+            grid = Grid.of(survey.shape, survey.pattern, survey.axis)
         except Misfit:
             pass
         else:
-            if counts.kept <= grid.groups * grid.n and sets(grid) <= MAX_SETS:
+            if survey.kept <= grid.groups * grid.n and sets(grid) <= MAX_SETS:
                 tries.append(("nm", grid))
-    found = [_scheme(width, counts, mask, grid, axis % max(1, len(shape))) for mask, grid in tries]
+    axis = survey.axis % max(1, len(survey.shape))
+    found = [_scheme(width, survey, mask, grid, axis) for mask, grid in tries]
     return min(found, key=lambda pair: pair[1])
 
 
-def _scheme(width: int, counts: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
+def _scheme(width: int, survey: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
     """A scheme with this kind of mask, and about its bytes."""
     chunk = max(8, BLOCK // grid.m // 8 * 8)
     frames = -(-grid.groups // chunk)
-    symbols = counts.symbols
+    symbols = survey.symbols
     if mask != "bits":  # zeros that are stored among the values
-        zeros = counts.zeros if mask == "none" else grid.groups * grid.n - counts.kept
+        zeros = survey.zeros if mask == "none" else grid.groups * grid.n - survey.kept
         symbols = symbols.copy()
         symbols[0] += zeros
     alphabet, coded = best_alphabet(symbols, frames)
     scheme = Scheme(width, mask, grid, axis if mask == "nm" else 0, chunk, alphabet)
     rest = int(symbols.sum()) * (width - 1) + 4 * scheme.chunks * scheme.planes
-    return scheme, round(coded + _mask_bytes(scheme, counts) + rest)
+    return scheme, round(coded + _mask_bytes(scheme, survey) + rest)
 
 
-def _mask_bytes(scheme: Scheme, counts: Survey) -> float:
+def _mask_bytes(scheme: Scheme, survey: Survey) -> float:
     """About the bytes of a mask whose weights, or sets, are equally likely."""
     groups = scheme.grid.groups
     if scheme.mask == "none" or not groups:
         return 0.0
     if scheme.mask == "bits":
-        zeros, kept = counts.zeros / groups, counts.kept / groups
+        zeros, kept = survey.zeros / groups, survey.kept / groups
         ones = np.bitwise_count(np.arange(256)).astype(np.float64)
         weights = zeros ** (8 - ones) * kept**ones
         return coded_bytes(weights[weights > 0], -(-groups // 8), scheme.chunks)
