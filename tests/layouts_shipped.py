@@ -57,9 +57,9 @@ def encode(
     flat = fixed(codes).reshape(-1)
 
     def work(number: int) -> Pieces:
-        return encoder.encode(number, flat[slice(*encoder.elements(number))])
+        return encoder.encode(number, flat[slice(*encoder.ranges[number])])
 
-    pieces = list(run(work, range(encoder.ranges)))
+    pieces = list(run(work, range(len(encoder.ranges))))
     nothing = np.empty(0, np.uint8)
     large = np.concatenate([nothing, *(piece for some in pieces for piece in some.large)])
     small = encoder.finish(np.concatenate([nothing, *(some.small for some in pieces)]))

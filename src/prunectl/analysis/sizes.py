@@ -52,17 +52,13 @@ def bytes_in_groups(sizes: Mapping[str, int], pattern: NM) -> int:
 
 def _of_use(change: _Change) -> dict[str, Layout]:
     """The layouts that gain by what is done."""
-    return {
-        name: layout
-        for name, layout in LAYOUTS.items()
-        if (
-            layout.unpruned
-            if change is None
-            else layout.takes_groups
-            if isinstance(change, NM)
-            else layout.takes_unstructured
-        )
-    }
+
+    def gains(layout: Layout) -> bool:
+        if change is None:
+            return bool(layout.unpruned)
+        return layout.takes_groups if isinstance(change, NM) else layout.takes_unstructured
+
+    return {name: layout for name, layout in LAYOUTS.items() if gains(layout)}
 
 
 def _is_known(tensor: TensorStats) -> bool:

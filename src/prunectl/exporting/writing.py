@@ -103,7 +103,7 @@ def _items(choices: Sequence[Choice], sources: Mapping[str, StoredTensor]) -> It
         if encoder is None:
             count, some = max(1, -(-spec.nbytes // _ITEM_BYTES)), 1
         else:
-            count = encoder.ranges
+            count = len(encoder.ranges)
             some = max(1, _ITEM_BYTES * count // max(1, spec.nbytes))
         for start in range(0, count, some):
             stop = min(start + some, count)
@@ -117,7 +117,7 @@ def _encoder_of(choice: Choice) -> Encoder:
 def _share(item: _Item) -> int:
     """Dense bytes of an item, so that those of a tensor's items add up to its own."""
     total = item.choice.spec.nbytes
-    count = item.encoder.ranges if item.encoder else max(1, -(-total // _ITEM_BYTES))
+    count = len(item.encoder.ranges) if item.encoder else max(1, -(-total // _ITEM_BYTES))
     return total * item.numbers.stop // count - total * item.numbers.start // count
 
 
@@ -128,7 +128,7 @@ def _encode(item: _Item, number: int, reader: TensorReader, scratch: Scratch) ->
         block = np.empty(min(_ITEM_BYTES, spec.nbytes - start), np.uint8)
         reader.read(source, start, block)
         return Pieces([block], block[:0])
-    first, last = encoder.elements(number)
+    first, last = encoder.ranges[number]
     size = spec.dtype.bits // 8
     block = scratch.buffer((last - first) * size)
     reader.read(source, first * size, block)
@@ -228,7 +228,7 @@ def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
             digests[spec.name] = choice.blake3
             continue
         encoder = _encoder_of(choice)
-        parts = encoder.parts(encoder.most(), 0)
+        parts = encoder.parts(encoder.most, 0)
         described[spec.name] = _description(choice, parts)
         entries += [
             TensorSpec(f"{spec.name}.{part.suffix}", DTYPES[part.dtype], part.shape)

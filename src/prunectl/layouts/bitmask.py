@@ -11,6 +11,7 @@ No parameters. Any dtype of whole bytes, any shape.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from prunectl.layouts.layout import (
@@ -25,6 +26,7 @@ from prunectl.layouts.layout import (
     Survey,
     code_bytes,
     code_count,
+    cut,
 )
 from prunectl.tensorspec import TensorSpec
 
@@ -51,13 +53,7 @@ class _Encoder:
 
     def __init__(self, spec: TensorSpec, extra: Extra) -> None:
         self._spec = spec
-
-    @property
-    def ranges(self) -> int:
-        return -(-self._spec.numel // BLOCK)
-
-    def elements(self, number: int) -> tuple[int, int]:
-        return number * BLOCK, min((number + 1) * BLOCK, self._spec.numel)
+        self.ranges, self.most = cut(spec.numel), spec.nbytes
 
     def encode(self, number: int, codes: Codes) -> Pieces:
         import numpy as np
@@ -68,9 +64,6 @@ class _Encoder:
         values = np.empty(codes.size, codes.dtype)
         count = int(masking.compact(codes, mask, values))
         return Pieces([values[:count].view(np.uint8)], mask)
-
-    def most(self) -> int:
-        return self._spec.nbytes
 
     def finish(self, small: Bytes) -> Bytes:
         return small
@@ -89,9 +82,8 @@ class _Decoder:
     def __init__(self, spec: TensorSpec, extra: Extra, parts: Parts) -> None:
         self._numel, self._size, self._parts = spec.numel, spec.dtype.bits // 8, parts
         parts.expect_bytes("mask", -(-spec.numel // 8))
-        self._ends = [0]
-        for number in range(-(-spec.numel // BLOCK)):
-            self._ends.append(self._ends[-1] + _ones(self._mask(number)))
+        counts = [_ones(self._mask(number)) for number in range(-(-spec.numel // BLOCK))]
+        self._ends = list(itertools.accumulate(counts, initial=0))
         parts.expect("values", spec.dtype.name, (self._ends[-1],))
 
     def _mask(self, number: int) -> Bytes:

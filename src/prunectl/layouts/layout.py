@@ -112,24 +112,18 @@ class Encoder(Protocol):
     complete.
 
     Attributes:
+        ranges: first and last element, not including it, that each range must have read.
+        most: the largest size that the large part may come to have.
         lead: the bytes of the small part, where it comes first in the file; None where it comes
             last. The last part may be padded.
     """
 
+    ranges: list[tuple[int, int]]
+    most: int
     lead: int | None
 
-    @property
-    def ranges(self) -> int:
-        """How many ranges there are."""
-
-    def elements(self, number: int) -> tuple[int, int]:
-        """First and last element, not including it, that a range must have read."""
-
     def encode(self, number: int, codes: Codes) -> Pieces:
-        """Encode one range; ``codes`` are the elements that it asked for."""
-
-    def most(self) -> int:
-        """The largest size that the large part may come to have."""
+        """Encode one range; ``codes`` are its elements."""
 
     def finish(self, small: Bytes) -> Bytes:
         """The bytes of the small part as they are stored."""
@@ -207,6 +201,11 @@ class Layout:
     def needs_groups(self) -> bool:
         """Whether it only stores tensors that follow an N:M pattern."""
         return self.takes_groups and not self.takes_unstructured
+
+
+def cut(count: int, step: int = BLOCK) -> list[tuple[int, int]]:
+    """Ranges of ``step`` that cover 0 to ``count``; the last one may be shorter."""
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def pattern_of(extra: Extra) -> NM | None:

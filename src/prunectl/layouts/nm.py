@@ -38,6 +38,7 @@ from prunectl.layouts.layout import (
     StoredPart,
     Survey,
     code_bytes,
+    cut,
     integer,
 )
 from prunectl.pattern import MAX_GROUP, NM
@@ -154,18 +155,9 @@ class _Encoder:
     def __init__(self, spec: TensorSpec, extra: Extra) -> None:
         self._spec = spec
         self._grid, self._is_cutlass = read_grid(spec.dtype, spec.shape, extra)
-        self._step = _step(self._grid)
-
-    @property
-    def ranges(self) -> int:
-        return -(-self._grid.groups // self._step)
-
-    def _range(self, number: int) -> tuple[int, int]:
-        start = number * self._step
-        return start, min(start + self._step, self._grid.groups)
-
-    def elements(self, number: int) -> tuple[int, int]:
-        return self._grid.covering(*self._range(number))
+        self._groups = cut(self._grid.groups, _step(self._grid))
+        self.ranges = [self._grid.covering(*some) for some in self._groups]
+        self.most = self._grid.groups * self._grid.n * spec.dtype.bits // 8
 
     def encode(self, number: int, codes: Codes) -> Pieces:
         import numpy as np
@@ -173,15 +165,12 @@ class _Encoder:
         from prunectl.layouts.groups import kept
         from prunectl.layouts.kernels import grouping
 
-        groups = self._grid.read_covering(codes, *self._range(number))
+        groups = self._grid.read_covering(codes, *self._groups[number])
         values, positions = kept(self._grid, groups)
         width = (self._grid.m - 1).bit_length()
         packed = np.zeros(-(-positions.size * width // 8), np.uint8)
         grouping.pack_bits(positions, width, packed)
         return Pieces([values.view(np.uint8)], packed)
-
-    def most(self) -> int:
-        return self._grid.groups * self._grid.n * self._spec.dtype.bits // 8
 
     def finish(self, small: Bytes) -> Bytes:
         if not self._is_cutlass:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from prunectl.layouts.layout import Extra, Pieces, StoredPart
+from prunectl.layouts.layout import Extra, Pieces, StoredPart, cut
 from prunectl.layouts.packing.chunks import decode_chunk, encode_chunk
 from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.layouts.parts import Bytes, Codes, Parts
@@ -17,29 +17,18 @@ class ChunkEncoder:
     """A range is a chunk; the large part is ``data``."""
 
     def __init__(self, spec: TensorSpec, extra: Extra) -> None:
-        self._scheme = read_scheme(spec.dtype, spec.shape, extra)
-        self.lead: int | None = 4 * self._scheme.chunks * self._scheme.planes
-
-    @property
-    def ranges(self) -> int:
-        return self._scheme.chunks
-
-    def _groups(self, number: int) -> tuple[int, int]:
-        start = number * self._scheme.chunk
-        return start, min(start + self._scheme.chunk, self._scheme.grid.groups)
-
-    def elements(self, number: int) -> tuple[int, int]:
-        return self._scheme.grid.covering(*self._groups(number))
+        self._scheme = scheme = read_scheme(spec.dtype, spec.shape, extra)
+        self._groups = cut(scheme.grid.groups, scheme.chunk)
+        self.ranges = [scheme.grid.covering(*some) for some in self._groups]
+        # No plane is stored longer than it is: mask, symbols, escapes and low bytes of all weights.
+        self.most = spec.numel * (scheme.planes + 1)
+        self.lead: int | None = 4 * scheme.chunks * scheme.planes
 
     def encode(self, number: int, codes: Codes) -> Pieces:
-        groups = self._scheme.grid.read_covering(codes, *self._groups(number))
+        groups = self._scheme.grid.read_covering(codes, *self._groups[number])
         planes = encode_chunk(self._scheme, groups)
         sizes = np.array([plane.size for plane in planes], np.uint32)
         return Pieces(planes, sizes.view(np.uint8))
-
-    def most(self) -> int:
-        # No plane is stored longer than it is: mask, symbols, escapes and low bytes of all weights.
-        return self._scheme.grid.groups * self._scheme.grid.m * (self._scheme.planes + 1)
 
     def finish(self, small: Bytes) -> Bytes:
         return small
