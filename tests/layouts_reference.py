@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from prunectl.layouts.layout import Survey
 from prunectl.layouts.parts import code_type
-from prunectl.layouts.survey import Survey
+from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
 
 
@@ -144,12 +145,21 @@ def decode_packed(parts: Mapping[str, Part], dtype: DType, shape: tuple[int, ...
 DECODERS = {"bitmask": decode_bitmask, "nm": decode_nm, "packed": decode_packed}
 
 
-def survey(codes: np.ndarray) -> Survey:
+def survey(
+    codes: np.ndarray,
+    dtype: DType,
+    shape: tuple[int, ...] | None = None,
+    *,
+    pattern: NM | None = None,
+    axis: int = -1,
+) -> Survey:
     """Zeros, and the symbols of the other codes."""
     kept, bits = codes[codes != 0], 8 * codes.itemsize
     if bits > 8:
         kept = kept >> kept.dtype.type(bits - 9) & kept.dtype.type(0xFF)
-    return Survey(codes.size - kept.size, np.bincount(kept.astype(np.int64), minlength=256))
+    symbols = np.bincount(kept.astype(np.int64), minlength=256)
+    shape = codes.shape if shape is None else shape
+    return Survey(dtype, shape, codes.size - kept.size, symbols, pattern, axis)
 
 
 def weights(dtype: DType, shape: tuple[int, ...], density: float, seed: int) -> np.ndarray:

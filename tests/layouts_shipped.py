@@ -15,10 +15,9 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
-from prunectl.exporting.encoders import Pieces, encoder_of
-from prunectl.exporting.survey import Choice
+from prunectl.layouts.layout import Pieces
 from prunectl.layouts.parts import code_type, fixed
-from prunectl.layouts.scheme import best_scheme
+from prunectl.layouts.table import CODINGS
 from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
 from prunectl.pattern import NM
@@ -52,28 +51,27 @@ def encode(
     run: Run = map,
 ) -> Encoded:
     """The parts of a tensor as an export writes them, with so many zeros after the last."""
-    spec, axis = TensorSpec("w", dtype, shape), axis % max(1, len(shape))
-    is_packed = layout == "packed"
-    scheme = best_scheme(dtype, shape, survey(codes), pattern, axis)[0] if is_packed else None
-    encoder = encoder_of(Choice(spec, layout, pattern, axis, scheme, 0, "", {}))
+    coding = CODINGS[layout]
+    extra = coding.parameters(survey(codes, dtype, shape, pattern=pattern, axis=axis))
+    encoder = coding.encoder(TensorSpec("w", dtype, shape), extra)
     flat = fixed(codes).reshape(-1)
 
     def work(number: int) -> Pieces:
-        return encoder.encode(number, flat[slice(*encoder.elements(number))])
+        return encoder.encode(number, flat[slice(*encoder.ranges[number])])
 
-    pieces = list(run(work, range(encoder.ranges)))
+    pieces = list(run(work, range(len(encoder.ranges))))
     nothing = np.empty(0, np.uint8)
     large = np.concatenate([nothing, *(piece for some in pieces for piece in some.large)])
     small = encoder.finish(np.concatenate([nothing, *(some.small for some in pieces)]))
     data = [large, small]
-    last = 0 if encoder.small_first else 1
+    last = 1 if encoder.lead is None else 0
     data[last] = np.append(data[last], np.zeros(padding, np.uint8))
     parts = encoder.parts(large.size, padding)
     made = {
         part.suffix: Part(part.dtype, part.shape, some)
         for part, some in zip(parts, data, strict=True)
     }
-    return Encoded(layout, made, encoder.extra)
+    return Encoded(layout, made, extra)
 
 
 class _Memory:

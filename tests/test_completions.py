@@ -24,7 +24,7 @@ from prunectl.cli.run import run
 from prunectl.cli.shell_line import bash_words, quoted_for_bash
 from prunectl.cli.shell_scripts import SCRIPTS, VARIABLE, Shell
 from prunectl.data.source import PAIRS, TABLES, SourceKind
-from prunectl.layouts.choice import LAYOUTS
+from prunectl.layouts.table import LAYOUTS
 from prunectl.pattern import parse_pattern
 from prunectl.settings import Budget, Method, Scope
 

@@ -20,8 +20,8 @@ from prunectl import PruneSettings, export, load_state_dict, open_weights, prune
 from prunectl.cli.run import run
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsupportedCheckpoint
 from prunectl.exporting.masks import export_masks
-from prunectl.layouts.parts import Damaged
-from prunectl.layouts.scheme import read_scheme
+from prunectl.layouts.layout import Damaged
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.tensorspec import DTYPES
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -27,12 +27,12 @@ from docs_pages import blocks_of
 from layouts_reference import Part
 
 from prunectl import NM, PruneSettings, export, prune
-from prunectl.layouts.choice import LAYOUTS
-from prunectl.layouts.chunks import encode_chunk
 from prunectl.layouts.nm import to_cutlass
+from prunectl.layouts.packing.chunks import encode_chunk
+from prunectl.layouts.packing.planes import expanded
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.layouts.parts import code_type
-from prunectl.layouts.planes import expanded
-from prunectl.layouts.scheme import read_scheme
+from prunectl.layouts.table import LAYOUTS
 from prunectl.tensorspec import DTYPES
 
 RealModel = Callable[[str], Path]

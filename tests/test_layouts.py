@@ -18,13 +18,14 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from prunectl.layouts import scheme
-from prunectl.layouts.alphabet import Alphabet
-from prunectl.layouts.choice import LAYOUTS, by_size, sizes
-from prunectl.layouts.chunks import encode_chunk
+from prunectl.layouts import groups, nm
 from prunectl.layouts.groups import Grid, binomials, positions_of_sets
-from prunectl.layouts.parts import BLOCK, Misfit, fixed
-from prunectl.loading import decoders
+from prunectl.layouts.layout import BLOCK, Misfit
+from prunectl.layouts.packing import scheme
+from prunectl.layouts.packing.alphabet import Alphabet
+from prunectl.layouts.packing.chunks import encode_chunk
+from prunectl.layouts.parts import fixed
+from prunectl.layouts.table import LAYOUTS, by_size, sizes
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
 
@@ -69,7 +70,7 @@ def test_any_tensor_comes_back(layout, dtype, shape, density, seed) -> None:
     found = encode(layout, codes, dtype, shape)
     check(found, codes, dtype, some_rows(shape, seed))
     if layout != "packed":
-        assert found.nbytes == LAYOUTS[layout].nbytes(dtype, shape, survey(codes))
+        assert found.nbytes == LAYOUTS[layout].nbytes(survey(codes, dtype))
 
 
 @pytest.mark.parametrize("layout", ["nm", "packed"])
@@ -93,7 +94,7 @@ def test_groups_come_back(layout, dtype, pattern, outer, groups, inner, leading,
     check(found, codes, dtype, some_rows(shape, seed))
     if layout == "nm":
         assert found.nbytes == LAYOUTS["nm"].nbytes(
-            dtype, shape, survey(codes), pattern=pattern, axis=axis
+            survey(codes, dtype, pattern=pattern, axis=axis)
         )
 
 
@@ -131,11 +132,11 @@ def test_threads_give_the_same_bytes(layout) -> None:
 
 @pytest.mark.parametrize(("name", "shape"), [("F4", (6, 4)), ("F6_E2M3", (4, 4))])
 def test_types_of_less_than_a_byte_are_dense(name, shape) -> None:
-    dtype, counts = DTYPES[name], survey(np.arange(12, dtype=np.uint8))
-    assert sizes(dtype, shape, counts, pattern=NM(2, 4)) == {"dense": 12}
+    counts = survey(np.arange(12, dtype=np.uint8), DTYPES[name], shape, pattern=NM(2, 4))
+    assert sizes(counts) == {"dense": 12}
     for layout in ("bitmask", "nm", "packed"):
         with pytest.raises(Misfit, match="less than a byte"):
-            LAYOUTS[layout].nbytes(dtype, shape, counts)
+            LAYOUTS[layout].nbytes(counts)
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16"])
@@ -171,13 +172,13 @@ def test_what_does_not_fit_is_refused() -> None:
     codes = np.ones((3, 8), np.uint16)
     with pytest.raises(Misfit, match="a group of 4 has 4 nonzeros, more than 2"):
         encode("nm", codes, BF16, (3, 8), pattern=NM(2, 4))
-    nm, counts = LAYOUTS["nm"], survey(codes)
+    nm = LAYOUTS["nm"]
     with pytest.raises(Misfit, match="no multiple of 4"):
-        nm.nbytes(BF16, (3, 8), counts, pattern=NM(2, 4), axis=0)
+        nm.nbytes(survey(codes, BF16, pattern=NM(2, 4), axis=0))
     with pytest.raises(Misfit, match="no N:M pattern"):
-        nm.nbytes(BF16, (3, 8), counts)
+        nm.nbytes(survey(codes, BF16))
     with pytest.raises(Misfit, match="no axis"):
-        nm.nbytes(BF16, (), survey(codes[0, 0]), pattern=NM(2, 4))
+        nm.nbytes(survey(codes[0, 0], BF16, (), pattern=NM(2, 4)))
     # As many zeros as 2:4 has, elsewhere: counts alone do not tell.
     lopsided = np.tile(np.array([1, 2, 3, 0, 4, 0, 0, 0], np.uint16), (64, 64))
     for layout in ("nm", "packed"):
@@ -214,10 +215,10 @@ def test_groups_are_read_as_the_docstring_says() -> None:
 def test_the_smallest_layout_is_taken_and_dense_for_a_norm() -> None:
     ones = np.full(576, 0x3F80, np.uint16)
     noise = weights(DTYPES["I64"], (50,), 1.0, 0)
-    assert by_size(sizes(DTYPES["I64"], (50,), survey(noise)))[0] == "dense"
-    assert by_size(sizes(BF16, (40,), survey(ones[:40])))[0] == "dense"
+    assert by_size(sizes(survey(noise, DTYPES["I64"])))[0] == "dense"
+    assert by_size(sizes(survey(ones[:40], BF16)))[0] == "dense"
     big = weights(BF16, (512, 512), 0.5, 1)
-    said = sizes(BF16, big.shape, survey(big))
+    said = sizes(survey(big, BF16))
     assert set(said) == {"dense", "bitmask", "packed"}
     assert by_size(said)[0] == "packed"
     assert by_size({"packed": 100, "dense": 190}) == ["dense", "packed"]
@@ -242,8 +243,8 @@ def test_bands_too_large_to_hold_come_back(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheme, "BLOCK", 64 * pattern.m)  # chunks of 64 groups
         found = encode(layout, codes, BF16, shape, pattern=pattern, axis=1)
-        patch.setattr(decoders, "WIDE_BAND", pattern.m)
-        patch.setattr(decoders, "BLOCK", 8 * pattern.m)
+        patch.setattr(groups, "WIDE_BAND", pattern.m)
+        patch.setattr(nm, "BLOCK", 8 * pattern.m)
         reader, tensor = opened(found, BF16, shape)
         start = int(begin * codes.size)
         out = np.zeros(2 * int(length * (codes.size - start)), np.uint8)

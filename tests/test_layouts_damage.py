@@ -15,9 +15,9 @@ from layouts_reference import Part, keep_n, weights
 from layouts_shipped import Encoded, decode, encode
 
 from prunectl.errors import BadCheckpoint
-from prunectl.layouts.parts import Damaged
-from prunectl.layouts.planes import expanded, squeezed
-from prunectl.loading import decoders
+from prunectl.layouts.layout import Damaged
+from prunectl.layouts.packing import coding
+from prunectl.layouts.packing.planes import expanded, squeezed
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES
 
@@ -210,7 +210,7 @@ def test_no_memory_to_decode_is_an_error_of_the_file(monkeypatch: pytest.MonkeyP
     def empty(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoders, "decode_chunk", empty)
+    monkeypatch.setattr(coding, "decode_chunk", empty)
     with pytest.raises(BadCheckpoint, match="tensor 'w' does not fit the memory"):
         decode(found, BF16, SHAPE)
 

@@ -13,7 +13,7 @@ from layouts_reference import survey
 from layouts_shipped import decode, encode
 from safetensors import safe_open
 
-from prunectl.layouts.choice import LAYOUTS
+from prunectl.layouts.table import LAYOUTS
 from prunectl.magnitude import masks
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
@@ -82,7 +82,7 @@ def test_trained_tensors_are_packed_to_their_entropy(real_model, model, name, ho
         assert np.array_equal(decode(found, dtype, codes.shape), codes)
         packed += found.nbytes
         least += least_bytes(codes, dtype, pattern)
-        estimated += LAYOUTS["packed"].nbytes(dtype, codes.shape, survey(codes), pattern=pattern)
+        estimated += LAYOUTS["packed"].nbytes(survey(codes, dtype, pattern=pattern))
         zstd += len(zstandard.ZstdCompressor(level=3).compress(codes.tobytes()))
     assert packed <= CLOSE * least
     assert packed < zstd
@@ -103,7 +103,7 @@ def test_random_normal_tensors_are_packed_to_their_entropy(name, pattern) -> Non
         masks.nm(codes.reshape(1, -1, 1), pattern.n, pattern.m)
     found = encode("packed", codes, dtype, codes.shape, pattern=pattern)
     assert found.nbytes <= CLOSE * least_bytes(codes, dtype, pattern)
-    estimate = LAYOUTS["packed"].nbytes(dtype, codes.shape, survey(codes), pattern=pattern)
+    estimate = LAYOUTS["packed"].nbytes(survey(codes, dtype, pattern=pattern))
     assert abs(estimate - found.nbytes) < 0.01 * found.nbytes
 
 

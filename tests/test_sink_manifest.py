@@ -34,10 +34,10 @@ EXAMPLE = Manifest(
     overall=Count(300, 2, 41),
     tensors=(
         TensorRecord("a.weight", "model.safetensors", "BF16", (10, 10), "block linear", 3,
-                     "unstructured", None, 40, 1, 0.1, DIGEST, prunable=True,
+                     "unstructured", None, 40, 1, 0.1, DIGEST, "dense", prunable=True,
                      input_axis=1),
         TensorRecord("b.bias", "model.safetensors", "F32", (), "bias", None, None, None, 1, 1,
-                     None, DIGEST, reason="bias", tied_to="a.weight"),
+                     None, DIGEST, "dense", reason="bias", tied_to="a.weight"),
     ),
     files=(FileRecord("config.json", 12, DIGEST),),
 )  # fmt: skip
@@ -92,6 +92,7 @@ def tensors(draw: st.DrawFn) -> TensorRecord:
         zeros_before=draw(st.integers(0, weights)),
         threshold=draw(st.none() | finite),
         blake3=DIGEST,
+        layout="dense",
         reason=draw(st.none() | names),
         prunable=draw(st.booleans()),
         tied_to=draw(st.none() | names),

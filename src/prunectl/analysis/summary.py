@@ -22,7 +22,7 @@ from prunectl.analysis.result import (
     TensorStats,
     Threshold,
 )
-from prunectl.analysis.sizes import bytes_saved, predicted_bytes
+from prunectl.analysis.sizes import bytes_in_groups, predicted_bytes
 from prunectl.analysis.thresholds import Share, Target, shares, tolerances
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.roles import TensorRole
@@ -67,7 +67,11 @@ def summarize(
         if stats.prunable:
             for exponent, count in stats.octaves.items():
                 octaves[exponent] = octaves.get(exponent, 0) + count
-    summaries = tuple(_pattern_summary(pattern, tensors, source) for pattern in patterns)
+    sizes = predicted_bytes(source, tensors, patterns)
+    summaries = tuple(
+        _pattern_summary(pattern, tensors, source, bytes_in_groups(sizes, pattern))
+        for pattern in patterns
+    )
     return Analysis(
         source=source,
         tensors=tuple(tensors),
@@ -78,7 +82,7 @@ def summarize(
         layers=group(_by_depth(tensors), layer_label),
         octaves=dict(sorted(octaves.items())),
         prunable_zeros=sum(t.zeros for t in tensors if t.prunable),
-        predicted_bytes=predicted_bytes(source, tensors, summaries),
+        predicted_bytes=sizes,
         warnings=warnings_for(source, tensors),
         advice=advise(source, thresholds, summaries),
         magnitudes=magnitudes(measured, tensors),
@@ -230,7 +234,7 @@ class _ThresholdTable:
 
 
 def _pattern_summary(
-    pattern: NM, tensors: Sequence[TensorStats], source: SourceFacts
+    pattern: NM, tensors: Sequence[TensorStats], source: SourceFacts, nbytes: int
 ) -> PatternSummary:
     text = str(pattern)
     fits = [(t, t.patterns[text]) for t in tensors if t.prunable]
@@ -247,17 +251,17 @@ def _pattern_summary(
             old = by_layer.get(label, (0.0, 0.0))
             by_layer[label] = (old[0] + tensor_kept, old[1] + tensor.norm_squared)
     zeros = sum(fit.zeros for _, fit in fits)
-    eligible = [t for t, fit in fits if not fit.reason]
+    eligible = sum(not fit.reason for _, fit in fits)
     return PatternSummary(
         pattern=text,
         norm_kept=kept / norm if norm else 1.0,
-        eligible=len(eligible),
-        ineligible=len(fits) - len(eligible),
+        eligible=eligible,
+        ineligible=len(fits) - eligible,
         reasons=reasons,
         zeros=zeros,
         sparsity=zeros / source.prunable_weights if source.prunable_weights else 0.0,
         by_layer={
             label: part / whole if whole else 1.0 for label, (part, whole) in by_layer.items()
         },
-        bytes_packed=source.tensor_bytes - sum(bytes_saved(t, pattern) for t in eligible),
+        bytes_packed=nbytes,
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from prunectl.checkpoint.index import PICKLE_SUFFIXES
 from prunectl.cli.shell_scripts import Shell
 from prunectl.demo import NAME as DEMO
+from prunectl.layouts.table import AUTO, LAYOUTS
 from prunectl.methods.table import Method
 
 Given = Mapping[str, str]
@@ -55,11 +56,8 @@ CHOICES: dict[str, dict[str, str]] = {
         "rows": "blocks of 16 rows in every matrix take it",
     },
     "LAYOUT": {
-        "auto": "whichever is smallest for each tensor",
-        "dense": "zeros like any weight: what everything loads",
-        "bitmask": "a bit for each weight, and the kept values",
-        "nm": "the kept values of N:M and their positions",
-        "packed": "kept values and positions, entropy coded: the smallest",
+        AUTO: "whichever is smallest for each tensor",
+        **{name: layout.summary for name, layout in LAYOUTS.items()},
     },
     "bench --pattern": {**_NM, "none": "times the model alone"},
     "KERNELS": {

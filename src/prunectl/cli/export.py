@@ -11,15 +11,18 @@ from prunectl.cli import options, push_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
+from prunectl.layouts.table import AUTO, CODINGS, DENSE
 from prunectl.pattern import parse_nm
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
 
+_OTHERS = list(CODINGS)
+
 EPILOG = options.examples(
     "prunectl export out/ -o small/",
-    "prunectl export out/ -o small/ --layout packed",
-    "prunectl export small/ -o dense/ --layout dense",
+    f"prunectl export out/ -o small/ --layout {_OTHERS[-1]}",
+    f"prunectl export small/ -o dense/ --layout {DENSE}",
     "prunectl export out/ --masks-only -o masks.safetensors",
     "prunectl export out/ -o small/ --push org/name-small",
 )
@@ -44,10 +47,10 @@ def export(
             "--layout",
             "-l",
             metavar="LAYOUT",
-            help="How pruned weights are stored: auto (the smallest for each tensor), packed, "
-            "bitmask, nm, or dense (what everything loads).",
+            help=f"How weights are stored: {AUTO} (the smallest for each tensor), {DENSE} (what "
+            f"everything loads), {' or '.join((', '.join(_OTHERS[:-1]), _OTHERS[-1]))}.",
         ),
-    ] = "auto",
+    ] = AUTO,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +95,7 @@ def export(
     transformers after 'import prunectl'. Nothing else loads them: --layout dense is the way back.
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
-    if masks_only and (layout != "auto" or pattern or max_shard_size != "5GB"):
+    if masks_only and (layout != AUTO or pattern or max_shard_size != "5GB"):
         raise InvalidOption(
             "--masks-only writes one file of bits: --layout, --pattern and --max-shard-size have "
             "no meaning with it",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.cli.tables import columns, facts, heading, sentence
+from prunectl.layouts.table import DENSE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +38,7 @@ def export_screen(result: ExportResult, *, everything: bool = False) -> Iterator
     all_tensors = numbers.count(len(result.tensors))
     sizes = (numbers.size(result.dense_bytes), numbers.size(result.nbytes))
     total_row = ("files", all_tensors, *sizes, numbers.share(result.ratio))
-    yield columns(("layout", "tensors", "dense", "stored", "of dense"), [*rows, total_row])
+    yield columns(("layout", "tensors", DENSE, "stored", "of dense"), [*rows, total_row])
     yield from _tensors(result, everything=everything)
     resumed = f", {result.resumed_shards} of them kept from before" if result.resumed_shards else ""
     rate = numbers.rate(result.dense_bytes, result.seconds)
@@ -51,12 +52,12 @@ def export_screen(result: ExportResult, *, everything: bool = False) -> Iterator
     for warning in result.warnings:
         yield sentence(warning)
     folder = shlex.quote(str(result.output))
-    if result.layout == "dense":
+    if result.layout == DENSE:
         yield sentence("Dense again: it loads wherever the original did.")
     else:
         yield sentence(
             "Load it with prunectl.load_model, or with transformers after 'import prunectl'. "
-            f"Back: prunectl export {folder} --layout dense -o DIR"
+            f"Back: prunectl export {folder} --layout {DENSE} -o DIR"
         )
     yield sentence(f"Next: prunectl verify {folder}")
 
@@ -86,7 +87,7 @@ def _tensors(result: ExportResult, *, everything: bool) -> Iterator[RenderableTy
         return
     yield heading("Tensors" if everything else "Largest tensors")
     yield columns(
-        ("tensor", "layout", "sparsity", "dense", "stored", "of dense"),
+        ("tensor", "layout", "sparsity", DENSE, "stored", "of dense"),
         [
             (
                 tensor.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.cli.tables import columns, facts, heading, sentence
+from prunectl.layouts.table import DENSE, LAYOUTS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,9 +52,9 @@ def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[R
 
 def _sizes(result: PruneResult) -> str:
     """What each layout would take, in words; '' where it is not known."""
-    dense = result.predicted_bytes.get("dense")
+    dense = result.predicted_bytes.get(DENSE)
     return ", ".join(
-        f"{'about ' if layout == 'packed' else ''}{numbers.size(size)} ({layout}, "
+        f"{'' if LAYOUTS[layout].is_exact else 'about '}{numbers.size(size)} ({layout}, "
         f"{numbers.share(size / dense)} of dense)"
         for layout, size in sorted(result.predicted_bytes.items(), key=lambda item: item[1])
         if dense and size < dense

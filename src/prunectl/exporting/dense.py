@@ -12,6 +12,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent
 from prunectl.exporting.survey import check_digest
 from prunectl.exporting.writing import Stored
+from prunectl.layouts.table import DENSE
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.pruning.outputs import OutputTensor
@@ -53,7 +54,7 @@ def write_dense(
         found = digest.hexdigest()
         check_digest(checkpoint, source, found)
         spec = tensor.spec
-        return Stored(spec.name, "dense", None, zeros, found, spec.nbytes, (spec.name,))
+        return Stored(spec.name, DENSE, None, zeros, found, spec.nbytes, (spec.name,))
 
     written = []
     for tensor, stored in run_tensors(tensors, work, jobs):

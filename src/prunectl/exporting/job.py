@@ -13,6 +13,7 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
 from prunectl.exporting.survey import Expected, held_to
+from prunectl.layouts.table import AUTO, DENSE, LAYOUTS
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan import input_axis, misfit_reason, prunable_tensors
 from prunectl.pruning.job import protected
@@ -21,8 +22,6 @@ from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.parts import PartsShard, plan_parts
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import MANIFEST_NAME, check_target
-
-LAYOUTS = ("auto", "dense", "bitmask", "nm", "packed")
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,12 @@ def prepare(
         BadManifest: the source's manifest is not about these tensors.
         OutputConflict: something is in the way at the target.
     """
-    if layout not in LAYOUTS:
-        raise InvalidOption(f"layout '{layout}' is not known", hint=f"one of {', '.join(LAYOUTS)}")
-    if layout == "dense" and pattern is not None:
-        raise InvalidOption("--pattern has no meaning with --layout dense", hint="leave it out")
+    is_dense = layout == DENSE
+    if layout not in (AUTO, *LAYOUTS):
+        known = ", ".join((AUTO, *LAYOUTS))
+        raise InvalidOption(f"layout '{layout}' is not known", hint=f"one of {known}")
+    if is_dense and pattern is not None:
+        raise InvalidOption(f"--pattern has no meaning with --layout {layout}", hint="leave it out")
     if checkpoint.quantization:
         raise UnsupportedCheckpoint(
             checkpoint.model,
@@ -112,7 +113,6 @@ def prepare(
     checkpoint = held_to(checkpoint, manifest)
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     specs = [tensor.spec for tensor in outputs.values()]
-    is_dense = layout == "dense"
     return Job(
         checkpoint=checkpoint,
         target=target,

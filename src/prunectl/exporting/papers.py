@@ -133,6 +133,7 @@ def _fresh_records(job: Job, result: ExportResult) -> dict[str, TensorRecord]:
             zeros_before=tensor.zeros if is_float else 0,
             threshold=None,
             blake3=tensor.blake3,
+            layout=tensor.layout,
             reason="exported as it was",
             prunable=prunable,
             tied_to=None if owner == tensor.name else owner,
@@ -184,7 +185,7 @@ def _card_facts(
         repo_id=source.repo_id,
         commit=source.commit,
         auto_class=auto_class_of(job.checkpoint),
-        layout=result.layout,
+        layout="" if job.dense else result.layout,
         dense_bytes=result.dense_bytes,
         stored_bytes=result.nbytes,
     )

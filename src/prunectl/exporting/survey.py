@@ -15,6 +15,8 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
 from prunectl.events import OnEvent
+from prunectl.layouts.layout import Extra, Misfit, Survey, pattern_of
+from prunectl.layouts.table import AUTO, CODINGS, DENSE, SUFFIXES, by_size, sizes
 from prunectl.pattern import NM
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.sink.manifest import Manifest
@@ -23,8 +25,6 @@ from prunectl.tensorspec import TensorSpec, name_fault
 
 if TYPE_CHECKING:
     from prunectl.layouts.groups import Grid
-    from prunectl.layouts.scheme import Scheme
-    from prunectl.layouts.survey import Survey
 
 DETECTED = (NM(1, 4), NM(1, 2), NM(2, 4), NM(4, 8))
 """Patterns that are looked for where nobody says which one a tensor follows."""
@@ -45,21 +45,27 @@ class Choice:
     Attributes:
         spec: which tensor.
         layout: its layout.
-        pattern, axis: the N:M that the layout makes use of; None where it uses none.
-        scheme: of the packed layout, else None.
+        extra: the parameters of the layout.
         zeros: weights that are +0.0 or -0.0.
         blake3: of its dense bytes.
-        sizes: bytes in each layout that can hold it, header left out; of ``packed`` an estimate.
+        sizes: bytes in each layout that can hold it, header left out, as its ``nbytes`` says.
     """
 
     spec: TensorSpec
     layout: str
-    pattern: NM | None
-    axis: int
-    scheme: Scheme | None
+    extra: Extra
     zeros: int
     blake3: str
     sizes: Mapping[str, int]
+
+    @property
+    def pattern(self) -> NM | None:
+        """The N:M that the layout makes use of."""
+        return pattern_of(self.extra)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.layout == DENSE
 
     @property
     def nbytes(self) -> int:
@@ -101,7 +107,7 @@ def choose_layouts(
             check_digest(checkpoint, tensor, counted.blake3)
             if counted.broken is not None:
                 raise PatternMismatch(tensor.name, str(counted.broken))
-            return _choose(tensor, counted, layout)
+            return _choose(tensor.spec, counted, layout)
 
         for tensor, choice in ranks.run_tensors("measuring", tensors, work, jobs, on_event):
             found[tensor.name] = choice
@@ -132,34 +138,18 @@ def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> No
         )
 
 
-def _choose(tensor: StoredTensor, counted: _Counted, layout: str) -> Choice:
-    from prunectl.exporting.encoders import SUFFIXES
-    from prunectl.layouts.choice import by_size, sizes
-    from prunectl.layouts.scheme import best_scheme
-
-    spec = tensor.spec
-    pattern, axis = counted.pattern, counted.axis
-    said = {"dense": spec.nbytes}
-    has_names = not any(name_fault(f"{spec.name}.{suffix}") for suffix in SUFFIXES)
-    if layout != "dense" and counted.survey is not None and has_names:
-        said = sizes(spec.dtype, spec.shape, counted.survey, pattern=pattern, axis=axis)
-    wanted = {name: size for name, size in said.items() if layout in ("auto", name)}
-    name = by_size({"dense": spec.nbytes, **wanted})[0]
-    scheme = None
-    if name == "packed":
-        assert counted.survey is not None
-        scheme = best_scheme(spec.dtype, spec.shape, counted.survey, pattern, axis)[0]
-    uses_pattern = name == "nm" or (scheme is not None and scheme.mask == "nm")
-    return Choice(
-        spec=spec,
-        layout=name,
-        pattern=pattern if uses_pattern else None,
-        axis=axis,
-        scheme=scheme,
-        zeros=counted.zeros,
-        blake3=counted.blake3,
-        sizes=said,
-    )
+def _choose(spec: TensorSpec, counted: _Counted, layout: str) -> Choice:
+    survey, name, extra, nbytes = counted.survey, DENSE, {}, {DENSE: spec.nbytes}
+    # A name may leave no room for those of parts.
+    if any(name_fault(f"{spec.name}.{suffix}") for suffix in SUFFIXES):
+        survey = None
+    if survey is not None:
+        nbytes = sizes(survey)
+        asked = nbytes if layout == AUTO else {n: nbytes[n] for n in (DENSE, layout) if n in nbytes}
+        name = by_size(asked)[0]
+    if survey is not None and name in CODINGS:
+        extra = CODINGS[name].parameters(survey)
+    return Choice(spec, name, extra, counted.zeros, counted.blake3, nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +162,6 @@ class _Counted:
 
     survey: Survey | None
     zeros: int
-    pattern: NM | None
-    axis: int
     blake3: str
     broken: NM | None
 
@@ -187,7 +175,6 @@ def _count(
 ) -> _Counted:
     from prunectl.layouts.kernels import grouping, symbols
     from prunectl.layouts.parts import fixed
-    from prunectl.layouts.survey import Survey
 
     spec, digest = tensor.spec, blake3.blake3()
     is_counted = spec.dtype.is_float and spec.dtype.bits >= 8 and spec.numel > 0
@@ -207,17 +194,16 @@ def _count(
                 del grids[candidate]
     counts = tables.sum(0)
     counts[0] -= zeros
-    survey = Survey(zeros, counts) if is_counted else None
-    pattern = _tightest(grids)
     axis = expected.axis if expected else axis
+    survey = Survey(spec.dtype, spec.shape, zeros, counts, _tightest(grids), axis)
     broken = expected.pattern if expected and is_counted and not grids else None
-    return _Counted(survey, zeros + negative, pattern, axis, digest.hexdigest(), broken)
+    held = survey if is_counted else None
+    return _Counted(held, zeros + negative, digest.hexdigest(), broken)
 
 
 def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[tuple[NM, Grid]]:
     """Groups of the patterns that a tensor may follow."""
     from prunectl.layouts.groups import Grid
-    from prunectl.layouts.parts import Misfit
 
     if expected is not None:
         yield expected.pattern, Grid.of(spec.shape, expected.pattern, expected.axis)

@@ -13,12 +13,12 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
 from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.dense import write_dense
-from prunectl.exporting.encoders import SUFFIXES
 from prunectl.exporting.job import Job, prepare
 from prunectl.exporting.papers import write_papers
 from prunectl.exporting.result import ExportedTensor, ExportResult
 from prunectl.exporting.survey import Choice, choose_layouts
 from prunectl.exporting.writing import Stored, room_for, write_parts
+from prunectl.layouts.table import AUTO, DENSE, LAYOUTS, SUFFIXES
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
@@ -38,7 +38,7 @@ _PHASE = "writing weights"
 def export(
     model: Checkpoint | str | os.PathLike[str],
     output: str | os.PathLike[str],
-    layout: str = "auto",
+    layout: str = AUTO,
     *,
     pattern: NM | str | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
@@ -56,8 +56,8 @@ def export(
         model: what :func:`prunectl.open_checkpoint` takes, compressed folders included; or an open
             checkpoint.
         output: folder to write; must be absent or empty, unless ``force``.
-        layout: ``auto`` (the smallest for each tensor), ``packed``, ``bitmask``, ``nm`` or
-            ``dense``. A tensor that would grow, or does not fit, stays dense.
+        layout: a name of :data:`prunectl.layouts.table.LAYOUTS`, or ``auto``: the smallest for
+            each tensor. A tensor that would grow, or does not fit, stays dense.
         pattern: the N:M that the prunable tensors follow; default: what the manifest says of each,
             else whether one of the usual patterns holds is found out.
         max_shard_size: bytes of the tensors in one file, stored densely; a number, or ``5GB``.
@@ -191,12 +191,13 @@ def _choices(
         on_event=on_event,
         ranks=ranks,
     )
-    if job.layout == "nm" and not finished and not any(c.layout == "nm" for c in found.values()):
+    needs_groups = job.layout != AUTO and LAYOUTS[job.layout].needs_groups
+    if needs_groups and not finished and all(c.is_dense for c in found.values()):
         records = job.manifest.tensors if job.manifest else ()
         partly = any(record.pattern_rows is not None for record in records)
         where = ", but for blocks of rows" if partly else ", or that takes less space in it"
         raise InvalidOption(
-            f"--layout nm: no tensor follows an N:M pattern that is known of it{where}",
+            f"--layout {job.layout}: no tensor follows an N:M pattern that is known of it{where}",
             hint="prune with --pattern 2:4 first, or choose --layout auto",
         )
     choices = {
@@ -211,7 +212,7 @@ def _choices(
 def _placed(choice: Choice, names: Collection[str]) -> Choice:
     """The choice; dense where a part would take the name of another tensor."""
     if any(f"{choice.spec.name}.{suffix}" in names for suffix in SUFFIXES):
-        return replace(choice, layout="dense", pattern=None, scheme=None)
+        return replace(choice, layout=DENSE, extra={})
     return choice
 
 

@@ -11,8 +11,10 @@ import numpy as np
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, OnEvent
-from prunectl.exporting.encoders import Bytes, Encoder, Pieces, StoredPart, encoder_of
 from prunectl.exporting.survey import Choice
+from prunectl.layouts.layout import Encoder, Pieces, StoredPart
+from prunectl.layouts.parts import Bytes
+from prunectl.layouts.table import CODINGS
 from prunectl.sink.header import ALIGNMENT
 from prunectl.sink.parts import PartsShard, PartsWriter, header_room
 from prunectl.streaming import Scratch, run_ordered
@@ -91,27 +93,31 @@ def write_parts(
 
 
 def _place(choice: Choice) -> tuple[bool, int]:
-    return choice.layout == "dense", -choice.spec.dtype.bits
+    return choice.is_dense, -choice.spec.dtype.bits
 
 
 def _items(choices: Sequence[Choice], sources: Mapping[str, StoredTensor]) -> Iterator[_Item]:
     for choice in choices:
         spec, source = choice.spec, sources[choice.spec.name]
-        encoder = None if choice.layout == "dense" else encoder_of(choice)
+        encoder = None if choice.is_dense else _encoder_of(choice)
         if encoder is None:
             count, some = max(1, -(-spec.nbytes // _ITEM_BYTES)), 1
         else:
-            count = encoder.ranges
+            count = len(encoder.ranges)
             some = max(1, _ITEM_BYTES * count // max(1, spec.nbytes))
         for start in range(0, count, some):
             stop = min(start + some, count)
             yield _Item(choice, source, encoder, range(start, stop), stop == count)
 
 
+def _encoder_of(choice: Choice) -> Encoder:
+    return CODINGS[choice.layout].encoder(choice.spec, choice.extra)
+
+
 def _share(item: _Item) -> int:
     """Dense bytes of an item, so that those of a tensor's items add up to its own."""
     total = item.choice.spec.nbytes
-    count = item.encoder.ranges if item.encoder else max(1, -(-total // _ITEM_BYTES))
+    count = len(item.encoder.ranges) if item.encoder else max(1, -(-total // _ITEM_BYTES))
     return total * item.numbers.stop // count - total * item.numbers.start // count
 
 
@@ -122,7 +128,7 @@ def _encode(item: _Item, number: int, reader: TensorReader, scratch: Scratch) ->
         block = np.empty(min(_ITEM_BYTES, spec.nbytes - start), np.uint8)
         reader.read(source, start, block)
         return Pieces([block], block[:0])
-    first, last = encoder.elements(number)
+    first, last = encoder.ranges[number]
     size = spec.dtype.bits // 8
     block = scratch.buffer((last - first) * size)
     reader.read(source, first * size, block)
@@ -151,8 +157,7 @@ class _Tensor:
             self.small.append(pieces.small)
 
     def _large_begin(self) -> int:
-        is_after = self.encoder is not None and self.encoder.small_first
-        return self.begin + (self.encoder.small_bytes() if self.encoder and is_after else 0)
+        return self.begin + ((self.encoder.lead or 0) if self.encoder else 0)
 
     def close(self) -> tuple[Stored, int]:
         """List the tensor in the header; returns where the next one may begin."""
@@ -165,19 +170,19 @@ class _Tensor:
             return self._stored(end, (spec.name,)), end
         small = encoder.finish(np.concatenate([np.empty(0, np.uint8), *self.small]))
         places = [(self._large_begin(), self.large), (self.begin, small.size)]
-        if not encoder.small_first:
+        if encoder.lead is None:
             places[1] = (self.begin + self.large, small.size)
         self.writer.write(small.data, places[1][0])
         end = max(place + size for place, size in places)
         padding = -end % ALIGNMENT
         self.writer.write(bytes(padding), end)  # a file without gaps is written in whole chunks
         parts = encoder.parts(self.large, padding)
-        last = 0 if encoder.small_first else 1
+        last = 1 if encoder.lead is None else 0
         places[last] = (places[last][0], places[last][1] + padding)
         for part, (place, size) in zip(parts, places, strict=True):
             name = f"{spec.name}.{part.suffix}"
             self.writer.declare(name, part.dtype, part.shape, place, place + size)
-        self.writer.describe(spec.name, _description(choice, encoder, parts))
+        self.writer.describe(spec.name, _description(choice, parts))
         names = tuple(f"{spec.name}.{part.suffix}" for part in parts)
         return self._stored(end + padding, names), end + padding
 
@@ -195,14 +200,14 @@ class _Tensor:
         )
 
 
-def _description(choice: Choice, encoder: Encoder, parts: Sequence[StoredPart]) -> dict[str, Any]:
+def _description(choice: Choice, parts: Sequence[StoredPart]) -> dict[str, Any]:
     """What a header says of a tensor in parts."""
     return {
         "layout": choice.layout,
         "dtype": choice.spec.dtype.name,
         "shape": list(choice.spec.shape),
         "parts": [part.suffix for part in parts],
-        "extra": encoder.extra,
+        "extra": choice.extra,
         "blake3": choice.blake3,
     }
 
@@ -218,13 +223,13 @@ def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
     digests: dict[str, str] = {}
     for spec in shard.specs:
         choice = choices[spec.name]
-        if choice.layout == "dense":
+        if choice.is_dense:
             entries.append(spec)
             digests[spec.name] = choice.blake3
             continue
-        encoder = encoder_of(choice)
-        parts = encoder.parts(encoder.most(), 0)
-        described[spec.name] = _description(choice, encoder, parts)
+        encoder = _encoder_of(choice)
+        parts = encoder.parts(encoder.most, 0)
+        described[spec.name] = _description(choice, parts)
         entries += [
             TensorSpec(f"{spec.name}.{part.suffix}", DTYPES[part.dtype], part.shape)
             for part in parts

@@ -1,27 +1,21 @@
-"""The dense layout: the tensor itself, in one part.
+"""The dense layout: the tensor itself, under its own name. What everything loads.
 
-Parts: ``dense``, of the tensor's dtype and shape. No parameters.
+No parts, no parameters. Any dtype, any shape.
 """
 
 from __future__ import annotations
 
-import math
-
-from prunectl.layouts.parts import code_count, code_type
-from prunectl.layouts.survey import Survey
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType
+from prunectl.layouts.layout import Layout, Survey, code_count
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
-    """Bytes of the part, exactly."""
-    if dtype.bits < 8:
-        return code_count(dtype, shape)
-    return math.prod(shape) * code_type(dtype).itemsize
+def nbytes(survey: Survey) -> int:
+    """Bytes of the tensor."""
+    return code_count(survey.dtype, survey.shape) * max(1, survey.dtype.bits // 8)
+
+
+LAYOUT = Layout(
+    summary="zeros like any weight: what everything loads",
+    nbytes=nbytes,
+    predicted=lambda statistics: statistics.dense_bytes,
+    unpruned="dense (zeros stored like any weight)",
+)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.layouts.kernels import grouping
-from prunectl.layouts.parts import Bytes, Codes, Misfit, fixed
+from prunectl.layouts.layout import Misfit
+from prunectl.layouts.parts import Bytes, Codes, fixed
 from prunectl.pattern import MAX_GROUP, NM
 
 MAX_SETS = 1 << 16
 """Sets of positions that are numbered: numbers fit 16 bits."""
+
+WIDE_BAND = 1 << 22
+"""Bands of more weights are not decoded whole: of a matrix whose groups are along its first axis, a
+band of a few very long rows may be all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,59 @@ class Grid:
             out[start * self.m :][: groups.size] = groups.reshape(-1)
         else:
             grouping.spread(fixed(groups), start, out.reshape(-1, self.m, self.inner))
+
+    def covering(self, start: int, stop: int) -> tuple[int, int]:
+        """The elements of whole bands of M rows that hold groups ``start`` to ``stop``."""
+        band = self.m * self.inner
+        return start // self.inner * band, -(-stop // self.inner) * band
+
+    def read_covering(self, codes: Codes, start: int, stop: int) -> Codes:
+        """Groups ``start`` to ``stop`` out of the elements that :meth:`covering` says."""
+        skipped = start // self.inner * self.inner
+        return self.read(codes, start - skipped, stop - skipped)
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.inner > 1 and self.m * self.inner > WIDE_BAND
+
+    def unit(self, step: int) -> int:
+        """Weights of a unit of about ``step`` groups: a range of them, or whole bands of M rows.
+
+        Of a wide band, it is as many neighbours in a row: one member of each of ``step`` groups.
+        """
+        if self._is_wide:
+            return step
+        bands = max(1, step // max(1, self.inner))
+        return step * self.m if self.inner == 1 else bands * self.inner * self.m
+
+    def decode(self, start: int, out: Codes, fill: Callable[[int, Codes], None]) -> None:
+        """Decode the weights from ``start`` on, which a unit begins with.
+
+        Args:
+            start: element of the tensor.
+            out: the unit's codes, to be written.
+            fill: ``fill(first, groups)`` decodes groups from ``first`` on into [groups, m].
+        """
+        if self._is_wide:
+            self._decode_rows(start, out, fill)
+        elif self.inner == 1:
+            fill(start // self.m, out.reshape(-1, self.m))
+        else:
+            groups = np.empty((out.size // self.m, self.m), out.dtype)
+            fill(start // self.m, groups)
+            self.write(groups, 0, out)
+
+    def _decode_rows(self, start: int, out: Codes, fill: Callable[[int, Codes], None]) -> None:
+        """The same of wide bands: of each group, the member in the rows of ``out``."""
+        done = 0
+        while done < out.size:
+            row, column = divmod(start + done, self.inner)
+            band, member = divmod(row, self.m)
+            length = min(out.size - done, self.inner - column)
+            groups = np.empty((length, self.m), out.dtype)
+            fill(band * self.inner + column, groups)
+            out[done : done + length] = groups[:, member]
+            done += length
 
 
 def kept(grid: Grid, groups: Codes) -> tuple[Codes, Bytes]:

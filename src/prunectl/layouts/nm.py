@@ -24,39 +24,67 @@ Parameters: ``n``, ``m``, ``axis`` (not negative), ``order``.
 from __future__ import annotations
 
 import reprlib
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from prunectl.layouts.groups import Grid
-from prunectl.layouts.parts import Codes, Damaged, Extra, Misfit, code_type, integer, whole_codes
-from prunectl.layouts.survey import Survey
+from prunectl.layouts.layout import (
+    BLOCK,
+    Coding,
+    Damaged,
+    Extra,
+    Layout,
+    Misfit,
+    Pieces,
+    Statistics,
+    StoredPart,
+    Survey,
+    code_bytes,
+    cut,
+    integer,
+)
 from prunectl.pattern import MAX_GROUP, NM
-from prunectl.tensorspec import DType
+from prunectl.tensorspec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from prunectl.layouts.groups import Grid
+    from prunectl.layouts.parts import Bytes, Codes, Parts
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of both parts, exactly.
 
     Raises:
         Misfit: no pattern; the axis is no multiple of M. Groups with too many nonzeros go unseen.
     """
-    grid = _grid(dtype, shape, pattern, axis)
-    bits = grid.groups * grid.n * (grid.m - 1).bit_length()
-    return grid.groups * grid.n * code_type(dtype).itemsize + -(-bits // 8)
+    grid = _grid(survey.dtype, survey.shape, survey.pattern, survey.axis)
+    return _size(grid.groups, grid.n, grid.m, survey.dtype)
+
+
+def _predicted(statistics: Statistics) -> int:
+    pattern = statistics.pattern
+    if pattern is None:
+        return statistics.dense_bytes
+    return _size(statistics.numel // pattern.m, pattern.n, pattern.m, statistics.dtype)
+
+
+def _size(groups: int, n: int, m: int, dtype: DType) -> int:
+    """N values of each group, and N positions of ceil(log2 M) bits."""
+    return groups * n * dtype.bits // 8 + -(-groups * n * (m - 1).bit_length() // 8)
 
 
 def _grid(dtype: DType, shape: tuple[int, ...], pattern: NM | None, axis: int) -> Grid:
-    whole_codes(dtype, "nm")
+    from prunectl.layouts.groups import Grid
+
+    code_bytes(dtype, "nm")
     if pattern is None:
         raise Misfit("the tensor has no N:M pattern")
     return Grid.of(shape, pattern, axis)
+
+
+def _parameters(survey: Survey) -> dict[str, Any]:
+    dtype, shape = survey.dtype, survey.shape
+    grid = _grid(dtype, shape, survey.pattern, survey.axis)
+    order = "cutlass" if for_cutlass(dtype, shape, grid) else "plain"
+    return {"n": grid.n, "m": grid.m, "axis": survey.axis % len(shape), "order": order}
 
 
 def for_cutlass(dtype: DType, shape: tuple[int, ...], grid: Grid) -> bool:
@@ -72,13 +100,13 @@ def for_cutlass(dtype: DType, shape: tuple[int, ...], grid: Grid) -> bool:
 def to_cutlass(meta: Codes, rows: int) -> Codes:
     """Row-major metadata u16 [n] in the order of CUTLASS, as torch stores it."""
     tiles = meta.reshape(rows // 32, 2, 2, 8, meta.size // rows // 2 if rows else 0, 2)
-    return np.ascontiguousarray(tiles.transpose(4, 0, 3, 1, 5, 2))
+    return tiles.transpose(4, 0, 3, 1, 5, 2).copy()
 
 
 def from_cutlass(meta: Codes, rows: int) -> Codes:
     """The inverse of :func:`to_cutlass`."""
     tiles = meta.reshape(meta.size // rows // 2 if rows else 0, rows // 32, 8, 2, 2, 2)
-    return np.ascontiguousarray(tiles.transpose(1, 3, 5, 2, 0, 4)).reshape(-1)
+    return tiles.transpose(1, 3, 5, 2, 0, 4).reshape(-1)
 
 
 def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid, bool]:
@@ -98,3 +126,122 @@ def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid,
         return grid, order == "cutlass"
     found = reprlib.repr(order)
     raise Damaged(f"the parameter 'order' is {found}, which such a tensor does not have")
+
+
+def _stored(spec: TensorSpec, grid: Grid, is_cutlass: bool) -> tuple[StoredPart, StoredPart]:
+    """Values and positions, or meta."""
+    name = spec.dtype.name
+    if is_cutlass:
+        rows, columns = spec.shape
+        return (
+            StoredPart("values", name, (rows, columns // 2)),
+            StoredPart("meta", "I16", (rows, columns // 16)),
+        )
+    bits = grid.groups * grid.n * (grid.m - 1).bit_length()
+    return (
+        StoredPart("values", name, (grid.groups, grid.n)),
+        StoredPart("positions", "U8", (-(-bits // 8),)),
+    )
+
+
+def _step(grid: Grid) -> int:
+    """Groups that are worked on at a time: their positions start at whole bytes."""
+    return max(BLOCK // grid.m // 8, 1) * 8
+
+
+class _Encoder:
+    lead: int | None = None
+
+    def __init__(self, spec: TensorSpec, extra: Extra) -> None:
+        self._spec = spec
+        self._grid, self._is_cutlass = read_grid(spec.dtype, spec.shape, extra)
+        self._groups = cut(self._grid.groups, _step(self._grid))
+        self.ranges = [self._grid.covering(*some) for some in self._groups]
+        self.most = self._grid.groups * self._grid.n * spec.dtype.bits // 8
+
+    def encode(self, number: int, codes: Codes) -> Pieces:
+        import numpy as np
+
+        from prunectl.layouts.groups import kept
+        from prunectl.layouts.kernels import grouping
+
+        groups = self._grid.read_covering(codes, *self._groups[number])
+        values, positions = kept(self._grid, groups)
+        width = (self._grid.m - 1).bit_length()
+        packed = np.zeros(-(-positions.size * width // 8), np.uint8)
+        grouping.pack_bits(positions, width, packed)
+        return Pieces([values.view(np.uint8)], packed)
+
+    def finish(self, small: Bytes) -> Bytes:
+        if not self._is_cutlass:
+            return small
+        return to_cutlass(small.view("u2"), self._spec.shape[0]).reshape(-1).view("u1")
+
+    def parts(self, large: int, padding: int) -> tuple[StoredPart, StoredPart]:
+        values, positions = _stored(self._spec, self._grid, self._is_cutlass)
+        assert not (self._is_cutlass and padding), "its meta is a multiple of 64 bytes"
+        if padding:
+            size = positions.shape[0] + padding
+            positions = StoredPart(positions.suffix, positions.dtype, (size,))
+        return values, positions
+
+
+class _Decoder:
+    def __init__(self, spec: TensorSpec, extra: Extra, parts: Parts) -> None:
+        self._parts = parts
+        self._grid, is_cutlass = read_grid(spec.dtype, spec.shape, extra)
+        self._value_bytes = self._grid.n * spec.dtype.bits // 8
+        self._width = (self._grid.m - 1).bit_length()
+        self.unit = self._grid.unit(_step(self._grid))
+        self._meta: Bytes | None = None
+        values, positions = _stored(spec, self._grid, is_cutlass)
+        parts.expect(values.suffix, values.dtype, values.shape)
+        if is_cutlass:
+            parts.expect(positions.suffix, positions.dtype, positions.shape)
+            meta = parts.read("meta", 0, parts.specs["meta"].nbytes).view("u2")
+            self._meta = from_cutlass(meta, spec.shape[0]).view("u1")
+            return
+        (size,) = positions.shape
+        parts.expect_bytes("positions", size)
+        used = self._grid.groups * self._grid.n * self._width % 8
+        if used and int(parts.read("positions", size - 1, size)[0]) >> used:
+            raise Damaged("the positions have ones after the last")
+
+    def decode(self, number: int, out: Codes) -> None:
+        self._grid.decode(number * self.unit, out, self._fill)
+
+    def _fill(self, first: int, groups: Codes) -> None:
+        """Decode groups from ``first`` on into [groups, m]."""
+        import numpy as np
+
+        from prunectl.layouts.kernels import grouping
+        from prunectl.layouts.parts import fixed
+
+        n, last = self._grid.n, first + len(groups)
+        whole = first // 8 * 8  # where positions start at a whole byte
+        begin, end = (at * n * self._width for at in (whole, last))
+        packed = self._positions(begin // 8, -(-end // 8))
+        positions = np.empty((last - whole) * n, np.uint8)
+        grouping.unpack_bits(fixed(packed), self._width, positions)
+        positions = fixed(positions[(first - whole) * n :])
+        data = self._parts.read("values", first * self._value_bytes, last * self._value_bytes)
+        bad = int(grouping.place(positions, fixed(data.view(groups.dtype)), n, groups))
+        if bad >= 0:
+            raise Damaged(
+                f"the positions of group {first + bad} do not ascend below {self._grid.m}"
+            )
+
+    def _positions(self, start: int, stop: int) -> Bytes:
+        if self._meta is not None:
+            return self._meta[start:stop]
+        return self._parts.read("positions", start, stop)
+
+
+LAYOUT = Layout(
+    summary="the kept values of N:M and their positions",
+    nbytes=nbytes,
+    predicted=_predicted,
+    coding=Coding(("meta", "positions", "values"), _Encoder, _Decoder, _parameters),
+    pruned="{}, as values and positions",
+    takes_groups=True,
+)

@@ -36,23 +36,79 @@ Any dtype of whole bytes, any shape. A group with fewer than N nonzeros keeps ze
 
 from __future__ import annotations
 
-from prunectl.layouts.scheme import best_scheme
-from prunectl.layouts.survey import Survey
-from prunectl.pattern import NM
-from prunectl.tensorspec import DType
+import math
+from typing import TYPE_CHECKING, Any
+
+from prunectl.layouts.layout import (
+    Coding,
+    Decoder,
+    Encoder,
+    Extra,
+    Layout,
+    Statistics,
+    Survey,
+)
+from prunectl.tensorspec import TensorSpec
+
+if TYPE_CHECKING:
+    from prunectl.layouts.parts import Parts
+
+CODING = 1.005
+"""Bytes of a packed tensor / its order-0 entropy, about (benchmarks/export.py --sizes)."""
 
 
-def nbytes(
-    dtype: DType,
-    shape: tuple[int, ...],
-    counts: Survey,
-    *,
-    pattern: NM | None = None,
-    axis: int = -1,
-) -> int:
+def nbytes(survey: Survey) -> int:
     """Bytes of both parts, about: from counts of the whole tensor, as if it were well mixed.
 
     Raises:
         Misfit: the elements are less than a byte.
     """
-    return best_scheme(dtype, shape, counts, pattern, axis)[1]
+    from prunectl.layouts.packing.scheme import best_scheme
+
+    return best_scheme(survey)[1]
+
+
+def _parameters(survey: Survey) -> dict[str, Any]:
+    from prunectl.layouts.packing.scheme import best_scheme
+
+    return best_scheme(survey)[0].extra()
+
+
+def _predicted(statistics: Statistics) -> int:
+    """The order-0 entropy, and what coding adds; signs and mantissas are taken for noise."""
+    numel, kept, pattern = statistics.numel, statistics.kept, statistics.pattern
+    bits = mask_bits(numel, numel - kept)
+    if pattern is not None:
+        bits = min(bits, numel / pattern.m * math.log2(math.comb(pattern.m, pattern.n)))
+    bits += statistics.exponent_bits + kept * (1 + statistics.dtype.mantissa_bits)
+    return round(bits / 8 * CODING)
+
+
+def mask_bits(numel: int, zeros: float) -> float:
+    """Entropy of a mask whose bits are independent."""
+    return -sum(n * math.log2(n / numel) for n in (zeros, numel - zeros) if 0 < n < numel)
+
+
+def _encoder(spec: TensorSpec, extra: Extra) -> Encoder:
+    from prunectl.layouts.packing.coding import ChunkEncoder
+
+    return ChunkEncoder(spec, extra)
+
+
+def _decoder(spec: TensorSpec, extra: Extra, parts: Parts) -> Decoder:
+    from prunectl.layouts.packing.coding import ChunkDecoder
+
+    return ChunkDecoder(spec, extra, parts)
+
+
+LAYOUT = Layout(
+    summary="kept values and positions, entropy coded: the smallest",
+    nbytes=nbytes,
+    predicted=_predicted,
+    coding=Coding(("chunks", "data"), _encoder, _decoder, _parameters),
+    is_exact=False,
+    unpruned="packed, nothing pruned",
+    pruned="{}, packed",
+    takes_unstructured=True,
+    takes_groups=True,
+)

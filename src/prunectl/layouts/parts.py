@@ -1,70 +1,26 @@
-"""Codes, limits and parameters that layouts share, and the two ways in which one can go wrong."""
+"""Codes, and the parts of a tensor as a file has them."""
 
 from __future__ import annotations
 
-import math
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.tensorspec import DType
+from prunectl.layouts.layout import ALIGNMENT, Damaged
+from prunectl.tensorspec import DType, TensorSpec
 
 Codes = NDArray[Any]
 """Raw bits of weights: an array of u8, u16, u32 or u64."""
 
 Bytes = NDArray[np.uint8]
-Extra = Mapping[str, Any]
-"""Parameters of a layout that decoding needs, as JSON has them."""
-
-BLOCK = 1 << 18
-"""Weights worked on at a time, by one thread: they stay in a core's L2 cache."""
-
-ALIGNMENT = 8
-"""Tensors of a file begin at multiples of so many bytes."""
-
-
-class Misfit(ValueError):
-    """The tensor cannot be stored in this layout; says why."""
-
-
-class Damaged(ValueError):
-    """Parts or parameters that no tensor of this dtype and shape is stored as; says why."""
 
 
 def code_type(dtype: DType) -> np.dtype[Any]:
     """The numpy type of a dtype's codes; bytes for types of less than 8 bits."""
     return np.dtype(f"u{max(1, dtype.bits // 8)}")
-
-
-def code_count(dtype: DType, shape: tuple[int, ...]) -> int:
-    """How many codes a tensor has: its elements, or its bytes for types of less than 8 bits.
-
-    Raises:
-        ValueError: a negative dimension, or a part of a byte at the end.
-    """
-    if any(n < 0 for n in shape):
-        raise ValueError(f"the shape {list(shape)} has a negative dimension")
-    count = math.prod(shape)
-    if dtype.bits >= 8:
-        return count
-    if count * dtype.bits % 8:
-        raise ValueError(f"{count} elements of {dtype.bits} bits are no whole number of bytes")
-    return count * dtype.bits // 8
-
-
-def whole_codes(dtype: DType, layout: str) -> None:
-    """Refuse types of less than a byte.
-
-    Raises:
-        Misfit: for such a type.
-    """
-    if dtype.bits < 8:
-        raise Misfit(
-            f"{dtype.label} elements are less than a byte; they are not stored as {layout}"
-        )
 
 
 def fixed(array: Codes) -> Codes:
@@ -74,14 +30,49 @@ def fixed(array: Codes) -> Codes:
     return view
 
 
-def integer(extra: Extra, key: str, low: int, high: int) -> int:
-    """A whole number among the parameters.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one tensor, as headers say that they are: nothing of that is checked yet.
 
-    Raises:
-        Damaged: missing, of another type, or not in ``low..high``.
+    Attributes:
+        specs: by suffix.
+        fill: ``fill(suffix, start, out)`` fills ``out`` with the part's bytes from ``start`` on.
     """
-    value = extra.get(key)
-    if type(value) is not int or not low <= value <= high:
-        found = reprlib.repr(value)
-        raise Damaged(f"the parameter '{key}' is {found}, not a number from {low} to {high}")
-    return value
+
+    specs: Mapping[str, TensorSpec]
+    fill: Callable[[str, int, Bytes], None]
+
+    def expect(self, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Check that there is such a part.
+
+        Raises:
+            Damaged: it is missing, or of another dtype or shape.
+        """
+        found = self.specs.get(suffix)
+        if found is None:
+            raise Damaged(f"the part '{suffix}' is missing")
+        if found.dtype.name != dtype or found.shape != shape:
+            raise Damaged(
+                f"the part '{suffix}' is {found.dtype.name} {list(found.shape)}, where {dtype} "
+                f"{list(shape)} is expected"
+            )
+
+    def expect_bytes(self, suffix: str, size: int) -> None:
+        """Check that there is a part U8 [size], or one that up to seven zeros follow.
+
+        They align what comes after the part in its file.
+
+        Raises:
+            Damaged: there is none.
+        """
+        found = self.specs[suffix].shape if suffix in self.specs else ()
+        is_padded = len(found) == 1 and size < found[0] < size + ALIGNMENT
+        self.expect(suffix, "U8", found if is_padded else (size,))
+        if is_padded and self.read(suffix, size, found[0]).any():
+            raise Damaged(f"the part '{suffix}' has bytes other than zero after its end")
+
+    def read(self, suffix: str, start: int, stop: int) -> Bytes:
+        """Bytes of a part."""
+        data = np.empty(stop - start, np.uint8)
+        self.fill(suffix, start, data)
+        return data

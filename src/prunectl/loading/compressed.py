@@ -20,6 +20,7 @@ from prunectl.checkpoint.opening import open_stored
 from prunectl.checkpoint.safetensors_file import strict_json
 from prunectl.checkpoint.stored import StoredTensor, declared_spec
 from prunectl.errors import BadCheckpoint, BadManifest
+from prunectl.layouts.table import CODINGS, DENSE
 from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
 from prunectl.sink.manifest import read_manifest
@@ -27,8 +28,6 @@ from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
 from prunectl.sink.records import TensorRecord
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
-
-PACKED_LAYOUTS = ("bitmask", "nm", "packed")
 
 
 def open_model(
@@ -113,7 +112,7 @@ def stored_layouts(checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
                 suffixes = fields.get("parts")
                 names = [f"{name}.{s}" for s in suffixes] if isinstance(suffixes, list) else []
                 found[name] = (str(fields.get("layout")), sum(parts.pop(n, 0) for n in names))
-    return found | {name: ("dense", size) for name, size in parts.items()}
+    return found | {name: (DENSE, size) for name, size in parts.items()}
 
 
 def _descriptions(
@@ -162,7 +161,7 @@ def _packed(
     if dtype is None:
         raise bad(f"unknown dtype {str(fields.get('dtype'))[:40]!r}")
     spec = declared_spec(stored.folder / file, name, dtype, fields.get("shape"))
-    if layout not in PACKED_LAYOUTS:
+    if layout not in CODINGS:
         raise bad(f"unknown layout {str(layout)[:40]!r}")
     if not isinstance(suffixes, list) or not all(isinstance(text, str) for text in suffixes):
         raise bad("its parts are not listed")

@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunectl.errors import BadCheckpoint, BadManifest, UnsupportedCheckpoint
+from prunectl.layouts.table import DENSE
 from prunectl.loading import safe_open
 from prunectl.sink.config_json import METHOD
 from prunectl.sink.manifest import read_manifest
@@ -51,7 +52,7 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             raise UnsupportedCheckpoint(
                 model.config.name_or_path,
                 "compressed weights cannot be offloaded to disk",
-                hint="export them first: prunectl export MODEL --layout dense -o DIR",
+                hint=f"export them first: prunectl export MODEL --layout {DENSE} -o DIR",
             )
         self._files = [str(path) for path in kwargs.get("checkpoint_files") or ()]
         _check_complete(self._files)

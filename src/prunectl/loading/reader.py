@@ -15,10 +15,12 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
+from prunectl.layouts.layout import Damaged, Misfit, code_bytes
+from prunectl.layouts.table import CODINGS
 from prunectl.loading.packed import Packed
 
 if TYPE_CHECKING:
-    from prunectl.loading.decoders import Decoder
+    from prunectl.layouts.layout import Decoder
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -68,8 +70,6 @@ class PartsReader:
 
     @contextmanager
     def _named(self, packed: Packed) -> Iterator[None]:
-        from prunectl.layouts.parts import Damaged, Misfit
-
         try:
             yield
         except MemoryError:
@@ -113,17 +113,27 @@ class PartsReader:
         return block
 
     def _decoder(self, packed: Packed) -> Decoder:
-        from prunectl.loading.decoders import decoder_of
-
         with self._lock:
             found = self._decoders.get(packed.spec.name)
         if found is None:
-            found = decoder_of(packed, self._inner)
+            found = self._made(packed)
             with self._lock:
                 while len(self._decoders) >= _MAX_DECODERS:  # those of tensors read long ago
                     del self._decoders[next(iter(self._decoders))]
                 self._decoders[packed.spec.name] = found
         return found
+
+    def _made(self, packed: Packed) -> Decoder:
+        from prunectl.layouts.parts import Parts
+
+        inner = self._inner  # not self, which would hold itself by its decoders
+
+        def fill(suffix: str, start: int, out: Bytes) -> None:
+            inner.read(packed.parts[suffix], start, out)
+
+        code_bytes(packed.spec.dtype, packed.layout)
+        parts = Parts({suffix: part.spec for suffix, part in packed.parts.items()}, fill)
+        return CODINGS[packed.layout].decoder(packed.spec, packed.extra, parts)
 
     def close(self) -> None:
         """Close all files."""

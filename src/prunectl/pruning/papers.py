@@ -13,6 +13,7 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
+from prunectl.layouts.table import DENSE
 from prunectl.methods.table import Method
 from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.settings import ROW_BLOCK, Budget
@@ -83,6 +84,7 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         # JSON has no Inf, the threshold where so many go that Inf does too.
         threshold=one.threshold if one.threshold != math.inf else None,
         blake3=one.blake3,
+        layout=DENSE,
         reason=one.reason or None,
         prunable=one.prunable,
         tied_to=one.tied_to,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prunectl.analysis.sizes import mask_bits, packed_bytes, pattern_bits
 from prunectl.errors import InvalidPattern
+from prunectl.layouts.layout import Statistics
+from prunectl.layouts.table import DENSE, LAYOUTS
 from prunectl.pattern import NM, parse_pattern
 from prunectl.pruning.result import TensorOutcome
 from prunectl.pruning.transform import Written
@@ -15,37 +16,26 @@ from prunectl.tensorspec import DTYPES
 def predict(tensors: Sequence[TensorOutcome], written: Mapping[str, Written]) -> dict[str, int]:
     """Bytes of all tensors in each layout, headers left out; what would grow counts densely.
 
-    Returns:
-        ``dense``, ``bitmask`` and, where a tensor follows N:M, ``nm``: exact. ``packed``: about,
-        from the exact counts of zeros and the exponents at the beginning of each tensor.
+    Exact where the layout's prediction is: zeros are counted, exponents looked at in the beginning
+    of each tensor. Layouts that need an N:M pattern are left out where no tensor gains by one.
     """
-    totals = dict.fromkeys(("dense", "bitmask", "nm", "packed"), 0)
+    totals = dict.fromkeys(LAYOUTS, 0)
     for tensor in tensors:
         dtype = DTYPES[tensor.dtype]
         dense = tensor.numel * dtype.bits // 8
-        sizes = {"dense": dense}
-        if dtype.is_float and tensor.numel:
-            sizes |= _sizes(tensor, written[tensor.name])
-        for layout in totals:
-            totals[layout] += min(dense, sizes.get(layout, dense))
-    if totals["nm"] == totals["dense"]:
-        del totals["nm"]
-    return totals
-
-
-def _sizes(tensor: TensorOutcome, written: Written) -> dict[str, int]:
-    dtype = DTYPES[tensor.dtype]
-    kept = tensor.numel - tensor.zeros
-    sizes = {"bitmask": -(-tensor.numel // 8) + kept * dtype.bits // 8}
-    mask = mask_bits(tensor.numel, tensor.zeros)
-    pattern = _groups(tensor)
-    if pattern is not None:
-        mask = min(mask, pattern_bits(tensor.numel, pattern))
-        count = tensor.numel // pattern.m * pattern.n
-        positions = count * (pattern.m - 1).bit_length()
-        sizes["nm"] = count * dtype.bits // 8 + -(-positions // 8)
-    sizes["packed"] = packed_bytes(mask, kept, kept * written.exponent_bits, dtype)
-    return sizes
+        kept = tensor.numel - tensor.zeros
+        for name, layout in LAYOUTS.items():
+            size = dense
+            if dtype.is_float and tensor.numel:
+                exponents = kept * written[tensor.name].exponent_bits
+                facts = Statistics(dtype, tensor.numel, kept, exponents, _groups(tensor))
+                size = min(dense, layout.predicted(facts))
+            totals[name] += size
+    return {
+        name: total
+        for name, total in totals.items()
+        if total < totals[DENSE] or not LAYOUTS[name].needs_groups
+    }
 
 
 def _groups(tensor: TensorOutcome) -> NM | None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import blake3
 import numpy as np
 
-from prunectl.analysis.sizes import entropy
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.geometry import Rows
+from prunectl.layouts.layout import entropy
 from prunectl.magnitude.codes import CodeFormat, Codes, code_format
 from prunectl.magnitude.columns import ColumnCutter
 from prunectl.magnitude.masks import (

@@ -11,6 +11,7 @@ from pathlib import Path
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent, ignore_events
+from prunectl.layouts.table import DENSE
 from prunectl.publishing.changes import Job, changes, text_of
 from prunectl.publishing.result import PushResult
 from prunectl.publishing.selection import (
@@ -219,6 +220,6 @@ def _same_pull(job: Job) -> _Done | None:
 
 
 def _message(manifest: Manifest) -> str:
-    layouts = {tensor.layout for tensor in manifest.tensors} - {"dense"}
+    layouts = {tensor.layout for tensor in manifest.tensors} - {DENSE}
     stored = f", stored {' and '.join(sorted(layouts))}" if layouts else ""
     return f"prunectl: {manifest.prunable.achieved:.1%} of the prunable weights are zero{stored}"

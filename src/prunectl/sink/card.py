@@ -87,7 +87,7 @@ class CardFacts:
         command: the exact command lines, one a line; the caller leaves tokens out.
         auto_class: the transformers class that loads the folder, for example
             ``AutoModelForCausalLM``.
-        layout: how the weights are stored.
+        layout: how compressed weights are stored; '' if they are stored as everything loads them.
         dense_bytes, stored_bytes: of all weights dense, and of the files that hold them.
     """
 
@@ -103,7 +103,7 @@ class CardFacts:
     repo_id: str | None = None
     commit: str | None = None
     auto_class: str = "AutoModel"
-    layout: str = "dense"
+    layout: str = ""
     dense_bytes: int = 0
     stored_bytes: int = 0
 
@@ -210,7 +210,7 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         "",
         *fenced("bash", facts.command),
         "",
-        "Load it as any other checkpoint:" if facts.layout == "dense" else _COMPRESSED,
+        _COMPRESSED if facts.layout else "Load it as any other checkpoint:",
         "",
         *fenced("python", _load_snippet(facts)),
         "",
@@ -238,7 +238,7 @@ def _what(facts: CardFacts, source: str) -> str:
     version = f"prunectl {plain(facts.version)}"
     lists = f"`{MANIFEST_NAME}` lists what was done to every tensor."
     stored = ""
-    if facts.layout != "dense":
+    if facts.layout:
         share = facts.stored_bytes / facts.dense_bytes if facts.dense_bytes else 1.0
         stored = (
             f" They are stored in layout {code(facts.layout)}: {facts.stored_bytes:,} bytes, "
@@ -258,7 +258,7 @@ def _what(facts: CardFacts, source: str) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    if facts.layout != "dense":
+    if facts.layout:
         return (
             "Limits: the files are smaller, the loaded model is not: it is dense in memory, and "
             "by itself no faster. Any evaluation results below are those of the source."
@@ -291,7 +291,7 @@ def _role_row(row: RoleRow) -> str:
 
 def _load_snippet(facts: CardFacts) -> str:
     auto_class = facts.auto_class
-    plug_in = "" if facts.layout == "dense" else "import prunectl  # registers with transformers\n"
+    plug_in = "import prunectl  # registers with transformers\n" if facts.layout else ""
     return (
         f"{plug_in}from transformers import {auto_class}\n\n"
         f'model = {auto_class}.from_pretrained("{THIS_FOLDER}", dtype="auto")'

@@ -164,7 +164,7 @@ class TensorRecord:
     zeros_before: int
     threshold: float | None
     blake3: str
-    layout: str = "dense"
+    layout: str
     reason: str | None = None
     prunable: bool = False
     tied_to: str | None = None

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub import is_repo_id, split_revision
+from prunectl.layouts.table import DENSE
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import NM, Pattern
 from prunectl.settings import Budget, PruneSettings
@@ -44,8 +45,8 @@ def command_for(checkpoint: Checkpoint, pattern: Pattern, settings: PruneSetting
     model, output = named(checkpoint), _outside(checkpoint, "out")
     if checkpoint.opener is None:  # nothing has to be decoded
         return prune_command(model, pattern, settings, output)
-    dense = _outside(checkpoint, "dense")
-    export = shlex.join(["prunectl", "export", model, "--layout", "dense", "-o", dense])
+    dense = _outside(checkpoint, DENSE)
+    export = shlex.join(["prunectl", "export", model, "--layout", DENSE, "-o", dense])
     return f"{export} && {prune_command(dense, pattern, settings, output)}"
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.layouts.kernels import symbols as kernels
+from prunectl.layouts.packing.planes import WORTH
 from prunectl.layouts.parts import Bytes, fixed
-from prunectl.layouts.planes import WORTH
 
 PER_BYTE = (1, 2, 3, 4, 5, 8)
 """Digits a byte that are tried, of base 256, 16, 6, 4, 3, 2 at most."""

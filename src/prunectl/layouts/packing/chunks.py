@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunectl.layouts.alphabet import Alphabet, digit_table
 from prunectl.layouts.groups import binomials, kept, positions_of_sets, sets
 from prunectl.layouts.kernels import grouping, masking
 from prunectl.layouts.kernels import symbols as kernels
-from prunectl.layouts.parts import Bytes, Codes, Damaged, fixed
-from prunectl.layouts.planes import expanded, squeezed
-from prunectl.layouts.scheme import Scheme
+from prunectl.layouts.layout import Damaged
+from prunectl.layouts.packing.alphabet import Alphabet, digit_table
+from prunectl.layouts.packing.planes import expanded, squeezed
+from prunectl.layouts.packing.scheme import Scheme
+from prunectl.layouts.parts import Bytes, Codes, fixed
 
 
 def encode_chunk(scheme: Scheme, groups: Codes) -> list[Bytes]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.layouts.parts import Bytes, Damaged, fixed
+from prunectl.layouts.layout import Damaged
+from prunectl.layouts.parts import Bytes, fixed
 
 PROBE = 1 << 12
 """Bytes in each probe of a plane, to tell whether it is worth compressing."""

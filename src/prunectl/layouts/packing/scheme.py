@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.layouts.alphabet import Alphabet, best_alphabet, coded_bytes
 from prunectl.layouts.groups import MAX_SETS, Grid, sets
-from prunectl.layouts.parts import (
+from prunectl.layouts.layout import (
     BLOCK,
     Damaged,
     Extra,
     Misfit,
+    Survey,
+    code_bytes,
     code_count,
-    code_type,
     integer,
-    whole_codes,
 )
-from prunectl.layouts.survey import Survey
+from prunectl.layouts.packing.alphabet import Alphabet, best_alphabet, coded_bytes
 from prunectl.pattern import MAX_GROUP, NM
 from prunectl.tensorspec import DType
 
@@ -89,7 +88,7 @@ def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
     if mask not in ("none", "bits", "nm"):
         raise Damaged(f"the parameter 'mask' is {reprlib.repr(mask)}")
     try:
-        whole_codes(dtype, "packed")
+        width = code_bytes(dtype, "packed")
         axis, grid = 0, Grid(1, 1, 1, code_count(dtype, shape))
         if mask == "nm":
             m = integer(extra, "m", 2, MAX_GROUP)
@@ -102,7 +101,7 @@ def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
     chunk = integer(extra, "chunk", 8, MAX_CHUNK // grid.m)
     if chunk % 8:
         raise Damaged(f"the parameter 'chunk' is {chunk}, no multiple of 8")
-    return Scheme(code_type(dtype).itemsize, mask, grid, axis, chunk, _read_alphabet(extra))
+    return Scheme(width, mask, grid, axis, chunk, _read_alphabet(extra))
 
 
 def _read_alphabet(extra: Extra) -> Alphabet:
@@ -117,55 +116,53 @@ def _read_alphabet(extra: Extra) -> Alphabet:
     return alphabet
 
 
-def best_scheme(
-    dtype: DType, shape: tuple[int, ...], counts: Survey, pattern: NM | None, axis: int
-) -> tuple[Scheme, int]:
+def best_scheme(survey: Survey) -> tuple[Scheme, int]:
     """The scheme that takes fewest bytes, and about how many.
 
     Raises:
         Misfit: the elements are less than a byte.
     """
-    whole_codes(dtype, "packed")
-    total = counts.zeros + counts.kept
+    width = code_bytes(survey.dtype, "packed")
+    total = survey.zeros + survey.kept
     each = Grid(1, 1, 1, total)
     tries = [("none", each)]
-    if counts.zeros:
+    if survey.zeros:
         tries.append(("bits", each))
-    if pattern is not None:
+    if survey.pattern is not None:
         try:
-            grid = Grid.of(shape, pattern, axis)
+            grid = Grid.of(survey.shape, survey.pattern, survey.axis)
         except Misfit:
             pass
         else:
-            if counts.kept <= grid.groups * grid.n and sets(grid) <= MAX_SETS:
+            if survey.kept <= grid.groups * grid.n and sets(grid) <= MAX_SETS:
                 tries.append(("nm", grid))
-    found = [_scheme(dtype, counts, mask, grid, axis % max(1, len(shape))) for mask, grid in tries]
+    axis = survey.axis % max(1, len(survey.shape))
+    found = [_scheme(width, survey, mask, grid, axis) for mask, grid in tries]
     return min(found, key=lambda pair: pair[1])
 
 
-def _scheme(dtype: DType, counts: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
+def _scheme(width: int, survey: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
     """A scheme with this kind of mask, and about its bytes."""
     chunk = max(8, BLOCK // grid.m // 8 * 8)
     frames = -(-grid.groups // chunk)
-    symbols = counts.symbols
+    symbols = survey.symbols
     if mask != "bits":  # zeros that are stored among the values
-        zeros = counts.zeros if mask == "none" else grid.groups * grid.n - counts.kept
+        zeros = survey.zeros if mask == "none" else grid.groups * grid.n - survey.kept
         symbols = symbols.copy()
         symbols[0] += zeros
     alphabet, coded = best_alphabet(symbols, frames)
-    width = code_type(dtype).itemsize
     scheme = Scheme(width, mask, grid, axis if mask == "nm" else 0, chunk, alphabet)
     rest = int(symbols.sum()) * (width - 1) + 4 * scheme.chunks * scheme.planes
-    return scheme, round(coded + _mask_bytes(scheme, counts) + rest)
+    return scheme, round(coded + _mask_bytes(scheme, survey) + rest)
 
 
-def _mask_bytes(scheme: Scheme, counts: Survey) -> float:
+def _mask_bytes(scheme: Scheme, survey: Survey) -> float:
     """About the bytes of a mask whose weights, or sets, are equally likely."""
     groups = scheme.grid.groups
     if scheme.mask == "none" or not groups:
         return 0.0
     if scheme.mask == "bits":
-        zeros, kept = counts.zeros / groups, counts.kept / groups
+        zeros, kept = survey.zeros / groups, survey.kept / groups
         ones = np.bitwise_count(np.arange(256)).astype(np.float64)
         weights = zeros ** (8 - ones) * kept**ones
         return coded_bytes(weights[weights > 0], -(-groups // 8), scheme.chunks)

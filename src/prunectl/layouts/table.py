@@ -1,0 +1,51 @@
+"""The layouts by name, and which is smallest.
+
+The docstring of each layout's module specifies its bytes. To add a layout: CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from prunectl.layouts import bitmask, dense, nm, packed
+from prunectl.layouts.layout import Coding, Layout, Misfit, Survey
+
+LAYOUTS: dict[str, Layout] = {
+    "dense": dense.LAYOUT,
+    "bitmask": bitmask.LAYOUT,
+    "nm": nm.LAYOUT,
+    "packed": packed.LAYOUT,
+}
+"""The simplest first, as help lists them."""
+
+DENSE = next(name for name, layout in LAYOUTS.items() if layout.coding is None)
+"""The layout of a tensor that is stored as it is."""
+
+CODINGS: dict[str, Coding] = {
+    name: layout.coding for name, layout in LAYOUTS.items() if layout.coding is not None
+}
+"""How tensors in the other layouts are encoded and decoded."""
+
+AUTO = "auto"
+"""What may be asked for besides: the smallest layout of each tensor."""
+
+SUFFIXES = tuple(suffix for coding in CODINGS.values() for suffix in coding.suffixes)
+"""Of all parts of all layouts."""
+
+PART_COST = 400
+"""About the bytes that a tensor in parts takes in the header of its file, more than a dense one."""
+
+
+def sizes(survey: Survey) -> dict[str, int]:
+    """Bytes in each layout that can store the tensor, as its ``nbytes`` says."""
+    found = {}
+    for name, layout in LAYOUTS.items():
+        try:
+            found[name] = layout.nbytes(survey)
+        except Misfit:
+            continue
+    return found
+
+
+def by_size(sizes: dict[str, int]) -> list[str]:
+    """Layouts, smallest first, headers included; of equals the simpler one."""
+    names = [name for name in LAYOUTS if name in sizes]
+    return sorted(names, key=lambda name: sizes[name] + (name != DENSE) * PART_COST)

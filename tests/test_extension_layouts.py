@@ -1,0 +1,110 @@
+"""A layout is named by its own file and the table, nowhere else; and one can be added by these."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from extension_walk import HOUSE, foreign_mentions
+
+from prunectl.layouts.table import DENSE, LAYOUTS
+
+OWN = [
+    "layouts/table.py",
+    *(f"layouts/{name}.py" for name in LAYOUTS),
+    *(f"layouts/packing/{path.name}" for path in (HOUSE / "layouts" / "packing").glob("*.py")),
+]
+
+OTHER_DENSE = {
+    "benchmarking": "the kernels of a dense product",
+    "checkpoint/opening.py": "a hint, in a room that knows no layouts",
+    "report": "the model that was not pruned",
+    "study/result.py": "the model that was not pruned",
+    "cli/bench_screen.py": "the kernels of a dense product",
+    "cli/completion_values.py": "the kernels of a dense product",
+    "cli/lottery_screen.py": "the model that was not pruned",
+    "cli/sweep_screen.py": "the model that was not pruned",
+}
+"""Where ``dense`` is said for another reason."""
+
+
+def test_only_its_file_and_the_table_name_a_layout() -> None:
+    others = [name for name in LAYOUTS if name != DENSE]
+    assert foreign_mentions(others, OWN, common=["nm", "packed"]) == []
+    assert [
+        mention
+        for mention in foreign_mentions([DENSE], OWN, common=[DENSE])
+        if not mention.startswith(tuple(OTHER_DENSE))
+    ] == []
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package with the layout that CONTRIBUTING.md adds, done to the letter."""
+    house = tmp_path / "copy" / "prunectl"
+    shutil.copytree(HOUSE, house)  # with what numba has compiled
+    text = (HOUSE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.split(r"\n## ", text.split("\n## Add a layout\n")[1])[0]
+    file, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (house / "layouts" / "coo.py").write_text(file, encoding="utf-8")
+    table = house / "layouts" / "table.py"
+    lines = table.read_text(encoding="utf-8")
+    imported, line = entry.splitlines()
+    old = "from prunectl.layouts import bitmask, dense, nm, packed"
+    last = '    "packed": packed.LAYOUT,\n'
+    assert old in lines
+    assert last in lines
+    lines = lines.replace(old, imported).replace(last, f"{last}    {line}\n")
+    table.write_text(lines, encoding="utf-8")
+    return house
+
+
+SCRIPT = """
+import contextlib, io, json
+import torch
+from safetensors.torch import load_file
+import prunectl
+from prunectl.cli.run import run as run_command
+
+def run(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run_command(arguments) == 0
+    return printed.getvalue()
+
+pruned = json.loads(run("prune", "demo", "-o", "pruned", "--sparsity", "0.95", "--json"))
+exported = json.loads(run("export", "pruned", "-o", "small", "--layout", "coo", "--json"))
+run("verify", "small")
+dense, loaded = load_file("pruned/model.safetensors"), prunectl.load_state_dict("small")
+same = dense.keys() == loaded.keys() and all(
+    torch.equal(dense[name].view(torch.uint8), loaded[name].view(torch.uint8)) for name in dense
+)
+screens = run("export", "--help"), run("analyze", "pruned")
+print(json.dumps([pruned["predicted_bytes"], exported["tensors"], same, *screens]))
+"""
+
+
+def test_a_layout_is_one_file_and_one_table_entry(copy: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(copy.parent), "COLUMNS": "200"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    predicted, tensors, same, usage, analysis = json.loads(done.stdout)
+    assert same
+    assert sum(tensor["layout"] == "coo" for tensor in tensors) > 10
+    nbytes = sum(tensor["stored_bytes"] for tensor in tensors)
+    assert abs(predicted["coo"] - nbytes) <= 400 * len(tensors)
+    assert "in layout `coo`" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"\bcoo\b", usage)
+    assert "40% unstructured, as values and places" in analysis
