@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.similarity import Similarity
 from prunectl.evaluation.verb import evaluate

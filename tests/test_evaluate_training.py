@@ -30,11 +30,12 @@ from prunectl import open_checkpoint
 from prunectl.errors import CannotWrite, InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Head
-from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe, resolve
+from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Held, Subject
 from prunectl.evaluation.training import TrainingRecord, decay, order, train
 from prunectl.evaluation.training_state import fingerprint
+from prunectl.evaluation.tuning import resolve
 from prunectl.events import Advanced, Event, Note, PhaseDone, PhaseStarted
 
 Tiny = Callable[[str], Path]

@@ -21,6 +21,7 @@ from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
+from prunectl.evaluation.metrics import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.settings import Budget, Method
 from prunectl.study.tolerance import EpsilonMode, Tolerance
@@ -42,7 +43,7 @@ EPILOG = options.examples(
 def sweep(
     context: typer.Context,
     models: sweep_options.Models = None,
-    metric: evaluate_options.Metric = "perplexity",
+    metric: evaluate_options.Metric = DEFAULT,
     data: evaluate_options.Data = None,
     sparsity: sweep_options.Sparsity = "auto",
     step: sweep_options.Step = None,

@@ -9,8 +9,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import check_device
-from prunectl.evaluation.metric import Metric, Score
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import Metric, Score, prepare
 from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
