@@ -279,14 +279,14 @@ class _Saved:
 
     def write(self, result: SweepResult, out: Output) -> None:
         """Write those that were asked for."""
-        from prunectl.study.table import as_csv
+        from prunectl.study.table import sweep_csv
 
         document = result.to_json()
         files: list[tuple[Path, str | bytes]] = []
         if self._output:
             files.append((self._output, as_json(document)))
         if self._csv:
-            files.append((self._csv, as_csv(result)))
+            files.append((self._csv, sweep_csv(result)))
         if self._html or self._png or self._svg:
             from prunectl.report.sweep_page import sweep_page, sweep_picture
 
