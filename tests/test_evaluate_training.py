@@ -636,7 +636,7 @@ def test_options_without_a_meaning_are_refused(wrong: dict[str, Any], message: s
 
 
 def test_options_of_training_are_refused_where_nothing_is_trained() -> None:
-    with pytest.raises(InvalidOption, match=r"--task, --epochs: --metric perplexity"):
+    with pytest.raises(InvalidOption, match="--metric perplexity does not take --task, --epochs"):
         EvalSettings("perplexity", task="qqp", training=Training(epochs=1))
     EvalSettings("classification", task="qqp", training=Training(epochs=1))
     EvalSettings("perplexity", training=Training())

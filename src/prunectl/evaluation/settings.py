@@ -128,16 +128,17 @@ class EvalSettings:
     def _check_taken(self) -> None:
         """Refuse options that the metric would ignore."""
         own = spec_of(self.metric).options
-        ignored = [
-            one.name
+        ignored = {
+            name: one.name
             for one in fields(self)
             if one.name not in own and taking(one.name) and getattr(self, one.name) != one.default
-        ]
+            for name in self._option_names(one.name)
+        }
         if ignored:
-            names = [name for one in ignored for name in self._option_names(one)]
+            first, field = next(iter(ignored.items()))
             raise InvalidOption(
-                f"--metric {self.metric} does not take {', '.join(names)}",
-                hint=f"--metric {' or '.join(taking(ignored[0]))} takes {names[0]}",
+                f"--metric {self.metric} does not take {', '.join(ignored)}",
+                hint=f"--metric {' or '.join(taking(field))} takes {first}",
             )
 
     def _option_names(self, field: str) -> list[str]:
