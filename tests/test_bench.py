@@ -20,7 +20,7 @@ import prunectl
 from prunectl import device
 from prunectl.benchmarking import sides
 from prunectl.benchmarking.clocks import WallClock
-from prunectl.benchmarking.compare import as_csv, compare, read_result
+from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory, Slower
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
@@ -592,7 +592,7 @@ def saved(result: BenchResult, path: Path) -> Path:
 
 def test_a_result_beside_itself_has_not_changed(demo_result: BenchResult, tmp_path: Path) -> None:
     path = saved(demo_result, tmp_path / "old.json")
-    found = compare(read_result(path), path, demo_result)
+    found = compare_bench(read_bench(path), path, demo_result)
     assert len(found.changes) == len(demo_result.runs)
     assert {one.against.ratio for one in found.changes} == {1.0}
     assert not found.missing
@@ -611,7 +611,7 @@ def test_what_got_slower_and_what_else_differs_is_said(
         machine=replace(demo_result.machine, threads=64),
         inputs="the text's tokens",
     )
-    found = compare(read_result(path), path, new)
+    found = compare_bench(read_bench(path), path, new)
     assert found.missing == 1
     assert [one.against.ratio for one in found.changes] == pytest.approx([1 / 3, 1, 1])
     assert [(one.side, one.phase) for one in found.below(0.95)] == [("demo", "prefill")]
@@ -662,7 +662,7 @@ def test_files_that_are_no_results(
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(BadBenchFile, match=why):
-        compare(read_result(path), path, demo_result)
+        compare_bench(read_bench(path), path, demo_result)
 
 
 def test_another_device_or_no_common_row_decides_nothing(
@@ -672,15 +672,15 @@ def test_another_device_or_no_common_row_decides_nothing(
     machine = replace(demo_result.machine, name="\x1b[2JEVIL")
     renamed = tuple(replace(one, side="x") for one in demo_result.runs)
     for old in (replace(demo_result, machine=machine), replace(demo_result, runs=renamed)):
-        document = read_result(saved(old, path))
+        document = read_bench(saved(old, path))
         _show(demo_result, Output(), document, path, None)
         assert "\x1b" not in capsys.readouterr().out
         with pytest.raises(BadBenchFile, match="--fail-below cannot decide"):
             _show(demo_result, Output(), document, path, 0.5)
 
 
-def test_the_rows_as_csv(demo_result: BenchResult) -> None:
-    rows = list(csv.DictReader(StringIO(as_csv(demo_result))))
+def test_the_rows_bench_csv(demo_result: BenchResult) -> None:
+    rows = list(csv.DictReader(StringIO(bench_csv(demo_result))))
     assert len(rows) == len(demo_result.runs)
     for row, one in zip(rows, demo_result.runs, strict=True):
         assert (row["side"], row["phase"], row["batch"]) == (one.side, one.phase, "1")

@@ -20,7 +20,7 @@ from prunectl.cli.analyze_screen import analysis_screen
 from prunectl.cli.bench_screen import bench_screen, comparison_screen
 from prunectl.cli.lottery_screen import lottery_screen
 from prunectl.cli.output import Output, screen
-from prunectl.cli.plan_screen import plan_document, plan_screen
+from prunectl.cli.plan_screen import plan_screen
 from prunectl.cli.progress import LineProgress
 from prunectl.cli.prune_screen import prune_screen
 from prunectl.cli.sweep_screen import sweep_screen
@@ -432,15 +432,15 @@ def test_plan_of_every_tensor(width: int | None, monkeypatch: pytest.MonkeyPatch
 
 
 def test_plan_document_has_exact_numbers() -> None:
-    document = plan_document(small_plan(PruneSettings(sparsity=0.4)), "my-model")
+    document = small_plan(PruneSettings(sparsity=0.4)).to_json()
     (pool,) = document["pools"]
     assert (pool["weights"], pool["zeros"], pool["scope"]) == (140, 56, "global")
     assert document["weights"] == 400 + 140 + 8
     assert [t["action"] for t in document["tensors"]] == ["copy", "prune", "prune", "copy"]
-    budget = plan_document(small_plan(PruneSettings(sparsity=0.2, pattern=NM(2, 4))), "m")
+    budget = small_plan(PruneSettings(sparsity=0.2, pattern=NM(2, 4))).to_json()
     assert budget["pools"][0]["zeros"] == 28
     # Only the 80 weights of one matrix fit 2:4, so 40 zeros are the most there can be.
-    most = plan_document(small_plan(PruneSettings(sparsity=0.49, pattern=NM(2, 4))), "m")
+    most = small_plan(PruneSettings(sparsity=0.49, pattern=NM(2, 4))).to_json()
     assert most["pools"][0]["zeros"] == 40
 
 

@@ -68,6 +68,7 @@ RUN = {
     "index.md": 3,
     "lottery.md": 3,
     "masks.md": 4,
+    "python.md": 3,
     "recipes.md": 1,
     "reports.md": 2,
     "scale.md": 1,

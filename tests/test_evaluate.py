@@ -29,7 +29,7 @@ from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.evaluation.batches import in_batches
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
 from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
@@ -428,7 +428,7 @@ def test_settings_without_a_meaning() -> None:
         ({"shots": -1}, "--shots -1"),
         ({"seed": -1}, "--seed -1"),
         ({"protocol": "own"}, "--protocol 'own' is not known"),
-        ({"task": "qqp"}, "--task: --metric perplexity does not train"),
+        ({"task": "qqp"}, "--metric perplexity does not take --task"),
     ):
         with pytest.raises(InvalidOption, match=words):
             EvalSettings(**options)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation import arithmetic
 from prunectl.evaluation.arithmetic import Arithmetic, is_right
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.numerals import equal, numbers_in, result_of, written
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -383,7 +383,7 @@ def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> N
 )
 def test_options_that_a_metric_would_ignore(metric: str, options: dict[str, Any]) -> None:
     name = next(iter(options)).replace("_", "-")
-    with pytest.raises(InvalidOption, match=f"--{name} means nothing to --metric {metric}"):
+    with pytest.raises(InvalidOption, match=f"--metric {metric} does not take --{name}"):
         EvalSettings(metric, **options)
 
 

@@ -24,7 +24,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation import likelihood
 from prunectl.evaluation.choice import Choice
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.mmlu import GROUP_OF, group_of
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate

@@ -35,7 +35,7 @@ from prunectl.evaluation import labels
 from prunectl.evaluation.classification import Classification
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.examples import drawn, held_out
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Subject, open_subject
@@ -782,7 +782,7 @@ def test_the_command_takes_all_of_it(
     assert "mcc" in out
     code, _, err = typed("evaluate", model(), "--task", "qqp")
     assert code == 2
-    assert "--task: --metric perplexity does not train" in " ".join(err.split())
+    assert "--metric perplexity does not take --task" in " ".join(err.split())
 
 
 # --- the parts ------------------------------------------------------------------------------------

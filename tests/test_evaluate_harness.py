@@ -23,7 +23,7 @@ from prunectl.errors import InvalidOption, MissingLibrary
 from prunectl.evaluation import harness
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.harness import Harness
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted

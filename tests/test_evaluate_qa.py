@@ -29,8 +29,7 @@ from prunectl.data.tokens import load_tokenizer
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import squad
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
-from prunectl.evaluation.metric import Request
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import Request, prepare
 from prunectl.evaluation.qa import QA
 from prunectl.evaluation.qa_windows import Window, windows_of
 from prunectl.evaluation.result import Evaluation

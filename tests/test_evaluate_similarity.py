@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.similarity import Similarity
 from prunectl.evaluation.verb import evaluate
@@ -249,7 +249,7 @@ def test_models_that_do_not_fit(encoder: Path, tmp_path: Path) -> None:
             prepare(open_checkpoint(tmp_path / name), EvalSettings("similarity", (str(STS),)))
     with pytest.raises(MetricMismatch) as caught:
         prepare(open_checkpoint(tmp_path / "vit"), EvalSettings("perplexity", ("text:a.txt",)))
-    assert caught.value.hint == "--metric classification is for models of images"
+    assert caught.value.hint == "for this kind of model: --metric classification"
     with pytest.raises(NoData):
         prepare(open_checkpoint(encoder), EvalSettings("similarity"))
     folder = tmp_path / "model"

@@ -30,11 +30,12 @@ from prunectl import open_checkpoint
 from prunectl.errors import CannotWrite, InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Head
-from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe, resolve
+from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Held, Subject
 from prunectl.evaluation.training import TrainingRecord, decay, order, train
 from prunectl.evaluation.training_state import fingerprint
+from prunectl.evaluation.tuning import resolve
 from prunectl.events import Advanced, Event, Note, PhaseDone, PhaseStarted
 
 Tiny = Callable[[str], Path]
@@ -635,7 +636,7 @@ def test_options_without_a_meaning_are_refused(wrong: dict[str, Any], message: s
 
 
 def test_options_of_training_are_refused_where_nothing_is_trained() -> None:
-    with pytest.raises(InvalidOption, match=r"--task, --epochs: --metric perplexity"):
+    with pytest.raises(InvalidOption, match="--metric perplexity does not take --task, --epochs"):
         EvalSettings("perplexity", task="qqp", training=Training(epochs=1))
     EvalSettings("classification", task="qqp", training=Training(epochs=1))
     EvalSettings("perplexity", training=Training())

@@ -27,7 +27,7 @@ from prunectl.checkpoint.mask_file import check_bits, read_masks
 from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
 from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, OutputConflict
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import open_subject
 from prunectl.events import Note, ignore_events

@@ -212,6 +212,36 @@ def test_the_plan_is_that_of_a_download_and_the_sizes_come_true(hub: Hub, tmp_pa
     assert space["download_bytes"] == blobs - config
 
 
+def test_the_library_says_what_the_command_line_says(hub: Hub, tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "model")
+    hub.repos["org/tiny"] = Repo(files_of(tmp_path / "model"), lfs=("model.safetensors",))
+    code = """
+import json, prunectl
+remote = prunectl.open_remote("org/tiny")
+settings = prunectl.PruneSettings(sparsity=0.3)
+plan = prunectl.plan_prune(remote.headers(), settings).to_json()
+plan["space"] = prunectl.remote_space(remote, "out", 20_000).to_json()
+print(json.dumps([prunectl.analyze_remote(remote).to_json(), plan]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(hub.url),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    analysis, _ = prunectl(hub.url, "analyze", "org/tiny", "--remote", "--json", cwd=tmp_path)
+    words = "prune org/tiny -s 0.3 -o out --max-shard-size 20KB --dry-run --remote --json"
+    plan, _ = prunectl(hub.url, *words.split(), cwd=tmp_path)
+    found = json.loads(done.stdout)
+    for document in (analysis, plan, *found):
+        for disk in document["space"]["disks"]:
+            del disk["free"]  # others write to it too
+    assert found[0] == analysis
+    assert {"dry_run": True, "model": "org/tiny", **found[1]} == plan
+
+
 def test_screens_say_what_is_there_and_what_it_takes(hub: Hub, tmp_path: Path) -> None:
     hub.repos["org/many"] = Repo(sharded(20))
     shown, stderr = prunectl(hub.url, "analyze", "org/many", "--remote", cwd=tmp_path)

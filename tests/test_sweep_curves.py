@@ -27,7 +27,7 @@ from prunectl.study.grid import Grid, most_of, next_point, parse_grid
 from prunectl.study.points import Point
 from prunectl.study.result import Curve, CurvePoint, SweepResult
 from prunectl.study.settings import SweepSettings
-from prunectl.study.table import as_csv
+from prunectl.study.table import sweep_csv
 from prunectl.study.tolerance import EpsilonMode, Tolerance
 from prunectl.study.turning import Essential, Status, essential, half_width, knee, last_within
 
@@ -638,12 +638,12 @@ def test_a_table_of_points_has_empty_cells_for_what_is_not() -> None:
     bad = made(score=None, low=None, high=None, failed='NaN, "really"')
     curve = Curve("a, 2:4", "a,b", "2:4", "wanda", None, (dense, bad), turning, None, None)
     result = SweepResult("perplexity", "windows", False, (), (curve,), {}, {}, "", 1.0)
-    rows = list(csv.DictReader(io.StringIO(as_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(sweep_csv(result))))
     assert [row["model"] for row in rows] == ["a,b", "a,b"]
     assert rows[0]["change_low"] == ""
     assert (rows[1]["score"], rows[1]["failed"]) == ("", 'NaN, "really"')
     assert rows[0]["score"] == "2.5"
-    assert "\r" not in as_csv(result)
+    assert "\r" not in sweep_csv(result)
 
 
 # --- the chart on the terminal --------------------------------------------------------------

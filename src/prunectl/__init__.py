@@ -13,177 +13,117 @@ The public API; importing it loads neither torch nor numpy::
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunectl._version import __version__
+from prunectl._version import __version__ as __version__
 from prunectl.loading import hook
 
 if TYPE_CHECKING:
-    from prunectl.analysis.result import Analysis
-    from prunectl.analysis.verb import analyze
-    from prunectl.benchmarking.result import BenchResult
-    from prunectl.benchmarking.settings import BenchSettings
-    from prunectl.benchmarking.verb import bench
-    from prunectl.checkpoint.checkpoint import Checkpoint
-    from prunectl.checkpoint.opening import open_checkpoint
-    from prunectl.comparing.result import Comparison
-    from prunectl.comparing.settings import CompareSettings
-    from prunectl.comparing.verb import compare
-    from prunectl.errors import PrunectlError
-    from prunectl.evaluation.result import Evaluation
-    from prunectl.evaluation.settings import EvalSettings, Training
-    from prunectl.evaluation.verb import evaluate
-    from prunectl.exporting.result import ExportResult
-    from prunectl.exporting.verb import export
-    from prunectl.loading.model import load_model
-    from prunectl.loading.weights import Weights, load_state_dict, open_weights
-    from prunectl.pattern import NM, Unstructured, parse_pattern
-    from prunectl.plan import Plan
-    from prunectl.pruning.job import plan_prune
-    from prunectl.pruning.result import PruneResult
-    from prunectl.pruning.verb import prune
-    from prunectl.publishing.result import PushResult
-    from prunectl.publishing.verb import push
-    from prunectl.ranks.joining import joined_ranks
-    from prunectl.ranks.ranks import Ranks
-    from prunectl.recipe import load_recipe
-    from prunectl.settings import Budget, Calibration, Method, PruneSettings, Rule, Scope
-    from prunectl.study.result import SweepResult
-    from prunectl.study.settings import SweepSettings
-    from prunectl.study.sweep import sweep
-    from prunectl.study.tolerance import Tolerance
-    from prunectl.tickets.result import LotteryResult
-    from prunectl.tickets.settings import LotterySettings
-    from prunectl.tickets.verb import lottery
-    from prunectl.tracing.result import Trace
-    from prunectl.tracing.settings import TraceSettings
-    from prunectl.tracing.verb import trace
-    from prunectl.verification.result import VerifyReport
-    from prunectl.verification.verb import verify
+    # The one list of public names; each is imported when it is first used.
+    from prunectl.analysis.remote import RemoteAnalysis as RemoteAnalysis
+    from prunectl.analysis.remote import RemoteSpace as RemoteSpace
+    from prunectl.analysis.remote import analyze_remote as analyze_remote
+    from prunectl.analysis.remote import remote_space as remote_space
+    from prunectl.analysis.result import Analysis as Analysis
+    from prunectl.analysis.verb import analyze as analyze
+    from prunectl.benchmarking.compare import bench_csv as bench_csv
+    from prunectl.benchmarking.compare import compare_bench as compare_bench
+    from prunectl.benchmarking.compare import read_bench as read_bench
+    from prunectl.benchmarking.result import BenchResult as BenchResult
+    from prunectl.benchmarking.settings import BenchSettings as BenchSettings
+    from prunectl.benchmarking.verb import bench as bench
+    from prunectl.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from prunectl.checkpoint.hub_remote import RemoteModel as RemoteModel
+    from prunectl.checkpoint.hub_remote import open_remote as open_remote
+    from prunectl.checkpoint.opening import open_checkpoint as open_checkpoint
+    from prunectl.comparing.result import Comparison as Comparison
+    from prunectl.comparing.settings import CompareSettings as CompareSettings
+    from prunectl.comparing.verb import compare as compare
+    from prunectl.errors import PrunectlError as PrunectlError
+    from prunectl.evaluation.result import Evaluation as Evaluation
+    from prunectl.evaluation.settings import EvalSettings as EvalSettings
+    from prunectl.evaluation.settings import Training as Training
+    from prunectl.evaluation.verb import evaluate as evaluate
+    from prunectl.events import Advanced as Advanced
+    from prunectl.events import Event as Event
+    from prunectl.events import Note as Note
+    from prunectl.events import OnEvent as OnEvent
+    from prunectl.events import PhaseDone as PhaseDone
+    from prunectl.events import PhaseStarted as PhaseStarted
+    from prunectl.exporting.masks import export_masks as export_masks
+    from prunectl.exporting.result import ExportResult as ExportResult
+    from prunectl.exporting.result import MasksResult as MasksResult
+    from prunectl.exporting.verb import export as export
+    from prunectl.loading.compressed import open_model as open_model
+    from prunectl.loading.hook import register as register
+    from prunectl.loading.model import load_model as load_model
+    from prunectl.loading.weights import Weights as Weights
+    from prunectl.loading.weights import load_state_dict as load_state_dict
+    from prunectl.loading.weights import open_weights as open_weights
+    from prunectl.pattern import NM as NM
+    from prunectl.pattern import Unstructured as Unstructured
+    from prunectl.pattern import parse_pattern as parse_pattern
+    from prunectl.plan import Plan as Plan
+    from prunectl.pruning.job import plan_prune as plan_prune
+    from prunectl.pruning.result import PruneResult as PruneResult
+    from prunectl.pruning.verb import prune as prune
+    from prunectl.publishing.result import PushResult as PushResult
+    from prunectl.publishing.verb import push as push
+    from prunectl.ranks.joining import joined_ranks as joined_ranks
+    from prunectl.ranks.ranks import Ranks as Ranks
+    from prunectl.recipe import load_recipe as load_recipe
+    from prunectl.report.analyze_page import analyze_page as analyze_page
+    from prunectl.report.compare_page import compare_page as compare_page
+    from prunectl.report.lottery_page import lottery_page as lottery_page
+    from prunectl.report.sweep_page import sweep_page as sweep_page
+    from prunectl.report.sweep_page import sweep_picture as sweep_picture
+    from prunectl.report.trace_page import trace_page as trace_page
+    from prunectl.settings import Budget as Budget
+    from prunectl.settings import Calibration as Calibration
+    from prunectl.settings import Method as Method
+    from prunectl.settings import PruneSettings as PruneSettings
+    from prunectl.settings import Rule as Rule
+    from prunectl.settings import Scope as Scope
+    from prunectl.study.result import SweepResult as SweepResult
+    from prunectl.study.settings import SweepSettings as SweepSettings
+    from prunectl.study.sweep import sweep as sweep
+    from prunectl.study.table import sweep_csv as sweep_csv
+    from prunectl.study.tolerance import EpsilonMode as EpsilonMode
+    from prunectl.study.tolerance import Tolerance as Tolerance
+    from prunectl.tickets.result import LotteryResult as LotteryResult
+    from prunectl.tickets.settings import LotterySettings as LotterySettings
+    from prunectl.tickets.verb import lottery as lottery
+    from prunectl.tracing.result import Trace as Trace
+    from prunectl.tracing.settings import TraceSettings as TraceSettings
+    from prunectl.tracing.verb import trace as trace
+    from prunectl.verification.result import VerifyReport as VerifyReport
+    from prunectl.verification.verb import verify as verify
 
-_HOMES = {
-    "Analysis": "prunectl.analysis.result",
-    "analyze": "prunectl.analysis.verb",
-    "BenchResult": "prunectl.benchmarking.result",
-    "BenchSettings": "prunectl.benchmarking.settings",
-    "bench": "prunectl.benchmarking.verb",
-    "Checkpoint": "prunectl.checkpoint.checkpoint",
-    "open_checkpoint": "prunectl.checkpoint.opening",
-    "Comparison": "prunectl.comparing.result",
-    "CompareSettings": "prunectl.comparing.settings",
-    "compare": "prunectl.comparing.verb",
-    "PrunectlError": "prunectl.errors",
-    "Evaluation": "prunectl.evaluation.result",
-    "EvalSettings": "prunectl.evaluation.settings",
-    "Training": "prunectl.evaluation.settings",
-    "evaluate": "prunectl.evaluation.verb",
-    "ExportResult": "prunectl.exporting.result",
-    "export": "prunectl.exporting.verb",
-    "load_model": "prunectl.loading.model",
-    "Weights": "prunectl.loading.weights",
-    "load_state_dict": "prunectl.loading.weights",
-    "open_weights": "prunectl.loading.weights",
-    "LotteryResult": "prunectl.tickets.result",
-    "LotterySettings": "prunectl.tickets.settings",
-    "lottery": "prunectl.tickets.verb",
-    "NM": "prunectl.pattern",
-    "Unstructured": "prunectl.pattern",
-    "parse_pattern": "prunectl.pattern",
-    "Plan": "prunectl.plan",
-    "Budget": "prunectl.settings",
-    "Calibration": "prunectl.settings",
-    "Method": "prunectl.settings",
-    "PruneSettings": "prunectl.settings",
-    "PushResult": "prunectl.publishing.result",
-    "push": "prunectl.publishing.verb",
-    "Rule": "prunectl.settings",
-    "Scope": "prunectl.settings",
-    "PruneResult": "prunectl.pruning.result",
-    "plan_prune": "prunectl.pruning.job",
-    "prune": "prunectl.pruning.verb",
-    "Ranks": "prunectl.ranks.ranks",
-    "joined_ranks": "prunectl.ranks.joining",
-    "load_recipe": "prunectl.recipe",
-    "SweepResult": "prunectl.study.result",
-    "SweepSettings": "prunectl.study.settings",
-    "sweep": "prunectl.study.sweep",
-    "Tolerance": "prunectl.study.tolerance",
-    "Trace": "prunectl.tracing.result",
-    "TraceSettings": "prunectl.tracing.settings",
-    "trace": "prunectl.tracing.verb",
-    "VerifyReport": "prunectl.verification.result",
-    "verify": "prunectl.verification.verb",
-}
+else:
+
+    @cache
+    def _modules():
+        """The module of each public name: the list above, as Python reads it."""
+        import ast
+
+        tree = ast.parse(__spec__.loader.get_source(__name__))
+        (listed,) = (node.body for node in tree.body if isinstance(node, ast.If))
+        return {alias.name: node.module for node in listed for alias in node.names}
+
+    def __getattr__(name):
+        if name == "__all__":
+            return __dir__()
+        # Asked for by the import system and by inspect, before any public name.
+        if name.startswith("__") or name not in _modules():
+            raise AttributeError(f"module 'prunectl' has no attribute '{name}'")
+        value = globals()[name] = getattr(import_module(_modules()[name]), name)
+        return value
+
+    def __dir__():
+        return sorted(["__version__", *_modules()])
+
 
 # transformers learns of compressed folders when it is imported; this imports nothing heavy.
 hook.install()
-
-__all__ = [
-    "NM",
-    "Analysis",
-    "BenchResult",
-    "BenchSettings",
-    "Budget",
-    "Calibration",
-    "Checkpoint",
-    "CompareSettings",
-    "Comparison",
-    "EvalSettings",
-    "Evaluation",
-    "ExportResult",
-    "LotteryResult",
-    "LotterySettings",
-    "Method",
-    "Plan",
-    "PruneResult",
-    "PruneSettings",
-    "PrunectlError",
-    "PushResult",
-    "Ranks",
-    "Rule",
-    "Scope",
-    "SweepResult",
-    "SweepSettings",
-    "Tolerance",
-    "Trace",
-    "TraceSettings",
-    "Training",
-    "Unstructured",
-    "VerifyReport",
-    "Weights",
-    "__version__",
-    "analyze",
-    "bench",
-    "compare",
-    "evaluate",
-    "export",
-    "joined_ranks",
-    "load_model",
-    "load_recipe",
-    "load_state_dict",
-    "lottery",
-    "open_checkpoint",
-    "open_weights",
-    "parse_pattern",
-    "plan_prune",
-    "prune",
-    "push",
-    "sweep",
-    "trace",
-    "verify",
-]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'prunectl' has no attribute '{name}'")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import Mask
@@ -133,6 +134,58 @@ class Plan:
     def weights(self) -> int:
         """All weights: elements of float tensors."""
         return sum(entry.spec.numel for entry in self.tensors if entry.spec.dtype.is_float)
+
+    def zeros(self, pool: Pool) -> int:
+        """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow.
+
+        By a mask: the weights that it removes; others may be zero too.
+        """
+        if not isinstance(pool.pattern, NM):
+            return pool.target_zeros
+        index = self.pools.index(pool)
+        fitting = sum(e.spec.numel for e in self.tensors if e.pool == index)
+        most = fitting // pool.pattern.m * (pool.pattern.m - pool.pattern.n)
+        return min(pool.target_zeros, most) if pool.is_budget else most
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: sums, each pool, and each tensor with what is done to it and why.
+
+        ``nbytes`` is in bytes, ``weights`` and ``zeros`` are elements, ``sparsity`` is a share of
+        the pool's prunable weights, 0..1. An entry's ``pool`` is an index into ``pools``.
+        """
+        return {
+            "weights": self.weights,
+            "prunable_weights": self.prunable_weights,
+            "nbytes": sum(entry.spec.nbytes for entry in self.tensors),
+            "pools": [
+                {
+                    "label": pool.label,
+                    "pattern": pool.kind,
+                    "scope": pool.scope_label or None,
+                    "sparsity": pool.sparsity,
+                    "budget": str(pool.budget) if pool.is_budget else None,
+                    "weights": pool.weights,
+                    "zeros": self.zeros(pool),
+                    "members": list(pool.members),
+                }
+                for pool in self.pools
+            ],
+            "tensors": [
+                {
+                    "name": entry.spec.name,
+                    "dtype": entry.spec.dtype.label,
+                    "shape": list(entry.spec.shape),
+                    "role": str(entry.role.role),
+                    "layer": entry.role.layer,
+                    "action": "copy" if entry.pool is None else "prune",
+                    "pool": entry.pool,
+                    "pattern": None if entry.pattern is None else str(entry.pattern),
+                    "prunable": entry.prunable,
+                    "reason": entry.reason,
+                }
+                for entry in self.tensors
+            ],
+        }
 
 
 def prunable_tensors(

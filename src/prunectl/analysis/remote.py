@@ -137,10 +137,11 @@ class RemoteAnalysis:
         return {"schema": "prunectl.remote/1", **plain(self), "space": self.space.to_json()}
 
 
-def analyze_remote(remote: RemoteModel, output: Path) -> RemoteAnalysis:
-    """Sum up the headers of a model on the Hub.
+def analyze_remote(remote: RemoteModel, output: str | os.PathLike[str] = ".") -> RemoteAnalysis:
+    """Sum up the headers of a model on the Hub; no weights are read.
 
     Args:
+        remote: what :func:`prunectl.open_remote` gave.
         output: where a pruned copy would go; only its file system is asked.
     """
     source: SourceFacts | None = None
@@ -196,11 +197,12 @@ def _stats(spec: TensorSpec, role: TensorRole, prunable: Collection[str]) -> Ten
 
 
 def remote_space(
-    remote: RemoteModel, output: Path, max_shard_size: int | None = None
+    remote: RemoteModel, output: str | os.PathLike[str] = ".", max_shard_size: int | None = None
 ) -> RemoteSpace:
-    """What downloading and pruning a model would take.
+    """What downloading and pruning a model would take, in bytes.
 
     Args:
+        remote: what :func:`prunectl.open_remote` gave.
         output: where a pruned copy would go.
         max_shard_size: of the copy, in bytes; default: that of ``prunectl prune``.
     """
@@ -224,7 +226,7 @@ def remote_space(
         disks=_disks(
             [
                 ("download", remote.cache, remote.download_bytes),
-                ("output", output, output_bytes),
+                ("output", Path(output), output_bytes),
             ]
         ),
     )

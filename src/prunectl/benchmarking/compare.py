@@ -52,8 +52,8 @@ class Comparison:
         return tuple(one for one in self.changes if one.against.high < ratio)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """A saved result.
+def read_bench(path: Path) -> dict[str, Any]:
+    """Read the JSON that a benchmark was saved as: ``BenchResult.to_json()``.
 
     Raises:
         BadBenchFile: it cannot be read, or is none.
@@ -69,11 +69,11 @@ def read_result(path: Path) -> dict[str, Any]:
     return document
 
 
-def compare(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
+def compare_bench(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
     """Set a result beside an older one.
 
     Args:
-        old: what :func:`read_result` gave, from ``path``.
+        old: what :func:`read_bench` gave, from ``path``.
 
     Raises:
         BadBenchFile: its rows are damaged.
@@ -125,7 +125,7 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def as_csv(result: BenchResult) -> str:
+def bench_csv(result: BenchResult) -> str:
     """All runs as comma-separated values, with a line of names."""
     names = (
         "workload", "batch", "tokens", "new_tokens", "phase", "side", "kernels", "median_s",

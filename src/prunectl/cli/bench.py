@@ -61,14 +61,14 @@ def bench(
     Rounds are interleaved, and a difference is only called one where its interval excludes 1, it
     is at least 3%, and it shows in most rounds.
     """
-    from prunectl.benchmarking.compare import as_csv, read_result
+    from prunectl.benchmarking.compare import bench_csv, read_bench
     from prunectl.benchmarking.errors import Interrupted
     from prunectl.benchmarking.settings import BenchSettings
     from prunectl.benchmarking.verb import bench
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     bench_options.check_files(output, csv, compare, fail_below)
-    old = read_result(compare) if compare else None
+    old = read_bench(compare) if compare else None
     settings = BenchSettings(
         batch_sizes=bench_options.numbers("--batch-size", batch_size),
         prompt_tokens=bench_options.numbers("--prompt-tokens", prompt_tokens),
@@ -108,7 +108,7 @@ def bench(
         save_text(output, as_json(result.to_json()))
         out.note(f"saved: {output}")
     if csv:
-        save_text(csv, as_csv(result))
+        save_text(csv, bench_csv(result))
     _show(result, out, old, compare, fail_below)
 
 
@@ -120,12 +120,12 @@ def _show(
     fail_below: float | None,
 ) -> None:
     """Print the result, and end with the code that it deserves."""
-    from prunectl.benchmarking.compare import compare
+    from prunectl.benchmarking.compare import compare_bench
     from prunectl.benchmarking.errors import BadBenchFile, Slower
     from prunectl.cli.bench_screen import bench_screen, comparison_screen
     from prunectl.plain import plain
 
-    comparison = compare(old, path, result) if old is not None and path else None
+    comparison = compare_bench(old, path, result) if old is not None and path else None
     document = result.to_json()
     if comparison is not None:
         document["comparison"] = plain(comparison)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from prunectl.checkpoint.index import PICKLE_SUFFIXES
 from prunectl.cli.shell_scripts import Shell
 from prunectl.demo import NAME as DEMO
+from prunectl.evaluation.metrics import METRICS
 from prunectl.layouts.table import AUTO, LAYOUTS
 from prunectl.methods.table import Method
 
@@ -86,26 +87,11 @@ CHOICES: dict[str, dict[str, str]] = {
         "float16": "2 bytes, with more digits",
     },
     "TASK": {
-        "mnli": "GLUE: does one sentence follow from the other",
-        "qnli": "GLUE: does the sentence hold the answer",
-        "qqp": "GLUE: do two questions ask the same",
-        "rte": "GLUE: does one sentence follow from the other, few rows",
-        "sst2": "GLUE: is the sentence of a review kind or unkind",
-        "cifar10": "images of 10 classes",
-        "cifar100": "images of 100 classes",
-        "fashion-mnist": "images of 10 kinds of clothes",
-        "tiny-imagenet": "images of 200 classes",
-        "squad": "--metric qa: the answer in a text",
+        name: f"{task.help} (--metric {metric})"
+        for metric, spec in METRICS.items()
+        for name, task in spec.tasks.items()
     },
-    "METRIC": {
-        "perplexity": "how well a model continues text",
-        "choice": "multiple choice, by log likelihood",
-        "similarity": "how an encoder ranks pairs of sentences",
-        "arithmetic": "word problems, by the number that is generated",
-        "classification": "labels, after fine-tuning with the pruned weights held",
-        "qa": "spans of text, after fine-tuning with the pruned weights held",
-        "harness:": "tasks of lm-evaluation-harness",
-    },
+    "METRIC": {f"{name}:" if spec.argument else name: spec.help for name, spec in METRICS.items()},
     "PROTOCOL": {
         "auto": "what the data look like",
         "letters": "A, B, C, D, as MMLU",

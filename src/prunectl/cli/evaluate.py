@@ -10,6 +10,7 @@ import typer
 from prunectl.cli import device_options, evaluate_options, options, training_options
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.evaluation.metrics import DEFAULT
 
 EPILOG = options.examples(
     "prunectl evaluate demo --samples 8",
@@ -21,7 +22,7 @@ EPILOG = options.examples(
 def evaluate(
     context: typer.Context,
     model: options.Model = None,
-    metric: evaluate_options.Metric = "perplexity",
+    metric: evaluate_options.Metric = DEFAULT,
     data: evaluate_options.Data = None,
     samples: evaluate_options.Samples = None,
     sequence_length: evaluate_options.SequenceLength = None,

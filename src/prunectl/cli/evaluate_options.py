@@ -6,14 +6,24 @@ from typing import Annotated
 
 import typer
 
+from prunectl.evaluation.metrics import METRICS, taking
+
+
+def _for(option: str, text: str) -> str:
+    """The help of an option that only some metrics take."""
+    return f"{', '.join(taking(option))}: {text}"
+
+
 Metric = Annotated[
     str,
     typer.Option(
         "--metric",
         "-m",
         metavar="METRIC",
-        help="perplexity, choice, similarity, arithmetic, classification, qa, or "
-        "harness:TASK[,TASK].",
+        help=", ".join(
+            f"{name}:{spec.argument}" if spec.argument else name for name, spec in METRICS.items()
+        )
+        + ".",
     ),
 ]
 Data = Annotated[
@@ -48,22 +58,20 @@ Stride = Annotated[
     typer.Option(
         "--stride",
         metavar="N",
-        help="perplexity: tokens from one window to the next; default: no overlap.",
+        help=_for("stride", "tokens from one window to the next; default: no overlap."),
         show_default=False,
     ),
 ]
 Shots = Annotated[
     int,
-    typer.Option(
-        "--shots", metavar="N", help="choice, arithmetic, harness: solved examples in the prompt."
-    ),
+    typer.Option("--shots", metavar="N", help=_for("shots", "solved examples in the prompt.")),
 ]
 Protocol = Annotated[
     str,
     typer.Option(
         "--protocol",
         metavar="PROTOCOL",
-        help="choice: letters (A to D, as MMLU), text (of the options, as ARC), or auto.",
+        help=_for("protocol", "letters (A to D, as MMLU), text (of the options, as ARC), or auto."),
     ),
 ]
 MaxNewTokens = Annotated[
@@ -71,7 +79,7 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         metavar="N",
-        help="arithmetic: tokens of an answer at most; default: 64.",
+        help=_for("max_new_tokens", "tokens of an answer at most; default: 64."),
         show_default=False,
     ),
 ]

@@ -15,6 +15,7 @@ from prunectl.cli.lists import seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.cli.sweep_options import Seeds
+from prunectl.evaluation.metrics import DEFAULT_TRAINED
 
 if TYPE_CHECKING:
     from prunectl.tickets.result import LotteryResult
@@ -38,7 +39,7 @@ def lottery(
         ),
     ],
     model: options.Model = None,
-    metric: evaluate_options.Metric = "classification",
+    metric: evaluate_options.Metric = DEFAULT_TRAINED,
     data: evaluate_options.Data = None,
     sparsity: Annotated[
         float,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.cli.tables import columns, heading, sentence
-from prunectl.pattern import NM
 from prunectl.settings import ROW_BLOCK
 
 if TYPE_CHECKING:
@@ -55,58 +54,6 @@ def plan_screen(plan: Plan, model: str, *, everything: bool = False) -> Iterator
     yield sentence("Nothing was read but headers, and nothing was written.")
 
 
-def plan_document(plan: Plan, model: str) -> dict[str, Any]:
-    """The whole plan as plain JSON values."""
-    return {
-        "dry_run": True,
-        "model": model,
-        "weights": plan.weights,
-        "prunable_weights": plan.prunable_weights,
-        "nbytes": sum(entry.spec.nbytes for entry in plan.tensors),
-        "pools": [
-            {
-                "label": pool.label,
-                "pattern": pool.kind,
-                "scope": pool.scope_label or None,
-                "sparsity": pool.sparsity,
-                "budget": str(pool.budget) if pool.is_budget else None,
-                "weights": pool.weights,
-                "zeros": planned_zeros(plan, pool),
-                "members": list(pool.members),
-            }
-            for pool in plan.pools
-        ],
-        "tensors": [
-            {
-                "name": entry.spec.name,
-                "dtype": entry.spec.dtype.label,
-                "shape": list(entry.spec.shape),
-                "role": str(entry.role.role),
-                "layer": entry.role.layer,
-                "action": "copy" if entry.pool is None else "prune",
-                "pool": entry.pool,
-                "pattern": None if entry.pattern is None else str(entry.pattern),
-                "prunable": entry.prunable,
-                "reason": entry.reason,
-            }
-            for entry in plan.tensors
-        ],
-    }
-
-
-def planned_zeros(plan: Plan, pool: Pool) -> int:
-    """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow.
-
-    By a mask: the weights that it removes; others may be zero too.
-    """
-    if not isinstance(pool.pattern, NM):
-        return pool.target_zeros
-    index = plan.pools.index(pool)
-    fitting = sum(e.spec.numel for e in plan.tensors if e.pool == index)
-    most = fitting // pool.pattern.m * (pool.pattern.m - pool.pattern.n)
-    return min(pool.target_zeros, most) if pool.is_budget else most
-
-
 def _pool_cells(plan: Plan, pool: Pool) -> tuple[str, ...]:
     about = "about " if pool.is_budget else ""
     return (
@@ -115,7 +62,7 @@ def _pool_cells(plan: Plan, pool: Pool) -> tuple[str, ...]:
         pool.scope_label,
         _asked(pool),
         numbers.count(pool.weights),
-        about + numbers.count(planned_zeros(plan, pool)),
+        about + numbers.count(plan.zeros(pool)),
     )
 
 

@@ -246,7 +246,7 @@ def _show_plan(
     checkpoint: Checkpoint, settings: PruneSettings, out: Output, space: RemoteSpace | None = None
 ) -> None:
     """The plan; where the model is still on the Hub, also what fetching and pruning it takes."""
-    from prunectl.cli.plan_screen import plan_document, plan_screen
+    from prunectl.cli.plan_screen import plan_screen
     from prunectl.cli.remote_screen import space_screen
     from prunectl.pruning.job import plan_prune
 
@@ -256,7 +256,7 @@ def _show_plan(
         out.note(text)
     if out.json:
         needs = {"space": space.to_json()} if space else {}
-        out.data(plan_document(plan, checkpoint.model) | needs)
+        out.data({"dry_run": True, "model": checkpoint.model} | plan.to_json() | needs)
         return
     needed = space_screen(space, everything=out.verbose, more="-v") if space else ()
     out.show(*needed, *plan_screen(plan, checkpoint.model, everything=out.verbose))

@@ -21,6 +21,7 @@ from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
+from prunectl.evaluation import metrics
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.settings import Budget
@@ -43,7 +44,7 @@ EPILOG = options.examples(
 def sweep(
     context: typer.Context,
     models: sweep_options.Models = None,
-    metric: evaluate_options.Metric = "perplexity",
+    metric: evaluate_options.Metric = metrics.DEFAULT,
     data: evaluate_options.Data = None,
     sparsity: sweep_options.Sparsity = "auto",
     step: sweep_options.Step = None,
@@ -278,14 +279,14 @@ class _Saved:
 
     def write(self, result: SweepResult, out: Output) -> None:
         """Write those that were asked for."""
-        from prunectl.study.table import as_csv
+        from prunectl.study.table import sweep_csv
 
         document = result.to_json()
         files: list[tuple[Path, str | bytes]] = []
         if self._output:
             files.append((self._output, as_json(document)))
         if self._csv:
-            files.append((self._csv, as_csv(result)))
+            files.append((self._csv, sweep_csv(result)))
         if self._html or self._png or self._svg:
             from prunectl.report.sweep_page import sweep_page, sweep_picture
 

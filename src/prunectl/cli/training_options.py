@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prunectl.cli.options import expand
+from prunectl.evaluation.metrics import METRICS
 
 
 def _option(name: str, metavar: str, text: str, **options: Any) -> Any:
@@ -21,8 +22,8 @@ Task = Annotated[
     _option(
         "--task",
         "TASK",
-        "mnli, qnli, qqp, rte, sst2, cifar10, cifar100, fashion-mnist, tiny-imagenet or squad: "
-        "its data, columns, split and recipe.",
+        ", ".join(task for spec in METRICS.values() for task in spec.tasks)
+        + ": its data, columns, split and recipe.",
     ),
 ]
 TrainData = Annotated[

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prunectl.errors import PrunectlError, UsageError
 
 FORMS = (
-    "perplexity takes --data text:FILE or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], all other metrics "
-    "a table (CSV, TSV, JSONL, JSON, Parquet) or a folder of them"
+    "--data text:FILE or hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]] for a text; for other metrics, a "
+    "table (CSV, TSV, JSONL, JSON, Parquet) or a folder of them"
 )
 
 

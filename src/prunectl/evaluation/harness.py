@@ -36,6 +36,7 @@ from prunectl.evaluation.harness_tasks import (
     values_of,
 )
 from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metrics import suggested
 from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def prepare(request: Request) -> Harness:
             request.checkpoint.model,
             f"tasks of the harness are for models that write text, and this one is of kind "
             f"{request.nature.kind}",
-            hint="--metric similarity or classification is for encoders",
+            hint=suggested(request.nature.kind),
         )
     folder = task_folder(request)
     with quiet_harness():

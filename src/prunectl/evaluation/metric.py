@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.nature import Nature
+from prunectl.checkpoint.module_tree import (
+    build_on_meta,
+    model_class,
+    quiet_transformers,
+    unknown_if_it_fails,
+)
+from prunectl.checkpoint.nature import Nature, nature_of
+from prunectl.data.errors import other_data
+from prunectl.errors import UnsupportedCheckpoint
+from prunectl.evaluation.errors import FORMS
+from prunectl.evaluation.metrics import spec_of
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.events import OnEvent, ignore_events
+from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,3 +141,35 @@ class Metric(Protocol):
 
 
 Prepare = Callable[[Request], Metric]
+
+
+def prepare(
+    checkpoint: Checkpoint, settings: EvalSettings, on_event: OnEvent = ignore_events
+) -> Metric:
+    """Read a metric's data for a checkpoint; no weight is read.
+
+    Raises:
+        UnsupportedCheckpoint: one weights file without a config.
+        UnknownArchitecture: transformers cannot build the model.
+        MetricMismatch, NoData, BadData, MissingLibrary: see :mod:`prunectl.evaluation.errors` and
+            :mod:`prunectl.data.errors`.
+    """
+    if checkpoint.kind == "file":
+        raise UnsupportedCheckpoint(
+            checkpoint.model, "one weights file has no config", hint="name the folder it is in"
+        )
+    with unknown_if_it_fails(), quiet_transformers():
+        cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+        model = build_on_meta(cls, config)
+    nature = nature_of(model, checkpoint.folder)
+    prepare_one: Prepare = import_module(spec_of(settings.metric).module).prepare
+    with other_data(FORMS):
+        metric = prepare_one(Request(checkpoint, nature, settings, on_event))
+    tell(metric.notes, on_event)
+    return metric
+
+
+def tell(notes: Iterable[str], on_event: OnEvent) -> None:
+    """Notes as events."""
+    for text in notes:
+        on_event(Note(text))

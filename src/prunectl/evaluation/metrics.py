@@ -1,71 +1,122 @@
-"""The metrics by name. A new one is a module with ``prepare``, and a line here."""
+"""The table of metrics. A new metric is a module with ``prepare``, and an entry here.
+
+Help, completion and settings read the table, so it imports nothing heavy: the module of a metric,
+which imports numpy and reads data, is imported when the metric is prepared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.module_tree import (
-    build_on_meta,
-    model_class,
-    quiet_transformers,
-    unknown_if_it_fails,
-)
-from prunectl.checkpoint.nature import nature_of
-from prunectl.data.errors import other_data
-from prunectl.errors import InvalidOption, UnsupportedCheckpoint
-from prunectl.evaluation.errors import FORMS
-from prunectl.evaluation.metric import Metric, Prepare, Request
-from prunectl.evaluation.settings import EvalSettings
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.checkpoint.nature import Kind
+from prunectl.errors import InvalidOption
+from prunectl.evaluation.tasks import CLASSIFICATION, QA, Task
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """What is known of a metric before its module is imported.
+
+    Attributes:
+        module: has ``prepare``, a :data:`prunectl.evaluation.metric.Prepare`.
+        help: what the metric measures, in a few words.
+        kinds: models that it is suggested for, where another metric does not fit.
+        options: fields of :class:`prunectl.evaluation.settings.EvalSettings` that only the metrics
+            that name them take.
+        trains: whether it can fine-tune the model before it scores it.
+        argument: what follows the name and a colon: ``TASK``; '' if nothing may.
+        tasks: values of ``--task``.
+    """
+
+    module: str
+    help: str
+    kinds: tuple[Kind, ...]
+    options: tuple[str, ...] = ()
+    trains: bool = False
+    argument: str = ""
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+
 
 METRICS = {
-    "perplexity": "prunectl.evaluation.perplexity",
-    "choice": "prunectl.evaluation.choice",
-    "similarity": "prunectl.evaluation.similarity",
-    "arithmetic": "prunectl.evaluation.arithmetic",
-    "harness": "prunectl.evaluation.harness",
-    "classification": "prunectl.evaluation.classification",
-    "qa": "prunectl.evaluation.qa",
+    "perplexity": MetricSpec(
+        "prunectl.evaluation.perplexity",
+        "how well a model continues text",
+        (Kind.CAUSAL_LM,),
+        options=("stride",),
+    ),
+    "choice": MetricSpec(
+        "prunectl.evaluation.choice",
+        "multiple choice, by log likelihood",
+        (Kind.CAUSAL_LM,),
+        options=("shots", "protocol"),
+    ),
+    "similarity": MetricSpec(
+        "prunectl.evaluation.similarity",
+        "how an encoder ranks pairs of sentences",
+        (Kind.ENCODER,),
+    ),
+    "arithmetic": MetricSpec(
+        "prunectl.evaluation.arithmetic",
+        "word problems, by the number that is generated",
+        (Kind.CAUSAL_LM,),
+        options=("shots", "max_new_tokens"),
+    ),
+    "classification": MetricSpec(
+        "prunectl.evaluation.classification",
+        "labels, after fine-tuning with the pruned weights held",
+        (Kind.ENCODER, Kind.SEQ2SEQ, Kind.VISION),
+        options=("task", "train_data", "text_columns", "label_column", "training"),
+        trains=True,
+        tasks=CLASSIFICATION,
+    ),
+    "qa": MetricSpec(
+        "prunectl.evaluation.qa",
+        "spans of text, after fine-tuning with the pruned weights held",
+        (Kind.ENCODER, Kind.SEQ2SEQ),
+        options=("task", "train_data", "training"),
+        trains=True,
+        tasks=QA,
+    ),
+    "harness": MetricSpec(
+        "prunectl.evaluation.harness",
+        "tasks of lm-evaluation-harness",
+        (Kind.CAUSAL_LM, Kind.SEQ2SEQ),
+        options=("shots",),
+        argument="TASK[,TASK]",
+    ),
 }
-"""Where each metric's ``prepare`` is; imported when it is asked for."""
+DEFAULT = "perplexity"
+DEFAULT_TRAINED = "classification"
+"""The metrics of ``evaluate`` and ``sweep``, and of ``lottery``, where none is named."""
 
 
-def prepare(
-    checkpoint: Checkpoint, settings: EvalSettings, on_event: OnEvent = ignore_events
-) -> Metric:
-    """Read a metric's data for a checkpoint; no weight is read.
+def spec_of(metric: str) -> MetricSpec:
+    """The entry of ``NAME`` or ``NAME:ARGUMENT``.
 
     Raises:
-        InvalidOption: a metric that is not known.
-        UnsupportedCheckpoint: one weights file without a config.
-        UnknownArchitecture: transformers cannot build the model.
-        MetricMismatch, NoData, BadData, MissingLibrary: see :mod:`prunectl.evaluation.errors` and
-            :mod:`prunectl.data.errors`.
+        InvalidOption: there is none, or the metric takes no argument.
     """
-    # Only the harness has something behind a colon.
-    name = settings.name if settings.name == "harness" else settings.metric
-    if name not in METRICS:
+    name, colon, _ = metric.partition(":")
+    spec = METRICS.get(name)
+    if spec is None or (colon and not spec.argument):
         raise InvalidOption(
-            f"--metric '{settings.metric}' is not known", hint=f"one of {', '.join(METRICS)}"
+            f"--metric '{metric}' is not known", hint=f"one of {', '.join(METRICS)}"
         )
-    if checkpoint.kind == "file":
-        raise UnsupportedCheckpoint(
-            checkpoint.model, "one weights file has no config", hint="name the folder it is in"
-        )
-    with unknown_if_it_fails(), quiet_transformers():
-        cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-        model = build_on_meta(cls, config)
-    nature = nature_of(model, checkpoint.folder)
-    prepare_one: Prepare = import_module(METRICS[name]).prepare
-    with other_data(FORMS):
-        metric = prepare_one(Request(checkpoint, nature, settings, on_event))
-    tell(metric.notes, on_event)
-    return metric
+    return spec
 
 
-def tell(notes: Iterable[str], on_event: OnEvent) -> None:
-    """Notes as events."""
-    for text in notes:
-        on_event(Note(text))
+def taking(option: str) -> list[str]:
+    """Names of the metrics that take an option; none where all do."""
+    return [name for name, spec in METRICS.items() if option in spec.options]
+
+
+def trained() -> list[str]:
+    """Names of the metrics that fine-tune the model."""
+    return [name for name, spec in METRICS.items() if spec.trains]
+
+
+def suggested(kind: Kind) -> str:
+    """What to say where a metric does not fit this kind of model."""
+    names = [name for name, spec in METRICS.items() if kind in spec.kinds]
+    return f"for this kind of model: --metric {' or '.join(names)}"

@@ -15,6 +15,7 @@ from prunectl.data.tables import Table, column, has_column, pick
 from prunectl.data.tokens import Tokenizer
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
+from prunectl.evaluation.metrics import suggested
 
 Row = TypeVar("Row")
 Made = TypeVar("Made")
@@ -25,15 +26,6 @@ SCORED = ("test", "validation", "all")
 EXAMPLES = ("dev", "train", "validation")
 MOST_GROUPS = 20
 """More kinds of samples than this are no groups."""
-
-
-INSTEAD = {
-    Kind.CAUSAL_LM: "--metric perplexity or choice is for models that continue text",
-    Kind.ENCODER: "--metric similarity or classification is for encoders",
-    Kind.SEQ2SEQ: "--metric classification or qa is for encoder-decoders",
-    Kind.VISION: "--metric classification is for models of images",
-}
-"""What to say where a metric does not fit this kind of model."""
 
 
 def continues_text(request: Request) -> None:
@@ -48,7 +40,7 @@ def continues_text(request: Request) -> None:
             request.settings.metric,
             request.checkpoint.model,
             f"it is for models that continue text, and this one is of kind {kind}",
-            hint=INSTEAD[kind],
+            hint=suggested(kind),
         )
 
 

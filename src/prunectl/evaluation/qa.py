@@ -18,7 +18,6 @@ import numpy as np
 
 from prunectl.data.errors import BadData
 from prunectl.data.tables import Table, digest_rows
-from prunectl.errors import InvalidOption
 from prunectl.evaluation import squad, tasks
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.examples import HELD_OUT, choose, drawn, facts_of, held_out
@@ -152,11 +151,6 @@ def prepare(request: Request) -> QA:
     """
     settings = request.settings
     task = task_of(settings.task, tasks.QA, UNNAMED_QUESTIONS, settings.metric)
-    if settings.text_columns or settings.label_column or settings.stride:
-        raise InvalidOption(
-            "--text-column, --label-column and --stride have no meaning with --metric qa",
-            hint="its columns are question, context and answers; windows overlap by a third",
-        )
     found = head_class(request, HEAD)
     recipe = recipe_of(request, task)
     data = _read(request, task, trains=recipe.epochs > 0)

@@ -7,10 +7,8 @@ Trainer of transformers, on which such recipes run.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from prunectl.evaluation.settings import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,3 @@ RECIPES = {
     "tiny-imagenet": replace(IMAGES, epochs=5),
 }
 """The paper's recipes by task."""
-
-
-def resolve(recipe: Recipe, training: Training | None) -> Recipe:
-    """A recipe with what the user has set instead."""
-    training = training or Training()
-    names = {one.name for one in fields(Training)} & {one.name for one in fields(Recipe)}
-    given = {name: value for name in names if (value := getattr(training, name)) is not None}
-    return replace(recipe, **given)

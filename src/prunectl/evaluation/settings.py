@@ -7,18 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from prunectl.errors import InvalidOption
+from prunectl.evaluation.metrics import DEFAULT, spec_of, taking
 
-TRAINED = ("classification", "qa")
-"""Metrics that train the model before they score it."""
 PRECISIONS = ("no", "bf16", "fp16")
 PROTOCOLS = ("auto", "letters", "text")
-_ONLY_FOR = {
-    "stride": ("perplexity",),
-    "shots": ("choice", "arithmetic", "harness"),
-    "protocol": ("choice",),
-    "max_new_tokens": ("arithmetic",),
-}
-"""Options that would be ignored by other metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +64,33 @@ class EvalSettings:
     """A metric, its data, and how both are used; None where the metric's own default holds.
 
     Attributes:
-        metric: ``perplexity``, ``choice``, ``similarity``, ``arithmetic``, ``classification``,
-            ``qa``, or ``harness:TASK[,TASK]``.
+        metric: a name in :data:`prunectl.evaluation.metrics.METRICS`, with its argument after a
+            colon if it takes one; the entry lists the options that only this metric takes.
         data: sources, as ``--data`` takes them; several texts are one source.
         samples: how many windows, questions or rows at most, drawn evenly or by ``seed``.
         sequence_length: tokens in a window or a row, at most what the model takes.
-        stride: perplexity: tokens from one window to the next; the length, where it is None.
-        shots: choice, arithmetic, harness: solved examples before each question.
-        protocol: choice: ``letters`` (MMLU) or ``text`` (ARC, HellaSwag); ``auto`` is what the data
+        stride: tokens from one window to the next; the length if None.
+        shots: solved examples before each question.
+        protocol: ``letters`` (MMLU) or ``text`` (ARC, HellaSwag); ``auto`` is what the data
             look like.
-        max_new_tokens: arithmetic: tokens of an answer at most.
+        max_new_tokens: tokens of an answer at most.
         batch_size: samples at once in scoring; halved where memory is full.
-        task: classification, qa: a task that is known by its name, such as ``qqp``.
-        train_data: classification, qa: what to train on, where it is not a split of ``data``.
-        text_columns: classification: one column of text, or two.
-        label_column: classification: the column of classes.
-        training: classification, qa: what is other than the task's recipe.
+        task: a task that is known by its name, such as ``qqp``.
+        train_data: what to train on, where it is not a split of ``data``.
+        text_columns: one column of text, or two.
+        label_column: the column of classes.
+        training: what is other than the task's recipe.
         seed: of all that is drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the weights in memory: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere)
             or a name.
+
+    Raises:
+        InvalidOption: a metric that is not known, a value that is not valid, or an option that the
+            metric does not take.
     """
 
-    metric: str = "perplexity"
+    metric: str = DEFAULT
     data: tuple[str, ...] = ()
     samples: int | None = None
     sequence_length: int | None = None
@@ -125,35 +121,34 @@ class EvalSettings:
             raise InvalidOption(
                 f"--protocol '{self.protocol}' is not known", hint=f"one of {', '.join(PROTOCOLS)}"
             )
-        for name, metrics in _ONLY_FOR.items():
-            if getattr(self, name) not in (None, 0, "auto") and self.name not in metrics:
-                raise InvalidOption(
-                    f"--{_option(name)} means nothing to --metric {self.metric}",
-                    hint=f"it is for --metric {' or '.join(metrics)}",
-                )
-        self._check_trained()
-
-    def _check_trained(self) -> None:
-        """Refuse options that only metrics that train have, where the metric is another one."""
-        given = {
-            "task": self.task,
-            "train_data": self.train_data,
-            "text_column": self.text_columns or None,
-            "label_column": self.label_column,
-        } | {one.name: getattr(self.training, one.name, None) for one in fields(Training)}
-        named = [f"--{_option(name)}" for name, value in given.items() if value is not None]
-        if named and self.name not in TRAINED:
-            raise InvalidOption(
-                f"{', '.join(named)}: --metric {self.metric} does not train",
-                hint=f"it is for --metric {' or '.join(TRAINED)}",
-            )
         if len(self.text_columns) > 2:
             raise InvalidOption("--text-column may be given twice at most, for pairs of texts")
+        self._check_taken()
 
-    @property
-    def name(self) -> str:
-        """The metric, without what stands behind its colon."""
-        return self.metric.partition(":")[0]
+    def _check_taken(self) -> None:
+        """Refuse options that the metric would ignore."""
+        own = spec_of(self.metric).options
+        ignored = {
+            name: one.name
+            for one in fields(self)
+            if one.name not in own and taking(one.name) and getattr(self, one.name) != one.default
+            for name in self._option_names(one.name)
+        }
+        if ignored:
+            first, field = next(iter(ignored.items()))
+            raise InvalidOption(
+                f"--metric {self.metric} does not take {', '.join(ignored)}",
+                hint=f"--metric {' or '.join(taking(field))} takes {first}",
+            )
+
+    def _option_names(self, field: str) -> list[str]:
+        """The options that set a field, as the command line spells them."""
+        if field == "training":
+            given = [
+                one.name for one in fields(Training) if getattr(self.training, one.name) is not None
+            ]
+            return [f"--{_option(name)}" for name in given]
+        return [f"--{_option('text_column' if field == 'text_columns' else field)}"]
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

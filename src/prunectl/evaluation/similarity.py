@@ -24,6 +24,7 @@ from prunectl.evaluation import prompts
 from prunectl.evaluation.batches import in_batches, padded
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metrics import suggested
 from prunectl.evaluation.pooling import Pooling, pooling_of
 from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.events import OnEvent, ignore_events
@@ -179,7 +180,7 @@ def _encodes_text(request: Request) -> None:
             request.settings.metric,
             checkpoint.model,
             f"it is for encoders of text, and this one {what}",
-            hint=prompts.INSTEAD[kind] if kind is not Kind.ENCODER else "",
+            hint=suggested(kind) if kind is not Kind.ENCODER else "",
         )
 
 

@@ -18,6 +18,7 @@ class Task:
 
     Attributes:
         recipe: how it is trained.
+        help: what it asks, in a few words.
         data: its source on the Hub.
         inputs: columns: one or two of text, or one of images; empty where they are looked for.
         label: the column of classes; None where it is looked for.
@@ -28,6 +29,7 @@ class Task:
     """
 
     recipe: Recipe
+    help: str = ""
     data: str | None = None
     inputs: tuple[str, ...] = ()
     label: str | None = None
@@ -40,9 +42,10 @@ class Task:
 _UNLABELED = ("test", "test_matched", "test_mismatched")
 
 
-def _glue(name: str, *inputs: str) -> Task:
+def _glue(name: str, text: str, *inputs: str) -> Task:
     return Task(
         RECIPES[name],
+        f"GLUE: {text}",
         f"hf:nyu-mll/glue:{name}",
         inputs,
         "label",
@@ -53,13 +56,22 @@ def _glue(name: str, *inputs: str) -> Task:
     )
 
 
-def _images(name: str, dataset: str, column: str, label: str, *scored: str) -> Task:
-    return Task(RECIPES[name], f"hf:{dataset}", (column,), label, (*scored, "all"), images=True)
+def _images(name: str, text: str, dataset: str, column: str, label: str, *scored: str) -> Task:
+    return Task(
+        RECIPES[name],
+        f"images of {text}",
+        f"hf:{dataset}",
+        (column,),
+        label,
+        (*scored, "all"),
+        images=True,
+    )
 
 
 CLASSIFICATION = {
     "mnli": Task(
         RECIPES["mnli"],
+        "GLUE: does one sentence follow from the other",
         "hf:nyu-mll/glue:mnli",
         ("premise", "hypothesis"),
         "label",
@@ -68,20 +80,40 @@ CLASSIFICATION = {
         _UNLABELED,
         False,
     ),
-    "qnli": _glue("qnli", "question", "sentence"),
-    "qqp": _glue("qqp", "question1", "question2"),
-    "rte": _glue("rte", "sentence1", "sentence2"),
-    "sst2": _glue("sst2", "sentence"),
-    "cifar10": _images("cifar10", "uoft-cs/cifar10", "img", "label", "test"),
-    "cifar100": _images("cifar100", "uoft-cs/cifar100", "img", "fine_label", "test"),
+    "qnli": _glue("qnli", "does the sentence hold the answer", "question", "sentence"),
+    "qqp": _glue("qqp", "do two questions ask the same", "question1", "question2"),
+    "rte": _glue(
+        "rte", "does one sentence follow from the other, few rows", "sentence1", "sentence2"
+    ),
+    "sst2": _glue("sst2", "is the sentence of a review kind or unkind", "sentence"),
+    "cifar10": _images("cifar10", "10 classes", "uoft-cs/cifar10", "img", "label", "test"),
+    "cifar100": _images("cifar100", "100 classes", "uoft-cs/cifar100", "img", "fine_label", "test"),
     "fashion-mnist": _images(
-        "fashion-mnist", "zalando-datasets/fashion_mnist", "image", "label", "test"
+        "fashion-mnist",
+        "10 kinds of clothes",
+        "zalando-datasets/fashion_mnist",
+        "image",
+        "label",
+        "test",
     ),
     "tiny-imagenet": _images(
-        "tiny-imagenet", "zh-plus/tiny-imagenet", "image", "label", "valid", "validation"
+        "tiny-imagenet",
+        "200 classes",
+        "zh-plus/tiny-imagenet",
+        "image",
+        "label",
+        "valid",
+        "validation",
     ),
 }
-QA = {"squad": Task(RECIPES["squad"], "hf:rajpurkar/squad", scored=("validation", "all"))}
+QA = {
+    "squad": Task(
+        RECIPES["squad"],
+        "the answer in a text",
+        "hf:rajpurkar/squad",
+        scored=("validation", "all"),
+    )
+}
 
 UNNAMED_TEXT, UNNAMED_IMAGES, UNNAMED_QUESTIONS = Task(TEXT), Task(IMAGES), Task(QUESTIONS)
 """What holds of other data."""

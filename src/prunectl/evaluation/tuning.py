@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.heads import NoSuchHead, class_with_head
 from prunectl.evaluation.metric import Head, Request
-from prunectl.evaluation.recipes import Recipe, resolve
+from prunectl.evaluation.recipes import Recipe
+from prunectl.evaluation.settings import Training
 from prunectl.evaluation.tasks import Task
 from prunectl.evaluation.training import Samples, train
 from prunectl.evaluation.training_state import discard, fingerprint
@@ -92,6 +93,14 @@ def recipe_of(request: Request, task: Task) -> Recipe:
             hint="--mixed-precision fp16 computes in it, with weights in float32",
         )
     return resolve(task.recipe, request.settings.training)
+
+
+def resolve(recipe: Recipe, training: Training | None) -> Recipe:
+    """A recipe with what the user has set instead."""
+    training = training or Training()
+    names = {one.name for one in fields(Training)} & {one.name for one in fields(Recipe)}
+    given = {name: value for name in names if (value := getattr(training, name)) is not None}
+    return replace(recipe, **given)
 
 
 @contextmanager

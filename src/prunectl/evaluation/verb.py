@@ -7,8 +7,7 @@ import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device
-from prunectl.evaluation.metric import Metric, Score
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import Metric, Score, prepare
 from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation

@@ -1,38 +1,54 @@
-"""Tells transformers of compressed folders as soon as it is imported, and not before.
+"""Registers the loader of compressed folders with transformers, at once or when it is imported.
 
-``import prunectl`` must cost nothing, so transformers is not imported here: what is registered is
-registered when somebody else imports ``transformers.quantizers.auto``, or at once if that has
-happened.
+``import prunectl`` must stay fast, so it does not import transformers. It waits until somebody
+else imports ``transformers.quantizers.auto``, where quantization methods are registered.
+docs/python.md says what is changed in other libraries, and when.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _MODULE = "transformers.quantizers.auto"
 
 
+def register() -> None:
+    """Let ``from_pretrained`` of transformers load compressed folders; a second call does nothing.
+
+    ``import prunectl`` arranges the same for the moment when transformers is imported, and warns
+    where this function raises.
+
+    Raises:
+        ImportError, AttributeError, ValueError: this transformers has no such methods, or one of
+            the same name.
+    """
+    from transformers.quantizers import auto
+
+    from prunectl.loading.quantizer import CompressedConfig, CompressedQuantizer
+    from prunectl.sink.config_json import METHOD
+
+    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantization_config(METHOD)(CompressedConfig)
+        auto.register_quantizer(METHOD)(CompressedQuantizer)
+
+
 def install() -> None:
-    """Arrange the registration; a second call does nothing."""
+    """Register now if transformers is imported, else when it is; a second call does nothing."""
     if _MODULE in sys.modules:
-        _register(sys.modules[_MODULE])
+        _register_or_warn()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def _register(module: ModuleType) -> None:
-    # Somebody who only uses transformers must not fail because of us.
+def _register_or_warn() -> None:
     try:
-        from prunectl.loading.quantizer import register
+        register()
+    except Exception as error:  # who only uses transformers must not fail because of us
+        import warnings
 
-        register(module)
-    except Exception as error:
         warnings.warn(
             f"prunectl could not register with this transformers: {error!r}. Compressed folders "
             "load by prunectl.load_state_dict only.",
@@ -41,32 +57,25 @@ def _register(module: ModuleType) -> None:
         )
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds the one module like everybody else, and adds a step after its import."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _MODULE:
+        if name != _MODULE or self not in sys.meta_path:
             return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+        from importlib.util import find_spec
+
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and (loader := spec.loader) is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                del loader.__dict__["exec_module"]
+                execute(module)
+                _register_or_warn()
+
+            loader.__dict__["exec_module"] = exec_module
         return spec
-
-
-class _Loader(Loader):
-    def __init__(self, inner: Loader) -> None:
-        self._inner = inner
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._inner.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._inner
-        module.__loader__ = self._inner
-        self._inner.exec_module(module)
-        _register(module)

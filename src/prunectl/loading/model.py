@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunectl.checkpoint.module_tree import check_counts
 from prunectl.checkpoint.opening import open_stored
 from prunectl.errors import BadCheckpoint, UnknownArchitecture
+from prunectl.loading.hook import register
 from prunectl.loading.semi_structured import check_mode, convert
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def load_model(
             hint="name the folder; prunectl.load_state_dict reads single files",
         )
     check_counts(stored.config)
+    if stored.format == "compressed":
+        register()
     kind = _model_class(stored.folder, stored.config, trust_remote_code)
     with _typed_errors(stored.model):
         loaded, info = kind.from_pretrained(

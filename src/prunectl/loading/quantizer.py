@@ -10,7 +10,6 @@ checkpoint.
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from transformers.quantizers.base import HfQuantizer
@@ -96,10 +95,3 @@ def _check_complete(files: list[str]) -> None:
         raise BadCheckpoint(
             folder, f"the weights file {missing[0]} is missing, or not in the index"
         )
-
-
-def register(auto: ModuleType) -> None:
-    """Register with transformers; ``auto`` is its module ``transformers.quantizers.auto``."""
-    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
-        auto.register_quantization_config(METHOD)(CompressedConfig)
-        auto.register_quantizer(METHOD)(CompressedQuantizer)

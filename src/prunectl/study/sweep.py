@@ -16,8 +16,7 @@ from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device, choose_device
 from prunectl.errors import CannotWrite
-from prunectl.evaluation.metric import Metric
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import Metric, prepare
 from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.subject import dtype_of
 from prunectl.events import Note, OnEvent, ignore_events

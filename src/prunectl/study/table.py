@@ -13,7 +13,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def as_csv(result: SweepResult) -> str:
+def sweep_csv(result: SweepResult) -> str:
     """A line a point, with what curve it is of; numbers that do not exist are empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -6,15 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.settings import TRAINED, EvalSettings
+from prunectl.evaluation.metrics import DEFAULT_TRAINED, spec_of, trained
+from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import Unstructured
 from prunectl.settings import PruneSettings, check_sparsity
 from prunectl.study.settings import SweepSettings
 from prunectl.tickets.schedule import schedule
-
-
-def _classification() -> EvalSettings:
-    return EvalSettings(metric="classification")
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class LotterySettings:
         InvalidSparsity, NoSchedule, InvalidOption: values that have no meaning.
     """
 
-    evaluation: EvalSettings = field(default_factory=_classification)
+    evaluation: EvalSettings = field(default_factory=lambda: EvalSettings(DEFAULT_TRAINED))
     sparsity: float = 0.5
     rounds: int | None = None
     rate: float | None = None
@@ -45,11 +42,12 @@ class LotterySettings:
         for name in ("seeds", "include", "exclude"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         training = self.evaluation.training
-        if self.evaluation.name not in TRAINED or (training and training.epochs == 0):
+        trains = spec_of(self.evaluation.metric).trains
+        if not trains or (training and training.epochs == 0):
             raise InvalidOption(
                 f"--metric {self.evaluation.metric} does not train, and a lottery ticket is found "
                 "by training",
-                hint=f"--metric {' or '.join(TRAINED)}",
+                hint=f"--metric {' or '.join(trained())}",
             )
         _ = self.sweep, self.steps
 

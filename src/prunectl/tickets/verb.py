@@ -23,8 +23,7 @@ from prunectl.comparing.settings import CompareSettings
 from prunectl.comparing.verb import compare
 from prunectl.device import check_device, choose_device
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.metric import MAJORITY, Metric
-from prunectl.evaluation.metrics import prepare
+from prunectl.evaluation.metric import MAJORITY, Metric, prepare
 from prunectl.evaluation.resampling import interval
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import Subject
