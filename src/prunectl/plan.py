@@ -13,14 +13,8 @@ from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import InvalidOption, NothingPrunable
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
-from prunectl.settings import (
-    Budget,
-    PruneSettings,
-    Scope,
-    check_settings,
-    matches,
-    rule_target,
-)
+from prunectl.selectors import matches
+from prunectl.settings import Budget, PruneSettings, Scope, check_settings, rule_target
 from prunectl.tensorspec import TensorSpec
 
 
