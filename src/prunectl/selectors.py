@@ -1,4 +1,4 @@
-"""Selectors: how people say which tensors they mean. The one place that compiles and matches them."""
+"""Selectors: how people say which tensors they mean. Compiled and matched here only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 _EXPRESSION = "re:"
 
 _SECONDS = 0.2
-"""Processor time that one match may take. An expression without nested repeats takes microseconds."""
+"""Processor time that one match may take; without nested repeats it takes microseconds."""
 
 _LARGEST = 1_000_000
-"""Characters of an expression times its counts: ``regex`` writes ``x{1000}`` out, 250 bytes each."""
+"""Length of an expression times its counts: ``regex`` unrolls ``x{1000}``, 250 bytes a step."""
 
 
 def matches(selector: str, name: str) -> bool:
