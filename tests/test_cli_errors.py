@@ -139,6 +139,77 @@ def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "not enough mem",
+        ),
+        (RuntimeError("can't start new thread"), "no further thread"),
+        (ImportError("libtorch_cpu.so: failed to map segment", name="torch._C"), "library 'torch'"),
+    ],
+    ids=["python", "torch", "thread", "library"],
+)
+def test_limits_of_the_system_are_no_bug(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(error, monkeypatch)
+    assert run(["analyze", "m"]) == 1
+    first, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert said in first
+    assert "ulimit -v" in hint
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "SystemError"])
+def test_a_library_that_is_broken_is_named(
+    error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.py").write_text(f"raise {error}('no part of it is ' + 'here ' * 1000)")
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.setattr(
+        checkpoint_module, "open_checkpoint", lambda *args, **options: __import__("broken")
+    )
+    assert run(["analyze", "m"]) == 1
+    first, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith(f"error: the library 'broken' cannot be loaded: {error}: no part of it")
+    assert len(first) < 400
+    assert "install prunectl again" in hint
+
+
+def test_too_little_memory_to_look_at_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Large(Exception):
+        def __str__(self) -> str:
+            raise MemoryError
+
+    fail_with(Large(), monkeypatch)
+    assert run(["analyze", "m"]) == 1
+    assert capsys.readouterr().err.splitlines()[-2] == "error: not enough memory"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of address space")
+@pytest.mark.parametrize("megabytes", [40, 60, 80, *range(140, 320, 20)])
+def test_little_address_space(megabytes: int) -> None:
+    # Below and between these, OpenBLAS ends the process itself, or waits without end.
+    script = (
+        f"ulimit -v {megabytes << 10}; exec {sys.executable} -m prunectl prune demo -s 0.4 -o out"
+    )
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2].startswith("error: ")
+    assert "this is a bug" not in done.stderr
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("what"), NoModelGiven()])
 def test_debug_shows_the_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

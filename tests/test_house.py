@@ -35,6 +35,7 @@ FLOORS: dict[str, set[str]] = {
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "sink"},
     "ground": {
         "pattern",
+        "selectors",
         "tensorspec",
         "geometry",
         "errors",

@@ -19,7 +19,8 @@ from prunectl.errors import (
 )
 from prunectl.pattern import NM, Unstructured
 from prunectl.plan import Plan, make_plan
-from prunectl.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity, matches
+from prunectl.selectors import matches
+from prunectl.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NM24 = NM(2, 4)
@@ -105,6 +106,9 @@ def test_block_linears_are_pruned_and_the_rest_says_why_not() -> None:
         ("re:^attn", "layers.0.attn.q.weight", False),
         (r"re:layers\.\d+\.", "layers.12.x", True),
         (r"re:layers\.[0-3]\.", "layers.12.x", False),
+        (r"re:^layers\.(?!0\.)\d+", "layers.0.x", False),
+        (r"re:(\d)\.\1", "layers.1.1.x", True),
+        (r"re:a\{9999999\}", "a{9999999}.x", True),
     ],
 )
 def test_selectors(selector: str, name: str, matched: bool) -> None:
@@ -357,11 +361,41 @@ def test_a_selector_that_matches_nothing(settings: dict[str, Any], origin: str) 
     assert str(caught.value) == f"{origin} matches no tensor"
 
 
-@pytest.mark.parametrize("selector", ["", "re:", "re:(", "re:[a", "re:*"])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "",
+        "re:",
+        "re:(",
+        "re:[a",
+        "re:*",
+        "re:x{99999999999}",
+        "re:x{" + "9" * 5000 + "}",
+        "re:(?a)(?u)x",
+        "re:" + "(" * 5000 + ")" * 5000,
+        # Two that an expression's matcher would take tens of gigabytes for.
+        "re:x{99999999}",
+        r"re:((\\{1000}){1000}){1000}",
+        # Not Python's, though the matcher knows them.
+        r"re:\p{L}",
+        "re:(?R)",
+    ],
+    ids=lambda selector: selector[:20],
+)
 def test_selectors_that_are_none(selector: str) -> None:
     for place in ("include", "exclude"):
         with pytest.raises(InvalidOption, match=r"selector|regular expression"):
             check_settings(PruneSettings(0.5, **{place: (selector,)}))
+
+
+@pytest.mark.parametrize("place", ["include", "exclude", "rules"])
+def test_a_selector_that_takes_forever(place: str) -> None:
+    selector = r"re:(\w|.|..)*[XYZ]"
+    given = (Rule((selector,), sparsity=0.5),) if place == "rules" else (selector,)
+    with pytest.raises(InvalidOption) as caught:
+        plan(**{place: given})
+    assert caught.value.message.startswith(f"'{selector}' takes more than ")
+    assert "layers.0." in caught.value.message
 
 
 @pytest.mark.parametrize(

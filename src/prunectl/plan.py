@@ -15,14 +15,8 @@ from prunectl.checkpoint.mask_file import Mask
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import BadManifest, InvalidOption, NothingPrunable, UnsupportedCheckpoint
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
-from prunectl.settings import (
-    Budget,
-    PruneSettings,
-    Scope,
-    check_settings,
-    matches,
-    rule_target,
-)
+from prunectl.selectors import matches
+from prunectl.settings import Budget, PruneSettings, Scope, check_settings, rule_target
 from prunectl.sink.manifest import read_manifest
 from prunectl.tensorspec import DTYPES, TensorSpec
 

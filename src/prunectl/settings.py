@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numbers
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from prunectl.calibration.settings import Calibration as Calibration
@@ -17,6 +15,7 @@ from prunectl.methods.table import CALIBRATED, DEFAULT, named
 from prunectl.methods.table import Method as Method
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 from prunectl.pattern import Scope as Scope
+from prunectl.selectors import check_selector
 
 
 class Budget(StrEnum):
@@ -35,7 +34,7 @@ class Rule:
     """One entry of a recipe: the first rule that matches a tensor decides.
 
     Attributes:
-        match: selectors (see :func:`matches`).
+        match: selectors (see :func:`prunectl.selectors.matches`).
         sparsity, pattern, scope: None means the recipe's or command's default.
         skip: leave these tensors dense.
     """
@@ -141,16 +140,6 @@ def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> No
             put("mask", Path(os.fspath(settings.mask)))
 
 
-def matches(selector: str, name: str) -> bool:
-    """Whether a selector means a tensor: its name, a module that holds it, a glob, or ``re:``.
-
-    ``re:EXPR`` is searched for anywhere in the name.
-    """
-    if selector.startswith("re:"):
-        return re.search(selector[3:], name) is not None
-    return name == selector or name.startswith(selector + ".") or fnmatchcase(name, selector)
-
-
 def check_sparsity(value: float, pattern: Pattern) -> None:
     """Raise InvalidSparsity unless ``0 < value < 1`` and the pattern can reach it."""
     if not 0 < value < 1:
@@ -197,7 +186,7 @@ def check_settings(settings: PruneSettings) -> None:
         *settings.exclude,
         *(selector for rule in settings.rules for selector in rule.match),
     ):
-        _check_selector(selector)
+        check_selector(selector)
     usual = settings.method.spec.scope
     _check_target(settings.sparsity, settings.pattern, settings.scope, usual, bool(settings.rules))
     for rule in settings.rules:
@@ -245,18 +234,6 @@ def check_mask_alone(**others: object) -> None:
             f"--mask and {', '.join(given)} are given together",
             hint="a mask alone says which weights go; leave one of them out",
         )
-
-
-def _check_selector(selector: str) -> None:
-    if not selector or selector == "re:":
-        raise InvalidOption("an empty selector", hint="give a name, a glob or re:EXPRESSION")
-    if selector.startswith("re:"):
-        try:
-            re.compile(selector[3:])
-        except re.error as error:
-            raise InvalidOption(
-                f"'{selector}' is not a regular expression: {error}", hint="see Python's re module"
-            ) from None
 
 
 def _check_target(

@@ -84,11 +84,12 @@ def _quiet(tlog: Any) -> Iterator[None]:
 def unknown_if_it_fails() -> Iterator[None]:
     """Turn any exception into :class:`UnknownArchitecture` with its first sentence.
 
-    transformers, and even more so a model's own code, may raise anything at all.
+    transformers, and even more so a model's own code, may raise anything at all. Too little memory
+    says nothing of the architecture, and must not change which tensors are prunable.
     """
     try:
         yield
-    except UnknownArchitecture:
+    except (UnknownArchitecture, MemoryError):
         raise
     except Exception as error:
         first, *more = str(error).strip().split("\n")

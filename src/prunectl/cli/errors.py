@@ -14,6 +14,11 @@ from prunectl.errors import PrunectlError
 
 FAILED, USAGE, DIFFERENCE, INTERRUPTED = 1, 2, 3, 130
 
+NO_MEMORY = [
+    "error: not enough memory",
+    "hint: lower --jobs, or raise the limit that the system sets (see ulimit -v)",
+]
+
 
 def describe(error: BaseException, argv: Sequence[str]) -> tuple[int, str]:
     """Exit code and text for stderr; with ``PRUNECTL_DEBUG=1`` the traceback stands before it.
@@ -45,10 +50,40 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # such as where stdout leads to
         where = "" if error.filename is None else f"{_one_line(str(error.filename))}: "
         return FAILED, [f"error: {where}{error.strerror}", "hint: make room on that disk"]
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # so torch says it
+        return FAILED, NO_MEMORY
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return FAILED, [
+            "error: the system lets no further thread start",
+            "hint: lower --jobs, or raise the limit of processes (ulimit -u) or memory (ulimit -v)",
+        ]
+    said = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
+    if library := _unloadable(error):
+        return FAILED, [
+            f"error: the library '{library}' cannot be loaded: {said[:300]}",
+            "hint: raise the limit of memory if there is one (see ulimit -v); "
+            "otherwise install prunectl again, in an environment of its own",
+        ]
     hint = (
         "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
     )
-    return FAILED, [f"error: {type(error).__name__}: {_one_line(str(error))}".rstrip(": "), hint]
+    return FAILED, [f"error: {said}", hint]
+
+
+def _unloadable(error: BaseException) -> str:
+    """The library whose import raised ``error``; '' where no import did.
+
+    Without memory to map a library into, or with a part of it missing, an import raises not only
+    ImportError: llvmlite raises OSError, and the interpreter SystemError.
+    """
+    named = error.name or "" if isinstance(error, ImportError) else ""
+    modules = [
+        str(frame.f_globals.get("__name__", ""))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    packages = (module.partition(".")[0] for module in (*modules, named))
+    return next((package for package in packages if package not in ("", "prunectl")), "")
 
 
 _PARSER = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunectl.cli.command_line import ARGV, RANKS
-from prunectl.cli.errors import INTERRUPTED, describe
+from prunectl.cli.errors import FAILED, INTERRUPTED, NO_MEMORY, describe
 from prunectl.cli.several import joined, words_of_rank
 from prunectl.cli.shell_scripts import VARIABLE
 
@@ -43,13 +43,22 @@ def run(argv: Sequence[str]) -> int:
         _forget_stdout()
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        code, text = describe(error, argv)
-        if shown := words_of_rank(error, text):
-            print(shown, file=sys.stderr)
-        return int(code)
+        return _report(error, argv)
     if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
         print(describe(KeyboardInterrupt(), argv)[1], file=sys.stderr)
     return int(code)
+
+
+def _report(error: BaseException, argv: Sequence[str]) -> int:
+    """Say on stderr what ended the command; its exit code."""
+    try:
+        code, text = describe(error, argv)
+        shown = words_of_rank(error, text)
+    except MemoryError:  # too little to look at the error
+        code, shown = FAILED, "\n".join(NO_MEMORY)
+    if shown:
+        print(shown, file=sys.stderr)
+    return code
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -22,7 +22,8 @@ from prunectl.plan import input_axis, prunable_tensors, require_prunable
 from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
-from prunectl.settings import PruneSettings, matches
+from prunectl.selectors import matches
+from prunectl.settings import PruneSettings
 from prunectl.streaming import Scratch
 
 if TYPE_CHECKING:
