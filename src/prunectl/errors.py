@@ -178,6 +178,17 @@ class SourceChanged(SourceError):
         self.model, self.tensor, self.expected, self.found = model, tensor, expected, found
 
 
+class FileChanged(BadCheckpoint):
+    """A file of the source is another one than it was when it was opened, or is gone."""
+
+    def __init__(self, file: Path, since: str = "opened", *, hint: str = "") -> None:
+        super().__init__(
+            file,
+            f"changed since it was {since}",
+            hint=hint or "repeat the command when nothing writes to it any more",
+        )
+
+
 class BadMaskFile(SourceError):
     """A file that holds no masks, is damaged, or was written by a newer prunectl."""
 

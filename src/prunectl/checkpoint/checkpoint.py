@@ -13,6 +13,7 @@ from typing import Any
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
+from prunectl.errors import FileChanged
 
 _ROLES_LOCK = threading.Lock()
 
@@ -99,6 +100,26 @@ class Checkpoint:
             once: whether nothing is read a second time soon: then memory need not keep it.
         """
         return WeightReader(self.folder, once=once) if self.opener is None else self.opener()
+
+    def check_unchanged(self) -> None:
+        """Refuse to finish what was made from files that changed since they were opened.
+
+        Size and time of the weights files are compared, and the contents of config.json, which
+        decides what is prunable.
+
+        Raises:
+            FileChanged: a file is another one than it was, or is gone.
+        """
+        for file in self.files:
+            path, before = self.folder / file.name, (file.size, file.mtime_ns)
+            try:
+                status = path.stat()
+            except OSError:
+                raise FileChanged(path) from None
+            if (status.st_size, status.st_mtime_ns) != before:
+                raise FileChanged(path)
+        if repr(read_config(self.folder)) != repr(self.config):  # a NaN is not equal to itself
+            raise FileChanged(self.folder / "config.json")
 
     def identity(self) -> dict[str, Any]:
         """What makes this very checkpoint: the commit, or path, size and mtime of every file."""
