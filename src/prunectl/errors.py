@@ -181,13 +181,6 @@ class SourceChanged(SourceError):
 class FileChanged(BadCheckpoint):
     """A file of the source is another one than it was when it was opened, or is gone."""
 
-    def __init__(self, file: Path, since: str = "opened", *, hint: str = "") -> None:
-        super().__init__(
-            file,
-            f"changed since it was {since}",
-            hint=hint or "repeat the command when nothing writes to it any more",
-        )
-
 
 class BadMaskFile(SourceError):
     """A file that holds no masks, is damaged, or was written by a newer prunectl."""
@@ -244,9 +237,6 @@ class UnknownArchitecture(SourceError):
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(f"the model's module tree cannot be built: {why}", hint=hint)
         self.why = why
-
-
-# --- plan -----------------------------------------------------------------------------------
 
 
 class NothingPrunable(UsageError):
@@ -316,7 +306,7 @@ class BadManifest(PrunectlError):
         self.path, self.why = str(path), why
 
 
-# --- libraries ------------------------------------------------------------------------------
+# --- libraries, calibration -----------------------------------------------------------------
 
 
 class MissingLibrary(PrunectlError):
@@ -328,9 +318,6 @@ class MissingLibrary(PrunectlError):
             hint=f"pip install 'prunectl[{extra}]'",
         )
         self.library, self.what, self.extra = library, what, extra
-
-
-# --- calibration ----------------------------------------------------------------------------
 
 
 class CalibrationFailed(PrunectlError):

@@ -163,9 +163,11 @@ def refine(
                     raise ValueError("a bin is empty now")
                 measured.refine(tensor.name, fine)
             except ValueError:
-                file = checkpoint.folder / tensor.file
-                again = "repeat the command with --no-cache"
-                raise FileChanged(file, "measured", hint=again) from None
+                raise FileChanged(
+                    checkpoint.folder / tensor.file,
+                    "changed since it was measured",
+                    hint="repeat the command with --no-cache",
+                ) from None
             yield tensor.name, fine
 
 
