@@ -342,8 +342,7 @@ def test_tensors_refined_unequally_before_are_compared(tmp_path: Path) -> None:
         first = measured.histograms.get(names[0])
         at = len(first.starts) // 2
         span = [(int(first.starts[at]), int(first.log2_widths[at]))]
-        for name, part in refine(checkpoint, {names[0]: span}, **quiet):
-            measured.refine(name, part)
+        list(refine(checkpoint, {names[0]: span}, measured, **quiet))
         k = 1 + int((values < first.format.value(span[0][0])).sum())
         (target,) = find_targets(checkpoint, measured, names, [k], with_statistics=False, **quiet)
         assert target.selected is not None

@@ -171,7 +171,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
         return write_parts(*args, **options)
 
     monkeypatch.setattr(verb, "write_parts", touched)
-    with pytest.raises(BadCheckpoint, match="changed while it was exported"):
+    with pytest.raises(BadCheckpoint, match="changed since it was opened"):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

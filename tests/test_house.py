@@ -42,6 +42,7 @@ FLOORS: dict[str, set[str]] = {
         "events",
         "device",
         "disks",
+        "jit",
         "numbers",
         "plain",
         "userdirs",

@@ -191,6 +191,10 @@ class SourceChanged(SourceError):
         self.model, self.tensor, self.expected, self.found = model, tensor, expected, found
 
 
+class FileChanged(BadCheckpoint):
+    """A file of the source is another one than it was when it was opened, or is gone."""
+
+
 class BadMaskFile(SourceError):
     """A file that holds no masks, is damaged, or was written by a newer prunectl."""
 
@@ -246,9 +250,6 @@ class UnknownArchitecture(SourceError):
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(f"the model's module tree cannot be built: {why}", hint=hint)
         self.why = shortened(why)  # callers tell it as a note
-
-
-# --- plan -----------------------------------------------------------------------------------
 
 
 class NothingPrunable(UsageError):
@@ -318,7 +319,7 @@ class BadManifest(PrunectlError):
         self.path, self.why = str(path), why
 
 
-# --- libraries ------------------------------------------------------------------------------
+# --- libraries, calibration -----------------------------------------------------------------
 
 
 class MissingLibrary(PrunectlError):
@@ -330,9 +331,6 @@ class MissingLibrary(PrunectlError):
             hint=f"pip install 'prunectl[{extra}]'",
         )
         self.library, self.what, self.extra = library, what, extra
-
-
-# --- calibration ----------------------------------------------------------------------------
 
 
 class CalibrationFailed(PrunectlError):

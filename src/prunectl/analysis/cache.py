@@ -46,11 +46,15 @@ def measured_of(
             unless it fails.
         ranks: the processes that run the same block: the first one's cache is that of all.
         given: start from this instead, which the caller closes.
+
+    Raises:
+        FileChanged: the files changed meanwhile; nothing is remembered.
     """
     cached = load_measured(checkpoint, ranks) if use_cache and given is None else None
     measured = given or cached or Measured()
     try:
         yield measured
+        checkpoint.check_unchanged()
         if use_cache and measured.dirty and ranks.is_first:
             store_measured(checkpoint, measured)
     finally:

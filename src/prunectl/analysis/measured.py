@@ -11,6 +11,7 @@ import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import FileChanged
 from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
@@ -124,12 +125,21 @@ def measure(
 def refine(
     checkpoint: Checkpoint,
     requests: Mapping[str, Spans],
+    measured: Measured,
     *,
     jobs: int | None,
     on_event: OnEvent,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, Histogram]]:
-    """Subdivide histogram bins of tensors by reading them again; yields in file order."""
+    """Subdivide histogram bins of tensors by reading them again; yields in file order.
+
+    Args:
+        requests: by tensor name, the bins.
+        measured: receives the finer ones.
+
+    Raises:
+        FileChanged: other weights are in a bin than were counted there.
+    """
     tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
     with checkpoint.open() as reader:
 
@@ -142,6 +152,17 @@ def refine(
 
         phase = "refining thresholds"
         for tensor, fine in ranks.run_tensors(phase, tensors, work, jobs, on_event):
+            coarse = measured.histograms.get(tensor.name).within(requests[tensor.name])
+            try:
+                if coarse.counts.sum() != fine.counts.sum():
+                    raise ValueError("a bin is empty now")
+                measured.refine(tensor.name, fine)
+            except ValueError:
+                raise FileChanged(
+                    checkpoint.folder / tensor.file,
+                    "changed since it was measured",
+                    hint="repeat the command with --no-cache",
+                ) from None
             yield tensor.name, fine
 
 

@@ -166,8 +166,8 @@ def _refine(
                 needs[name] = spans
         if not needs:
             return
-        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event):
-            measured.refine(name, part)
+        for _ in refine(checkpoint, needs, measured, jobs=jobs, on_event=on_event):
+            pass
         left = list(needs)
 
 

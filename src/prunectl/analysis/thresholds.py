@@ -111,8 +111,9 @@ def find_targets(
         needs = unresolved.spans() if unresolved else {}
         for name in requests:
             needs[name] = sorted({*requests[name], *needs.get(name, ())})
-        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event, ranks=ranks):
-            measured.refine(name, part)
+        for name, part in refine(
+            checkpoint, needs, measured, jobs=jobs, on_event=on_event, ranks=ranks
+        ):
             if name in requests:
                 yield name, part.within(requests[name])
 
@@ -120,8 +121,8 @@ def find_targets(
     found = iter(resolve(Subset(measured.histograms, names), places, run))
     targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
     while unresolved and (needs := unresolved.spans()):
-        for name, part in refine(checkpoint, needs, jobs=jobs, on_event=on_event, ranks=ranks):
-            measured.refine(name, part)
+        for _ in refine(checkpoint, needs, measured, jobs=jobs, on_event=on_event, ranks=ranks):
+            pass
     return targets
 
 
@@ -138,8 +139,9 @@ def find_own_targets(
     places = {name: count for name, count in zeros.items() if count > 0}
     bins = {name: measured.histograms.get(name).select(count) for name, count in places.items()}
     while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
-        for name, part in refine(checkpoint, wide, jobs=jobs, on_event=on_event, ranks=ranks):
-            measured.refine(name, part)
+        for name, _ in refine(
+            checkpoint, wide, measured, jobs=jobs, on_event=on_event, ranks=ranks
+        ):
             bins[name] = measured.histograms.get(name).select(places[name])
     targets = {}
     for name, count in zeros.items():

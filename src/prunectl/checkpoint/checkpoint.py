@@ -13,6 +13,7 @@ from typing import Any
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
+from prunectl.errors import BadCheckpoint, FileChanged
 
 _ROLES_LOCK = threading.Lock()
 
@@ -100,6 +101,25 @@ class Checkpoint:
         """
         return WeightReader(self.folder, once=once) if self.opener is None else self.opener()
 
+    def check_unchanged(self) -> None:
+        """Refuse to finish what was made from files that changed since they were opened.
+
+        Size and time of the weights files are compared, and the contents of config.json, which
+        decides what is prunable.
+
+        Raises:
+            FileChanged: a file is another one than it was, or is gone.
+        """
+        changed = [file.name for file in self.files if not _is_as_opened(self.folder, file)]
+        if repr(read_config(self.folder)) != repr(self.config):  # a NaN is not equal to itself
+            changed.append("config.json")
+        for name in changed:
+            raise FileChanged(
+                self.folder / name,
+                "changed since it was opened",
+                hint="repeat the command when nothing writes to it any more",
+            )
+
     def identity(self) -> dict[str, Any]:
         """What makes this very checkpoint: the commit, or path, size and mtime of every file."""
         if self.commit:
@@ -114,13 +134,27 @@ class Checkpoint:
         }
 
 
+def _is_as_opened(folder: Path, file: WeightFile) -> bool:
+    try:
+        status = (folder / file.name).stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json as a dict; empty where it is missing or not an object."""
+    """The folder's config.json as a dict; empty where it is missing or not an object.
+
+    Raises:
+        BadCheckpoint: it is there, and the system refuses to read it.
+    """
     path = folder / "config.json"
     if not path.is_file():  # a pipe would never end
         return {}
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -50,6 +50,9 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # such as where stdout leads to
         where = "" if error.filename is None else f"{_one_line(str(error.filename))}: "
         return FAILED, [f"error: {where}{error.strerror}", "hint: make room on that disk"]
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd alone
+        gone = "error: the current folder does not exist any more"
+        return FAILED, [gone, "hint: change to another folder, and repeat the command there"]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # so torch says it
         return FAILED, NO_MEMORY
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":

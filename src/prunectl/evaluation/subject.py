@@ -221,6 +221,7 @@ def open_subject(
             if not is_out_of_memory(error.__cause__ or error):
                 raise
             raise _too_large(checkpoint.model, [place, *others], metric, device) from None
+        checkpoint.check_unchanged()
         lacking = [name for name in subject.made_up if not metric.tolerates(name)]
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""

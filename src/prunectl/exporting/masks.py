@@ -91,6 +91,7 @@ def export_masks(
         entries = [one.entry for one in masked]
         with MaskWriter(target, entries, source_of(checkpoint, manifest), force=force) as writer:
             zeros = _write(masked, checkpoint, reader, writer, jobs, on_event)
+            checkpoint.check_unchanged()
             writer.close(zeros)
     return MasksResult(
         output=Path(output),

@@ -91,7 +91,7 @@ def export(
     with folder as sink:
         try:
             stored, resumed = _write(job, sink, ranks, jobs, on_event)
-            _check_unchanged(checkpoint)
+            checkpoint.check_unchanged()
         except (BadCheckpoint, PatternMismatch, InvalidOption):
             sink.discard()  # a later run would only go on towards the same error
             raise
@@ -103,22 +103,6 @@ def export(
     for text in warnings:
         on_event(Note(text, warning=True))
     return replace(result, warnings=warnings, seconds=time.perf_counter() - started)
-
-
-def _check_unchanged(checkpoint: Checkpoint) -> None:
-    """Refuse to finish what was read from files that changed: it was read twice.
-
-    Raises:
-        BadCheckpoint: size or time of a file is not that of its opening.
-    """
-    for file in checkpoint.files:
-        path = checkpoint.folder / file.name
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise BadCheckpoint(path, f"cannot be read any more: {error.strerror}") from None
-        if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-            raise BadCheckpoint(path, "changed while it was exported", hint="repeat the command")
 
 
 def _write(

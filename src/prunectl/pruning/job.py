@@ -119,7 +119,8 @@ def side_bytes(checkpoint: Checkpoint) -> int:
                 path, "a file name that not every system can hold", hint="rename it"
             )
         try:
-            size += path.stat().st_size
+            with path.open("rb") as file:
+                size += os.fstat(file.fileno()).st_size
         except OSError as error:
             raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
     return size

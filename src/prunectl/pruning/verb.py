@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
-from prunectl.errors import BadMaskFile, DamagedWork, NaNWeights, SourceChanged
+from prunectl.errors import (
+    BadMaskFile,
+    DamagedWork,
+    FileChanged,
+    NaNWeights,
+    SourceChanged,
+)
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pruning.calibrated_store import sweep
 from prunectl.pruning.calibration_samples import device_of
@@ -127,8 +133,9 @@ def _write(
     with folder as sink:
         try:
             written, resumed = write_weights(job, resolution, sink, ranks, jobs, on_event, device)
+            checkpoint.check_unchanged()
             check_written(job.target, checkpoint, resolution, job.outputs, written)
-        except (NaNWeights, SourceChanged, BadMaskFile, DamagedWork) as error:
+        except (NaNWeights, FileChanged, SourceChanged, BadMaskFile, DamagedWork) as error:
             sink.discard()  # a later run would only go on towards the same error
             if isinstance(error, NaNWeights) and job.masks is not None:
                 error.hint = "the checkpoint is damaged, or another one than the masks are for"

@@ -121,6 +121,7 @@ class Measurer:
             if not is_out_of_memory(error):
                 raise
             point = self._failed("out of memory", sparsity, started)
+        self.checkpoint.check_unchanged()  # what the point's key says it is of
         if not point.failed:  # what failed may do another time
             self._keep(key, point)
         return point

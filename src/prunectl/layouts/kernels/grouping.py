@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
+from prunectl.jit import jit
 
 
-@_jit
+@jit
 def gather(tiles, first, groups):  # type: ignore[no-untyped-def]
     """Copy groups ``first``, ``first + 1``... of ``tiles`` [bands, m, inner] to [groups, m]."""
     inner = tiles.shape[2]
@@ -24,7 +20,7 @@ def gather(tiles, first, groups):  # type: ignore[no-untyped-def]
             band, column = band + 1, 0
 
 
-@_jit
+@jit
 def spread(groups, first, tiles):  # type: ignore[no-untyped-def]
     """The inverse of :func:`gather`."""
     inner = tiles.shape[2]
@@ -37,7 +33,7 @@ def spread(groups, first, tiles):  # type: ignore[no-untyped-def]
             band, column = band + 1, 0
 
 
-@_jit
+@jit
 def overfull(groups, n):  # type: ignore[no-untyped-def]
     """The first group with more than ``n`` nonzeros, or -1."""
     for t in range(groups.shape[0]):
@@ -49,7 +45,7 @@ def overfull(groups, n):  # type: ignore[no-untyped-def]
     return -1
 
 
-@_jit
+@jit
 def select(groups, n, values, positions):  # type: ignore[no-untyped-def]
     """The n kept of each group and their positions, ascending; ``values`` has one place to spare.
 
@@ -71,7 +67,7 @@ def select(groups, n, values, positions):  # type: ignore[no-untyped-def]
             k += np.uint64(1) if code != kind(0) or fill else np.uint64(0)
 
 
-@_jit
+@jit
 def select_small(groups, table, values, positions):  # type: ignore[no-untyped-def]
     """:func:`select` for m <= 8: ``table`` [2**m, n] holds the positions of each set of nonzeros.
 
@@ -93,7 +89,7 @@ def select_small(groups, table, values, positions):  # type: ignore[no-untyped-d
             k += 1
 
 
-@_jit
+@jit
 def select_2_4(groups, table, values, positions):  # type: ignore[no-untyped-def]
     """:func:`select_small` for 2:4, unrolled."""
     for t in range(groups.shape[0]):
@@ -107,7 +103,7 @@ def select_2_4(groups, table, values, positions):  # type: ignore[no-untyped-def
         positions[2 * t], positions[2 * t + 1] = first, second
 
 
-@_jit
+@jit
 def place(positions, values, n, groups):  # type: ignore[no-untyped-def]
     """The inverse of :func:`select`.
 
@@ -129,7 +125,7 @@ def place(positions, values, n, groups):  # type: ignore[no-untyped-def]
     return -1
 
 
-@_jit
+@jit
 def rank(positions, binomials, ranks):  # type: ignore[no-untyped-def]
     """Numbers of the sets of positions [groups, n]: sums of ``binomials`` [m, n]."""
     n = binomials.shape[1]
@@ -142,7 +138,7 @@ def rank(positions, binomials, ranks):  # type: ignore[no-untyped-def]
         ranks[t] = number
 
 
-@_jit
+@jit
 def unrank(ranks, sets, positions):  # type: ignore[no-untyped-def]
     """The inverse of :func:`rank`; ``sets`` [numbers, n] holds the positions of each number."""
     n = sets.shape[1]
@@ -154,7 +150,7 @@ def unrank(ranks, sets, positions):  # type: ignore[no-untyped-def]
             k += 1
 
 
-@_jit
+@jit
 def pack_bits(numbers, width, packed):  # type: ignore[no-untyped-def]
     """Write numbers of ``width`` <= 8 bits one after the other, lowest bits first."""
     buffer, filled, at = np.uint64(0), np.uint64(0), 0
@@ -170,7 +166,7 @@ def pack_bits(numbers, width, packed):  # type: ignore[no-untyped-def]
         packed[at] = np.uint8(buffer)
 
 
-@_jit
+@jit
 def unpack_bits(packed, width, numbers):  # type: ignore[no-untyped-def]
     """The inverse of :func:`pack_bits`."""
     buffer, filled, at = np.uint64(0), np.uint64(0), 0

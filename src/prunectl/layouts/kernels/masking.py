@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
+from prunectl.jit import jit
 
 
-@_jit
+@jit
 def compact(codes, mask, values):  # type: ignore[no-untyped-def]
     """Mask bits and the nonzero codes, in order; returns how many.
 
@@ -43,7 +39,7 @@ def compact(codes, mask, values):  # type: ignore[no-untyped-def]
     return k
 
 
-@_jit
+@jit
 def scatter(mask, values, out):  # type: ignore[no-untyped-def]
     """The inverse of :func:`compact`: ``values`` where mask bits are set, zero elsewhere.
 
@@ -74,7 +70,7 @@ def scatter(mask, values, out):  # type: ignore[no-untyped-def]
             k += one
 
 
-@_jit
+@jit
 def count_kept(codes):  # type: ignore[no-untyped-def]
     """How many codes are not zero."""
     kind = codes.dtype.type

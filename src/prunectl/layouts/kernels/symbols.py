@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from prunectl.jit import jit
 from prunectl.layouts.kernels.masking import count_kept
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
 
-
-@_jit
+@jit
 def tally(codes, tables):  # type: ignore[no-untyped-def]
     """Add the symbols of ``codes`` to ``tables`` i64[4, 256]; returns how many codes are zero.
 
@@ -40,7 +35,7 @@ def tally(codes, tables):  # type: ignore[no-untyped-def]
     return zeros
 
 
-@_jit
+@jit
 def split(values, symbols, lows):  # type: ignore[no-untyped-def]
     """Symbols; and the other bits, sign on top, as ``lows`` [bytes - 1, n], low byte first."""
     kind = values.dtype.type
@@ -61,7 +56,7 @@ def split(values, symbols, lows):  # type: ignore[no-untyped-def]
             low[i] = np.uint8(bits >> down & kind(255))
 
 
-@_jit
+@jit
 def join(symbols, lows, values):  # type: ignore[no-untyped-def]
     """The inverse of :func:`split`: a pass for each plane, which vectorises."""
     kind = values.dtype.type
@@ -82,7 +77,7 @@ def join(symbols, lows, values):  # type: ignore[no-untyped-def]
             values[i] |= kind(kind(low_plane[i]) << up)
 
 
-@_jit
+@jit
 def to_digits(symbols, digit_of, escape, escapes):  # type: ignore[no-untyped-def]
     """Replace symbols by digits, in place; escaped ones go to ``escapes``. Returns how many."""
     k = np.uint64(0)
@@ -95,7 +90,7 @@ def to_digits(symbols, digit_of, escape, escapes):  # type: ignore[no-untyped-de
     return k
 
 
-@_jit
+@jit
 def count_escapes(packed, counts):  # type: ignore[no-untyped-def]
     """How many escapes there are, if bytes have ``counts`` i64 [256] of them."""
     total = np.int64(0)
@@ -104,7 +99,7 @@ def count_escapes(packed, counts):  # type: ignore[no-untyped-def]
     return total
 
 
-@_jit
+@jit
 def fill_escapes(packed, table, escape, counts, escapes, symbols):  # type: ignore[no-untyped-def]
     """Put ``escapes`` in order where ``packed`` has the digit ``escape``."""
     per_byte = table.shape[1]
@@ -119,7 +114,7 @@ def fill_escapes(packed, table, escape, counts, escapes, symbols):  # type: igno
                     k += 1
 
 
-@_jit
+@jit
 def pack_digits(digits, base, per_byte, packed):  # type: ignore[no-untyped-def]
     """``per_byte`` digits a byte, the first one lowest; zeros fill the last byte."""
     b = np.uint8(base)
@@ -144,7 +139,7 @@ def pack_digits(digits, base, per_byte, packed):  # type: ignore[no-untyped-def]
         packed[whole] = byte
 
 
-@_jit
+@jit
 def unpack_digits(packed, table, digits):  # type: ignore[no-untyped-def]
     """The inverse of :func:`pack_digits`; ``table`` [256, per_byte] holds the digits of a byte."""
     per_byte = table.shape[1]
@@ -166,7 +161,7 @@ def unpack_digits(packed, table, digits):  # type: ignore[no-untyped-def]
         digits[per_byte * whole + j] = table[packed[whole], j]
 
 
-@_jit
+@jit
 def huffman_bits(weights):  # type: ignore[no-untyped-def]
     """Mean code length of a Huffman code times the sum of ``weights`` f64[n], ascending.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from prunectl.jit import jit
 
 _CHUNK = 4096
 """Elements in one inner loop: they fit L1 and the counts fit 16 bits."""
@@ -14,10 +12,8 @@ _CHUNK = 4096
 LANES = 8
 """Float accumulators of a sum."""
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
 
-
-@_jit
+@jit
 def tally(codes, hist):  # type: ignore[no-untyped-def]
     """Add codes to ``hist`` u32[2, 2**bits].
 
@@ -32,7 +28,7 @@ def tally(codes, hist):  # type: ignore[no-untyped-def]
         even[codes[whole]] += 1
 
 
-@_jit
+@jit
 def coarse(codes, reals, mask, inf, nan, shift, table, lanes):  # type: ignore[no-untyped-def]
     """Coarse histogram of finite magnitudes, with energies and sums.
 
@@ -78,7 +74,7 @@ def coarse(codes, reals, mask, inf, nan, shift, table, lanes):  # type: ignore[n
     return zeros, nans, infs
 
 
-@_jit
+@jit
 def extremes(codes, mask):  # type: ignore[no-untyped-def]
     """Smallest and largest code (no NaN among them, not empty) as keys, ordered as the values.
 
@@ -95,7 +91,7 @@ def extremes(codes, mask):  # type: ignore[no-untyped-def]
     return low, high
 
 
-@_jit
+@jit
 def collect(codes, begin, mask, shift, first, starts, logs, out):  # type: ignore[no-untyped-def]
     """Append magnitudes that fall into any bin to ``out``; returns (next index, how many).
 
@@ -118,7 +114,7 @@ def collect(codes, begin, mask, shift, first, starts, logs, out):  # type: ignor
     return codes.size, found
 
 
-@_jit
+@jit
 def compare(source, output, mask):  # type: ignore[no-untyped-def]
     """(zeros, changed, pruned, largest pruned magnitude + 1, smallest nonzero kept one - 1).
 

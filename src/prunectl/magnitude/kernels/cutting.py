@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from prunectl.jit import jit
 
 _CHUNK = 4096
 """Elements in one inner loop: they fit L1 and the counts fit 16 bits."""
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
 
-
-@_jit
+@jit
 def cut(codes, mask, code, quota):  # type: ignore[no-untyped-def]
     """Zero magnitudes below ``code`` and the first ``quota`` equal to it; (zeros, ties used)."""
     kind = codes.dtype.type
@@ -43,7 +39,7 @@ def cut(codes, mask, code, quota):  # type: ignore[no-untyped-def]
     return zeros, used
 
 
-@_jit
+@jit
 def _cut_ties(part, mask, code, ties, left):  # type: ignore[no-untyped-def]
     none = part.dtype.type(0)
     if ties <= left:
@@ -61,7 +57,7 @@ def _cut_ties(part, mask, code, ties, left):  # type: ignore[no-untyped-def]
     return left
 
 
-@_jit
+@jit
 def count_less(codes, mask, code):  # type: ignore[no-untyped-def]
     """How many magnitudes are below ``code``."""
     kind = codes.dtype.type
@@ -75,7 +71,7 @@ def count_less(codes, mask, code):  # type: ignore[no-untyped-def]
     return total
 
 
-@_jit
+@jit
 def cut_rows(rows, mask, k, bits):  # type: ignore[no-untyped-def]
     """Zero the ``k`` smallest of each row of ``rows`` [R, n]; returns zeros.
 
@@ -100,7 +96,7 @@ def cut_rows(rows, mask, k, bits):  # type: ignore[no-untyped-def]
     return zeros
 
 
-@_jit
+@jit
 def columns_less(lines, mask, limits, counts):  # type: ignore[no-untyped-def]
     """Add to ``counts`` i64[c] how many magnitudes of each column of [n, c] are below its limit."""
     for j in range(lines.shape[0]):
@@ -109,7 +105,7 @@ def columns_less(lines, mask, limits, counts):  # type: ignore[no-untyped-def]
             counts[c] += np.int64(1) if line[c] & mask < limits[c] else np.int64(0)
 
 
-@_jit
+@jit
 def cut_lines(lines, mask, code, left):  # type: ignore[no-untyped-def]
     """Zero what is below its column's ``code``, and the first ``left`` i64[c] equal to it."""
     none = lines.dtype.type(0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from prunectl.jit import jit
 from prunectl.pattern import MAX_GROUP
 
 TILE = 512
@@ -22,7 +23,6 @@ assert TILE * MAX_GROUP < 1 << 16
 _UNROLLED = 8
 """Largest M whose comparisons are written out; above it they run as loops over the tile."""
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True)
 _inline: Callable[..., Any] = njit(nogil=True, inline="always")
 
 
@@ -51,7 +51,7 @@ def _mark(tile, mask, n, m, drop):  # type: ignore[no-untyped-def]
         _mark_large(tile, mask, n, m, drop)
 
 
-@_jit
+@jit
 def _mark_large(tile, mask, n, m, drop):  # type: ignore[no-untyped-def]
     kind = tile.dtype.type
     none, one = kind(0), kind(1)
@@ -80,7 +80,7 @@ def _mark_large(tile, mask, n, m, drop):  # type: ignore[no-untyped-def]
 def nm_flat(m: int) -> Any:
     """Kernel (codes_1d, mask, n) -> zeros: groups are m consecutive codes."""
 
-    @_jit
+    @jit
     def kernel(codes, mask, n):  # type: ignore[no-untyped-def]
         kind = codes.dtype.type
         none, one = kind(0), kind(1)
@@ -110,7 +110,7 @@ def nm_flat(m: int) -> Any:
 def nm_strided(m: int) -> Any:
     """Kernel (codes_3d, mask, n) -> zeros: groups run along the middle axis."""
 
-    @_jit
+    @jit
     def kernel(codes, mask, n):  # type: ignore[no-untyped-def]
         kind = codes.dtype.type
         none, one = kind(0), kind(1)
@@ -140,7 +140,7 @@ def nm_strided(m: int) -> Any:
     return kernel
 
 
-@_jit
+@jit
 def _add_losses(tile, drop, width, mask, inf, shift, scale, bits, reals, lanes):  # type: ignore[no-untyped-def]
     """Add squares of dropped finite weights to ``lanes`` f64[TILE]; returns zeros afterwards.
 
@@ -168,7 +168,7 @@ def _add_losses(tile, drop, width, mask, inf, shift, scale, bits, reals, lanes):
 def loss_flat(m: int) -> Any:
     """Kernel: what :func:`nm_flat` would lose; adds to ``lanes`` and returns zeros afterwards."""
 
-    @_jit
+    @jit
     def kernel(codes, mask, n, inf, shift, scale, bits, reals, lanes):  # type: ignore[no-untyped-def]
         tile = np.zeros((m, TILE), codes.dtype)
         drop = np.empty((m, TILE), codes.dtype)
@@ -190,7 +190,7 @@ def loss_flat(m: int) -> Any:
 def loss_strided(m: int) -> Any:
     """As :func:`loss_flat` for groups along the middle axis."""
 
-    @_jit
+    @jit
     def kernel(codes, mask, n, inf, shift, scale, bits, reals, lanes):  # type: ignore[no-untyped-def]
         outer, axis, inner = codes.shape
         tile = np.zeros((m, TILE), codes.dtype)
@@ -217,7 +217,7 @@ def loss_strided(m: int) -> Any:
 def violations_flat(m: int) -> Any:
     """Kernel (codes_1d, mask, n) -> groups of m consecutive codes with more than n nonzeros."""
 
-    @_jit
+    @jit
     def kernel(codes, mask, n):  # type: ignore[no-untyped-def]
         kind = codes.dtype.type
         none, one = kind(0), kind(1)
@@ -236,7 +236,7 @@ def violations_flat(m: int) -> Any:
     return kernel
 
 
-@_jit
+@jit
 def violations_strided(codes, mask, n, m):  # type: ignore[no-untyped-def]
     """As :func:`violations_flat` for groups along the middle axis."""
     outer, axis, inner = codes.shape
