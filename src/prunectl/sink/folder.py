@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 from blake3 import blake3
 
@@ -61,11 +60,6 @@ class OutputFolder(ResumableFolder):
         self._committed = False
 
     # --- entering -------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.tell_resumed()
-        return self
 
     def _settle(self) -> None:
         self._restore_replaced()
