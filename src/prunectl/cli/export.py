@@ -12,6 +12,7 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_nm
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ def export(
             "--output",
             "-o",
             metavar="DIR",
-            callback=options.expand,
+            parser=expanded,
             help="Folder to write; with --masks-only, the file.",
         ),
     ] = None,

@@ -13,6 +13,7 @@ from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_pattern
 from prunectl.settings import Budget, Method, PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.analysis.remote import RemoteSpace
@@ -61,7 +62,7 @@ def prune(
         typer.Option(
             "--recipe",
             metavar="FILE",
-            callback=options.expand,
+            parser=expanded,
             help="TOML file with rules for parts of the model.",
         ),
     ] = None,
@@ -70,7 +71,7 @@ def prune(
         typer.Option(
             "--mask",
             metavar="FILE",
-            callback=options.expand,
+            parser=expanded,
             help="Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
         ),
     ] = None,
@@ -91,7 +92,7 @@ def prune(
             "--output",
             "-o",
             metavar="DIR",
-            callback=options.expand,
+            parser=expanded,
             help="Folder to write; must not hold anything.",
         ),
     ] = None,
