@@ -174,8 +174,8 @@ def check_files(
         )
     if fail_below is not None and not 0 < fail_below < math.inf:
         raise InvalidOption("--fail-below must be more than 0, and a number", hint="such as 0.9")
-    if output and csv and output.resolve() == csv.resolve():
-        raise InvalidOption(f"-o and --csv would both be {output}", hint="name two files")
     for file in (output, csv):
         if file:
             check_file(file)
+    if output and csv and output.resolve() == csv.resolve():
+        raise InvalidOption(f"-o and --csv would both be {output}", hint="name two files")

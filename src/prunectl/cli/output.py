@@ -14,7 +14,7 @@ from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
 from prunectl.ranks.launched import is_first_process
-from prunectl.sink.osfiles import replace_file
+from prunectl.sink.osfiles import os_errors, real_path, replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -132,8 +132,11 @@ def check_file(path: Path) -> None:
     """Find out before the work whether a file can be put at ``path``.
 
     Raises:
-        CannotWrite: it is a folder, or its own folder is missing or not writable.
+        CannotWrite: it is a folder, or its own folder is missing or not writable; it is a loop of
+            links, or its name is too long.
     """
+    with os_errors(path):
+        real_path(path)
     if path.is_dir():
         raise CannotWrite(path, "it is a folder")
     if not path.parent.is_dir():

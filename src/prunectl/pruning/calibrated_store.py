@@ -24,7 +24,7 @@ from prunectl.events import Note, OnEvent
 from prunectl.pruning.finished import check_finished
 from prunectl.sink.header import encode_header, storage_order
 from prunectl.sink.journal import Journal
-from prunectl.sink.osfiles import os_errors
+from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.sink.target import calibrated_folder, calibrated_journal
@@ -59,7 +59,7 @@ class CalibratedStore:
 
     def __init__(self, target: Path, fingerprint: str, on_event: OnEvent) -> None:
         with os_errors(target):
-            real = target.resolve()
+            real = real_path(target)
         self._folder = ResumableFolder(
             calibrated_folder(real), calibrated_journal(real), target, fingerprint,
             part="block", read_again=True, on_event=on_event,

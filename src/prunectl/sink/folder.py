@@ -186,5 +186,8 @@ class OutputFolder(ResumableFolder):
             super().__exit__(kind, error, trace)
             return
         self._closer.shutdown()
-        with os_errors(self._asked):
+        try:
             self._journal.remove()
+        except OSError as failed:  # the next run with this output removes it
+            why = f"is complete, but its journal could not be removed: {failed.strerror}"
+            self._on_event(Note(f"{self._asked}: {why}", warning=True))

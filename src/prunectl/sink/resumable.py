@@ -22,7 +22,7 @@ from prunectl.sink.journal import (
     has_entries,
     is_entry_of,
 )
-from prunectl.sink.osfiles import make_parents, os_errors, remove, sync_folder
+from prunectl.sink.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
 from prunectl.sink.parts import PartsShard, PartsWriter
 from prunectl.sink.shards import Shard, ShardWriter
 
@@ -83,7 +83,11 @@ class ResumableFolder:
     def __enter__(self) -> Self:
         with os_errors(self._asked):
             made = make_parents(self.work.parent)
-            self._journal = Journal(self._journal_path, self._asked)
+            try:
+                self._journal = Journal(self._journal_path, self._asked)
+            except BaseException:
+                remove_empty(list(self.work.parents)[:made])
+                raise
             self._journal.made_parents = made
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
         try:
@@ -244,11 +248,8 @@ class ResumableFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         with suppress(OSError):  # of a disk that has failed, what failed first is told
             self._journal.remove()
-        for parent in list(self.work.parents)[: self._journal.made_parents]:
-            try:
-                parent.rmdir()
-            except OSError:
-                return  # something else was put there meanwhile
+        # What holds something that was put there meanwhile stays.
+        remove_empty(list(self.work.parents)[: self._journal.made_parents])
 
     def _is_kept(self) -> bool:
         noted = self.finished or self._remembered
