@@ -123,7 +123,9 @@ def source_for(model: str, check: str, windows: int | None) -> Source:
 
         protocol = Protocol(model, "perplexity", "demo held-out", "demo", 32, 256, windows)
         return Source(protocol, model, demo.model_folder(), "demo", (demo.heldout_text(),))
-    folder = Path(model).expanduser().resolve()
+    from prunectl.userdirs import expanded
+
+    folder = expanded(model).resolve()
     if check == "vision":
         return vision_source(folder)
     corpus = brown.fetch()

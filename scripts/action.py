@@ -108,7 +108,7 @@ def run(inputs: Mapping[str, str]) -> dict[str, Any]:
     dense = output if layout == "dense" else f"{output}-dense"
     # A runner that is used again has the folder of the run before.
     pruned = prunectl("prune", model, *options, "--output", dense, "--force", *more)
-    if Path(pruned.get("output", "")).expanduser().resolve() != Path(dense).expanduser().resolve():
+    if _real(pruned.get("output", "")) != _real(dense):
         print(f"error: the further arguments wrote no model into {dense}", file=sys.stderr)
         raise Failed("reading the inputs", USAGE)
     prunectl("verify", dense)
@@ -136,6 +136,10 @@ def run(inputs: Mapping[str, str]) -> dict[str, Any]:
 
 OUTPUTS = ("sparsity", "overall-sparsity", "bytes", "folder", "commit-url")
 """Of the Action, as action.yml declares them."""
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111 - ./~ is no home folder
 
 
 def output_lines(results: Mapping[str, Any]) -> str:

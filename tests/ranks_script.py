@@ -38,7 +38,8 @@ READ = cache._read
 
 def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
     """Carry one job out."""
-    common = {"ranks": ranks, "on_event": _trap(job)}
+    told: list[Event] = []
+    common = {"ranks": ranks, "on_event": told.append if "checked" in job else _trap(job)}
     forward._ROWS = job.get("rows", 2048)
     cache._read = _full if job.get("full") == RANK else READ
     match _own(job, "verb"):
@@ -48,7 +49,9 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             result = prunectl.prune(
                 _own(job, "model"), _own(job, "output"), settings, **more, **common
             )  # type: ignore[arg-type]
-            return f"{result.prunable_zeros} zeros, {result.resumed_shards} resumed"
+            of_phase = (e for e in told if isinstance(e, Advanced) and e.phase == job["checked"])
+            checked = f", checked {json.dumps(sorted({e.item for e in of_phase}))}" if told else ""
+            return f"{result.prunable_zeros} zeros, {result.resumed_shards} resumed{checked}"
         case "export":
             exported = prunectl.export(
                 job["model"], job["output"], job["layout"], max_shard_size=job["shard"], **common
@@ -63,7 +66,6 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             del document["seconds"]
             return json.dumps(document)
         case "verify":
-            told: list[Event] = []
             report = prunectl.verify(job["output"], ranks=ranks, on_event=told.append)
             own = sum(one.count for one in told if isinstance(one, Advanced))
             assert [one.total for one in told if isinstance(one, PhaseStarted)] == [own]

@@ -164,6 +164,13 @@ def zeroed(tensor: torch.Tensor, goes: torch.Tensor) -> torch.Tensor:
     return torch.where(goes, torch.zeros((), dtype=tensor.dtype), tensor)
 
 
+def flip_bit(path: Path, place: int = -5) -> None:
+    """Change one bit of a file, near its end."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative path."""
     return {

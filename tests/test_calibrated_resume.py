@@ -100,13 +100,6 @@ def notes(events: Sequence[Event]) -> list[str]:
     return [text for text in texts if not text.startswith("Calibration takes")]
 
 
-def flip(path: Path, place: int = -5) -> None:
-    """Change one bit of a file, near its end."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
 def block_file(out: Path, block: int) -> Path:
     return calibrated_folder(out) / f"block-{block:05d}.safetensors"
 
@@ -121,9 +114,9 @@ def test_a_damaged_block_is_computed_anew_and_no_other(
     cut_off(source, out, SPARSEGPT, 3)
     path = block_file(out, block)
     if damage == "a bit":
-        flip(path)
+        reference.flip_bit(path)
     elif damage == "header":
-        flip(path, 20)
+        reference.flip_bit(path, 20)
     elif damage == "cut":
         os.truncate(path, path.stat().st_size - 1)
     else:
@@ -140,7 +133,7 @@ def test_a_damaged_block_is_computed_anew_and_no_other(
 def test_every_block_is_damaged(source: Path, out: Path, whole: dict[str, bytes]) -> None:
     cut_off(source, out, SPARSEGPT, 3)
     for block in range(3):
-        flip(block_file(out, block))
+        reference.flip_bit(block_file(out, block))
     layers, events = go_on(source, out)
     assert layers == [0, 1, 2, 3]
     assert notes(events) == [f"{out}: 3 blocks were damaged and are made anew"]
@@ -205,7 +198,7 @@ def test_what_is_damaged_before_it_is_in_the_output(
         if isinstance(event, PhaseStarted) and event.phase == "writing weights":
             with safe_open(block_file(out, 2), "pt") as file:
                 damaged.extend(list(file.keys())[-1:])
-            flip(block_file(out, 2))
+            reference.flip_bit(block_file(out, 2))
 
     with pytest.raises(DamagedWork, match=r"layers\.2.*changed on the disk") as failed:
         prune(source, out, SPARSEGPT, on_event=damage)
@@ -412,7 +405,7 @@ def test_shares_of_a_row_budget_are_those_of_a_run_that_nothing_interrupts(
     prune(source, tmp_path / "whole" / "out", choice)
     cut_off(source, tmp_path / "cut" / "out", choice, 3)
     if damaged:
-        flip(block_file(tmp_path / "cut" / "out", 1))
+        reference.flip_bit(block_file(tmp_path / "cut" / "out", 1))
     layers, _ = go_on(source, tmp_path / "cut" / "out", choice)
     assert layers == ([1, 3] if damaged else [3])
     assert reference.contents(tmp_path / "cut" / "out") == reference.contents(

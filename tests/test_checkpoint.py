@@ -372,6 +372,15 @@ def test_a_missing_shard(sharded: Path) -> None:
     assert caught.value.file == str(sharded / "model.safetensors.index.json")
 
 
+@pytest.mark.parametrize("name", ["n" * 244, "ü" * 123, "n" * 9000])
+def test_a_shard_whose_name_no_file_can_have(sharded: Path, name: str) -> None:
+    """With its suffix, of 12 bytes, each is longer than 255."""
+    write_index(sharded, "model.safetensors.index.json", {"t0": f"{name}.safetensors"})
+    with pytest.raises(BadCheckpoint, match="which no file system allows") as caught:
+        open_checkpoint(sharded)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_missing_shard_without_index(sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").unlink()
     (sharded / B).unlink()

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from prunectl._version import __version__
 from prunectl.checkpoint import opening as checkpoint_module
 from prunectl.cli.app import app
+from prunectl.data.source import parse_source
 from prunectl.userdirs import cache_dir
 
 ROOT = Path(__file__).parents[1]
@@ -304,6 +305,34 @@ def test_a_tilde_means_the_home_folder_everywhere(
     assert typed("analyze", bert, "-q", "--cache-dir", "~/hub") == (0, "", "")
     assert typed("analyze", bert, "-q", "--cache-dir", "~no-such-user/hub") == (0, "", "")
     assert given == [home / "hub", Path("~no-such-user/hub")]
+
+
+@pytest.mark.parametrize("folder", ["~", "~root", "a/~"])
+def test_a_tilde_that_is_not_the_first_character_is_an_ordinary_one(
+    typed: Typed, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    home = tmp_path / "home"
+    (tmp_path / "here" / folder).mkdir(parents=True)
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / folder / "text.txt").write_text("some words " * 400)
+    shutil.copytree(bert, tmp_path / "here" / folder / "bert")
+    at = f"./{folder}"
+    for argv in (
+        ["analyze", f"{at}/bert", "-q", "-o", f"{at}/a.json", "--cache-dir", f"{at}/hub"],
+        ["prune", f"{at}/bert", "-q", "-s", "0.3", "-o", f"{at}/out"],
+        ["verify", f"{at}/out", "-q"],
+        ["verify", f"{at}/out", "--source", f"{at}/bert", "-q"],
+        ["compare", f"{at}/bert", f"{at}/out", "-q"],
+    ):
+        assert typed(*argv) == (0, "", "")
+    assert parse_source(f"text:{at}/*.txt", "--data").files[0].exists()
+    assert parse_source(f"text:{at}/text.txt", "--data").files[0].exists()
+    assert parse_source(f"hf:{at}", "--data").local_dataset
+    left = {"text.txt", "bert", "a.json", "out"}
+    assert {entry.name for entry in (tmp_path / "here" / folder).iterdir()} == left
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("flags", [[], ["-q"], ["--json"]])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -337,3 +338,47 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
     assert done.stderr.splitlines() == [
         f"error: {os.strerror(28)}", "hint: make room on that disk",
     ]  # fmt: skip
+
+
+# --- names and links ----------------------------------------------------------------------------
+
+LONG, LOOP = "n" * 256, "loop"
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("name", [LONG, LOOP, f"{LOOP}/x", "n" * 5000])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune demo -s 0.5 -o",
+        "prune demo -s 0.5 --dry-run -o",
+        "export demo -o",
+        "export demo --masks-only -o",
+        "analyze demo -o",
+        "analyze demo --html",
+        "sweep demo --metric perplexity --data text:words.txt --csv",
+        "sweep demo --metric perplexity --data text:words.txt --results",
+        "evaluate demo --metric perplexity --data text:words.txt -o",
+        "evaluate demo --metric perplexity --data text:words.txt --checkpoints",
+        "lottery demo --metric perplexity --data text:words.txt -o",
+        "compare demo demo -s 0.5 -o",
+        "compare demo demo -s 0.5 --html",
+        "trace demo demo --html",
+        "bench demo -o",
+        "bench demo --csv",
+        "analyze",
+        "verify",
+        "push",
+        "prune demo -s 0.5 -o out --recipe",
+        "prune demo -o out --mask",
+        "analyze demo --cache-dir",
+    ],
+)
+def test_a_path_that_cannot_be_has_a_sentence_of_its_own(
+    typed: Typed, tmp_path: Path, command: str, name: str
+) -> None:
+    (tmp_path / LOOP).symlink_to(LOOP)
+    (tmp_path / "words.txt").write_text("some words and more " * 300)
+    _, _, said = typed(*command.split(), name)
+    assert "this is a bug" not in said
+    assert "Traceback" not in said

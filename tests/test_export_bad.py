@@ -47,9 +47,13 @@ from prunectl.errors import (
     PrunectlError,
     UnsupportedCheckpoint,
 )
+from prunectl.events import Event
+from prunectl.pruning.finished import check_finished
 from prunectl.sink import target
 from prunectl.sink.journal import Journal
-from prunectl.sink.target import journal_file
+from prunectl.sink.manifest import read_manifest
+from prunectl.sink.resumable import ResumableFolder
+from prunectl.sink.target import journal_file, work_folder
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -1167,6 +1171,8 @@ import os, signal, sys
 from prunectl import export
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.journal import Journal
+from prunectl.sink.manifest import read_manifest
+from prunectl.sink.resumable import ResumableFolder
 
 source, out, layout, number = *sys.argv[1:4], int(sys.argv[4])
 add, commit, shards = Journal.add, OutputFolder.commit, []
@@ -1239,15 +1245,48 @@ def test_other_arguments_begin_anew(shards: Path, tmp_path: Path) -> None:
     assert verify(out).ok
 
 
-def test_a_finished_file_that_was_damaged_is_written_again(shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    killed(shards / "source", out, "packed", 3)
-    work = tmp_path / ".out.prunectl-partial"
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm", "dense"])
+def test_a_finished_file_that_was_damaged_is_written_again(
+    shards: Path, tmp_path: Path, layout: str
+) -> None:
+    """One by a flipped bit, one by its size."""
+    source = shards / ("packed" if layout == "dense" else "source")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    export(source, whole, layout, max_shard_size=1_000_000)
+    killed(source, out, layout, 3)
     done = [json.loads(line)["shard"] for line in journal_file(out).read_text().splitlines()[1:]]
-    os.truncate(work / done[1], (work / done[1]).stat().st_size - 1)
-    result = export(shards / "source", out, "packed", max_shard_size=1_000_000)
-    assert result.resumed_shards == len(done) - 1
-    assert reference.contents(out) == reference.contents(shards / "packed")
+    reference.flip_bit(work_folder(out) / done[0])
+    os.truncate(work_folder(out) / done[1], 1000)
+    events: list[Event] = []
+    result = export(source, out, layout, max_shard_size=1_000_000, on_event=events.append)
+    assert result.resumed_shards == len(done) - 2
+    assert "2 shards were damaged and are made anew" in str(events)
+    assert reference.contents(out) == reference.contents(whole)
+
+
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
+def test_any_flipped_byte_of_a_finished_file_is_found(tmp_path: Path, layout: str) -> None:
+    """Paddings too: the output is the same to the byte."""
+    tensors = {
+        "model.layers.0.mlp.up_proj.weight": reference.nm(torch.randn(32, 32), 2, 4).bfloat16(),
+        "model.layers.0.mlp.up_proj.bias": torch.randn(3),
+    }
+    out = tmp_path / "out"
+    export(reference.save(tmp_path / "source", tensors), out, layout, pattern=NM(2, 4))
+    sound = (out / WEIGHTS).read_bytes()
+    records = [{"name": one.name, "blake3": one.blake3} for one in read_manifest(out).tensors]
+    entry = {"shard": WEIGHTS, "size": len(sound), "records": records}
+    with ResumableFolder(tmp_path / "work", tmp_path / "journal", out, "") as folder:
+
+        def is_found_sound(data: bytes) -> bool:
+            (folder.work / WEIGHTS).write_bytes(data)
+            folder.finished = {WEIGHTS: entry}
+            check_finished(folder, lambda event: None)
+            return WEIGHTS in folder.finished
+
+        assert is_found_sound(sound)
+        begin = 8 + int.from_bytes(sound[:8], "little")
+        assert not [i for i in range(begin, len(sound)) if is_found_sound(flip(sound, i))]
 
 
 def test_a_killed_replacement_leaves_the_old_output(shards: Path, tmp_path: Path) -> None:

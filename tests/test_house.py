@@ -119,6 +119,12 @@ def f():
     assert imports_of(ast.parse(source)) == {"a.b", "c.d", "g.h.i", "j"}
 
 
+def test_home_folders_are_expanded_in_one_place() -> None:
+    """Elsewhere a Path has dropped the ``./`` of ``./~``, and it would be written to a home."""
+    named = [name_of(path) for path in MODULES if "expanduser" in path.read_text(encoding="utf-8")]
+    assert named == ["userdirs.py"]
+
+
 def test_every_room_has_a_floor_and_is_in_the_picture() -> None:
     rooms = {room_of(path) for path in MODULES}
     assert rooms <= set(HEIGHT), "give these a floor in FLOORS and a place in CONTRIBUTING.md"

@@ -407,6 +407,27 @@ def card_after(source: Path, out: Path, verb: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("verb", ["prune", "export"])
+def test_a_card_that_is_not_utf_8_keeps_its_bytes_and_is_warned_of(
+    tmp_path: Path, verb: str
+) -> None:
+    weights = {LAYER.format(0, "up"): trained((8, 8), torch.float32, 0, "plain")}
+    source, out = reference.save(tmp_path / "source", weights), tmp_path / "out"
+    (source / "README.md").write_bytes(b"of a caf\xe9\n")
+    notes: list[Event] = []
+    if verb == "export":
+        result = export(source, out, "packed", on_event=notes.append)
+    else:
+        result = prune(source, out, PruneSettings(sparsity=0.5), on_event=notes.append)
+    assert (out / "README.md").read_bytes().endswith(b"of a caf\xe9\n")
+    text = (
+        "README.md of the source is not UTF-8 (byte 8): its bytes are kept; "
+        "save the output's as UTF-8 before you push it"
+    )
+    assert text in result.warnings
+    assert Note(text, warning=True) in notes
+
+
+@pytest.mark.parametrize("verb", ["prune", "export"])
 @pytest.mark.parametrize("kind", ["own", "link", "link out", "link to a folder", "pipe", "large"])
 def test_the_card_is_the_source_s_own(tmp_path: Path, kind: str, verb: str) -> None:
     source = reference.save(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from tiny_models import make
 import prunectl
 from prunectl.events import Advanced, Event
 from prunectl.ranks.shares import piles, slices
+from prunectl.sink.target import work_folder
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 BIN = Path(sys.executable).parent
@@ -282,3 +284,18 @@ def test_after_a_kill_the_same_command_goes_on(
         assert 0 < result.resumed_shards <= whole.shards
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_each_finished_shard_is_checked_by_one_rank(models: Path, tmp_path: Path) -> None:
+    """One of them holds a flipped bit; what two ranks made is gone on from by two."""
+    job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}
+    killed(job, {"rank": 0, "at": "PhaseDone writing weights"}, tmp_path)
+    shards = sorted(work_folder(tmp_path / "out").glob("*.safetensors"))
+    reference.flip_bit(shards[1])
+    answers = launched(2, [job | {"checked": "checking earlier shards"}], tmp_path)
+    checked = [json.loads(said.pop().partition("checked ")[2]) for said in answers]
+    assert all(checked)
+    assert sorted(name for names in checked for name in names) == [path.name for path in shards]
+    settings = prunectl.PruneSettings(sparsity=0.4)
+    prunectl.prune(models / "wide", tmp_path / "whole", settings, max_shard_size="20KB")
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole")

@@ -239,13 +239,35 @@ def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
     assert verify(out).ok
 
 
+@pytest.mark.parametrize("damage", ["a bit", "cut", "gone"])
 def test_a_finished_shard_that_was_damaged_is_written_again(
-    source: Path, out: Path, whole: dict[str, bytes]
+    source: Path, out: Path, whole: dict[str, bytes], damage: str
 ) -> None:
     killed(source, out, "shard", 3)
     shard = work_folder(out) / finished(out)[1]
-    os.truncate(shard, shard.stat().st_size - 1)
-    assert run(source, out).resumed_shards == 2
+    if damage == "a bit":
+        reference.flip_bit(shard)
+    elif damage == "cut":
+        os.truncate(shard, shard.stat().st_size - 1)
+    else:
+        shard.unlink()
+    events: list[Event] = []
+    result = prune(source, out, HALF, max_shard_size=LIMIT, on_event=events.append)
+    assert result.resumed_shards == 2
+    text = (
+        "going on from 2 finished shards of an earlier run; one shard was damaged and is made anew"
+    )
+    assert Note(f"{out}: {text}", warning=True) in events
+    assert_complete(out, whole)
+
+
+def test_a_run_that_ends_again_does_not_take_the_damaged_shard_either(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    killed(source, out, "shard", 3)
+    reference.flip_bit(work_folder(out) / finished(out)[1])
+    killed(source, out, "tensor", 1)
+    assert run(source, out).resumed_shards >= 2
     assert_complete(out, whole)
 
 

@@ -24,10 +24,19 @@ import pytest
 from prunectl.errors import CannotWrite, NoSpace, OutputConflict
 from prunectl.events import Event, Note
 from prunectl.sink import folder as folder_module
+from prunectl.sink import journal as journal_module
+from prunectl.sink import osfiles
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.osfiles import os_errors
 from prunectl.sink.shards import plan_shards
-from prunectl.sink.target import check_space, check_target, journal_file, work_folder
+from prunectl.sink.target import (
+    calibrated_folder,
+    check_space,
+    check_target,
+    journal_file,
+    replaced_folder,
+    work_folder,
+)
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
@@ -47,6 +56,7 @@ LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
 def job(target, fill, on_event=lambda event: None):
     wrote = []
     with OutputFolder(target, f"fp-{fill}", force=True, protected=[], on_event=on_event) as out:
+        out.tell_resumed()
         for shard in LAYOUT.shards:
             if out.records_of(shard) is None:
                 wrote.append(shard.name)
@@ -293,7 +303,8 @@ def test_records_come_back(tmp_path: Path) -> None:
         assert [out.records_of(s) for s in LAYOUT.shards] == [[{"fill": 1}], [{"fill": 1}], None]
         other = plan_shards([TensorSpec("z", DTYPES["F32"], (64,)), *LAYOUT.shards[0].specs], 256)
         assert out.records_of(other.shards[0]) is None
-    assert any(isinstance(e, Note) and "2 finished shards" in e.text for e in events)
+        out.tell_resumed()
+    assert events == [Note(f"{target}: going on from 2 finished shards of an earlier run")]
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -793,3 +804,132 @@ def test_a_side_file_that_is_gone(tmp_path: Path) -> None:
         pytest.raises(CannotWrite, match="No such file"),
     ):
         out.write_side_file("a", tmp_path / "gone")
+
+
+# --- names and places ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("n" * 256, "File name too long"),
+        (f"a/{'n' * 256}/b", "File name too long"),
+        ("d/" * 2100, "File name too long"),
+        ("n" * 255, "255 bytes, 226 fit"),
+        ("ü" * 114, "228 bytes, 226 fit"),
+        ("loop", "Too many levels of symbolic links"),
+        ("loop/x", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_and_leaves_nothing(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((OutputConflict, CannotWrite), match=message):
+        check_target(tmp_path / name, force=True, protected=[])
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_the_longest_name_that_is_allowed_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / "there" / ("n" * 226)
+    job(target, 1)
+    assert state(target) == 1
+
+
+@pytest.mark.parametrize("put", ["a file", "a link"])
+@pytest.mark.parametrize("place", [work_folder, replaced_folder, journal_file, calibrated_folder])
+def test_a_hidden_name_that_is_taken_is_named(
+    tmp_path: Path, place: Callable[[Path], Path], put: str
+) -> None:
+    target = tmp_path / "out"
+    taken = place(target)
+    if put == "a link":
+        taken.symlink_to(tmp_path / "elsewhere")
+    elif place is journal_file:
+        taken.mkdir()
+    else:
+        taken.write_text("somebody's own")
+    with pytest.raises(OutputConflict, match=re.escape(taken.name)):
+        OutputFolder(target, "fp-1", force=True, protected=[])
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_parents_go_if_the_lock_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(journal_module, "_open_locked", no_descriptor)
+    with pytest.raises(CannotWrite, match="Too many open files"):
+        job(tmp_path / "a" / "b" / "out", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+BIND = """
+import sys
+from pathlib import Path
+from prunectl.errors import OutputConflict
+from prunectl.sink.target import check_target
+for target in sys.argv[1:]:
+    try:
+        check_target(Path(target), force=True, protected=[])
+    except OutputConflict as error:
+        print(error)
+"""
+
+
+def test_a_folder_that_is_bound_from_the_same_disk_is_a_mount_point(tmp_path: Path) -> None:
+    bound, inside = tmp_path / "a \\ b", tmp_path / "a \\ b" / "inside"
+    bound.mkdir()
+    (tmp_path / "from").mkdir()
+    unshare = shutil.which("unshare")
+    mount = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh"]
+    bind = [unshare or "unshare", "-m", *mount, tmp_path / "from", bound]
+    if unshare is None or subprocess.run([*bind, "true"], capture_output=True).returncode:
+        pytest.skip("folders can be bound by root only")
+    command = [*bind, sys.executable, "-c", BIND, bound, inside]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{bound}: is a mount point, which cannot be replaced in one step\n"
+
+
+# --- the system refuses -------------------------------------------------------------------------
+
+
+def test_a_journal_that_cannot_be_removed_does_not_fail_a_complete_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    unlink = Path.unlink
+
+    def fails(path: Path, missing_ok: bool = False) -> None:
+        if path == journal_file(target):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, missing_ok)
+
+    events: list[Event] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fails)
+        job(target, 1, events.append)
+    assert state(target) == 1
+    text = "is complete, but its journal could not be removed: Input/output error"
+    assert events == [Note(f"{target}: {text}", warning=True)]
+    job(target, 2)  # the next run does it
+    assert left_over(target) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "free", "said"),
+    [
+        (errno.EDQUOT, 1 << 40, "the disk quota is used up"),
+        (errno.ENOSPC, 1 << 40, "no space is left"),
+        (errno.ENOSPC, 10, "1,000 bytes are needed and 10 are free"),
+    ],
+)
+def test_a_full_quota_or_disk_is_said_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, free: int, said: str
+) -> None:
+    monkeypatch.setattr(osfiles, "free_bytes", lambda path: free)
+    with pytest.raises(NoSpace) as caught, osfiles.os_errors(tmp_path, 1000):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.message == f"{tmp_path}: {said}"

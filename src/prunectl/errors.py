@@ -281,14 +281,13 @@ class OutputConflict(OutputError):
 
 
 class NoSpace(OutputError):
-    """Not enough free space for the output."""
+    """Not enough free space for the output; ``free`` is None where the quota is full."""
 
-    def __init__(self, path: Path | str, needed: int, free: int) -> None:
-        why = f"{needed:,} bytes are needed and {free:,} are free" if needed else "no space is left"
-        super().__init__(
-            f"{path}: {why}",
-            hint="free some space or choose -o on another disk; nothing was written",
-        )
+    def __init__(self, path: Path | str, needed: int, free: int | None) -> None:
+        full = "the disk quota is used up" if free is None else "no space is left"
+        why = f"{needed:,} bytes are needed and {free:,} are free" if needed else full
+        hint = "free some space or choose -o on another disk; nothing was written"
+        super().__init__(f"{path}: {why}", hint=hint)
         self.path, self.needed, self.free = str(path), needed, free
 
 

@@ -1,4 +1,4 @@
-"""Where prunectl keeps what it may forget: the user's cache folder, and atomic writes into it."""
+"""The user's folders: what ``~`` means, and the cache, which holds what prunectl may forget."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ KEPT_PER_KIND = 64
 """Cache files of one kind that are kept; a measurement of a 7B model takes about 20 MB."""
 
 
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """The path that a user named; ``~`` and ``~user`` at its start are home folders, as in a shell.
+
+    The ``~`` of an unknown user stays. Only a text that begins with ``~`` is expanded: ``./~`` is a
+    file in the current folder. Its path is absolute, since a relative Path would drop the ``./``.
+    """
+    named = os.fspath(text)
+    path = Path(os.path.expanduser(named))  # noqa: PTH111 - a Path would be without the ./
+    hides_home = str(path).startswith("~") and not named.startswith("~")
+    return path.absolute() if hides_home else path
+
+
 def cache_dir() -> Path:
     """``$PRUNECTL_CACHE_DIR`` if set, else the platform's cache folder for prunectl."""
     chosen = os.environ.get("PRUNECTL_CACHE_DIR")
@@ -20,8 +32,7 @@ def cache_dir() -> Path:
         import platformdirs
 
         return Path(platformdirs.user_cache_dir("prunectl"))
-    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
-    return Path(os.path.expanduser(chosen))  # noqa: PTH111
+    return expanded(chosen)
 
 
 def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | None:

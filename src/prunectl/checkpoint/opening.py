@@ -40,6 +40,7 @@ from prunectl.errors import (
     UnsupportedCheckpoint,
 )
 from prunectl.events import OnEvent
+from prunectl.userdirs import expanded
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -169,10 +170,8 @@ def _open_demo(revision: str | None, *, trust_remote_code: bool) -> Checkpoint:
 def local_path(text: str) -> Path | None:
     """The folder or file that ``text`` names, or None; an empty text is not the current folder."""
     try:
-        path = Path(text).expanduser()
+        path = expanded(text)
         return path if text and (path.is_dir() or path.is_file()) else None
-    except RuntimeError:  # ~ of an unknown user
-        return None
     except OSError as error:
         raise ModelNotFound(text[:200], f"cannot be looked at: {error.strerror}") from None
 

@@ -14,6 +14,7 @@ from prunectl.cli.model_argument import choose_model, remember_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
 from prunectl.pattern import NM, distinct_nms
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.hub_remote import RemoteModel
@@ -50,7 +51,7 @@ def analyze(
             "--output",
             "-o",
             metavar="FILE",
-            callback=options.expand,
+            parser=expanded,
             help="Save the analysis as JSON.",
         ),
     ] = None,

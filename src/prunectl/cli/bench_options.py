@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from prunectl.cli import options
 from prunectl.cli.output import check_file
 from prunectl.errors import InvalidOption
 from prunectl.pattern import NM, parse_nm
+from prunectl.userdirs import expanded
 
 Against = Annotated[
     list[str] | None,
@@ -78,7 +78,7 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        callback=options.expand,
+        parser=expanded,
         help="Take the input from this text; default: random tokens.",
     ),
 ]
@@ -98,20 +98,18 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is r
 NoLoad = Annotated[bool, typer.Option("--no-load", help="Do not measure what loading takes.")]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
-    ),
+    typer.Option("--output", "-o", metavar="FILE", parser=expanded, help="Save all as JSON."),
 ]
 Csv = Annotated[
     Path | None,
-    typer.Option("--csv", metavar="FILE", callback=options.expand, help="Save rows as CSV."),
+    typer.Option("--csv", metavar="FILE", parser=expanded, help="Save rows as CSV."),
 ]
 Compare = Annotated[
     Path | None,
     typer.Option(
         "--compare",
         metavar="FILE",
-        callback=options.expand,
+        parser=expanded,
         help="Show what changed since a result that -o saved.",
     ),
 ]
@@ -176,8 +174,8 @@ def check_files(
         )
     if fail_below is not None and not 0 < fail_below < math.inf:
         raise InvalidOption("--fail-below must be more than 0, and a number", hint="such as 0.9")
-    if output and csv and output.resolve() == csv.resolve():
-        raise InvalidOption(f"-o and --csv would both be {output}", hint="name two files")
     for file in (output, csv):
         if file:
             check_file(file)
+    if output and csv and output.resolve() == csv.resolve():
+        raise InvalidOption(f"-o and --csv would both be {output}", hint="name two files")

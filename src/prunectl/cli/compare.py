@@ -16,6 +16,7 @@ from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_nm
 from prunectl.settings import Scope
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -132,8 +133,8 @@ def _side(
 
     if not given.strip():
         raise InvalidOption("a model's name is empty", hint="give two models, folders or masks")
-    path = options.expand(Path(given))
-    if path is not None and is_mask_path(path):
+    path = expanded(given)
+    if is_mask_path(path):
         return read_masks(path)
     checkpoint = options.open_source(
         ModelChoice(given, None), token, cache_dir, trust_remote_code, out, compressed=True

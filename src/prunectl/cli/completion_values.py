@@ -18,6 +18,7 @@ from prunectl.demo import NAME as DEMO
 from prunectl.evaluation.metrics import METRICS
 from prunectl.layouts.table import AUTO, LAYOUTS
 from prunectl.methods.table import Method
+from prunectl.userdirs import expanded
 
 Given = Mapping[str, str]
 """Values before the cursor, by option (``--cache-dir``) or an argument's metavar (``MODEL``)."""
@@ -146,7 +147,7 @@ def _models(text: str, given: Given) -> Iterator[Candidate]:
     for name, commit in _revisions(cache, model) if at else ():
         if name.startswith(revision):
             yield Candidate(f"{model}@{name}", commit)
-    for entry in _entries(str(cache)):
+    for entry in _entries(cache):
         repo = entry.name.removeprefix("models--").replace("--", "/")
         if entry.name.startswith("models--") and repo.startswith(text):
             yield Candidate(repo, "in the Hub's cache")
@@ -185,11 +186,11 @@ def _revisions(cache: Path, repo: str) -> Iterator[tuple[str, str]]:
 def _hub_cache(given: Given) -> Path:
     """Where huggingface_hub would look; it is not asked, since importing it takes too long."""
     if chosen := given.get("--cache-dir"):
-        return Path(_expanded(chosen))
+        return expanded(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
     legacy = os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
-    return Path(_expanded(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or legacy)))
+    return expanded(os.path.expandvars(os.environ.get("HF_HUB_CACHE") or legacy))
 
 
 def _paths(text: str, suffixes: tuple[str, ...]) -> Iterator[Candidate]:
@@ -199,7 +200,7 @@ def _paths(text: str, suffixes: tuple[str, ...]) -> Iterator[Candidate]:
         return
     start = os.path.basename(text)  # noqa: PTH119 - the rest stays as it was typed
     head = text[: len(text) - len(start)]
-    for entry in _entries(_expanded(head) or "."):
+    for entry in _entries(expanded(head)):
         if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
             continue
         if _is_folder(entry):
@@ -208,7 +209,7 @@ def _paths(text: str, suffixes: tuple[str, ...]) -> Iterator[Candidate]:
             yield Candidate(f"{head}{entry.name}")
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What a folder holds, by name; nothing where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
@@ -222,11 +223,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _expanded(path: str) -> str:
-    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
-    return os.path.expanduser(path)  # noqa: PTH111
 
 
 FINDERS: dict[str, Callable[[str, Given], Iterator[Candidate]]] = {

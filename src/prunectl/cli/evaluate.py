@@ -11,6 +11,7 @@ from prunectl.cli import device_options, evaluate_options, options, training_opt
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.evaluation.metrics import DEFAULT
+from prunectl.userdirs import expanded
 
 EPILOG = options.examples(
     "prunectl evaluate demo --samples 8",
@@ -51,9 +52,7 @@ def evaluate(
     dtype: evaluate_options.Dtype = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
-        ),
+        typer.Option("--output", "-o", metavar="FILE", parser=expanded, help="Save all as JSON."),
     ] = None,
     revision: options.Revision = None,
     token: options.Token = None,

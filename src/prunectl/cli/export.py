@@ -13,6 +13,7 @@ from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.layouts.table import AUTO, CODINGS, DENSE
 from prunectl.pattern import parse_nm
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def export(
             "--output",
             "-o",
             metavar="DIR",
-            callback=options.expand,
+            parser=expanded,
             help="Folder to write; with --masks-only, the file.",
         ),
     ] = None,

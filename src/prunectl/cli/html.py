@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import options
 from prunectl.cli.output import check_file, save_text
 from prunectl.errors import InvalidOption
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.cli.output import Output
@@ -19,7 +19,7 @@ Html = Annotated[
     typer.Option(
         "--html",
         metavar="FILE",
-        callback=options.expand,
+        parser=expanded,
         help="Save a page with charts to look at in a browser; it needs no network "
         "(pip install 'prunectl[report]').",
     ),

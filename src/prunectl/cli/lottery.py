@@ -16,6 +16,7 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.cli.sweep_options import Seeds
 from prunectl.evaluation.metrics import DEFAULT_TRAINED
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.tickets.result import LotteryResult
@@ -34,7 +35,7 @@ def lottery(
             "--output",
             "-o",
             metavar="DIR",
-            callback=options.expand,
+            parser=expanded,
             help="Masks of all rounds, scores and lottery.json; the same command goes on from it.",
         ),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from prunectl.errors import InvalidOption, NoModelGiven, PrunectlError
-from prunectl.userdirs import cache_dir, write_cache_file
+from prunectl.userdirs import cache_dir, expanded, write_cache_file
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def remember_model(checkpoint: Checkpoint) -> None:
     elif checkpoint.kind == "demo":
         model, revision = checkpoint.model, None
     else:
-        model, revision = str(Path(os.path.expanduser(checkpoint.model)).resolve()), None  # noqa: PTH111
+        model, revision = str(expanded(checkpoint.model).resolve()), None
     document = {"model": model, "revision": revision}
     write_cache_file(_LAST, lambda file: file.write(json.dumps(document).encode()))
 

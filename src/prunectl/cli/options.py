@@ -16,6 +16,7 @@ from prunectl.cli.output import NO_BARS
 from prunectl.errors import InvalidOption
 from prunectl.methods.table import DEFAULT, Method, named
 from prunectl.settings import Scope
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -32,12 +33,6 @@ SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_
 def examples(*commands: str) -> str:
     """An epilog of one command a line; the backspace keeps typer from joining the lines."""
     return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
-
-
-def expand(path: Path | None) -> Path | None:
-    """``~`` and ``~user`` as a shell expands them, where quotes or ``=`` kept it from doing so."""
-    # Unlike Path.expanduser, this leaves the ~ of an unknown user as it is.
-    return None if path is None else Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 Model = Annotated[
@@ -65,7 +60,7 @@ CacheDir = Annotated[
     typer.Option(
         "--cache-dir",
         metavar="DIR",
-        callback=expand,
+        parser=expanded,
         help="Hub cache to use; default: that of hf.",
     ),
 ]
@@ -159,7 +154,7 @@ def open_source(
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
-    is_local = choice.model == demo.NAME or os.path.exists(os.path.expanduser(choice.model))  # noqa: PTH110, PTH111
+    is_local = choice.model == demo.NAME or os.path.exists(expanded(choice.model))  # noqa: PTH110
     if not is_local and is_repo_id(split_revision(choice.model)[0]):
         out.note(f"looking for {choice.model} on the Hub and in its cache")
     with _download_progress(out) as on_event:

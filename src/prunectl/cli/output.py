@@ -131,8 +131,13 @@ def check_file(path: Path) -> None:
     """Find out before the work whether a file can be put at ``path``.
 
     Raises:
-        CannotWrite: it is a folder, or its own folder is missing or not writable.
+        CannotWrite: it is a folder, or its own folder is missing or not writable; it is a loop of
+            links, or its name is too long.
     """
+    from prunectl.sink.osfiles import os_errors, real_path
+
+    with os_errors(path):
+        real_path(path)
     if path.is_dir():
         raise CannotWrite(path, "it is a folder")
     if not path.parent.is_dir():

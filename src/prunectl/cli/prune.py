@@ -14,6 +14,7 @@ from prunectl.errors import InvalidOption
 from prunectl.methods.table import DEFAULT, UPDATING
 from prunectl.pattern import parse_pattern
 from prunectl.settings import Budget, PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.analysis.remote import RemoteSpace
@@ -63,7 +64,7 @@ def prune(
         typer.Option(
             "--recipe",
             metavar="FILE",
-            callback=options.expand,
+            parser=expanded,
             help="TOML file with rules for parts of the model.",
         ),
     ] = None,
@@ -72,7 +73,7 @@ def prune(
         typer.Option(
             "--mask",
             metavar="FILE",
-            callback=options.expand,
+            parser=expanded,
             help="Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
         ),
     ] = None,
@@ -93,7 +94,7 @@ def prune(
             "--output",
             "-o",
             metavar="DIR",
-            callback=options.expand,
+            parser=expanded,
             help="Folder to write; must not hold anything.",
         ),
     ] = None,

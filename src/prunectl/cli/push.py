@@ -9,6 +9,7 @@ import typer
 
 from prunectl.cli import options, push_options
 from prunectl.cli.output import Output
+from prunectl.userdirs import expanded
 
 EPILOG = options.examples(
     "prunectl push out/ org/name-pruned",
@@ -24,7 +25,7 @@ def push(
         typer.Argument(
             metavar="DIR",
             show_default=False,
-            callback=options.expand,
+            parser=expanded,
             help="A folder written by prunectl prune or export.",
         ),
     ],

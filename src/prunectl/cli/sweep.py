@@ -25,6 +25,7 @@ from prunectl.evaluation import metrics
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.settings import Budget
+from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.study.tolerance import EpsilonMode, Tolerance
 
 if TYPE_CHECKING:
@@ -269,6 +270,9 @@ class _Saved:
         """Find out before the work whether all can be written, and none over another."""
         for path in self.named:
             check_file(path)
+        if results is not None:
+            with os_errors(results):
+                real_path(results)
         places = [path.resolve() for path in (*self.named, results) if path is not None]
         if twice := next((path for path in places if places.count(path) > 1), None):
             raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from prunectl.cli import options
 from prunectl.study.tolerance import EpsilonMode
+from prunectl.userdirs import expanded
 
 Models = Annotated[
     list[str] | None,
@@ -91,7 +91,7 @@ Results = Annotated[
     typer.Option(
         "--results",
         metavar="FILE",
-        callback=options.expand,
+        parser=expanded,
         help="Keep the measured points here, not in the user's cache.",
     ),
 ]
@@ -100,28 +100,26 @@ NoCache = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", callback=options.expand, help="Save all as JSON."
-    ),
+    typer.Option("--output", "-o", metavar="FILE", parser=expanded, help="Save all as JSON."),
 ]
 Csv = Annotated[
     Path | None,
-    typer.Option("--csv", metavar="FILE", callback=options.expand, help="Save points as CSV."),
+    typer.Option("--csv", metavar="FILE", parser=expanded, help="Save points as CSV."),
 ]
 Html = Annotated[
     Path | None,
     typer.Option(
         "--html",
         metavar="FILE",
-        callback=options.expand,
+        parser=expanded,
         help="Save an interactive page that needs nothing else.",
     ),
 ]
 Png = Annotated[
     Path | None,
-    typer.Option("--png", metavar="FILE", callback=options.expand, help="Save the chart."),
+    typer.Option("--png", metavar="FILE", parser=expanded, help="Save the chart."),
 ]
 Svg = Annotated[
     Path | None,
-    typer.Option("--svg", metavar="FILE", callback=options.expand, help="Save the chart."),
+    typer.Option("--svg", metavar="FILE", parser=expanded, help="Save the chart."),
 ]

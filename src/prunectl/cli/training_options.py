@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from prunectl.cli.options import expand
 from prunectl.evaluation.metrics import METRICS
+from prunectl.userdirs import expanded
 
 
 def _option(name: str, metavar: str, text: str, **options: Any) -> Any:
@@ -71,7 +71,7 @@ Checkpoints = Annotated[
         "--checkpoints",
         "DIR",
         "Keeps the state after each epoch: the same command goes on from there.",
-        callback=expand,
+        parser=expanded,
     ),
 ]
 

@@ -13,6 +13,7 @@ from prunectl.cli.errors import DIFFERENCE
 from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ def verify(
         typer.Argument(
             metavar="DIR",
             show_default=False,
-            callback=options.expand,
+            parser=expanded,
             help="A folder that prune or export has written.",
         ),
     ],

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from prunectl.analysis.cache import measured_of
 from prunectl.analysis.distribution import kind_of
@@ -33,6 +32,7 @@ from prunectl.settings import PruneSettings
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.streaming import Scratch, run_ordered
 from prunectl.study.commands import short_names
+from prunectl.userdirs import expanded
 
 PRUNED, BY_OTHERS = 0.01, 0.2
 """Shares of zeros from which a checkpoint is compared by them: with a manifest, and without one,
@@ -249,7 +249,7 @@ class _Run:
 
 def _open(one: Given, stack: ExitStack, use_cache: bool) -> Side:
     if not isinstance(one, Checkpoint | MaskFile) and is_mask_path(one):
-        one = read_masks(Path(one).expanduser())
+        one = read_masks(expanded(one))
     if isinstance(one, MaskFile):
         side = MaskSide(one)
         with side.open() as reader:
@@ -288,7 +288,7 @@ def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
 
 def is_mask_path(given: str | os.PathLike[str]) -> bool:
     """Whether a model's name is that of a file of masks."""
-    path = Path(given).expanduser()
+    path = expanded(given)
     return path.is_file() and is_mask_file(path)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from prunectl.checkpoint.hub import is_repo_id
 from prunectl.errors import InvalidOption
+from prunectl.userdirs import expanded
 
 FORMS = (
     "text:FILE[,FILE...], hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, demo "
@@ -69,7 +70,7 @@ class DataSource:
     @property
     def local_dataset(self) -> Path | None:
         """The folder or file of a dataset that is not on the Hub."""
-        path = Path(self.dataset).expanduser() if self.dataset else None
+        path = expanded(self.dataset) if self.dataset else None
         return path if path is not None and path.exists() else None
 
     def to_json(self) -> dict[str, Any]:
@@ -155,8 +156,8 @@ def _parse_one(text: str, option: str) -> DataSource:
 
 def _exists(text: str) -> bool:
     try:
-        return bool(text) and Path(text).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, ~ of an unknown user, a NUL
+        return bool(text) and expanded(text).exists()
+    except (OSError, ValueError):  # too long, a NUL
         return False
 
 
@@ -171,15 +172,15 @@ def _text(rest: str, option: str) -> DataSource:
 
 def _text_files(name: str, option: str) -> list[Path]:
     if not _exists(name):
-        expanded = str(Path(name).expanduser()) if name.startswith("~/") else name
-        found = [Path(one) for one in sorted(glob.glob(expanded, recursive=True))]  # noqa: PTH207
+        pattern = str(expanded(name)) if name.startswith("~") else name
+        found = [Path(one) for one in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
         found = [one for one in found if one.is_file()]
         if not found:
             raise InvalidOption(
                 f"{option} text:{name}: there is no such file", hint="check the path"
             )
         return found
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         try:
             inside = sorted(o for o in path.iterdir() if o.name.endswith(".txt") and o.is_file())
@@ -213,17 +214,17 @@ def _dataset(rest: str, option: str) -> DataSource:
 
 
 def _images(rest: str, option: str) -> DataSource:
-    if not _exists(rest) or not Path(rest).expanduser().is_dir():
+    if not _exists(rest) or not expanded(rest).is_dir():
         raise InvalidOption(f"{option} images:{rest}: there is no such folder")
-    return DataSource(SourceKind.IMAGES, (Path(rest).expanduser(),))
+    return DataSource(SourceKind.IMAGES, (expanded(rest),))
 
 
 def _pairs(rest: str, option: str) -> DataSource:
-    if not _exists(rest) or not Path(rest).expanduser().is_file():
+    if not _exists(rest) or not expanded(rest).is_file():
         raise InvalidOption(f"{option} pairs:{rest}: there is no such file")
     if Path(rest).suffix.lower() not in PAIRS:
         raise InvalidOption(
             f"{option} pairs:{rest} is not a table by its name",
             hint=f"one of {', '.join(PAIRS)}",
         )
-    return DataSource(SourceKind.PAIRS, (Path(rest).expanduser(),))
+    return DataSource(SourceKind.PAIRS, (expanded(rest),))

@@ -19,6 +19,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
+from prunectl.userdirs import expanded
 
 PREFERRED = ("acc_norm", "acc", "exact_match")
 SEED = 1234
@@ -53,7 +54,7 @@ def task_folder(request: Request) -> Path | None:
     data = request.settings.data
     if not data:
         return None
-    folder = Path(data[0]).expanduser()
+    folder = expanded(data[0])
     if len(data) > 1 or not folder.is_dir():
         raise InvalidOption(
             f"--data {' and '.join(data)} is no folder of tasks",

@@ -28,7 +28,7 @@ from prunectl.plan import input_axis, prunable_tensors
 from prunectl.pruning.job import protected
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.mask_file import MaskEntry, MaskWriter
-from prunectl.sink.osfiles import os_errors
+from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.sink.target import MANIFEST_NAME, check_space
 from prunectl.streaming import Scratch, run_ordered, run_tensors
 
@@ -111,7 +111,7 @@ def _check_target(output: Path, sources: Sequence[Path], *, force: bool) -> Path
         OutputConflict, CannotWrite: it may not.
     """
     with os_errors(output):
-        target = output.resolve()
+        target = real_path(output)
         for source in (path.resolve() for path in sources):
             if target == source or source in target.parents:
                 why = f"lies in the source {source}, which is never changed"

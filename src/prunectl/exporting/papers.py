@@ -29,6 +29,7 @@ from prunectl.sink.records import Count, FileRecord, TensorRecord
 from prunectl.sink.shards import INDEX_NAME
 from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
+from prunectl.userdirs import expanded
 
 
 def write_papers(
@@ -193,7 +194,7 @@ def _card_facts(
 
 def _last_part(path: str) -> str:
     """Of a path that may lead nowhere, or in circles."""
-    return os.path.basename(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111,PTH119
+    return os.path.basename(os.path.realpath(expanded(path)))  # noqa: PTH119
 
 
 def _method(arguments: dict[str, Any]) -> str:

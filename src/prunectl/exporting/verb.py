@@ -22,6 +22,7 @@ from prunectl.layouts.table import AUTO, DENSE, LAYOUTS, SUFFIXES
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
+from prunectl.pruning.finished import check_finished
 from prunectl.pruning.job import protected, side_bytes
 from prunectl.ranks.folder import shared_folder
 from prunectl.ranks.ranks import ALONE, Ranks
@@ -113,6 +114,7 @@ def _write(
     Returns:
         Facts by tensor, and how many files were finished before: on every rank those of all.
     """
+    check_finished(sink, on_event, ranks=ranks, jobs=jobs)
     stored: dict[str, Stored] = {}
     if job.dense:
         check_space(job.target, job.dense.total_bytes + side_bytes(job.checkpoint))

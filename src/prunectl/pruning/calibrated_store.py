@@ -19,15 +19,15 @@ import blake3
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.errors import BadCheckpoint, OutputConflict
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
+from prunectl.errors import OutputConflict
+from prunectl.events import Note, OnEvent
+from prunectl.pruning.finished import check_finished
 from prunectl.sink.header import encode_header, storage_order
 from prunectl.sink.journal import Journal
-from prunectl.sink.osfiles import os_errors
+from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.sink.target import calibrated_folder, calibrated_journal
-from prunectl.streaming import Scratch, run_tensors
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class CalibratedStore:
 
     def __init__(self, target: Path, fingerprint: str, on_event: OnEvent) -> None:
         with os_errors(target):
-            real = target.resolve()
+            real = real_path(target)
         self._folder = ResumableFolder(
             calibrated_folder(real), calibrated_journal(real), target, fingerprint,
             part="block", read_again=True, on_event=on_event,
@@ -99,37 +99,7 @@ class CalibratedStore:
             name = f"block-{number:05d}.safetensors"
             self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
             self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
-        for name in self._damaged_files():
-            self._folder.spoil(name)
-        self._folder.tell_resumed()
-
-    def _damaged_files(self) -> set[str]:
-        """Files of finished blocks that do not hold what was written into them."""
-        found = [s for s in self._shards.values() if self._folder.records_of(s) is not None]
-        if not found:
-            return set()
-        phase = "checking earlier blocks"
-        self._on_event(PhaseStarted(phase, sum(shard.size for shard in found)))
-        digests = self._digests()
-        damaged = set()
-        with WeightReader(self._folder.work) as reader:
-
-            def digest_of(tensor: StoredTensor, scratch: Scratch) -> str:
-                digest = blake3.blake3()
-                try:
-                    for _, block in scratch.blocks(reader, tensor):
-                        digest.update(block.data)
-                except BadCheckpoint:
-                    return ""
-                return digest.hexdigest()
-
-            tensors = [self.tensor(spec.name) for shard in found for spec in shard.specs]
-            for tensor, digest in run_tensors(tensors, digest_of):
-                if digest != digests[tensor.name]:
-                    damaged.add(tensor.file)
-                self._on_event(Advanced(phase, tensor.spec.nbytes, tensor.file))
-        self._on_event(PhaseDone(phase))
-        return damaged
+        check_finished(self._folder, self._on_event, once=False)
 
     @property
     def missing(self) -> int:
@@ -209,9 +179,6 @@ class CalibratedStore:
             for shard in self._shards.values()
             for record in self._folder.records_of(shard) or ()
         }
-
-    def _digests(self) -> dict[str, str]:
-        return {name: digest for name, (_, digest) in self.records().items()}
 
     def done_with(self) -> None:
         """The values are in the output: nothing is kept when the store is left."""

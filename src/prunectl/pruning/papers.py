@@ -129,7 +129,12 @@ def source_card(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
         data = read_regular(path)
     except OSError:
         return None, ()
-    return data.decode("utf-8", "surrogateescape"), ()
+    try:
+        return data.decode(), ()
+    except UnicodeDecodeError as error:
+        why = f"{CARD_NAME} of the source is not UTF-8 (byte {error.start:,}): its bytes are kept"
+        advice = "save the output's as UTF-8 before you push it"
+        return data.decode("utf-8", "surrogateescape"), (f"{why}; {advice}",)
 
 
 _AUTO_CLASSES = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pruning.edits import Copy
+from prunectl.pruning.finished import check_finished
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.transform import Written, write_tensor
@@ -47,6 +48,7 @@ def write_weights(
     Returns:
         Facts by tensor, and how many shards were finished before: on every rank those of all.
     """
+    check_finished(sink, on_event, ranks=ranks, jobs=jobs)
     phase = "writing weights"
     written: dict[str, Written] = {}
     todo: list[Shard] = []

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 from blake3 import blake3
 
@@ -61,11 +60,6 @@ class OutputFolder(ResumableFolder):
         self._committed = False
 
     # --- entering -------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.tell_resumed()
-        return self
 
     def _settle(self) -> None:
         self._restore_replaced()
@@ -192,5 +186,8 @@ class OutputFolder(ResumableFolder):
             super().__exit__(kind, error, trace)
             return
         self._closer.shutdown()
-        with os_errors(self._asked):
+        try:
             self._journal.remove()
+        except OSError as failed:  # the next run with this output removes it
+            why = f"is complete, but its journal could not be removed: {failed.strerror}"
+            self._on_event(Note(f"{self._asked}: {why}", warning=True))

@@ -11,7 +11,7 @@ from typing import Self
 from blake3 import blake3
 
 from prunectl.sink.journal import Journal, JsonObject, guest_journal
-from prunectl.sink.osfiles import os_errors
+from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.target import journal_file, work_folder
 
@@ -56,7 +56,7 @@ class GuestFolder(ResumableFolder):
         self, target: Path, fingerprint: str, number: int, finished: Mapping[str, JsonObject]
     ) -> None:
         with os_errors(target):
-            real = target.resolve()
+            real = real_path(target)
         own = guest_journal(journal_file(real), number)
         super().__init__(work_folder(real), own, target, fingerprint)
         self._first = journal_file(real)

@@ -84,7 +84,7 @@ class MaskWriter:
                 f"{MAX_HEADER:,}"
             )
         self.size = 8 + self._room + end
-        self._hidden = path.with_name(f".{path.name}.{os.getpid()}.prunectl-partial")
+        self._hidden = path.with_name(f".masks-{os.getpid()}.prunectl-partial")
         with os_errors(path, self.size):
             self._fd: int | None
             self._fd, self._is_named = _create(self._hidden)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +37,9 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            full = NoSpace(path, needed, free_bytes(path))
+            # The disk's free bytes are not what a quota leaves, or one without free inodes.
+            free = None if error.errno == errno.EDQUOT else free_bytes(path)
+            full = NoSpace(path, needed if free is not None and free < needed else 0, free)
             full.hint = "free some space and repeat the command: finished shards are kept"
             raise full from error
         raise CannotWrite(path, error.strerror or str(error)) from error
@@ -50,7 +53,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         CannotWrite: the system refuses; a file that was there still is.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    hidden = path.with_name(f".prunectl-{os.getpid()}.partial")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe must not become a file
             path.write_bytes(data)
@@ -77,10 +80,47 @@ def read_regular(path: Path) -> bytes:
 
 def free_bytes(path: Path) -> int:
     """Bytes this user may still write on the file system that holds, or would hold, ``path``."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without links and ``..``; it need not exist.
+
+    Raises:
+        OSError: a loop of links, or a name that is too long for the file system.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()
+    real = path.resolve()
+    longest = os.pathconf(_existing(real), "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in real.parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+    return real
+
+
+def name_room(path: Path) -> int:
+    """Bytes that the name of ``path`` could still be longer by; negative if it is too long."""
+    return os.pathconf(_existing(path.parent), "PC_NAME_MAX") - len(os.fsencode(path.name))
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted at a real path.
+
+    ``os.path.ismount`` does not see a folder that is bound from the same file system.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # no Linux
+        mounts = []
+    escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
+    return os.path.ismount(path) or any(mount.split(b" ")[4] == escaped for mount in mounts)
 
 
 def create_file(path: Path) -> int:
@@ -125,10 +165,21 @@ def sync_folder(path: Path) -> None:
 
 
 def make_parents(folder: Path) -> int:
-    """Create missing folders; returns how many."""
+    """Create missing folders, all or none; returns how many."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing)
+        raise
     return len(missing)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that hold nothing, and leave the others; best effort."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove(path: Path) -> None:

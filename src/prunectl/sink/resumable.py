@@ -22,7 +22,7 @@ from prunectl.sink.journal import (
     has_entries,
     is_entry_of,
 )
-from prunectl.sink.osfiles import make_parents, os_errors, remove, sync_folder
+from prunectl.sink.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
 from prunectl.sink.parts import PartsShard, PartsWriter
 from prunectl.sink.shards import Shard, ShardWriter
 
@@ -47,6 +47,7 @@ class ResumableFolder:
 
     Attributes:
         work: the folder that is written into.
+        part: as given.
         finished: journal entries by shard name, each with ``records`` as given to :meth:`finish`.
         damaged: the same of shards that an earlier run finished and that are not whole any more.
 
@@ -69,7 +70,7 @@ class ResumableFolder:
         self.work = work
         self._journal_path = journal
         self._asked, self._fingerprint = asked, fingerprint
-        self._part, self._read_again, self._on_event = part, read_again, on_event
+        self.part, self._read_again, self._on_event = part, read_again, on_event
         self.finished: dict[str, JsonObject] = {}
         self.damaged: dict[str, JsonObject] = {}
         self._remembered: dict[str, Any] = {}
@@ -82,7 +83,11 @@ class ResumableFolder:
     def __enter__(self) -> Self:
         with os_errors(self._asked):
             made = make_parents(self.work.parent)
-            self._journal = Journal(self._journal_path, self._asked)
+            try:
+                self._journal = Journal(self._journal_path, self._asked)
+            except BaseException:
+                remove_empty(list(self.work.parents)[:made])
+                raise
             self._journal.made_parents = made
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
         try:
@@ -107,7 +112,7 @@ class ResumableFolder:
         if found is None:
             if self.work.exists():
                 shutil.rmtree(self.work)
-                left = f"{self._part}s that another run left unfinished are discarded"
+                left = f"{self.part}s that another run left unfinished are discarded"
                 self._on_event(Note(f"{self._asked}: {left}"))
             self.work.mkdir()
             sync_folder(self.work.parent)
@@ -127,15 +132,15 @@ class ResumableFolder:
         elif self._remembered:
             texts.append("going on from what an earlier run measured")
         if len(self.damaged) == 1:
-            texts.append(f"one {self._part} was damaged and is made anew")
+            texts.append(f"one {self.part} was damaged and is made anew")
         elif self.damaged:
-            texts.append(f"{len(self.damaged)} {self._part}s were damaged and are made anew")
+            texts.append(f"{len(self.damaged)} {self.part}s were damaged and are made anew")
         if texts:
             self._on_event(Note(f"{self._asked}: {'; '.join(texts)}", warning=bool(self.damaged)))
 
     def _finished(self) -> str:
         count = len(self.finished)
-        return f"{count:,} finished {self._part}{'s' if count != 1 else ''}"
+        return f"{count:,} finished {self.part}{'s' if count != 1 else ''}"
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -243,11 +248,8 @@ class ResumableFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         with suppress(OSError):  # of a disk that has failed, what failed first is told
             self._journal.remove()
-        for parent in list(self.work.parents)[: self._journal.made_parents]:
-            try:
-                parent.rmdir()
-            except OSError:
-                return  # something else was put there meanwhile
+        # What holds something that was put there meanwhile stays.
+        remove_empty(list(self.work.parents)[: self._journal.made_parents])
 
     def _is_kept(self) -> bool:
         noted = self.finished or self._remembered

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
 from prunectl.sink.journal import check_free, sweep_finished
-from prunectl.sink.osfiles import free_bytes, os_errors, read_regular
+from prunectl.sink.osfiles import (
+    free_bytes,
+    is_mount_point,
+    name_room,
+    os_errors,
+    read_regular,
+    real_path,
+)
 from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
 
 MANIFEST_NAME = "prunectl.json"
@@ -64,7 +71,7 @@ def check_nobody_writes(target: Path) -> None:
         OutputConflict: one does. CannotWrite: the path cannot be looked at.
     """
     with os_errors(target):
-        real = target.resolve()
+        real = real_path(target)
         for journal in (journal_file(real), calibrated_journal(real)):
             check_free(journal, target)
 
@@ -83,14 +90,16 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
         The real path of the target.
 
     Raises:
-        OutputConflict: it is a file, the root, the home or the current folder, a mount point; it
-            is, holds or lies in a protected path; it is not empty and ``force`` is false; it is
-            not empty and not a checkpoint; or it holds a file that is not part of one.
+        OutputConflict: it is a file, the root, the home or the current folder, a mount point; its
+            name is too long; a hidden name that prunectl needs beside it is taken; it is, holds or
+            lies in a protected path; it is not empty and ``force`` is false; it is not empty and
+            not a checkpoint; or it holds a file that is not part of one.
         CannotWrite: the path cannot be looked at.
     """
     with os_errors(target):
-        real = target.resolve()
+        real = real_path(target)
         _check_place(target, real)
+        _check_beside(target, real)
         for path in protected:
             _check_apart(target, real, path)
         sweep_finished(journal_file(real), real, (work_folder(real), replaced_folder(real)))
@@ -105,9 +114,24 @@ def _check_place(target: Path, real: Path) -> None:
     for taken, what in ((Path.cwd(), "current"), (_home(), "home")):
         if taken is not None and _holds(real, taken.resolve()):
             raise OutputConflict(target, f"is or holds the {what} folder", hint="name a new folder")
-    if os.path.ismount(real):
+    if is_mount_point(real):
         why = "is a mount point, which cannot be replaced in one step"
         raise OutputConflict(target, why, hint=f"name a folder inside it: {target / 'model'}")
+
+
+def _check_beside(target: Path, real: Path) -> None:
+    """The hidden names beside the output can be taken: they fit, and nobody else's are there."""
+    room = name_room(calibrated_journal(real))
+    if room < 0:
+        taken = len(os.fsencode(real.name))
+        why = f"the name '{real.name[:20]}...' is too long: {taken:,} bytes, {taken + room} fit"
+        raise OutputConflict(target, f"{why}, with room for the names of hidden files")
+    for folder in (work_folder(real), replaced_folder(real), calibrated_folder(real)):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise OutputConflict(target, f"needs {folder.name} beside it, which is no folder")
+    for file in (journal_file(real), calibrated_journal(real)):
+        if file.is_symlink() or (file.exists() and not file.is_file()):
+            raise OutputConflict(target, f"needs {file.name} beside it, which is no regular file")
 
 
 def _home() -> Path | None:
@@ -234,7 +258,7 @@ def check_space(target: Path, needed: int) -> None:
         CannotWrite: the file system cannot be asked.
     """
     with os_errors(target):
-        real = target.resolve()
+        real = real_path(target)
         available = free_bytes(real) + _allocated(work_folder(real).rglob("*"))
     if available < needed:
         raise NoSpace(target, needed, available)

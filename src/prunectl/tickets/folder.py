@@ -12,7 +12,7 @@ from typing import Any
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
-from prunectl.sink.osfiles import replace_file
+from prunectl.sink.osfiles import real_path, replace_file
 from prunectl.study.points import Points, key_of
 from prunectl.tickets.errors import OtherLottery
 from prunectl.tickets.masks import found_in
@@ -76,8 +76,8 @@ class LotteryFolder:
 
     def _refuse_others(self, checkpoint: Checkpoint) -> None:
         """Nothing is put into the model's own folder, nor among files of something else."""
-        source = checkpoint.folder.resolve()
-        if checkpoint.kind == "folder" and self.path.resolve().is_relative_to(source):
+        source, place = checkpoint.folder.resolve(), real_path(self.path)
+        if checkpoint.kind == "folder" and place.is_relative_to(source):
             raise OutputConflict(self.path, "lies in the model's folder, which is never changed")
         found = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
         if not {RESULT, POINTS} & found and any(not one.startswith(".") for one in found - OURS):
