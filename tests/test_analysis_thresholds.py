@@ -25,8 +25,8 @@ from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram
 from prunectl.magnitude.select import _owned
 from prunectl.pattern import NM
+from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.verb import prune
-from prunectl.settings import PruneSettings
 from prunectl.tensorspec import DTYPES, DType
 
 LINEAR = "model.layers.{}.mlp.{}.weight"

@@ -33,12 +33,12 @@ from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import pruned_count
-from prunectl.plan import Pool
+from prunectl.plan.plan import Pool
+from prunectl.plan.settings import Budget, Rule, Scope
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
 from prunectl.pruning.row_blocks import choose_rows
 from prunectl.publishing.selection import card_of, local_card
-from prunectl.settings import Budget, Rule, Scope
 from prunectl.sink.manifest import read_manifest
 
 BLOCK = 16

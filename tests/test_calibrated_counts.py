@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from prunectl import NM, PruneResult, PruneSettings, prune, verify
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
+from prunectl.plan.settings import Calibration
 from prunectl.pruning.allocation import allocate, count_scores
 from prunectl.pruning.row_blocks import RowShares
 from prunectl.pruning.targets import ByCount, ByShare, split
-from prunectl.settings import Calibration
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 FEW = Calibration(("random",), samples=1, sequence_length=2)

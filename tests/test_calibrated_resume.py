@@ -19,8 +19,8 @@ from safetensors import safe_open
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
 from prunectl.errors import CannotWrite, DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
+from prunectl.plan.settings import Calibration
 from prunectl.pruning.calibrated_store import CalibratedStore, sweep
-from prunectl.settings import Calibration
 from prunectl.sink import journal as journal_module
 from prunectl.sink.target import calibrated_folder, calibrated_journal
 

@@ -19,10 +19,10 @@ from prunectl.calibration.errors import DeviceFull
 from prunectl.calibration.samples import Samples
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.events import Event, Note
+from prunectl.plan.settings import Calibration
 from prunectl.pruning import calibration_samples
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare
-from prunectl.settings import Calibration
 
 Tiny = Callable[[str], Path]
 Typed = Callable[..., tuple[int, str, str]]

@@ -19,8 +19,8 @@ from prunectl.calibration import forward
 from prunectl.calibration.engine import try_model
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.events import Event, Note, PhaseStarted
+from prunectl.plan.settings import Calibration
 from prunectl.pruning import calibration_run
-from prunectl.settings import Calibration
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 
@@ -30,7 +30,7 @@ from pathlib import Path
 import torch, transformers
 from prunectl import PruneSettings, prune
 from prunectl.pruning import calibration_run
-from prunectl.settings import Calibration
+from prunectl.plan.settings import Calibration
 
 torch.set_num_threads(1)
 forecast, told = calibration_run.forecast, []

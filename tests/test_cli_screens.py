@@ -28,8 +28,8 @@ from prunectl.cli.trace_screen import trace_screen
 from prunectl.cli.verify_screen import verify_screen
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
-from prunectl.plan import Plan, make_plan
-from prunectl.settings import PruneSettings, Rule
+from prunectl.plan.plan import Plan, make_plan
+from prunectl.plan.settings import PruneSettings, Rule
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import prunectl
 from prunectl.magnitude.columns import ColumnCutter
-from prunectl.settings import PruneSettings
+from prunectl.plan.settings import PruneSettings
 
 
 @given(

@@ -30,7 +30,7 @@ from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, Unsuppor
 from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
-from prunectl.plan import input_axis
+from prunectl.plan.prunable import input_axis
 
 Tensors = dict[str, torch.Tensor]
 

@@ -26,7 +26,7 @@ from prunectl.cli.shell_scripts import SCRIPTS, VARIABLE, Shell
 from prunectl.data.source import PAIRS, TABLES, SourceKind
 from prunectl.layouts.table import LAYOUTS
 from prunectl.pattern import parse_pattern
-from prunectl.settings import Budget, Method, Scope
+from prunectl.plan.settings import Budget, Method, Scope
 
 ROOT = Path(__file__).parents[1]
 REPOS: dict[str, dict[str, str]] = {

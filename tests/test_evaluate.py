@@ -37,8 +37,8 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Advanced, Event, Note, PhaseDone, PhaseStarted
 from prunectl.exporting.verb import export
+from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.verb import prune
-from prunectl.settings import PruneSettings
 from prunectl.study.settings import SweepSettings
 from prunectl.study.sweep import sweep
 

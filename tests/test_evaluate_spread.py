@@ -35,9 +35,9 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
-from prunectl.plan import prunable_tensors
+from prunectl.plan.prunable import prunable_tensors
+from prunectl.plan.settings import PruneSettings
 from prunectl.pruning import calibration_samples
-from prunectl.settings import PruneSettings
 from prunectl.study.pruned import PrunedSubject
 from prunectl.study.settings import SweepSettings
 from prunectl.study.sweep import sweep

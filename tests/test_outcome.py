@@ -9,9 +9,9 @@ import tiny_models
 
 from prunectl import PruneSettings, prune
 from prunectl.pattern import NM, Pattern, Unstructured
-from prunectl.plan import Pool
+from prunectl.plan.plan import Pool
+from prunectl.plan.settings import Budget, Scope
 from prunectl.pruning.outcome import pool_note
-from prunectl.settings import Budget, Scope
 
 
 @pytest.mark.parametrize(

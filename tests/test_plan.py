@@ -18,9 +18,9 @@ from prunectl.errors import (
     UsageError,
 )
 from prunectl.pattern import NM, Unstructured
-from prunectl.plan import Plan, make_plan
-from prunectl.selectors import matches
-from prunectl.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity
+from prunectl.plan.plan import Plan, make_plan
+from prunectl.plan.selectors import matches
+from prunectl.plan.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NM24 = NM(2, 4)

@@ -12,7 +12,7 @@ from prunectl import CompareSettings, EvalSettings, PruneSettings, Rule, demo
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import InvalidOption, NothingPrunable
-from prunectl.plan import prunable_tensors, recorded_prunable, require_prunable
+from prunectl.plan.prunable import prunable_tensors, recorded_prunable, require_prunable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

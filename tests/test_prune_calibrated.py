@@ -40,10 +40,10 @@ from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.weights import load_state_dict
 from prunectl.methods.target import PerRow, PerTensor, Target
+from prunectl.plan.settings import Calibration
 from prunectl.pruning.allocation import scores
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_samples import gather_samples
-from prunectl.settings import Calibration
 from prunectl.sink import target
 from prunectl.sink.manifest import read_manifest
 
@@ -580,7 +580,7 @@ CHILD = """
 import os, signal, sys
 from prunectl import PruneSettings, prune
 from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.settings import Calibration
+from prunectl.plan.settings import Calibration
 
 finish = CalibratedStore.finish
 

@@ -9,8 +9,8 @@ import pytest
 
 from prunectl.errors import InvalidOption, RecipeError
 from prunectl.pattern import NM, Unstructured
-from prunectl.recipe import Recipe, combine, read_recipe
-from prunectl.settings import PruneSettings, Rule, Scope
+from prunectl.plan.recipe import Recipe, combine, read_recipe
+from prunectl.plan.settings import PruneSettings, Rule, Scope
 
 FLAGS: dict[str, Any] = {
     "sparsity": None,

@@ -10,7 +10,7 @@ import pytest
 import prunectl
 from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
 from prunectl.pattern import NM, Unstructured
-from prunectl.settings import PruneSettings, Rule, Scope
+from prunectl.plan.settings import PruneSettings, Rule, Scope
 
 
 def loose(**values: Any) -> PruneSettings:

@@ -15,7 +15,7 @@ import prunectl
 from prunectl.errors import BadCheckpoint, FileChanged, SourceChanged
 from prunectl.events import Advanced, Event, OnEvent, PhaseDone
 from prunectl.exporting.masks import export_masks
-from prunectl.settings import Calibration, Method, PruneSettings
+from prunectl.plan.settings import Calibration, Method, PruneSettings
 from prunectl.userdirs import cache_dir
 
 NAME = "model.layers.0.mlp.up_proj.weight"

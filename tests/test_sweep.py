@@ -28,9 +28,9 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note, PhaseStarted
 from prunectl.exporting.verb import export
+from prunectl.plan.settings import Calibration, Method, PruneSettings
 from prunectl.pruning.verb import prune
 from prunectl.report.sweep_page import sweep_page
-from prunectl.settings import Calibration, Method, PruneSettings
 from prunectl.study.result import SweepResult
 from prunectl.study.settings import SweepSettings
 from prunectl.study.sweep import sweep

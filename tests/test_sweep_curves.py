@@ -20,7 +20,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
-from prunectl.settings import Calibration, PruneSettings
+from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.study.commands import named, prune_command, short_names
 from prunectl.study.curves import Read, Redraws, Requested, read_curve
 from prunectl.study.grid import Grid, most_of, next_point, parse_grid

@@ -18,9 +18,9 @@ from prunectl.evaluation.metric import Head
 from prunectl.evaluation.perplexity import Perplexity
 from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.events import Advanced, Event, ignore_events
-from prunectl.plan import prunable_tensors
+from prunectl.plan.prunable import prunable_tensors
+from prunectl.plan.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.pruning.verb import prune
-from prunectl.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.study.pruned import PrunedSubject, Zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from prunectl import NM, PruneSettings, prune, verify
 from prunectl.errors import BadManifest
 from prunectl.events import Event, Note
-from prunectl.settings import Calibration
+from prunectl.plan.settings import Calibration
 from prunectl.sink.manifest import read_manifest
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)

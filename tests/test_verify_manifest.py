@@ -13,7 +13,7 @@ from blake3 import blake3
 from test_verify import change, edit_manifest, entry_of, kinds, reference, shard_of
 
 from prunectl import NM, PruneSettings, prune, verify
-from prunectl.settings import Scope
+from prunectl.plan.settings import Scope
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

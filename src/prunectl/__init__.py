@@ -65,7 +65,14 @@ if TYPE_CHECKING:
     from prunectl.pattern import NM as NM
     from prunectl.pattern import Unstructured as Unstructured
     from prunectl.pattern import parse_pattern as parse_pattern
-    from prunectl.plan import Plan as Plan
+    from prunectl.plan.plan import Plan as Plan
+    from prunectl.plan.recipe import load_recipe as load_recipe
+    from prunectl.plan.settings import Budget as Budget
+    from prunectl.plan.settings import Calibration as Calibration
+    from prunectl.plan.settings import Method as Method
+    from prunectl.plan.settings import PruneSettings as PruneSettings
+    from prunectl.plan.settings import Rule as Rule
+    from prunectl.plan.settings import Scope as Scope
     from prunectl.pruning.job import plan_prune as plan_prune
     from prunectl.pruning.result import PruneResult as PruneResult
     from prunectl.pruning.verb import prune as prune
@@ -73,19 +80,12 @@ if TYPE_CHECKING:
     from prunectl.publishing.verb import push as push
     from prunectl.ranks.joining import joined_ranks as joined_ranks
     from prunectl.ranks.ranks import Ranks as Ranks
-    from prunectl.recipe import load_recipe as load_recipe
     from prunectl.report.analyze_page import analyze_page as analyze_page
     from prunectl.report.compare_page import compare_page as compare_page
     from prunectl.report.lottery_page import lottery_page as lottery_page
     from prunectl.report.sweep_page import sweep_page as sweep_page
     from prunectl.report.sweep_page import sweep_picture as sweep_picture
     from prunectl.report.trace_page import trace_page as trace_page
-    from prunectl.settings import Budget as Budget
-    from prunectl.settings import Calibration as Calibration
-    from prunectl.settings import Method as Method
-    from prunectl.settings import PruneSettings as PruneSettings
-    from prunectl.settings import Rule as Rule
-    from prunectl.settings import Scope as Scope
     from prunectl.study.result import SweepResult as SweepResult
     from prunectl.study.settings import SweepSettings as SweepSettings
     from prunectl.study.sweep import sweep as sweep

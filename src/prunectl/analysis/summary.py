@@ -29,7 +29,7 @@ from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.select import quantiles
 from prunectl.pattern import NM
-from prunectl.plan import misfit_reason, not_prunable_reason
+from prunectl.plan.prunable import misfit_reason, not_prunable_reason
 
 _QUANTILE_NAMES = tuple(f"{q:g}" for q in QUANTILES)
 

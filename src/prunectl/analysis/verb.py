@@ -19,7 +19,7 @@ from prunectl.device import check_device
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.pattern import NM, distinct_nms, pruned_count
-from prunectl.plan import input_axis, misfit_reason, prunable_tensors
+from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.streaming import named_device
 

@@ -23,7 +23,7 @@ from prunectl.benchmarking.zeros import (
 )
 from prunectl.device import free_memory, is_out_of_memory
 from prunectl.loading.weights import count_zeros
-from prunectl.plan import prunable_tensors, recorded_prunable
+from prunectl.plan.prunable import prunable_tensors, recorded_prunable
 
 if TYPE_CHECKING:
     import torch

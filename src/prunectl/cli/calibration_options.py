@@ -10,7 +10,7 @@ import typer
 from prunectl.errors import InvalidOption
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import CALIBRATED, DEFAULT, UPDATING, Method, named, needing
-from prunectl.settings import CALIBRATED_INSTEAD, Budget, Calibration
+from prunectl.plan.settings import CALIBRATED_INSTEAD, Budget, Calibration
 
 MethodOption = Annotated[
     Method,

@@ -15,7 +15,7 @@ from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
 from prunectl.pattern import parse_nm
-from prunectl.settings import Scope
+from prunectl.plan.settings import Scope
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:

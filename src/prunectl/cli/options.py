@@ -15,7 +15,7 @@ from prunectl.cli.command_line import ARGV, RANKS, recorded_command
 from prunectl.cli.output import NO_BARS
 from prunectl.errors import InvalidOption
 from prunectl.methods.table import DEFAULT, Method, named
-from prunectl.settings import Scope
+from prunectl.plan.settings import Scope
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:

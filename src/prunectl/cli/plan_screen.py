@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from prunectl import numbers
 from prunectl.cli.tables import columns, heading, sentence
-from prunectl.settings import ROW_BLOCK
+from prunectl.plan.settings import ROW_BLOCK
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.plan import Plan, Pool, TensorPlan
+    from prunectl.plan.plan import Plan, Pool, TensorPlan
 
 
 def plan_screen(plan: Plan, model: str, *, everything: bool = False) -> Iterator[RenderableType]:

@@ -13,7 +13,7 @@ from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.methods.table import DEFAULT, UPDATING
 from prunectl.pattern import parse_pattern
-from prunectl.settings import Budget, PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.plan.settings import Budget, PruneSettings, Scope, check_mask_alone, check_settings
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _settings(
     how: dict[str, Any],
 ) -> PruneSettings:
     """Flags and recipe together, checked before anything is opened."""
-    from prunectl.recipe import combine, read_recipe
+    from prunectl.plan.recipe import combine, read_recipe
 
     if mask is not None:
         check_mask_alone(

@@ -24,7 +24,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation import metrics
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
-from prunectl.settings import Budget
+from prunectl.plan.settings import Budget
 from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.study.tolerance import EpsilonMode, Tolerance
 
@@ -110,7 +110,7 @@ def sweep(
     after Ctrl-C, goes on.
     """
     from prunectl.evaluation.settings import EvalSettings
-    from prunectl.settings import PruneSettings
+    from prunectl.plan.settings import PruneSettings
     from prunectl.study.settings import SweepSettings
     from prunectl.study.sweep import sweep
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunectl.pattern import NM, distinct_nms
-from prunectl.settings import PruneSettings, Scope, distinct_sparsities
+from prunectl.plan.settings import PruneSettings, Scope, distinct_sparsities
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
 """Those of the paper's comparison of masks (arXiv 2306.03805)."""

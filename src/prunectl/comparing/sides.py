@@ -18,12 +18,12 @@ from prunectl.comparing.matching import Candidate
 from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
-from prunectl.plan import input_axis, prunable_tensors, require_prunable
+from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
+from prunectl.plan.selectors import matches
+from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
-from prunectl.selectors import matches
-from prunectl.settings import PruneSettings
 from prunectl.streaming import Scratch
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide, exactly
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
-from prunectl.plan import recorded_prunable
-from prunectl.selectors import matches
-from prunectl.settings import PruneSettings
+from prunectl.plan.prunable import recorded_prunable
+from prunectl.plan.selectors import matches
+from prunectl.plan.settings import PruneSettings
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.streaming import Scratch, run_ordered
 from prunectl.study.commands import short_names

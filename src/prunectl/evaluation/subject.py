@@ -15,7 +15,7 @@ from prunectl.errors import BadCheckpoint, PrunectlError, UnknownArchitecture
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.events import Note
-from prunectl.plan import prunable_tensors, recorded_prunable
+from prunectl.plan.prunable import prunable_tensors, recorded_prunable
 from prunectl.ranks.launched import launched
 
 if TYPE_CHECKING:
@@ -258,8 +258,8 @@ def dtype_of(
     Raises:
         InvalidOption: it is not known.
     """
+    from prunectl.plan.settings import Calibration
     from prunectl.pruning.calibration_samples import dtype_of as calibration_dtype
-    from prunectl.settings import Calibration
 
     wanted = "float32" if metric.trains and wanted == "auto" else wanted
     return calibration_dtype(Calibration(device=str(device), dtype=wanted), checkpoint)

@@ -15,7 +15,7 @@ from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
 from prunectl.exporting.survey import Expected, held_to
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan import input_axis, misfit_reason, prunable_tensors
+from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 from prunectl.pruning.job import protected
 from prunectl.pruning.outputs import OutputTensor, output_tensors
 from prunectl.sink.manifest import Manifest, read_manifest

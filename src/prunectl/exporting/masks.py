@@ -24,7 +24,7 @@ from prunectl.geometry import Rows, mask_unit
 from prunectl.loading.compressed import open_model
 from prunectl.magnitude.masks import kept_bits, nm_violations
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan import input_axis, prunable_tensors
+from prunectl.plan.prunable import input_axis, prunable_tensors
 from prunectl.pruning.job import protected
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.mask_file import MaskEntry, MaskWriter

@@ -11,7 +11,7 @@ from prunectl._version import __version__
 from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
-from prunectl.plan import input_axis, prunable_tensors
+from prunectl.plan.prunable import input_axis, prunable_tensors
 from prunectl.pruning.papers import (
     auto_class_of,
     for_others,

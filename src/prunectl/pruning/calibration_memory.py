@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.methods.spec import Memory
-from prunectl.plan import TensorPlan
+from prunectl.plan.plan import TensorPlan
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.job import Job
 

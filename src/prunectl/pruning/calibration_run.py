@@ -14,6 +14,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
+from prunectl.plan.settings import Budget, Calibration, Scope
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibration_memory import forecast
@@ -32,7 +33,6 @@ from prunectl.pruning.targets import (
 )
 from prunectl.ranks.launched import on_this_host
 from prunectl.ranks.ranks import Ranks
-from prunectl.settings import Budget, Calibration, Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Note, OnEvent
-from prunectl.settings import Calibration
+from prunectl.plan.settings import Calibration
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,11 @@ from prunectl.checkpoint.mask_file import MaskFile, read_masks
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.plain import plain
-from prunectl.plan import Plan, TensorPlan, make_plan, plan_masks, refuse_quantized
+from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
+from prunectl.plan.prunable import refuse_quantized
+from prunectl.plan.settings import PruneSettings, check_settings
 from prunectl.pruning.masking import fit_masks, mask_argument, source_note
 from prunectl.pruning.outputs import OutputTensor, output_tensors
-from prunectl.settings import PruneSettings, check_settings
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import check_space, check_target, is_safe_relative
 

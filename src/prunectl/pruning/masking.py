@@ -11,7 +11,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import Mask, MaskFile, digest_bits
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.errors import BadMaskFile, MaskMismatch
-from prunectl.plan import Plan
+from prunectl.plan.plan import Plan
 from prunectl.tensorspec import TensorSpec
 
 

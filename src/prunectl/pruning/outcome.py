@@ -10,14 +10,14 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import DamagedWork, SourceChanged
 from prunectl.geometry import Rows
 from prunectl.pattern import NM, Unstructured, pruned_count
-from prunectl.plan import Plan, Pool, TensorPlan
+from prunectl.plan.plan import Plan, Pool, TensorPlan
+from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.edits import Copy, Cut, Replace
 from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.sizes import predict
 from prunectl.pruning.transform import Written
-from prunectl.settings import ROW_BLOCK, Scope
 from prunectl.sink.shards import ShardLayout
 
 VISIBLE = 0.0005

@@ -15,8 +15,8 @@ from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
 from prunectl.layouts.table import DENSE
 from prunectl.methods.table import Method
+from prunectl.plan.settings import ROW_BLOCK, Budget
 from prunectl.pruning.result import PruneResult, TensorOutcome
-from prunectl.settings import ROW_BLOCK, Budget
 from prunectl.sink.card import CardFacts, model_card, role_rows
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.manifest import Manifest

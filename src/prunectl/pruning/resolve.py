@@ -14,11 +14,11 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
 from prunectl.geometry import Ranges
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
-from prunectl.plan import Plan, Pool
+from prunectl.plan.plan import Plan, Pool
+from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
 from prunectl.pruning.row_budget import TakenRows, take_rows
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.settings import ROW_BLOCK, Scope
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

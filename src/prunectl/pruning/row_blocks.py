@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from prunectl.geometry import Ranges
 from prunectl.magnitude.codes import Codes
 from prunectl.pattern import nearest_prefix
-from prunectl.settings import ROW_BLOCK
+from prunectl.plan.settings import ROW_BLOCK
 
 
 class RowShares:

@@ -17,7 +17,8 @@ from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.magnitude.measure import PatternMeasure
 from prunectl.pattern import NM
-from prunectl.plan import Plan
+from prunectl.plan.plan import Plan
+from prunectl.plan.settings import ROW_BLOCK
 from prunectl.pruning.row_blocks import (
     RowShares,
     block_rows,
@@ -25,7 +26,6 @@ from prunectl.pruning.row_blocks import (
     merged,
 )
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.settings import ROW_BLOCK
 from prunectl.streaming import Scratch
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from prunectl.pattern import NM, nearest_prefix, pruned_count
-from prunectl.plan import Plan, Pool
+from prunectl.plan.plan import Plan, Pool
+from prunectl.plan.settings import Scope
 from prunectl.pruning.row_blocks import RowShares
-from prunectl.settings import Scope
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from prunectl.errors import (
     SourceChanged,
 )
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.calibrated_store import sweep
 from prunectl.pruning.calibration_samples import device_of
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
@@ -30,7 +31,6 @@ from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
 from prunectl.ranks.folder import shared_folder
 from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.settings import PruneSettings
 from prunectl.sink.folder import OutputFolder
 from prunectl.sink.target import check_nobody_writes
 from prunectl.streaming import named_device

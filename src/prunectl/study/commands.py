@@ -12,7 +12,7 @@ from prunectl.checkpoint.hub import is_repo_id, split_revision
 from prunectl.layouts.table import DENSE
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import NM, Pattern
-from prunectl.settings import Budget, PruneSettings
+from prunectl.plan.settings import Budget, PruneSettings
 
 
 def named(checkpoint: Checkpoint) -> str:

@@ -25,9 +25,9 @@ from prunectl.evaluation.subject import Subject, dtype_of, open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
-from prunectl.plan import prunable_tensors
+from prunectl.plan.prunable import prunable_tensors
+from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.pruning.calibration_samples import gather_samples
-from prunectl.settings import Calibration, PruneSettings
 from prunectl.study.curves import Redraws
 from prunectl.study.points import Point, Points, key_of
 from prunectl.study.pruned import PrunedSubject

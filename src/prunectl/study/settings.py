@@ -8,7 +8,7 @@ from functools import cached_property
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import NM, Pattern, Unstructured, distinct_patterns
-from prunectl.settings import PruneSettings, check_settings
+from prunectl.plan.settings import PruneSettings, check_settings
 from prunectl.study.grid import Grid, most_of, parse_grid
 from prunectl.study.tolerance import Tolerance
 

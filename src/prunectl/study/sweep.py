@@ -23,7 +23,7 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
-from prunectl.plan import prunable_tensors
+from prunectl.plan.prunable import prunable_tensors
 from prunectl.pruning.job import plan_prune
 from prunectl.ranks.joining import joined_ranks
 from prunectl.ranks.ranks import SAME_COMMAND

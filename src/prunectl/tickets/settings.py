@@ -9,7 +9,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation.metrics import DEFAULT_TRAINED, spec_of, trained
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import Unstructured
-from prunectl.settings import PruneSettings, check_sparsity
+from prunectl.plan.settings import PruneSettings, check_sparsity
 from prunectl.study.settings import SweepSettings
 from prunectl.tickets.schedule import schedule
 

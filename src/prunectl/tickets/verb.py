@@ -31,8 +31,8 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Unstructured, pruned_count
 from prunectl.plain import plain
-from prunectl.plan import require_prunable
-from prunectl.settings import PruneSettings
+from prunectl.plan.prunable import require_prunable
+from prunectl.plan.settings import PruneSettings
 from prunectl.study.curves import Requested
 from prunectl.study.measurer import Measurer
 from prunectl.study.points import Point

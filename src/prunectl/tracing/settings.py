@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunectl.pattern import NM, distinct_nms
-from prunectl.settings import distinct_sparsities
+from prunectl.plan.settings import distinct_sparsities
 
 
 @dataclass(frozen=True, slots=True)

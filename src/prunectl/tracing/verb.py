@@ -16,7 +16,7 @@ from prunectl.checkpoint.hub import drop_commit, is_in_cache
 from prunectl.checkpoint.opening import hub_id, local_path
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
-from prunectl.plan import require_prunable
+from prunectl.plan.prunable import require_prunable
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import TensorSpec
 from prunectl.tracing.changes import LEAST, Trend, abrupt, trend

@@ -24,7 +24,7 @@ from typing import Any
 from prunectl.errors import InvalidOption, PrunectlError, RecipeError
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, Unstructured, parse_pattern
-from prunectl.settings import (
+from prunectl.plan.settings import (
     Budget,
     Calibration,
     Method,

@@ -6,21 +6,24 @@ others. Numbers that depend on weights (thresholds, what a budget takes) come la
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import Mask
-from prunectl.checkpoint.roles import Role, TensorRole
-from prunectl.errors import BadManifest, InvalidOption, NothingPrunable, UnsupportedCheckpoint
+from prunectl.checkpoint.roles import TensorRole
+from prunectl.errors import NothingPrunable
 from prunectl.pattern import NM, Pattern, Unstructured, pruned_count
-from prunectl.selectors import matches
-from prunectl.settings import Budget, PruneSettings, Scope, check_settings, rule_target
-from prunectl.sink.manifest import read_manifest
-from prunectl.tensorspec import DTYPES, TensorSpec
-
-_NONE_LEFT = "no tensor is a weight matrix of a transformer block, or filters took all of them"
+from prunectl.plan.prunable import (
+    NONE_LEFT,
+    check_matches,
+    input_axis,
+    misfit_reason,
+    not_prunable_reason,
+    selected,
+)
+from prunectl.plan.settings import Budget, PruneSettings, Scope, check_settings, rule_target
+from prunectl.tensorspec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,91 +185,6 @@ class Plan:
         }
 
 
-def prunable_tensors(
-    checkpoint: Checkpoint,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    recorded: Collection[str] = (),
-    fp8: bool = False,
-) -> dict[str, TensorSpec]:
-    """The prunable tensors of a checkpoint by name, in file order: the answer of every command.
-
-    These are the weight matrices of linear layers inside the transformer blocks, with what
-    selectors add and take. No weights are read.
-
-    Args:
-        include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
-        recorded: the tensors that the checkpoint's manifest counts as prunable (see
-            :func:`recorded_prunable`), which then decide in the place of roles.
-        fp8: count tensors of fp8, which can be analyzed and not pruned.
-
-    Raises:
-        InvalidOption: a selector that matches no tensor.
-    """
-    roles = checkpoint.roles.roles
-    specs = [tensor.spec for tensor in checkpoint.tensors]
-    options = [*(("--include", s) for s in include), *(("--exclude", s) for s in exclude)]
-    _check_matches(specs, options)
-    found = {}
-    for spec in specs:
-        seen = spec
-        if fp8 and spec.dtype.is_float and not spec.dtype.is_prunable:
-            seen = replace(spec, dtype=DTYPES["BF16"])
-        added = (*include, *((spec.name,) if spec.name in recorded else ()))
-        taken = recorded and spec.name not in recorded and not _selected(include, spec.name)
-        if not taken and not not_prunable_reason(seen, roles[spec.name], added, exclude):
-            found[spec.name] = spec
-    return found
-
-
-def recorded_prunable(checkpoint: Checkpoint) -> frozenset[str]:
-    """The tensors that the checkpoint's manifest counts as prunable.
-
-    In a folder that prunectl wrote, shares of "the prunable weights" are of these, whatever recipe,
-    masks or selectors chose them. Empty where there is no manifest that can be read.
-    """
-    try:
-        records = read_manifest(checkpoint.folder).tensors
-    except BadManifest:
-        return frozenset()
-    return frozenset(record.name for record in records if record.prunable)
-
-
-def require_prunable(
-    checkpoint: Checkpoint,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    recorded: Collection[str] = (),
-) -> dict[str, TensorSpec]:
-    """:func:`prunable_tensors` of a checkpoint that is about to be pruned.
-
-    Raises:
-        UnsupportedCheckpoint: the checkpoint is quantized.
-        NothingPrunable: there are none. InvalidOption: a selector that matches no tensor.
-    """
-    refuse_quantized(checkpoint)
-    found = prunable_tensors(checkpoint, include, exclude, recorded=recorded)
-    if not found:
-        raise NothingPrunable(_NONE_LEFT)
-    return found
-
-
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedCheckpoint if the checkpoint is quantized."""
-    if checkpoint.quantization:
-        raise UnsupportedCheckpoint(
-            checkpoint.model,
-            f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="prune the checkpoint from before quantization, then quantize the result",
-        )
-
-
-def _selected(selectors: Iterable[str], name: str) -> bool:
-    return any(matches(selector, name) for selector in selectors)
-
-
 def make_plan(
     specs: Sequence[TensorSpec], roles: Mapping[str, TensorRole], settings: PruneSettings
 ) -> Plan:
@@ -282,7 +200,7 @@ def make_plan(
         NothingPrunable: no tensor is left to prune.
     """
     check_settings(settings)
-    _check_matches(
+    check_matches(
         specs,
         [
             *(("--include", s) for s in settings.include),
@@ -367,7 +285,7 @@ def _assemble(
 ) -> Plan:
     """Number the pools that have members, and refuse a plan that prunes nothing."""
     if not any(entry.pool is not None for entry in entries):
-        reasons = sorted({entry.reason for entry in entries if entry.prunable}) or [_NONE_LEFT]
+        reasons = sorted({entry.reason for entry in entries if entry.prunable}) or [NONE_LEFT]
         raise NothingPrunable("; ".join(reasons[:3]))
     pools: list[Pool] = []
     numbers: dict[int, int] = {}
@@ -395,63 +313,6 @@ def _assemble(
 def _rule_for(name: str, settings: PruneSettings) -> int:
     """Index of the first rule that matches; the number of rules where none does."""
     for index, rule in enumerate(settings.rules):
-        if _selected(rule.match, name):
+        if selected(rule.match, name):
             return index
     return len(settings.rules)
-
-
-def _check_matches(specs: Sequence[TensorSpec], selectors: Iterable[tuple[str, str]]) -> None:
-    """A selector that matches nothing is a typing mistake more often than not: refuse it.
-
-    Args:
-        selectors: each with the option that it came by.
-    """
-    for origin, selector in selectors:
-        if not any(matches(selector, spec.name) for spec in specs):
-            raise InvalidOption(
-                f"{origin}: '{selector}' matches no tensor",
-                hint="see the names with 'prunectl analyze MODEL --all'",
-            )
-
-
-def not_prunable_reason(
-    spec: TensorSpec, role: TensorRole, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> str:
-    """Why a tensor is not prunable; '' if it is."""
-    if _selected(exclude, spec.name):
-        return "excluded"
-    if not spec.dtype.is_float:
-        return f"{spec.dtype.label} has no magnitudes"
-    if not spec.dtype.is_prunable:
-        return f"{spec.dtype.label} can be analyzed, not pruned"
-    if spec.numel == 0:
-        return "empty"
-    if _selected(include, spec.name):
-        return ""
-    if role.role is not Role.LINEAR:
-        return f"{role.role} is not pruned by default"
-    if len(spec.shape) < 2:
-        return "not a matrix"
-    return ""
-
-
-def misfit_reason(spec: TensorSpec, role: TensorRole, pattern: Pattern) -> str:
-    """Why a prunable tensor cannot take ``pattern``; '' if it can."""
-    if isinstance(pattern, Unstructured):
-        return ""
-    axis = input_axis(spec, role)
-    if axis is None:
-        return "no input dimension known, which N:M needs"
-    length = spec.shape[axis]
-    if length < pattern.m:
-        return f"input dimension {length} is smaller than {pattern.m}"
-    if length % pattern.m:
-        return f"input dimension {length} is not divisible by {pattern.m}"
-    return ""
-
-
-def input_axis(spec: TensorSpec, role: TensorRole) -> int | None:
-    """The axis of the inputs; for an included tensor of no linear layer: the last of two."""
-    if role.input_axis is not None:
-        return role.input_axis
-    return 1 if len(spec.shape) == 2 else None

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from prunectl.calibration.settings import Calibration as Calibration
 from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
 from prunectl.methods.table import CALIBRATED, DEFAULT, named
 from prunectl.methods.table import Method as Method
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 from prunectl.pattern import Scope as Scope
-from prunectl.selectors import check_selector
+from prunectl.plan.selectors import check_selector
 
 
 class Budget(StrEnum):
@@ -34,7 +33,7 @@ class Rule:
     """One entry of a recipe: the first rule that matches a tensor decides.
 
     Attributes:
-        match: selectors (see :func:`prunectl.selectors.matches`).
+        match: selectors (see :func:`prunectl.plan.selectors.matches`).
         sparsity, pattern, scope: None means the recipe's or command's default.
         skip: leave these tensors dense.
     """
@@ -47,6 +46,44 @@ class Rule:
 
     def __post_init__(self) -> None:
         _normalise(self, selectors=("match",))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Samples that are run forward, and how.
+
+    Attributes:
+        source: as :func:`prunectl.data.source.parse_source` reads it.
+        samples: how many; sequence_length: tokens in each, at most what the model takes.
+        seed: of the choice of samples.
+        damping: added to the diagonal of the inputs' second moments, as a share of its mean.
+        true_sequential: measure each matrix behind the pruned ones before it in the same block.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
+    """
+
+    source: tuple[str, ...] = ()
+    samples: int = 128
+    sequence_length: int = 2048
+    seed: int = 0
+    damping: float = 0.01
+    true_sequential: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        given: object = self.source
+        texts = (given,) if isinstance(given, str) else tuple(self.source)
+        object.__setattr__(self, "source", texts)
+
+    def check(self) -> None:
+        """Raise InvalidOption for numbers with no meaning."""
+        for name, least in (("samples", 1), ("sequence_length", 2)):
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise InvalidOption(f"--{option} must be at least {least}")
+        if not 0 < self.damping < 100:
+            raise InvalidOption("--damping must be above 0 and below 100", hint="usually 0.01")
 
 
 @dataclass(frozen=True, slots=True)
