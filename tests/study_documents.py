@@ -10,11 +10,11 @@ import tiny_models
 from test_compare import other
 
 from prunectl import CompareSettings, compare, trace
-from prunectl.comparing.overlap import Overlap
 from prunectl.report.compare_page import compare_page
 from prunectl.report.lottery_page import lottery_page
 from prunectl.report.trace_page import trace_page
-from prunectl.tickets.result import LotteryResult, Round, Scored
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 
 Make = Callable[[dict[str, Any]], str]
 Documents = dict[str, tuple[Make, dict[str, Any]]]

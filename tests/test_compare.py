@@ -20,17 +20,17 @@ from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import prunectl
 from prunectl import NM, PruneSettings, Scope, open_checkpoint, prune
-from prunectl.comparing.errors import NothingToCompare
-from prunectl.comparing.findings import above_chance
-from prunectl.comparing.matching import Candidate, match
-from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.settings import CompareSettings
-from prunectl.comparing.verb import compare
 from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.plan.prunable import input_axis
+from prunectl.studies.compare.errors import NothingToCompare
+from prunectl.studies.compare.findings import above_chance
+from prunectl.studies.compare.matching import Candidate, match
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.settings import CompareSettings
+from prunectl.studies.compare.verb import compare
 
 Tensors = dict[str, torch.Tensor]
 

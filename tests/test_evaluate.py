@@ -39,8 +39,8 @@ from prunectl.events import Advanced, Event, Note, PhaseDone, PhaseStarted
 from prunectl.exporting.verb import export
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.verb import prune
-from prunectl.study.settings import SweepSettings
-from prunectl.study.sweep import sweep
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.verb import sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -38,9 +38,9 @@ from prunectl.events import Event, Note
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning import calibration_samples
-from prunectl.study.pruned import PrunedSubject
-from prunectl.study.settings import SweepSettings
-from prunectl.study.sweep import sweep
+from prunectl.studies.sweep.pruned import PrunedSubject
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.verb import sweep
 
 Tiny = Callable[[str], Path]
 

@@ -24,20 +24,20 @@ from test_calibration_samples import WORDS
 
 from prunectl import LotterySettings, PruneSettings, evaluate, lottery, open_checkpoint, prune
 from prunectl.checkpoint.mask_file import check_bits, read_masks
-from prunectl.comparing.settings import CompareSettings
-from prunectl.comparing.verb import compare
 from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, OutputConflict
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.subject import open_subject
 from prunectl.events import Note, ignore_events
 from prunectl.exporting.masks import export_masks
-from prunectl.tickets.errors import NoSchedule, OtherLottery
-from prunectl.tickets.folder import LotteryFolder
-from prunectl.tickets.masks import write_mask
-from prunectl.tickets.result import LotteryResult, Round, Scored
-from prunectl.tickets.schedule import schedule
-from prunectl.tickets.verb import verdict
+from prunectl.studies.compare.settings import CompareSettings
+from prunectl.studies.compare.verb import compare
+from prunectl.studies.lottery.errors import NoSchedule, OtherLottery
+from prunectl.studies.lottery.folder import LotteryFolder
+from prunectl.studies.lottery.masks import write_mask
+from prunectl.studies.lottery.result import LotteryResult, Round, Scored
+from prunectl.studies.lottery.schedule import schedule
+from prunectl.studies.lottery.verb import verdict
 
 TRAINING = Training(epochs=6, learning_rate=1e-2, train_batch_size=8)
 

@@ -31,11 +31,11 @@ from prunectl.exporting.verb import export
 from prunectl.plan.settings import Calibration, Method, PruneSettings
 from prunectl.pruning.verb import prune
 from prunectl.report.sweep_page import sweep_page
-from prunectl.study.result import SweepResult
-from prunectl.study.settings import SweepSettings
-from prunectl.study.sweep import sweep
-from prunectl.study.tolerance import Tolerance
-from prunectl.study.turning import Status
+from prunectl.studies.sweep.result import SweepResult
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.tolerance import Tolerance
+from prunectl.studies.sweep.turning import Status
+from prunectl.studies.sweep.verb import sweep
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "docs" / "sweep.schema.json").read_text(encoding="utf-8"))

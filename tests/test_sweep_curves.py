@@ -21,15 +21,22 @@ from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
 from prunectl.plan.settings import Calibration, PruneSettings
-from prunectl.study.commands import named, prune_command, short_names
-from prunectl.study.curves import Read, Redraws, Requested, read_curve
-from prunectl.study.grid import Grid, most_of, next_point, parse_grid
-from prunectl.study.points import Point
-from prunectl.study.result import Curve, CurvePoint, SweepResult
-from prunectl.study.settings import SweepSettings
-from prunectl.study.table import sweep_csv
-from prunectl.study.tolerance import EpsilonMode, Tolerance
-from prunectl.study.turning import Essential, Status, essential, half_width, knee, last_within
+from prunectl.studies.sweep.commands import named, prune_command, short_names
+from prunectl.studies.sweep.curves import Read, Redraws, Requested, read_curve
+from prunectl.studies.sweep.grid import Grid, most_of, next_point, parse_grid
+from prunectl.studies.sweep.points import Point
+from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.table import sweep_csv
+from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
+from prunectl.studies.sweep.turning import (
+    Essential,
+    Status,
+    essential,
+    half_width,
+    knee,
+    last_within,
+)
 
 TENTHS = [Fraction(i, 10) for i in range(1, 10)]
 

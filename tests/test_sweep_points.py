@@ -18,9 +18,9 @@ import prunectl
 from prunectl.cli.output import save_text
 from prunectl.errors import CannotWrite
 from prunectl.events import Event
-from prunectl.study import points as module
-from prunectl.study.points import Point, Points, key_of
-from prunectl.study.sweep import _points
+from prunectl.studies.sweep import points as module
+from prunectl.studies.sweep.points import Point, Points, key_of
+from prunectl.studies.sweep.verb import _points
 
 FINE = Point(
     0.3, 0.25, 2.5, np.array([[1.5, 2.0], [3.25, 7.0]]), {"nats per token": 0.9}, 1.25
@@ -262,7 +262,7 @@ TELLS = """
 import os
 from pathlib import Path
 import prunectl
-from prunectl.study.sweep import _points
+from prunectl.studies.sweep.verb import _points
 
 host = Path(os.environ["RANK"])
 os.environ["PRUNECTL_CACHE_DIR"] = str(host / "cache")

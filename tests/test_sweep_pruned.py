@@ -21,7 +21,7 @@ from prunectl.events import Advanced, Event, ignore_events
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.pruning.verb import prune
-from prunectl.study.pruned import PrunedSubject, Zeros
+from prunectl.studies.sweep.pruned import PrunedSubject, Zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

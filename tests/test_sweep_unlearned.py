@@ -12,14 +12,14 @@ import pytest
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
-from prunectl.study.curves import Redraws, Requested, read_curve
-from prunectl.study.points import Point
-from prunectl.study.settings import SweepSettings
-from prunectl.study.sweep import sweep
-from prunectl.study.tolerance import EpsilonMode, Tolerance
-from prunectl.study.turning import Status
-from prunectl.tickets.settings import LotterySettings
-from prunectl.tickets.verb import lottery
+from prunectl.studies.lottery.settings import LotterySettings
+from prunectl.studies.lottery.verb import lottery
+from prunectl.studies.sweep.curves import Redraws, Requested, read_curve
+from prunectl.studies.sweep.points import Point
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
+from prunectl.studies.sweep.turning import Status
+from prunectl.studies.sweep.verb import sweep
 
 THERE = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])
 

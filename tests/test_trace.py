@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from prunectl import NM, PruneSettings, TraceSettings, open_checkpoint, prune, trace
 from prunectl.errors import InvalidSparsity, NaNWeights
 from prunectl.events import Event, Note
-from prunectl.tracing.changes import LEAST, abrupt, trend
-from prunectl.tracing.errors import DifferentCheckpoints, SameStep, TooFewCheckpoints
-from prunectl.tracing.steps import course, expanded, step_of
+from prunectl.studies.trace.changes import LEAST, abrupt, trend
+from prunectl.studies.trace.errors import DifferentCheckpoints, SameStep, TooFewCheckpoints
+from prunectl.studies.trace.steps import course, expanded, step_of
 
 if TYPE_CHECKING:
     from hubserver import Hub
@@ -394,7 +394,7 @@ def test_every_checkpoint_is_opened_once_and_closed(training: Path) -> None:
 
 
 def test_a_turn_on_the_way_is_told() -> None:
-    from prunectl.tracing.verb import _turn
+    from prunectl.studies.trace.verb import _turn
 
     labels = ["step 1", "step 2", "step 3"]
     assert _turn([0.4, 0.32, 0.36], labels) == "32.00% at step 2 "

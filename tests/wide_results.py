@@ -11,11 +11,11 @@ from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
 from prunectl.benchmarking.statistics import Interval, Summary
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
-from prunectl.comparing.overlap import Overlap
-from prunectl.study.result import Curve, CurvePoint, SweepResult, SweptModel
-from prunectl.study.turning import Essential
-from prunectl.tickets.result import LotteryResult, Round, Scored
-from prunectl.tracing.result import Series, Trace, TracePoint
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.lottery.result import LotteryResult, Round, Scored
+from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, SweptModel
+from prunectl.studies.sweep.turning import Essential
+from prunectl.studies.trace.result import Series, Trace, TracePoint
 
 LABEL = "some-organisation/a-model-with-a-very-long-name-v2-instruct"
 SPARSITIES = ("0.2", "0.4", "0.6", "0.999999")

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.hub_remote import RemoteModel as RemoteModel
     from prunectl.checkpoint.hub_remote import open_remote as open_remote
     from prunectl.checkpoint.opening import open_checkpoint as open_checkpoint
-    from prunectl.comparing.result import Comparison as Comparison
-    from prunectl.comparing.settings import CompareSettings as CompareSettings
-    from prunectl.comparing.verb import compare as compare
     from prunectl.errors import PrunectlError as PrunectlError
     from prunectl.evaluation.result import Evaluation as Evaluation
     from prunectl.evaluation.settings import EvalSettings as EvalSettings
@@ -86,18 +83,21 @@ if TYPE_CHECKING:
     from prunectl.report.sweep_page import sweep_page as sweep_page
     from prunectl.report.sweep_page import sweep_picture as sweep_picture
     from prunectl.report.trace_page import trace_page as trace_page
-    from prunectl.study.result import SweepResult as SweepResult
-    from prunectl.study.settings import SweepSettings as SweepSettings
-    from prunectl.study.sweep import sweep as sweep
-    from prunectl.study.table import sweep_csv as sweep_csv
-    from prunectl.study.tolerance import EpsilonMode as EpsilonMode
-    from prunectl.study.tolerance import Tolerance as Tolerance
-    from prunectl.tickets.result import LotteryResult as LotteryResult
-    from prunectl.tickets.settings import LotterySettings as LotterySettings
-    from prunectl.tickets.verb import lottery as lottery
-    from prunectl.tracing.result import Trace as Trace
-    from prunectl.tracing.settings import TraceSettings as TraceSettings
-    from prunectl.tracing.verb import trace as trace
+    from prunectl.studies.compare.result import Comparison as Comparison
+    from prunectl.studies.compare.settings import CompareSettings as CompareSettings
+    from prunectl.studies.compare.verb import compare as compare
+    from prunectl.studies.lottery.result import LotteryResult as LotteryResult
+    from prunectl.studies.lottery.settings import LotterySettings as LotterySettings
+    from prunectl.studies.lottery.verb import lottery as lottery
+    from prunectl.studies.sweep.result import SweepResult as SweepResult
+    from prunectl.studies.sweep.settings import SweepSettings as SweepSettings
+    from prunectl.studies.sweep.table import sweep_csv as sweep_csv
+    from prunectl.studies.sweep.tolerance import EpsilonMode as EpsilonMode
+    from prunectl.studies.sweep.tolerance import Tolerance as Tolerance
+    from prunectl.studies.sweep.verb import sweep as sweep
+    from prunectl.studies.trace.result import Trace as Trace
+    from prunectl.studies.trace.settings import TraceSettings as TraceSettings
+    from prunectl.studies.trace.verb import trace as trace
     from prunectl.verification.result import VerifyReport as VerifyReport
     from prunectl.verification.verb import verify as verify
 

@@ -82,8 +82,8 @@ def compare(
     Masks are those that prune would make; what chance alone gives stands beside each number. A side
     that is pruned already is compared by its zeros.
     """
-    from prunectl.comparing.settings import CompareSettings
-    from prunectl.comparing.verb import compare
+    from prunectl.studies.compare.settings import CompareSettings
+    from prunectl.studies.compare.verb import compare
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if output is not None:
@@ -129,7 +129,7 @@ def _side(
     given: str, token: str | None, cache_dir: Path | None, trust_remote_code: bool, out: Output
 ) -> Checkpoint | MaskFile:
     from prunectl.checkpoint.mask_file import read_masks
-    from prunectl.comparing.verb import is_mask_path
+    from prunectl.studies.compare.verb import is_mask_path
 
     if not given.strip():
         raise InvalidOption("a model's name is empty", hint="give two models, folders or masks")

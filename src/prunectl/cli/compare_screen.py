@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunectl.analysis.model_stats import ModelStats
-    from prunectl.comparing.overlap import Overlap
-    from prunectl.comparing.result import ComparedSide, Comparison, MaskPair
+    from prunectl.studies.compare.overlap import Overlap
+    from prunectl.studies.compare.result import ComparedSide, Comparison, MaskPair
 
 _FEW = 3
 """Tensors without a twin that are named."""

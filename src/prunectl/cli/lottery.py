@@ -19,7 +19,7 @@ from prunectl.evaluation.metrics import DEFAULT_TRAINED
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
-    from prunectl.tickets.result import LotteryResult
+    from prunectl.studies.lottery.result import LotteryResult
 
 EPILOG = options.examples(
     "prunectl lottery org/name --data mails.csv --sparsity 0.3 --rounds 2 -o ticket/",
@@ -105,8 +105,8 @@ def lottery(
     pre-trained ones. Both masks are scored by the same recipe and seeds.
     """
     from prunectl.evaluation.settings import EvalSettings
-    from prunectl.tickets.settings import LotterySettings
-    from prunectl.tickets.verb import lottery
+    from prunectl.studies.lottery.settings import LotterySettings
+    from prunectl.studies.lottery.verb import lottery
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     check_page(html)

@@ -14,7 +14,7 @@ from prunectl.cli.tables import columns, facts, heading, sentence
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.tickets.result import LotteryResult, Round, Scored
+    from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 
 
 def lottery_screen(result: LotteryResult) -> Iterator[RenderableType]:

@@ -26,13 +26,13 @@ from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.plan.settings import Budget
 from prunectl.sink.osfiles import os_errors, real_path
-from prunectl.study.tolerance import EpsilonMode, Tolerance
+from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from prunectl.checkpoint.checkpoint import Checkpoint
-    from prunectl.study.result import SweepResult
+    from prunectl.studies.sweep.result import SweepResult
 
 EPILOG = options.examples(
     "prunectl sweep demo --sparsity 0.2,0.4 --samples 8",
@@ -111,8 +111,8 @@ def sweep(
     """
     from prunectl.evaluation.settings import EvalSettings
     from prunectl.plan.settings import PruneSettings
-    from prunectl.study.settings import SweepSettings
-    from prunectl.study.sweep import sweep
+    from prunectl.studies.sweep.settings import SweepSettings
+    from prunectl.studies.sweep.verb import sweep
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     saved = _Saved(output, csv, html, png, svg)
@@ -179,7 +179,7 @@ _CALLED = {"samples": "calibration-samples", "sequence_length": "calibration-len
 
 
 def _step(step: float | None, sparsity: str) -> float:
-    from prunectl.study.settings import DEFAULT_STEP
+    from prunectl.studies.sweep.settings import DEFAULT_STEP
 
     if step is not None and sparsity.strip() != "auto":
         raise InvalidOption(
@@ -208,7 +208,7 @@ def _open(
 
 def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
     """The exit code that a result deserves."""
-    from prunectl.study.turning import Status
+    from prunectl.studies.sweep.turning import Status
 
     if result.interrupted:
         if kept:
@@ -283,7 +283,7 @@ class _Saved:
 
     def write(self, result: SweepResult, out: Output) -> None:
         """Write those that were asked for."""
-        from prunectl.study.table import sweep_csv
+        from prunectl.studies.sweep.table import sweep_csv
 
         document = result.to_json()
         files: list[tuple[Path, str | bytes]] = []

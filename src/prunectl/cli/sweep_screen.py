@@ -16,7 +16,7 @@ from prunectl.cli.tables import columns, facts, heading, sentence
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.study.result import Curve, CurvePoint, SweepResult
+    from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult
 
 HEIGHT, WIDTH = 12, 60
 _STEPS = 4 * (HEIGHT + WIDTH)

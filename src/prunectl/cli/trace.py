@@ -20,7 +20,7 @@ from prunectl.errors import InvalidOption
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
-    from prunectl.tracing.result import TracePoint
+    from prunectl.studies.trace.result import TracePoint
 
 EPILOG = options.examples(
     "prunectl trace run/",
@@ -93,8 +93,8 @@ def trace(
     Finds the steps between which weights abruptly become sparse, and tests whether later
     checkpoints are more prunable. One checkpoint is looked at at a time.
     """
-    from prunectl.tracing.settings import TraceSettings
-    from prunectl.tracing.verb import trace
+    from prunectl.studies.trace.settings import TraceSettings
+    from prunectl.studies.trace.verb import trace
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if output is not None:

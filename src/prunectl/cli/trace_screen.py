@@ -13,7 +13,7 @@ from prunectl.cli.tables import columns, heading, sentence
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.tracing.result import Series, Trace, TracePoint
+    from prunectl.studies.trace.result import Series, Trace, TracePoint
 
 WIDTH, HEIGHT = 60, 12
 SHOWN = "near zero 0.01*std"

@@ -33,7 +33,7 @@ from prunectl.report.sweep_data import (
     score_text,
 )
 from prunectl.report.theme import LIGHT, vega_config
-from prunectl.study.commands import short_names
+from prunectl.studies.sweep.commands import short_names
 
 _HEIGHTS = 380, 300
 """Pixels of the two charts."""

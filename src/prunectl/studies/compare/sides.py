@@ -14,7 +14,6 @@ from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.comparing.matching import Candidate
 from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
@@ -25,6 +24,7 @@ from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
 from prunectl.streaming import Scratch
+from prunectl.studies.compare.matching import Candidate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

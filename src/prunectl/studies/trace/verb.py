@@ -18,12 +18,12 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.plan.prunable import require_prunable
 from prunectl.sink.target import MANIFEST_NAME
+from prunectl.studies.trace.changes import LEAST, Trend, abrupt, trend
+from prunectl.studies.trace.errors import DifferentCheckpoints
+from prunectl.studies.trace.result import Series, Trace, TracePoint, measures
+from prunectl.studies.trace.settings import TraceSettings
+from prunectl.studies.trace.steps import Course, course
 from prunectl.tensorspec import TensorSpec
-from prunectl.tracing.changes import LEAST, Trend, abrupt, trend
-from prunectl.tracing.errors import DifferentCheckpoints
-from prunectl.tracing.result import Series, Trace, TracePoint, measures
-from prunectl.tracing.settings import TraceSettings
-from prunectl.tracing.steps import Course, course
 
 _SURE = 0.05
 """The p-value below which a trend is one."""

@@ -9,7 +9,7 @@ from typing import Any
 from prunectl._version import __version__
 from prunectl.analysis.model_stats import ModelStats
 from prunectl.plain import plain
-from prunectl.tracing.changes import Change, Trend
+from prunectl.studies.trace.changes import Change, Trend
 
 SCHEMA = "prunectl.trace/1"
 

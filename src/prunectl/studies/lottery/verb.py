@@ -18,9 +18,6 @@ from pathlib import Path
 from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import read_masks
-from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.settings import CompareSettings
-from prunectl.comparing.verb import compare
 from prunectl.device import check_device, choose_device
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.metric import MAJORITY, Metric, prepare
@@ -33,13 +30,16 @@ from prunectl.pattern import Unstructured, pruned_count
 from prunectl.plain import plain
 from prunectl.plan.prunable import require_prunable
 from prunectl.plan.settings import PruneSettings
-from prunectl.study.curves import Requested
-from prunectl.study.measurer import Measurer
-from prunectl.study.points import Point
-from prunectl.tickets.folder import LotteryFolder
-from prunectl.tickets.masks import write_mask
-from prunectl.tickets.result import LotteryResult, Round, Scored
-from prunectl.tickets.settings import LotterySettings
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.settings import CompareSettings
+from prunectl.studies.compare.verb import compare
+from prunectl.studies.lottery.folder import LotteryFolder
+from prunectl.studies.lottery.masks import write_mask
+from prunectl.studies.lottery.result import LotteryResult, Round, Scored
+from prunectl.studies.lottery.settings import LotterySettings
+from prunectl.studies.sweep.curves import Requested
+from prunectl.studies.sweep.measurer import Measurer
+from prunectl.studies.sweep.points import Point
 
 _ALONE = (
     " That is of one training each: what another seed would change is not in the interval "

@@ -17,7 +17,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.study.tolerance import Tolerance
+from prunectl.studies.sweep.tolerance import Tolerance
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.plain import plain
-from prunectl.study.turning import Essential
+from prunectl.studies.sweep.turning import Essential
 
 SCHEMA = "prunectl.sweep/1"
 

@@ -13,11 +13,11 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
 from prunectl.sink.osfiles import real_path, replace_file
-from prunectl.study.points import Points, key_of
-from prunectl.tickets.errors import OtherLottery
-from prunectl.tickets.masks import found_in
-from prunectl.tickets.result import LotteryResult
-from prunectl.tickets.settings import LotterySettings
+from prunectl.studies.lottery.errors import OtherLottery
+from prunectl.studies.lottery.masks import found_in
+from prunectl.studies.lottery.result import LotteryResult
+from prunectl.studies.lottery.settings import LotterySettings
+from prunectl.studies.sweep.points import Points, key_of
 
 RESULT, POINTS = "lottery.json", "points.jsonl"
 MASKS = "masks.json"

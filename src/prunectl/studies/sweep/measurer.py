@@ -28,10 +28,10 @@ from prunectl.plain import plain
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.pruning.calibration_samples import gather_samples
-from prunectl.study.curves import Redraws
-from prunectl.study.points import Point, Points, key_of
-from prunectl.study.pruned import PrunedSubject
-from prunectl.study.settings import SweepSettings
+from prunectl.studies.sweep.curves import Redraws
+from prunectl.studies.sweep.points import Point, Points, key_of
+from prunectl.studies.sweep.pruned import PrunedSubject
+from prunectl.studies.sweep.settings import SweepSettings
 
 _DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece",
              "preprocessor_config", "processor_config", "modules", "modeling", "generation_config",

@@ -7,8 +7,8 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.analysis.model_stats import ModelStats
-from prunectl.comparing.overlap import Overlap
 from prunectl.plain import plain
+from prunectl.studies.compare.overlap import Overlap
 
 SCHEMA = "prunectl.comparison/1"
 AS_THEY_ARE = "as they are"

@@ -28,14 +28,14 @@ from prunectl.pruning.job import plan_prune
 from prunectl.ranks.joining import joined_ranks
 from prunectl.ranks.ranks import SAME_COMMAND
 from prunectl.sink.target import MANIFEST_NAME
-from prunectl.study.commands import command_for, named, short_names
-from prunectl.study.curves import Requested, read_curve
-from prunectl.study.grid import next_point
-from prunectl.study.measurer import LIBRARIES, Measurer
-from prunectl.study.points import Point, Points, key_of
-from prunectl.study.result import Curve, SweepResult, SweptModel
-from prunectl.study.settings import SweepSettings
-from prunectl.study.turning import Status
+from prunectl.studies.sweep.commands import command_for, named, short_names
+from prunectl.studies.sweep.curves import Requested, read_curve
+from prunectl.studies.sweep.grid import next_point
+from prunectl.studies.sweep.measurer import LIBRARIES, Measurer
+from prunectl.studies.sweep.points import Point, Points, key_of
+from prunectl.studies.sweep.result import Curve, SweepResult, SweptModel
+from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.turning import Status
 from prunectl.userdirs import cache_dir, forget_oldest
 
 OnResult = Callable[[SweepResult], None]

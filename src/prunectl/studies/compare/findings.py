@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from prunectl import numbers
-from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.result import ComparedSide, Comparison
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.result import ComparedSide, Comparison
 
 _SURE = 4.0
 """Standard errors that masks must be above chance to be told from it."""

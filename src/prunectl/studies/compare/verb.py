@@ -15,14 +15,6 @@ from prunectl.analysis.groups import layer_label
 from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
-from prunectl.comparing.counting import Sums, overlaps
-from prunectl.comparing.errors import no_sparsity, nothing_in_common
-from prunectl.comparing.findings import findings
-from prunectl.comparing.matching import Candidate, Matching, match
-from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.result import AS_THEY_ARE, ComparedSide, Comparison, MaskPair
-from prunectl.comparing.settings import DEFAULT_SPARSITIES, CompareSettings
-from prunectl.comparing.sides import Edits, MaskSide, Side, WeightSide, exactly
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
@@ -31,7 +23,15 @@ from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.streaming import Scratch, run_ordered
-from prunectl.study.commands import short_names
+from prunectl.studies.compare.counting import Sums, overlaps
+from prunectl.studies.compare.errors import no_sparsity, nothing_in_common
+from prunectl.studies.compare.findings import findings
+from prunectl.studies.compare.matching import Candidate, Matching, match
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.result import AS_THEY_ARE, ComparedSide, Comparison, MaskPair
+from prunectl.studies.compare.settings import DEFAULT_SPARSITIES, CompareSettings
+from prunectl.studies.compare.sides import Edits, MaskSide, Side, WeightSide, exactly
+from prunectl.studies.sweep.commands import short_names
 from prunectl.userdirs import expanded
 
 PRUNED, BY_OTHERS = 0.01, 0.2

@@ -10,8 +10,8 @@ from prunectl.evaluation.metrics import DEFAULT_TRAINED, spec_of, trained
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import Unstructured
 from prunectl.plan.settings import PruneSettings, check_sparsity
-from prunectl.study.settings import SweepSettings
-from prunectl.tickets.schedule import schedule
+from prunectl.studies.lottery.schedule import schedule
+from prunectl.studies.sweep.settings import SweepSettings
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class LotterySettings:
     Attributes:
         evaluation: a metric that trains, its data and its recipe: of tickets and of one-shot
             pruning alike.
-        sparsity: of the ticket. rounds, rate: see :func:`prunectl.tickets.schedule.schedule`.
+        sparsity: of the ticket.
+        rounds, rate: see :func:`prunectl.studies.lottery.schedule.schedule`.
         seeds: a search each, with this seed in all of its trainings.
         include, exclude: selectors that add to, and take from, the prunable tensors.
 

@@ -9,8 +9,8 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import NM, Pattern, Unstructured, distinct_patterns
 from prunectl.plan.settings import PruneSettings, check_settings
-from prunectl.study.grid import Grid, most_of, parse_grid
-from prunectl.study.tolerance import Tolerance
+from prunectl.studies.sweep.grid import Grid, most_of, parse_grid
+from prunectl.studies.sweep.tolerance import Tolerance
 
 DEFAULT_STEP = 0.01
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunectl.comparing.overlap import Overlap
-from prunectl.comparing.sides import FileMasks, WeightMasks
 from prunectl.streaming import BLOCK_BYTES, Scratch
+from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.sides import FileMasks, WeightMasks
 
 if TYPE_CHECKING:
-    from prunectl.comparing.sides import Bits
+    from prunectl.studies.compare.sides import Bits
 
 Masks = WeightMasks | FileMasks
 

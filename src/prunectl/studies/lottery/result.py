@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.comparing.overlap import Overlap
 from prunectl.plain import plain
+from prunectl.studies.compare.overlap import Overlap
 
 SCHEMA = "prunectl.lottery/1"
 

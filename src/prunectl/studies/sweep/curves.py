@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from prunectl.evaluation.metric import MAJORITY
 from prunectl.evaluation.resampling import DRAWS, interval, redrawn
-from prunectl.study.points import Point
-from prunectl.study.result import CurvePoint
-from prunectl.study.tolerance import EpsilonMode, Tolerance
-from prunectl.study.turning import Essential, essential, knee, unlearned
+from prunectl.studies.sweep.points import Point
+from prunectl.studies.sweep.result import CurvePoint
+from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
+from prunectl.studies.sweep.turning import Essential, essential, knee, unlearned
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from prunectl.study.result import SweepResult
+from prunectl.studies.sweep.result import SweepResult
 
 _COLUMNS = (
     "sparsity", "requested", "overall", "score", "low", "high", "change", "change_low",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunectl.tickets.errors import NoSchedule
+from prunectl.studies.lottery.errors import NoSchedule
 
 DEFAULT_RATE = 0.1
 """Of what is left, in each round; common, and not given by arXiv 2306.03805."""
