@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 import torch
 
 import prunectl
-from prunectl.analysis import cache
 from prunectl.calibration import forward
 from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, Event, PhaseStarted
+from prunectl.measure import cache
 from prunectl.ranks import watch
 from prunectl.sink import guest
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from magnitude_reference import weights
 
 from prunectl import open_checkpoint
-from prunectl.analysis import cache
 from prunectl.analysis.verb import analyze
+from prunectl.measure import cache
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES
 from prunectl.userdirs import cache_dir

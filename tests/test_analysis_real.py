@@ -11,8 +11,9 @@ import torch
 from analysis_reference import BytesRead, exact_count, facts, finite_energy
 from safetensors.torch import load_file
 
-from prunectl.analysis.result import NEAR_ZERO, QUANTILES, Analysis, TensorStats
+from prunectl.analysis.result import Analysis, TensorStats
 from prunectl.analysis.verb import analyze
+from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES
 from prunectl.pattern import NM
 
 pytestmark = pytest.mark.real

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, seeds, weights
 from safetensors.torch import load_file
 
-from prunectl.analysis.result import NEAR_ZERO, QUANTILES, Analysis, TensorStats
+from prunectl.analysis.result import Analysis, TensorStats
 from prunectl.analysis.verb import analyze
+from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES
 from prunectl.pattern import NM, parse_nm
 from prunectl.tensorspec import DTYPES, DType
 

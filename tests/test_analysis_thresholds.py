@@ -15,15 +15,15 @@ from magnitude_reference import FLOATS, PRUNABLE, seeds, weights
 from safetensors.torch import load_file
 
 from prunectl import open_checkpoint
-from prunectl.analysis import thresholds
-from prunectl.analysis.cache import load_measured, store_measured
-from prunectl.analysis.measured import Measured, measure, refine
-from prunectl.analysis.thresholds import find_targets
 from prunectl.analysis.verb import analyze
 from prunectl.errors import InvalidOption, InvalidPattern, NaNWeights, UnsupportedCheckpoint
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram
 from prunectl.magnitude.select import _owned
+from prunectl.measure import thresholds
+from prunectl.measure.cache import load_measured, store_measured
+from prunectl.measure.measured import Measured, measure, refine
+from prunectl.measure.thresholds import find_targets
 from prunectl.pattern import NM
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.verb import prune

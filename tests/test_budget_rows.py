@@ -37,9 +37,9 @@ from prunectl.plan.plan import Pool
 from prunectl.plan.settings import Budget, Rule, Scope
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
-from prunectl.pruning.row_blocks import choose_rows
 from prunectl.publishing.selection import card_of, local_card
 from prunectl.sink.manifest import read_manifest
+from prunectl.transform.row_blocks import choose_rows
 
 BLOCK = 16
 UP = "model.layers.0.mlp.up_proj.weight"

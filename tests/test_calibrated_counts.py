@@ -22,8 +22,8 @@ from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.plan.settings import Calibration
 from prunectl.pruning.allocation import allocate, count_scores
-from prunectl.pruning.row_blocks import RowShares
 from prunectl.pruning.targets import ByCount, ByShare, split
+from prunectl.transform.row_blocks import RowShares
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 FEW = Calibration(("random",), samples=1, sequence_length=2)

@@ -23,7 +23,6 @@ from pretend_device import CUDA, PretendDevice
 from test_masks import layouts, magnitudes, nm_reference, shaped
 
 from prunectl import Calibration, Method, PruneSettings, analyze, prune, streaming, verify
-from prunectl.analysis.measured import Measured, measure
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import InvalidOption, NaNWeights
@@ -33,10 +32,11 @@ from prunectl.magnitude import masks, on_device
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.on_device import OnDevice
+from prunectl.measure.measured import Measured, measure
 from prunectl.pattern import NM
-from prunectl.pruning.edits import Editor, RowGroups
 from prunectl.streaming import Scratch
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
+from prunectl.transform.edits import Editor, RowGroups
 
 Typed = Callable[..., tuple[int, str, str]]
 dtypes = st.sampled_from(PRUNABLE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prunectl.analysis.model_stats import ModelStats
 from prunectl.benchmarking.compare import Change, Comparison
 from prunectl.benchmarking.limits import Rates
 from prunectl.benchmarking.loading import LoadCost
@@ -11,6 +10,7 @@ from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
 from prunectl.benchmarking.statistics import Interval, Summary
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
+from prunectl.measure.model_stats import ModelStats
 from prunectl.studies.compare.overlap import Overlap
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, SweptModel

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.analysis.groups import layer_label
-from prunectl.analysis.measured import Measured
 from prunectl.analysis.result import Cell, Cuts, Magnitudes, TensorStats
 from prunectl.magnitude.codes import CodeFormat
+from prunectl.measure.measured import Measured
 from prunectl.pattern import pruned_count
 
 Counts = NDArray[np.int64]

@@ -7,14 +7,8 @@ from typing import Any
 
 from prunectl.analysis.packed import packed_dict, packed_floats
 
-NEAR_ZERO = (1e-8, 1e-5, 1e-3)
-"""Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""
-
 SPARSITIES = tuple(step / 100 for step in range(5, 100, 5))
 """The grid of the threshold table, 5% to 95%."""
-
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Quantiles of |w| by lower nearest rank: the ceil(q*n)-th smallest magnitude."""
 
 
 @dataclass(frozen=True, slots=True)

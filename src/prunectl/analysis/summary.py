@@ -11,9 +11,7 @@ import numpy as np
 from prunectl.analysis.advice import advise, warnings_for
 from prunectl.analysis.distribution import cuts, magnitudes
 from prunectl.analysis.groups import group, layer_label
-from prunectl.analysis.measured import Measured
 from prunectl.analysis.result import (
-    QUANTILES,
     SPARSITIES,
     Analysis,
     PatternFit,
@@ -23,11 +21,12 @@ from prunectl.analysis.result import (
     Threshold,
 )
 from prunectl.analysis.sizes import bytes_in_groups, predicted_bytes
-from prunectl.analysis.thresholds import Share, Target, shares, tolerances
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.select import quantiles
+from prunectl.measure.measured import Measured
+from prunectl.measure.thresholds import QUANTILES, Share, Target, shares, tolerances
 from prunectl.pattern import NM
 from prunectl.plan.prunable import misfit_reason, not_prunable_reason
 

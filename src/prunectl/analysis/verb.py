@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prunectl.analysis.cache import measured_of
-from prunectl.analysis.measured import Measured, measure
 from prunectl.analysis.result import SPARSITIES, Analysis
 from prunectl.analysis.summary import summarize
-from prunectl.analysis.thresholds import find_targets
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
-from prunectl.errors import NaNWeights, UnsupportedCheckpoint
+from prunectl.errors import UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
+from prunectl.measure.cache import measured_of
+from prunectl.measure.missing import measure_missing, refuse_nans
+from prunectl.measure.thresholds import find_targets
 from prunectl.pattern import NM, distinct_nms, pruned_count
-from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
+from prunectl.plan.prunable import prunable_tensors
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.streaming import named_device
 
 if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
+    pass
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 
@@ -96,50 +96,3 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
             f"the checkpoint is quantized ({checkpoint.quantization})",
             hint="use the checkpoint from before quantization",
         )
-
-
-def measure_missing(
-    checkpoint: Checkpoint,
-    measured: Measured,
-    *,
-    names: Sequence[str],
-    patterns: Sequence[NM],
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
-    pattern_names: Sequence[str] | None = None,
-    device: OnDevice | None = None,
-) -> None:
-    """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
-    roles = checkpoint.roles.roles
-    specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
-    todo: dict[str, tuple[NM, ...]] = {}
-    axes: dict[str, int] = {}
-    for name in prunable_tensors(checkpoint, fp8=True) if pattern_names is None else pattern_names:
-        axis = input_axis(specs[name], roles[name])
-        missing = tuple(
-            pattern
-            for pattern in dict.fromkeys(patterns)
-            if (name, str(pattern)) not in measured.patterns
-            and not misfit_reason(specs[name], roles[name], pattern)
-        )
-        if missing and axis is not None:
-            todo[name], axes[name] = missing, axis
-    measure(
-        checkpoint,
-        [name for name in names if name not in measured.facts],
-        todo,
-        axes,
-        into=measured,
-        jobs=jobs,
-        on_event=on_event,
-        ranks=ranks,
-        device=device,
-    )
-
-
-def refuse_nans(measured: Measured, names: Sequence[str]) -> None:
-    """Raise NaNWeights for the first of ``names`` that holds NaN."""
-    for name in names:
-        if measured.facts[name].nans:
-            raise NaNWeights(name, measured.facts[name].nans)

@@ -12,7 +12,7 @@ from prunectl.cli.tables import columns, facts, heading, sentence
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from prunectl.analysis.model_stats import ModelStats
+    from prunectl.measure.model_stats import ModelStats
     from prunectl.studies.compare.overlap import Overlap
     from prunectl.studies.compare.result import ComparedSide, Comparison, MaskPair
 

@@ -15,9 +15,9 @@ from prunectl.exporting.writing import Stored
 from prunectl.layouts.table import DENSE
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
-from prunectl.pruning.outputs import OutputTensor
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.streaming import Scratch, run_tensors
+from prunectl.transform.outputs import OutputTensor
 
 
 def write_dense(

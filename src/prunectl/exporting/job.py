@@ -17,11 +17,11 @@ from prunectl.layouts.table import AUTO, DENSE, LAYOUTS
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 from prunectl.pruning.job import protected
-from prunectl.pruning.outputs import OutputTensor, output_tensors
 from prunectl.sink.manifest import Manifest, read_manifest
 from prunectl.sink.parts import PartsShard, plan_parts
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import MANIFEST_NAME, check_target
+from prunectl.transform.outputs import OutputTensor, output_tensors
 
 
 @dataclass(frozen=True)

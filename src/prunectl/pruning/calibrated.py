@@ -18,12 +18,12 @@ from prunectl.methods.spec import Needs
 from prunectl.methods.table import DEFAULT, named, needing
 from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
 from prunectl.pruning.calibration_notes import CalibrationNotes
-from prunectl.pruning.edits import Copy, Replace
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.row_blocks import merged
 from prunectl.pruning.shared_store import SharedStore
 from prunectl.pruning.targets import ByShare, Goal, TensorTarget, split
+from prunectl.transform.edits import Copy, Replace
+from prunectl.transform.row_blocks import merged
 
 if TYPE_CHECKING:
     import torch

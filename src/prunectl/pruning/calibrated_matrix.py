@@ -13,9 +13,9 @@ from prunectl.methods.refine import gains, refine
 from prunectl.methods.spec import Needs
 from prunectl.methods.statistics import Gram
 from prunectl.methods.table import DEFAULT, Method
-from prunectl.pruning.row_blocks import choose_rows
 from prunectl.pruning.stored_form import Form, unit_of
 from prunectl.pruning.targets import ByRowBlocks, Goal, Masked
+from prunectl.transform.row_blocks import choose_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
@@ -19,8 +23,6 @@ from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
 from prunectl.pruning.calibration_memory import forecast
 from prunectl.pruning.calibration_samples import device_of, dtype_of
-from prunectl.pruning.edit_masks import masks_of
-from prunectl.pruning.edits import Copy
 from prunectl.pruning.job import Job, fingerprint
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.shared_store import SharedStore, shared_store
@@ -34,6 +36,8 @@ from prunectl.pruning.targets import (
 from prunectl.ranks.launched import on_this_host
 from prunectl.ranks.ranks import Ranks
 from prunectl.tensorspec import TensorSpec
+from prunectl.transform.edits import Copy, Edit
+from prunectl.transform.writing import edited
 
 if TYPE_CHECKING:
     from prunectl.calibration.engine import Values, Wanted
@@ -146,7 +150,7 @@ def _resolve(
     """
     job = run.job
     by_magnitude = job.masks is not None or not job.settings.method.spec.is_calibrated
-    targets = masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
+    targets = _masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
             unfit = sum(_zeros(run, set(pool.members) - _fitting(job, index)).values())
@@ -277,3 +281,30 @@ def _outside(specs: list[TensorSpec], run: _Run, pruner: Pruner) -> None:
         todo = {spec.name: [Captured(one, None) for one in parts]}  # one at a time is in memory
         for _ in pruned(pruner, todo, run.ranks):
             pass
+
+
+def _masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
+    """What magnitudes, or a file of masks, leave of each tensor: a mask to fit the survivors to."""
+    return {
+        name: _ByEdit(job, name, edit, reader)
+        for name, edit in edits.items()
+        if not isinstance(edit, Copy)
+    }
+
+
+class _ByEdit:
+    """The mask that an edit gives, found when it is asked for: one tensor is in memory."""
+
+    def __init__(self, job: Job, name: str, edit: Edit, reader: TensorReader) -> None:
+        self._job, self._name, self._edit, self._reader = job, name, edit, reader
+
+    def mask(self) -> torch.Tensor:
+        """bool, of the tensor's shape."""
+        stored = self._job.checkpoint.by_name[self._name]
+        planned = self._job.planned[self._name]
+        out = edited(
+            stored, self._edit, planned.input_axis, self._reader, prunable=planned.mask is None
+        )
+        uint = np.dtype(f"u{stored.spec.dtype.bits // 8}")
+        magnitudes = out.view(uint) & uint.type((1 << (8 * uint.itemsize - 1)) - 1)
+        return torch.from_numpy(magnitudes != 0).reshape(stored.spec.shape)

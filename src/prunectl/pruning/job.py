@@ -21,9 +21,9 @@ from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
 from prunectl.plan.settings import PruneSettings, check_settings
 from prunectl.pruning.masking import fit_masks, mask_argument, source_note
-from prunectl.pruning.outputs import OutputTensor, output_tensors
 from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
 from prunectl.sink.target import check_space, check_target, is_safe_relative
+from prunectl.transform.outputs import OutputTensor, output_tensors
 
 if TYPE_CHECKING:
     from prunectl.calibration.samples import Samples

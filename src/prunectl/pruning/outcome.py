@@ -12,13 +12,13 @@ from prunectl.geometry import Rows
 from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan.plan import Plan, Pool, TensorPlan
 from prunectl.plan.settings import ROW_BLOCK, Scope
-from prunectl.pruning.edits import Copy, Cut, Replace
-from prunectl.pruning.outputs import OutputTensor
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.sizes import predict
-from prunectl.pruning.transform import Written
 from prunectl.sink.shards import ShardLayout
+from prunectl.transform.edits import Copy, Cut, Replace
+from prunectl.transform.outputs import OutputTensor
+from prunectl.transform.writing import Written
 
 VISIBLE = 0.0005
 """Differences between requested and achieved sparsity from here on are explained."""

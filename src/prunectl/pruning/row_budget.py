@@ -19,14 +19,14 @@ from prunectl.magnitude.measure import PatternMeasure
 from prunectl.pattern import NM
 from prunectl.plan.plan import Plan
 from prunectl.plan.settings import ROW_BLOCK
-from prunectl.pruning.row_blocks import (
+from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.streaming import Scratch
+from prunectl.transform.row_blocks import (
     RowShares,
     block_rows,
     choose_blocks,
     merged,
 )
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.streaming import Scratch
 
 
 @dataclass(frozen=True, slots=True)

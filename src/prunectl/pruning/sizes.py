@@ -9,8 +9,8 @@ from prunectl.layouts.layout import Statistics
 from prunectl.layouts.table import DENSE, LAYOUTS
 from prunectl.pattern import NM, parse_pattern
 from prunectl.pruning.result import TensorOutcome
-from prunectl.pruning.transform import Written
 from prunectl.tensorspec import DTYPES
+from prunectl.transform.writing import Written
 
 
 def predict(tensors: Sequence[TensorOutcome], written: Mapping[str, Written]) -> dict[str, int]:

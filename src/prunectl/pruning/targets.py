@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from prunectl.pattern import NM, nearest_prefix, pruned_count
 from prunectl.plan.plan import Plan, Pool
 from prunectl.plan.settings import Scope
-from prunectl.pruning.row_blocks import RowShares
 from prunectl.tensorspec import TensorSpec
+from prunectl.transform.row_blocks import RowShares
 
 if TYPE_CHECKING:
     import torch

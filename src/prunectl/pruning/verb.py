@@ -25,8 +25,7 @@ from prunectl.pruning.calibration_samples import device_of
 from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.outcome import build_result, check_written
 from prunectl.pruning.papers import write_papers
-from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.resolving import resolved
+from prunectl.pruning.resolve import Resolution, resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
 from prunectl.ranks.folder import shared_folder

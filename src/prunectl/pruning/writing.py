@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
-from prunectl.pruning.edits import Copy
 from prunectl.pruning.finished import check_finished
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.transform import Written, write_tensor
 from prunectl.ranks.ranks import Ranks
 from prunectl.sink.records import record_object
 from prunectl.sink.resumable import ResumableFolder
 from prunectl.sink.shards import Shard, ShardWriter
 from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
+from prunectl.transform.edits import Copy
+from prunectl.transform.writing import Written, write_tensor
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

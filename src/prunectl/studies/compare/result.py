@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.analysis.model_stats import ModelStats
+from prunectl.measure.model_stats import ModelStats
 from prunectl.plain import plain
 from prunectl.studies.compare.overlap import Overlap
 

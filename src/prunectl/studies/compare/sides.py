@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
+from prunectl.measure.measured import Measured
 from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning.edits import Copy, Edit, Editor, block_unit
 from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
 from prunectl.streaming import Scratch
 from prunectl.studies.compare.matching import Candidate
+from prunectl.transform.edits import Copy, Edit, Editor, block_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from prunectl.analysis.cache import measured_of
 from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.groups import layer_label
-from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
+from prunectl.measure.cache import measured_of
+from prunectl.measure.model_stats import ModelStats, model_stats
 from prunectl.plan.prunable import recorded_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings

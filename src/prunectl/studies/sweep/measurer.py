@@ -14,8 +14,6 @@ import numpy as np
 from blake3 import blake3
 
 from prunectl._version import __version__
-from prunectl.analysis.cache import load_measured
-from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -23,6 +21,8 @@ from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.subject import Subject, dtype_of, open_subject
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.measure.cache import load_measured
+from prunectl.measure.measured import Measured
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.plan.prunable import prunable_tensors

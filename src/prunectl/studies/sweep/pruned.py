@@ -9,20 +9,20 @@ from pathlib import Path
 
 import torch
 
-from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.evaluation.subject import Subject
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.measure.measured import Measured
 from prunectl.plan.plan import TensorPlan
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning.edited import edited
-from prunectl.pruning.edits import Copy, Edit, Replace
 from prunectl.pruning.job import plan_job
-from prunectl.pruning.resolving import resolved
+from prunectl.pruning.resolve import resolved
 from prunectl.pruning.verb import DEFAULT_SHARD_SIZE
 from prunectl.tensorspec import TensorSpec
+from prunectl.transform.edits import Copy, Edit, Replace
+from prunectl.transform.writing import edited
 
 PHASE = "pruning in memory"
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prunectl.analysis.cache import measured_of
-from prunectl.analysis.model_stats import ModelStats, model_stats
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub import drop_commit, is_in_cache
 from prunectl.checkpoint.opening import hub_id, local_path
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
+from prunectl.measure.cache import measured_of
+from prunectl.measure.model_stats import ModelStats, model_stats
 from prunectl.plan.prunable import require_prunable
 from prunectl.sink.target import MANIFEST_NAME
 from prunectl.studies.trace.changes import LEAST, Trend, abrupt, trend

@@ -14,10 +14,10 @@ from typing import IO, Any, BinaryIO
 import blake3
 
 from prunectl._version import __version__
-from prunectl.analysis.measured import Measured
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.magnitude.measure import PatternStats, TensorFacts
 from prunectl.magnitude.store import HistogramStore
+from prunectl.measure.measured import Measured
 from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.userdirs import cache_dir, write_cache_file
 

@@ -12,14 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunectl.analysis.measured import Measured, refine, unresolved_bins
-from prunectl.analysis.result import NEAR_ZERO, QUANTILES
-from prunectl.analysis.thresholds import find_targets, shares, tolerances
-from prunectl.analysis.verb import measure_missing, refuse_nans
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import NaNWeights
 from prunectl.events import OnEvent
 from prunectl.magnitude.select import quantile_rank
+from prunectl.measure.measured import Measured, refine, unresolved_bins
+from prunectl.measure.missing import measure_missing, refuse_nans
+from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES, find_targets, shares, tolerances
 from prunectl.pattern import NM, pruned_count
 
 OF_STD = (0.001, 0.01, 0.1)

@@ -10,14 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.analysis.measured import Measured, refine, unresolved_bins
-from prunectl.analysis.result import NEAR_ZERO, QUANTILES
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.events import OnEvent
 from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
+from prunectl.measure.measured import Measured, refine, unresolved_bins
 from prunectl.ranks.ranks import ALONE, Ranks
+
+NEAR_ZERO = (1e-8, 1e-5, 1e-3)
+"""Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Quantiles of |w| by lower nearest rank: the ceil(q*n)-th smallest magnitude."""
 
 _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ import blake3
 import numpy as np
 
 from prunectl.checkpoint.reader import TensorReader
+from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, BadMaskFile, NaNWeights
 from prunectl.geometry import Rows
 from prunectl.layouts.layout import entropy
@@ -24,7 +26,8 @@ from prunectl.magnitude.masks import (
     nm_violations,
 )
 from prunectl.pattern import pruned_count
-from prunectl.pruning.edits import (
+from prunectl.streaming import Bytes, Scratch
+from prunectl.transform.edits import (
     Copy,
     CutRows,
     Edit,
@@ -33,10 +36,11 @@ from prunectl.pruning.edits import (
     Replace,
     block_unit,
 )
-from prunectl.pruning.outputs import OutputTensor
-from prunectl.streaming import Bytes, Scratch
+from prunectl.transform.outputs import OutputTensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prunectl.magnitude.on_device import OnDevice
 
 _SAMPLE = 1 << 15
@@ -235,3 +239,26 @@ def _lines(
 ) -> Iterator[Codes]:
     for _, block in blocks():
         yield block.view(uint).reshape(-1, width)
+
+
+def edited(
+    stored: StoredTensor, edit: Edit, axis: int | None, reader: TensorReader, *, prunable: bool
+) -> NDArray[np.uint8]:
+    """The bytes that a prune would write.
+
+    Args:
+        stored: the tensor in the source, which ``reader`` reads.
+        axis: its input axis. prunable: whether NaN stops.
+
+    Raises:
+        NaNWeights, BadMaskFile: as :func:`prunectl.transform.writing.write_tensor`.
+    """
+    out = np.empty(stored.spec.nbytes, np.uint8)
+
+    def write(offset: int, data: memoryview) -> None:
+        out[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+    scratch = Scratch(threading.Event())
+    output = OutputTensor(stored.spec, stored)
+    write_tensor(output, edit, axis, reader, write, scratch, prunable=prunable)
+    return out
