@@ -25,9 +25,9 @@ from pretend_device import PretendDevice
 import prunectl
 from prunectl.calibration import forward
 from prunectl.errors import PrunectlError
+from prunectl.parallel import devices, link
+from prunectl.parallel import ranks as ranks_module
 from prunectl.pruning import calibration_samples
-from prunectl.ranks import devices, link
-from prunectl.ranks import ranks as ranks_module
 
 RANK = int(os.environ["RANK"])
 OWN, CPU = torch.device("cuda", RANK), torch.device("cpu")

@@ -29,8 +29,8 @@ from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.measure import cache
-from prunectl.ranks import watch
-from prunectl.sink import guest
+from prunectl.output import guest
+from prunectl.parallel import watch
 
 RANK = int(os.environ.get("RANK", "0"))
 READ = cache._read

@@ -35,8 +35,8 @@ from prunectl.errors import (
     UnsafePickle,
     UnsupportedCheckpoint,
 )
+from prunectl.output import target
 from prunectl.pattern import parse_pattern
-from prunectl.sink import target
 
 HALF = PruneSettings(sparsity=0.5)
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -32,13 +32,13 @@ from prunectl.events import Advanced, Event
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.compressed import open_model
+from prunectl.output.manifest import read_manifest
 from prunectl.pattern import pruned_count
 from prunectl.plan.plan import Pool
 from prunectl.plan.settings import Budget, Rule, Scope
 from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
 from prunectl.publishing.selection import card_of, local_card
-from prunectl.sink.manifest import read_manifest
 from prunectl.transform.row_blocks import choose_rows
 
 BLOCK = 16

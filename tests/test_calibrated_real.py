@@ -17,7 +17,7 @@ import pytest
 import reference
 
 import brown
-from prunectl.sink.target import calibrated_journal
+from prunectl.output.target import calibrated_journal
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunectl.sink import config_json
-from prunectl.sink.config_json import is_markable, mark, unmark
+from prunectl.output import config_json
+from prunectl.output.config_json import is_markable, mark, unmark
 
 WEIGHTS = "model.prunectl.safetensors"
 VALUES = st.recursive(

@@ -48,12 +48,12 @@ from prunectl.errors import (
     UnsupportedCheckpoint,
 )
 from prunectl.events import Event
+from prunectl.output import target
+from prunectl.output.journal import Journal
+from prunectl.output.manifest import read_manifest
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.target import journal_file, work_folder
 from prunectl.pruning.finished import check_finished
-from prunectl.sink import target
-from prunectl.sink.journal import Journal
-from prunectl.sink.manifest import read_manifest
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.sink.target import journal_file, work_folder
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -1169,10 +1169,10 @@ def test_a_read_only_disk(source: Path, small_disk: Path) -> None:
 CHILD = """
 import os, signal, sys
 from prunectl import export
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.journal import Journal
-from prunectl.sink.manifest import read_manifest
-from prunectl.sink.resumable import ResumableFolder
+from prunectl.output.folder import OutputFolder
+from prunectl.output.journal import Journal
+from prunectl.output.manifest import read_manifest
+from prunectl.output.resumable import ResumableFolder
 
 source, out, layout, number = *sys.argv[1:4], int(sys.argv[4])
 add, commit, shards = Journal.add, OutputFolder.commit, []

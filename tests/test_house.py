@@ -54,7 +54,7 @@ FLOORS: dict[str, set[str]] = {
 HEIGHT = {room: height for height, rooms in enumerate(reversed(FLOORS.values())) for room in rooms}
 
 # Two modules read from the Hub, one writes to it.
-HUB_MODULES = {"checkpoint/hub.py", "checkpoint/hub_files.py", "sink/upload.py"}
+HUB_MODULES = {"checkpoint/hub.py", "checkpoint/hub_files.py", "output/upload.py"}
 
 # Parts of huggingface_hub that never touch the network.
 HUB_OFFLINE = {

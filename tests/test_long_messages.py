@@ -21,7 +21,7 @@ from prunectl import PruneSettings, export, open_checkpoint, open_weights, prune
 from prunectl.checkpoint.mask_file import read_masks
 from prunectl.checkpoint.opening import open_stored
 from prunectl.errors import MAX_MESSAGE, PrunectlError, shortened
-from prunectl.sink.manifest import read_manifest
+from prunectl.output.manifest import read_manifest
 
 LONG = "n" * 100_000
 WIDE = "n" * 1000

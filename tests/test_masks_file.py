@@ -33,8 +33,8 @@ from prunectl.events import Advanced, Event, Note, PhaseStarted, ignore_events
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.magnitude.masks import keep, kept_bits
-from prunectl.sink.manifest import read_manifest
-from prunectl.sink.mask_file import MaskEntry, MaskWriter
+from prunectl.output.manifest import read_manifest
+from prunectl.output.mask_file import MaskEntry, MaskWriter
 
 UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"

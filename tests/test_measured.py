@@ -12,9 +12,9 @@ import tiny_models
 from hubserver import WRITER, Hub, Worker
 
 import prunectl
-from prunectl.sink.card import END, SECTION
-from prunectl.sink.manifest import read_manifest
-from prunectl.sink.measured import ResultFile, results_in, weights_of
+from prunectl.output.card import END, SECTION
+from prunectl.output.manifest import read_manifest
+from prunectl.output.measured import ResultFile, results_in, weights_of
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -33,8 +33,8 @@ from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.on_device import OnDevice
 from prunectl.measure.measured import Measured, measure
+from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
-from prunectl.streaming import Scratch
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
 from prunectl.transform.edits import Editor, RowGroups
 

@@ -40,12 +40,12 @@ from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.weights import load_state_dict
 from prunectl.methods.target import PerRow, PerTensor, Target
+from prunectl.output import target
+from prunectl.output.manifest import read_manifest
 from prunectl.plan.settings import Calibration
 from prunectl.pruning.allocation import scores
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.pruning.calibration_samples import gather_samples
-from prunectl.sink import target
-from prunectl.sink.manifest import read_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json").read_text())
 RANDOM = Calibration("random", samples=4, sequence_length=12)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ from prunectl.errors import (
 )
 from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
-from prunectl.sink.manifest import read_manifest
+from prunectl.output.manifest import read_manifest
 
 UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -413,7 +413,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from prunectl import PruneSettings, prune
-from prunectl.sink.journal import Journal
+from prunectl.output.journal import Journal
 
 add, shards = Journal.add, []
 

@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunectl import NM, PruneSettings, Scope, prune, verify
-from prunectl.sink.manifest import read_manifest
+from prunectl.output.manifest import read_manifest
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json").read_text())
 Tiny = Callable[[str], Path]

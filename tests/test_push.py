@@ -19,7 +19,7 @@ from hubserver import READER, WRITER, Hub, Worker, worker
 from hubserver.cards import check_card
 
 import prunectl
-from prunectl.sink.card import END, START
+from prunectl.output.card import END, START
 
 MINILM = "org/all-MiniLM-L6-v2"
 SECRETS = (READER, WRITER)

@@ -17,7 +17,7 @@ from hubserver import WRITER, Hub, Worker
 from hubserver.server import ROUTES
 
 import prunectl
-from prunectl.sink.card import END, SECTION, START
+from prunectl.output.card import END, SECTION, START
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from tiny_models import make
 
 import prunectl
 from prunectl.events import Advanced, Event
-from prunectl.ranks.shares import piles, slices
-from prunectl.sink.target import work_folder
+from prunectl.output.target import work_folder
+from prunectl.parallel.shares import piles, slices
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 BIN = Path(sys.executable).parent

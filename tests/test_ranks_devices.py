@@ -19,7 +19,7 @@ import reference
 import torch
 from test_ranks import BIN, SECONDS
 
-from prunectl.ranks.devices import Place, errors_are_raised, name_of, why_by_host
+from prunectl.parallel.devices import Place, errors_are_raised, name_of, why_by_host
 
 HERE = Path(__file__).parent
 Said = list[dict[str, Any]]

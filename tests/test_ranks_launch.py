@@ -24,11 +24,11 @@ from prunectl.cli.run import run
 from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
 from prunectl.events import ignore_events
-from prunectl.ranks.asking import NoAnswer, answer_to
-from prunectl.ranks.errors import RankFailed, RanksDiffer, RanksLost
-from prunectl.ranks.joining import _interruptible, joined_ranks
-from prunectl.ranks.meeting import _listens, _roll_call
-from prunectl.ranks.network import INTERFACE, _interface, on_their_network
+from prunectl.parallel.asking import NoAnswer, answer_to
+from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
+from prunectl.parallel.joining import _interruptible, joined_ranks
+from prunectl.parallel.meeting import _listens, _roll_call
+from prunectl.parallel.network import INTERFACE, _interface, on_their_network
 
 BIN = Path(sys.executable).parent
 SECONDS = 120
@@ -255,7 +255,7 @@ def test_what_the_first_rank_says_no_other_repeats(monkeypatch: pytest.MonkeyPat
 STOPS = """
 import os, signal, sys
 from prunectl.cli.run import run
-from prunectl.ranks import ranks, watch
+from prunectl.parallel import ranks, watch
 watch._SILENT = 2.0
 check = ranks.Ranks.check_source
 def check_source(self, *what):
@@ -357,7 +357,7 @@ def test_whoever_calls_the_roll_can_be_interrupted() -> None:
 WAITS = """
 import sys
 from prunectl.cli.run import run
-from prunectl.ranks import meeting
+from prunectl.parallel import meeting
 meeting._PATIENCE = 0.2
 note = meeting.Note
 meeting.Note = lambda text: (print("now", flush=True), note(text))[1]

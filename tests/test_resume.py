@@ -19,8 +19,8 @@ import torch
 from prunectl import PruneResult, PruneSettings, prune, verify
 from prunectl.errors import OutputConflict
 from prunectl.events import Advanced, Event, Note
-from prunectl.sink.journal import Journal
-from prunectl.sink.target import journal_file, work_folder
+from prunectl.output.journal import Journal
+from prunectl.output.target import journal_file, work_folder
 
 SHARDS = 6
 LIMIT = 1_000_000
@@ -31,8 +31,8 @@ CHILD = """
 import os, signal, sys, time
 from prunectl import PruneSettings, prune
 from prunectl.events import Advanced
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.journal import Journal
+from prunectl.output.folder import OutputFolder
+from prunectl.output.journal import Journal
 
 source, out, mode, number = *sys.argv[1:4], int(sys.argv[4])
 force = "force" in mode
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_the_target_absent(
 
 def test_ctrl_c_on_the_command_line(source: Path, out: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", "import time; from prunectl.streaming import Scratch\n"
+        [sys.executable, "-c", "import time; from prunectl.parallel.streaming import Scratch\n"
          "blocks = Scratch.blocks\n"
          "def slow(*args, **more):\n"
          "    for block in blocks(*args, **more):\n"

@@ -12,9 +12,9 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_load
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunectl.sink import frontmatter
-from prunectl.sink.card import END, START, CardFacts, RoleRow, earlier_commands, model_card
-from prunectl.sink.records import Count
+from prunectl.output import frontmatter
+from prunectl.output.card import END, START, CardFacts, RoleRow, earlier_commands, model_card
+from prunectl.output.records import Count
 
 FACTS = CardFacts(
     model="org/name@v1",
@@ -260,6 +260,6 @@ def test_any_text_survives(text: str) -> None:
 
 
 def test_the_rule_is_the_hubs() -> None:
-    from prunectl.sink.frontmatter import YAML_BLOCK
+    from prunectl.output.frontmatter import YAML_BLOCK
 
     assert YAML_BLOCK == REGEX_YAML_BLOCK

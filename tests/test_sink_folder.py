@@ -23,13 +23,13 @@ import pytest
 
 from prunectl.errors import CannotWrite, NoSpace, OutputConflict
 from prunectl.events import Event, Note
-from prunectl.sink import folder as folder_module
-from prunectl.sink import journal as journal_module
-from prunectl.sink import osfiles
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.osfiles import os_errors
-from prunectl.sink.shards import plan_shards
-from prunectl.sink.target import (
+from prunectl.output import folder as folder_module
+from prunectl.output import journal as journal_module
+from prunectl.output import osfiles
+from prunectl.output.folder import OutputFolder
+from prunectl.output.osfiles import os_errors
+from prunectl.output.shards import plan_shards
+from prunectl.output.target import (
     calibrated_folder,
     check_space,
     check_target,
@@ -45,10 +45,10 @@ LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
 JOB = """
 import os, signal, sys
 from pathlib import Path
-from prunectl.sink import folder as folder_module
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.journal import Journal
-from prunectl.sink.shards import ShardWriter, plan_shards
+from prunectl.output import folder as folder_module
+from prunectl.output.folder import OutputFolder
+from prunectl.output.journal import Journal
+from prunectl.output.shards import ShardWriter, plan_shards
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
@@ -698,8 +698,8 @@ def test_a_folder_that_may_not_be_written() -> None:
 import os, sys
 from pathlib import Path
 from prunectl.errors import CannotWrite
-from prunectl.sink.folder import OutputFolder
-import prunectl.sink.journal
+from prunectl.output.folder import OutputFolder
+import prunectl.output.journal
 if os.getuid() == 0:
     os.setuid(65534)  # root may write everywhere
 for name in ("out", "a/b/out"):
@@ -870,7 +870,7 @@ BIND = """
 import sys
 from pathlib import Path
 from prunectl.errors import OutputConflict
-from prunectl.sink.target import check_target
+from prunectl.output.target import check_target
 for target in sys.argv[1:]:
     try:
         check_target(Path(target), force=True, protected=[])

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunectl.errors import BadManifest
-from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.records import Count, FileRecord, SourceFile, SourceRecord, TensorRecord
+from prunectl.output.manifest import Manifest, read_manifest
+from prunectl.output.records import Count, FileRecord, SourceFile, SourceRecord, TensorRecord
 from prunectl.tensorspec import DTYPES
 
 DOCS = Path(__file__).parent.parent / "docs"

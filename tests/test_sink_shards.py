@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from prunectl.errors import CannotWrite, InvalidOption, NoSpace, OutputError
-from prunectl.sink import osfiles
-from prunectl.sink import partial as partial_module
-from prunectl.sink.header import encode_header
-from prunectl.sink.shards import INDEX_NAME, Shard, ShardWriter, parse_size, plan_shards
+from prunectl.output import osfiles
+from prunectl.output import partial as partial_module
+from prunectl.output.header import encode_header
+from prunectl.output.shards import INDEX_NAME, Shard, ShardWriter, parse_size, plan_shards
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NUMPY = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "U8": "u1", "BOOL": "?"}

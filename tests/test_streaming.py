@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.streaming import (
+from prunectl.parallel.streaming import (
     BATCH_BYTES,
     BLOCK_BYTES,
     Scratch,

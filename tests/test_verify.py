@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from prunectl import NM, PruneSettings, VerifyReport, open_checkpoint, prune, verify
 from prunectl.errors import BadManifest
 from prunectl.events import Event, Note
-from prunectl.sink.manifest import read_manifest
+from prunectl.output.manifest import read_manifest
 
 INDEX = "model.safetensors.index.json"
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from prunectl import NM, PruneSettings, prune, verify
 from prunectl.errors import BadManifest
 from prunectl.events import Event, Note
+from prunectl.output.manifest import read_manifest
 from prunectl.plan.settings import Calibration
-from prunectl.sink.manifest import read_manifest
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 UP = "model.layers.0.mlp.up_proj.weight"

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from prunectl.loading.weights import Weights as Weights
     from prunectl.loading.weights import load_state_dict as load_state_dict
     from prunectl.loading.weights import open_weights as open_weights
+    from prunectl.parallel.joining import joined_ranks as joined_ranks
+    from prunectl.parallel.ranks import Ranks as Ranks
     from prunectl.pattern import NM as NM
     from prunectl.pattern import Unstructured as Unstructured
     from prunectl.pattern import parse_pattern as parse_pattern
@@ -75,8 +77,6 @@ if TYPE_CHECKING:
     from prunectl.pruning.verb import prune as prune
     from prunectl.publishing.result import PushResult as PushResult
     from prunectl.publishing.verb import push as push
-    from prunectl.ranks.joining import joined_ranks as joined_ranks
-    from prunectl.ranks.ranks import Ranks as Ranks
     from prunectl.report.analyze_page import analyze_page as analyze_page
     from prunectl.report.compare_page import compare_page as compare_page
     from prunectl.report.lottery_page import lottery_page as lottery_page

@@ -13,9 +13,9 @@ from prunectl.analysis.summary import source_facts
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.hub_remote import RemoteModel
 from prunectl.checkpoint.roles import TensorRole
+from prunectl.output.osfiles import free_bytes
+from prunectl.output.shards import parse_size, plan_shards
 from prunectl.plan.prunable import not_prunable_reason, prunable_tensors
-from prunectl.sink.osfiles import free_bytes
-from prunectl.sink.shards import parse_size, plan_shards
 from prunectl.tensorspec import TensorSpec
 
 

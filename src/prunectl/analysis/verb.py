@@ -18,10 +18,10 @@ from prunectl.events import OnEvent, ignore_events
 from prunectl.measure.cache import measured_of
 from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import find_targets
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import named_device
 from prunectl.pattern import NM, distinct_nms, pruned_count
 from prunectl.plan.prunable import prunable_tensors
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.streaming import named_device
 
 if TYPE_CHECKING:
     pass

@@ -18,7 +18,7 @@ from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
-from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.parallel.ranks import ALONE, Ranks
 
 Values = dict[str, torch.Tensor]
 

@@ -23,7 +23,7 @@ from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.methods.table import DEFAULT
-from prunectl.sink.osfiles import allocate
+from prunectl.output.osfiles import allocate
 
 Inputs = Mapping[str, torch.Tensor]
 

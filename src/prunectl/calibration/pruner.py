@@ -15,7 +15,7 @@ import torch
 
 from prunectl.calibration.capture import Matrix
 from prunectl.methods.statistics import Gram
-from prunectl.ranks.ranks import Ranks
+from prunectl.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)

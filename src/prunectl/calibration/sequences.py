@@ -16,7 +16,7 @@ from prunectl.data.errors import BadData
 from prunectl.data.source import SourceKind
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
 from prunectl.errors import InvalidOption
-from prunectl.sink.osfiles import read_regular
+from prunectl.output.osfiles import read_regular
 
 MIN_TOKENS = 16
 """A window with fewer tokens is no sample, unless fewer were asked for."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
     from prunectl.events import OnEvent
-    from prunectl.ranks.ranks import Ranks
+    from prunectl.parallel.ranks import Ranks
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -245,7 +245,7 @@ def parsed_size(text: str) -> int:
     Raises:
         InvalidOption: it is none.
     """
-    from prunectl.sink.shards import parse_size
+    from prunectl.output.shards import parse_size
 
     return parse_size(text)
 
@@ -265,7 +265,7 @@ def command_of(
 
 def ranks_of(context: typer.Context) -> Ranks:
     """The processes that share this command."""
-    from prunectl.ranks.ranks import ALONE
+    from prunectl.parallel.ranks import ALONE
 
     ranks: Ranks | None = context.obj[RANKS]
     return ranks or ALONE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
-from prunectl.ranks.launched import is_first_process
+from prunectl.parallel.launched import is_first_process
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -134,7 +134,7 @@ def check_file(path: Path) -> None:
         CannotWrite: it is a folder, or its own folder is missing or not writable; it is a loop of
             links, or its name is too long.
     """
-    from prunectl.sink.osfiles import os_errors, real_path
+    from prunectl.output.osfiles import os_errors, real_path
 
     with os_errors(path):
         real_path(path)
@@ -154,7 +154,7 @@ def save_text(path: Path, text: str | bytes) -> None:
     """
     if not is_first_process():
         return
-    from prunectl.sink.osfiles import replace_file
+    from prunectl.output.osfiles import replace_file
 
     replace_file(path, text if isinstance(text, bytes) else text.encode("utf-8"))
 

@@ -13,10 +13,10 @@ from prunectl.cli.command_line import visible
 from prunectl.cli.errors import USAGE
 from prunectl.errors import InvalidOption
 from prunectl.events import Event, Note, ignore_events
-from prunectl.ranks.launched import is_first_process, launched
+from prunectl.parallel.launched import is_first_process, launched
 
 if TYPE_CHECKING:
-    from prunectl.ranks.ranks import Ranks
+    from prunectl.parallel.ranks import Ranks
 
 SHARED = ("analyze", "prune", "export", "verify")
 """Commands whose tensors and files are shared out."""
@@ -42,7 +42,7 @@ def joined(argv: Sequence[str]) -> Iterator[Ranks | None]:
         if launched()[1] == 1 or command not in SHARED:
             yield None
             return
-        from prunectl.ranks.joining import joined_ranks
+        from prunectl.parallel.joining import joined_ranks
 
         with joined_ranks(ignore_events if _is_quiet(argv) else _tell) as ranks:
             yield ranks
@@ -70,7 +70,7 @@ def _tell(event: Event) -> None:
 
 def words_of_rank(error: BaseException, text: str) -> str:
     """What this process says of its end: '' where another one says it."""
-    from prunectl.ranks.errors import RankFailed, RanksDiffer
+    from prunectl.parallel.errors import RankFailed, RanksDiffer
 
     rank, _ = launched()
     if not rank:

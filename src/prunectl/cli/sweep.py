@@ -23,9 +23,9 @@ from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import metrics
 from prunectl.methods.table import DEFAULT
+from prunectl.output.osfiles import os_errors, real_path
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.plan.settings import Budget
-from prunectl.sink.osfiles import os_errors, real_path
 from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
 
 if TYPE_CHECKING:

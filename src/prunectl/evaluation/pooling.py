@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
-from prunectl.sink.osfiles import read_regular
+from prunectl.output.osfiles import read_regular
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from prunectl.events import Note, OnEvent
-from prunectl.ranks.launched import launched
+from prunectl.parallel.launched import launched
 
 One = TypeVar("One")
 Result = TypeVar("Result")

@@ -15,8 +15,8 @@ from prunectl.errors import BadCheckpoint, PrunectlError, UnknownArchitecture
 from prunectl.evaluation.heads import class_with_head
 from prunectl.evaluation.metric import Head
 from prunectl.events import Note
+from prunectl.parallel.launched import launched
 from prunectl.plan.prunable import prunable_tensors, recorded_prunable
-from prunectl.ranks.launched import launched
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from blake3 import blake3
 from prunectl.data.errors import first_line
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.output.osfiles import os_errors
 from prunectl.plain import plain
-from prunectl.sink.osfiles import os_errors
 
 if TYPE_CHECKING:
     import torch

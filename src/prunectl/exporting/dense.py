@@ -15,8 +15,8 @@ from prunectl.exporting.writing import Stored
 from prunectl.layouts.table import DENSE
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
-from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.output.shards import Shard, ShardWriter
+from prunectl.parallel.streaming import Scratch, run_tensors
 from prunectl.transform.outputs import OutputTensor
 
 

@@ -14,13 +14,13 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
 from prunectl.exporting.survey import Expected, held_to
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS
+from prunectl.output.manifest import Manifest, read_manifest
+from prunectl.output.parts import PartsShard, plan_parts
+from prunectl.output.shards import ShardLayout, parse_size, plan_shards
+from prunectl.output.target import MANIFEST_NAME, check_target
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 from prunectl.pruning.job import protected
-from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.parts import PartsShard, plan_parts
-from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
-from prunectl.sink.target import MANIFEST_NAME, check_target
 from prunectl.transform.outputs import OutputTensor, output_tensors
 
 

@@ -23,14 +23,14 @@ from prunectl.exporting.survey import check_digest, held_to
 from prunectl.geometry import Rows, mask_unit
 from prunectl.loading.compressed import open_model
 from prunectl.magnitude.masks import kept_bits, nm_violations
+from prunectl.output.manifest import Manifest, read_manifest
+from prunectl.output.mask_file import MaskEntry, MaskWriter
+from prunectl.output.osfiles import os_errors, real_path
+from prunectl.output.target import MANIFEST_NAME, check_space
+from prunectl.parallel.streaming import Scratch, run_ordered, run_tensors
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan.prunable import input_axis, prunable_tensors
 from prunectl.pruning.job import protected
-from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.mask_file import MaskEntry, MaskWriter
-from prunectl.sink.osfiles import os_errors, real_path
-from prunectl.sink.target import MANIFEST_NAME, check_space
-from prunectl.streaming import Scratch, run_ordered, run_tensors
 
 
 @dataclass(frozen=True, slots=True)

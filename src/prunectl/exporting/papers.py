@@ -11,6 +11,14 @@ from prunectl._version import __version__
 from prunectl.exporting.job import Job
 from prunectl.exporting.result import ExportResult
 from prunectl.exporting.writing import Stored
+from prunectl.output.card import CardFacts, earlier_commands, model_card, role_rows
+from prunectl.output.config_json import CONFIG_NAME, is_markable, mark, unmark
+from prunectl.output.folder import OutputFolder
+from prunectl.output.manifest import SCHEMA_VERSION, Manifest
+from prunectl.output.parts import PARTS_INDEX, parts_index
+from prunectl.output.records import Count, FileRecord, TensorRecord
+from prunectl.output.shards import INDEX_NAME
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 from prunectl.plan.prunable import input_axis, prunable_tensors
 from prunectl.pruning.papers import (
     auto_class_of,
@@ -20,14 +28,6 @@ from prunectl.pruning.papers import (
     source_card,
     source_record,
 )
-from prunectl.sink.card import CardFacts, earlier_commands, model_card, role_rows
-from prunectl.sink.config_json import CONFIG_NAME, is_markable, mark, unmark
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.manifest import SCHEMA_VERSION, Manifest
-from prunectl.sink.parts import PARTS_INDEX, parts_index
-from prunectl.sink.records import Count, FileRecord, TensorRecord
-from prunectl.sink.shards import INDEX_NAME
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
 from prunectl.userdirs import expanded
 

@@ -17,10 +17,10 @@ from prunectl.errors import BadCheckpoint, PatternMismatch
 from prunectl.events import OnEvent
 from prunectl.layouts.layout import Extra, Misfit, Survey, pattern_of
 from prunectl.layouts.table import AUTO, CODINGS, DENSE, SUFFIXES, by_size, sizes
+from prunectl.output.manifest import Manifest
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.manifest import Manifest
-from prunectl.streaming import Scratch
 from prunectl.tensorspec import TensorSpec, name_fault
 
 if TYPE_CHECKING:

@@ -20,17 +20,17 @@ from prunectl.exporting.survey import Choice, choose_layouts
 from prunectl.exporting.writing import Stored, room_for, write_parts
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS, SUFFIXES
 from prunectl.loading.compressed import open_model
+from prunectl.output.folder import OutputFolder
+from prunectl.output.parts import PartsShard, PartsWriter
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.shards import Shard, ShardWriter
+from prunectl.output.target import check_nobody_writes, check_space
+from prunectl.parallel.folder import shared_folder
+from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
 from prunectl.pruning.finished import check_finished
 from prunectl.pruning.job import protected, side_bytes
-from prunectl.ranks.folder import shared_folder
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.parts import PartsShard, PartsWriter
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.sink.target import check_nobody_writes, check_space
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _PHASE = "writing weights"

@@ -15,9 +15,9 @@ from prunectl.exporting.survey import Choice
 from prunectl.layouts.layout import Encoder, Pieces, StoredPart
 from prunectl.layouts.parts import Bytes
 from prunectl.layouts.table import CODINGS
-from prunectl.sink.header import ALIGNMENT
-from prunectl.sink.parts import PartsShard, PartsWriter, header_room
-from prunectl.streaming import Scratch, run_ordered
+from prunectl.output.header import ALIGNMENT
+from prunectl.output.parts import PartsShard, PartsWriter, header_room
+from prunectl.parallel.streaming import Scratch, run_ordered
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _ITEM_BYTES = 4 << 20

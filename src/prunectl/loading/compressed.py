@@ -23,10 +23,10 @@ from prunectl.errors import BadCheckpoint, BadManifest
 from prunectl.layouts.table import CODINGS, DENSE
 from prunectl.loading.packed import Packed
 from prunectl.loading.reader import PartsReader
-from prunectl.sink.manifest import read_manifest
-from prunectl.sink.parts import FORMAT_VERSION, METADATA_KEY
-from prunectl.sink.records import TensorRecord
-from prunectl.sink.target import MANIFEST_NAME
+from prunectl.output.manifest import read_manifest
+from prunectl.output.parts import FORMAT_VERSION, METADATA_KEY
+from prunectl.output.records import TensorRecord
+from prunectl.output.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
 
 

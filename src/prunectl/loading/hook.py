@@ -28,7 +28,7 @@ def register() -> None:
     from transformers.quantizers import auto
 
     from prunectl.loading.quantizer import CompressedConfig, CompressedQuantizer
-    from prunectl.sink.config_json import METHOD
+    from prunectl.output.config_json import METHOD
 
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantization_config(METHOD)(CompressedConfig)

@@ -18,8 +18,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prunectl.errors import BadCheckpoint, BadManifest, UnsupportedCheckpoint
 from prunectl.layouts.table import DENSE
 from prunectl.loading import safe_open
-from prunectl.sink.config_json import METHOD
-from prunectl.sink.manifest import read_manifest
+from prunectl.output.config_json import METHOD
+from prunectl.output.manifest import read_manifest
 
 
 class CompressedConfig(QuantizationConfigMixin):  # type: ignore[misc]

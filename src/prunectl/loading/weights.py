@@ -16,7 +16,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_elements, read_tensor
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
-from prunectl.streaming import run_ordered
+from prunectl.parallel.streaming import run_ordered
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

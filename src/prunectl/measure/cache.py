@@ -18,7 +18,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.magnitude.measure import PatternStats, TensorFacts
 from prunectl.magnitude.store import HistogramStore
 from prunectl.measure.measured import Measured
-from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.userdirs import cache_dir, write_cache_file
 
 _MAGIC = b"prunectl measurements 1\n"

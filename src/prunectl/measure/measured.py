@@ -26,9 +26,9 @@ from prunectl.magnitude.measure import (
 from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Scratch, pieces
 from prunectl.pattern import NM
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.streaming import Scratch, pieces
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

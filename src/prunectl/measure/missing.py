@@ -9,9 +9,9 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import NaNWeights
 from prunectl.events import OnEvent
 from prunectl.measure.measured import Measured, measure
+from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
-from prunectl.ranks.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

@@ -16,7 +16,7 @@ from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
 from prunectl.measure.measured import Measured, refine, unresolved_bins
-from prunectl.ranks.ranks import ALONE, Ranks
+from prunectl.parallel.ranks import ALONE, Ranks
 
 NEAR_ZERO = (1e-8, 1e-5, 1e-3)
 """Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import BadManifest, InvalidOption, NothingPrunable, UnsupportedCheckpoint
+from prunectl.output.manifest import read_manifest
 from prunectl.pattern import Pattern, Unstructured
 from prunectl.plan.selectors import matches
-from prunectl.sink.manifest import read_manifest
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NONE_LEFT = "no tensor is a weight matrix of a transformer block, or filters took all of them"

@@ -18,6 +18,8 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
+from prunectl.parallel.launched import on_this_host
+from prunectl.parallel.ranks import Ranks
 from prunectl.plan.settings import Budget, Calibration, Scope
 from prunectl.pruning.calibrated import Calibrator, replaced
 from prunectl.pruning.calibrated_matrix import needs_full
@@ -33,8 +35,6 @@ from prunectl.pruning.targets import (
     share_targets,
     take_by_error,
 )
-from prunectl.ranks.launched import on_this_host
-from prunectl.ranks.ranks import Ranks
 from prunectl.tensorspec import TensorSpec
 from prunectl.transform.edits import Copy, Edit
 from prunectl.transform.writing import edited

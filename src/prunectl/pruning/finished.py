@@ -14,9 +14,9 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import SourceError
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.loading.compressed import open_model
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.streaming import Scratch, run_tensors
+from prunectl.output.resumable import ResumableFolder
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Scratch, run_tensors
 
 
 def check_finished(

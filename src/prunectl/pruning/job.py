@@ -16,13 +16,13 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, read_masks
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption
+from prunectl.output.shards import ShardLayout, parse_size, plan_shards
+from prunectl.output.target import check_space, check_target, is_safe_relative
 from prunectl.plain import plain
 from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
 from prunectl.plan.settings import PruneSettings, check_settings
 from prunectl.pruning.masking import fit_masks, mask_argument, source_note
-from prunectl.sink.shards import ShardLayout, parse_size, plan_shards
-from prunectl.sink.target import check_space, check_target, is_safe_relative
 from prunectl.transform.outputs import OutputTensor, output_tensors
 
 if TYPE_CHECKING:

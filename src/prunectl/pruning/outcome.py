@@ -9,13 +9,13 @@ from pathlib import Path
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import DamagedWork, SourceChanged
 from prunectl.geometry import Rows
+from prunectl.output.shards import ShardLayout
 from prunectl.pattern import NM, Unstructured, pruned_count
 from prunectl.plan.plan import Plan, Pool, TensorPlan
 from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.sizes import predict
-from prunectl.sink.shards import ShardLayout
 from prunectl.transform.edits import Copy, Cut, Replace
 from prunectl.transform.outputs import OutputTensor
 from prunectl.transform.writing import Written

@@ -15,15 +15,15 @@ from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
 from prunectl.layouts.table import DENSE
 from prunectl.methods.table import Method
+from prunectl.output.card import CardFacts, model_card, role_rows
+from prunectl.output.folder import OutputFolder
+from prunectl.output.manifest import Manifest
+from prunectl.output.osfiles import read_regular
+from prunectl.output.records import Count, SourceFile, SourceRecord, TensorRecord
+from prunectl.output.shards import INDEX_NAME, ShardLayout
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 from prunectl.plan.settings import ROW_BLOCK, Budget
 from prunectl.pruning.result import PruneResult, TensorOutcome
-from prunectl.sink.card import CardFacts, model_card, role_rows
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.manifest import Manifest
-from prunectl.sink.osfiles import read_regular
-from prunectl.sink.records import Count, SourceFile, SourceRecord, TensorRecord
-from prunectl.sink.shards import INDEX_NAME, ShardLayout
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
 from prunectl.tensorspec import DTYPES
 
 

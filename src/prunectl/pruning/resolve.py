@@ -16,13 +16,13 @@ from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import Measured
 from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import Target, find_own_targets, find_targets, shares
+from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
 from prunectl.plan.plan import Plan, Pool
 from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.job import Job
 from prunectl.pruning.masking import check_twins
 from prunectl.pruning.row_budget import TakenRows, take_rows
-from prunectl.ranks.ranks import ALONE, Ranks
 from prunectl.transform.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from prunectl.geometry import Ranges, Rows
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.magnitude.measure import PatternMeasure
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.plan.plan import Plan
 from prunectl.plan.settings import ROW_BLOCK
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.streaming import Scratch
 from prunectl.transform.row_blocks import (
     RowShares,
     block_rows,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
+from prunectl.output.guest import seen_outside
+from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
+from prunectl.parallel.folder import SAME, SHARED_DISK
+from prunectl.parallel.ranks import Ranks
 from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.ranks.folder import SAME, SHARED_DISK
-from prunectl.ranks.ranks import Ranks
-from prunectl.sink.guest import seen_outside
-from prunectl.sink.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

@@ -19,6 +19,11 @@ from prunectl.errors import (
     SourceChanged,
 )
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.output.folder import OutputFolder
+from prunectl.output.target import check_nobody_writes
+from prunectl.parallel.folder import shared_folder
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import named_device
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.calibrated_store import sweep
 from prunectl.pruning.calibration_samples import device_of
@@ -28,11 +33,6 @@ from prunectl.pruning.papers import write_papers
 from prunectl.pruning.resolve import Resolution, resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
-from prunectl.ranks.folder import shared_folder
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.target import check_nobody_writes
-from prunectl.streaming import named_device
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.output.records import record_object
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.shards import Shard, ShardWriter
+from prunectl.parallel.ranks import Ranks
+from prunectl.parallel.streaming import BATCH_BYTES, Scratch, run_ordered
 from prunectl.pruning.finished import check_finished
 from prunectl.pruning.job import Job
 from prunectl.pruning.resolve import Resolution
-from prunectl.ranks.ranks import Ranks
-from prunectl.sink.records import record_object
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.sink.shards import Shard, ShardWriter
-from prunectl.streaming import BATCH_BYTES, Scratch, run_ordered
 from prunectl.transform.edits import Copy
 from prunectl.transform.writing import Written, write_tensor
 

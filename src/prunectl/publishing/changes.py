@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunectl.events import Note, OnEvent
+from prunectl.output.hub_card import merged_card, same_text, section_of, sections
+from prunectl.output.hub_state import Content, Digests, HubState, differing, matching
+from prunectl.output.measured import named_results
+from prunectl.output.push_errors import PushConflict, PushError
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME
+from prunectl.output.upload import HubRepository
 from prunectl.publishing.selection import ATTRIBUTES, listed_names
-from prunectl.sink.hub_card import merged_card, same_text, section_of, sections
-from prunectl.sink.hub_state import Content, Digests, HubState, differing, matching
-from prunectl.sink.measured import named_results
-from prunectl.sink.push_errors import PushConflict, PushError
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
-from prunectl.sink.upload import HubRepository
 
 _OTHER_WEIGHTS = re.compile(
     r"(model|pytorch_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?", re.ASCII

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from prunectl.errors import BadManifest
 from prunectl.events import Note, OnEvent
-from prunectl.sink.hub_card import hub_card
-from prunectl.sink.hub_state import Content
-from prunectl.sink.manifest import Manifest
-from prunectl.sink.measured import ResultFile, results_in, weights_of
-from prunectl.sink.osfiles import read_regular
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+from prunectl.output.hub_card import hub_card
+from prunectl.output.hub_state import Content
+from prunectl.output.manifest import Manifest
+from prunectl.output.measured import ResultFile, results_in, weights_of
+from prunectl.output.osfiles import read_regular
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 
 ATTRIBUTES = ".gitattributes"
 

@@ -12,6 +12,12 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent, ignore_events
 from prunectl.layouts.table import DENSE
+from prunectl.output.hub_state import HubState
+from prunectl.output.manifest import Manifest, read_manifest
+from prunectl.output.measured import results_in
+from prunectl.output.push_errors import InvalidRepository, NotVerified, PushError
+from prunectl.output.target import CARD_NAME
+from prunectl.output.upload import HubRepository, check_repo_id, hub_repository
 from prunectl.publishing.changes import Job, changes, text_of
 from prunectl.publishing.result import PushResult
 from prunectl.publishing.selection import (
@@ -22,12 +28,6 @@ from prunectl.publishing.selection import (
     published_results,
     stamps,
 )
-from prunectl.sink.hub_state import HubState
-from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.measured import results_in
-from prunectl.sink.push_errors import InvalidRepository, NotVerified, PushError
-from prunectl.sink.target import CARD_NAME
-from prunectl.sink.upload import HubRepository, check_repo_id, hub_repository
 from prunectl.verification.verb import verify
 
 

@@ -25,8 +25,8 @@ from prunectl.magnitude.masks import (
     kernels_for,
     nm_violations,
 )
+from prunectl.parallel.streaming import Bytes, Scratch
 from prunectl.pattern import pruned_count
-from prunectl.streaming import Bytes, Scratch
 from prunectl.transform.edits import (
     Copy,
     CutRows,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prunectl.events import Note, OnEvent
 from prunectl.methods.table import UPDATING
-from prunectl.sink.manifest import Manifest
-from prunectl.sink.target import MANIFEST_NAME
+from prunectl.output.manifest import Manifest
+from prunectl.output.target import MANIFEST_NAME
 from prunectl.verification.findings import Findings
 
 

@@ -9,14 +9,14 @@ import blake3
 
 from prunectl.checkpoint.index import read_index
 from prunectl.errors import SourceError
-from prunectl.sink.config_json import CONFIG_NAME, unmark
-from prunectl.sink.manifest import Manifest
-from prunectl.sink.measured import ResultFile, results_in
-from prunectl.sink.osfiles import read_regular
-from prunectl.sink.parts import PARTS_INDEX, PARTS_SUFFIX
-from prunectl.sink.records import FileRecord
-from prunectl.sink.shards import INDEX_NAME
-from prunectl.sink.target import CARD_NAME, MANIFEST_NAME
+from prunectl.output.config_json import CONFIG_NAME, unmark
+from prunectl.output.manifest import Manifest
+from prunectl.output.measured import ResultFile, results_in
+from prunectl.output.osfiles import read_regular
+from prunectl.output.parts import PARTS_INDEX, PARTS_SUFFIX
+from prunectl.output.records import FileRecord
+from prunectl.output.shards import INDEX_NAME
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 from prunectl.verification.findings import Findings
 from prunectl.verification.weights import Source
 

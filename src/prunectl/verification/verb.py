@@ -22,11 +22,11 @@ from prunectl.errors import (
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.geometry import Rows
 from prunectl.loading.compressed import open_model, stored_layouts
+from prunectl.output.manifest import Manifest, read_manifest
+from prunectl.output.records import TensorRecord
+from prunectl.output.target import MANIFEST_NAME
+from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import pruned_count
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.manifest import Manifest, read_manifest
-from prunectl.sink.records import TensorRecord
-from prunectl.sink.target import MANIFEST_NAME
 from prunectl.tensorspec import DTYPES, TensorSpec
 from prunectl.verification.calibrated import check_calibrated
 from prunectl.verification.files import check_files, check_index, check_source_files

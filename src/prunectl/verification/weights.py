@@ -23,10 +23,10 @@ from prunectl.magnitude.masks import (
     nm_violations,
     odd_codes,
 )
+from prunectl.output.records import TensorRecord
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Bytes, Scratch
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.sink.records import TensorRecord
-from prunectl.streaming import Bytes, Scratch
 from prunectl.verification.result import Difference
 
 

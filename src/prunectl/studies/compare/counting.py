@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunectl.streaming import BLOCK_BYTES, Scratch
+from prunectl.parallel.streaming import BLOCK_BYTES, Scratch
 from prunectl.studies.compare.overlap import Overlap
 from prunectl.studies.compare.sides import FileMasks, WeightMasks
 

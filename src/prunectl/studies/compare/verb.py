@@ -18,11 +18,11 @@ from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ig
 from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import ModelStats, model_stats
+from prunectl.output.target import MANIFEST_NAME
+from prunectl.parallel.streaming import Scratch, run_ordered
 from prunectl.plan.prunable import recorded_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
-from prunectl.sink.target import MANIFEST_NAME
-from prunectl.streaming import Scratch, run_ordered
 from prunectl.studies.compare.counting import Sums, overlaps
 from prunectl.studies.compare.errors import no_sparsity, nothing_in_common
 from prunectl.studies.compare.findings import findings

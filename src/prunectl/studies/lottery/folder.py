@@ -12,7 +12,7 @@ from typing import Any
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
-from prunectl.sink.osfiles import real_path, replace_file
+from prunectl.output.osfiles import real_path, replace_file
 from prunectl.studies.lottery.errors import OtherLottery
 from prunectl.studies.lottery.masks import found_in
 from prunectl.studies.lottery.result import LotteryResult

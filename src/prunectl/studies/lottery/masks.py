@@ -20,8 +20,8 @@ from prunectl.magnitude.masks import cut, kept_bits
 from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import cut_for, resolve
+from prunectl.output.mask_file import MaskEntry, MaskWriter
 from prunectl.pattern import pruned_count
-from prunectl.sink.mask_file import MaskEntry, MaskWriter
 from prunectl.tensorspec import DTYPES, DType
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from prunectl import numbers
 from prunectl.errors import CannotWrite
+from prunectl.parallel.launched import is_first_process
 from prunectl.plain import plain
-from prunectl.ranks.launched import is_first_process
 
 _OURS = b'{"key": "'
 """What a point's line begins with."""

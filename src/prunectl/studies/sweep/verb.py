@@ -21,13 +21,13 @@ from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.subject import dtype_of
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
+from prunectl.output.target import MANIFEST_NAME
+from prunectl.parallel.joining import joined_ranks
+from prunectl.parallel.ranks import SAME_COMMAND
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.pruning.job import plan_prune
-from prunectl.ranks.joining import joined_ranks
-from prunectl.ranks.ranks import SAME_COMMAND
-from prunectl.sink.target import MANIFEST_NAME
 from prunectl.studies.sweep.commands import command_for, named, short_names
 from prunectl.studies.sweep.curves import Requested, read_curve
 from prunectl.studies.sweep.grid import next_point

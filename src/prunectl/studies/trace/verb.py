@@ -16,8 +16,8 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import ModelStats, model_stats
+from prunectl.output.target import MANIFEST_NAME
 from prunectl.plan.prunable import require_prunable
-from prunectl.sink.target import MANIFEST_NAME
 from prunectl.studies.trace.changes import LEAST, Trend, abrupt, trend
 from prunectl.studies.trace.errors import DifferentCheckpoints
 from prunectl.studies.trace.result import Series, Trace, TracePoint, measures

@@ -26,8 +26,8 @@ from typing import Any
 from blake3 import blake3
 
 from prunectl.errors import OutputConflict
-from prunectl.sink.osfiles import is_safe_relative
-from prunectl.sink.shards import Shard
+from prunectl.output.osfiles import is_safe_relative
+from prunectl.output.shards import Shard
 
 FORMAT = 2
 

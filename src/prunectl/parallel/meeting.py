@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from prunectl.events import Note, OnEvent
-from prunectl.ranks.asking import answer_to
-from prunectl.ranks.errors import RanksLost, in_short
-from prunectl.ranks.link import Link
+from prunectl.parallel.asking import answer_to
+from prunectl.parallel.errors import RanksLost, in_short
+from prunectl.parallel.link import Link
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store

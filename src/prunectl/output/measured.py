@@ -14,10 +14,10 @@ from pathlib import Path
 import blake3
 
 from prunectl.errors import BadManifest
-from prunectl.sink.fields import Fields
-from prunectl.sink.manifest import Manifest
-from prunectl.sink.markdown import cell
-from prunectl.sink.records import FileRecord
+from prunectl.output.fields import Fields
+from prunectl.output.manifest import Manifest
+from prunectl.output.markdown import cell
+from prunectl.output.records import FileRecord
 
 _NAME = re.compile(r"(bench|evaluate|sweep)([._-][\w.-]*)?\.json", re.ASCII)
 _LINK = re.compile(r"\[`([\w.-]+)`\]\(", re.ASCII)

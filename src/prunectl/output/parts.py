@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunectl.errors import OutputError
-from prunectl.sink.header import ALIGNMENT, MAX_HEADER, Header
-from prunectl.sink.osfiles import Buffer
-from prunectl.sink.partial import PartialFile
-from prunectl.sink.shards import Shard, plan_shards
+from prunectl.output.header import ALIGNMENT, MAX_HEADER, Header
+from prunectl.output.osfiles import Buffer
+from prunectl.output.partial import PartialFile
+from prunectl.output.shards import Shard, plan_shards
 from prunectl.tensorspec import TensorSpec
 
 PARTS_SUFFIX = ".prunectl.safetensors"

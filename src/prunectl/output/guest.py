@@ -10,10 +10,10 @@ from typing import Self
 
 from blake3 import blake3
 
-from prunectl.sink.journal import Journal, JsonObject, guest_journal
-from prunectl.sink.osfiles import os_errors, real_path
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.sink.target import journal_file, work_folder
+from prunectl.output.journal import Journal, JsonObject, guest_journal
+from prunectl.output.osfiles import os_errors, real_path
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.target import journal_file, work_folder
 
 _APPEARS = 15.0
 """Seconds until a shared disk shows one host what another has written."""

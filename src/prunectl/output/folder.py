@@ -17,16 +17,16 @@ from blake3 import blake3
 
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.sink.osfiles import (
+from prunectl.output.osfiles import (
     create_file,
     exchange,
     is_safe_relative,
     os_errors,
     sync_folder,
 )
-from prunectl.sink.records import FileRecord
-from prunectl.sink.resumable import ResumableFolder
-from prunectl.sink.target import check_target, journal_file, replaced_folder, work_folder
+from prunectl.output.records import FileRecord
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.target import check_target, journal_file, replaced_folder, work_folder
 
 _COPY_BLOCK = 4 << 20
 

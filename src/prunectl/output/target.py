@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
-from prunectl.sink.journal import check_free, sweep_finished
-from prunectl.sink.osfiles import (
+from prunectl.output.journal import check_free, sweep_finished
+from prunectl.output.osfiles import (
     free_bytes,
     is_mount_point,
     name_room,
@@ -18,7 +18,7 @@ from prunectl.sink.osfiles import (
     read_regular,
     real_path,
 )
-from prunectl.sink.osfiles import is_safe_relative as is_safe_relative
+from prunectl.output.osfiles import is_safe_relative as is_safe_relative
 
 MANIFEST_NAME = "prunectl.json"
 CARD_NAME = "README.md"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.disks import aligned
-from prunectl.sink.osfiles import Buffer
+from prunectl.output.osfiles import Buffer
 
 CHUNK = 2 << 20
 """Bytes that are written at once: as large pieces as a disk is at its fastest with."""

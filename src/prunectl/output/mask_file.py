@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from prunectl.errors import OutputConflict, OutputError
-from prunectl.sink.header import ALIGNMENT, MAX_HEADER
-from prunectl.sink.osfiles import Buffer, allocate, os_errors, sync_folder
+from prunectl.output.header import ALIGNMENT, MAX_HEADER
+from prunectl.output.osfiles import Buffer, allocate, os_errors, sync_folder
 
 FORMAT = "prunectl.masks/1"
 

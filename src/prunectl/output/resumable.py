@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.sink.journal import (
+from prunectl.output.journal import (
     Entries,
     Journal,
     JsonObject,
@@ -22,9 +22,9 @@ from prunectl.sink.journal import (
     has_entries,
     is_entry_of,
 )
-from prunectl.sink.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
-from prunectl.sink.parts import PartsShard, PartsWriter
-from prunectl.sink.shards import Shard, ShardWriter
+from prunectl.output.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
+from prunectl.output.parts import PartsShard, PartsWriter
+from prunectl.output.shards import Shard, ShardWriter
 
 _MAX_CLOSING = 4
 """Shards that may wait to become durable; each holds an open file."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.events import OnEvent
-from prunectl.ranks.ranks import Ranks
-from prunectl.sink.folder import OutputFolder
-from prunectl.sink.guest import GuestFolder
-from prunectl.sink.resumable import ResumableFolder
+from prunectl.output.folder import OutputFolder
+from prunectl.output.guest import GuestFolder
+from prunectl.output.resumable import ResumableFolder
+from prunectl.parallel.ranks import Ranks
 
 SAME = (
     "all need the same files, the same command and the same versions of prunectl, torch and "

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunectl.ranks import devices
-from prunectl.ranks.errors import RanksLost, in_short
-from prunectl.ranks.network import on_their_network
+from prunectl.parallel import devices
+from prunectl.parallel.errors import RanksLost, in_short
+from prunectl.parallel.network import on_their_network
 
 if TYPE_CHECKING:
     import torch

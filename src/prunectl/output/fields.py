@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from prunectl.errors import BadManifest, InvalidPattern, shortened
+from prunectl.output.osfiles import is_safe_relative
 from prunectl.pattern import parse_pattern
-from prunectl.sink.osfiles import is_safe_relative
 from prunectl.tensorspec import DTYPES, name_fault
 
 T = TypeVar("T")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from prunectl.events import Note, OnEvent
-from prunectl.sink.hub_state import Content, Digests, HubState, listed_files
-from prunectl.sink.push_errors import InvalidRepository, PushDenied, PushError
-from prunectl.sink.upload_errors import (
+from prunectl.output.hub_state import Content, Digests, HubState, listed_files
+from prunectl.output.push_errors import InvalidRepository, PushDenied, PushError
+from prunectl.output.upload_errors import (
     bad_endpoint,
     hub_errors,
     hub_log,
@@ -27,7 +27,7 @@ from prunectl.sink.upload_errors import (
     shown_address,
     without_secrets,
 )
-from prunectl.sink.upload_progress import Uploading, batches
+from prunectl.output.upload_progress import Uploading, batches
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

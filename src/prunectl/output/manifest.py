@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunectl.errors import BadManifest
-from prunectl.sink.fields import Fields
-from prunectl.sink.osfiles import read_regular
-from prunectl.sink.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
-from prunectl.sink.target import MANIFEST_NAME
+from prunectl.output.fields import Fields
+from prunectl.output.osfiles import read_regular
+from prunectl.output.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
+from prunectl.output.target import MANIFEST_NAME
 
 SCHEMA_VERSION = "1.2"
 

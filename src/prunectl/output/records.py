@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from prunectl.sink.fields import Fields
+from prunectl.output.fields import Fields
 
 SourceKind = Literal["hub", "folder", "file", "demo"]
 

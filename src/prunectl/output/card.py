@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
-from prunectl.sink.markdown import code, fenced, plain
-from prunectl.sink.records import Count
-from prunectl.sink.target import MANIFEST_NAME
+from prunectl.output.frontmatter import SplitCard, split_card, update_yaml
+from prunectl.output.markdown import code, fenced, plain
+from prunectl.output.records import Count
+from prunectl.output.target import MANIFEST_NAME
 
 START = "<!-- prunectl:start -->"
 END = "<!-- prunectl:end -->"

@@ -13,12 +13,12 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.parallel.devices import Place, name_of, why_by_host
+from prunectl.parallel.errors import RanksDiffer
+from prunectl.parallel.link import Link
+from prunectl.parallel.shares import piles, slices
+from prunectl.parallel.streaming import Scratch, run_tensors
 from prunectl.plain import plain
-from prunectl.ranks.devices import Place, name_of, why_by_host
-from prunectl.ranks.errors import RanksDiffer
-from prunectl.ranks.link import Link
-from prunectl.ranks.shares import piles, slices
-from prunectl.streaming import Scratch, run_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Ranks:
         on_event: OnEvent,
         device: OnDevice | None = None,
     ) -> Iterator[tuple[StoredTensor, Result]]:
-        """:func:`prunectl.streaming.run_tensors`, each rank on a run of neighbours.
+        """:func:`prunectl.parallel.streaming.run_tensors`, each rank on a run of neighbours.
 
         Args:
             phase: what it is called where progress is told, which is that of this rank's own part:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from prunectl.disks import open_direct
-from prunectl.sink.direct import DirectWriter, write_at
-from prunectl.sink.osfiles import Buffer, allocate, create_file, os_errors, sync_folder
+from prunectl.output.direct import DirectWriter, write_at
+from prunectl.output.osfiles import Buffer, allocate, create_file, os_errors, sync_folder
 
 _SYNC_EVERY = 128 << 20
 """Bytes between early syncs; with them a durable file of 1 GB took 0.39 s instead of 0.53 s."""

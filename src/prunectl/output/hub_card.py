@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from prunectl.sink.card import END, SECTION, SPARSITY_TAG, THIS_FOLDER, place, written_tags
-from prunectl.sink.frontmatter import SplitCard, split_card, update_yaml
+from prunectl.output.card import END, SECTION, SPARSITY_TAG, THIS_FOLDER, place, written_tags
+from prunectl.output.frontmatter import SplitCard, split_card, update_yaml
 
 
 def hub_card(

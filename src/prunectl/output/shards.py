@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from prunectl.errors import InvalidOption
-from prunectl.sink.header import Header, encode_header, storage_order
-from prunectl.sink.osfiles import Buffer
-from prunectl.sink.partial import PartialFile
+from prunectl.output.header import Header, encode_header, storage_order
+from prunectl.output.osfiles import Buffer
+from prunectl.output.partial import PartialFile
 from prunectl.tensorspec import TensorSpec
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from prunectl.errors import PrunectlError
 from prunectl.events import Note, OnEvent
-from prunectl.sink.push_errors import InvalidRepository, PushConflict, PushDenied, PushError
+from prunectl.output.push_errors import InvalidRepository, PushConflict, PushDenied, PushError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

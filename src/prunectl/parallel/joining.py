@@ -14,11 +14,11 @@ from types import FrameType
 
 from prunectl.errors import PrunectlError
 from prunectl.events import OnEvent, ignore_events
-from prunectl.ranks.errors import RanksDiffer, RanksLost
-from prunectl.ranks.launched import launched
-from prunectl.ranks.meeting import meet
-from prunectl.ranks.ranks import ALONE, Ranks
-from prunectl.ranks.watch import Watch
+from prunectl.parallel.errors import RanksDiffer, RanksLost
+from prunectl.parallel.launched import launched
+from prunectl.parallel.meeting import meet
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.watch import Watch
 
 _FIRST_SPEAKS = 0.5
 """Seconds that another rank waits with its error: often all of them meet the same one."""
