@@ -48,6 +48,9 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
     if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd alone
         gone = "error: the current folder does not exist any more"
         return FAILED, [gone, "hint: change to another folder, and repeat the command there"]
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        limit = "error: the system lets this user start no more threads"
+        return FAILED, [limit, "hint: raise the limit, as by 'ulimit -u'; --jobs 1 needs fewer"]
     hint = (
         "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
     )
