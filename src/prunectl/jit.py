@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from numba import njit
@@ -11,10 +12,23 @@ from numba import njit
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop that releases the interpreter lock, at its first call with new types.
 
-    The machine code is kept in numba's cache. An unprivileged user whose home is not there has no
-    place for that, and compiles in every process.
+    The machine code is kept in numba's cache. Where that cannot be written (an unprivileged user
+    without a home, a full disk), every process compiles anew: it costs time and not the result.
     """
     try:
-        return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder that numba can write to
-        return njit(nogil=True)(function)  # type: ignore[no-any-return]
+        compiled: Any = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # there is no folder for it
+        compiled = njit(nogil=True)(function)
+    if (cache := getattr(compiled, "_cache", None)) is not None:  # None: NUMBA_DISABLE_JIT
+        cache.save_overload = _forgiving(cache.save_overload)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _forgiving(save: Callable[..., None]) -> Callable[..., None]:
+    """As ``save``, and silent where the system refuses to write."""
+
+    def attempt(*args: Any) -> None:
+        with suppress(OSError):
+            save(*args)
+
+    return attempt

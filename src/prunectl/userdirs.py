@@ -63,8 +63,12 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
 
 
 def forget_oldest(folder: Path, name: str) -> None:
-    """Keep the newest files of a kind (the name up to its first '-'), so that nothing piles up."""
+    """Keep the newest files of a kind (the name up to its first '-'), so that nothing piles up.
+
+    ``name`` itself stays, also where the clock was set back and all others are of the future.
+    """
     kind = f"{name.partition('-')[0]}-*"
-    by_age = sorted(folder.glob(kind), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in by_age[KEPT_PER_KIND:]:
+    others = [path for path in folder.glob(kind) if path.name != name]
+    by_age = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in by_age[KEPT_PER_KIND - 1 :]:
         path.unlink(missing_ok=True)

@@ -42,7 +42,10 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
             full = NoSpace(path, needed if free is not None and free < needed else 0, free)
             full.hint = "free some space and repeat the command: finished shards are kept"
             raise full from error
-        raise CannotWrite(path, error.strerror or str(error)) from error
+        refused = CannotWrite(path, error.strerror or str(error))
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            refused.hint = "raise the limit, as by 'ulimit -n 1024', and repeat the command"
+        raise refused from error
 
 
 def replace_file(path: Path, data: bytes) -> None:
