@@ -39,7 +39,7 @@ CHOICES = [
 
 
 def edge(kind: str, dtype: torch.dtype, *, wide: int = 70_008) -> torch.Tensor:
-    """Weights of a kind, half of them negative; ``wide``: two rows of so many, in all other 16 x 64.
+    """Weights of a kind, half of them negative; 16 x 64, or two rows of ``wide``.
 
     ``any``: all exponents. ``ties``: three neighbours. ``subnormal``: and zeros, and the smallest
     normal. ``inf``: and the largest finite. ``few``: zeros, the smallest and the largest.
