@@ -22,7 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunectl.checkpoint import module_tree
-from prunectl.checkpoint.module_tree import model_class
+from prunectl.checkpoint.module_tree import model_class, unknown_if_it_fails
 from prunectl.checkpoint.modules import check_loadable, roles_from_modules
 from prunectl.checkpoint.roles import Role, RoleMap, roles_from_headers
 from prunectl.errors import UnknownArchitecture
@@ -635,6 +635,11 @@ def test_damage_is_reported_as_from_pretrained_reports_it(
         assert check.error == ""
         reports.add(str(report))
     assert len(reports) > 1
+
+
+def test_too_little_memory_says_nothing_of_the_architecture() -> None:
+    with pytest.raises(MemoryError), unknown_if_it_fails():
+        raise MemoryError
 
 
 def test_a_missing_expert_is_an_error_as_it_is_for_transformers(tiny: Tiny, tmp_path: Path) -> None:
