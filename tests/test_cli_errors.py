@@ -148,7 +148,7 @@ def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             "not enough mem",
         ),
-        (RuntimeError("can't start new thread"), "no further thread"),
+        (RuntimeError("can't start new thread"), "no more threads"),
         (ImportError("libtorch_cpu.so: failed to map segment", name="torch._C"), "library 'torch'"),
     ],
     ids=["python", "torch", "thread", "library"],

@@ -57,7 +57,7 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
         return FAILED, NO_MEMORY
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return FAILED, [
-            "error: the system lets no further thread start",
+            "error: the system lets this user start no more threads",
             "hint: lower --jobs, or raise the limit of processes (ulimit -u) or memory (ulimit -v)",
         ]
     said = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
