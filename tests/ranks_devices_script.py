@@ -24,10 +24,10 @@ from pretend_device import PretendDevice
 
 import prunectl
 from prunectl.calibration import forward
+from prunectl.calibration import gathering as calibration_samples
 from prunectl.errors import PrunectlError
 from prunectl.parallel import devices, link
 from prunectl.parallel import ranks as ranks_module
-from prunectl.pruning import calibration_samples
 
 RANK = int(os.environ["RANK"])
 OWN, CPU = torch.device("cuda", RANK), torch.device("cpu")

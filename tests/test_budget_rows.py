@@ -34,9 +34,9 @@ from prunectl.exporting.verb import export
 from prunectl.loading.compressed import open_model
 from prunectl.output.manifest import read_manifest
 from prunectl.pattern import pruned_count
+from prunectl.plan.job import arguments, fingerprint, prepare
 from prunectl.plan.plan import Pool
 from prunectl.plan.settings import Budget, Rule, Scope
-from prunectl.pruning.job import arguments, fingerprint, prepare
 from prunectl.pruning.outcome import pool_note
 from prunectl.publishing.selection import card_of, local_card
 from prunectl.transform.row_blocks import choose_rows

@@ -18,11 +18,11 @@ from reference import Tensors
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneResult, PruneSettings, prune, verify
+from prunectl.calibration.allocation import allocate, count_scores
+from prunectl.calibration.targets import ByCount, ByShare, split
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.plan.settings import Calibration
-from prunectl.pruning.allocation import allocate, count_scores
-from prunectl.pruning.targets import ByCount, ByShare, split
 from prunectl.transform.row_blocks import RowShares
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_reference import errors, layer, second_moments
 
+from prunectl.calibration.dtype_rounding import Form, unit_of
+from prunectl.calibration.matrix import Done, MatrixPruner
+from prunectl.calibration.targets import ByRowBlocks, Goal
 from prunectl.methods.statistics import Gram
 from prunectl.methods.target import PerRow, PerTensor, Target
 from prunectl.pattern import NM
 from prunectl.plan.settings import Method
-from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
-from prunectl.pruning.stored_form import Form, unit_of
-from prunectl.pruning.targets import ByRowBlocks, Goal
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 UPDATING = (Method.SPARSEGPT, Method.ADMM)

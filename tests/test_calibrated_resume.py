@@ -17,12 +17,12 @@ import transformers
 from safetensors import safe_open
 
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
+from prunectl.calibration.store import CalibratedStore, sweep
 from prunectl.errors import CannotWrite, DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
 from prunectl.output import journal as journal_module
 from prunectl.output.target import calibrated_folder, calibrated_journal
 from prunectl.plan.settings import Calibration
-from prunectl.pruning.calibrated_store import CalibratedStore, sweep
 
 BLOCKS = 4
 RANDOM = Calibration(("random",), samples=3, sequence_length=10)

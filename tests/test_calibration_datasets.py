@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from prunectl import demo
-from prunectl.calibration.samples import Samples, load_samples
+from prunectl.calibration.samples import load_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Kind, Nature, nature_of
@@ -26,6 +26,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.datasets import Rows, read_images
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.images import find_images, open_image
+from prunectl.data.samples import Samples
 from prunectl.data.source import parse_source
 from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 

@@ -15,14 +15,14 @@ import transformers
 from pretend_device import CUDA, PretendDevice
 
 from prunectl import NM, PruneSettings, prune
+from prunectl.calibration import gathering as calibration_samples
 from prunectl.calibration.errors import DeviceFull
-from prunectl.calibration.samples import Samples
+from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.data.samples import Samples
 from prunectl.events import Event, Note
+from prunectl.plan.job import Job, arguments, fingerprint, prepare
 from prunectl.plan.settings import Calibration
-from prunectl.pruning import calibration_samples
-from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.pruning.job import Job, arguments, fingerprint, prepare
 
 Tiny = Callable[[str], Path]
 Typed = Callable[..., tuple[int, str, str]]

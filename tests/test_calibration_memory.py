@@ -16,11 +16,11 @@ import torch
 
 from prunectl import PruneSettings, open_checkpoint, prune
 from prunectl.calibration import forward
+from prunectl.calibration import run as calibration_run
 from prunectl.calibration.engine import try_model
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.events import Event, Note, PhaseStarted
 from prunectl.plan.settings import Calibration
-from prunectl.pruning import calibration_run
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 
@@ -29,7 +29,7 @@ import ctypes, gc, json, shutil, sys
 from pathlib import Path
 import torch, transformers
 from prunectl import PruneSettings, prune
-from prunectl.pruning import calibration_run
+from prunectl.calibration import run as calibration_run
 from prunectl.plan.settings import Calibration
 
 torch.set_num_threads(1)

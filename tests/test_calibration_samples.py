@@ -18,12 +18,13 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from prunectl import demo
-from prunectl.calibration.samples import Samples, load_samples
+from prunectl.calibration.samples import load_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, accepted_inputs, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
+from prunectl.data.samples import Samples
 from prunectl.data.source import parse_source
 from prunectl.data.text import PIECE, lines, paragraphs, read_files, read_pairs
 from prunectl.data.tokens import windows

@@ -18,6 +18,7 @@ import pytest
 import torch
 from pretend_device import CUDA, PretendDevice
 
+from prunectl.calibration import gathering as calibration_samples
 from prunectl.checkpoint import device_map
 from prunectl.checkpoint.device_errors import ModelTooLarge
 from prunectl.checkpoint.device_map import place_of
@@ -37,7 +38,6 @@ from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning import calibration_samples
 from prunectl.studies.sweep.pruned import PrunedSubject
 from prunectl.studies.sweep.settings import SweepSettings
 from prunectl.studies.sweep.verb import sweep

@@ -48,12 +48,12 @@ from prunectl.errors import (
     UnsupportedCheckpoint,
 )
 from prunectl.events import Event
+from prunectl.loading.finished import check_finished
 from prunectl.output import target
 from prunectl.output.journal import Journal
 from prunectl.output.manifest import read_manifest
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
-from prunectl.pruning.finished import check_finished
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"

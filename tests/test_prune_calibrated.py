@@ -26,6 +26,9 @@ from reference import Tensors
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneResult, PruneSettings, Rule, demo, open_checkpoint, prune, verify
+from prunectl.calibration.allocation import scores
+from prunectl.calibration.gathering import gather_samples
+from prunectl.calibration.store import CalibratedStore
 from prunectl.errors import (
     BadCheckpoint,
     CalibrationFailed,
@@ -43,9 +46,6 @@ from prunectl.methods.target import PerRow, PerTensor, Target
 from prunectl.output import target
 from prunectl.output.manifest import read_manifest
 from prunectl.plan.settings import Calibration
-from prunectl.pruning.allocation import scores
-from prunectl.pruning.calibrated_store import CalibratedStore
-from prunectl.pruning.calibration_samples import gather_samples
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json").read_text())
 RANDOM = Calibration("random", samples=4, sequence_length=12)  # type: ignore[arg-type]
@@ -579,7 +579,7 @@ def test_two_runs_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from prunectl import PruneSettings, prune
-from prunectl.pruning.calibrated_store import CalibratedStore
+from prunectl.calibration.store import CalibratedStore
 from prunectl.plan.settings import Calibration
 
 finish = CalibratedStore.finish

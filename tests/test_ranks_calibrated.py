@@ -22,8 +22,8 @@ import prunectl
 from prunectl.calibration import forward
 from prunectl.calibration.capture import Matrix
 from prunectl.calibration.statistics import NotShared, Statistics, agree
+from prunectl.calibration.store import CalibratedStore
 from prunectl.events import Event, Note
-from prunectl.pruning.calibrated_store import CalibratedStore
 
 ROW, ONE = 16, 2048
 """Tokens in a batch: those of one sample, so that ranks share them, or of all."""

@@ -18,7 +18,7 @@ import measuring
 import prunectl
 import scale
 from prunectl.checkpoint.hub_remote import FIRST_BYTES
-from prunectl.pruning.job import plan_prune
+from prunectl.plan.job import plan_prune
 
 
 def arguments_of(bench: scale.Bench, part: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunectl
+from prunectl.calibration.store import CalibratedStore
 from prunectl.disks import file_system, open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.output import direct as direct_module
 from prunectl.output import partial as partial_module
 from prunectl.output.direct import DirectWriter
 from prunectl.output.partial import PartialFile
-from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _CHUNK = 8192

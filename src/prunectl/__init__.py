@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from prunectl.pattern import NM as NM
     from prunectl.pattern import Unstructured as Unstructured
     from prunectl.pattern import parse_pattern as parse_pattern
+    from prunectl.plan.job import plan_prune as plan_prune
     from prunectl.plan.plan import Plan as Plan
     from prunectl.plan.recipe import load_recipe as load_recipe
     from prunectl.plan.settings import Budget as Budget
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
     from prunectl.plan.settings import PruneSettings as PruneSettings
     from prunectl.plan.settings import Rule as Rule
     from prunectl.plan.settings import Scope as Scope
-    from prunectl.pruning.job import plan_prune as plan_prune
     from prunectl.pruning.result import PruneResult as PruneResult
     from prunectl.pruning.verb import prune as prune
     from prunectl.publishing.result import PushResult as PushResult

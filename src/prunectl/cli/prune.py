@@ -166,7 +166,7 @@ def prune(
     checkpoint = options.open_source(choice, token, cache_dir, trust_remote_code, out)
     if output is None or dry_run:
         if settings.calibration is not None and settings.calibration.dtype != "auto":
-            from prunectl.pruning.calibration_samples import dtype_of
+            from prunectl.plan.placement import dtype_of
 
             dtype_of(settings.calibration, checkpoint)  # refused now as it would be then
         _show_plan(checkpoint, settings, out)
@@ -249,7 +249,7 @@ def _show_plan(
     """The plan; where the model is still on the Hub, also what fetching and pruning it takes."""
     from prunectl.cli.plan_screen import plan_screen
     from prunectl.cli.remote_screen import space_screen
-    from prunectl.pruning.job import plan_prune
+    from prunectl.plan.job import plan_prune
 
     options.warn_of(checkpoint, out)
     plan = plan_prune(checkpoint, settings)

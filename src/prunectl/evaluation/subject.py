@@ -253,13 +253,13 @@ def dtype_of(
     checkpoint: Checkpoint, metric: Metric, device: torch.device, wanted: str
 ) -> torch.dtype:
     """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
-    see :func:`prunectl.pruning.calibration_samples.dtype_of`.
+    see :func:`prunectl.calibration.gathering.dtype_of`.
 
     Raises:
         InvalidOption: it is not known.
     """
+    from prunectl.plan.placement import dtype_of as calibration_dtype
     from prunectl.plan.settings import Calibration
-    from prunectl.pruning.calibration_samples import dtype_of as calibration_dtype
 
     wanted = "float32" if metric.trains and wanted == "auto" else wanted
     return calibration_dtype(Calibration(device=str(device), dtype=wanted), checkpoint)

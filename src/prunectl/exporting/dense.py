@@ -17,7 +17,7 @@ from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.parallel.streaming import Scratch, run_tensors
-from prunectl.transform.outputs import OutputTensor
+from prunectl.plan.outputs import OutputTensor
 
 
 def write_dense(

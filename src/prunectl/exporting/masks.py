@@ -29,8 +29,8 @@ from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.target import MANIFEST_NAME, check_space
 from prunectl.parallel.streaming import Scratch, run_ordered, run_tensors
 from prunectl.pattern import NM, Unstructured, parse_pattern
+from prunectl.plan.job import protected
 from prunectl.plan.prunable import input_axis, prunable_tensors
-from prunectl.pruning.job import protected
 
 
 @dataclass(frozen=True, slots=True)

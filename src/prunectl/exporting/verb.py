@@ -20,6 +20,7 @@ from prunectl.exporting.survey import Choice, choose_layouts
 from prunectl.exporting.writing import Stored, room_for, write_parts
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS, SUFFIXES
 from prunectl.loading.compressed import open_model
+from prunectl.loading.finished import check_finished
 from prunectl.output.folder import OutputFolder
 from prunectl.output.parts import PartsShard, PartsWriter
 from prunectl.output.resumable import ResumableFolder
@@ -29,8 +30,7 @@ from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM, parse_nm
 from prunectl.plain import plain
-from prunectl.pruning.finished import check_finished
-from prunectl.pruning.job import protected, side_bytes
+from prunectl.plan.job import protected, side_bytes
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _PHASE = "writing weights"

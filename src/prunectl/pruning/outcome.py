@@ -11,13 +11,13 @@ from prunectl.errors import DamagedWork, SourceChanged
 from prunectl.geometry import Rows
 from prunectl.output.shards import ShardLayout
 from prunectl.pattern import NM, Unstructured, pruned_count
+from prunectl.plan.outputs import OutputTensor
 from prunectl.plan.plan import Plan, Pool, TensorPlan
 from prunectl.plan.settings import ROW_BLOCK, Scope
-from prunectl.pruning.resolve import Resolution
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.pruning.sizes import predict
 from prunectl.transform.edits import Copy, Cut, Replace
-from prunectl.transform.outputs import OutputTensor
+from prunectl.transform.resolution import Resolution
 from prunectl.transform.writing import Written
 
 VISIBLE = 0.0005

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import check_bits
@@ -18,44 +18,16 @@ from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import Target, find_own_targets, find_targets, shares
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
+from prunectl.plan.job import Job
+from prunectl.plan.masking import check_twins
 from prunectl.plan.plan import Plan, Pool
 from prunectl.plan.settings import ROW_BLOCK, Scope
-from prunectl.pruning.job import Job
-from prunectl.pruning.masking import check_twins
 from prunectl.pruning.row_budget import TakenRows, take_rows
 from prunectl.transform.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
+from prunectl.transform.resolution import Forecast, Resolution
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What an edit must give: zeros afterwards, and the share of the squared norm that goes."""
-
-    zeros: int
-    norm_lost: float
-
-
-@dataclass(frozen=True)
-class Resolution:
-    """The numbers of a plan.
-
-    Attributes:
-        edits: by tensor name; tensors that are not in it are copied.
-        reasons: why prunable tensors stay dense after all.
-        thresholds: by pool; None where a pool has no one threshold.
-        forecasts: by tensor name, where the measurements tell before the weights are written.
-        calibrated: by tensor name, what calibration did, JSON-ready.
-        pattern_rows: by tensor name, the rows that take its N:M pattern, where not all of them do.
-    """
-
-    edits: dict[str, Edit]
-    reasons: dict[str, str]
-    thresholds: tuple[float | None, ...]
-    forecasts: dict[str, Forecast]
-    calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    pattern_rows: Mapping[str, Ranges] = field(default_factory=dict)
 
 
 def resolve_plan(
@@ -322,7 +294,7 @@ def resolved(
         PrunectlError: as :func:`prunectl.prune`.
     """
     if job.settings.needs_calibration and job.settings.calibration is not None:
-        from prunectl.pruning.calibration_samples import gather_samples
+        from prunectl.calibration.gathering import gather_samples
 
         samples = gather_samples(job.checkpoint, job.settings.calibration, on_event)
         ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)
@@ -346,7 +318,7 @@ def resolved(
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:
-            from prunectl.pruning.calibration_run import calibrated
+            from prunectl.calibration.run import calibrated
 
             resolution = stack.enter_context(calibrated(job, resolution, ranks, on_event))
         yield job, resolution

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunectl.calibration.store import sweep
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
@@ -24,15 +25,15 @@ from prunectl.output.target import check_nobody_writes
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.streaming import named_device
+from prunectl.plan.job import Job, arguments, fingerprint, prepare, protected
+from prunectl.plan.placement import device_of
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning.calibrated_store import sweep
-from prunectl.pruning.calibration_samples import device_of
-from prunectl.pruning.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.pruning.outcome import build_result, check_written
 from prunectl.pruning.papers import write_papers
-from prunectl.pruning.resolve import Resolution, resolved
+from prunectl.pruning.resolve import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
+from prunectl.transform.resolution import Resolution
 
 if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice

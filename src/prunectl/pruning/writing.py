@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.loading.finished import check_finished
 from prunectl.output.records import record_object
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.streaming import BATCH_BYTES, Scratch, run_ordered
-from prunectl.pruning.finished import check_finished
-from prunectl.pruning.job import Job
-from prunectl.pruning.resolve import Resolution
+from prunectl.plan.job import Job
 from prunectl.transform.edits import Copy
+from prunectl.transform.resolution import Resolution
 from prunectl.transform.writing import Written, write_tensor
 
 if TYPE_CHECKING:

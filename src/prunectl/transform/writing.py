@@ -27,6 +27,7 @@ from prunectl.magnitude.masks import (
 )
 from prunectl.parallel.streaming import Bytes, Scratch
 from prunectl.pattern import pruned_count
+from prunectl.plan.outputs import OutputTensor
 from prunectl.transform.edits import (
     Copy,
     CutRows,
@@ -36,7 +37,6 @@ from prunectl.transform.edits import (
     Replace,
     block_unit,
 )
-from prunectl.transform.outputs import OutputTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,10 +18,10 @@ from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.measure.measured import Measured
 from prunectl.parallel.streaming import Scratch
+from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning.job import plan_prune
 from prunectl.pruning.resolve import resolve_plan
 from prunectl.studies.compare.matching import Candidate
 from prunectl.transform.edits import Copy, Edit, Editor, block_unit

@@ -14,6 +14,7 @@ import numpy as np
 from blake3 import blake3
 
 from prunectl._version import __version__
+from prunectl.calibration.gathering import gather_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -27,7 +28,6 @@ from prunectl.pattern import Pattern
 from prunectl.plain import plain
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Calibration, PruneSettings
-from prunectl.pruning.calibration_samples import gather_samples
 from prunectl.studies.sweep.curves import Redraws
 from prunectl.studies.sweep.points import Point, Points, key_of
 from prunectl.studies.sweep.pruned import PrunedSubject

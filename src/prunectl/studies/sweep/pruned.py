@@ -15,9 +15,9 @@ from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.evaluation.subject import Subject
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.measure.measured import Measured
+from prunectl.plan.job import plan_job
 from prunectl.plan.plan import TensorPlan
 from prunectl.plan.settings import PruneSettings
-from prunectl.pruning.job import plan_job
 from prunectl.pruning.resolve import resolved
 from prunectl.pruning.verb import DEFAULT_SHARD_SIZE
 from prunectl.tensorspec import TensorSpec

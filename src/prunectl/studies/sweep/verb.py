@@ -26,8 +26,8 @@ from prunectl.parallel.joining import joined_ranks
 from prunectl.parallel.ranks import SAME_COMMAND
 from prunectl.pattern import Pattern
 from prunectl.plain import plain
+from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import prunable_tensors
-from prunectl.pruning.job import plan_prune
 from prunectl.studies.sweep.commands import command_for, named, short_names
 from prunectl.studies.sweep.curves import Requested, read_curve
 from prunectl.studies.sweep.grid import next_point

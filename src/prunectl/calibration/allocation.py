@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prunectl.calibration.calibrator import refuse_odd
 from prunectl.calibration.capture import as_matrices
 from prunectl.calibration.pruner import Computed, Pruner
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.pruning.calibrated import refuse_odd
 
 if TYPE_CHECKING:
     from prunectl.calibration.pruner import Captured

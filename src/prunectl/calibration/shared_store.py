@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
@@ -14,7 +15,6 @@ from prunectl.output.guest import seen_outside
 from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.parallel.folder import SAME, SHARED_DISK
 from prunectl.parallel.ranks import Ranks
-from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

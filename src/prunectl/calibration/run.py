@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from prunectl.calibration.calibrator import Calibrator, replaced
+from prunectl.calibration.matrix import needs_full
+from prunectl.calibration.memory import forecast
+from prunectl.calibration.shared_store import SharedStore, shared_store
+from prunectl.calibration.targets import (
+    ByCounts,
+    TensorTarget,
+    pool_targets,
+    share_targets,
+    take_by_error,
+)
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
@@ -20,23 +31,12 @@ from prunectl.device import free_memory
 from prunectl.events import Note, OnEvent
 from prunectl.parallel.launched import on_this_host
 from prunectl.parallel.ranks import Ranks
+from prunectl.plan.job import Job, fingerprint
+from prunectl.plan.placement import device_of, dtype_of
 from prunectl.plan.settings import Budget, Calibration, Scope
-from prunectl.pruning.calibrated import Calibrator, replaced
-from prunectl.pruning.calibrated_matrix import needs_full
-from prunectl.pruning.calibration_memory import forecast
-from prunectl.pruning.calibration_samples import device_of, dtype_of
-from prunectl.pruning.job import Job, fingerprint
-from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.shared_store import SharedStore, shared_store
-from prunectl.pruning.targets import (
-    ByCounts,
-    TensorTarget,
-    pool_targets,
-    share_targets,
-    take_by_error,
-)
 from prunectl.tensorspec import TensorSpec
 from prunectl.transform.edits import Copy, Edit
+from prunectl.transform.resolution import Resolution
 from prunectl.transform.writing import edited
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _zeros(run: _Run, names: Iterable[str]) -> dict[str, int]:
 
 def _allocate(run: _Run, index: int) -> dict[str, list[int]]:
     """How many weights of each matrix go, where one threshold is for all of a pool."""
-    from prunectl.pruning.allocation import ScoreCounts, allocate
+    from prunectl.calibration.allocation import ScoreCounts, allocate
 
     job = run.job
     pool = job.plan.pools[index]

@@ -19,14 +19,14 @@ from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.output.shards import ShardLayout, parse_size, plan_shards
 from prunectl.output.target import check_space, check_target, is_safe_relative
 from prunectl.plain import plain
+from prunectl.plan.masking import fit_masks, mask_argument, source_note
+from prunectl.plan.outputs import OutputTensor, output_tensors
 from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
 from prunectl.plan.settings import PruneSettings, check_settings
-from prunectl.pruning.masking import fit_masks, mask_argument, source_note
-from prunectl.transform.outputs import OutputTensor, output_tensors
 
 if TYPE_CHECKING:
-    from prunectl.calibration.samples import Samples
+    from prunectl.data.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _calibration(job: Job) -> dict[str, Any]:
     calibration = job.settings.calibration
     if calibration is None or job.samples is None:
         return {}
-    from prunectl.pruning.calibration_samples import device_of, dtype_of
+    from prunectl.plan.placement import device_of, dtype_of
 
     return {
         "refine": job.settings.refine,

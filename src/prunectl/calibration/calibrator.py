@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
+from prunectl.calibration.matrix import Done, MatrixPruner
+from prunectl.calibration.notes import CalibrationNotes
 from prunectl.calibration.pruner import Computed, Pruner
+from prunectl.calibration.shared_store import SharedStore
+from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import is_out_of_memory
@@ -16,13 +20,9 @@ from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import DEFAULT, named, needing
-from prunectl.pruning.calibrated_matrix import Done, MatrixPruner
-from prunectl.pruning.calibration_notes import CalibrationNotes
-from prunectl.pruning.job import Job
-from prunectl.pruning.resolve import Resolution
-from prunectl.pruning.shared_store import SharedStore
-from prunectl.pruning.targets import ByShare, Goal, TensorTarget, split
+from prunectl.plan.job import Job
 from prunectl.transform.edits import Copy, Replace
+from prunectl.transform.resolution import Resolution
 from prunectl.transform.row_blocks import merged
 
 if TYPE_CHECKING:

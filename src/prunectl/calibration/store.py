@@ -21,13 +21,13 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import OutputConflict
 from prunectl.events import Note, OnEvent
+from prunectl.loading.finished import check_finished
 from prunectl.output.header import encode_header, storage_order
 from prunectl.output.journal import Journal
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.output.target import calibrated_folder, calibrated_journal
-from prunectl.pruning.finished import check_finished
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prunectl.calibration.matrix import needs_full
 from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.methods.spec import Memory
+from prunectl.plan.job import Job
 from prunectl.plan.plan import TensorPlan
-from prunectl.pruning.calibrated_matrix import needs_full
-from prunectl.pruning.job import Job
 
 if TYPE_CHECKING:
     from prunectl.calibration.units import Course

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:
-    from prunectl.pruning.calibrated import CalibratedFacts
-    from prunectl.pruning.calibrated_matrix import Done
+    from prunectl.calibration.calibrator import CalibratedFacts
+    from prunectl.calibration.matrix import Done
 
 
 class CalibrationNotes:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from prunectl.calibration.dtype_rounding import Form, unit_of
+from prunectl.calibration.targets import ByRowBlocks, Goal, Masked
 from prunectl.geometry import Ranges
 from prunectl.methods.loss import output_error, row_errors
 from prunectl.methods.pruned import Pruned
@@ -13,8 +15,6 @@ from prunectl.methods.refine import gains, refine
 from prunectl.methods.spec import Needs
 from prunectl.methods.statistics import Gram
 from prunectl.methods.table import DEFAULT, Method
-from prunectl.pruning.stored_form import Form, unit_of
-from prunectl.pruning.targets import ByRowBlocks, Goal, Masked
 from prunectl.transform.row_blocks import choose_rows
 
 
@@ -25,7 +25,7 @@ class Done:
     Attributes:
         survivors: ``kept`` bit for bit, or ``updated``.
         damping, raised, dead: see :class:`prunectl.methods.pruned.Pruned`.
-        error, error_before_refine: see :class:`prunectl.pruning.calibrated.CalibratedFacts`.
+        error, error_before_refine: see :class:`prunectl.calibration.calibrator.CalibratedFacts`.
         by_magnitude: whether there was no input to go by.
         rows: those that follow the pattern; None where all do.
         overflowed: rows whose new weights the dtype does not hold, so that they are as they were.
