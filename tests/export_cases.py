@@ -123,7 +123,7 @@ def as_raw(tensors: Mapping[str, torch.Tensor]) -> Raw:
     }
 
 
-def without_papers(folder: Path) -> dict[str, bytes]:
+def without_metadata(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in reference.contents(folder).items() if name not in PAPERS}
 
 

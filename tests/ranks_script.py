@@ -29,7 +29,7 @@ from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.measure import cache
-from prunectl.output import guest
+from prunectl.output import secondary_rank as guest
 from prunectl.parallel import watch
 
 RANK = int(os.environ.get("RANK", "0"))

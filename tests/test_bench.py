@@ -31,7 +31,7 @@ from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skip
 from prunectl.benchmarking.statistics import Interval, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.cli.bench import _show
 from prunectl.cli.bench_screen import bench_screen

@@ -13,13 +13,13 @@ import torch
 from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.workloads import Workload, plan
-from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, nature_of
+from prunectl.checkpoint.model_kind import Kind, ModelKind, UnknownInputs, model_kind_of
 from prunectl.errors import InvalidOption
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LM = Nature(Kind.CAUSAL_LM, 256, 100, None, frozenset({0, 5}))
-VIT = Nature(Kind.VISION, None, 0, (3, 16, 8), frozenset())
+LM = ModelKind(Kind.CAUSAL_LM, 256, 100, None, frozenset({0, 5}))
+VIT = ModelKind(Kind.VISION, None, 0, (3, 16, 8), frozenset())
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ VIT = Nature(Kind.VISION, None, 0, (3, 16, 8), frozenset())
     ],
 )
 def test_what_models_are(name: str, kind: Kind, context: int | None) -> None:
-    nature = nature_of(tiny_models.make(name))
-    assert (nature.kind, nature.context) == (kind, context)
-    assert nature.image == ((3, 16, 16) if kind is Kind.VISION else None)
+    model_kind = model_kind_of(tiny_models.make(name))
+    assert (model_kind.kind, model_kind.context) == (kind, context)
+    assert model_kind.image == ((3, 16, 16) if kind is Kind.VISION else None)
 
 
 def test_a_model_of_sounds_is_refused() -> None:
     with pytest.raises(UnknownInputs, match="its input is 'input_features'"):
-        nature_of(tiny_models.make("whisper"))
+        model_kind_of(tiny_models.make("whisper"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_processor_says_how_large_images_are(
     tmp_path: Path, processor: Any, image: tuple[int, int, int]
 ) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    assert nature_of(tiny_models.make("vit"), tmp_path).image == image
+    assert model_kind_of(tiny_models.make("vit"), tmp_path).image == image
 
 
 def test_workloads_are_all_pairs_each_once() -> None:
@@ -83,14 +83,14 @@ def test_lengths_are_capped_and_said() -> None:
 
 
 def test_defaults_shrink_to_a_short_context() -> None:
-    short = Nature(Kind.CAUSAL_LM, 12, 100, None, frozenset())
+    short = ModelKind(Kind.CAUSAL_LM, 12, 100, None, frozenset())
     found, notes = plan(short, "cpu", BenchSettings())
     assert {(one.tokens, one.new_tokens) for one in found} == {(9, 3)}
     assert any("context is short" in note for note in notes)
 
 
 @pytest.mark.parametrize(
-    ("nature", "settings", "why"),
+    ("model_kind", "settings", "why"),
     [
         (LM, BenchSettings(new_tokens=256), "does not fit the model's context of 256"),
         (VIT, BenchSettings(prompt_tokens=(8,)), "no meaning for a vision model"),
@@ -98,10 +98,10 @@ def test_defaults_shrink_to_a_short_context() -> None:
     ],
 )
 def test_settings_that_do_not_fit_the_model(
-    nature: Nature, settings: BenchSettings, why: str
+    model_kind: ModelKind, settings: BenchSettings, why: str
 ) -> None:
     with pytest.raises(InvalidOption, match=why):
-        plan(nature, "cpu", settings)
+        plan(model_kind, "cpu", settings)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ from prunectl.benchmarking.zeros import (
     prune_in_memory,
     zeros_in_memory,
 )
-from prunectl.checkpoint.nature import nature_of
+from prunectl.checkpoint.model_kind import model_kind_of
 from prunectl.pattern import NM
 
 pytestmark = [
@@ -317,8 +317,8 @@ def bench_of(model: nn.Module, kernels: str) -> tuple[Bench, Live]:
     live = Live(_side(model, "pruned", "pruned"), model)
     settings = replace(BenchSettings(), kernels=kernels)
     bench = Bench(
-        (live,), nature_of(model), torch.device("cpu"), WallClock(), Rates(1, 1, 1, 1), settings,
-        None,
+        (live,), model_kind_of(model), torch.device("cpu"), WallClock(), Rates(1, 1, 1, 1),
+        settings, None,
     )  # fmt: skip
     return bench, live
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_reference import errors, layer, second_moments
 
-from prunectl.calibration.dtype_rounding import Form, unit_of
+from prunectl.calibration.dtype_rounding import DtypeRounding, unit_of
 from prunectl.calibration.matrix import Done, MatrixPruner
 from prunectl.calibration.targets import ByRowBlocks, Goal
 from prunectl.methods.statistics import Gram
@@ -115,5 +115,5 @@ def test_the_unit_is_exact(value: float, dtype: torch.dtype) -> None:
     assert math.frexp(unit)[0] == 0.5
     inside = float((weight / unit).abs().max())
     assert 2**-24 <= inside <= 2**8 or value < 2**-126
-    back = Form(dtype, unit).rounded(weight / unit, torch.ones(1, 2, dtype=torch.bool))
+    back = DtypeRounding(dtype, unit).rounded(weight / unit, torch.ones(1, 2, dtype=torch.bool))
     assert torch.equal(back.float(), weight)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from test_calibration_engine import axes_of, samples_of
 
 from prunectl.calibration.engine import Captured, Wanted, calibrate, try_model
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.errors import BadCheckpoint, CalibrationFailed, UnsupportedCheckpoint
 
 _KV = {
@@ -40,10 +40,10 @@ _MODERN = {
 
 
 @contextmanager
-def skeleton_of(folder: Path, **options: Any) -> Iterator[Skeleton]:
+def block_model_of(folder: Path, **options: Any) -> Iterator[BlockModel]:
     checkpoint = open_checkpoint(folder)
     with checkpoint.open() as reader:
-        yield Skeleton(
+        yield BlockModel(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32, **options
         )
 
@@ -59,19 +59,19 @@ def test_keys_and_values_that_blocks_share_are_found_out_before_anything_is_prun
     config = getattr(transformers, f"{name}TextConfig")(**fields)
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path)
     with (
-        skeleton_of(tmp_path) as skeleton,
+        block_model_of(tmp_path) as block_model,
         pytest.raises(CalibrationFailed, match=r"model\.layers\.2 depends on more than"),
     ):
-        try_model(skeleton, samples_of("llama"))
+        try_model(block_model, samples_of("llama"))
 
 
 def test_blocks_that_share_weights_are_refused_by_name(tmp_path: Path) -> None:
     transformers.Zamba2ForCausalLM(transformers.Zamba2Config(**_ZAMBA)).save_pretrained(tmp_path)
     with (
-        skeleton_of(tmp_path) as skeleton,
+        block_model_of(tmp_path) as block_model,
         pytest.raises(UnsupportedCheckpoint, match=r"block model\.layers\.3 shares weights") as e,
     ):
-        try_model(skeleton, samples_of("llama"))
+        try_model(block_model, samples_of("llama"))
     assert "without --method" in e.value.hint
 
 
@@ -96,10 +96,10 @@ def test_weights_before_the_blocks_that_are_missing_are_named(
         tiny_models.build(name, tmp_path)
     drop(tmp_path, tensor)
     with (
-        skeleton_of(tmp_path, heads=heads) as skeleton,
+        block_model_of(tmp_path, heads=heads) as block_model,
         pytest.raises(BadCheckpoint, match=f"lacks .*{tensor.rpartition('embed')[2]}") as e,
     ):
-        try_model(skeleton, samples_of(name))
+        try_model(block_model, samples_of(name))
     assert "--method magnitude" in e.value.hint
 
 
@@ -113,9 +113,9 @@ def drop(folder: Path, tensor: str) -> None:
 def test_a_head_may_be_missing(heads: bool, tmp_path: Path) -> None:
     tiny_models.build("llama_untied", tmp_path)
     drop(tmp_path, "lm_head.weight")
-    with skeleton_of(tmp_path, heads=heads) as skeleton:
-        course = try_model(skeleton, samples_of("llama"))
-        assert skeleton.made_up == (("lm_head.weight",) if heads else ())
+    with block_model_of(tmp_path, heads=heads) as block_model:
+        course = try_model(block_model, samples_of("llama"))
+        assert block_model.made_up == (("lm_head.weight",) if heads else ())
     assert len(course.units) == 2
 
 
@@ -123,12 +123,12 @@ def test_heads_need_not_be_loaded(tmp_path: Path) -> None:
     tiny_models.build("llama_untied", tmp_path / "untied")
     tiny_models.build("llama", tmp_path / "tied")
     for name, loaded in (("untied", False), ("tied", True)):
-        with skeleton_of(tmp_path / name, heads=False) as skeleton:
-            head: Any = skeleton.model.get_submodule("lm_head")
+        with block_model_of(tmp_path / name, heads=False) as block_model:
+            head: Any = block_model.model.get_submodule("lm_head")
             assert head.weight.is_meta != loaded
-            assert skeleton.model.get_parameter("model.embed_tokens.weight").any()
-            assert skeleton.made_up == ()
-            try_model(skeleton, samples_of("llama"))
+            assert block_model.model.get_parameter("model.embed_tokens.weight").any()
+            assert block_model.made_up == ()
+            try_model(block_model, samples_of("llama"))
 
 
 def test_a_tied_embedding_that_is_stored_as_the_head_is_loaded(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_tied_embedding_that_is_stored_as_the_head_is_loaded(tmp_path: Path) -
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with skeleton_of(tmp_path, heads=False) as skeleton:
-        embedding = skeleton.model.get_parameter("model.embed_tokens.weight")
+    with block_model_of(tmp_path, heads=False) as block_model:
+        embedding = block_model.model.get_parameter("model.embed_tokens.weight")
         assert torch.equal(embedding, tensors["lm_head.weight"])
-        try_model(skeleton, samples_of("llama"))
+        try_model(block_model, samples_of("llama"))
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -170,12 +170,12 @@ def test_a_product_that_is_not_known_is_told_from_a_weight_that_nothing_reaches(
     def prune(tensor: str, parts: Sequence[Captured]) -> None:
         (seen[tensor],) = parts
 
-    with skeleton_of(tmp_path) as skeleton:
-        layer: Any = skeleton.model.get_submodule("model.layers.0")
+    with block_model_of(tmp_path) as block_model:
+        layer: Any = block_model.model.get_submodule("model.layers.0")
         layer.mlp.up_proj.forward = lambda x: UNKNOWN[how](x, layer.mlp.up_proj.weight)
         layer.mlp.down_proj.forward = lambda x: x[..., :32]  # its weight is not used at all
-        wanted = Wanted(axes_of(open_checkpoint(tmp_path), skeleton))
-        calibrate(skeleton, samples_of("llama"), wanted, prune)
+        wanted = Wanted(axes_of(open_checkpoint(tmp_path), block_model))
+        calibrate(block_model, samples_of("llama"), wanted, prune)
     up, down = (seen.pop(f"model.layers.0.mlp.{name}_proj.weight") for name in ("up", "down"))
     assert up.gram is None
     assert down.gram is None
@@ -189,10 +189,10 @@ def test_an_expert_without_tokens_is_not_one_whose_product_is_not_known(
 ) -> None:
     tiny_models.build(name, tmp_path)
     found: list[Captured] = []
-    with skeleton_of(tmp_path) as skeleton:
-        wanted = Wanted(axes_of(open_checkpoint(tmp_path), skeleton))
+    with block_model_of(tmp_path) as block_model:
+        wanted = Wanted(axes_of(open_checkpoint(tmp_path), block_model))
         samples = [{"input_ids": torch.tensor([[5]])}]
-        calibrate(skeleton, samples, wanted, lambda tensor, parts: found.extend(parts))
+        calibrate(block_model, samples, wanted, lambda tensor, parts: found.extend(parts))
     without = [one for one in found if one.gram is None or not one.gram.tokens]
     assert without
     assert not any(one.missed for one in without)
@@ -203,8 +203,8 @@ def test_an_expert_without_tokens_is_not_one_whose_product_is_not_known(
 def test_what_blocks_put_out_is_foretold(name: str, tmp_path: Path) -> None:
     tiny_models.build(name, tmp_path)
     samples = samples_of(name, 5)
-    with skeleton_of(tmp_path) as skeleton:
-        states = try_model(skeleton, samples).states
+    with block_model_of(tmp_path) as block_model:
+        states = try_model(block_model, samples).states
     tokens = {"llama": 9, "vit": 5, "t5": 9 + 5, "whisper": 20 + 5}[name]
     expected = 5 * tokens * 32 * 4
     # T5's blocks hand on a position bias too.

@@ -20,8 +20,8 @@ from PIL import Image
 from prunectl import demo
 from prunectl.calibration.samples import load_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.model_kind import Kind, ModelKind, model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
-from prunectl.checkpoint.nature import Kind, Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.datasets import Rows, read_images
 from prunectl.data.errors import BadData, MissingColumn
@@ -33,18 +33,18 @@ from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 TEXTS = demo.calibration_text().read_text(encoding="utf-8").splitlines()[:40]
 
 
-def opened(folder: Path, name: str = "") -> tuple[Checkpoint, Nature]:
-    nature = nature_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
-    return open_checkpoint(name or folder), nature
+def opened(folder: Path, name: str = "") -> tuple[Checkpoint, ModelKind]:
+    model_kind = model_kind_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
+    return open_checkpoint(name or folder), model_kind
 
 
 @pytest.fixture(scope="module")
-def text_model() -> tuple[Checkpoint, Nature]:
+def text_model() -> tuple[Checkpoint, ModelKind]:
     return opened(demo.model_folder(), "demo")
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Nature]:
+def vit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, ModelKind]:
     folder = tmp_path_factory.mktemp("vit")
     tiny_models.build("vit", folder)
     return opened(folder)
@@ -68,7 +68,7 @@ def save_rows(path: Path, texts: list[str] = TEXTS, column: str = "text") -> Pat
     return path
 
 
-def windows_of(source: str, model: tuple[Checkpoint, Nature], **options: Any) -> Samples:
+def windows_of(source: str, model: tuple[Checkpoint, ModelKind], **options: Any) -> Samples:
     return load_samples(parse_source(source, "--calibration"), *model, samples=4, **options)
 
 
@@ -77,7 +77,7 @@ def windows_of(source: str, model: tuple[Checkpoint, Nature], **options: Any) ->
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "data/train.jsonl"])
 def test_local_datasets_of_each_format(
-    text_model: tuple[Checkpoint, Nature], tmp_path: Path, name: str
+    text_model: tuple[Checkpoint, ModelKind], tmp_path: Path, name: str
 ) -> None:
     path = save_rows(tmp_path / name)
     source = path.parent if "/" in name else path
@@ -94,7 +94,7 @@ def test_local_datasets_of_each_format(
 
 
 def test_a_dataset_that_was_saved_to_disk(
-    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+    text_model: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     import datasets
 
@@ -106,7 +106,7 @@ def test_a_dataset_that_was_saved_to_disk(
 
 
 def test_no_more_rows_are_read_than_are_needed(
-    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+    text_model: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     path = save_rows(tmp_path / "a.jsonl", [TEXTS[0] * 20] * 3000)
     found = windows_of(f"hf:{path}", text_model)
@@ -114,7 +114,7 @@ def test_no_more_rows_are_read_than_are_needed(
     assert "bytes_total" not in found.record
 
 
-def test_columns(text_model: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_columns(text_model: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     path = save_rows(tmp_path / "a.jsonl", column="verse")
     with pytest.raises(MissingColumn, match=r"no column that is known .* number, verse") as caught:
         windows_of(f"hf:{path}", text_model)
@@ -140,7 +140,7 @@ def test_columns(text_model: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
     ],
 )
 def test_bad_datasets(
-    text_model: tuple[Checkpoint, Nature],
+    text_model: tuple[Checkpoint, ModelKind],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     name: str,
@@ -158,15 +158,15 @@ def test_bad_datasets(
     assert capfd.readouterr() == ("", "")
 
 
-def test_offline(text_model: tuple[Checkpoint, Nature]) -> None:
+def test_offline(text_model: tuple[Checkpoint, ModelKind]) -> None:
     with pytest.raises(HubUnreachable, match="offline mode is on"):
         windows_of("hf:nobody/nothing", text_model)
 
 
 @pytest.mark.parametrize(("library", "source"), [("datasets", "hf:org/name"), ("PIL", "images:.")])
 def test_missing_libraries(
-    text_model: tuple[Checkpoint, Nature],
-    vit: tuple[Checkpoint, Nature],
+    text_model: tuple[Checkpoint, ModelKind],
+    vit: tuple[Checkpoint, ModelKind],
     monkeypatch: pytest.MonkeyPatch,
     library: str,
     source: str,
@@ -199,8 +199,8 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def test_images_without_a_processor(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
-    assert vit[1] == Nature(Kind.VISION, None, 0, (3, 16, 16), frozenset())
+def test_images_without_a_processor(vit: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
+    assert vit[1] == ModelKind(Kind.VISION, None, 0, (3, 16, 16), frozenset())
     paths = save_images(tmp_path / "a") + save_images(tmp_path / "a" / "below", 2)
     found = windows_of(f"images:{tmp_path / 'a'}", vit)
     pixels = [one["pixel_values"] for one in found.inputs]
@@ -243,7 +243,7 @@ def test_images_through_the_models_own_processor(tmp_path: Path) -> None:
 
 
 def test_broken_images_are_left_out_and_counted(
-    vit: tuple[Checkpoint, Nature], tmp_path: Path
+    vit: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     good = save_images(tmp_path / "a", 3)
     broken = [b"", b"no image", good[0].read_bytes()[:300], bomb(), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
@@ -259,7 +259,7 @@ def test_broken_images_are_left_out_and_counted(
         windows_of(f"images:{tmp_path / 'a'}", vit)
 
 
-def test_a_folder_without_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_a_folder_without_images(vit: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(BadData, match="holds no images"):
@@ -280,7 +280,7 @@ def test_images_are_opened_as_the_model_needs_them(tmp_path: Path) -> None:
     assert find_images(tmp_path) == [tmp_path / "b.png"]
 
 
-def test_a_dataset_of_images(vit: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_a_dataset_of_images(vit: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     save_images(tmp_path / "a" / "train" / "cat", 3)
     save_images(tmp_path / "a" / "train" / "dog", 3)
     found = windows_of(f"hf:{tmp_path / 'a'}", vit)
@@ -317,7 +317,7 @@ def test_a_row_cannot_name_a_file_of_the_users_or_a_server(
     assert found == [b""] * len(addresses) + [local] * 2 + [inside]
 
 
-def test_random_pixels(vit: tuple[Checkpoint, Nature]) -> None:
+def test_random_pixels(vit: tuple[Checkpoint, ModelKind]) -> None:
     found = windows_of("random", vit)
     pixels = torch.cat([one["pixel_values"] for one in found.inputs])
     assert pixels.shape == (4, 3, 16, 16)
@@ -327,7 +327,7 @@ def test_random_pixels(vit: tuple[Checkpoint, Nature]) -> None:
 
 @pytest.mark.parametrize("source", ["demo", "text:a.txt", "pairs:a.csv"])
 def test_text_is_not_for_a_vision_model(
-    vit: tuple[Checkpoint, Nature],
+    vit: tuple[Checkpoint, ModelKind],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     source: str,
@@ -340,7 +340,7 @@ def test_text_is_not_for_a_vision_model(
 
 
 def test_images_are_not_for_a_text_model(
-    text_model: tuple[Checkpoint, Nature], tmp_path: Path
+    text_model: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidOption, match="which reads text"):
         windows_of(f"images:{tmp_path}", text_model)

@@ -13,9 +13,9 @@ import transformers
 
 from prunectl.calibration.engine import Captured, Wanted, calibrate
 from prunectl.calibration.forward import Inputs
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.checkpoint.skeleton import Skeleton
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import CalibrationFailed, UnsupportedCheckpoint
 from prunectl.events import Advanced, Event, PhaseStarted
@@ -59,10 +59,10 @@ def samples_of(name: str, count: int = 3) -> list[dict[str, torch.Tensor]]:
     return [inputs_of(name, generator) for _ in range(count)]
 
 
-def axes_of(checkpoint: Checkpoint, skeleton: Skeleton) -> dict[str, int | None]:
+def axes_of(checkpoint: Checkpoint, block_model: BlockModel) -> dict[str, int | None]:
     roles = checkpoint.roles.roles
     return {
-        name: roles[name].input_axis for name in skeleton.targets
+        name: roles[name].input_axis for name in block_model.targets
         if roles[name].role == "block linear"
     }  # fmt: skip
 
@@ -93,14 +93,16 @@ def moments_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[
 def run(
     folder: Path, samples: Sequence[Inputs], prune: Any, events: list[Event] | None = None,
     **options: Any,
-) -> Skeleton:  # fmt: skip
+) -> BlockModel:  # fmt: skip
     checkpoint = open_checkpoint(folder)
     with checkpoint.open() as reader:
-        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
-        wanted = Wanted(axes_of(checkpoint, skeleton), **options)
+        block_model = BlockModel(
+            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
+        )
+        wanted = Wanted(axes_of(checkpoint, block_model), **options)
         on_event = (lambda event: None) if events is None else events.append
-        calibrate(skeleton, samples, wanted, prune, on_event=on_event)
-    return skeleton
+        calibrate(block_model, samples, wanted, prune, on_event=on_event)
+    return block_model
 
 
 @pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
@@ -111,19 +113,21 @@ def test_the_weights_are_those_of_the_files_in_the_shapes_of_the_files(
     checkpoint = open_checkpoint(tmp_path)
     stored = {tensor.name: tensor for tensor in checkpoint.tensors}
     with checkpoint.open() as reader:
-        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
-        axes = axes_of(checkpoint, skeleton)
+        block_model = BlockModel(
+            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
+        )
+        axes = axes_of(checkpoint, block_model)
         assert axes
-        for block in skeleton.blocks:
-            assert not skeleton.is_loaded(block)
-            skeleton.load(block)
-            views = skeleton.views([n for n in skeleton.names_of(block) if n in axes])
+        for block in block_model.blocks:
+            assert not block_model.is_loaded(block)
+            block_model.load(block)
+            views = block_model.views([n for n in block_model.names_of(block) if n in axes])
             for tensor, view in views.items():
                 assert torch.equal(view, read_tensor(reader, stored[tensor])), tensor
                 view.fill_(7)  # a view: the model's own parameter changes
-                parameter = skeleton.targets[tensor].parameter
-                assert (skeleton.model.get_parameter(parameter) == 7).any()
-            skeleton.unload(block)
+                parameter = block_model.targets[tensor].parameter
+                assert (block_model.model.get_parameter(parameter) == 7).any()
+            block_model.unload(block)
 
 
 @pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
@@ -136,10 +140,10 @@ def test_moments_are_those_that_hooks_on_the_whole_model_see(name: str, tmp_path
         seen.update((part.matrix.label, part.gram) for part in parts)
 
     events: list[Event] = []
-    skeleton = run(tmp_path, samples, prune, events)
+    block_model = run(tmp_path, samples, prune, events)
     expected = moments_by_hooks(model, samples)
     compared = 0
-    for tensor, target in skeleton.targets.items():
+    for tensor, target in block_model.targets.items():
         gram = seen.get(tensor)
         if target.parameter in expected and gram is not None:
             torch.testing.assert_close(
@@ -176,21 +180,21 @@ def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
         values[tensor] = view
         return view
 
-    skeleton = run(tmp_path, samples, prune)
-    blocks = [skeleton.block_of(skeleton.targets[tensor].parameter) for tensor in order]
+    block_model = run(tmp_path, samples, prune)
+    blocks = [block_model.block_of(block_model.targets[tensor].parameter) for tensor in order]
     for block in dict.fromkeys(blocks):
-        model = type(skeleton.model).from_pretrained(tmp_path).eval()
+        model = type(block_model.model).from_pretrained(tmp_path).eval()
         for tensor, before in zip(order, blocks, strict=True):
             if before == block:
                 break
-            parameter = model.get_parameter(skeleton.targets[tensor].parameter)
+            parameter = model.get_parameter(block_model.targets[tensor].parameter)
             if parameter.shape == values[tensor].shape:
                 parameter.data.copy_(values[tensor])
             else:  # experts: a slice of the stack
                 _put_expert(model, tensor, values[tensor])
         expected = moments_by_hooks(model, samples)
         for tensor, own in zip(order, blocks, strict=True):
-            parameter_name = skeleton.targets[tensor].parameter
+            parameter_name = block_model.targets[tensor].parameter
             if own == block and parameter_name in expected:
                 torch.testing.assert_close(
                     diagonals[tensor].double(), expected[parameter_name].diagonal(),
@@ -305,12 +309,14 @@ def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) 
             return parts[0].matrix.weight * 0.9
 
         with checkpoint.open() as reader:
-            skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
-            wanted = Wanted(axes_of(checkpoint, skeleton))
-            calibrate(skeleton, samples_of("t5"), wanted, prune, spill=spill)
+            block_model = BlockModel(
+                checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
+            )
+            wanted = Wanted(axes_of(checkpoint, block_model))
+            calibrate(block_model, samples_of("t5"), wanted, prune, spill=spill)
         found.append(moments)
     assert all(torch.equal(moment, found[1][tensor]) for tensor, moment in found[0].items())
-    assert Forward(skeleton, samples_of("t5"), folder).count == 1
+    assert Forward(block_model, samples_of("t5"), folder).count == 1
 
 
 def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
@@ -325,11 +331,13 @@ def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     with checkpoint.open() as reader:
-        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
-        assert len(find_course(Forward(skeleton, samples_of("llama"))).units) == 4
-        layers = skeleton.model.get_submodule("model.layers")
+        block_model = BlockModel(
+            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
+        )
+        assert len(find_course(Forward(block_model, samples_of("llama"))).units) == 4
+        layers = block_model.model.get_submodule("model.layers")
         kept: list[torch.Tensor] = []
         layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
         layers[3].register_forward_pre_hook(lambda module, args: (args[0] + kept[-1], *args[1:]))
         with pytest.raises(CalibrationFailed, match=r"model\.layers\.3 depends on more than"):
-            find_course(Forward(skeleton, samples_of("llama")))
+            find_course(Forward(block_model, samples_of("llama")))

@@ -18,7 +18,7 @@ from prunectl import PruneSettings, open_checkpoint, prune
 from prunectl.calibration import forward
 from prunectl.calibration import run as calibration_run
 from prunectl.calibration.engine import try_model
-from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.events import Event, Note, PhaseStarted
 from prunectl.plan.settings import Calibration
 
@@ -114,6 +114,8 @@ def test_images_count(tmp_path: Path) -> None:
     tiny_models.build("vit", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     with checkpoint.open() as reader:
-        skeleton = Skeleton(checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32)
-        course = try_model(skeleton, [{"pixel_values": torch.randn(1, 3, 16, 16)}] * 3)
+        block_model = BlockModel(
+            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
+        )
+        course = try_model(block_model, [{"pixel_values": torch.randn(1, 3, 16, 16)}] * 3)
     assert (course.states, course.rows) == (3 * 5 * 32 * 4, 3 * 5)

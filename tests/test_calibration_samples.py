@@ -20,8 +20,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from prunectl import demo
 from prunectl.calibration.samples import load_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.model_kind import (
+    Kind,
+    ModelKind,
+    UnknownInputs,
+    accepted_inputs,
+    model_kind_of,
+)
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
-from prunectl.checkpoint.nature import Kind, Nature, UnknownInputs, accepted_inputs, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
 from prunectl.data.samples import Samples
@@ -33,11 +39,11 @@ from prunectl.events import Advanced, Event, PhaseDone, PhaseStarted
 
 WORDS = [f"word{number}" for number in range(50)]
 """The vocabulary of the tokenizers that are made here: ids 5 to 54."""
-Made = Callable[..., tuple[Checkpoint, Nature]]
+Made = Callable[..., tuple[Checkpoint, ModelKind]]
 
 
-def nature_in(folder: Path) -> Nature:
-    return nature_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
+def model_kind_in(folder: Path) -> ModelKind:
+    return model_kind_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
 
 
 def save_tokenizer(folder: Path, *, bert: bool = False, shift: int = 0, **options: Any) -> None:
@@ -60,23 +66,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A function from a tiny model's name to its checkpoint, with a tokenizer of whole words."""
     root = tmp_path_factory.mktemp("tiny")
 
-    def build(name: str, **options: Any) -> tuple[Checkpoint, Nature]:
+    def build(name: str, **options: Any) -> tuple[Checkpoint, ModelKind]:
         folder = root / f"{name}-{len(list(root.iterdir()))}"
         tiny_models.build(name, folder)
         save_tokenizer(folder, **options)
-        return open_checkpoint(folder), nature_in(folder)
+        return open_checkpoint(folder), model_kind_in(folder)
 
     return build
 
 
 @pytest.fixture(scope="module")
-def llama(made: Made) -> tuple[Checkpoint, Nature]:
+def llama(made: Made) -> tuple[Checkpoint, ModelKind]:
     return made("llama")
 
 
 @pytest.fixture(scope="module")
-def demo_model() -> tuple[Checkpoint, Nature]:
-    return open_checkpoint("demo"), nature_in(demo.model_folder())
+def demo_model() -> tuple[Checkpoint, ModelKind]:
+    return open_checkpoint("demo"), model_kind_in(demo.model_folder())
 
 
 def write_words(path: Path, count: int, seed: int = 0, line: int = 9) -> Path:
@@ -123,7 +129,7 @@ def test_a_short_text_is_used_whole() -> None:
 
 
 def test_windows_are_parts_of_the_joined_text(
-    llama: tuple[Checkpoint, Nature], tmp_path: Path
+    llama: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     files = [write_words(tmp_path / f"{n}.txt", 200, seed=n) for n in range(2)]
     source = parse_source([f"text:{files[0]}", f"text:{files[1]}"], "--calibration")
@@ -165,7 +171,7 @@ def reference_digest(samples: Samples) -> str:
     return blake3.blake3(data).hexdigest()
 
 
-def test_the_seed_alone_decides(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_the_seed_alone_decides(llama: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 500)}", "--calibration")
 
     def digest_of(seed: int) -> str:
@@ -177,7 +183,7 @@ def test_the_seed_alone_decides(llama: tuple[Checkpoint, Nature], tmp_path: Path
 
 
 def test_length_is_capped_by_the_model_and_short_texts_are_said(
-    llama: tuple[Checkpoint, Nature], tmp_path: Path
+    llama: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     assert llama[1].context == 20
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 58)}", "--calibration")
@@ -196,7 +202,7 @@ def test_length_is_capped_by_the_model_and_short_texts_are_said(
     assert [len(row) for row in rows_of(rest)] == [20, 20], "7 tokens are no sample"
 
 
-def test_less_than_one_window(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_less_than_one_window(llama: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 16)}", "--calibration")
     found = load_samples(source, *llama, samples=1)
     assert [len(row) for row in rows_of(found)] == [16]
@@ -208,15 +214,15 @@ def test_less_than_one_window(llama: tuple[Checkpoint, Nature], tmp_path: Path) 
 
 
 def test_each_window_begins_as_the_tokenizer_begins_a_text(made: Made, tmp_path: Path) -> None:
-    checkpoint, nature = made("llama", bert=True)
+    checkpoint, model_kind = made("llama", bert=True)
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 100)}", "--calibration")
-    rows = rows_of(load_samples(source, checkpoint, nature, samples=6, sequence_length=10))
+    rows = rows_of(load_samples(source, checkpoint, model_kind, samples=6, sequence_length=10))
     assert all(row[0] == 2 and min(row[1:]) >= 5 and len(row) == 10 for row in rows)
     with pytest.raises(InvalidOption, match="leaves no room"):
-        load_samples(source, checkpoint, nature, samples=6, sequence_length=2)
+        load_samples(source, checkpoint, model_kind, samples=6, sequence_length=2)
 
 
-def test_the_demo_calibrates_itself(demo_model: tuple[Checkpoint, Nature]) -> None:
+def test_the_demo_calibrates_itself(demo_model: tuple[Checkpoint, ModelKind]) -> None:
     found = load_samples(parse_source("demo", "--calibration"), *demo_model, samples=16)
     assert found.record["kind"] == "demo"
     assert [len(row) for row in rows_of(found)] == [demo_model[1].context] * 16
@@ -282,7 +288,7 @@ def test_paragraphs_and_lines() -> None:
     ],
 )
 def test_bad_text(
-    llama: tuple[Checkpoint, Nature], tmp_path: Path, data: bytes, message: str
+    llama: tuple[Checkpoint, ModelKind], tmp_path: Path, data: bytes, message: str
 ) -> None:
     (tmp_path / "bad.txt").write_bytes(data)
     with pytest.raises(BadData, match=message) as caught:
@@ -290,7 +296,7 @@ def test_bad_text(
     assert caught.value.hint
 
 
-def test_a_file_that_went_away(llama: tuple[Checkpoint, Nature], tmp_path: Path) -> None:
+def test_a_file_that_went_away(llama: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 58)}", "--calibration")
     (tmp_path / "a.txt").unlink()
     with pytest.raises(BadData, match="no regular file"):
@@ -302,25 +308,25 @@ def test_a_file_that_went_away(llama: tuple[Checkpoint, Nature], tmp_path: Path)
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     tiny_models.build("bert", tmp_path / "bert")
-    checkpoint, nature = open_checkpoint(tmp_path / "bert"), nature_in(tmp_path / "bert")
+    checkpoint, model_kind = open_checkpoint(tmp_path / "bert"), model_kind_in(tmp_path / "bert")
     source = parse_source("demo", "--calibration")
     with pytest.raises(BadTokenizer, match="has none") as caught:
-        load_samples(source, checkpoint, nature)
+        load_samples(source, checkpoint, model_kind)
     assert "random" in caught.value.hint
     (tmp_path / "bert" / "tokenizer.json").write_text("{}")
     with pytest.raises(BadTokenizer, match="does not load"):
-        load_samples(source, checkpoint, nature)
+        load_samples(source, checkpoint, model_kind)
 
 
 def test_a_tokenizer_of_another_model(made: Made, tmp_path: Path) -> None:
-    checkpoint, nature = made("llama", shift=20)
+    checkpoint, model_kind = made("llama", shift=20)
     source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 300)}", "--calibration")
     with pytest.raises(WrongTokenizer, match=r"makes token id 74 and the model's .* has 61"):
-        load_samples(source, checkpoint, nature)
+        load_samples(source, checkpoint, model_kind)
 
 
 def test_text_that_the_tokenizer_does_not_know(
-    llama: tuple[Checkpoint, Nature], tmp_path: Path
+    llama: tuple[Checkpoint, ModelKind], tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text("what is this " * 20 + "word1 " * 20)
     source = parse_source(str(tmp_path / "a.txt"), "--calibration")
@@ -332,18 +338,18 @@ def test_text_that_the_tokenizer_does_not_know(
 
 
 def test_an_encoder_reads_paragraphs(made: Made, tmp_path: Path) -> None:
-    checkpoint, nature = made("bert_base", bert=True)
-    assert nature.kind is Kind.ENCODER
+    checkpoint, model_kind = made("bert_base", bert=True)
+    assert model_kind.kind is Kind.ENCODER
     path = write_words(tmp_path / "a.txt", 300, line=30)
     path.write_text(path.read_text() + "\nword1 word2\n   \nword3")
     source = parse_source(str(path), "--calibration")
-    found = load_samples(source, checkpoint, nature, samples=20)
+    found = load_samples(source, checkpoint, model_kind, samples=20)
     each = [ids_of(line)[:18] for line in path.read_text().splitlines() if line.strip()]
     assert sorted(rows_of(found)) == sorted([2, *line, 3] for line in each)
     assert rows_of(found) != [[2, *line, 3] for line in each], "drawn by the seed"
     assert "12 samples instead of 20" in found.notes[-1]
     assert (found.record["units"], found.record["tokens"]) == ("lines", 10 * 20 + 4 + 3)
-    found = load_samples(source, checkpoint, nature, samples=2)
+    found = load_samples(source, checkpoint, model_kind, samples=2)
     assert sorted(rows_of(found)) == sorted([[2, *each[0], 3], [2, *each[-1], 3]])
     assert found.record["units"] == "paragraphs"
 
@@ -413,10 +419,10 @@ def test_bad_pairs(tmp_path: Path, name: str, data: bytes, message: str) -> None
 
 
 def test_t5_reads_a_window_and_writes_it_again(made: Made, tmp_path: Path) -> None:
-    checkpoint, nature = made("t5", bert=True, model_max_length=15)
-    assert (nature.kind, nature.context) == (Kind.SEQ2SEQ, None)
+    checkpoint, model_kind = made("t5", bert=True, model_max_length=15)
+    assert (model_kind.kind, model_kind.context) == (Kind.SEQ2SEQ, None)
     source = parse_source(str(write_words(tmp_path / "a.txt", 500)), "--calibration")
-    found = load_samples(source, checkpoint, nature, samples=5)
+    found = load_samples(source, checkpoint, model_kind, samples=5)
     sources, targets = rows_of(found), rows_of(found, "decoder_input_ids")
     assert [len(row) for row in sources] == [15] * 5, "capped by the tokenizer"
     assert all(row[0] == 2 and row[-1] == 3 for row in sources)
@@ -427,15 +433,15 @@ def test_t5_reads_a_window_and_writes_it_again(made: Made, tmp_path: Path) -> No
 
 
 def test_random_tokens_are_asked_for_by_name(made: Made) -> None:
-    checkpoint, nature = made("bart")
+    checkpoint, model_kind = made("bart")
     source = parse_source("random", "--calibration")
-    found = load_samples(source, checkpoint, nature, samples=50, sequence_length=20, seed=5)
-    assert nature.avoided
+    found = load_samples(source, checkpoint, model_kind, samples=50, sequence_length=20, seed=5)
+    assert model_kind.avoided
     used = set(chain(*rows_of(found)))
-    assert used == set(range(61)) - nature.avoided
+    assert used == set(range(61)) - model_kind.avoided
     assert (found.record["kind"], found.record["tokens"]) == ("random", 50 * 20 * 2)
-    again = load_samples(source, checkpoint, nature, samples=50, sequence_length=20, seed=5)
-    other = load_samples(source, checkpoint, nature, samples=50, sequence_length=20, seed=6)
+    again = load_samples(source, checkpoint, model_kind, samples=50, sequence_length=20, seed=5)
+    other = load_samples(source, checkpoint, model_kind, samples=50, sequence_length=20, seed=6)
     assert found.record == again.record != other.record
 
 
@@ -445,7 +451,7 @@ def test_random_tokens_are_asked_for_by_name(made: Made) -> None:
      ({"seed": -1}, "--seed -1")],
 )  # fmt: skip
 def test_numbers_with_no_meaning(
-    llama: tuple[Checkpoint, Nature], options: dict[str, int], message: str
+    llama: tuple[Checkpoint, ModelKind], options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(InvalidOption, match=message):
         load_samples(parse_source("random", "--calibration"), *llama, **options)
@@ -453,7 +459,7 @@ def test_numbers_with_no_meaning(
 
 def test_a_model_that_takes_neither_tokens_nor_images() -> None:
     with pytest.raises(UnknownInputs, match="its input is 'input_features'"):
-        nature_of(tiny_models.make("whisper"))
+        model_kind_of(tiny_models.make("whisper"))
 
 
 # --- real models --------------------------------------------------------------------------------
@@ -465,7 +471,7 @@ def test_real_smollm2(real_model: Callable[[str], Path]) -> None:
     found = load_samples(
         parse_source("demo", "--calibration"),
         open_checkpoint(folder),
-        nature_in(folder),
+        model_kind_in(folder),
         samples=8,
         sequence_length=512,
     )
@@ -476,18 +482,22 @@ def test_real_smollm2(real_model: Callable[[str], Path]) -> None:
     assert [len(row) for row in rows] == [512] * 8
     places = [joined.index(",".join(map(str, row))) for row in rows]
     assert places == sorted(set(places))
-    nature = Nature(Kind.CAUSAL_LM, 512, 1000, None, frozenset())
+    model_kind = ModelKind(Kind.CAUSAL_LM, 512, 1000, None, frozenset())
     checkpoint = open_checkpoint(folder)
     with pytest.raises(WrongTokenizer, match="vocabulary has 1,000"):
-        load_samples(parse_source("demo", "--calibration"), checkpoint, nature, samples=2)
+        load_samples(parse_source("demo", "--calibration"), checkpoint, model_kind, samples=2)
 
 
 @pytest.mark.real
 def test_real_minilm(real_model: Callable[[str], Path]) -> None:
     folder = real_model("minilm")
-    nature = nature_in(folder)
-    assert (nature.kind, nature.context, nature.vocabulary) == (Kind.ENCODER, 512, 30522)
-    found = load_samples(parse_source("demo", "--calibration"), open_checkpoint(folder), nature)
+    model_kind = model_kind_in(folder)
+    assert (model_kind.kind, model_kind.context, model_kind.vocabulary) == (
+        Kind.ENCODER,
+        512,
+        30522,
+    )
+    found = load_samples(parse_source("demo", "--calibration"), open_checkpoint(folder), model_kind)
     verses = demo.calibration_text().read_text(encoding="utf-8").splitlines()
     inner = transformers.AutoTokenizer.from_pretrained(folder)
     known = {tuple(inner(verse)["input_ids"]) for verse in verses}

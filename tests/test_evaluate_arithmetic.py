@@ -280,10 +280,10 @@ def test_the_score_is_the_share_that_is_right(
 
     metric = prepared(checkpoint, path)
 
-    class Subject:
+    class LoadedModel:
         model: Any = Parrot(plain.model)
 
-    score = metric.score(Subject())  # type: ignore[arg-type]
+    score = metric.score(LoadedModel())  # type: ignore[arg-type]
     assert score.values[:, 0].tolist() == [0, 0, 1, 0]
     assert score.value == 0.25
     assert score.parts == {"even": 0.0, "odd": 0.5, "majority": 0.25}

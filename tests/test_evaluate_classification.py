@@ -35,10 +35,10 @@ from prunectl.evaluation import labels
 from prunectl.evaluation.classification import Classification
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.examples import drawn, held_out
+from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.evaluation.training import order
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note, ignore_events
@@ -110,12 +110,12 @@ def scored(folder: Path, data: Path | str, *events: Any, **options: Any) -> Eval
 
 
 @contextmanager
-def opened(folder: Path, settings: EvalSettings) -> Iterator[tuple[Classification, Subject]]:
+def opened(folder: Path, settings: EvalSettings) -> Iterator[tuple[Classification, LoadedModel]]:
     checkpoint = open_checkpoint(folder)
     metric = prepare(checkpoint, settings)
     assert isinstance(metric, Classification)
-    with open_subject(checkpoint, metric, device="cpu", dtype="auto") as (subject, _):
-        yield metric, subject
+    with open_loaded_model(checkpoint, metric, device="cpu", dtype="auto") as (loaded, _):
+        yield metric, loaded
 
 
 # --- against a plain run --------------------------------------------------------------------------
@@ -151,11 +151,11 @@ def plain_run(model: Any, rows: list[tuple[str, int]], test: list[str], seed: in
 
 def test_the_score_is_that_of_a_plain_run(model: Model, data: Path) -> None:
     rows, test = texts(80, 0), texts(41, 1)
-    with opened(model(), settings_of(data)) as (metric, subject):
+    with opened(model(), settings_of(data)) as (metric, loaded):
         config = transformers.BertConfig.from_pretrained(model())
         theirs = transformers.BertForSequenceClassification(config)
-        theirs.load_state_dict(subject.model.state_dict())
-        score = metric.score(subject, seed=5)
+        theirs.load_state_dict(loaded.model.state_dict())
+        score = metric.score(loaded, seed=5)
     told = plain_run(theirs, rows, [text for text, _ in test], 5)
     there = [kind for _, kind in test]
     assert score.values.tolist() == [[a, b] for a, b in zip(there, told, strict=True)]
@@ -194,22 +194,22 @@ def test_the_same_seed_gives_the_same_score(model: Model, data: Path) -> None:
     found = [scored(model(), data, training=short, seed=seed) for seed in (1, 1, 2)]
     assert found[0].score == found[1].score
     assert found[0].record == found[1].record == found[2].record
-    with opened(model(), settings_of(data, training=short)) as (metric, subject):
-        first = metric.score(subject, seed=1).values
-    with opened(model(), settings_of(data, training=short)) as (metric, subject):
-        assert (metric.score(subject, seed=1).values == first).all()
+    with opened(model(), settings_of(data, training=short)) as (metric, loaded):
+        first = metric.score(loaded, seed=1).values
+    with opened(model(), settings_of(data, training=short)) as (metric, loaded):
+        assert (metric.score(loaded, seed=1).values == first).all()
 
 
 def test_a_pruned_model_s_zeros_are_held(model: Model, data: Path, tmp_path: Path) -> None:
     prune(model(), tmp_path / "out", PruneSettings(sparsity=0.5))
     tiny_tokenizers.save(tmp_path / "out")
-    with opened(tmp_path / "out", settings_of(data, training=QUICK)) as (metric, subject):
-        held = subject.held()
+    with opened(tmp_path / "out", settings_of(data, training=QUICK)) as (metric, loaded):
+        held = loaded.held()
         assert (
             sum(int(one.gone.sum()) for one in held) == sum(one.gone.numel() for one in held) // 2
         )
         before = [one.weight.clone() for one in held]
-        assert metric.score(subject, seed=0).value > 0.8
+        assert metric.score(loaded, seed=0).value > 0.8
         for one, old in zip(held, before, strict=True):
             assert (one.weight[one.gone] == 0).all()
             assert (one.weight[~one.gone] != old[~one.gone]).any()
@@ -222,9 +222,9 @@ def test_weights_are_trained_in_fp32_whatever_the_checkpoint_s_dtype(
 ) -> None:
     tiny_models.build(name, tmp_path / "half", torch.bfloat16)
     tiny_tokenizers.save(tmp_path / "half")
-    with opened(tmp_path / "half", settings_of(data)) as (metric, subject):
-        assert {one.dtype for one in subject.model.parameters()} == {torch.float32}
-        assert metric.score(subject).value > 0.4
+    with opened(tmp_path / "half", settings_of(data)) as (metric, loaded):
+        assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
+        assert metric.score(loaded).value > 0.4
     with pytest.raises(InvalidOption, match="float16"):
         scored(tmp_path / "half", data, dtype="float16")
 
@@ -277,17 +277,17 @@ def test_what_a_model_refuses_is_said_in_its_words(model: Model, data: Path) -> 
         scored(folder, data, training=Training(epochs=1))
     assert "tokenizer" in caught.value.hint
     with (
-        opened(folder, settings_of(data)) as (metric, subject),
+        opened(folder, settings_of(data)) as (metric, loaded),
         pytest.raises(EvaluationFailed, match=f"classification: {why}"),
     ):
-        metric._told(subject.model, metric.scored, ignore_events)
+        metric._told(loaded.model, metric.scored, ignore_events)
 
 
 def test_a_tokenizer_without_padding_pads_by_what_ends_a_text(model: Model, data: Path) -> None:
     folder = model("gpt2", bert=False, padding=False)
     notes: list[Event] = []
-    with opened(folder, settings_of(data)) as (metric, subject):
-        assert subject.model.config.pad_token_id == 3
+    with opened(folder, settings_of(data)) as (metric, loaded):
+        assert loaded.model.config.pad_token_id == 3
         batch = metric.scored.batch([0, 1, 2, 3])
         ids, mask = batch["input_ids"], batch["attention_mask"]
         assert ((ids == 3) == (mask == 0)).all()
@@ -309,8 +309,8 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model: Model, data: Pat
 def test_a_head_of_the_checkpoint_s_own_is_gone_on_from(data: Path, tmp_path: Path) -> None:
     tiny_models.build("bert_classifier", tmp_path / "m")
     tiny_tokenizers.save(tmp_path / "m")
-    with opened(tmp_path / "m", settings_of(data)) as (_, subject):
-        assert subject.made_up == ()
+    with opened(tmp_path / "m", settings_of(data)) as (_, loaded):
+        assert loaded.made_up == ()
 
 
 def test_a_head_of_another_size_is_made_anew(tmp_path: Path) -> None:
@@ -318,9 +318,9 @@ def test_a_head_of_another_size_is_made_anew(tmp_path: Path) -> None:
     tiny_tokenizers.save(tmp_path / "m")
     write(tmp_path / "d" / "train.csv", named(texts(80, 0, 3)))
     write(tmp_path / "d" / "test.csv", named(texts(40, 1, 3)))
-    with opened(tmp_path / "m", settings_of(tmp_path / "d")) as (_, subject):
-        assert set(subject.made_up) == {"classifier.weight", "classifier.bias"}
-        assert (subject.model.classifier.weight != 0).any()
+    with opened(tmp_path / "m", settings_of(tmp_path / "d")) as (_, loaded):
+        assert set(loaded.made_up) == {"classifier.weight", "classifier.bias"}
+        assert (loaded.model.classifier.weight != 0).any()
     assert scored(tmp_path / "m", tmp_path / "d").score > 0.6
 
 
@@ -333,14 +333,14 @@ def trained(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     write(root / "data" / "train.jsonl", named(texts(80, 0)))
     write(root / "data" / "test.jsonl", named(texts(41, 1)))
-    with opened(model(), settings_of(root / "data")) as (metric, subject):
-        metric.score(subject, seed=0)
-        config = subject.model.config
+    with opened(model(), settings_of(root / "data")) as (metric, loaded):
+        metric.score(loaded, seed=0)
+        config = loaded.model.config
         with torch.no_grad():
-            for one in subject.model.classifier.parameters():
+            for one in loaded.model.classifier.parameters():
                 one.copy_(one.flip(0))
         config.id2label, config.label2id = {0: "SPAM", 1: "HAM"}, {"SPAM": 0, "HAM": 1}
-        subject.model.save_pretrained(root / "model")
+        loaded.model.save_pretrained(root / "model")
     tiny_tokenizers.save(root / "model")
     return root / "model"
 
@@ -460,11 +460,11 @@ def test_tasks_of_glue_have_their_own_columns_and_splits(model: Model, tmp_path:
     write(tmp_path / "train.tsv", pairs(60, 0))
     write(tmp_path / "dev.tsv", pairs(30, 1))
     write(tmp_path / "test.tsv", [one | {"label": -1} for one in pairs(30, 2)])
-    with opened(model(), settings_of(tmp_path, task="QQP")) as (metric, subject):
+    with opened(model(), settings_of(tmp_path, task="QQP")) as (metric, loaded):
         ids = metric.scored.batch([0])
         assert ids["input_ids"][0].tolist().count(3) == 2  # both texts, each ended
         assert ids["token_type_ids"].unique().tolist() == [0, 1]
-        score = metric.score(subject)
+        score = metric.score(loaded)
         there, told = score.values.T
         assert score.parts["f1"] == pytest.approx(sklearn.metrics.f1_score(there, told))
     record = metric.record
@@ -484,9 +484,9 @@ def test_mnli_is_scored_on_matched_and_mismatched(model: Model, tmp_path: Path) 
     write(tmp_path / "validation_matched.jsonl", rows(30, 1))
     write(tmp_path / "validation_mismatched.jsonl", rows(20, 2))
     settings = settings_of(tmp_path, task="mnli", samples=25)
-    with opened(model(), settings) as (metric, subject):
-        score = metric.score(subject)
-        told = metric._told(subject.model, metric.beside["mismatched"], lambda event: None)
+    with opened(model(), settings) as (metric, loaded):
+        score = metric.score(loaded)
+        told = metric._told(loaded.model, metric.beside["mismatched"], lambda event: None)
     assert metric.record["split"] == "validation_matched"
     assert score.values.shape == (25, 2)
     there = metric.beside["mismatched"].labels["labels"]
@@ -740,10 +740,10 @@ def test_a_loss_that_is_nan(model: Model, data: Path) -> None:
 
 
 def test_outputs_that_are_nan(model: Model, data: Path) -> None:
-    with opened(model(), settings_of(data)) as (metric, subject):
-        subject.model.classifier.bias.data[1] = np.nan
+    with opened(model(), settings_of(data)) as (metric, loaded):
+        loaded.model.classifier.bias.data[1] = np.nan
         with pytest.raises(EvaluationFailed, match="outputs of 41 rows are NaN"):
-            metric._told(subject.model, metric.scored, lambda event: None)
+            metric._told(loaded.model, metric.scored, lambda event: None)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ _LETTERS = r"""
 dataset_path: csv
 dataset_kwargs:
   data_files:
-    test: {folder}/{subject}_test.csv
-    dev: {folder}/{subject}_dev.csv
+    test: {folder}/{loaded}_test.csv
+    dev: {folder}/{loaded}_dev.csv
 test_split: test
 fewshot_split: dev
 fewshot_config:
@@ -54,7 +54,7 @@ metric_list:
     higher_is_better: true
 metadata:
   version: 7.0
-task: own_{subject}
+task: own_{loaded}
 """
 _TEXTS = r"""
 dataset_path: csv
@@ -120,14 +120,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, folder = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("tasks")
     for split in ("dev", "test"):
         header, *rows = (MMLU / f"{split}.csv").read_text().splitlines()
-        for subject in ("philosophy", "nutrition"):
-            own = [header, *(row for row in rows if row.startswith(subject))]
-            own = own[:-2] if (subject, split) == ("nutrition", "test") else own
-            (data / f"{subject}_{split}.csv").write_text("\n".join(own) + "\n")
+        for loaded in ("philosophy", "nutrition"):
+            own = [header, *(row for row in rows if row.startswith(loaded))]
+            own = own[:-2] if (loaded, split) == ("nutrition", "test") else own
+            (data / f"{loaded}_{split}.csv").write_text("\n".join(own) + "\n")
     options = {"folder": data, "svamp": SVAMP}
-    for subject in ("philosophy", "nutrition"):
-        text = _LETTERS.format(subject=subject, words=subject, **options)
-        (folder / f"{subject}.yaml").write_text(text)
+    for loaded in ("philosophy", "nutrition"):
+        text = _LETTERS.format(loaded=loaded, words=loaded, **options)
+        (folder / f"{loaded}.yaml").write_text(text)
     for name, text in (("texts", _TEXTS), ("written", _WRITTEN), ("lower", _LOWER)):
         (folder / f"{name}.yaml").write_text(text.format(**options))
     (folder / "group.yaml").write_text(_GROUP)
@@ -140,7 +140,7 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(demo.model_folder(), trust_remote_code=True)
 
 
-class Subject:
+class LoadedModel:
     """The demo, as a metric sees it."""
 
     def __init__(self) -> None:
@@ -150,8 +150,8 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Any:
-    return Subject()
+def loaded() -> Any:
+    return LoadedModel()
 
 
 @pytest.fixture(autouse=True)
@@ -176,26 +176,26 @@ def prepared(checkpoint: Checkpoint, tasks: Path, names: str, **options: Any) ->
 
 @pytest.mark.parametrize("shots", [0, 1])
 def test_a_task_agrees_with_the_metric_of_the_same_protocol(
-    checkpoint: Checkpoint, tasks: Path, subject: Any, tmp_path: Path, shots: int
+    checkpoint: Checkpoint, tasks: Path, loaded: Any, tmp_path: Path, shots: int
 ) -> None:
     for split in ("dev", "test"):
         header, *rows = (MMLU / f"{split}.csv").read_text().splitlines()
         own = [header, *(row for row in rows if row.startswith("philosophy"))]
         (tmp_path / f"{split}.csv").write_text("\n".join(own) + "\n")
     choice = prepare(checkpoint, EvalSettings("choice", (str(tmp_path),), shots=shots))
-    theirs = prepared(checkpoint, tasks, "own_philosophy", shots=shots).score(subject)
-    ours = choice.score(subject, seed=0)
+    theirs = prepared(checkpoint, tasks, "own_philosophy", shots=shots).score(loaded)
+    ours = choice.score(loaded, seed=0)
     assert theirs.values[:, 0].tolist() == ours.values[:, 0].tolist()
     assert theirs.value == ours.value
 
 
 def test_scores_are_those_that_the_harness_totals(
-    checkpoint: Checkpoint, tasks: Path, subject: Any
+    checkpoint: Checkpoint, tasks: Path, loaded: Any
 ) -> None:
     metric = prepared(checkpoint, tasks, "own_group,own_texts,own_written")
-    results = metric._run(subject.model, lambda event: None)["results"]
-    score = metric.score(subject)
-    again = metric.score(subject)
+    results = metric._run(loaded.model, lambda event: None)["results"]
+    score = metric.score(loaded)
+    again = metric.score(loaded)
     assert again.values.tolist() == score.values.tolist(), "tasks can be run again"
     assert score.parts == {
         "own_philosophy": pytest.approx(results["own_philosophy"]["acc,none"]),
@@ -248,29 +248,29 @@ def test_a_task_of_another_prompt_is_another_record(
 
 
 def test_nothing_is_printed(
-    checkpoint: Checkpoint, tasks: Path, subject: Any, capfd: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint, tasks: Path, loaded: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    prepared(checkpoint, tasks, "own_philosophy,own_written").score(subject)
+    prepared(checkpoint, tasks, "own_philosophy,own_written").score(loaded)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
 
 
 def test_memory_that_is_full_halves_the_batch(
-    checkpoint: Checkpoint, tasks: Path, subject: Any, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tasks: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metric = prepared(checkpoint, tasks, "own_philosophy", batch_size=4)
-    want = metric.score(subject).values.tolist()
-    real = subject.model.forward
+    want = metric.score(loaded).values.tolist()
+    real = loaded.model.forward
 
     def small(input_ids: torch.Tensor, *rest: Any, **options: Any) -> Any:
         if len(input_ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(input_ids, *rest, **options)
 
-    monkeypatch.setattr(subject.model, "forward", small)
+    monkeypatch.setattr(loaded.model, "forward", small)
     events: list[Any] = []
-    assert metric.score(subject, on_event=events.append).values.tolist() == want
+    assert metric.score(loaded, on_event=events.append).values.tolist() == want
     notes = [one.text for one in events if isinstance(one, Note)]
     assert [int(text.split()[3]) for text in notes] == [2, 1]
 
@@ -310,7 +310,7 @@ def test_data_that_are_not_there(checkpoint: Checkpoint, tasks: Path, tmp_path: 
 
 
 def test_outputs_that_are_no_numbers(checkpoint: Checkpoint, tasks: Path) -> None:
-    broken = Subject()
+    broken = LoadedModel()
     with torch.no_grad():
         broken.model.get_input_embeddings().weight.fill_(math.nan)
     for name in ("own_philosophy", "own_written"):

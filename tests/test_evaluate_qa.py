@@ -22,20 +22,20 @@ from hypothesis import strategies as st
 from tiny_tokenizers import WORDS
 
 from prunectl import demo, open_checkpoint
+from prunectl.checkpoint.model_kind import model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
-from prunectl.checkpoint.nature import nature_of
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.tokens import load_tokenizer
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import squad
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
+from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Request, prepare
 from prunectl.evaluation.qa import QA
 from prunectl.evaluation.qa_windows import Window, windows_of
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.squad import Question
-from prunectl.evaluation.subject import open_subject
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
 
@@ -119,8 +119,8 @@ def prepared(folder: Path, data: Path, **options: Any) -> QA:
 
 
 def request_of(folder: Path) -> Request:
-    nature = nature_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
-    return Request(open_checkpoint(folder), nature, EvalSettings("qa"))
+    model_kind = model_kind_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
+    return Request(open_checkpoint(folder), model_kind, EvalSettings("qa"))
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -144,8 +144,11 @@ def test_a_model_learns_where_answers_are(model: Model, data: Path) -> None:
 def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> None:
     write(data / "validation.jsonl", asked(12, 3, words=30))
     metric = prepared(model(), data)
-    with open_subject(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (subject, _):
-        told = metric.told(subject.model)
+    with open_loaded_model(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (
+        loaded,
+        _,
+    ):
+        told = metric.told(loaded.model)
         theirs = []
         for row in asked(12, 3, words=30):
             words, question = row["context"].split(), row["question"].split()
@@ -157,7 +160,7 @@ def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> 
                 types = [0] * len(ids) + [1] * (len(part) + 1)
                 ids += [*(5 + WORDS.index(one) for one in part), 3]
                 with torch.no_grad():
-                    found = subject.model(
+                    found = loaded.model(
                         input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])
                     )
                 starts, ends = (one[0, 4:-1] for one in (found.start_logits, found.end_logits))
@@ -181,9 +184,12 @@ def test_other_architectures(model: Model, data: Path, name: str) -> None:
 
 def test_a_trained_model_is_asked_as_it_is(model: Model, data: Path, tmp_path: Path) -> None:
     metric = prepared(model(), data)
-    with open_subject(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (subject, _):
-        score = metric.score(subject, seed=0)
-        subject.model.save_pretrained(tmp_path / "trained")
+    with open_loaded_model(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (
+        loaded,
+        _,
+    ):
+        score = metric.score(loaded, seed=0)
+        loaded.model.save_pretrained(tmp_path / "trained")
     tiny_tokenizers.save(tmp_path / "trained")
     again = scored(tmp_path / "trained", data / "validation.jsonl", training=Training(epochs=0))
     assert again.score == score.value
@@ -460,7 +466,10 @@ def test_a_metric_that_does_not_fit(model: Model, tiny: Model, data: Path) -> No
 
 def test_outputs_that_are_nan(model: Model, data: Path) -> None:
     metric = prepared(model(), data)
-    with open_subject(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (subject, _):
-        subject.model.qa_outputs.bias.data[0] = np.nan
+    with open_loaded_model(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (
+        loaded,
+        _,
+    ):
+        loaded.model.qa_outputs.bias.data[0] = np.nan
         with pytest.raises(EvaluationFailed, match="NaN"):
-            metric.told(subject.model)
+            metric.told(loaded.model)

@@ -127,7 +127,7 @@ def test_vectors_are_pooled_as_the_folder_says(
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared[mode]))
     metric = prepared(folder, batch_size=batch_size)
-    result = metric.score(Subject(folder))  # type: ignore[arg-type]
+    result = metric.score(LoadedModel(folder))  # type: ignore[arg-type]
     kind = "cls" if "cls" in mode else "mean"
     assert metric.record["pooling"] == kind
     assert metric.record["sequence_length"] == 20, "what the model takes"
@@ -139,7 +139,7 @@ def test_vectors_are_pooled_as_the_folder_says(
     assert result.value == pytest.approx(spearman(gold, result.values[:, 1].tolist()))
 
 
-class Subject:
+class LoadedModel:
     """A model of a folder, as a metric sees it."""
 
     def __init__(self, folder: Path) -> None:
@@ -263,7 +263,7 @@ def test_models_that_do_not_fit(encoder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("known_words")
 def test_models_that_are_broken(encoder: Path) -> None:
     metric = prepared(encoder)
-    broken = Subject(encoder)
+    broken = LoadedModel(encoder)
     with torch.no_grad():
         for parameter in broken.model.bert.encoder.layer[-1].parameters():
             parameter.fill_(math.nan)
@@ -283,8 +283,8 @@ def test_a_tokenizer_without_a_padding_token_is_no_hindrance(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(encoder, folder)
-    want = prepared(encoder, batch_size=4).score(Subject(encoder))  # type: ignore[arg-type]
-    subject = Subject(folder)
-    subject.model.config.pad_token_id = None
-    found = prepared(folder, batch_size=4).score(subject)  # type: ignore[arg-type]
+    want = prepared(encoder, batch_size=4).score(LoadedModel(encoder))  # type: ignore[arg-type]
+    loaded = LoadedModel(folder)
+    loaded.model.config.pad_token_id = None
+    found = prepared(folder, batch_size=4).score(loaded)  # type: ignore[arg-type]
     np.testing.assert_array_equal(found.values, want.values)

@@ -25,20 +25,20 @@ from prunectl.checkpoint.device_map import place_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import names_of
 from prunectl.errors import PrunectlError
+from prunectl.evaluation import loaded_model as subjects
 from prunectl.evaluation import similarity
-from prunectl.evaluation import subject as subjects
 from prunectl.evaluation.batches import padded
 from prunectl.evaluation.likelihood import Continued, log_likelihoods
+from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.perplexity import Perplexity
 from prunectl.evaluation.pooling import Pooling
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
-from prunectl.studies.sweep.pruned import PrunedSubject
+from prunectl.studies.sweep.pruned import PrunedModel
 from prunectl.studies.sweep.settings import SweepSettings
 from prunectl.studies.sweep.verb import sweep
 
@@ -89,16 +89,16 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PretendDevice]:
 
 
 @contextmanager
-def opened(folder: Path, device: str, metric: Metric = ANY) -> Iterator[tuple[Subject, Any]]:
+def opened(folder: Path, device: str, metric: Metric = ANY) -> Iterator[tuple[LoadedModel, Any]]:
     checkpoint = open_checkpoint(folder)
-    with open_subject(checkpoint, metric, device=device, dtype="float32") as both:
+    with open_loaded_model(checkpoint, metric, device=device, dtype="float32") as both:
         yield both
 
 
 def size_of(folder: Path) -> int:
     """Bytes of the weights in float32."""
-    with opened(folder, "cpu") as (subject, _):
-        return sum(one.nbytes for one in subject.model.parameters())
+    with opened(folder, "cpu") as (loaded, _):
+        return sum(one.nbytes for one in loaded.model.parameters())
 
 
 def inputs(name: str) -> dict[str, torch.Tensor]:
@@ -112,11 +112,11 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
     return found | ({"decoder_input_ids": ids[:, :7]} if name == "t5" else {})
 
 
-def outputs(subject: Subject, name: str) -> dict[str, torch.Tensor]:
+def outputs(loaded: LoadedModel, name: str) -> dict[str, torch.Tensor]:
     """All that the model puts out, on the host, and where it was."""
-    placed = {k: v.to(next(subject.model.parameters()).device) for k, v in inputs(name).items()}
+    placed = {k: v.to(next(loaded.model.parameters()).device) for k, v in inputs(name).items()}
     with torch.inference_mode():
-        made = subject.model(**placed)
+        made = loaded.model(**placed)
     found = {k: v for k, v in made.items() if isinstance(v, torch.Tensor)}
     assert {one.device for one in found.values()} == {placed.popitem()[1].device}
     return {key: one.cpu() for key, one in found.items()}
@@ -133,33 +133,33 @@ def test_a_spread_model_is_the_same_model(
     folder = tiny(name)
     room = int(0.85 * size_of(folder))
     settings = PruneSettings(sparsity=0.4)
-    with opened(folder, "cpu") as (subject, reader):
-        dense = outputs(subject, name)
-        pruned = PrunedSubject(subject, reader, prunable_tensors(subject.checkpoint).values())
+    with opened(folder, "cpu") as (loaded, reader):
+        dense = outputs(loaded, name)
+        pruned = PrunedModel(loaded, reader, prunable_tensors(loaded.checkpoint).values())
         pruned.apply(settings, jobs=1, on_event=lambda event: None)
-        sparse, state = outputs(subject, name), subject.model.state_dict()
-        held = {one.name: int(one.gone.sum()) for one in subject.held()}
-    with pretended(room, room, room) as devices, opened(folder, "auto") as (subject, reader):
-        assert subject.devices.startswith("cuda:")
-        assert "-" in subject.devices or "," in subject.devices
-        assert subject.notes[-1].text.startswith("the weights are spread over cuda:")
-        assert not subject.notes[-1].warning  # -q leaves it out
+        sparse, state = outputs(loaded, name), loaded.model.state_dict()
+        held = {one.name: int(one.gone.sum()) for one in loaded.held()}
+    with pretended(room, room, room) as devices, opened(folder, "auto") as (loaded, reader):
+        assert loaded.devices.startswith("cuda:")
+        assert "-" in loaded.devices or "," in loaded.devices
+        assert loaded.notes[-1].text.startswith("the weights are spread over cuda:")
+        assert not loaded.notes[-1].warning  # -q leaves it out
         assert all(devices.used_of(one) <= 0.95 * room for one in cuda(0, 1, 2))
-        where = {one.device for one in subject.model.parameters()}
+        where = {one.device for one in loaded.model.parameters()}
         assert len(where) > 1
-        for block in subject._skeleton.blocks:  # a block is never taken apart
-            parts = subject.model.get_submodule(block).parameters()
+        for block in loaded._block_model.blocks:  # a block is never taken apart
+            parts = loaded.model.get_submodule(block).parameters()
             assert len({one.device for one in parts}) == 1
-        assert_equal(outputs(subject, name), dense)
-        pruned = PrunedSubject(subject, reader, prunable_tensors(subject.checkpoint).values())
+        assert_equal(outputs(loaded, name), dense)
+        pruned = PrunedModel(loaded, reader, prunable_tensors(loaded.checkpoint).values())
         pruned.apply(settings, jobs=1, on_event=lambda event: None)
-        assert_equal(outputs(subject, name), sparse)
-        assert_equal({k: v.cpu() for k, v in subject.model.state_dict().items()}, state)
-        assert {one.name: int(one.gone.cpu().sum()) for one in subject.held()} == held
-        for one in subject.weights(subject.prunable).values():
+        assert_equal(outputs(loaded, name), sparse)
+        assert_equal({k: v.cpu() for k, v in loaded.model.state_dict().items()}, state)
+        assert {one.name: int(one.gone.cpu().sum()) for one in loaded.held()} == held
+        for one in loaded.weights(loaded.prunable).values():
             assert one.device in where
-        subject.restore(subject.prunable)
-        assert_equal(outputs(subject, name), dense)
+        loaded.restore(loaded.prunable)
+        assert_equal(outputs(loaded, name), dense)
 
 
 def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -171,12 +171,12 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 def test_what_is_tied_stays_tied(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
     folder = tiny("llama")
     room = size_of(folder)
-    with pretended(room, room), opened(folder, "auto") as (subject, _):
-        model = subject.model
-        assert subject.devices == "cuda:0-1"
+    with pretended(room, room), opened(folder, "auto") as (loaded, _):
+        model = loaded.model
+        assert loaded.devices == "cuda:0-1"
         assert model.lm_head.weight is model.model.embed_tokens.weight
-        assert place_of(subject._skeleton.places, "lm_head.weight") == model.lm_head.weight.device
-        subject.put("model.embed_tokens.weight", torch.zeros(61, 32))
+        assert place_of(loaded._block_model.places, "lm_head.weight") == model.lm_head.weight.device
+        loaded.put("model.embed_tokens.weight", torch.zeros(61, 32))
         assert not model.lm_head.weight.cpu().any()
 
 
@@ -213,26 +213,26 @@ def test_what_metrics_do_with_a_spread_model(
     folder = tiny(name)
     rows = [np.arange(3 + 4 * at, dtype=np.int64) % 59 + 1 for at in range(3)]
 
-    def work(subject: Subject) -> tuple[Any, ...]:
-        vectors = similarity._vectors(subject.model, Pooling(), rows)
+    def work(loaded: LoadedModel) -> tuple[Any, ...]:
+        vectors = similarity._vectors(loaded.model, Pooling(), rows)
         if name == "bert":
             return (np.array(vectors),)
         texts = [Continued(row, (row[:2], row[1:3])) for row in rows]
         known = log_likelihoods(
-            subject.model, texts, batch_size=4, phase="", on_event=lambda event: None
+            loaded.model, texts, batch_size=4, phase="", on_event=lambda event: None
         )
-        ids, mask = padded(subject.model, rows, left=True)
-        made = subject.model.generate(
+        ids, mask = padded(loaded.model, rows, left=True)
+        made = loaded.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0
         )
         return np.array(vectors), np.array(known), made.cpu().numpy()
 
-    with opened(folder, "cpu") as (subject, _):
-        want = work(subject)
+    with opened(folder, "cpu") as (loaded, _):
+        want = work(loaded)
     room = int(0.85 * size_of(folder))
-    with pretended(room, room, room), opened(folder, "auto") as (subject, _):
-        assert len({one.device for one in subject.model.parameters()}) > 1
-        found = work(subject)
+    with pretended(room, room, room), opened(folder, "auto") as (loaded, _):
+        assert len({one.device for one in loaded.model.parameters()}) > 1
+        found = work(loaded)
     for one, other in zip(found, want, strict=True):
         assert np.array_equal(one, other)
 
@@ -247,9 +247,9 @@ def test_one_device_is_taken_where_it_is_enough(
     free, asked = device_map.free_memory, list[torch.device]()
     with monkeypatch.context() as patch, devices:
         patch.setattr(device_map, "free_memory", lambda one: (asked.append(one), free(one))[1])
-        with opened(folder, "auto") as (subject, _):
-            assert subject.devices == "cuda:0"
-            assert subject.notes == ()
+        with opened(folder, "auto") as (loaded, _):
+            assert loaded.devices == "cuda:0"
+            assert loaded.notes == ()
             assert devices.most_of[1] == 0
     assert asked == [CUDA]
     room = int(0.8 * size)
@@ -269,12 +269,12 @@ def test_another_device_that_is_enough_is_taken(
     """Where others keep the first one busy; a third is not even asked."""
     folder = tiny("llama")
     size = size_of(folder)
-    with opened(folder, "cpu") as (subject, _):
-        want = outputs(subject, "llama")
-    with pretended(size // 4, 2 * size, size) as devices, opened(folder, "auto") as (subject, _):
-        assert (subject.devices, subject.notes) == ("cuda:1", ())
+    with opened(folder, "cpu") as (loaded, _):
+        want = outputs(loaded, "llama")
+    with pretended(size // 4, 2 * size, size) as devices, opened(folder, "auto") as (loaded, _):
+        assert (loaded.devices, loaded.notes) == ("cuda:1", ())
         assert devices.most_of[0] == devices.most_of[2] == 0
-        assert_equal(outputs(subject, "llama"), want)
+        assert_equal(outputs(loaded, "llama"), want)
 
 
 def test_what_is_trained_is_not_spread(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
@@ -307,10 +307,10 @@ def test_a_model_that_no_gpus_hold(tiny: Tiny, pretended: Callable[..., PretendD
 def test_a_part_that_no_gpu_holds(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
     """Together they would do, but a block is not taken apart."""
     folder = tiny("llama_untied")
-    with opened(folder, "cpu") as (subject, _):
-        block = subject.model.get_submodule("model.layers.0")
+    with opened(folder, "cpu") as (loaded, _):
+        block = loaded.model.get_submodule("model.layers.0")
         nbytes = sum(one.nbytes for one in block.parameters())
-        size = sum(one.nbytes for one in subject.model.parameters())
+        size = sum(one.nbytes for one in loaded.model.parameters())
     rooms = [nbytes] * (2 + 2 * size // nbytes)  # of which a tenth is left free
     with pretended(*rooms), pytest.raises(ModelTooLarge) as caught:
         opened(folder, "auto").__enter__()
@@ -337,9 +337,9 @@ def test_devices_in_a_word(devices: list[torch.device], word: str) -> None:
 def test_two_real_devices(tiny: Tiny, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny(name)
     room = size_of(folder)
-    with opened(folder, "cuda:0") as (subject, _):
-        want = outputs(subject, name)
+    with opened(folder, "cuda:0") as (loaded, _):
+        want = outputs(loaded, name)
     monkeypatch.setattr(device_map, "free_memory", lambda device: room)
-    with opened(folder, "auto") as (subject, _):
-        assert len({one.device for one in subject.model.parameters()}) > 1
-        torch.testing.assert_close(outputs(subject, name), want)
+    with opened(folder, "auto") as (loaded, _):
+        assert len({one.device for one in loaded.model.parameters()}) > 1
+        torch.testing.assert_close(outputs(loaded, name), want)

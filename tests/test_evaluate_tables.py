@@ -15,8 +15,8 @@ from blake3 import blake3
 from PIL import Image
 
 from prunectl import demo
+from prunectl.checkpoint.model_kind import ModelKind, model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
-from prunectl.checkpoint.nature import Nature, nature_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data import table_datasets, tables
 from prunectl.data.errors import BadData, MissingColumn
@@ -37,14 +37,14 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def nature() -> Nature:
+def model_kind() -> ModelKind:
     folder = demo.model_folder()
-    return nature_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
+    return model_kind_of(build_on_meta(*model_class(folder, trust_remote_code=False)), folder)
 
 
 @pytest.fixture
-def request_(nature: Nature) -> Request:
-    return Request(open_checkpoint("demo"), nature, EvalSettings("choice"))
+def request_(model_kind: ModelKind) -> Request:
+    return Request(open_checkpoint("demo"), model_kind, EvalSettings("choice"))
 
 
 def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:

@@ -29,10 +29,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from prunectl import open_checkpoint
 from prunectl.errors import CannotWrite, InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.loaded_model import Held, LoadedModel
 from prunectl.evaluation.metric import Head
 from prunectl.evaluation.recipes import RECIPES, TEXT, Recipe
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.subject import Held, Subject
 from prunectl.evaluation.training import TrainingRecord, decay, order, train
 from prunectl.evaluation.training_state import fingerprint
 from prunectl.evaluation.tuning import resolve
@@ -326,12 +326,12 @@ def test_views_of_transposed_stacked_and_shared_weights_are_held(tiny: Tiny, nam
     kind = "ImageClassification" if images else "SequenceClassification"
     head = Head(f"AutoModelFor{kind}", {"num_labels": 2, "pad_token_id": 0})
     with checkpoint.open() as reader:
-        subject = Subject(
+        loaded = LoadedModel(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32, head=head
         )
-        for view in subject.views.values():
+        for view in loaded.views.values():
             view[torch.arange(view.numel()).reshape(view.shape) % 3 == 0] = 0
-        held = subject.held()
+        held = loaded.held()
 
         class Images(Rows):
             def batch(self, indices: Sequence[int]) -> State:
@@ -344,7 +344,7 @@ def test_views_of_transposed_stacked_and_shared_weights_are_held(tiny: Tiny, nam
                 assert (one.weight[~one.gone] != 0).all()
 
         data = Images() if images else Rows()
-        train(subject.model, held, data, replace(RECIPE, epochs=1), 0, after_step=check)
+        train(loaded.model, held, data, replace(RECIPE, epochs=1), 0, after_step=check)
         assert len({one.weight.data_ptr() for one in held}) == len(held)
 
 

@@ -77,7 +77,7 @@ def test_there_and_back(pruned: Pruned, tmp_path: Path, model: str) -> None:
         there, back = there_and_back(source, tmp_path, layout)
         cases.assert_same(cases.decoded(there), cases.raw(source))
         # Not only every tensor: the very files, weights included.
-        assert cases.without_papers(back) == cases.without_papers(source)
+        assert cases.without_metadata(back) == cases.without_metadata(source)
     assert_verified(verify(tmp_path / "there-auto"))
     assert_verified(verify(tmp_path / "back-auto"))
     assert reference.contents(source) == before
@@ -91,7 +91,7 @@ def test_half_precision(tmp_path: Path, model: str, dtype: torch.dtype) -> None:
     for layout in ("auto", "bitmask", "packed"):
         there, back = there_and_back(tmp_path / "pruned", tmp_path, layout)
         cases.assert_same(cases.decoded(there), cases.raw(tmp_path / "pruned"))
-        assert cases.without_papers(back) == cases.without_papers(tmp_path / "pruned")
+        assert cases.without_metadata(back) == cases.without_metadata(tmp_path / "pruned")
         assert_verified(verify(there))
 
 
@@ -264,7 +264,7 @@ def test_albert_shares_its_layers(pruned: Pruned, tmp_path: Path) -> None:
     there, back = there_and_back(source, tmp_path, "packed")
     layers = [name for name in cases.raw(source) if "albert_layers.0.ffn.weight" in name]
     assert len(layers) == 1
-    assert cases.without_papers(back) == cases.without_papers(source)
+    assert cases.without_metadata(back) == cases.without_metadata(source)
     assert_verified(verify(there))
 
 
@@ -311,7 +311,7 @@ def test_shards_and_their_index(pruned: Pruned, tmp_path: Path, limit: int) -> N
     assert [name.replace(".prunectl", "") for name in files] == shards
     cases.assert_same(cases.raw(tmp_path / "back"), cases.raw(source))
     export(tmp_path / "out", tmp_path / "whole", "dense")
-    assert cases.without_papers(tmp_path / "whole") == cases.without_papers(source)
+    assert cases.without_metadata(tmp_path / "whole") == cases.without_metadata(source)
 
 
 def test_one_file_needs_no_index(pruned: Pruned, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_side_files_are_copied_byte_for_byte(full: Path, tmp_path: Path) -> None
     same = source.keys() - {"README.md", "prunectl.json", "config.json", "model.safetensors"}
     assert len(same) == 6
     assert {name: small[name] for name in same} == {name: source[name] for name in same}
-    assert cases.without_papers(back) == cases.without_papers(full)
+    assert cases.without_metadata(back) == cases.without_metadata(full)
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_one_export_of_another(pruned: Pruned, tmp_path: Path) -> None:
         for second in LAYOUTS:
             out = tmp_path / f"{first}-{second}"
             export(direct[first], out, second)
-            assert cases.without_papers(out) == cases.without_papers(direct[second])
+            assert cases.without_metadata(out) == cases.without_metadata(direct[second])
     assert_verified(verify(tmp_path / "packed-nm"))
 
 

@@ -1081,7 +1081,7 @@ def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, type
     assert code == 2
     code, _ = typed("export", made / "pruned", "-o", "packed", "--force", "-q", "-l", "nm")
     assert code == 0
-    assert cases.without_papers(folder) == cases.without_papers(made / "nm")
+    assert cases.without_metadata(folder) == cases.without_metadata(made / "nm")
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 

@@ -43,7 +43,7 @@ FLOORS: dict[str, set[str]] = {
         "disks",
         "jit",
         "numbers",
-        "plain",
+        "to_json",
         "userdirs",
         "_version",
         "lazy",

@@ -25,9 +25,9 @@ from test_calibration_samples import WORDS
 from prunectl import LotterySettings, PruneSettings, evaluate, lottery, open_checkpoint, prune
 from prunectl.checkpoint.mask_file import check_bits, read_masks
 from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, OutputConflict
+from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.subject import open_subject
 from prunectl.events import Note, ignore_events
 from prunectl.exporting.masks import export_masks
 from prunectl.studies.compare.settings import CompareSettings
@@ -99,9 +99,12 @@ def trained(model: Path, data: Path, seed: int) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(model)
     chosen = settings_of(data).evaluation
     metric = prepare(checkpoint, chosen, ignore_events)
-    with open_subject(checkpoint, metric, device="auto", dtype="auto", seed=seed) as (subject, _):
-        metric.score(subject, seed=seed)
-        return {name: view.clone() for name, view in subject.views.items()}
+    with open_loaded_model(checkpoint, metric, device="auto", dtype="auto", seed=seed) as (
+        loaded,
+        _,
+    ):
+        metric.score(loaded, seed=seed)
+        return {name: view.clone() for name, view in loaded.views.items()}
 
 
 def test_rounds_are_those_of_a_plain_loop(

@@ -18,7 +18,7 @@ import pytest
 import reference
 from numba.core import caching
 from prunectl.settings import PruneSettings
-from prunectl.sink.osfiles import os_errors
+from prunectl.output.osfiles import os_errors
 
 import prunectl
 from prunectl.cli.errors import describe

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prunectl.analysis.result import PatternFit, TensorStats
-from prunectl.plain import plain
+from prunectl.to_json import to_json
 
 IS = ("x.weight", "bf16", (32, 32), 1024, "mlp", "model.layers", 0, "mlp", True, "", True)
 SETS: dict[str, Any] = {
@@ -50,9 +50,9 @@ def test_copies_comparisons_and_json_see_them() -> None:
     assert changed.near_zero == SETS["near_zero"]
     assert changed != one
     assert [field.name for field in fields(one)][-4:] == list(SETS)[1:]
-    assert plain(one)["patterns"] == plain(SETS["patterns"])
-    assert plain(one)["octaves"] == {str(e): n for e, n in SETS["octaves"].items()}
-    assert plain(one)["sparsity"] == list(SETS["sparsity"])
+    assert to_json(one)["patterns"] == to_json(SETS["patterns"])
+    assert to_json(one)["octaves"] == {str(e): n for e, n in SETS["octaves"].items()}
+    assert to_json(one)["sparsity"] == list(SETS["sparsity"])
     with pytest.raises(AttributeError):
         one.octaves = {}  # type: ignore[misc]
 

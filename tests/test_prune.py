@@ -17,7 +17,7 @@ from reference import Tensors
 from prunectl import NM, PruneResult, PruneSettings, Rule, Scope, analyze, export, prune, verify
 from prunectl.errors import NaNWeights
 from prunectl.events import Event, Note
-from prunectl.pruning.papers import for_others
+from prunectl.pruning.metadata import for_others
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYER = "model.layers.{}.mlp.{}_proj.weight"

@@ -14,14 +14,14 @@ import torch
 
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import NaNWeights
+from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import Head
 from prunectl.evaluation.perplexity import Perplexity
-from prunectl.evaluation.subject import Subject, open_subject
 from prunectl.events import Advanced, Event, ignore_events
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.pruning.verb import prune
-from prunectl.studies.sweep.pruned import PrunedSubject, Zeros
+from prunectl.studies.sweep.pruned import PrunedModel, Zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,14 +31,14 @@ Asked = PruneSettings | None
 
 
 @contextmanager
-def opened(folder: Path, *include: str) -> Iterator[PrunedSubject]:
+def opened(folder: Path, *include: str) -> Iterator[PrunedModel]:
     checkpoint = open_checkpoint(folder)
     prunable = prunable_tensors(checkpoint, include).values()
-    with open_subject(checkpoint, ANY, device="cpu", dtype="float32") as (subject, reader):
-        yield PrunedSubject(subject, reader, prunable)
+    with open_loaded_model(checkpoint, ANY, device="cpu", dtype="float32") as (loaded, reader):
+        yield PrunedModel(loaded, reader, prunable)
 
 
-def apply(pruned: PrunedSubject, settings: Asked, on_event: Any = ignore_events) -> Zeros:
+def apply(pruned: PrunedModel, settings: Asked, on_event: Any = ignore_events) -> Zeros:
     return pruned.apply(settings, jobs=1, on_event=on_event)
 
 
@@ -54,8 +54,8 @@ def from_disk(folder: Path, settings: Asked, out: Path) -> tuple[dict[str, Any],
     return model.state_dict(), 0 if result is None else result.prunable_zeros
 
 
-def assert_same(pruned: PrunedSubject, wanted: dict[str, Any]) -> None:
-    found = pruned.subject.model.state_dict()
+def assert_same(pruned: PrunedModel, wanted: dict[str, Any]) -> None:
+    found = pruned.loaded.model.state_dict()
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         one, other = found[name].contiguous(), value.contiguous()
@@ -130,7 +130,7 @@ def test_tensors_that_are_included_are_pruned_too_and_made_dense_again(
         wanted, count = from_disk(folder, settings, tmp_path / "out")
         assert_same(pruned, wanted)
         assert zeros.zeros == count
-        held = {one.name: one for one in pruned.subject.held()}
+        held = {one.name: one for one in pruned.loaded.held()}
         assert int(held["lm_head.weight"].gone.sum()) > 0
         assert sum(int(one.gone.sum()) for one in held.values()) == count
         apply(pruned, None)
@@ -141,11 +141,11 @@ def test_all_zeros_of_a_pruned_folder_are_held(tiny: Callable[[str], Path], tmp_
     settings = PruneSettings(sparsity=0.4, include=("lm_head", "model.embed_tokens.weight"))
     result = prune(tiny("llama_untied"), tmp_path / "out", settings)
     with opened(tmp_path / "out") as pruned:
-        held = {one.name: int(one.gone.sum()) for one in pruned.subject.held()}
+        held = {one.name: int(one.gone.sum()) for one in pruned.loaded.held()}
     assert held["lm_head.weight"] > 0 < held["model.embed_tokens.weight"]
     assert sum(held.values()) == result.prunable_zeros
     with opened(tiny("llama_untied")) as dense:
-        assert "lm_head.weight" not in {one.name for one in dense.subject.held()}
+        assert "lm_head.weight" not in {one.name for one in dense.loaded.held()}
 
 
 def test_only_what_changes_is_put_in_again(tiny: Callable[[str], Path]) -> None:
@@ -158,7 +158,7 @@ def test_only_what_changes_is_put_in_again(tiny: Callable[[str], Path]) -> None:
     with opened(tiny("llama")) as pruned:
         assert put(None) == set()
         first = put(PruneSettings(sparsity=0.4))
-        assert len(first) == len(pruned.subject.prunable)
+        assert len(first) == len(pruned.loaded.prunable)
         assert put(PruneSettings(sparsity=0.4)) == set()
         quarter = put(PruneSettings(sparsity=0.2, pattern="2:4"))  # type: ignore[arg-type]
         more = put(PruneSettings(sparsity=0.3, pattern="2:4"))  # type: ignore[arg-type]
@@ -201,15 +201,15 @@ def test_a_part_that_the_model_leaves_out_is_pruned_without_it(
     checkpoint = open_checkpoint(folder)
     head = Head("AutoModelForImageClassification", {"num_labels": 2})
     with checkpoint.open() as reader:
-        subject = Subject(
+        loaded = LoadedModel(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32, head=head
         )
-        pruned = PrunedSubject(subject, reader, prunable_tensors(checkpoint).values())
+        pruned = PrunedModel(loaded, reader, prunable_tensors(checkpoint).values())
         settings = PruneSettings(sparsity=0.4)
         zeros = apply(pruned, settings)
         wanted, count = from_disk(folder, settings, tmp_path / "out")
         assert zeros.zeros == count
-        found = subject.model.state_dict()
+        found = loaded.model.state_dict()
         shared = found.keys() & wanted.keys()
         assert any("fc1.weight" in name for name in shared)
         assert not any(name.startswith("text_model") for name in found)

@@ -97,9 +97,9 @@ class RemoteSpace:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        document: dict[str, Any] = plain(self)
+        document: dict[str, Any] = to_json(self)
         disks = [
             {**entry, "fits": disk.fits}
             for entry, disk in zip(document["disks"], self.disks, strict=True)
@@ -132,9 +132,9 @@ class RemoteAnalysis:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        return {"schema": "prunectl.remote/1", **plain(self), "space": self.space.to_json()}
+        return {"schema": "prunectl.remote/1", **to_json(self), "space": self.space.to_json()}
 
 
 def analyze_remote(remote: RemoteModel, output: str | os.PathLike[str] = ".") -> RemoteAnalysis:

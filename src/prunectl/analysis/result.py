@@ -261,6 +261,6 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; NaN and Inf, which JSON lacks, become strings."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        return {"schema": "prunectl.analysis/1", **plain(self)}
+        return {"schema": "prunectl.analysis/1", **to_json(self)}

@@ -6,32 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunectl.benchmarking.workloads import Workload
-from prunectl.checkpoint.nature import Nature
+from prunectl.checkpoint.model_kind import ModelKind
 from prunectl.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
 
 
-def random_tokens(nature: Nature, workload: Workload, seed: int) -> torch.Tensor:
+def random_tokens(model_kind: ModelKind, workload: Workload, seed: int) -> torch.Tensor:
     """Token ids of shape (batch, tokens), int64 on the CPU; ids with a meaning are left out."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.tensor(
-        [one for one in range(nature.vocabulary) if one not in nature.avoided], dtype=torch.int64
+        [one for one in range(model_kind.vocabulary) if one not in model_kind.avoided],
+        dtype=torch.int64,
     )
     shape = (workload.batch, workload.tokens)
     return allowed[torch.randint(len(allowed), shape, generator=generator)]
 
 
-def random_pixels(nature: Nature, workload: Workload, seed: int) -> torch.Tensor:
+def random_pixels(model_kind: ModelKind, workload: Workload, seed: int) -> torch.Tensor:
     """Pixels of shape (batch, channels, height, width), normal, float32 on the CPU."""
     import torch
 
-    assert nature.image is not None
+    assert model_kind.image is not None
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((workload.batch, *nature.image), generator=generator)
+    return torch.randn((workload.batch, *model_kind.image), generator=generator)
 
 
 def text_tokens(text: str, folder: Path, *, trust_remote_code: bool) -> torch.Tensor:

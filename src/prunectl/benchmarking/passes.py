@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunectl.benchmarking.clocks import Clock
 from prunectl.benchmarking.rounds import Pass, Span
 from prunectl.benchmarking.workloads import Workload
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 
 if TYPE_CHECKING:
     import torch

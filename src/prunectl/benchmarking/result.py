@@ -215,11 +215,11 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
         runs = [
             {
-                **plain(run),
+                **to_json(run),
                 "workload": run.workload.name,
                 "batch": run.workload.batch,
                 "tokens": run.workload.tokens,
@@ -233,9 +233,9 @@ class BenchResult:
         agreements = [{**asdict(one), "ok": one.ok} for one in self.agreements]
         return {
             "schema": SCHEMA,
-            **plain(self),
+            **to_json(self),
             "runs": runs,
-            "agreements": plain(agreements),
+            "agreements": to_json(agreements),
             "verdicts": list(self.verdicts),
             "ok": self.ok,
             "interrupted": self.interrupted,

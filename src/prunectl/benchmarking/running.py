@@ -18,7 +18,7 @@ from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sides import Live, skipped
 from prunectl.benchmarking.statistics import paired_ratio, summarize
 from prunectl.benchmarking.workloads import Workload
-from prunectl.checkpoint.nature import Kind, Nature
+from prunectl.checkpoint.model_kind import Kind, ModelKind
 from prunectl.device import is_out_of_memory
 from prunectl.events import Note, OnEvent
 
@@ -31,7 +31,7 @@ class Bench:
     """What all workloads have in common."""
 
     lives: tuple[Live, ...]
-    nature: Nature
+    model_kind: ModelKind
     device: torch.device
     clock: Clock
     rates: Rates
@@ -40,13 +40,13 @@ class Bench:
 
     def inputs(self, workload: Workload) -> torch.Tensor:
         """The inputs of a workload, on the device, pixels in the dtype of the baseline."""
-        if self.nature.kind is Kind.VISION:
+        if self.model_kind.kind is Kind.VISION:
             dtype = next(self.lives[0].model.parameters()).dtype
-            pixels = random_pixels(self.nature, workload, self.settings.seed)
+            pixels = random_pixels(self.model_kind, workload, self.settings.seed)
             return pixels.to(self.device, dtype)
         if self.text is not None:
             return windows(self.text, workload).to(self.device)
-        return random_tokens(self.nature, workload, self.settings.seed).to(self.device)
+        return random_tokens(self.model_kind, workload, self.settings.seed).to(self.device)
 
 
 def run_workloads(
@@ -109,7 +109,7 @@ def _run(bench: Bench, workload: Workload, seconds: float) -> tuple[list[Run], l
     Raises:
         What torch raises where the first of them fails.
     """
-    kind = bench.nature.kind
+    kind = bench.model_kind.kind
     inputs = bench.inputs(workload)
     passes: dict[str, Any] = {}
     peaks: dict[str, int | None] = {}
@@ -191,7 +191,7 @@ def _first_pass(one: Any, live: Live, device: torch.device) -> int | None:
 
 def _flops(bench: Bench, workload: Workload, inputs: torch.Tensor) -> Mapping[str, int]:
     """Operations of one step in each phase, counted on the first side; none where that fails."""
-    kind = bench.nature.kind
+    kind = bench.model_kind.kind
 
     def count(new: int) -> int:
         one = make_pass(bench.lives[0].model, kind, replace(workload, new_tokens=new), inputs)

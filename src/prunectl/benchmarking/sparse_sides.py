@@ -95,7 +95,7 @@ def agreement(bench: Bench, live: Live, origin: Live, workloads: Sequence[Worklo
     their kernel by the number of input rows, so that one workload may not meet any sparse one.
     What does not fit the memory is left to the timing to report.
     """
-    kind = bench.nature.kind
+    kind = bench.model_kind.kind
     sizes = list(workloads)
     if kind.generates:
         sizes += [replace(one, tokens=1) for one in workloads]
@@ -121,5 +121,5 @@ def _short_runs(bench: Bench, live: Live, workloads: Sequence[Workload]) -> Any:
     """Each workload with at most two new tokens: what its layers see, and no more."""
     for workload in workloads:
         short = replace(workload, new_tokens=min(2, workload.new_tokens))
-        one = make_pass(live.model, bench.nature.kind, short, bench.inputs(workload))
+        one = make_pass(live.model, bench.model_kind.kind, short, bench.inputs(workload))
         yield lambda one=one: one(bench.clock)

@@ -30,7 +30,7 @@ from prunectl.benchmarking.sides import (
 from prunectl.benchmarking.sparse import Backend, backends
 from prunectl.benchmarking.workloads import Workload, plan
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.nature import Kind, Nature, common_nature, nature_of
+from prunectl.checkpoint.model_kind import Kind, ModelKind, common_nature, model_kind_of
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
@@ -109,11 +109,11 @@ def _bench(
 
     lives, left_out = _load(sources, device, settings, on_event)
     folders = {source.name: source.folder for source in sources}
-    nature = common_nature(
-        [(one.side.model, nature_of(one.model, folders.get(one.side.model))) for one in lives]
+    model_kind = common_nature(
+        [(one.side.model, model_kind_of(one.model, folders.get(one.side.model))) for one in lives]
     )
-    workloads, notes = plan(nature, device.type, settings)
-    if settings.compile == "reduce-overhead" and nature.kind is Kind.SEQ2SEQ:
+    workloads, notes = plan(model_kind, device.type, settings)
+    if settings.compile == "reduce-overhead" and model_kind.kind is Kind.SEQ2SEQ:
         raise InvalidOption(
             "--compile reduce-overhead: CUDA graphs need a cache of fixed size, and bench has none "
             "for encoder-decoder models",
@@ -129,10 +129,10 @@ def _bench(
     text = None
     if settings.text:
         owner = next((one for one in sources if one.folder is not None), None)
-        if owner is None or owner.folder is None or not nature.vocabulary:
+        if owner is None or owner.folder is None or not model_kind.vocabulary:
             raise InvalidOption("--text needs a text model with a tokenizer")
         text = text_tokens(settings.text, owner.folder, trust_remote_code=owner.trust_remote_code)
-    bench_ = Bench(tuple(lives), nature, device, clock, rates, settings, text)
+    bench_ = Bench(tuple(lives), model_kind, device, clock, rates, settings, text)
     with torch.inference_mode():
         rows, agreements = _add_sparse(bench_, lives, workloads, left_out, on_event)
         _compile(lives, settings.compile)
@@ -143,7 +143,7 @@ def _bench(
         what = "; ".join(dict.fromkeys(f"{one.what}: {one.why}" for one in failed))
         raise NotEnoughMemory(first.side.model, str(device), what)
     return BenchResult(
-        kind=str(nature.kind),
+        kind=str(model_kind.kind),
         machine=machine,
         rates=rates,
         sides=tuple(live.side for live in lives),
@@ -151,7 +151,7 @@ def _bench(
         kernels=tuple(rows),
         agreements=tuple(agreements),
         skipped=(*left_out, *failed),
-        inputs=_inputs(nature, text is not None),
+        inputs=_inputs(model_kind, text is not None),
         seed=settings.seed,
         compile=settings.compile,
         seconds=0.0,
@@ -241,9 +241,9 @@ def _compile(lives: Sequence[Live], mode: str) -> None:
             live.model.compile(mode=mode)
 
 
-def _inputs(nature: Nature, is_text: bool) -> str:
-    if nature.image:
-        return f"random pixels, {'x'.join(map(str, nature.image))}"
+def _inputs(model_kind: ModelKind, is_text: bool) -> str:
+    if model_kind.image:
+        return f"random pixels, {'x'.join(map(str, model_kind.image))}"
     return "the text's tokens" if is_text else "random tokens"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.checkpoint.nature import Kind, Nature
+from prunectl.checkpoint.model_kind import Kind, ModelKind
 from prunectl.errors import InvalidOption
 
 
@@ -45,7 +45,7 @@ _DEFAULTS: dict[tuple[Kind, str], tuple[tuple[int, ...], tuple[int, ...], int]] 
 
 
 def plan(
-    nature: Nature, device: str, settings: BenchSettings
+    model_kind: ModelKind, device: str, settings: BenchSettings
 ) -> tuple[tuple[Workload, ...], tuple[str, ...]]:
     """The workloads, and a sentence for each choice that had to be changed.
 
@@ -55,7 +55,7 @@ def plan(
     Raises:
         InvalidOption: what was asked for does not fit the model at all.
     """
-    kind = nature.kind
+    kind = model_kind.kind
     batches, lengths, new = _DEFAULTS[kind, device]
     batches = settings.batch_sizes or batches
     if kind is Kind.VISION and settings.prompt_tokens:
@@ -68,16 +68,16 @@ def plan(
     if kind is not Kind.VISION:
         # The decoder of an encoder-decoder model has a context of its own.
         reserved = new if kind is Kind.CAUSAL_LM else 0
-        if nature.context is not None and new >= nature.context:
+        if model_kind.context is not None and new >= model_kind.context:
             if settings.new_tokens is not None:
                 raise InvalidOption(
-                    f"--new-tokens {new} does not fit the model's context of {nature.context}"
+                    f"--new-tokens {new} does not fit the model's context of {model_kind.context}"
                 )
-            new = max(1, nature.context // 4)
+            new = max(1, model_kind.context // 4)
             reserved = min(reserved, new)
             notes.append(f"{new} new tokens instead of the usual number: the context is short")
         asked = settings.prompt_tokens or lengths
-        lengths = tuple(_capped(asked, nature.context, reserved, notes))
+        lengths = tuple(_capped(asked, model_kind.context, reserved, notes))
     return tuple(
         Workload(batch, length, new)
         for batch in dict.fromkeys(batches)

@@ -24,7 +24,7 @@ def unit_of(weight: torch.Tensor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class DtypeRounding:
     """How a matrix is stored.
 
     Attributes:

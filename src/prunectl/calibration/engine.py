@@ -15,7 +15,7 @@ from prunectl.calibration.forward import Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.calibration.units import Course, Unit, find_course
-from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.parallel.ranks import ALONE, Ranks
@@ -47,7 +47,7 @@ def _never(block: str) -> Values | None:
 
 
 def try_model(
-    skeleton: Skeleton,
+    block_model: BlockModel,
     samples: Sequence[Inputs],
     on_event: OnEvent = ignore_events,
     ranks: Ranks = ALONE,
@@ -58,12 +58,14 @@ def try_model(
         CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_course`.
         DeviceFull: there is too little memory for a block.
     """
-    return _try(Forward(skeleton, samples, own=_own(ranks)), on_event)
+    return _try(Forward(block_model, samples, own=_own(ranks)), on_event)
 
 
 def _try(forward: Forward, on_event: OnEvent) -> Course:
     with memory_errors(
-        forward.skeleton.device, forward.skeleton.dtype, "a block of the model and one short sample"
+        forward.block_model.device,
+        forward.block_model.dtype,
+        "a block of the model and one short sample",
     ):
         return find_course(forward, on_event)
 
@@ -74,7 +76,7 @@ def _own(ranks: Ranks) -> slice:
 
 
 def calibrate(
-    skeleton: Skeleton,
+    block_model: BlockModel,
     samples: Sequence[Inputs],
     wanted: Wanted,
     prune_tensor: PruneTensor | Pruner,
@@ -90,7 +92,7 @@ def calibrate(
     """Go through the blocks in the order in which the model calls them.
 
     Args:
-        skeleton: the model.
+        block_model: the model.
         samples: keyword arguments of the model's forward, one sample each.
         wanted: what is measured.
         prune_tensor: called once for each wanted tensor, when the inputs of its block are known
@@ -109,20 +111,22 @@ def calibrate(
         CalibrationFailed: the model fails on the samples, or puts out NaN.
         DeviceFull: there is too little memory for a block.
     """
-    forward = Forward(skeleton, samples, spill, _own(ranks))
+    forward = Forward(block_model, samples, spill, _own(ranks))
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
-    engine = _Engine(skeleton, forward, wanted, pruner, phase, ranks, on_event)
+    engine = _Engine(block_model, forward, wanted, pruner, phase, ranks, on_event)
     units = (course or _try(forward, on_event)).units
     engine.locate()  # what cannot be pruned is refused before anything is
-    on_event(PhaseStarted(phase, sum(skeleton.nbytes(b) for unit in units for b in unit.blocks)))
+    on_event(PhaseStarted(phase, sum(block_model.nbytes(b) for unit in units for b in unit.blocks)))
     for unit in units:
-        with memory_errors(skeleton.device, skeleton.dtype, f"{unit.blocks[0]} and its inputs"):
+        with memory_errors(
+            block_model.device, block_model.dtype, f"{unit.blocks[0]} and its inputs"
+        ):
             engine.run(unit, {block: finished(block) for block in unit.blocks})
         for block in unit.blocks:
             done(block)
     for block in engine.unreached(units):
         if finished(block) is None:
-            with memory_errors(skeleton.device, skeleton.dtype, block):
+            with memory_errors(block_model.device, block_model.dtype, block):
                 engine.prune_unreached(block)
         done(block)
     on_event(PhaseDone(phase))
@@ -131,7 +135,7 @@ def calibrate(
 class _Engine:
     def __init__(
         self,
-        skeleton: Skeleton,
+        block_model: BlockModel,
         forward: Forward,
         wanted: Wanted,
         pruner: Pruner,
@@ -140,14 +144,14 @@ class _Engine:
         on_event: OnEvent,
     ) -> None:
         self._phase = phase
-        self._skeleton, self._wanted = skeleton, wanted
+        self._block_model, self._wanted = block_model, wanted
         self._pruner, self._ranks, self._on_event = pruner, ranks, on_event
         self.forward = forward
-        self._statistics_device = skeleton.device
-        self._names: dict[str, list[str]] = {block: [] for block in skeleton.blocks}
+        self._statistics_device = block_model.device
+        self._names: dict[str, list[str]] = {block: [] for block in block_model.blocks}
         for name in wanted.axes:
-            target = skeleton.targets.get(name)
-            block = skeleton.block_of(target.parameter) if target is not None else None
+            target = block_model.targets.get(name)
+            block = block_model.block_of(target.parameter) if target is not None else None
             if block is not None:
                 self._names[block].append(name)
 
@@ -158,15 +162,15 @@ class _Engine:
             UnsupportedCheckpoint: one is taken apart or reordered when it is loaded.
         """
         for block, names in self._names.items():
-            with memory_errors(self._skeleton.device, self._skeleton.dtype, block):
-                self._skeleton.locate(names)
+            with memory_errors(self._block_model.device, self._block_model.dtype, block):
+                self._block_model.locate(names)
 
     def run(self, unit: Unit, earlier: Mapping[str, Values | None]) -> None:
         """Prune the blocks of a unit, then compute what they put out now."""
         for block in unit.blocks:
-            self._skeleton.load(block)
+            self._block_model.load(block)
         steps = self._steps(unit, earlier)
-        size = sum(self._skeleton.nbytes(block) for block in unit.blocks)
+        size = sum(self._block_model.nbytes(block) for block in unit.blocks)
         count = (len(steps) + 1) * self.forward.count
         tell = _Teller(self._on_event, self._phase, size, count, unit.blocks[0])
         for step in steps:
@@ -175,7 +179,7 @@ class _Engine:
             self.forward.record(unit, index)
             tell()
         for block in unit.blocks:
-            self._skeleton.unload(block)
+            self._block_model.unload(block)
         tell.finish()
 
     def _steps(
@@ -183,7 +187,7 @@ class _Engine:
     ) -> list[Callable[[_Teller], None]]:
         """What is to be done before the outputs: one measurement, or one for each input."""
         names = [name for block in unit.blocks for name in self._names[block]]
-        views = self._skeleton.views(names)
+        views = self._block_model.views(names)
         known = {k: v for found in earlier.values() for k, v in (found or {}).items()}
         for name, value in known.items():
             views[name].copy_(value)
@@ -295,14 +299,14 @@ class _Engine:
 
     def prune_unreached(self, block: str) -> None:
         """Have a block's tensors pruned without statistics."""
-        self._skeleton.load(block)
+        self._block_model.load(block)
         seen = {
             name: [Captured(one, None) for one in matrices(name, view, self._wanted.axes[name])]
-            for name, view in self._skeleton.views(self._names[block]).items()
+            for name, view in self._block_model.views(self._names[block]).items()
         }
         for _ in pruned(self._pruner, seen, self._ranks):
             pass  # nothing is computed with it any more
-        self._skeleton.unload(block)
+        self._block_model.unload(block)
 
 
 class _Teller:

@@ -19,7 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from prunectl.calibration.units import Stop, Unit
-from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.methods.table import DEFAULT
@@ -36,7 +36,7 @@ class Forward:
         batches: those of this process; count: how many.
 
     Args:
-        skeleton: the model.
+        block_model: the model.
         samples: keyword arguments of its forward, one sample each.
         spill: a folder for what blocks put out; None keeps it in memory.
         own: which batches are this process's.
@@ -44,24 +44,26 @@ class Forward:
 
     def __init__(
         self,
-        skeleton: Skeleton,
+        block_model: BlockModel,
         samples: Sequence[Inputs],
         spill: Path | None = None,
         own: slice = slice(None),
     ) -> None:
         self._spill = spill
         batches = _batched(samples)
-        self.skeleton, self.first, self.batches = skeleton, batches[0], batches[own]
+        self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
         self.count = len(self.batches)
         # Heads are left out where they can be: logits of a large vocabulary fill the memory.
-        self._model = skeleton.body
+        self._model = block_model.body
         # By list of blocks and batch: what the last block that was run has put out.
         self._outputs: dict[str, list[Any]] = {}
 
     @contextmanager
     def replaced(self, run: Callable[..., Any]) -> Iterator[None]:
         """``run(block, its own forward, ...)`` in the place of every block's forward."""
-        modules = {path: self.skeleton.model.get_submodule(path) for path in self.skeleton.blocks}
+        modules = {
+            path: self.block_model.model.get_submodule(path) for path in self.block_model.blocks
+        }
         for path, module in modules.items():
             module.forward = partial(run, path, module.forward)
         try:
@@ -76,7 +78,7 @@ class Forward:
         Raises:
             CalibrationFailed: the model fails on them.
         """
-        device, dtype = self.skeleton.device, self.skeleton.dtype
+        device, dtype = self.block_model.device, self.block_model.dtype
         placed = {
             key: value.to(device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
@@ -124,7 +126,7 @@ class Forward:
 
     def fresh(self, output: Any) -> Any:
         """A copy on the device: the model may write into what a block returns."""
-        device = self.skeleton.device
+        device = self.block_model.device
         return pytree.tree_map_only(torch.Tensor, lambda one: one.to(device, copy=True), output)
 
     def record(self, unit: Unit, index: int) -> None:

@@ -14,7 +14,7 @@ from prunectl.plan.settings import Calibration
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from prunectl.checkpoint.nature import Nature
+    from prunectl.checkpoint.model_kind import ModelKind
     from prunectl.data.samples import Samples
 
 
@@ -27,13 +27,13 @@ def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEv
         PrunectlError: see :mod:`prunectl.calibration.errors` and :mod:`prunectl.data.errors`.
     """
     from prunectl.calibration.samples import load_samples
+    from prunectl.checkpoint.model_kind import model_kind_of
     from prunectl.checkpoint.module_tree import (
         build_on_meta,
         model_class,
         quiet_transformers,
         unknown_if_it_fails,
     )
-    from prunectl.checkpoint.nature import nature_of
     from prunectl.data.source import SourceKind, parse_source
 
     source = parse_source(settings.source, "--calibration")
@@ -43,13 +43,13 @@ def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEv
         cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
         model = build_on_meta(cls, config)
     _check_size(model, checkpoint)
-    nature = nature_of(model, checkpoint.folder)
+    model_kind = model_kind_of(model, checkpoint.folder)
     if source.kind is SourceKind.RANDOM:  # of all others there are as many as there are
-        _check_count(settings, nature)
+        _check_count(settings, model_kind)
     samples = load_samples(
         source,
         checkpoint,
-        nature,
+        model_kind,
         samples=settings.samples,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
@@ -76,12 +76,12 @@ def _check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_count(settings: Calibration, nature: Nature) -> None:
-    length = min(settings.sequence_length, nature.context or settings.sequence_length)
-    if nature.image is not None:
-        length = math.prod(nature.image)
+def _check_count(settings: Calibration, model_kind: ModelKind) -> None:
+    length = min(settings.sequence_length, model_kind.context or settings.sequence_length)
+    if model_kind.image is not None:
+        length = math.prod(model_kind.image)
     if settings.samples * length > _MOST_VALUES:
-        what = "pixels" if nature.image is not None else "tokens"
+        what = "pixels" if model_kind.image is not None else "tokens"
         raise InvalidOption(
             f"{settings.samples:,} random samples of {length:,} {what} do not fit into memory",
             hint="lower --samples (128 are usual) or --sequence-length",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunectl.calibration.dtype_rounding import Form, unit_of
+from prunectl.calibration.dtype_rounding import DtypeRounding, unit_of
 from prunectl.calibration.targets import ByRowBlocks, Goal, Masked
 from prunectl.geometry import Ranges
 from prunectl.methods.loss import output_error, row_errors
@@ -110,7 +110,7 @@ class MatrixPruner:
         gram = gram if gram is not None and gram.tokens else None
         hessian = gram.hessian().to(source.device) if gram is not None and self.full else None
         weight = source.float()
-        form = Form(source.dtype, unit_of(weight))
+        form = DtypeRounding(source.dtype, unit_of(weight))
         weight = weight if form.unit == 1 else weight / form.unit
         pruned = self._chosen(weight, gram, hessian, goal)
         final, before, overflowed = source, None, 0
@@ -140,7 +140,7 @@ class MatrixPruner:
         return done, new
 
     def _updated(
-        self, weight: torch.Tensor, pruned: Pruned, form: Form
+        self, weight: torch.Tensor, pruned: Pruned, form: DtypeRounding
     ) -> tuple[torch.Tensor, int]:
         """A method's new weights as they are stored, and how many rows the dtype cannot hold.
 
@@ -159,7 +159,7 @@ class MatrixPruner:
         pruned: Pruned,
         before: torch.Tensor,
         hessian: torch.Tensor,
-        form: Form,
+        form: DtypeRounding,
     ) -> tuple[torch.Tensor, int]:
         """As :meth:`_updated`, of weights fitted to the mask.
 

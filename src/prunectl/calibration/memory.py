@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunectl.calibration.matrix import needs_full
-from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.methods.spec import Memory
 from prunectl.plan.job import Job
 from prunectl.plan.plan import TensorPlan
@@ -56,7 +56,7 @@ _REFINED = Memory(squares=2, matrices=18)
 """What refining a matrix takes, after any method; measured."""
 
 
-def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> MemoryForecast:
+def forecast(job: Job, block_model: BlockModel, course: Course, free: int | None) -> MemoryForecast:
     """What a calibration takes.
 
     Args:
@@ -72,17 +72,17 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
         if entry.pool is None and entry.mask is None:
             continue
         pruning = max(pruning, _pruning(job, entry))
-        target = skeleton.targets.get(name)
-        block = None if target is None else skeleton.block_of(target.parameter)
+        target = block_model.targets.get(name)
+        block = None if target is None else block_model.block_of(target.parameter)
         if block is None or entry.input_axis is None or len(entry.spec.shape) < 2:
             continue
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
-    runs = (_running(skeleton, block, course) for block in skeleton.blocks)
+    runs = (_running(block_model, block, course) for block in block_model.blocks)
     return MemoryForecast(
-        rest=_outside(skeleton),
-        block=max(_loaded(job, skeleton, block) for block in skeleton.blocks),
+        rest=_outside(block_model),
+        block=max(_loaded(job, block_model, block) for block in block_model.blocks),
         moments=max(moments.values(), default=0),
         work=max(pruning, *runs) + _FREED,
         states=course.states,
@@ -90,12 +90,12 @@ def forecast(job: Job, skeleton: Skeleton, course: Course, free: int | None) -> 
     )
 
 
-def _outside(skeleton: Skeleton) -> int:
+def _outside(block_model: BlockModel) -> int:
     """What is loaded of the rest of the model; what is tied counts once."""
     loaded = {
         id(parameter): parameter.nbytes
-        for name, parameter in skeleton.model.named_parameters()
-        if skeleton.block_of(name) is None and not parameter.is_meta
+        for name, parameter in block_model.model.named_parameters()
+        if block_model.block_of(name) is None and not parameter.is_meta
     }
     return sum(loaded.values())
 
@@ -113,18 +113,18 @@ def _pruning(job: Job, entry: TensorPlan) -> int:
     return 3 * entry.spec.nbytes + 4 * work
 
 
-def _loaded(job: Job, skeleton: Skeleton, block: str) -> int:
+def _loaded(job: Job, block_model: BlockModel, block: str) -> int:
     tensors = job.checkpoint.by_any_name
-    names = (name for name in skeleton.names_of(block) if skeleton.targets[name].converted)
+    names = (name for name in block_model.names_of(block) if block_model.targets[name].converted)
     together = sum(tensors[name].spec.numel for name in names)
-    return skeleton.nbytes(block) + together * skeleton.dtype.itemsize
+    return block_model.nbytes(block) + together * block_model.dtype.itemsize
 
 
-def _running(skeleton: Skeleton, block: str, course: Course) -> int:
+def _running(block_model: BlockModel, block: str, course: Course) -> int:
     """Running a block: what each of its parameters is put in, and puts out."""
-    parameters = skeleton.model.get_submodule(block).parameters()
+    parameters = block_model.model.get_submodule(block).parameters()
     widths: int = sum(sum(one.shape[-2:]) for one in parameters if one.ndim > 1)
-    return course.rows * widths * skeleton.dtype.itemsize
+    return course.rows * widths * block_model.dtype.itemsize
 
 
 _FREED = 80 * 10**6

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.nature import Nature
+from prunectl.checkpoint.model_kind import ModelKind
 from prunectl.data.source import DataSource
 from prunectl.events import OnEvent
 
@@ -23,7 +23,7 @@ class Request:
 
     source: DataSource
     checkpoint: Checkpoint
-    nature: Nature
+    model_kind: ModelKind
     samples: int
     length: int
     seed: int

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from prunectl.calibration.engine import Values, Wanted
     from prunectl.calibration.pruner import Pruner
     from prunectl.calibration.units import Course
+    from prunectl.checkpoint.block_model import BlockModel
     from prunectl.checkpoint.reader import TensorReader
-    from prunectl.checkpoint.skeleton import Skeleton
 
 
 class _Run:
@@ -58,8 +58,8 @@ class _Run:
         self.job, self.reader, self.ranks, self.on_event = job, reader, ranks, on_event
         free = free_memory(torch.device("cpu"))
         self._free = None if free is None else free // (on_this_host() if ranks.count > 1 else 1)
-        self.skeleton = _skeleton(job.checkpoint, job.settings.calibration, reader)
-        ranks.use(self.skeleton.device, on_event)
+        self.block_model = _block_model(job.checkpoint, job.settings.calibration, reader)
+        ranks.use(self.block_model.device, on_event)
         self._samples = job.samples.inputs
 
     @cached_property
@@ -67,8 +67,8 @@ class _Run:
         """How the model runs, and where what its blocks put out is kept, if not in memory."""
         from prunectl.calibration.engine import try_model
 
-        course = try_model(self.skeleton, self._samples, self.on_event, self.ranks)
-        memory = forecast(self.job, self.skeleton, course, self._free)
+        course = try_model(self.block_model, self._samples, self.on_event, self.ranks)
+        memory = forecast(self.job, self.block_model, course, self._free)
         self.on_event(Note(str(memory)))
         return course, self.job.target.resolve().parent if memory.spilled else None
 
@@ -86,7 +86,7 @@ class _Run:
 
         course, spill = self._begun
         calibrate(
-            self.skeleton, self._samples, wanted, pruner, course=course,
+            self.block_model, self._samples, wanted, pruner, course=course,
             finished=finished, done=done, spill=spill, phase=phase, ranks=self.ranks,
             on_event=self.on_event,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def calibrated(
         run = _Run(job, reader, ranks, on_event)
         with shared_store(ranks, job.target, fingerprint(job), on_event) as store:
             resolution, targets = _resolve(run, resolution, store)
-            blocks = _blocks(job, targets, run.skeleton)
+            blocks = _blocks(job, targets, run.block_model)
             store.expect(blocks)
             if not store.complete:
                 _prune_blocks(run, targets, blocks, store)
@@ -229,30 +229,30 @@ def _measure(
     run: _Run, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
     """Show the inputs of the dense model's matrices; returns tensors outside of blocks."""
-    blocks = _blocks(run.job, targets, run.skeleton)
+    blocks = _blocks(run.job, targets, run.block_model)
     wanted = replace(_wanted(run.job, blocks, full=full), true_sequential=False)
     run.go(wanted, pruner, phase=phase)
     return blocks.get("", [])
 
 
-def _skeleton(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> Skeleton:
+def _block_model(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> BlockModel:
     from prunectl.calibration.errors import memory_errors
-    from prunectl.checkpoint.skeleton import Skeleton
+    from prunectl.checkpoint.block_model import BlockModel
 
     device, dtype = device_of(settings), dtype_of(settings, checkpoint)
     with memory_errors(device, dtype, "the model's weights outside of its blocks"):
-        return Skeleton(checkpoint, reader, device=device, dtype=dtype, heads=False)
+        return BlockModel(checkpoint, reader, device=device, dtype=dtype, heads=False)
 
 
 def _blocks(
-    job: Job, targets: Mapping[str, TensorTarget], skeleton: Skeleton
+    job: Job, targets: Mapping[str, TensorTarget], block_model: BlockModel
 ) -> dict[str, list[TensorSpec]]:
     """The tensors to prune by block, in the order of blocks; '' is outside of all."""
-    found: dict[str, list[TensorSpec]] = {block: [] for block in (*skeleton.blocks, "")}
+    found: dict[str, list[TensorSpec]] = {block: [] for block in (*block_model.blocks, "")}
     for entry in job.plan.tensors:
         if entry.spec.name in targets:
-            target = skeleton.targets.get(entry.spec.name)
-            block = None if target is None else skeleton.block_of(target.parameter)
+            target = block_model.targets.get(entry.spec.name)
+            block = None if target is None else block_model.block_of(target.parameter)
             found[block or ""].append(entry.spec)
     return {block: specs for block, specs in found.items() if specs}
 

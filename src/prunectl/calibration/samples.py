@@ -12,7 +12,7 @@ from prunectl.calibration.errors import data_errors
 from prunectl.calibration.request import Arrays, Request
 from prunectl.calibration.sequences import make_sequences
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.nature import Kind, Nature
+from prunectl.checkpoint.model_kind import Kind, ModelKind
 from prunectl.data import datasets, images
 from prunectl.data.errors import BadData
 from prunectl.data.samples import Samples
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load_samples(
     source: DataSource,
     checkpoint: Checkpoint,
-    nature: Nature,
+    model_kind: ModelKind,
     *,
     samples: int = 128,
     sequence_length: int = 2048,
@@ -64,10 +64,10 @@ def load_samples(
             raise InvalidOption(f"--{name} {value} is not valid: it must be 1 or more")
     if seed < 0:
         raise InvalidOption(f"--seed {seed} is not valid: it must be 0 or more")
-    _check_fit(source, nature)
-    request = Request(source, checkpoint, nature, samples, sequence_length, seed, on_event)
+    _check_fit(source, model_kind)
+    request = Request(source, checkpoint, model_kind, samples, sequence_length, seed, on_event)
     with data_errors():
-        made = _images(request) if nature.kind is Kind.VISION else make_sequences(request)
+        made = _images(request) if model_kind.kind is Kind.VISION else make_sequences(request)
         if not made:
             raise BadData(source.name, "no sample can be made of it")
     if len(made) < samples:
@@ -79,8 +79,8 @@ def load_samples(
     return Samples(inputs, _record(request, made), tuple(request.notes))
 
 
-def _check_fit(source: DataSource, nature: Nature) -> None:
-    vision = nature.kind is Kind.VISION
+def _check_fit(source: DataSource, model_kind: ModelKind) -> None:
+    vision = model_kind.kind is Kind.VISION
     if source.kind in (SourceKind.RANDOM, SourceKind.HF):
         return
     if vision != (source.kind is SourceKind.IMAGES):
@@ -89,7 +89,7 @@ def _check_fit(source: DataSource, nature: Nature) -> None:
             f"--calibration {source.kind} is not for this model, which reads {reads}",
             hint="images:FOLDER or hf:DATASET" if vision else "text:FILE or hf:DATASET",
         )
-    if source.kind is SourceKind.PAIRS and nature.kind is Kind.CAUSAL_LM:
+    if source.kind is SourceKind.PAIRS and model_kind.kind is Kind.CAUSAL_LM:
         raise InvalidOption(
             "--calibration pairs is for encoders and encoder-decoders, and this model continues "
             "text",
@@ -101,16 +101,16 @@ def _check_fit(source: DataSource, nature: Nature) -> None:
 
 
 def _images(request: Request) -> list[Arrays]:
-    assert request.nature.image is not None
+    assert request.model_kind.image is not None
     if request.source.kind is SourceKind.RANDOM:
-        shape = (request.samples, 1, *request.nature.image)
+        shape = (request.samples, 1, *request.model_kind.image)
         return [{"pixel_values": one} for one in request.rng.standard_normal(shape, np.float32)]
-    process, note = images.load_processor(request.checkpoint, request.nature)
+    process, note = images.load_processor(request.checkpoint, request.model_kind)
     request.notes += [note] if note else []
     made: list[Arrays] = []
     broken = 0
     for one in _image_files(request):
-        image = images.open_image(one, request.nature.image[0])
+        image = images.open_image(one, request.model_kind.image[0])
         if image is None:
             broken += 1
             continue
@@ -150,7 +150,7 @@ def _batch_of_one(sample: Arrays) -> Arrays:
 
 
 def _record(request: Request, made: Sequence[Arrays]) -> dict[str, Any]:
-    is_text = request.nature.kind is not Kind.VISION
+    is_text = request.model_kind.kind is not Kind.VISION
     tokens = {
         "sequence_length": request.length,
         "tokens": sum(one[name].size for one in made for name in one if name.endswith("input_ids")),

@@ -10,7 +10,7 @@ import numpy as np
 from prunectl import demo
 from prunectl.calibration.request import Arrays, Request
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.nature import Kind, accepted_inputs
+from prunectl.checkpoint.model_kind import Kind, accepted_inputs
 from prunectl.data import datasets, text
 from prunectl.data.errors import BadData
 from prunectl.data.source import SourceKind
@@ -42,18 +42,20 @@ def make_sequences(request: Request) -> list[Arrays]:
         )
     if request.source.kind is SourceKind.PAIRS:
         made = _of_pairs(request, tokenizer)
-    elif request.nature.kind is Kind.ENCODER:
+    elif request.model_kind.kind is Kind.ENCODER:
         made = _of_paragraphs(request, tokenizer)
     else:
         made = _of_windows(request, tokenizer)
     if made:
-        tokenizer.check([ids for one in made for ids in one.values()], request.nature.vocabulary)
+        tokenizer.check(
+            [ids for one in made for ids in one.values()], request.model_kind.vocabulary
+        )
     return made
 
 
 def _cap(request: Request, longest: int | None) -> None:
     # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.nature.context if request.nature.context is not None else longest
+    context = request.model_kind.context if request.model_kind.context is not None else longest
     if context is not None and context < request.length:
         request.notes.append(
             f"samples of {context:,} tokens instead of {request.length:,}: the model takes no more"
@@ -62,7 +64,7 @@ def _cap(request: Request, longest: int | None) -> None:
 
 
 def _of_windows(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
-    is_causal = request.nature.kind is Kind.CAUSAL_LM
+    is_causal = request.model_kind.kind is Kind.CAUSAL_LM
     prefix, suffix = tokenizer.prefix, () if is_causal else tokenizer.suffix
     length = request.length - len(prefix) - len(suffix)
     documents, ids = _enough(request, tokenizer, request.samples * length)
@@ -135,7 +137,7 @@ def _of_paragraphs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
 def _of_pairs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
     pairs, total = text.read_pairs(request.source.files[0], request.samples, request.seed)
     request.facts["pairs"] = total
-    if request.nature.kind is Kind.SEQ2SEQ:
+    if request.model_kind.kind is Kind.SEQ2SEQ:
         ids = [[tokenizer.encode(one, length=request.length)["input_ids"] for one in pair]
                for pair in pairs]  # fmt: skip
         return [_both(request, first, second) for first, second in ids]
@@ -190,9 +192,9 @@ def _decoder_start(checkpoint: Checkpoint) -> int:
 
 def _random_tokens(request: Request) -> list[Arrays]:
     ids = np.setdiff1d(
-        np.arange(request.nature.vocabulary), np.array([*request.nature.avoided], np.int64)
+        np.arange(request.model_kind.vocabulary), np.array([*request.model_kind.avoided], np.int64)
     )
     drawn = ids[request.rng.integers(0, len(ids), (request.samples, request.length))]
-    if request.nature.kind is Kind.SEQ2SEQ:
+    if request.model_kind.kind is Kind.SEQ2SEQ:
         return [_both(request, one, one) for one in drawn]
     return [{"input_ids": one} for one in drawn]

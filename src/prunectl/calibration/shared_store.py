@@ -11,7 +11,7 @@ from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
-from prunectl.output.guest import seen_outside
+from prunectl.output.secondary_rank import seen_outside
 from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.parallel.folder import SAME, SHARED_DISK
 from prunectl.parallel.ranks import Ranks

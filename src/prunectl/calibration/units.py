@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from prunectl.checkpoint.skeleton import Skeleton
+from prunectl.checkpoint.block_model import BlockModel
 from prunectl.errors import BadCheckpoint, CalibrationFailed
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.table import DEFAULT
@@ -76,27 +76,27 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
             the block before it puts out, so that it cannot be run by itself.
         BadCheckpoint: the model computes its blocks' inputs with weights that are not there.
     """
-    skeleton, sample = forward.skeleton, _short(forward.first)
-    total = 2 * sum(skeleton.nbytes(block) for block in skeleton.blocks)
+    block_model, sample = forward.block_model, _short(forward.first)
+    total = 2 * sum(block_model.nbytes(block) for block in block_model.blocks)
     told = 0
     on_event(PhaseStarted(_PHASE, total))
 
     def tell(block: str) -> None:
         nonlocal told
-        told += skeleton.nbytes(block)
-        on_event(Advanced(_PHASE, skeleton.nbytes(block), block))
+        told += block_model.nbytes(block)
+        on_event(Advanced(_PHASE, block_model.nbytes(block), block))
 
     trace: list[_Call] = []
-    reads = _MadeUpReads(skeleton, trace)
+    reads = _MadeUpReads(block_model, trace)
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with reads.paused():  # what loading does is not what the model does
-            skeleton.load(block)
+            block_model.load(block)
         inputs = _tensors((args, kwargs))
         try:
             output = original(*args, **kwargs)
         finally:
-            skeleton.unload(block)
+            block_model.unload(block)
         if all(call.block != block for call in trace):
             tell(block)
         trace.append(_Call(block, inputs, _kept(output)))
@@ -106,7 +106,7 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
         forward.go(sample)
     if not trace:
         raise CalibrationFailed("no transformer block is reached by the samples")
-    _refuse_made_up(skeleton, [name for name, at in reads.found.items() if at < len(trace)])
+    _refuse_made_up(block_model, [name for name, at in reads.found.items() if at < len(trace)])
     units = in_units([call.block for call in trace])
     start = 0
     for unit in units:
@@ -152,10 +152,10 @@ class _MadeUpReads(TorchFunctionMode):
         found: names; after how many calls of blocks each was read first.
     """
 
-    def __init__(self, skeleton: Skeleton, trace: Sequence[_Call]) -> None:
+    def __init__(self, block_model: BlockModel, trace: Sequence[_Call]) -> None:
         super().__init__()
         self._trace = trace
-        self._names = {id(skeleton.model.get_parameter(n)): n for n in skeleton.made_up}
+        self._names = {id(block_model.model.get_parameter(n)): n for n in block_model.made_up}
         self.found: dict[str, int] = {}
         self._is_paused = False
 
@@ -180,12 +180,12 @@ class _MadeUpReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _refuse_made_up(skeleton: Skeleton, names: Sequence[str]) -> None:
+def _refuse_made_up(block_model: BlockModel, names: Sequence[str]) -> None:
     """Zeros in the place of an embedding or a norm would make all inputs meaningless."""
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise BadCheckpoint(
-            skeleton.folder,
+            block_model.folder,
             f"lacks {', '.join(names[:3])}{more}, which the model's blocks need",
             hint=f"calibration runs the model; --method {DEFAULT} works on the files as they are",
         )
@@ -208,11 +208,11 @@ def _check(
         call = next(calls)
         if call.block != block or not _alike(_tensors((args, kwargs)), call.inputs):
             raise _Differs
-        forward.skeleton.load(block)
+        forward.block_model.load(block)
         try:
             output = original(*args, **kwargs)
         finally:
-            forward.skeleton.unload(block)
+            forward.block_model.unload(block)
         if not _alike(_tensors(output), _tensors(call.output)):
             raise _Differs
         if call is trace[start + unit.calls - 1]:

@@ -120,8 +120,8 @@ def drop_commit(commit: str, cache_dir: Path | None = None) -> None:
 def _beside_weights(names: Sequence[str], weights: WeightSet) -> list[str]:
     """What is fetched besides the weight files themselves."""
     index = [weights.index] if weights.index else []
-    papers = [name for name in ("README.md", "prunectl.json") if name in names]
-    return [*index, *side_files(names), *papers]
+    metadata = [name for name in ("README.md", "prunectl.json") if name in names]
+    return [*index, *side_files(names), *metadata]
 
 
 def files_to_fetch(listing: HubListing, weights: WeightSet, shards: Sequence[str]) -> list[HubFile]:

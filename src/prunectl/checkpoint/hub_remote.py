@@ -128,7 +128,7 @@ def open_remote(
     weights = find_weights(listing.files, text)
     if weights.format == "compressed":
         raise compressed_error(text)
-    folder = _fetch_papers(listing, weights, token, cache, with_code=trust_remote_code)
+    folder = _fetch_metadata(listing, weights, token, cache, with_code=trust_remote_code)
     names, weight_map = shard_names(Path(text), folder, weights, listing.files.__contains__)
     checkpoint = None
     if weights.format == "safetensors":
@@ -176,7 +176,7 @@ def _checkpoint(
     )  # fmt: skip
 
 
-def _fetch_papers(
+def _fetch_metadata(
     listing: HubListing,
     weights: WeightSet,
     token: str | None,

@@ -123,12 +123,12 @@ def _show(
     from prunectl.benchmarking.compare import compare_bench
     from prunectl.benchmarking.errors import BadBenchFile, Slower
     from prunectl.cli.bench_screen import bench_screen, comparison_screen
-    from prunectl.plain import plain
+    from prunectl.to_json import to_json
 
     comparison = compare_bench(old, path, result) if old is not None and path else None
     document = result.to_json()
     if comparison is not None:
-        document["comparison"] = plain(comparison)
+        document["comparison"] = to_json(comparison)
     out.data(document)
     out.show(*bench_screen(result, everything=out.verbose))
     if comparison is not None:

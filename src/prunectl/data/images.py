@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.model_kind import ModelKind, accepted_inputs
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.checkpoint.nature import Nature, accepted_inputs
 from prunectl.data.errors import BadData, first_line
 from prunectl.errors import MissingLibrary
 
@@ -83,7 +83,7 @@ def open_image(source: Path | bytes, channels: int) -> Image | None:
         return None
 
 
-def load_processor(checkpoint: Checkpoint, nature: Nature) -> tuple[Process, str]:
+def load_processor(checkpoint: Checkpoint, model_kind: ModelKind) -> tuple[Process, str]:
     """What makes a model's input of an image: arrays of batch size 1; and a note, or ''.
 
     Raises:
@@ -95,13 +95,13 @@ def load_processor(checkpoint: Checkpoint, nature: Nature) -> tuple[Process, str
     except ImportError:
         raise MissingLibrary("pillow", "images") from None
     if not (checkpoint.folder / "preprocessor_config.json").is_file():
-        assert nature.image is not None
-        _, height, width = nature.image
+        assert model_kind.image is not None
+        _, height, width = model_kind.image
         note = (
             f"{checkpoint.model} has no preprocessor_config.json: images are resized to "
             f"{height}x{width} and scaled to -1..1"
         )
-        return _plain(nature.image), note
+        return _plain(model_kind.image), note
     try:
         with quiet_transformers():
             from transformers import AutoImageProcessor

@@ -37,8 +37,8 @@ from prunectl.evaluation.word_problems import (
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 BATCH = 16
 NEW_TOKENS = 64
@@ -75,13 +75,15 @@ class Arithmetic:
         """The share that is right."""
         return float(values[:, 0].mean())
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Have the model write its answers.
 
         Raises:
             EvaluationFailed: its outputs are NaN.
         """
-        written = self.answers(subject.model, on_event)
+        written = self.answers(loaded.model, on_event)
         if bad := sum(one is None for one in written):
             raise EvaluationFailed(self.name, f"the outputs for {bad} problems are NaN")
         right = [is_right(one or "", p) for one, p in zip(written, self.problems, strict=True)]
@@ -208,7 +210,7 @@ def _texts(
         request.notes.append(f"{fewer:,} problems have fewer than the examples asked for: no room")
     if cut:
         request.notes.append(f"{cut:,} problems lose their beginning: the model takes {room:,}")
-    tokenizer.check(found, request.nature.vocabulary)
+    tokenizer.check(found, request.model_kind.vocabulary)
     return found, {
         "sequence_length": room,
         "problems_with_fewer_examples": fewer,

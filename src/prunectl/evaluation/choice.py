@@ -36,8 +36,8 @@ from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 BATCH = 8
 _SKIPPED = ("auxiliary_train",)
@@ -119,7 +119,9 @@ class Choice:
         """The share that is right."""
         return float(values[:, 0].mean())
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, subject: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Ask the model.
 
         Raises:
@@ -254,7 +256,7 @@ def _texts(
         request.notes.append(f"{cut:,} questions lose their beginning: the model takes {room:,}")
     if not all(len(one.context) for one in found):
         raise BadData(the_data(request), f"an option has more than the {room:,} tokens there are")
-    tokenizer.check([one.context for one in found], request.nature.vocabulary)
+    tokenizer.check([one.context for one in found], request.model_kind.vocabulary)
     return found, {
         "sequence_length": room,
         "questions_with_fewer_examples": fewer,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.data.images import load_processor
 from prunectl.evaluation import classes_data, labels
 from prunectl.evaluation.classes_data import Data, Rows
@@ -38,8 +38,8 @@ from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
 from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 LENGTH = 128
 """Tokens of a text, or of two, where none are asked for; as usual for GLUE."""
@@ -91,14 +91,16 @@ class Classification:
         """Accuracy."""
         return float((values[:, 0] == values[:, 1]).mean())
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Train the model in place and run it on the rows.
 
         Raises:
             EvaluationFailed: the loss or the outputs are not numbers.
         """
         with tuned(
-            subject,
+            loaded,
             self.train,
             self.recipe,
             record=self.record,
@@ -106,11 +108,9 @@ class Classification:
             checkpoints=self.checkpoints,
             on_event=on_event,
         ):
-            told = self._told(subject.model, self.scored, on_event)
+            told = self._told(loaded.model, self.scored, on_event)
             beside = {
-                part: labels.accuracy(
-                    one.labels["labels"], self._told(subject.model, one, on_event)
-                )
+                part: labels.accuracy(one.labels["labels"], self._told(loaded.model, one, on_event))
                 for part, one in self.beside.items()
             }
         there, count = self.scored.labels["labels"], len(self.classes)
@@ -154,7 +154,7 @@ def prepare(request: Request) -> Classification:
         NoData, BadData, MissingColumn, BadTokenizer, WrongTokenizer, InvalidOption: see there.
     """
     settings = request.settings
-    images = request.nature.kind is Kind.VISION
+    images = request.model_kind.kind is Kind.VISION
     unnamed = UNNAMED_IMAGES if images else UNNAMED_TEXT
     task = task_of(settings.task, CLASSIFICATION, unnamed, settings.metric)
     if task.images not in (None, images):
@@ -214,10 +214,10 @@ def _maker(
 ) -> tuple[Make, int | None, dict[str, Any]]:
     """What makes inputs of rows; the token that pads; and what a record says of it."""
     if images:
-        process, note = load_processor(request.checkpoint, request.nature)
+        process, note = load_processor(request.checkpoint, request.model_kind)
         request.notes += [note] if note else []
-        assert request.nature.image is not None
-        channels, height, width = request.nature.image
+        assert request.model_kind.image is not None
+        channels, height, width = request.model_kind.image
 
         def of_images(rows: Rows, numbers: dict[str, Ints]) -> ImageSamples:
             files = [one[0] for one in rows.inputs]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.data.errors import first_line
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.device import is_out_of_memory
@@ -40,8 +40,8 @@ from prunectl.evaluation.metrics import suggested
 from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 BATCH = 8
 
@@ -76,13 +76,15 @@ class Harness:
         named = np.unique(values[:, 1])
         return float(np.mean([values[values[:, 1] == one, 0].mean() for one in named]))
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Have the harness run its tasks.
 
         Raises:
             EvaluationFailed: the harness fails, or a score is NaN.
         """
-        results = self._run(subject.model, on_event)
+        results = self._run(loaded.model, on_event)
         rows: list[tuple[float, float]] = []
         parts = {}
         for name, part in self.parts.items():
@@ -172,13 +174,13 @@ def prepare(request: Request) -> Harness:
             f"--metric {settings.metric} names no task",
             hint="for example --metric harness:arc_easy",
         )
-    if request.nature.kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
+    if request.model_kind.kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
         raise MetricMismatch(
             settings.metric,
             request.checkpoint.model,
             f"tasks of the harness are for models that write text, and this one is of kind "
-            f"{request.nature.kind}",
-            hint=suggested(request.nature.kind),
+            f"{request.model_kind.kind}",
+            hint=suggested(request.model_kind.kind),
         )
     folder = task_folder(request)
     with quiet_harness():

@@ -218,7 +218,9 @@ def length_of(request: Request, tokenizer: Tokenizer, usual: int) -> int:
         InvalidOption: no room is left beside special tokens.
     """
     # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.nature.context if request.nature.context is not None else tokenizer.longest
+    context = (
+        request.model_kind.context if request.model_kind.context is not None else tokenizer.longest
+    )
     wanted = request.settings.sequence_length
     length = min(wanted or usual, context or wanted or usual)
     if wanted is not None and length < wanted:
@@ -285,4 +287,6 @@ def check(request: Request, tokenizer: Tokenizer, rows: Sequence[Tokens]) -> Non
     Raises:
         WrongTokenizer: with the numbers.
     """
-    tokenizer.check([one["input_ids"].astype(np.int64) for one in rows], request.nature.vocabulary)
+    tokenizer.check(
+        [one["input_ids"].astype(np.int64) for one in rows], request.model_kind.vocabulary
+    )

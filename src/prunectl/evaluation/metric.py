@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.checkpoint.model_kind import ModelKind, model_kind_of
 from prunectl.checkpoint.module_tree import (
     build_on_meta,
     model_class,
     quiet_transformers,
     unknown_if_it_fails,
 )
-from prunectl.checkpoint.nature import Nature, nature_of
 from prunectl.data.errors import other_data
 from prunectl.errors import UnsupportedCheckpoint
 from prunectl.evaluation.errors import FORMS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prunectl.evaluation.subject import Subject
+    from prunectl.evaluation.loaded_model import LoadedModel
 
     Values = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class Request:
     """
 
     checkpoint: Checkpoint
-    nature: Nature
+    model_kind: ModelKind
     settings: EvalSettings
     on_event: OnEvent = ignore_events
     facts: dict[str, Any] = field(default_factory=dict)
@@ -127,11 +127,11 @@ class Metric(Protocol):
         """The score of samples [samples, columns]."""
         ...
 
-    def score(self, subject: Subject, *, seed: int, on_event: OnEvent = ignore_events) -> Score:
+    def score(self, loaded: LoadedModel, *, seed: int, on_event: OnEvent = ignore_events) -> Score:
         """Run the model on the data.
 
         Args:
-            subject: the model, on its device.
+            loaded: the model, on its device.
             seed: of training; metrics that do not train ignore it.
 
         Raises:
@@ -161,10 +161,10 @@ def prepare(
     with unknown_if_it_fails(), quiet_transformers():
         cls, config = model_class(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
         model = build_on_meta(cls, config)
-    nature = nature_of(model, checkpoint.folder)
+    model_kind = model_kind_of(model, checkpoint.folder)
     prepare_one: Prepare = import_module(spec_of(settings.metric).module).prepare
     with other_data(FORMS):
-        metric = prepare_one(Request(checkpoint, nature, settings, on_event))
+        metric = prepare_one(Request(checkpoint, model_kind, settings, on_event))
     tell(metric.notes, on_event)
     return metric
 

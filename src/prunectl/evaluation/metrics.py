@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.tasks import CLASSIFICATION, QA, Task
 

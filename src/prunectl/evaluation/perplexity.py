@@ -29,8 +29,8 @@ from prunectl.evaluation.sources import digest, read_text, source_of
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 LENGTH = 2048
 """Tokens of a window where none are asked for, and the model takes so many."""
@@ -81,7 +81,9 @@ class Perplexity:
         total, tokens = values.sum(0)
         return math.exp(total / tokens) if total / tokens < _FINITE else math.inf
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Run the windows through the model.
 
         Raises:
@@ -90,7 +92,7 @@ class Perplexity:
         found = in_batches(
             self.windows,
             self.batch_size,
-            partial(_losses, subject.model),
+            partial(_losses, loaded.model),
             phase="perplexity",
             unit=self.unit,
             on_event=on_event,
@@ -126,7 +128,7 @@ def prepare(request: Request) -> Perplexity:
     ids = tokenizer.ids([JOINER.join(texts)])
     if len(ids) < LEAST:
         raise BadData(source.name, f"its text has {len(ids)} tokens, and {LEAST} are needed")
-    tokenizer.check([ids], request.nature.vocabulary)
+    tokenizer.check([ids], request.model_kind.vocabulary)
     windows = cut(ids, np.array(tokenizer.prefix, np.int64), body, stride)
     available = len(windows)
     if settings.samples is not None and settings.samples < available:
@@ -146,7 +148,7 @@ def prepare(request: Request) -> Perplexity:
         "windows_available": available,
         "tokens": sum(one.scored for one in windows),
     }
-    batch = settings.batch_size or batch_of(length, request.nature.vocabulary)
+    batch = settings.batch_size or batch_of(length, request.model_kind.vocabulary)
     return Perplexity(tuple(windows), batch, record, tuple(request.notes))
 
 
@@ -172,7 +174,7 @@ def _check(length: int, body: int, stride: int) -> None:
 
 def _length(request: Request, longest: int | None) -> int:
     # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.nature.context if request.nature.context is not None else longest
+    context = request.model_kind.context if request.model_kind.context is not None else longest
     wanted = request.settings.sequence_length
     if wanted is None:
         return min(LENGTH, context or LENGTH)

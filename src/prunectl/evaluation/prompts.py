@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.data.errors import BadData
 from prunectl.data.tables import Table, column, has_column, pick
 from prunectl.data.tokens import Tokenizer
@@ -34,7 +34,7 @@ def continues_text(request: Request) -> None:
     Raises:
         MetricMismatch: this one does something else.
     """
-    kind = request.nature.kind
+    kind = request.model_kind.kind
     if kind is not Kind.CAUSAL_LM:
         raise MetricMismatch(
             request.settings.metric,
@@ -50,7 +50,9 @@ def room(request: Request, tokenizer: Tokenizer) -> int | None:
     None where nothing limits them.
     """
     # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.nature.context if request.nature.context is not None else tokenizer.longest
+    context = (
+        request.model_kind.context if request.model_kind.context is not None else tokenizer.longest
+    )
     wanted = request.settings.sequence_length
     if context is None or wanted is None:
         return context if wanted is None else wanted

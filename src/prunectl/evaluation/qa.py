@@ -38,8 +38,8 @@ from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 LENGTH = 384
 BATCH = 16
@@ -85,14 +85,16 @@ class QA:
         """Mean F1."""
         return float(values[:, 0].mean())
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Train the model in place and ask it.
 
         Raises:
             EvaluationFailed: the loss or the outputs are not numbers.
         """
         with tuned(
-            subject,
+            loaded,
             self.train,
             self.recipe,
             record=self.record,
@@ -100,7 +102,7 @@ class QA:
             checkpoints=self.checkpoints,
             on_event=on_event,
         ):
-            told = self.told(subject.model, on_event)
+            told = self.told(loaded.model, on_event)
         values = np.array(
             [
                 (squad.f1(text, one.answers), squad.exact_match(text, one.answers))

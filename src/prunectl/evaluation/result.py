@@ -7,7 +7,7 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.evaluation.resampling import Interval
-from prunectl.plain import plain
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.evaluate/1"
 
@@ -51,6 +51,6 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``--json``; NaN and Inf are strings."""
-        document: dict[str, Any] = plain(self)
+        document: dict[str, Any] = to_json(self)
         head = {"schema": SCHEMA, "prunectl": __version__}
         return {**head, **document, "sparsity": self.sparsity}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunectl.checkpoint.model_kind import Kind, accepted_inputs
 from prunectl.checkpoint.module_tree import model_class
-from prunectl.checkpoint.nature import Kind, accepted_inputs
 from prunectl.data.errors import BadData
 from prunectl.data.tables import Table, column, digest_rows, pick
 from prunectl.data.tokens import Ids, load_tokenizer
@@ -30,8 +30,8 @@ from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:
+    from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-    from prunectl.evaluation.subject import Subject
 
 BATCH = 32
 LENGTH = 512
@@ -77,7 +77,9 @@ class Similarity:
             warnings.simplefilter("ignore")  # of a side that does not vary
             return float(spearmanr(values[:, 0], values[:, 1]).statistic)
 
-    def score(self, subject: Subject, *, seed: int = 0, on_event: OnEvent = ignore_events) -> Score:
+    def score(
+        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
+    ) -> Score:
         """Make vectors of the sentences, and compare them.
 
         Raises:
@@ -88,7 +90,7 @@ class Similarity:
         found = in_batches(
             [self.texts[one] for one in order],
             self.batch_size,
-            partial(_vectors, subject.model, self.pooling),
+            partial(_vectors, loaded.model, self.pooling),
             phase=self.name,
             unit="sentences",
             on_event=on_event,
@@ -137,7 +139,7 @@ def prepare(request: Request) -> Similarity:
         prompts.room(request, tokenizer) or LENGTH,
     )
     encoded = [tokenizer.encode(text, length=length)["input_ids"] for text in places]
-    tokenizer.check(encoded, request.nature.vocabulary)
+    tokenizer.check(encoded, request.model_kind.vocabulary)
     cls, own = _class_of(request)
     record = {
         "metric": "similarity",
@@ -170,7 +172,7 @@ def _encodes_text(request: Request) -> None:
     Raises:
         MetricMismatch: with what it is.
     """
-    checkpoint, kind = request.checkpoint, request.nature.kind
+    checkpoint, kind = request.checkpoint, request.model_kind.kind
     inputs = accepted_inputs(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     what = f"is of kind {kind}" if kind is not Kind.ENCODER else ""
     if not what and "pixel_values" in inputs:

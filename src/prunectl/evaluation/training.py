@@ -20,8 +20,8 @@ import numpy as np
 from prunectl.device import is_out_of_memory
 from prunectl.evaluation.batches import refusals
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.loaded_model import Held
 from prunectl.evaluation.recipes import Recipe
-from prunectl.evaluation.subject import Held
 from prunectl.evaluation.training_held import Zeros
 from prunectl.evaluation.training_state import States, accelerated, own_randomness
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events

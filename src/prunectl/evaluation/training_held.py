@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunectl.evaluation.subject import Held
+from prunectl.evaluation.loaded_model import Held
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ class Zeros:
 
     Args:
         model: the module that the views are into.
-        held: as :meth:`prunectl.evaluation.subject.Subject.held` finds them.
+        held: as :meth:`prunectl.evaluation.loaded_model.LoadedModel.held` finds them.
     """
 
     def __init__(self, model: torch.nn.Module, held: Sequence[Held]) -> None:

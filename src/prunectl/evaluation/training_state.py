@@ -17,7 +17,7 @@ from prunectl.data.errors import first_line
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.output.osfiles import os_errors
-from prunectl.plain import plain
+from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def fingerprint(model: torch.nn.Module, recipe: Recipe, data: str, seed: int) ->
     """
     import torch
 
-    hasher = blake3(json.dumps([plain(recipe), data, seed]).encode())
+    hasher = blake3(json.dumps([to_json(recipe), data, seed]).encode())
     for name, tensor in model.state_dict().items():
         whole = tensor.detach().cpu().contiguous().reshape(-1)
         hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunectl.checkpoint.nature import Kind
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.heads import NoSuchHead, class_with_head
@@ -23,7 +23,7 @@ from prunectl.evaluation.training_state import discard, fingerprint
 from prunectl.events import OnEvent
 
 if TYPE_CHECKING:
-    from prunectl.evaluation.subject import Subject
+    from prunectl.evaluation.loaded_model import LoadedModel
 
 POOLER = ".pooler."
 _INPUTS = ("train", "classes", "sequence_length", "overlap", "image")
@@ -55,11 +55,11 @@ class HeadClass:
         own = self.config
         # Encoders may count positions from their own padding; where a sequence ends that is padded
         # is what the others need to know.
-        is_encoder = request.nature.kind is Kind.ENCODER
+        is_encoder = request.model_kind.kind is Kind.ENCODER
         if pad is not None and not (is_encoder and getattr(own, "pad_token_id", None) is not None):
             config["pad_token_id"] = pad
         starts = getattr(own, "decoder_start_token_id", None) is not None
-        if pad is not None and request.nature.kind is Kind.SEQ2SEQ and not starts:
+        if pad is not None and request.model_kind.kind is Kind.SEQ2SEQ and not starts:
             config["decoder_start_token_id"] = pad  # as T5 has it
         return Head(self.auto, {"use_cache": False, **config})
 
@@ -105,7 +105,7 @@ def resolve(recipe: Recipe, training: Training | None) -> Recipe:
 
 @contextmanager
 def tuned(
-    subject: Subject,
+    loaded: LoadedModel,
     data: Samples | None,
     recipe: Recipe,
     *,
@@ -114,7 +114,7 @@ def tuned(
     checkpoints: Path | None,
     on_event: OnEvent,
 ) -> Iterator[None]:
-    """Train the subject's model; inside of the block it is scored.
+    """Train the loaded's model; inside of the block it is scored.
 
     Args:
         data: None where nothing is trained.
@@ -129,7 +129,7 @@ def tuned(
     if data is not None:
         if checkpoints is not None:
             inputs = json.dumps({name: record.get(name) for name in _INPUTS}, sort_keys=True)
-            folder = checkpoints / fingerprint(subject.model, recipe, inputs, seed)
-        train(subject.model, subject.held(), data, recipe, seed, on_event, folder=folder)
+            folder = checkpoints / fingerprint(loaded.model, recipe, inputs, seed)
+        train(loaded.model, loaded.held(), data, recipe, seed, on_event, folder=folder)
     yield
     discard(folder)

@@ -7,12 +7,12 @@ import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device
+from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Metric, Score, prepare
 from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.subject import open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.loading.weights import count_zeros
@@ -44,14 +44,14 @@ def evaluate(
         on_event(Note(text, warning=True))
     metric = prepare(checkpoint, settings, on_event)
     tell_unshared(on_event, trains=metric.trains)
-    with open_subject(
+    with open_loaded_model(
         checkpoint, metric, device=settings.device, dtype=settings.dtype, seed=settings.seed
-    ) as (subject, reader):
-        for note in subject.notes:
+    ) as (loaded, reader):
+        for note in loaded.notes:
             on_event(note)
-        zeros, weights = count_zeros(checkpoint, subject.prunable, reader)
-        score = metric.score(subject, seed=settings.seed, on_event=on_event)
-        dtype = str(subject.model.dtype).removeprefix("torch.")
+        zeros, weights = count_zeros(checkpoint, loaded.prunable, reader)
+        score = metric.score(loaded, seed=settings.seed, on_event=on_event)
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
         return Evaluation(
             model=checkpoint.model,
             revision=checkpoint.commit,
@@ -66,7 +66,7 @@ def evaluate(
             weights=weights,
             disk_bytes=sum(file.size for file in checkpoint.files),
             record=metric.record,
-            device=subject.devices,
+            device=loaded.devices,
             dtype=dtype,
             seconds=time.perf_counter() - started,
         )

@@ -98,12 +98,12 @@ class ExportResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
         return {
             "schema": "prunectl.export/1",
-            **plain(self),
-            "layouts": plain(self.layouts),
+            **to_json(self),
+            "layouts": to_json(self.layouts),
             "ratio": self.ratio,
         }
 
@@ -122,6 +122,6 @@ class MasksResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        return {"schema": "prunectl.masks/1", **plain(self)}
+        return {"schema": "prunectl.masks/1", **to_json(self)}

@@ -14,7 +14,7 @@ from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
 from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.exporting.dense import write_dense
 from prunectl.exporting.job import Job, prepare
-from prunectl.exporting.papers import write_papers
+from prunectl.exporting.metadata import write_metadata
 from prunectl.exporting.result import ExportedTensor, ExportResult
 from prunectl.exporting.survey import Choice, choose_layouts
 from prunectl.exporting.writing import Stored, room_for, write_parts
@@ -29,8 +29,8 @@ from prunectl.output.target import check_nobody_writes, check_space
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.pattern import NM, parse_nm
-from prunectl.plain import plain
 from prunectl.plan.job import protected, side_bytes
+from prunectl.to_json import to_json
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _PHASE = "writing weights"
@@ -99,7 +99,7 @@ def export(
         result = _result(job, stored, sink, ranks, resumed)
         warnings: tuple[str, ...] = ()
         if isinstance(sink, OutputFolder):
-            warnings = write_papers(sink, job, result, stored)
+            warnings = write_metadata(sink, job, result, stored)
             sink.commit()
     for text in warnings:
         on_event(Note(text, warning=True))
@@ -142,7 +142,7 @@ def _write(
             else:
                 writer = sink.open_parts(shard, room_for(shard, choices))
                 written = write_parts(shard, choices, sources, reader, writer, **options)
-            sink.finish(writer, [plain(one) for one in written])
+            sink.finish(writer, [to_json(one) for one in written])
             ours += written
     if ranks.count > 1:
         sink.wait()  # what others are told is durable

@@ -8,7 +8,8 @@ inode, so that an old output that was just exchanged into the work folder's plac
 for half a new one.
 
 Several processes that write one output have a journal each, since a shared disk does not keep their
-lines apart: that of a further one is a *guest's*. The next run takes over what the guests noted.
+lines apart: the first rank's, and one for each *secondary rank*. The next run takes over what
+secondary ranks noted.
 """
 
 from __future__ import annotations
@@ -119,13 +120,13 @@ class Journal:
         """Keep a JSON value; returns once the line is durable."""
         self._append({"key": key, "value": value})
 
-    def take_over(self, guest: Path, fingerprint: str, work: Path, target: Path) -> Entries:
-        """Note what a guest of an earlier run has finished, and delete its journal.
+    def take_over(self, path: Path, fingerprint: str, work: Path, target: Path) -> Entries:
+        """Note what a secondary rank of an earlier run has finished, and delete its journal.
 
         Raises:
-            OutputConflict: the guest still works.
+            OutputConflict: the secondary rank still works.
         """
-        journal = Journal(guest, target)
+        journal = Journal(path, target)
         try:
             found = journal.load(fingerprint, work) or Entries()
             for entry in found.finished.values():
@@ -143,9 +144,9 @@ class Journal:
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Delete the journal and those of guests, then release the lock."""
+        """Delete the journal and those of secondary ranks, then release the lock."""
         try:
-            for path in (self._path, *guests(self._path)):
+            for path in (self._path, *secondary_journals(self._path)):
                 path.unlink(missing_ok=True)
         finally:
             os.close(self._fd)
@@ -171,13 +172,13 @@ class Journal:
         os.fsync(self._fd)
 
 
-def guest_journal(path: Path, number: int) -> Path:
+def secondary_journal(path: Path, number: int) -> Path:
     """The journal of a further process, of rank ``number``, beside the first one's."""
     return path.with_name(f"{path.name}-{number}")
 
 
-def guests(path: Path) -> list[Path]:
-    """Journals of guests that are there."""
+def secondary_journals(path: Path) -> list[Path]:
+    """Journals of secondary ranks that are there."""
     begin = f"{path.name}-"
     try:
         with os.scandir(path.parent) as entries:  # a folder of such a name is somebody else's
@@ -221,7 +222,7 @@ def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
         if finished:
             for old in olds:
                 shutil.rmtree(old, ignore_errors=True)
-            for one in (path, *guests(path)):
+            for one in (path, *secondary_journals(path)):
                 one.unlink(missing_ok=True)
     except OSError:
         return

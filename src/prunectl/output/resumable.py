@@ -18,9 +18,9 @@ from prunectl.output.journal import (
     Entries,
     Journal,
     JsonObject,
-    guests,
     has_entries,
     is_entry_of,
+    secondary_journals,
 )
 from prunectl.output.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
 from prunectl.output.parts import PartsShard, PartsWriter
@@ -104,8 +104,8 @@ class ResumableFolder:
 
     def _resume_or_start(self) -> None:
         found = self._journal.load(self._fingerprint, self.work)
-        for guest in guests(self._journal_path):
-            more = self._journal.take_over(guest, self._fingerprint, self.work, self._asked)
+        for path in secondary_journals(self._journal_path):
+            more = self._journal.take_over(path, self._fingerprint, self.work, self._asked)
             if found is not None:
                 found.finished.update(more.finished)
                 found.damaged.update(more.damaged)
@@ -253,8 +253,8 @@ class ResumableFolder:
 
     def _is_kept(self) -> bool:
         noted = self.finished or self._remembered
-        by_guests = any(has_entries(guest) for guest in guests(self._journal_path))
-        return bool(noted or by_guests) and not self._discarded
+        by_others = any(has_entries(path) for path in secondary_journals(self._journal_path))
+        return bool(noted or by_others) and not self._discarded
 
     def _tell_kept(self, error: KeyboardInterrupt) -> None:
         """Say how to go on, once: an output and what it is made from may both be left by this."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from prunectl.events import OnEvent
 from prunectl.output.folder import OutputFolder
-from prunectl.output.guest import GuestFolder
 from prunectl.output.resumable import ResumableFolder
+from prunectl.output.secondary_rank import SecondaryFolder
 from prunectl.parallel.ranks import Ranks
 
 SAME = (
@@ -48,7 +48,7 @@ def shared_folder(
         return
     nothing: tuple[str, dict[str, Any]] = ("", {})
     wanted, finished = ranks.told(nothing)
-    guest = GuestFolder(target, fingerprint, ranks.number, finished)
-    ranks.check_same("output folder", guest.sees(wanted), hint=SHARED_DISK)
-    with guest:
-        yield guest
+    secondary = SecondaryFolder(target, fingerprint, ranks.number, finished)
+    ranks.check_same("output folder", secondary.sees(wanted), hint=SHARED_DISK)
+    with secondary:
+        yield secondary

@@ -18,7 +18,7 @@ from prunectl.parallel.errors import RanksDiffer
 from prunectl.parallel.link import Link
 from prunectl.parallel.shares import piles, slices
 from prunectl.parallel.streaming import Scratch, run_tensors
-from prunectl.plain import plain
+from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,7 @@ class Ranks:
             RanksDiffer: as :meth:`check_same`.
         """
         if self._link is not None:
-            seen = (checkpoint.identity(), plain(checkpoint.roles.roles))
+            seen = (checkpoint.identity(), to_json(checkpoint.roles.roles))
             hint = (
                 "all need the same files, from a shared disk or the Hub, and the same transformers"
             )

@@ -18,12 +18,12 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.output.shards import ShardLayout, parse_size, plan_shards
 from prunectl.output.target import check_space, check_target, is_safe_relative
-from prunectl.plain import plain
 from prunectl.plan.masking import fit_masks, mask_argument, source_note
 from prunectl.plan.outputs import OutputTensor, output_tensors
 from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
 from prunectl.plan.settings import PruneSettings, check_settings
+from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
     from prunectl.data.samples import Samples
@@ -205,7 +205,7 @@ def fingerprint(job: Job) -> str:
         "version": __version__,
         "source": job.checkpoint.identity(),
         "arguments": asked,
-        "roles": plain(job.checkpoint.roles.roles),
+        "roles": to_json(job.checkpoint.roles.roles),
         "shards": [[s.name, [spec.name for spec in s.specs]] for s in job.layout.shards],
     }
     return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -130,11 +130,11 @@ class PruneResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
         return {
             "schema": "prunectl.prune/1",
-            **plain(self),
+            **to_json(self),
             "sparsity": self.sparsity,
             "overall_sparsity": self.overall_sparsity,
         }

@@ -28,8 +28,8 @@ from prunectl.parallel.streaming import named_device
 from prunectl.plan.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.plan.placement import device_of
 from prunectl.plan.settings import PruneSettings
+from prunectl.pruning.metadata import write_metadata
 from prunectl.pruning.outcome import build_result, check_written
-from prunectl.pruning.papers import write_papers
 from prunectl.pruning.resolve import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
@@ -144,7 +144,7 @@ def _write(
             job.target, checkpoint, job.plan, resolution, job.outputs, job.layout, written, resumed
         )
         if isinstance(sink, OutputFolder):
-            warnings = write_papers(
+            warnings = write_metadata(
                 sink, checkpoint, result, arguments(job), job.layout, job.command
             )
             sink.commit()

@@ -37,6 +37,6 @@ class PushResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        return {"schema": "prunectl.push/1", **plain(self)}
+        return {"schema": "prunectl.push/1", **to_json(self)}

@@ -43,6 +43,6 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        from prunectl.plain import plain
+        from prunectl.to_json import to_json
 
-        return {"schema": "prunectl.verify/1", "ok": self.ok, **plain(self)}
+        return {"schema": "prunectl.verify/1", "ok": self.ok, **to_json(self)}

@@ -7,8 +7,8 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.measure.model_stats import ModelStats
-from prunectl.plain import plain
 from prunectl.studies.compare.overlap import Overlap
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.comparison/1"
 AS_THEY_ARE = "as they are"
@@ -91,9 +91,9 @@ class Comparison:
             "prunectl": __version__,
             "command": self.command,
             "seconds": self.seconds,
-            "models": [plain(side) for side in self.sides],
+            "models": [to_json(side) for side in self.sides],
             "compared": {"tensors": self.tensors, "weights": self.weights},
-            "renamed": plain(self.renamed),
+            "renamed": to_json(self.renamed),
             "masks": [_pair(pair) for pair in self.masks],
             "findings": list(self.findings),
         }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.plain import plain
 from prunectl.studies.compare.overlap import Overlap
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.lottery/1"
 
@@ -91,7 +91,7 @@ class LotteryResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``--json`` and of ``lottery.json``."""
-        document: dict[str, Any] = {"schema": SCHEMA, "prunectl": __version__, **plain(self)}
+        document: dict[str, Any] = {"schema": SCHEMA, "prunectl": __version__, **to_json(self)}
         for told, one in zip(document["rounds"], self.rounds, strict=True):
             told["overlaps"] = {seed: own.to_json() for seed, own in one.overlaps.items()}
         return document

@@ -20,14 +20,13 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import read_masks
 from prunectl.device import check_device, choose_device
 from prunectl.errors import InvalidOption
+from prunectl.evaluation.loaded_model import LoadedModel
 from prunectl.evaluation.metric import MAJORITY, Metric, prepare
 from prunectl.evaluation.resampling import interval
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.subject import Subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.pattern import Unstructured, pruned_count
-from prunectl.plain import plain
 from prunectl.plan.prunable import require_prunable
 from prunectl.plan.settings import PruneSettings
 from prunectl.studies.compare.overlap import Overlap
@@ -40,6 +39,7 @@ from prunectl.studies.lottery.settings import LotterySettings
 from prunectl.studies.sweep.curves import Requested
 from prunectl.studies.sweep.measurer import Measurer
 from prunectl.studies.sweep.points import Point
+from prunectl.to_json import to_json
 
 _ALONE = (
     " That is of one training each: what another seed would change is not in the interval "
@@ -184,8 +184,8 @@ class _Search:
             return self._measurer.measure_as(wanted, sparsity, seed)
         following = self._folder.mask(seed, number + 1)
 
-        def keep(subject: Subject) -> None:
-            tensors = subject.weights(self._names)
+        def keep(loaded: LoadedModel) -> None:
+            tensors = loaded.weights(self._names)
             write_mask(following, tensors, steps[number], self._measurer.checkpoint)
             self._folder.record(seed, number + 1, self._names)
 
@@ -266,7 +266,7 @@ def _empty(
             "include": list(settings.include),
             "exclude": list(settings.exclude),
         },
-        machine=plain(machine_of(choose_device(settings.evaluation.device))),
+        machine=to_json(machine_of(choose_device(settings.evaluation.device))),
         dense=Scored(None, None, None, {}, 0.0),
         majority=None,
         rounds=(),

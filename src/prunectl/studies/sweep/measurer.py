@@ -19,19 +19,19 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.loaded_model import LoadedModel, dtype_of, open_loaded_model
 from prunectl.evaluation.metric import Metric
-from prunectl.evaluation.subject import Subject, dtype_of, open_subject
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.measure.cache import load_measured
 from prunectl.measure.measured import Measured
 from prunectl.pattern import Pattern
-from prunectl.plain import plain
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.studies.sweep.curves import Redraws
 from prunectl.studies.sweep.points import Point, Points, key_of
-from prunectl.studies.sweep.pruned import PrunedSubject
+from prunectl.studies.sweep.pruned import PrunedModel
 from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.to_json import to_json
 
 _DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece",
              "preprocessor_config", "processor_config", "modules", "modeling", "generation_config",
@@ -47,7 +47,7 @@ class Measurer:
 
     Attributes:
         redraws: how sure its scores are.
-        devices: where the model was, as :attr:`Subject.devices`; '' before it is loaded.
+        devices: where the model was, as :attr:`LoadedModel.devices`; '' before it is loaded.
 
     A context manager: leaving it drops the model.
     """
@@ -66,7 +66,7 @@ class Measurer:
         self.redraws = Redraws(metric.statistic, settings.evaluation.seed)
         self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
         self._stack = ExitStack()
-        self._pruned: PrunedSubject | None = None
+        self._pruned: PrunedModel | None = None
         self._measured: Measured | None = None
         self._told, self.devices = False, ""
         self._samples: dict[Calibration, dict[str, Any]] = {}
@@ -97,7 +97,7 @@ class Measurer:
         sparsity: float,
         seed: int,
         *,
-        then: Callable[[Subject], None] | None = None,
+        then: Callable[[LoadedModel], None] | None = None,
         again: bool = False,
     ) -> Point:
         """The score of a model that is pruned in any way; None is the dense one.
@@ -154,14 +154,14 @@ class Measurer:
         wanted: PruneSettings | None,
         seed: int,
         started: float,
-        then: Callable[[Subject], None] | None,
+        then: Callable[[LoadedModel], None] | None,
     ) -> Point:
         pruned = self._subject(seed)
         zeros = pruned.apply(wanted, jobs=self._jobs, on_event=self._on_event)
         try:
-            score = self.metric.score(pruned.subject, seed=seed, on_event=self._on_event)
+            score = self.metric.score(pruned.loaded, seed=seed, on_event=self._on_event)
             if then is not None:
-                then(pruned.subject)
+                then(pruned.loaded)
         finally:
             if self.metric.trains:
                 self._drop()
@@ -175,24 +175,24 @@ class Measurer:
         seconds = time.perf_counter() - started
         return Point(sparsity, 0.0, None, None, {}, seconds, why or "failed")
 
-    def _subject(self, seed: int) -> PrunedSubject:
+    def _subject(self, seed: int) -> PrunedModel:
         if self._pruned is None:
             chosen = self.settings.evaluation
-            subject, reader = self._stack.enter_context(
-                open_subject(
+            loaded, reader = self._stack.enter_context(
+                open_loaded_model(
                     self.checkpoint, self.metric,
                     device=chosen.device, dtype=chosen.dtype, seed=seed,
                 )
             )  # fmt: skip
-            self.devices = subject.devices
-            for note in () if self._told else subject.notes:
+            self.devices = loaded.devices
+            for note in () if self._told else loaded.notes:
                 self._on_event(note)
             self._told = True
             pruning = self.settings.pruning
             prunable = prunable_tensors(self.checkpoint, pruning.include, pruning.exclude)
             # Weights are measured once, also where the cache does not work.
             self._measured = self._measured or load_measured(self.checkpoint) or Measured()
-            self._pruned = PrunedSubject(subject, reader, prunable.values(), self._measured)
+            self._pruned = PrunedModel(loaded, reader, prunable.values(), self._measured)
         return self._pruned
 
     def _drop(self) -> None:
@@ -218,7 +218,7 @@ class Measurer:
 
     def _pruning_facts(self, wanted: PruneSettings) -> dict[str, object]:
         """How a point is pruned, with what calibration reads, and not only what that is called."""
-        facts: dict[str, object] = plain(asdict(wanted)) | {"pattern": str(wanted.pattern)}
+        facts: dict[str, object] = to_json(asdict(wanted)) | {"pattern": str(wanted.pattern)}
         if wanted.mask is not None:
             facts["mask"] = blake3(wanted.mask.read_bytes()).hexdigest()
         calibration = wanted.calibration if wanted.needs_calibration else None

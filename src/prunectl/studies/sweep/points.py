@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prunectl import numbers
 from prunectl.errors import CannotWrite
 from prunectl.parallel.launched import is_first_process
-from prunectl.plain import plain
+from prunectl.to_json import to_json
 
 _OURS = b'{"key": "'
 """What a point's line begins with."""
@@ -52,7 +52,7 @@ class Point:
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """The digest of what decides a point."""
-    text = json.dumps(plain(facts), sort_keys=True)
+    text = json.dumps(to_json(facts), sort_keys=True)
     return blake3.blake3(text.encode()).hexdigest(length=16)
 
 
@@ -144,9 +144,9 @@ def _document(point: Point) -> dict[str, Any]:
     return {
         "sparsity": point.sparsity,
         "overall": point.overall,
-        "score": plain(point.score),
-        "values": None if point.values is None else plain(point.values.tolist()),
-        "parts": plain(point.parts),
+        "score": to_json(point.score),
+        "values": None if point.values is None else to_json(point.values.tolist()),
+        "parts": to_json(point.parts),
         "seconds": round(point.seconds, 3),
         "failed": point.failed,
     }

@@ -12,7 +12,7 @@ import torch
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
-from prunectl.evaluation.subject import Subject
+from prunectl.evaluation.loaded_model import LoadedModel
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.measure.measured import Measured
 from prunectl.plan.job import plan_job
@@ -48,8 +48,8 @@ class Zeros:
         return self.zeros / self.parameters if self.parameters else 0.0
 
 
-class PrunedSubject:
-    """Puts into a subject's model what ``prune`` would write, bit for bit.
+class PrunedModel:
+    """Puts into a loaded's model what ``prune`` would write, bit for bit.
 
     Only tensors whose edit is another than before are read and put in again: masks of rising
     sparsity are nested, and N:M budgets add one matrix after the other.
@@ -61,12 +61,12 @@ class PrunedSubject:
 
     def __init__(
         self,
-        subject: Subject,
+        loaded: LoadedModel,
         reader: TensorReader,
         prunable: Collection[TensorSpec],
         measured: Measured | None = None,
     ) -> None:
-        self.subject, self._prunable, self._measured = subject, prunable, measured
+        self.loaded, self._prunable, self._measured = loaded, prunable, measured
         self._reader = reader
         self._edits: dict[str, Edit] = {}
         self._zeros: dict[str, int] = {}
@@ -79,7 +79,7 @@ class PrunedSubject:
         Raises:
             PrunectlError: as :func:`prunectl.prune`.
         """
-        checkpoint = self.subject.checkpoint
+        checkpoint = self.loaded.checkpoint
         if settings is None:
             self._put({}, {}, on_event)
             return self._zeros_now()
@@ -95,14 +95,14 @@ class PrunedSubject:
         return Zeros(
             sum(self._count(spec.name) for spec in self._prunable),
             sum(spec.numel for spec in self._prunable),
-            sum(tensor.spec.numel for tensor in self.subject.checkpoint.tensors),
+            sum(tensor.spec.numel for tensor in self.loaded.checkpoint.tensors),
         )
 
     def _put(
         self, edits: Mapping[str, Edit], planned: Mapping[str, TensorPlan], on_event: OnEvent
     ) -> None:
         """Bring the model to ``edits``; what is not among them becomes dense again."""
-        stored = self.subject.checkpoint.by_name
+        stored = self.loaded.checkpoint.by_name
         wanted = {name: edits.get(name, Copy()) for name in {**self._edits, **edits}}
         changed = {
             name: edit
@@ -114,7 +114,7 @@ class PrunedSubject:
             axis = planned[name].input_axis if name in planned else None
             values = edited(stored[name], edit, axis, self._reader, prunable=True)
             tensor = as_tensor(values, stored[name])
-            self.subject.put(name, tensor)
+            self.loaded.put(name, tensor)
             self._edits[name] = edit
             self._zeros[name] = tensor.numel() - int(tensor.count_nonzero())
             on_event(Advanced(PHASE, stored[name].spec.nbytes, name))
@@ -122,7 +122,7 @@ class PrunedSubject:
 
     def _count(self, name: str) -> int:
         if name not in self._zeros:
-            stored = read_tensor(self._reader, self.subject.checkpoint.by_name[name])
+            stored = read_tensor(self._reader, self.loaded.checkpoint.by_name[name])
             self._zeros[name] = stored.numel() - int(stored.count_nonzero())
         return self._zeros[name]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.plain import plain
 from prunectl.studies.sweep.turning import Essential
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.sweep/1"
 
@@ -108,7 +108,7 @@ class SweepResult:
             "record": first.record if first else {},
         }
         curves = [
-            {**plain(curve), "dense": _range(curve.dense)} for curve in self.curves
+            {**to_json(curve), "dense": _range(curve.dense)} for curve in self.curves
         ]  # Inf has no place in a chart: it is None by now
         return {
             "schema": SCHEMA,
@@ -116,10 +116,10 @@ class SweepResult:
             "command": self.command,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
-            "metric": plain(metric),
-            "settings": plain(self.settings),
-            "machine": plain(self.machine),
-            "models": plain(self.models),
+            "metric": to_json(metric),
+            "settings": to_json(self.settings),
+            "machine": to_json(self.machine),
+            "models": to_json(self.models),
             "curves": curves,
         }
 

@@ -16,16 +16,15 @@ from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device, choose_device
 from prunectl.errors import CannotWrite
+from prunectl.evaluation.loaded_model import dtype_of
 from prunectl.evaluation.metric import Metric, prepare
 from prunectl.evaluation.processes import tell_unshared
-from prunectl.evaluation.subject import dtype_of
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.output.target import MANIFEST_NAME
 from prunectl.parallel.joining import joined_ranks
 from prunectl.parallel.ranks import SAME_COMMAND
 from prunectl.pattern import Pattern
-from prunectl.plain import plain
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.studies.sweep.commands import command_for, named, short_names
@@ -36,6 +35,7 @@ from prunectl.studies.sweep.points import Point, Points, key_of
 from prunectl.studies.sweep.result import Curve, SweepResult, SweptModel
 from prunectl.studies.sweep.settings import SweepSettings
 from prunectl.studies.sweep.turning import Status
+from prunectl.to_json import to_json
 from prunectl.userdirs import cache_dir, forget_oldest
 
 OnResult = Callable[[SweepResult], None]
@@ -155,7 +155,7 @@ def _decided(found: SweepResult) -> dict[str, object]:
     """What all processes must agree on: the same points in the same order, for the same work."""
     versions = [__version__, *(version(name) for name in LIBRARIES)]
     place = choose_device(str(found.settings["device"])).type
-    asked = plain(replace(found, machine={}, command=""))
+    asked = to_json(replace(found, machine={}, command=""))
     return {"versions": versions, "device": place, "asked": asked}
 
 
@@ -255,7 +255,7 @@ def _empty(
             "refine": pruning.refine,
             "scope": str(pruning.scope),
             "budget": str(pruning.budget),
-            "calibration": None if calibration is None else plain(calibration),
+            "calibration": None if calibration is None else to_json(calibration),
             "include": list(pruning.include),
             "exclude": list(pruning.exclude),
             "patterns": [str(one) for one in settings.patterns],
@@ -265,7 +265,7 @@ def _empty(
             "device": settings.evaluation.device,
             "dtype": settings.evaluation.dtype,
         },
-        machine=plain(machine_of(choose_device(settings.evaluation.device))),
+        machine=to_json(machine_of(choose_device(settings.evaluation.device))),
         command=command,
         seconds=0.0,
     )

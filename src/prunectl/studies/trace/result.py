@@ -8,8 +8,8 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.measure.model_stats import ModelStats
-from prunectl.plain import plain
 from prunectl.studies.trace.changes import Change, Trend
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.trace/1"
 
@@ -69,7 +69,7 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``--json`` and of ``-o``."""
-        return {"schema": SCHEMA, "prunectl": __version__, **plain(self)}
+        return {"schema": SCHEMA, "prunectl": __version__, **to_json(self)}
 
 
 def measures(stats: ModelStats) -> dict[str, Callable[[ModelStats], float]]:

@@ -20,7 +20,7 @@ _TAGS = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightView:
     """Where a tensor of the files is in a parameter of the model.
 
     Attributes:
@@ -39,11 +39,11 @@ class Place:
         return parameter.as_strided(shape, self.strides, parameter.storage_offset() + self.origin)
 
 
-def find_places(
+def find_weight_views(
     shapes: Mapping[str, Shape],
     dtype: torch.dtype,
     convert: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
-) -> dict[str, Place | None]:
+) -> dict[str, WeightView | None]:
     """The places of all tensors that one parameter is made of.
 
     Args:
@@ -56,7 +56,7 @@ def find_places(
     """
     names = list(shapes)
     step = _TAGS // (2 + max(map(len, shapes.values())))
-    found: dict[str, Place | None] = {}
+    found: dict[str, WeightView | None] = {}
     for start in range(0, len(names), step):
         found |= _find_some(shapes, names[start : start + step], dtype, convert)
     return found
@@ -67,7 +67,7 @@ def _find_some(
     marked: list[str],
     dtype: torch.dtype,
     convert: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
-) -> dict[str, Place | None]:
+) -> dict[str, WeightView | None]:
     import torch
 
     state = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
@@ -92,7 +92,7 @@ def _find_some(
 
 def _place(
     shape: Shape, offsets: Mapping[Shape, int | None], within: tuple[int, ...]
-) -> Place | None:
+) -> WeightView | None:
     """The place of a tensor whose corners lie at ``offsets``."""
     origin = offsets[(0,) * len(shape)]
     if origin is None or any(offset is None for offset in offsets.values()):
@@ -103,7 +103,7 @@ def _place(
         strides.append(0 if at is None else at - origin)
     last = tuple(n - 1 for n in shape)
     expected = origin + sum(i * s for i, s in zip(last, strides, strict=True))
-    return Place(origin, tuple(strides), within) if offsets[last] == expected else None
+    return WeightView(origin, tuple(strides), within) if offsets[last] == expected else None
 
 
 def _unit(axis: int, ndim: int) -> Shape:

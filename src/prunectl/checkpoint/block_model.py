@@ -22,9 +22,9 @@ from prunectl.checkpoint.module_tree import (
     unknown_if_it_fails,
 )
 from prunectl.checkpoint.modules import block_lists
-from prunectl.checkpoint.places import Place, find_places
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import Unread
+from prunectl.checkpoint.weight_views import WeightView, find_weight_views
 from prunectl.device import is_out_of_memory
 from prunectl.errors import BadCheckpoint, UnknownArchitecture, UnsupportedCheckpoint
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _UNCALIBRATED = "without --method and --refine, prune works on the files as they are"
 
 
-class Skeleton:
+class BlockModel:
     """The model, and its blocks' coming and going.
 
     Attributes:
@@ -49,7 +49,7 @@ class Skeleton:
 
     Args:
         checkpoint: dense.
-        reader: of its bytes; used until the skeleton is dropped.
+        reader: of its bytes; used until the block_model is dropped.
         device: of the weights. others: further ones, which share them where it has no room for all.
         dtype: of the weights in memory, whatever the files hold.
         built: class and config of the model; None is what config.json names.
@@ -105,7 +105,7 @@ class Skeleton:
         )
         self.device = place_of(self.places, next(name for name, _ in self.model.named_parameters()))
         self._names: dict[str, list[str]] = {block: [] for block in self.blocks}
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, WeightView] = {}
         rest: list[str] = []
         for name, target in self.targets.items():
             block = self.block_of(target.parameter)
@@ -222,7 +222,7 @@ class Skeleton:
             target = self.targets[name]
             parameter = self.model.get_parameter(target.parameter)
             if not target.converted and parameter.shape == self._tensors[name].spec.shape:
-                self._places[name] = Place()
+                self._places[name] = WeightView()
             else:
                 moved.append(name)
         self._find(moved)
@@ -294,7 +294,7 @@ class Skeleton:
         for parameter in dict.fromkeys(self.targets[name].parameter for name in names):
             sources = [n for n, target in self.targets.items() if target.parameter == parameter]
             shapes = {name: self._tensors[name].spec.shape for name in sources}
-            found = find_places(shapes, self.dtype, partial(self._converted, parameter))
+            found = find_weight_views(shapes, self.dtype, partial(self._converted, parameter))
             for name, place in found.items():
                 if place is None:
                     raise UnsupportedCheckpoint(

@@ -21,8 +21,8 @@ from prunectl.plan.prunable import prunable_tensors, recorded_prunable
 if TYPE_CHECKING:
     import torch
 
+    from prunectl.checkpoint.block_model import BlockModel
     from prunectl.checkpoint.reader import TensorReader
-    from prunectl.checkpoint.skeleton import Skeleton
     from prunectl.evaluation.metric import Metric
 
 
@@ -41,7 +41,7 @@ class Held:
     gone: torch.Tensor
 
 
-class Subject:
+class LoadedModel:
     """A checkpoint's model, whole and in evaluation mode.
 
     Attributes:
@@ -52,7 +52,7 @@ class Subject:
         made_up: parameters outside of the blocks that the checkpoint lacks.
 
     Args:
-        reader: of the checkpoint's bytes; used as long as the subject is.
+        reader: of the checkpoint's bytes; used as long as the loaded is.
         device: of the weights. others: CUDA devices that share them where that one is too small.
         head: another class than the config's; what the checkpoint lacks of it is initialised as
             the class does it, by ``seed``.
@@ -69,28 +69,28 @@ class Subject:
         head: Head | None = None,
         seed: int = 0,
     ) -> None:
+        from prunectl.checkpoint.block_model import BlockModel
         from prunectl.checkpoint.device_map import connect
-        from prunectl.checkpoint.skeleton import Skeleton
 
         built = None if head is None else _with_head(checkpoint, head, dtype)
         self.checkpoint, self._reader = checkpoint, reader
-        self._skeleton: Skeleton = Skeleton(
+        self._block_model: BlockModel = BlockModel(
             checkpoint, reader, device=device, others=others, dtype=dtype, built=built
         )
-        self.devices = names_of(self._skeleton.places.values())
-        for block in self._skeleton.blocks:
-            self._skeleton.load(block)
-        self.model: Any = self._skeleton.model
-        self.made_up = self._skeleton.made_up
+        self.devices = names_of(self._block_model.places.values())
+        for block in self._block_model.blocks:
+            self._block_model.load(block)
+        self.model: Any = self._block_model.model
+        self.made_up = self._block_model.made_up
         if head is not None:
             self._initialise(seed)
-        connect(self.model, self._skeleton.places, self._skeleton.device)
-        known = self._skeleton.targets
+        connect(self.model, self._block_model.places, self._block_model.device)
+        known = self._block_model.targets
         names = list(prunable_tensors(checkpoint, recorded=recorded_prunable(checkpoint)))
         self.prunable = tuple(name for name in names if name in known)
         texts = _unused([name for name in names if name not in known])
         self.notes = tuple(Note(text, warning=True) for text in texts)
-        if len(set(self._skeleton.places.values())) > 1:
+        if len(set(self._block_model.places.values())) > 1:
             text = f"the weights are spread over {self.devices}, of which one computes at a time"
             self.notes += (Note(text),)
         self._views: dict[str, torch.Tensor] | None = None
@@ -104,7 +104,7 @@ class Subject:
             UnsupportedCheckpoint: loading does more to a tensor than to move whole matrices.
         """
         if self._views is None:
-            self._views = self._skeleton.views(self.prunable)
+            self._views = self._block_model.views(self.prunable)
         return self._views
 
     def put(self, name: str, values: torch.Tensor) -> None:
@@ -117,10 +117,10 @@ class Subject:
         """
         import torch
 
-        if name not in self._skeleton.targets:
+        if name not in self._block_model.targets:
             return
         if name not in self.views and name not in self._others:  # --include of an embedding
-            self._others |= self._skeleton.views([name])
+            self._others |= self._block_model.views([name])
         view = self._others[name] if name in self._others else self.views[name]
         with torch.no_grad():
             view.copy_(values)
@@ -132,9 +132,9 @@ class Subject:
         Raises:
             UnsupportedCheckpoint: as for ``views``.
         """
-        wanted = [name for name in names if name in self._skeleton.targets]
+        wanted = [name for name in names if name in self._block_model.targets]
         more = [name for name in wanted if name not in self.views and name not in self._others]
-        self._others |= self._skeleton.views(more)
+        self._others |= self._block_model.views(more)
         known = self.views | self._others
         return {name: known[name] for name in wanted}
 
@@ -185,16 +185,16 @@ def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[
 
 
 @contextmanager
-def open_subject(
+def open_loaded_model(
     checkpoint: Checkpoint, metric: Metric, *, device: str, dtype: str, seed: int = 0
-) -> Iterator[tuple[Subject, TensorReader]]:
+) -> Iterator[tuple[LoadedModel, TensorReader]]:
     """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
 
     Where the device is ``auto``, nothing is trained and the first GPU does not hold the weights,
     another one takes them, or they are spread over all GPUs; not by one of several processes,
     which each have one.
 
-    Yields the subject, and the reader of the checkpoint's bytes.
+    Yields the loaded, and the reader of the checkpoint's bytes.
 
     Raises:
         BadCheckpoint: weights are missing that the metric depends on.
@@ -208,7 +208,7 @@ def open_subject(
     others = other_devices(place) if is_alone and not metric.trains else []
     with checkpoint.open() as reader:
         try:
-            subject = Subject(
+            loaded = LoadedModel(
                 checkpoint,
                 reader,
                 device=place,
@@ -222,7 +222,7 @@ def open_subject(
                 raise
             raise _too_large(checkpoint.model, [place, *others], metric, device) from None
         checkpoint.check_unchanged()
-        lacking = [name for name in subject.made_up if not metric.tolerates(name)]
+        lacking = [name for name in loaded.made_up if not metric.tolerates(name)]
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise BadCheckpoint(
@@ -230,7 +230,7 @@ def open_subject(
                 f"it lacks {', '.join(lacking[:3])}{more}, which {metric.name} depends on",
                 hint="this metric is for checkpoints that have them",
             )
-        yield subject, reader
+        yield loaded, reader
 
 
 def _too_large(

@@ -1,4 +1,4 @@
-"""The papers of an output: side files, index, model card, manifest."""
+"""The metadata of an output: side files, index, model card, manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prunectl.pruning.result import PruneResult, TensorOutcome
 from prunectl.tensorspec import DTYPES
 
 
-def write_papers(
+def write_metadata(
     sink: OutputFolder,
     checkpoint: Checkpoint,
     result: PruneResult,

@@ -1,4 +1,4 @@
-"""The papers of an export: side files, index, model card, manifest."""
+"""The metadata of an export: side files, index, model card, manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunectl.output.records import Count, FileRecord, TensorRecord
 from prunectl.output.shards import INDEX_NAME
 from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 from prunectl.plan.prunable import input_axis, prunable_tensors
-from prunectl.pruning.papers import (
+from prunectl.pruning.metadata import (
     auto_class_of,
     for_others,
     method_in_words,
@@ -32,7 +32,7 @@ from prunectl.tensorspec import DTYPES
 from prunectl.userdirs import expanded
 
 
-def write_papers(
+def write_metadata(
     sink: OutputFolder, job: Job, result: ExportResult, stored: Mapping[str, Stored]
 ) -> tuple[str, ...]:
     """Write side files, index, model card and, last, the manifest; returns warnings."""

@@ -10,7 +10,7 @@ from typing import Self
 
 from blake3 import blake3
 
-from prunectl.output.journal import Journal, JsonObject, guest_journal
+from prunectl.output.journal import Journal, JsonObject, secondary_journal
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
@@ -41,7 +41,7 @@ def seen_outside(journal: Path, work: Path, wanted: str) -> str:
         time.sleep(0.2)
 
 
-class GuestFolder(ResumableFolder):
+class SecondaryFolder(ResumableFolder):
     """Shards of an :class:`OutputFolder` that another process has open, and will put in place.
 
     Nothing is ever removed but what is half written: what it finishes, it notes in a journal of its
@@ -57,7 +57,7 @@ class GuestFolder(ResumableFolder):
     ) -> None:
         with os_errors(target):
             real = real_path(target)
-        own = guest_journal(journal_file(real), number)
+        own = secondary_journal(journal_file(real), number)
         super().__init__(work_folder(real), own, target, fingerprint)
         self._first = journal_file(real)
         self.finished = dict(finished)

@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Nature:
+class ModelKind:
     """What a model is, and what limits its inputs.
 
     Attributes:
@@ -64,7 +64,7 @@ class UnknownInputs(SourceError):
         self.model, self.why = model, why
 
 
-def nature_of(model: Any, folder: Path | None = None) -> Nature:
+def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
     """What a transformers model is.
 
     Args:
@@ -77,7 +77,7 @@ def nature_of(model: Any, folder: Path | None = None) -> Nature:
     main = getattr(model, "main_input_name", "input_ids")
     name = type(model).__name__
     if main == "pixel_values":
-        return Nature(Kind.VISION, None, 0, _image_of(model.config, folder), frozenset())
+        return ModelKind(Kind.VISION, None, 0, _image_of(model.config, folder), frozenset())
     if main != "input_ids":
         raise UnknownInputs(
             name,
@@ -99,10 +99,10 @@ def nature_of(model: Any, folder: Path | None = None) -> Nature:
     avoided = frozenset(_special_ids(model.config)) | frozenset(_special_ids(text))
     if sum(0 <= one < vocabulary for one in avoided) >= vocabulary:
         avoided = frozenset()
-    return Nature(kind, _context_of(model, text), vocabulary, None, avoided)
+    return ModelKind(kind, _context_of(model, text), vocabulary, None, avoided)
 
 
-def common_nature(natures: Sequence[tuple[str, Nature]]) -> Nature:
+def common_nature(natures: Sequence[tuple[str, ModelKind]]) -> ModelKind:
     """What models are together: one kind, and inputs that each of them takes.
 
     Args:
@@ -141,9 +141,9 @@ def accepted_inputs(folder: Path, *, trust_remote_code: bool) -> frozenset[str]:
         return frozenset()
 
 
-def _words(nature: Nature) -> str:
-    size = f", {'x'.join(map(str, nature.image))}" if nature.image else ""
-    return f"{nature.kind}{size}"
+def _words(model_kind: ModelKind) -> str:
+    size = f", {'x'.join(map(str, model_kind.image))}" if model_kind.image else ""
+    return f"{model_kind.kind}{size}"
 
 
 def _special_ids(config: Any) -> Iterator[int]:
