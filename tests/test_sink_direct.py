@@ -25,6 +25,7 @@ from prunectl.disks import file_system, open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.pruning.calibrated_store import CalibratedStore
 from prunectl.sink import direct as direct_module
+from prunectl.sink import osfiles
 from prunectl.sink import partial as partial_module
 from prunectl.sink.direct import DirectWriter
 from prunectl.sink.partial import PartialFile
@@ -210,6 +211,7 @@ def test_a_full_disk_is_told_with_what_is_needed(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(osfiles, "free_bytes", lambda path: 100)
     direct_pwrite(monkeypatch, lambda number: full if number >= 5 else None)
     file = PartialFile(on_disk, "weights", size, expected=len(_DATA))
 
