@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
 from prunectl.calibration.store import CalibratedStore, sweep
-from prunectl.errors import CannotWrite, DamagedWork, OutputConflict
+from prunectl.errors import DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
 from prunectl.output import journal as journal_module
 from prunectl.output.target import calibrated_folder, calibrated_journal
@@ -355,8 +355,8 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
     assert refused.value.path == str(second)
     cut_off(source, second, SPARSEGPT, 1)
     calibrated_folder(second).rename(second.with_name("moved"))
-    calibrated_folder(second).write_bytes(b"")  # no folder, so that nothing can be made in it
-    with pytest.raises(CannotWrite) as failed:
+    calibrated_folder(second).write_bytes(b"")  # no folder, and perhaps somebody's
+    with pytest.raises(OutputConflict, match="beside it, which is no folder") as failed:
         prune(source, second, SPARSEGPT, on_event=events.append)
     assert failed.value.path == str(second)
     assert not [text for text in notes(events) if "prunectl-calibrated" in text]

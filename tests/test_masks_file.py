@@ -358,7 +358,7 @@ def test_a_stopped_export_leaves_nothing(
     with pytest.raises(Stopped):
         export_masks(made / "half", tmp_path / "m", on_event=on_event)
     assert list(tmp_path.iterdir()) == []
-    hidden = f".m.{os.getpid()}.prunectl-partial"
+    hidden = f".masks-{os.getpid()}.prunectl-partial"
     assert seen == [[] if nameless else [hidden]]
 
 

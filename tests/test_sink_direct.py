@@ -210,6 +210,7 @@ def test_a_full_disk_is_told_with_what_is_needed(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(osfiles, "free_bytes", lambda path: 100)
     direct_pwrite(monkeypatch, lambda number: full if number >= 5 else None)
     file = PartialFile(on_disk, "weights", size, expected=len(_DATA))
 

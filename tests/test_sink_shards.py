@@ -231,6 +231,7 @@ def test_a_full_disk_is_found_before_the_work(
 ) -> None:
     (shard,) = plan_shards([spec("a", (1000,))], 10**9).shards
     monkeypatch.setattr(osfiles, "_c_call", lambda name, *arguments: errno.ENOSPC)
+    monkeypatch.setattr(osfiles, "free_bytes", lambda path: 100)
     with pytest.raises(NoSpace) as caught:
         ShardWriter(tmp_path, shard)
     assert caught.value.needed == shard.size
