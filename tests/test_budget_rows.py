@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from test_modules import expected_prunable
 from test_prune_tiny import SCHEMA, input_axis
 
-from prunectl import NM, PruneSettings, open_checkpoint, prune, streaming, verify
+from prunectl import NM, PruneSettings, open_checkpoint, prune, verify
 from prunectl.checkpoint.mask_file import read_masks
 from prunectl.errors import BadManifest, InvalidOption, PatternMismatch
 from prunectl.events import Advanced, Event
@@ -33,6 +33,7 @@ from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.compressed import open_model
 from prunectl.output.manifest import read_manifest
+from prunectl.parallel import streaming
 from prunectl.pattern import pruned_count
 from prunectl.plan.job import arguments, fingerprint, prepare
 from prunectl.plan.plan import Pool

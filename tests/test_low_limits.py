@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import reference
 from numba.core import caching
-from prunectl.settings import PruneSettings
 
 import prunectl
 from prunectl.cli.errors import describe
 from prunectl.errors import CannotWrite
 from prunectl.jit import jit
 from prunectl.output.osfiles import os_errors
+from prunectl.plan.settings import PruneSettings
 from prunectl.userdirs import KEPT_PER_KIND, cache_dir, write_cache_file
 
 HALF = PruneSettings(sparsity=0.5)

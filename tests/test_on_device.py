@@ -22,7 +22,7 @@ from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, weights
 from pretend_device import CUDA, PretendDevice
 from test_masks import layouts, magnitudes, nm_reference, shaped
 
-from prunectl import Calibration, Method, PruneSettings, analyze, prune, streaming, verify
+from prunectl import Calibration, Method, PruneSettings, analyze, prune, verify
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import InvalidOption, NaNWeights
@@ -33,6 +33,7 @@ from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.on_device import OnDevice
 from prunectl.measure.measured import Measured, measure
+from prunectl.parallel import streaming
 from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType, TensorSpec

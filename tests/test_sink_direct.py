@@ -25,6 +25,7 @@ from prunectl.calibration.store import CalibratedStore
 from prunectl.disks import file_system, open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.output import direct as direct_module
+from prunectl.output import osfiles
 from prunectl.output import partial as partial_module
 from prunectl.output.direct import DirectWriter
 from prunectl.output.partial import PartialFile
