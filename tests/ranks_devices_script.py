@@ -83,9 +83,9 @@ def passed(ranks: prunectl.Ranks, case: str) -> dict[str, Any]:
     assert ranks._link is not None
     reduced.clear()
     total = torch.arange(5.0).to(here) * (RANK + 1)
-    ranks.add_up(total)
+    ranks.all_reduce(total)
     apart = torch.ones(3).to(here if RANK == 0 else CPU)  # one rank had no room for it
-    ranks.add_up(apart)
+    ranks.all_reduce(apart)
     held = torch.arange(6, dtype=torch.bfloat16).reshape(3, 2)
     held = ranks.tensor_of(1, held.reshape(2, 3) if RANK == 1 else None)
     return {
@@ -124,7 +124,7 @@ def failing(wrong: Callable[[prunectl.Ranks], None]) -> list[Any]:
             ranks.use(OWN)
             if RANK == 1:
                 wrong(ranks)
-            ranks.add_up(torch.ones(3).to(OWN))
+            ranks.all_reduce(torch.ones(3).to(OWN))
     except (PrunectlError, ValueError) as error:
         return [type(error).__name__, str(error), time.monotonic() - began]
     return []

@@ -30,7 +30,7 @@ from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.measure import cache
 from prunectl.output import secondary_rank as guest
-from prunectl.parallel import watch
+from prunectl.parallel import heartbeat as watch
 
 RANK = int(os.environ.get("RANK", "0"))
 READ = cache._read
@@ -69,7 +69,7 @@ def run(job: dict[str, Any], ranks: prunectl.Ranks) -> str:
             report = prunectl.verify(job["output"], ranks=ranks, on_event=told.append)
             own = sum(one.count for one in told if isinstance(one, Advanced))
             assert [one.total for one in told if isinstance(one, PhaseStarted)] == [own]
-            shares = list(ranks.gathered([own]))
+            shares = list(ranks.all_gather([own]))
             return json.dumps([report.ok, report.tensors, report.zeros, shares])
         case other:
             raise ValueError(other)

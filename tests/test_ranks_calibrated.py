@@ -255,7 +255,7 @@ def seen_by(parts: Sequence[Sequence[Inputs]], *, shared: bool = True) -> list[d
     barrier = threading.Barrier(len(parts))
     held: dict[int, torch.Tensor] = {}
 
-    def add_up(number: int, tensor: torch.Tensor) -> None:
+    def all_reduce(number: int, tensor: torch.Tensor) -> None:
         held[number] = tensor.clone()
         barrier.wait()
         tensor.copy_(sum(held[i] for i in range(len(parts))))
@@ -263,7 +263,7 @@ def seen_by(parts: Sequence[Sequence[Inputs]], *, shared: bool = True) -> list[d
 
     def unite(number: int) -> None:
         matrices, statistics = everyone[number]
-        statistics.unite(told, matrices.values(), lambda tensor: add_up(number, tensor))
+        statistics.unite(told, matrices.values(), lambda tensor: all_reduce(number, tensor))
 
     threads = [threading.Thread(target=unite, args=(i,)) for i in range(len(parts))]
     for thread in threads:

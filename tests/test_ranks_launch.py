@@ -27,7 +27,7 @@ from prunectl.events import ignore_events
 from prunectl.parallel.asking import NoAnswer, answer_to
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
-from prunectl.parallel.meeting import _listens, _roll_call
+from prunectl.parallel.rendezvous import _listens, _roll_call
 from prunectl.parallel.network import INTERFACE, _interface, on_their_network
 
 BIN = Path(sys.executable).parent
@@ -357,7 +357,7 @@ def test_whoever_calls_the_roll_can_be_interrupted() -> None:
 WAITS = """
 import sys
 from prunectl.cli.run import run
-from prunectl.parallel import meeting
+from prunectl.parallel import rendezvous as meeting
 meeting._PATIENCE = 0.2
 note = meeting.Note
 meeting.Note = lambda text: (print("now", flush=True), note(text))[1]

@@ -206,7 +206,7 @@ class _Engine:
 
     def _in_order(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         """The tensors in order of use by the first batch; those that share an input go together."""
-        return self._ranks.told(self._order_of_use(unit, todo) if self._ranks.is_first else [])
+        return self._ranks.broadcast(self._order_of_use(unit, todo) if self._ranks.is_first else [])
 
     def _order_of_use(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         statistics = self._statistics(gathers=False)
@@ -247,7 +247,7 @@ class _Engine:
         while True:
             statistics = self._statistics(shared=shared)
             trouble = self._collect_own(unit, todo, statistics, tell)
-            told = list(self._ranks.gathered([(trouble, statistics.told())]))
+            told = list(self._ranks.all_gather([(trouble, statistics.told())]))
             troubles, everyone = {one for one, _ in told}, [seen for _, seen in told]
             if _FULL in troubles:
                 self._statistics_device = torch.device("cpu")  # of later blocks too
@@ -258,7 +258,7 @@ class _Engine:
             elif _FULL not in troubles:
                 if self._ranks.count > 1:
                     watched = [one for parts in todo.values() for one in parts]
-                    statistics.unite(everyone, watched, self._ranks.add_up)
+                    statistics.unite(everyone, watched, self._ranks.all_reduce)
                 return statistics
 
     def _collect_own(

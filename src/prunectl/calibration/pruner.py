@@ -101,7 +101,7 @@ def pruned(
         own |= {one for one in todo if pruner.in_turn(one)}
     made = {name: pruner.compute(name, todo[name]) for name in todo if name in own}
     told = ((k, (ranks.number, v.facts, v.values is not None)) for k, v in made.items())
-    found = dict(ranks.gathered(told))
+    found = dict(ranks.all_gather(told))
     for name in todo:
         rank, facts, is_new = found[name]
         mine = made.pop(name, None)

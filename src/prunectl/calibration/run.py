@@ -184,7 +184,7 @@ def _fitting(job: Job, index: int) -> set[str]:
 def _zeros(run: _Run, names: Iterable[str]) -> dict[str, int]:
     """How many weights of each tensor are zero; the first rank looks."""
     stored = run.job.checkpoint.by_name
-    return run.ranks.told(
+    return run.ranks.broadcast(
         {
             name: int((read_tensor(run.reader, stored[name]) == 0).sum())
             for name in (names if run.ranks.is_first else ())

@@ -38,11 +38,11 @@ def shared_store(
         if ranks.is_first:
             store = stack.enter_context(CalibratedStore(target, fingerprint, on_event))
             if ranks.count > 1:
-                ranks.check_same("output folder", ranks.told(store.seen()), hint=SHARED_DISK)
+                ranks.check_same("output folder", ranks.broadcast(store.seen()), hint=SHARED_DISK)
             yield SharedStore(ranks, target, store, store.reader)
         else:
             real = target.resolve()
-            seen = seen_outside(calibrated_journal(real), calibrated_folder(real), ranks.told(""))
+            seen = seen_outside(calibrated_journal(real), calibrated_folder(real), ranks.broadcast(""))
             ranks.check_same("output folder", seen, hint=SHARED_DISK)
             reader = stack.enter_context(WeightReader(calibrated_folder(real)))
             yield SharedStore(ranks, target, None, reader)
@@ -64,13 +64,13 @@ class SharedStore:
     def once(self, key: str, measure: Callable[[], Value]) -> Value:
         """What ``measure`` gives the first rank, a JSON value; a later run has it without that."""
         known: Value | None = None if self._store is None else self._store.remembered(key)
-        known = self._ranks.told(known)
+        known = self._ranks.broadcast(known)
         if known is not None:
             return known
         found = measure()
         if self._store is not None:
             self._store.remember(key, found)
-        return self._ranks.told(found)
+        return self._ranks.broadcast(found)
 
     def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
         """Say which tensors of which block get new values; looks at what is there of them."""
@@ -80,7 +80,7 @@ class SharedStore:
     @property
     def complete(self) -> bool:
         """Whether every block is there."""
-        return self._ranks.told(self._store is not None and self._store.complete)
+        return self._ranks.broadcast(self._store is not None and self._store.complete)
 
     def check_space(self, more: int) -> None:
         """Check that the blocks that are not there yet fit on the disk, and ``more`` bytes.
@@ -104,7 +104,7 @@ class SharedStore:
     def values_of(self, block: str) -> dict[str, torch.Tensor] | None:
         """A finished block's values by tensor; None where it is not finished."""
         values = None if self._store is None else self._store.values_of(block)
-        names = self._ranks.told(None if values is None else list(values))
+        names = self._ranks.broadcast(None if values is None else list(values))
         if names is None:
             return None
         held = values or {}
@@ -113,7 +113,7 @@ class SharedStore:
     def written(self) -> dict[str, tuple[StoredTensor, dict[str, Any], str]]:
         """Of every tensor of all finished blocks, where its values are, the facts, the BLAKE3."""
         found = {} if self._store is None else self._store.records()
-        return self._ranks.told(
+        return self._ranks.broadcast(
             {
                 name: (self._store.tensor(name), *rest)
                 for name, rest in found.items()

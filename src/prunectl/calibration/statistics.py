@@ -126,14 +126,14 @@ class Statistics:
         self,
         everyone: Sequence[Seen],
         matrices: Iterable[Matrix],
-        add_up: Callable[[torch.Tensor], object],
+        all_reduce: Callable[[torch.Tensor], object],
     ) -> None:
         """Make these the statistics of several processes; called in all of them at once.
 
         Args:
             everyone: what each of them has seen, in one order; they :func:`agree`.
             matrices: those that were watched.
-            add_up: see :meth:`Gram.unite`.
+            all_reduce: see :meth:`Gram.unite`.
         """
         own = {_place(one): one for one in matrices}
         leaders = {k: v for seen in everyone for k, v in seen.leaders.items()}
@@ -147,7 +147,7 @@ class Statistics:
                 key = _key(own, product)
                 if key not in self._grams:
                     self._grams[key] = self._empty(inputs[0])
-                self._grams[key].unite(add_up, tokens=sum(tokens), skipped=sum(skipped))
+                self._grams[key].unite(all_reduce, tokens=sum(tokens), skipped=sum(skipped))
         self.missed = {own[place] for seen in everyone for place in seen.missed}
 
     def _lead(self, key: Key, leader: Key) -> None:

@@ -146,7 +146,7 @@ def _write(
             ours += written
     if ranks.count > 1:
         sink.wait()  # what others are told is durable
-    stored |= {one.name: one for one in ranks.gathered(ours)}
+    stored |= {one.name: one for one in ranks.all_gather(ours)}
     on_event(PhaseDone(_PHASE))
     return stored, len(shards) - len(todo)
 
@@ -208,7 +208,7 @@ def _result(
     shards = job.dense.shards if job.dense else job.shards
     file_of = {spec.name: shard.name for shard in shards for spec in shard.specs}
     sink.wait()
-    sizes = dict(ranks.gathered((name, one["size"]) for name, one in sink.finished.items()))
+    sizes = dict(ranks.all_gather((name, one["size"]) for name, one in sink.finished.items()))
     tensors = tuple(
         ExportedTensor(
             name=name,

@@ -52,7 +52,7 @@ def check_finished(
             damaged.append(entry["shard"])
     if entries:
         on_event(PhaseDone(phase))
-    for name in ranks.gathered(damaged):
+    for name in ranks.all_gather(damaged):
         if name in sink.finished:  # the rank that checked the file has removed it
             sink.damaged[name] = sink.finished.pop(name)
     sink.tell_resumed()

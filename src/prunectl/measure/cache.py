@@ -77,7 +77,7 @@ def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | No
             found = _read(file, checkpoint, name)
         except _DAMAGE:
             found = None
-    by_rank = list(ranks.gathered([found is not None]))
+    by_rank = list(ranks.all_gather([found is not None]))
     if found is not None and not all(by_rank):
         found.close()
         return None

@@ -69,11 +69,11 @@ class Gram:
         else:
             self._sum += rows.square().sum(0)
 
-    def unite(self, add_up: Callable[[Tensor], object], *, tokens: int, skipped: int) -> None:
+    def unite(self, all_reduce: Callable[[Tensor], object], *, tokens: int, skipped: int) -> None:
         """Make these the moments of what several processes have added.
 
         Args:
-            add_up: puts the sum of all processes' tensors in place of one, fp32 and contiguous,
+            all_reduce: puts the sum of all processes' tensors in place of one, fp32 and contiguous,
                 wherever it is.
             tokens, skipped: of all of them.
 
@@ -82,7 +82,7 @@ class Gram:
         """
         if self._closed is not None:
             raise ValueError("the second moments have been asked for: nothing is added to them")
-        add_up(self._sum)
+        all_reduce(self._sum)
         self.tokens, self.skipped = tokens, skipped
 
     def move(self, device: torch.device) -> None:

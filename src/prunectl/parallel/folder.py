@@ -42,12 +42,12 @@ def shared_folder(
             target, fingerprint, force=force, protected=protected, on_event=on_event
         )
         with folder as sink:
-            seen, _ = ranks.told((sink.seen(), sink.finished))
+            seen, _ = ranks.broadcast((sink.seen(), sink.finished))
             ranks.check_same("output folder", seen, hint=SHARED_DISK)
             yield sink
         return
     nothing: tuple[str, dict[str, Any]] = ("", {})
-    wanted, finished = ranks.told(nothing)
+    wanted, finished = ranks.broadcast(nothing)
     secondary = SecondaryFolder(target, fingerprint, ranks.number, finished)
     ranks.check_same("output folder", secondary.sees(wanted), hint=SHARED_DISK)
     with secondary:

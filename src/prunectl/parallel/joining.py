@@ -16,9 +16,9 @@ from prunectl.errors import PrunectlError
 from prunectl.events import OnEvent, ignore_events
 from prunectl.parallel.errors import RanksDiffer, RanksLost
 from prunectl.parallel.launched import launched
-from prunectl.parallel.meeting import meet
+from prunectl.parallel.rendezvous import meet
 from prunectl.parallel.ranks import ALONE, Ranks
-from prunectl.parallel.watch import Watch
+from prunectl.parallel.heartbeat import Watch
 
 _FIRST_SPEAKS = 0.5
 """Seconds that another rank waits with its error: often all of them meet the same one."""

@@ -16,7 +16,7 @@ from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ig
 from prunectl.parallel.devices import Place, name_of, why_by_host
 from prunectl.parallel.errors import RanksDiffer
 from prunectl.parallel.link import Link
-from prunectl.parallel.shares import piles, slices
+from prunectl.parallel.partition import piles, slices
 from prunectl.parallel.streaming import Scratch, run_tensors
 from prunectl.to_json import to_json
 
@@ -88,7 +88,7 @@ class Ranks:
                 on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
                 yield result
 
-        yield from zip(tensors, self.gathered(made()), strict=True)
+        yield from zip(tensors, self.all_gather(made()), strict=True)
         on_event(PhaseDone(phase))
 
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
@@ -104,10 +104,10 @@ class Ranks:
             return list(items)
         return [items[i] for i in piles([size(item) for item in items], self.count)[self.number]]
 
-    def gathered(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items of all ranks, those of the first rank first, on every one of them.
+    def all_gather(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items of all ranks on every rank, in the order of ranks.
 
-        What a rank makes is made before anything is sent, and waits in a file.
+        A rank makes all its items before it sends any; they wait in a temporary file.
         """
         if self._link is None:
             yield from items
@@ -120,8 +120,8 @@ class Ranks:
                 while message := self._link.bytes_of(source, _next(spool, mine)):
                     yield from _items(message)
 
-    def told(self, value: Item) -> Item:
-        """What the first rank has for a value, on every rank; that of the others counts nothing."""
+    def broadcast(self, value: Item) -> Item:
+        """Broadcast rank 0's value."""
         if self._link is None:
             return value
         data = self._link.bytes_of(0, pickle.dumps(value) if self.is_first else b"")
@@ -137,7 +137,7 @@ class Ranks:
         """
         if self._link is None:
             return
-        places = list(self.gathered([Place(str(device), name_of(device))]))
+        places = list(self.all_gather([Place(str(device), name_of(device))]))
         if places == self._places:
             return
         self._places = places
@@ -152,7 +152,7 @@ class Ranks:
         """Connect all ranks' devices; why that has failed, in which case none is."""
         began = time.monotonic()
         why = link.join(device)
-        answers = self.gathered([(time.monotonic() - began, self.number, why)])
+        answers = self.all_gather([(time.monotonic() - began, self.number, why)])
         failed = [one for one in answers if one[2]]
         if not failed:
             return ""
@@ -160,13 +160,13 @@ class Ranks:
         _, rank, why = min(failed)  # the others have waited for it
         return f"NCCL does not connect rank {rank} ({why}); NCCL_DEBUG=INFO shows more"
 
-    def add_up(self, tensor: torch.Tensor) -> None:
-        """Put the sum of the ranks' tensors, contiguous, in that of every one; the same bits."""
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Replace each rank's contiguous tensor by the sum over ranks; the same bits everywhere."""
         if self._link is not None:
             self._link.sum(tensor)
 
     def tensor_of(self, rank: int, tensor: torch.Tensor | None) -> torch.Tensor:
-        """What ``rank`` has for a tensor, on the CPU, on every rank; others' counts nothing."""
+        """Broadcast the tensor of ``rank``, on the CPU."""
         if self._link is None:
             assert tensor is not None
             return tensor
@@ -187,7 +187,7 @@ class Ranks:
 
         On the first rank it is the file itself.
         """
-        if self._link is None or not self.told(file is not None):
+        if self._link is None or not self.broadcast(file is not None):
             return file
         copy: IO[bytes] = file or tempfile.SpooledTemporaryFile(max_size=_MESSAGE)  # noqa: SIM115
         while data := self._link.bytes_of(0, copy.read(_MESSAGE) if self.is_first else b""):
@@ -204,7 +204,7 @@ class Ranks:
         """
         if self._link is None:
             return
-        values = list(self.gathered([(what, value)]))
+        values = list(self.all_gather([(what, value)]))
         for rank, (place, other) in enumerate(values):
             if place != values[0][0]:
                 raise RanksDiffer("work to do", rank, hint=SAME_CALLS)

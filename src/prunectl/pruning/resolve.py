@@ -314,7 +314,7 @@ def resolved(
                     device=device,
                 )  # fmt: skip
                 # Hosts with other processors may add up floats otherwise: one of them decides.
-                resolution = ranks.told(found)
+                resolution = ranks.broadcast(found)
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:

@@ -76,7 +76,7 @@ def write_weights(
                 sink.finish(batch.writer, [record_object(ours[name]) for name in names])
     if ranks.count > 1:
         sink.wait()  # what others are told is durable
-    written.update((result.name, result) for result in ranks.gathered(ours.values()))
+    written.update((result.name, result) for result in ranks.all_gather(ours.values()))
     on_event(PhaseDone(phase))
     return written, len(job.layout.shards) - len(todo)
 

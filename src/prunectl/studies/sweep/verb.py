@@ -142,12 +142,12 @@ def _points(
         ranks.check_same("sweep", decided, hint=SAME_COMMAND)
         if not ranks.is_first:
             nothing: list[Mapping[str, Point]] = []
-            return [Points.of(known) for known in ranks.told(nothing)]
+            return [Points.of(known) for known in ranks.broadcast(nothing)]
         if results is not None:
             found = [Points(Path(results))] * len(checkpoints)
         else:
             found = [_cached(one, on_event) if use_cache else Points(None) for one in checkpoints]
-        ranks.told([points.known for points in found])
+        ranks.broadcast([points.known for points in found])
         return found
 
 
