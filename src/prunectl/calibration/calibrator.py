@@ -190,7 +190,7 @@ def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
 
 
 def refuse_odd(name: str, tensor: torch.Tensor) -> None:
-    """Refuse weights that no output error can be told of.
+    """Refuse weights whose output error is undefined.
 
     Raises:
         NaNWeights, UnsupportedCheckpoint: NaN, or Inf.
@@ -203,7 +203,7 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
         what = "numbers beyond the range of float32" if finite else "Inf"
         raise UnsupportedCheckpoint(
             name,
-            f"it holds {what}, which no output error can be told of",
+            f"it holds {what}, so its output error is undefined",
             hint=f"--method {DEFAULT} takes it",
         )
 

@@ -85,7 +85,7 @@ class MatrixPruner:
 
     Attributes:
         method, refine, damping: what is asked for.
-        full: whether whole second moments were gathered, so that output errors can be told.
+        full: whether whole second moments were gathered, so that output errors are known.
     """
 
     method: Method
@@ -104,8 +104,8 @@ class MatrixPruner:
             goal: which weights go.
 
         Returns:
-            what is to be told of it, all of it of what will be stored; and that, of the dtype of
-            the source: what stays as it was keeps its bits.
+            Facts about the pruned matrix, computed from the values as they will be stored; and
+            these values, in the dtype of the source. A weight that does not change keeps its bits.
         """
         gram = gram if gram is not None and gram.tokens else None
         hessian = gram.hessian().to(source.device) if gram is not None and self.full else None

@@ -35,14 +35,14 @@ class ByPattern:
 
 @dataclass(frozen=True, slots=True)
 class ByCount:
-    """So many weights of the tensor."""
+    """Prune a fixed number of weights of the tensor."""
 
     zeros: int
 
 
 @dataclass(frozen=True, slots=True)
 class ByCounts:
-    """So many weights of each of the tensor's matrices."""
+    """Prune a fixed number of weights in each of the tensor's matrices."""
 
     zeros: tuple[int, ...]
 

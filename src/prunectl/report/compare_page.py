@@ -48,7 +48,7 @@ def compare_page(document: dict[str, Any]) -> str:
 
 
 def _figures(document: dict[str, Any]) -> Iterator[Figure]:
-    """Measures over the sparsity, where there are several; each beside chance."""
+    """Measures over the sparsity, where there are several; each with its chance level."""
     pairs = [pair for pair in document["masks"] if pair["sparsity"] is not None]
     if len(pairs) < 2:
         return
