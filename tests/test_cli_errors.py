@@ -382,3 +382,9 @@ def test_a_path_that_cannot_be_has_a_sentence_of_its_own(
     _, _, said = typed(*command.split(), name)
     assert "this is a bug" not in said
     assert "Traceback" not in said
+
+
+def test_a_path_with_a_null_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No system passes one on a command line; callers of the library may."""
+    assert run(["analyze", "demo", "-o", "nul\0x"]) == 2
+    assert "'nul\\x00x' holds a null byte, which no path does" in capsys.readouterr().err

@@ -20,7 +20,13 @@ from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import prunectl
 from prunectl import NM, PruneSettings, Scope, open_checkpoint, prune
-from prunectl.errors import InvalidOption, InvalidSparsity, NaNWeights, UnsupportedCheckpoint
+from prunectl.errors import (
+    InvalidOption,
+    InvalidSparsity,
+    ModelNotFound,
+    NaNWeights,
+    UnsupportedCheckpoint,
+)
 from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
@@ -230,6 +236,11 @@ def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: 
         (tmp_path / str(share) / "prunectl.json").unlink()
         found = compare(llama[1], tmp_path / str(share), use_cache=False)
         assert found.second.kind == kind
+
+
+def test_a_name_that_no_file_can_have(llama: tuple[Path, Path]) -> None:
+    with pytest.raises(ModelNotFound, match="cannot be looked at: File name too long"):
+        compare(llama[0], "q" * 300, use_cache=False)
 
 
 def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:

@@ -724,6 +724,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"layout": "dense"}, "unknown layout 'dense'"),
     ({"layout": None}, "unknown layout"),
     ({"layout": ["packed"]}, "unknown layout"),
+    ({"layout": {"name": "packed"}}, "unknown layout"),
     ({"dtype": "F33"}, "unknown dtype 'F33'"),
     ({"dtype": None}, "unknown dtype"),
     ({"dtype": {"a": 1}}, "unknown dtype"),

@@ -541,6 +541,7 @@ def test_a_long_download_leaves_lines_in_a_log(hub: Hub) -> None:
         ("-x/y", False),
         ("org/", False),
         ("org/name\n", False),
+        (f"org/{'n' * 300}", False),
     ],
 )
 def test_what_looks_like_a_hub_id(text: str, is_id: bool) -> None:

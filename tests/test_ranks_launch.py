@@ -27,8 +27,8 @@ from prunectl.events import ignore_events
 from prunectl.parallel.asking import NoAnswer, answer_to
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
-from prunectl.parallel.rendezvous import _listens, _roll_call
 from prunectl.parallel.network import INTERFACE, _interface, on_their_network
+from prunectl.parallel.rendezvous import _listens, _roll_call
 
 BIN = Path(sys.executable).parent
 SECONDS = 120

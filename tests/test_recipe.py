@@ -114,6 +114,8 @@ def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
         read_recipe(tmp_path / "missing.toml")
     with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         read_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="more than 1,048,576 bytes"):
+        read_recipe(Path("/dev/zero"))
 
 
 def test_flags_alone() -> None:

@@ -344,13 +344,15 @@ def rewrite(source: Path, target: Path, change: Any, compression: int = zipfile.
     return target
 
 
-def test_an_archive_with_a_short_record_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + bytes(4)])
+def test_an_archive_with_a_record_of_another_size_is_refused(tmp_path: Path, change: Any) -> None:
+    """As torch does."""
     path = save({"a": torch.rand(3, 4)}, tmp_path / "m.bin", "zip")
-    short = rewrite(
-        path, tmp_path / "s.bin", lambda name, data: data[:-4] if "/data/" in name else data
+    other = rewrite(
+        path, tmp_path / "s.bin", lambda name, data: change(data) if "/data/" in name else data
     )
-    with pytest.raises(BadCheckpoint, match=r"s\.bin"):
-        read_torch_file(short, short.name)
+    with pytest.raises(BadCheckpoint, match=r"s\.bin: the archive lacks a tensor's record"):
+        read_torch_file(other, other.name)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def shared_store(
             yield SharedStore(ranks, target, store, store.reader)
         else:
             real = target.resolve()
-            seen = seen_outside(calibrated_journal(real), calibrated_folder(real), ranks.broadcast(""))
+            seen = seen_outside(
+                calibrated_journal(real), calibrated_folder(real), ranks.broadcast("")
+            )
             ranks.check_same("output folder", seen, hint=SHARED_DISK)
             reader = stack.enter_context(WeightReader(calibrated_folder(real)))
             yield SharedStore(ranks, target, None, reader)

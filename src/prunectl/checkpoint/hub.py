@@ -23,6 +23,7 @@ from prunectl.checkpoint.sidefiles import list_folder, side_files
 from prunectl.errors import HubUnreachable, PrunectlError
 from prunectl.events import OnEvent
 
+_LONGEST_ID = 256
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -53,7 +54,9 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 def is_repo_id(text: str) -> bool:
     """Whether ``text`` has the form of a Hub id: ``name`` or ``org/name``."""
-    return _REPO_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+    if len(text) > _LONGEST_ID or ".." in text or "--" in text:
+        return False
+    return _REPO_ID.fullmatch(text) is not None
 
 
 def fetch(

@@ -101,8 +101,8 @@ def _read_zip(path: Path) -> tuple[Any, _Places]:
     places: _Places = {}
     for key, storage in storages.found.items():
         place = records.get(f"{home}/data/{key}")
-        if place is None or place[1] < _storage_bytes(storage):
-            raise BadCheckpoint(path, "a tensor's bytes lie outside of their record in the archive")
+        if place is None or place[1] != _storage_bytes(storage):
+            raise BadCheckpoint(path, "the archive lacks a tensor's record, or it has another size")
         places[key] = place[0], _storage_bytes(storage)
     return loaded, places
 

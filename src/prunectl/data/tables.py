@@ -61,7 +61,9 @@ def read_splits(
     note: Note = lambda text: None,
     on_event: OnEvent = ignore_events,
 ) -> dict[str, Table]:
-    """All splits that ``text`` names, by their names; ``all``: a split whose name does not say what it is for.
+    """All splits that ``text`` names, by their names.
+
+    ``all`` is a split whose name does not say what it is for.
 
     ``text`` is a CSV, TSV, JSONL, JSON or Parquet file, which is a split of
     its own name (``train.csv``, ``dev-v1.1.json``), else ``all``; a folder with such files, or with

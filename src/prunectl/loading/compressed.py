@@ -161,7 +161,7 @@ def _packed(
     if dtype is None:
         raise bad(f"unknown dtype {str(fields.get('dtype'))[:40]!r}")
     spec = declared_spec(stored.folder / file, name, dtype, fields.get("shape"))
-    if layout not in CODINGS:
+    if not isinstance(layout, str) or layout not in CODINGS:
         raise bad(f"unknown layout {str(layout)[:40]!r}")
     if not isinstance(suffixes, list) or not all(isinstance(text, str) for text in suffixes):
         raise bad("its parts are not listed")

@@ -15,10 +15,10 @@ from types import FrameType
 from prunectl.errors import PrunectlError
 from prunectl.events import OnEvent, ignore_events
 from prunectl.parallel.errors import RanksDiffer, RanksLost
-from prunectl.parallel.launched import launched
-from prunectl.parallel.rendezvous import meet
-from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.heartbeat import Watch
+from prunectl.parallel.launched import launched
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.rendezvous import meet
 
 _FIRST_SPEAKS = 0.5
 """Seconds that another rank waits with its error: often all of them meet the same one."""

@@ -33,6 +33,7 @@ from prunectl.plan.settings import (
     Scope,
 )
 
+_MOST_BYTES = 1 << 20
 _TOP = {"sparsity", "pattern", "scope", "include", "exclude", "rules"}
 _RULE = {"match", "sparsity", "pattern", "scope", "skip"}
 
@@ -57,7 +58,10 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
+            text = file.read(_MOST_BYTES + 1)  # a pipe is read, and a device that never ends too
+        if len(text) > _MOST_BYTES:
+            raise RecipeError(path, f"more than {_MOST_BYTES:,} bytes")
+        table = tomllib.loads(text.decode())
     except OSError as error:
         raise RecipeError(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

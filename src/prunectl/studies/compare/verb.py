@@ -13,6 +13,7 @@ from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.groups import layer_label
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
+from prunectl.checkpoint.opening import local_path
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.loading.compressed import open_model
@@ -288,8 +289,8 @@ def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
 
 def is_mask_path(given: str | os.PathLike[str]) -> bool:
     """Whether a model's name is that of a file of masks."""
-    path = expanded(given)
-    return path.is_file() and is_mask_file(path)
+    path = local_path(os.fspath(given))
+    return path is not None and path.is_file() and is_mask_file(path)
 
 
 def _take_what_masks_mean(first: Side, second: Side) -> None:
