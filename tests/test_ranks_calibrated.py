@@ -169,9 +169,9 @@ def test_shared_samples_give_what_one_process_makes_of_them(
 ) -> None:
     """But for the last bits of sums, by which a few weights may change places.
 
-    On some processors no mask differs and weights do by 1e-4 at most; on others a few weights change
-    places, which changes an error by 0.4%. Statistics of half of the samples would move 2% of the
-    weights, and 9% with ADMM, and change the others by 5%.
+    On some processors no mask differs and weights do by 1e-4 at most; on others a few weights
+    change places, which changes an error by 0.4%. Statistics of half of the samples would move 2%
+    of the weights, and 9% with ADMM, and change the others by 5%.
     """
     ours, alone = (folder / name for folder in folders)
     # How many steps ADMM takes hangs on single weights of its mask.
