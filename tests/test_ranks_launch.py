@@ -24,11 +24,10 @@ from prunectl.cli.run import run
 from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
 from prunectl.events import ignore_events
-from prunectl.parallel.asking import NoAnswer, answer_to
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
 from prunectl.parallel.network import INTERFACE, _interface, on_their_network
-from prunectl.parallel.rendezvous import _listens, _roll_call
+from prunectl.parallel.rendezvous import NoAnswer, _listens, _roll_call, answer_to
 
 BIN = Path(sys.executable).parent
 SECONDS = 120

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prunectl.parallel.asking import Answer, NoAnswer, answer_to
 from prunectl.parallel.errors import RankFailed, RanksLost, in_short
+from prunectl.parallel.rendezvous import Answer, NoAnswer, answer_to
 
 _EVERY = 0.5
 """Seconds from one look at the others to the next."""

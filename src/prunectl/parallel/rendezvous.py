@@ -9,19 +9,20 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blake3 import blake3
 
 from prunectl.events import Note, OnEvent
-from prunectl.parallel.asking import answer_to
 from prunectl.parallel.errors import RanksLost, in_short
 from prunectl.parallel.link import Link
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
 
 _MEETING = datetime.timedelta(minutes=10)
 """How long a process waits for the others to start."""
@@ -148,3 +149,50 @@ def _missing(store: Store, count: int) -> int:
 def _get(store: Store, key: str) -> str:
     """A value that may not be there yet."""
     return store.get(key).decode() if store.check([key]) else ""
+
+
+Answer = TypeVar("Answer")
+
+_STEP = 0.1
+
+
+class NoAnswer(RuntimeError):
+    """The store has not answered in time."""
+
+
+def answer_to(
+    question: Callable[[], Answer], patience: float, stop: threading.Event | None = None
+) -> Answer:
+    """What a call of torch's store returns.
+
+    When the store's host hangs, no call of it comes back, and neither its timeout nor a signal ends
+    it. So it is made by a thread of its own, which then is left behind.
+
+    Args:
+        patience: seconds. Those in which this process stands still do not count, as when all of
+            them are suspended together.
+        stop: when set, an answer that does not come soon is not waited for.
+
+    Raises:
+        NoAnswer: not in time. RuntimeError: what the store raises.
+    """
+    found: Future[Answer] = Future()
+
+    def ask() -> None:
+        try:
+            found.set_result(question())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=ask, name="prunectl-asking", daemon=True).start()
+    waited = 0.0
+    while waited < patience:
+        try:
+            return found.result(_STEP)
+        except TimeoutError:
+            if found.done():  # just now, or by such an error
+                return found.result()
+        waited += _STEP
+        if stop is not None and stop.is_set():
+            break
+    raise NoAnswer("it does not answer")
