@@ -125,7 +125,7 @@ def test_a_damaged_block_is_computed_anew_and_no_other(
     assert layers == [block, 3]
     assert notes(events) == [
         f"{out}: going on from 2 finished blocks of an earlier run; "
-        "one block was damaged and is made anew"
+        "one block was damaged and is written again"
     ]
     assert reference.contents(out) == whole
 
@@ -136,7 +136,7 @@ def test_every_block_is_damaged(source: Path, out: Path, whole: dict[str, bytes]
         reference.flip_bit(block_file(out, block))
     layers, events = go_on(source, out)
     assert layers == [0, 1, 2, 3]
-    assert notes(events) == [f"{out}: 3 blocks were damaged and are made anew"]
+    assert notes(events) == [f"{out}: 3 blocks were damaged and are written again"]
     assert reference.contents(out) == whole
 
 

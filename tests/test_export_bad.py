@@ -1261,7 +1261,7 @@ def test_a_finished_file_that_was_damaged_is_written_again(
     events: list[Event] = []
     result = export(source, out, layout, max_shard_size=1_000_000, on_event=events.append)
     assert result.resumed_shards == len(done) - 2
-    assert "2 shards were damaged and are made anew" in str(events)
+    assert "2 shards were damaged and are written again" in str(events)
     assert reference.contents(out) == reference.contents(whole)
 
 

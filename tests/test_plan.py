@@ -376,6 +376,8 @@ def test_a_selector_that_matches_nothing(settings: dict[str, Any], origin: str) 
         # Two that an expression's matcher would take tens of gigabytes for.
         "re:x{99999999}",
         r"re:((\\{1000}){1000}){1000}",
+        "re:a{0}|(?:x{1000}){1000}",
+        "re:a{0,1}(?:(?:x{1,1000}){100}){100}",
         # Not Python's, though the matcher knows them.
         r"re:\p{L}",
         "re:(?R)",

@@ -71,6 +71,8 @@ def test_selectors_add_and_take_and_must_match(tiny: Callable[[str], Path]) -> N
     assert set(prunable_tensors(checkpoint, recorded=recorded)) == recorded
     with pytest.raises(InvalidOption, match="--include: 'nothing' matches no tensor"):
         prunable_tensors(checkpoint, ["nothing"])
+    with pytest.raises(InvalidOption, match="an empty selector"):
+        prunable_tensors(checkpoint, (), ["re:"])
     with pytest.raises(NothingPrunable):
         require_prunable(checkpoint, (), ["*"])
 

@@ -235,7 +235,7 @@ def test_a_finished_shard_that_changed_is_written_again(tmp_path: Path, damage: 
     assert state(target) == 1
     assert [e.text for e in events if isinstance(e, Note) and e.warning] == [
         f"{target}: going on from 2 finished shards of an earlier run; "
-        "one shard was damaged and is made anew"
+        "one shard was damaged and is written again"
     ]
 
 

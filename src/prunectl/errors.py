@@ -300,11 +300,11 @@ class CannotWrite(OutputError):
 
 
 class DamagedWork(OutputError):
-    """New weights that waited beside an output changed on the disk before they were in it."""
+    """Calibrated weights stored next to an unfinished output changed on the disk."""
 
     def __init__(self, path: Path | str, tensor: str) -> None:
         super().__init__(
-            f"{path}: the new weights of '{tensor}', which waited beside it, changed on the disk",
+            f"{path}: the calibrated weights of '{tensor}', stored next to it, changed on the disk",
             hint="repeat the command: what is damaged is computed anew; is the disk sound?",
         )
         self.path, self.tensor = str(path), tensor

@@ -182,10 +182,10 @@ class MatrixPruner:
         target = goal.pattern if isinstance(goal, ByRowBlocks) else goal
         if gram is None:
             return DEFAULT.spec.prune(weight, None, target, damping=self.damping)
-        inputs = {
-            Needs.NOTHING: None,
-            Needs.NORMS: gram.norms().to(weight.device),
-            Needs.MOMENTS: hessian,
-        }
-        spec = self.method.spec
-        return spec.prune(weight, inputs[spec.needs], target, damping=self.damping)
+        spec, inputs = self.method.spec, None
+        if spec.needs is Needs.NORMS:
+            inputs = gram.norms().to(weight.device)
+        elif spec.needs is Needs.MOMENTS:
+            assert hessian is not None
+            inputs = hessian
+        return spec.prune(weight, inputs, target, damping=self.damping)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import blake3
 import numpy as np
@@ -19,9 +19,6 @@ from prunectl.data.samples import Samples
 from prunectl.data.source import DataSource, SourceKind
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent, ignore_events
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_samples(

@@ -11,6 +11,7 @@ from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.events import OnEvent
+from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.secondary_rank import seen_outside
 from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.parallel.folder import SAME, SHARED_DISK
@@ -41,7 +42,8 @@ def shared_store(
                 ranks.check_same("output folder", ranks.broadcast(store.seen()), hint=SHARED_DISK)
             yield SharedStore(ranks, target, store, store.reader)
         else:
-            real = target.resolve()
+            with os_errors(target):
+                real = real_path(target)
             seen = seen_outside(
                 calibrated_journal(real), calibrated_folder(real), ranks.broadcast("")
             )

@@ -111,7 +111,11 @@ class Checkpoint:
             FileChanged: a file is another one than it was, or is gone.
         """
         changed = [file.name for file in self.files if not _is_as_opened(self.folder, file)]
-        if repr(read_config(self.folder)) != repr(self.config):  # a NaN is not equal to itself
+        try:  # by their texts: a NaN is not equal to itself
+            is_same = repr(read_config(self.folder)) == repr(self.config)
+        except BadCheckpoint:
+            is_same = False
+        if not is_same:
             changed.append("config.json")
         for name in changed:
             raise FileChanged(

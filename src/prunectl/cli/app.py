@@ -52,7 +52,7 @@ app.command(epilog=trace.EPILOG, short_help="Follow magnitudes over a training."
 app.command(epilog=lottery.EPILOG, short_help="Is a trained ticket better than one-shot pruning?")(
     lottery.lottery
 )
-app.command(epilog=bench.EPILOG, short_help="Time a model beside others.")(bench.bench)
+app.command(epilog=bench.EPILOG, short_help="Compare the speed of models.")(bench.bench)
 app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)
 
 

@@ -79,7 +79,7 @@ TrueSequential = Annotated[
     bool,
     typer.Option(
         "--true-sequential",
-        help="Inside a block too, measure each matrix behind those pruned before it (slower).",
+        help="Measure each matrix after the ones before it in its block are pruned (slower).",
     ),
 ]
 Dtype = Annotated[

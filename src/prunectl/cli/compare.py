@@ -79,7 +79,7 @@ def compare(
 ) -> None:
     """Compare the masks and the weights of two models of one architecture.
 
-    Masks are those that prune would make; what chance alone gives stands beside each number. A side
+    Masks are those that prune would make; each number is shown with its chance level. A side
     that is pruned already is compared by its zeros.
     """
     from prunectl.studies.compare.settings import CompareSettings

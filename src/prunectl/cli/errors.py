@@ -60,6 +60,12 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
             "error: the system lets this user start no more threads",
             "hint: lower --jobs, or raise the limit of processes (ulimit -u) or memory (ulimit -v)",
         ]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        library = error.name.partition(".")[0]
+        return FAILED, [
+            f"error: the library '{library}' is not installed",
+            f"hint: install it into this environment: pip install {library}",
+        ]
     said = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
     if library := _unloadable(error):
         return FAILED, [
@@ -67,9 +73,7 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
             "hint: raise the limit of memory if there is one (see ulimit -v); "
             "otherwise install prunectl again, in an environment of its own",
         ]
-    hint = (
-        "hint: this is a bug, or a limit not thought of; PRUNECTL_DEBUG=1 shows where it happened"
-    )
+    hint = "hint: this is a bug or an unhandled limit; PRUNECTL_DEBUG=1 shows where it happened"
     return FAILED, [f"error: {said}", hint]
 
 
@@ -86,7 +90,14 @@ def _unloadable(error: BaseException) -> str:
         if frame.f_code.co_name == "<module>"
     ]
     packages = (module.partition(".")[0] for module in (*modules, named))
-    return next((package for package in packages if package not in ("", "prunectl")), "")
+    return next(
+        (
+            package
+            for package in packages
+            if package not in ("", "prunectl", "transformers_modules")
+        ),
+        "",
+    )
 
 
 _PARSER = {

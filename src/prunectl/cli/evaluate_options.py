@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,13 @@ from prunectl.evaluation.metrics import METRICS, taking
 
 def _for(option: str, text: str) -> str:
     """The help of an option that only some metrics take."""
-    return f"{', '.join(taking(option))}: {text}"
+    return f"{_or(taking(option))}: {text}"
+
+
+def _or(names: Iterable[str]) -> str:
+    """``one, two or three``."""
+    *first, last = names
+    return " or ".join([", ".join(first), last] if first else [last])
 
 
 Metric = Annotated[
@@ -20,7 +27,7 @@ Metric = Annotated[
         "--metric",
         "-m",
         metavar="METRIC",
-        help=", ".join(
+        help=_or(
             f"{name}:{spec.argument}" if spec.argument else name for name, spec in METRICS.items()
         )
         + ".",

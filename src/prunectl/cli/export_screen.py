@@ -38,7 +38,7 @@ def export_screen(result: ExportResult, *, everything: bool = False) -> Iterator
     all_tensors = numbers.count(len(result.tensors))
     sizes = (numbers.size(result.dense_bytes), numbers.size(result.nbytes))
     total_row = ("files", all_tensors, *sizes, numbers.share(result.ratio))
-    yield columns(("layout", "tensors", DENSE, "stored", "of dense"), [*rows, total_row])
+    yield columns(("layout", "tensors", "dense", "stored", "of dense"), [*rows, total_row])
     yield from _tensors(result, everything=everything)
     resumed = f", {result.resumed_shards} of them kept from before" if result.resumed_shards else ""
     rate = numbers.rate(result.dense_bytes, result.seconds)
@@ -87,7 +87,7 @@ def _tensors(result: ExportResult, *, everything: bool) -> Iterator[RenderableTy
         return
     yield heading("Tensors" if everything else "Largest tensors")
     yield columns(
-        ("tensor", "layout", "sparsity", DENSE, "stored", "of dense"),
+        ("tensor", "layout", "sparsity", "dense", "stored", "of dense"),
         [
             (
                 tensor.name,

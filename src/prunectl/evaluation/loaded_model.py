@@ -52,7 +52,7 @@ class LoadedModel:
         made_up: parameters outside of the blocks that the checkpoint lacks.
 
     Args:
-        reader: of the checkpoint's bytes; used as long as the loaded is.
+        reader: of the checkpoint's bytes; used as long as the model is.
         device: of the weights. others: CUDA devices that share them where that one is too small.
         head: another class than the config's; what the checkpoint lacks of it is initialised as
             the class does it, by ``seed``.
@@ -194,7 +194,7 @@ def open_loaded_model(
     another one takes them, or they are spread over all GPUs; not by one of several processes,
     which each have one.
 
-    Yields the loaded, and the reader of the checkpoint's bytes.
+    Yields the loaded model and a reader of the checkpoint's bytes.
 
     Raises:
         BadCheckpoint: weights are missing that the metric depends on.
@@ -253,7 +253,7 @@ def dtype_of(
     checkpoint: Checkpoint, metric: Metric, device: torch.device, wanted: str
 ) -> torch.dtype:
     """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
-    see :func:`prunectl.calibration.gathering.dtype_of`.
+    see :func:`prunectl.plan.placement.dtype_of`.
 
     Raises:
         InvalidOption: it is not known.

@@ -114,7 +114,7 @@ def tuned(
     checkpoints: Path | None,
     on_event: OnEvent,
 ) -> Iterator[None]:
-    """Train the loaded's model; inside of the block it is scored.
+    """Train the loaded model; inside of the block it is scored.
 
     Args:
         data: None where nothing is trained.

@@ -29,7 +29,7 @@ def check_finished(
 ) -> None:
     """Drop finished files whose tensors are not as they were written, and say what is left.
 
-    The headers were compared when ``sink`` was entered. Compressed files are decoded.
+    The headers were compared when the folder was entered. Compressed files are decoded.
 
     Args:
         sink: its records state ``name`` and ``blake3`` (of the dense bytes) of each tensor.

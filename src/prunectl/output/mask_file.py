@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class MaskWriter:
                 f"{MAX_HEADER:,}"
             )
         self.size = 8 + self._room + end
-        self._hidden = path.with_name(f".masks-{os.getpid()}.prunectl-partial")
+        self._hidden = path.with_name(f".masks-{secrets.token_hex(8)}.prunectl-partial")
         with os_errors(path, self.size):
             self._fd: int | None
             self._fd, self._is_named = _create(self._hidden)
@@ -187,11 +188,10 @@ def _create(hidden: Path) -> tuple[int, bool]:
         except OSError as error:
             if error.errno not in _NO_NAMELESS:
                 raise
-    return os.open(hidden, flags | os.O_CREAT | os.O_TRUNC, 0o666), True
+    return os.open(hidden, flags | os.O_CREAT | os.O_EXCL, 0o666), True
 
 
 def _give_name(fd: int, path: Path) -> None:
-    path.unlink(missing_ok=True)  # of a killed process that had this one's number
     # With a folder's descriptor Python calls linkat, which follows the link that /proc has.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         CannotWrite: the system refuses; a file that was there still is.
     """
-    hidden = path.with_name(f".prunectl-{os.getpid()}.partial")
+    hidden = path.with_name(f".prunectl-{secrets.token_hex(8)}.partial")
     try:
         if path.exists() and not path.is_file():  # a device or a pipe must not become a file
             path.write_bytes(data)

@@ -132,9 +132,9 @@ class ResumableFolder:
         elif self._remembered:
             texts.append("going on from what an earlier run measured")
         if len(self.damaged) == 1:
-            texts.append(f"one {self.part} was damaged and is made anew")
+            texts.append(f"one {self.part} was damaged and is written again")
         elif self.damaged:
-            texts.append(f"{len(self.damaged)} {self.part}s were damaged and are made anew")
+            texts.append(f"{len(self.damaged)} {self.part}s were damaged and are written again")
         if texts:
             self._on_event(Note(f"{self._asked}: {'; '.join(texts)}", warning=bool(self.damaged)))
 

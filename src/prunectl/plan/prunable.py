@@ -10,7 +10,7 @@ from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import BadManifest, InvalidOption, NothingPrunable, UnsupportedCheckpoint
 from prunectl.output.manifest import read_manifest
 from prunectl.pattern import Pattern, Unstructured
-from prunectl.plan.selectors import matches
+from prunectl.plan.selectors import check_selector, matches
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NONE_LEFT = "no tensor is a weight matrix of a transformer block, or filters took all of them"
@@ -106,8 +106,12 @@ def check_matches(specs: Sequence[TensorSpec], selectors: Iterable[tuple[str, st
 
     Args:
         selectors: each with the option that it came by.
+
+    Raises:
+        InvalidOption: a selector that matches nothing, is empty, or is no regular expression.
     """
     for origin, selector in selectors:
+        check_selector(selector)
         if not any(matches(selector, spec.name) for spec in specs):
             raise InvalidOption(
                 f"{origin}: '{selector}' matches no tensor",

@@ -63,8 +63,9 @@ def _compiled(selector: str) -> regex.Pattern[str]:
     try:
         re.compile(expression)
         unescaped = re.sub(r"\\.|\s", "", expression)
-        counts = [int(digits) for digits in re.findall(r"\{[^\d}]*(\d+)", unescaped)]
-        if len(expression) * math.prod(counts) > _LARGEST:
+        repeats = re.findall(r"\{([\d,]*\d[\d,]*)\}", unescaped)
+        most = [max(map(int, filter(None, repeat.split(",")))) for repeat in repeats]
+        if len(expression) * math.prod(max(1, count) for count in most) > _LARGEST:
             raise OverflowError("its repeats are too many")
         return regex.compile(expression)
     except (re.error, regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:

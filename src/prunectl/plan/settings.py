@@ -57,7 +57,7 @@ class Calibration:
         samples: how many; sequence_length: tokens in each, at most what the model takes.
         seed: of the choice of samples.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.
-        true_sequential: measure each matrix behind the pruned ones before it in the same block.
+        true_sequential: measure each matrix after the ones before it in its block are pruned.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
     """

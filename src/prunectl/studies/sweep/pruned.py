@@ -49,7 +49,7 @@ class Zeros:
 
 
 class PrunedModel:
-    """Puts into a loaded's model what ``prune`` would write, bit for bit.
+    """Puts into a loaded model what ``prune`` would write, bit for bit.
 
     Only tensors whose edit is another than before are read and put in again: masks of rising
     sparsity are nested, and N:M budgets add one matrix after the other.

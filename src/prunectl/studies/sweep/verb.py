@@ -85,7 +85,8 @@ def sweep(
             on_event(Note(text, warning=True))
         if (checkpoint.folder / MANIFEST_NAME).is_file():
             text = (
-                "is pruned: its loss is told against its own score as it is, not the dense model's"
+                "is already pruned: losses are measured against its current score, not against "
+                "the dense model's"
             )
             on_event(Note(f"{checkpoint.model} {text}", warning=True))
     for checkpoint in opened:
