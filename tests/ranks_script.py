@@ -29,8 +29,8 @@ from prunectl.calibration.statistics import NotShared
 from prunectl.errors import PrunectlError
 from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.measure import cache
-from prunectl.output import secondary_rank as guest
-from prunectl.parallel import heartbeat as watch
+from prunectl.output import secondary_rank
+from prunectl.parallel import heartbeat
 
 RANK = int(os.environ.get("RANK", "0"))
 READ = cache._read
@@ -110,7 +110,7 @@ def _trap(job: dict[str, Any]) -> Callable[[Event], None]:
             case "small files":  # as on a full disk, which this user may not have
                 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
             case "hang":
-                watch._SILENT = 2.0
+                heartbeat._SILENT = 2.0
                 ctypes.PyDLL(None).sleep(
                     6
                 )  # keeps the interpreter's lock, so that all stands still
@@ -126,14 +126,14 @@ def _trap(job: dict[str, Any]) -> Callable[[Event], None]:
 
 def main() -> int:
     jobs, answers = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    guest._APPEARS = 2.0
+    secondary_rank._APPEARS = 2.0
     said: list[str] = []
     if all("trap" not in job and "others" not in job for job in jobs):
         with prunectl.joined_ranks() as ranks:
             said = [run(job, ranks) for job in jobs]
     else:
         for job in jobs:
-            watch._SILENT = 2.0 if job.get("trap", {}).get("what") == "hang" else 30.0
+            heartbeat._SILENT = 2.0 if job.get("trap", {}).get("what") == "hang" else 30.0
             began = time.monotonic()
             try:
                 with prunectl.joined_ranks() as ranks:

@@ -254,8 +254,8 @@ def test_what_the_first_rank_says_no_other_repeats(monkeypatch: pytest.MonkeyPat
 STOPS = """
 import os, signal, sys
 from prunectl.cli.run import run
-from prunectl.parallel import ranks, watch
-watch._SILENT = 2.0
+from prunectl.parallel import heartbeat, ranks
+heartbeat._SILENT = 2.0
 check = ranks.Ranks.check_source
 def check_source(self, *what):
     if self.number == int(sys.argv[1]):
@@ -356,10 +356,10 @@ def test_whoever_calls_the_roll_can_be_interrupted() -> None:
 WAITS = """
 import sys
 from prunectl.cli.run import run
-from prunectl.parallel import rendezvous as meeting
-meeting._PATIENCE = 0.2
-note = meeting.Note
-meeting.Note = lambda text: (print("now", flush=True), note(text))[1]
+from prunectl.parallel import rendezvous
+rendezvous._PATIENCE = 0.2
+note = rendezvous.Note
+rendezvous.Note = lambda text: (print("now", flush=True), note(text))[1]
 sys.exit(run(sys.argv[1:]))
 """
 
