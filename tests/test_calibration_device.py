@@ -15,12 +15,12 @@ import transformers
 from pretend_device import CUDA, PretendDevice
 
 from prunectl import NM, PruneSettings, prune
-from prunectl.calibration import gathering as calibration_samples
 from prunectl.calibration.errors import DeviceFull
 from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.samples import Samples
 from prunectl.events import Event, Note
+from prunectl.plan import placement
 from prunectl.plan.job import Job, arguments, fingerprint, prepare
 from prunectl.plan.settings import Calibration
 
@@ -32,12 +32,12 @@ PLENTY = 1 << 40
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``--device cuda`` is what is pretended; transformers loads in this thread, where that is."""
-    choose = calibration_samples.choose_device
+    choose = placement.choose_device
 
     def pretended(wanted: str) -> torch.device:
         return CUDA if wanted == "cuda" else choose(wanted)
 
-    monkeypatch.setattr(calibration_samples, "choose_device", pretended)
+    monkeypatch.setattr(placement, "choose_device", pretended)
     monkeypatch.setattr("prunectl.device.choose_device", pretended)
     # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
     monkeypatch.setattr(

@@ -387,4 +387,4 @@ def test_a_path_that_cannot_be_has_a_sentence_of_its_own(
 def test_a_path_with_a_null_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No system passes one on a command line; callers of the library may."""
     assert run(["analyze", "demo", "-o", "nul\0x"]) == 2
-    assert "'nul\\x00x' holds a null byte, which no path does" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("a path holds a null byte, which no system allows\n")

@@ -28,6 +28,7 @@ from prunectl.device import choose_device
 from prunectl.errors import InvalidOption, NaNWeights
 from prunectl.events import Advanced, Event, Note, OnEvent
 from prunectl.exporting.masks import export_masks
+from prunectl.geometry import Rows
 from prunectl.magnitude import masks, on_device
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.measure import TensorMeasure
@@ -182,7 +183,8 @@ def test_blocks_of_rows(place: str, shape: tuple[int, ...], axis: int) -> None:
     dtype = DTYPES["BF16"]
     spec, edit = TensorSpec("w", dtype, shape), RowGroups(NM(2, 4), ((1, 3), (4, 5), (9, 12)))
     codes = weights(dtype, spec.numel, 3)
-    here, there = Editor(edit, spec, axis), Editor(edit, spec, axis)
+    rows = Rows.of(shape, axis)
+    here, there = Editor(edit, rows), Editor(edit, rows)
     width = int(np.prod(shape[axis + 1 :]))
     device = OnDevice(torch.device(place))
     for part in np.split(codes, spec.numel // (4 * width)):

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from prunectl.errors import InvalidOption
-
 KEPT_PER_KIND = 64
 """Cache files of one kind that are kept; a measurement of a 7B model takes about 20 MB."""
 
@@ -20,13 +18,8 @@ def expanded(text: str | os.PathLike[str]) -> Path:
 
     The ``~`` of an unknown user stays. Only a text that begins with ``~`` is expanded: ``./~`` is a
     file in the current folder. Its path is absolute, since a relative Path would drop the ``./``.
-
-    Raises:
-        InvalidOption: no system has a path with a null byte.
     """
     named = os.fspath(text)
-    if "\0" in named:
-        raise InvalidOption(f"{named!r} holds a null byte, which no path does")
     path = Path(os.path.expanduser(named))  # noqa: PTH111 - a Path would be without the ./
     hides_home = str(path).startswith("~") and not named.startswith("~")
     return path.absolute() if hides_home else path

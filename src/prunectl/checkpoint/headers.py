@@ -12,9 +12,6 @@ from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
 Header = tuple[list[StoredTensor], dict[str, str]]
 """Of a weights file: its tensors, and the metadata of its header."""
 
-_LONGEST_NAME = 255
-"""Bytes of a file's name, on Linux, macOS and Windows."""
-
 
 def shard_names(
     where: Path, folder: Path, weights: WeightSet, is_there: Callable[[str], bool]
@@ -33,9 +30,6 @@ def shard_names(
     weight_map = read_index(folder / weights.index)
     names = tuple(sorted(set(weight_map.values())))
     for name in names:
-        if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
-            why = f"names a shard of {len(name):,} characters, which no file system allows"
-            raise BadCheckpoint(where / weights.index, why)
         if not is_there(name):
             raise BadCheckpoint(where / weights.index, f"names the shard {name}, which is missing")
     return names, weight_map

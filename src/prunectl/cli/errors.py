@@ -53,6 +53,8 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
     if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd alone
         gone = "error: the current folder does not exist any more"
         return FAILED, [gone, "hint: change to another folder, and repeat the command there"]
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # by callers from Python
+        return USAGE, ["error: a path holds a null byte, which no system allows"]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # so torch says it
         return FAILED, NO_MEMORY
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
