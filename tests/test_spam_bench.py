@@ -12,7 +12,7 @@ import essential
 import spam
 
 PLAIN = """Received: from nowhere
-LoadedModel: =?utf-8?q?Caf=C3=A9?=
+Subject: =?utf-8?q?Caf=C3=A9?=
  and more
 Content-Type: text/plain; charset=no-such-charset
 
@@ -36,14 +36,14 @@ PGh0bWw+PHN0eWxlPnAge308L3N0eWxlPjxwPkJ1eSAmYW1wOyBzYXZlPC9wPjwhLS0gbm8gLS0+PC9o
 def test_subject_and_body_are_kept_as_they_are_read() -> None:
     assert spam.text_of(PLAIN) == "Café and more\nHello,\nhow are\nyou"
     assert spam.text_of(MARKUP) == "Buy & save"
-    assert spam.text_of("LoadedModel: x\n\n" + "y" * 9000) == ("x\n" + "y" * 9000)[: spam.LONGEST]
+    assert spam.text_of("Subject: x\n\n" + "y" * 9000) == ("x\n" + "y" * 9000)[: spam.LONGEST]
     assert spam.text_of("") == ""
 
 
 def test_every_fifth_mail_of_a_group_is_held_out(tmp_path: Path) -> None:
     archive = tmp_path / "mails.tgz"
     names = {
-        f"package/data/{group}/{at:05}.{'0' * 32}.json": f"LoadedModel: {group}\n\n{at // 2 * 2}"
+        f"package/data/{group}/{at:05}.{'0' * 32}.json": f"Subject: {group}\n\n{at // 2 * 2}"
         for group in ("easy-ham-1", "spam-2")
         for at in range(20)
     }

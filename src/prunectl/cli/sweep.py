@@ -21,7 +21,7 @@ from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
-from prunectl.evaluation import metrics
+from prunectl.evaluation.metrics import DEFAULT as DEFAULT_METRIC
 from prunectl.methods.table import DEFAULT
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.pattern import Pattern, parse_pattern
@@ -45,7 +45,7 @@ EPILOG = options.examples(
 def sweep(
     context: typer.Context,
     models: sweep_options.Models = None,
-    metric: evaluate_options.Metric = metrics.DEFAULT,
+    metric: evaluate_options.Metric = DEFAULT_METRIC,
     data: evaluate_options.Data = None,
     sparsity: sweep_options.Sparsity = "auto",
     step: sweep_options.Step = None,
