@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and lists as people read them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ def plural(value: int, noun: str) -> str:
         return f"1 {noun}"
     ending = noun.removesuffix("x") + "ces" if noun.endswith("rix") else noun + "s"
     return f"{count(value)} {ending}"
+
+
+def listed(names: Iterable[str], last: str = "or") -> str:
+    """``one, two or three``."""
+    *first, end = names
+    return f" {last} ".join([", ".join(first), end] if first else [end])
 
 
 def span(low: float | None, high: float | None, form: str = ".4f") -> str:

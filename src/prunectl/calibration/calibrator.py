@@ -18,7 +18,8 @@ from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.errors import SingularHessian
 from prunectl.methods.spec import Needs
-from prunectl.methods.table import DEFAULT, named, needing
+from prunectl.methods.table import DEFAULT, needing
+from prunectl.numbers import listed
 from prunectl.plan.job import Job
 from prunectl.transform.edits import Copy, Replace
 from prunectl.transform.resolution import Resolution
@@ -151,7 +152,7 @@ class Calibrator(Pruner):
         except SingularHessian as error:
             error.message = f"{one.matrix.label}: {error.message}"
             error.args = (error.message,)
-            error.hint += f", or use --method {named(needing(Needs.NORMS))}"
+            error.hint += f", or use --method {listed(needing(Needs.NORMS))}"
             raise
 
     def _tell_full(self, one: Captured) -> None:

@@ -10,7 +10,8 @@ from prunectl.data.errors import TOKENIZER, BadTokenizer, other_data
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, UnknownArchitecture
 from prunectl.methods.spec import Needs
-from prunectl.methods.table import named, needing
+from prunectl.methods.table import needing
+from prunectl.numbers import listed
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class DeviceFull(CalibrationFailed):
         where = "this machine" if device == "cpu" else device
         less = "a lower --sequence-length takes less"
         if device == "cpu":
-            hint = f"{less}, and so does --method {named(needing(Needs.NORMS))}"
+            hint = f"{less}, and so does --method {listed(needing(Needs.NORMS))}"
         else:
             other = f"--device cpu --dtype {dtype}"
             hint = f"the same command with {other} goes on from the finished blocks; {less}"

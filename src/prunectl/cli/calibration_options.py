@@ -9,7 +9,8 @@ import typer
 
 from prunectl.errors import InvalidOption
 from prunectl.methods.spec import Needs
-from prunectl.methods.table import CALIBRATED, DEFAULT, UPDATING, Method, named, needing
+from prunectl.methods.table import CALIBRATED, DEFAULT, UPDATING, Method, needing
+from prunectl.numbers import listed
 from prunectl.plan.settings import CALIBRATED_INSTEAD, Budget, Calibration
 
 MethodOption = Annotated[
@@ -17,8 +18,8 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         help=f"How weights are chosen: by {DEFAULT}, or with calibration samples by "
-        f"{named(CALIBRATED)} "
-        f"({named(UPDATING, 'and')} also change the weights that stay).",
+        f"{listed(CALIBRATED)} "
+        f"({listed(UPDATING, 'and')} also change the weights that stay).",
     ),
 ]
 Refine = Annotated[
@@ -127,7 +128,7 @@ def calibration_of(
     if "damping" in set_ones and method.spec.needs is not Needs.MOMENTS and not refine:
         raise InvalidOption(
             f"--damping is added to second moments, which method {method} does without",
-            hint=f"choose --method {named(needing(Needs.MOMENTS))}, or add --refine",
+            hint=f"choose --method {listed(needing(Needs.MOMENTS))}, or add --refine",
         )
     texts = tuple(source or (["demo"] if model == "demo" else []))
     if texts:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from prunectl.evaluation.metrics import METRICS, taking
+from prunectl.numbers import listed
 
 
 def _for(option: str, text: str) -> str:
     """The help of an option that only some metrics take."""
-    return f"{_or(taking(option))}: {text}"
-
-
-def _or(names: Iterable[str]) -> str:
-    """``one, two or three``."""
-    *first, last = names
-    return " or ".join([", ".join(first), last] if first else [last])
+    return f"{listed(taking(option))}: {text}"
 
 
 Metric = Annotated[
@@ -27,7 +21,7 @@ Metric = Annotated[
         "--metric",
         "-m",
         metavar="METRIC",
-        help=_or(
+        help=listed(
             f"{name}:{spec.argument}" if spec.argument else name for name, spec in METRICS.items()
         )
         + ".",

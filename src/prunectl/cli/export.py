@@ -12,6 +12,7 @@ from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.layouts.table import AUTO, CODINGS, DENSE
+from prunectl.numbers import listed
 from prunectl.pattern import parse_nm
 from prunectl.userdirs import expanded
 
@@ -49,7 +50,7 @@ def export(
             "-l",
             metavar="LAYOUT",
             help=f"How weights are stored: {AUTO} (the smallest for each tensor), {DENSE} (what "
-            f"everything loads), {' or '.join((', '.join(_OTHERS[:-1]), _OTHERS[-1]))}.",
+            f"everything loads), {listed(_OTHERS)}.",
         ),
     ] = AUTO,
     pattern: Annotated[

@@ -14,7 +14,8 @@ from prunectl import demo
 from prunectl.cli.command_line import ARGV, RANKS, recorded_command
 from prunectl.cli.output import NO_BARS
 from prunectl.errors import InvalidOption
-from prunectl.methods.table import DEFAULT, Method, named
+from prunectl.methods.table import DEFAULT, Method
+from prunectl.numbers import listed
 from prunectl.plan.settings import Scope
 from prunectl.userdirs import expanded
 
@@ -88,7 +89,7 @@ def _usual_scopes() -> str:
     others = dict.fromkeys(method.spec.scope for method in Method)
     del others[DEFAULT.spec.scope]
     users = {scope: [one for one in Method if one.spec.scope is scope] for scope in others}
-    of_others = [f"{scope} for {named(methods, 'and')}" for scope, methods in users.items()]
+    of_others = [f"{scope} for {listed(methods, 'and')}" for scope, methods in users.items()]
     return ", ".join([DEFAULT.spec.scope, *of_others])
 
 

@@ -53,8 +53,8 @@ def check_finished(
     if entries:
         on_event(PhaseDone(phase))
     for name in ranks.all_gather(damaged):
-        if name in sink.finished:  # the rank that checked the file has removed it
-            sink.damaged[name] = sink.finished.pop(name)
+        if name in sink.finished:  # another rank has checked, and removed, the file
+            sink.spoil(name)
     sink.tell_resumed()
 
 

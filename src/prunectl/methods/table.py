@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
 
@@ -40,9 +39,3 @@ UPDATING = tuple(method for method in Method if method.spec.updates)
 def needing(needs: Needs) -> tuple[Method, ...]:
     """The methods that are given this of the inputs."""
     return tuple(method for method in Method if method.spec.needs is needs)
-
-
-def named(methods: Iterable[Method], last: str = "or") -> str:
-    """The names of methods for a sentence: ``one, two or three``."""
-    names = [str(method) for method in methods]
-    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

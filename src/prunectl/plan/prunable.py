@@ -47,9 +47,7 @@ def prunable_tensors(
         seen = spec
         if fp8 and spec.dtype.is_float and not spec.dtype.is_prunable:
             seen = replace(spec, dtype=DTYPES["BF16"])
-        added = (*include, *((spec.name,) if spec.name in recorded else ()))
-        taken = recorded and spec.name not in recorded and not selected(include, spec.name)
-        if not taken and not not_prunable_reason(seen, roles[spec.name], added, exclude):
+        if not not_prunable_reason(seen, roles[spec.name], include, exclude, recorded):
             found[spec.name] = spec
     return found
 
@@ -120,9 +118,13 @@ def check_matches(specs: Sequence[TensorSpec], selectors: Iterable[tuple[str, st
 
 
 def not_prunable_reason(
-    spec: TensorSpec, role: TensorRole, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    spec: TensorSpec,
+    role: TensorRole,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    recorded: Collection[str] = (),
 ) -> str:
-    """Why a tensor is not prunable; '' if it is."""
+    """Why a tensor is not prunable; '' if it is. Arguments as of :func:`prunable_tensors`."""
     if selected(exclude, spec.name):
         return "excluded"
     if not spec.dtype.is_float:
@@ -133,6 +135,8 @@ def not_prunable_reason(
         return "empty"
     if selected(include, spec.name):
         return ""
+    if recorded:
+        return "" if spec.name in recorded else "not prunable by the manifest"
     if role.role is not Role.LINEAR:
         return f"{role.role} is not pruned by default"
     if len(spec.shape) < 2:

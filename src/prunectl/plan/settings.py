@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
-from prunectl.methods.table import CALIBRATED, DEFAULT, named
+from prunectl.methods.table import CALIBRATED, DEFAULT
 from prunectl.methods.table import Method as Method
+from prunectl.numbers import listed
 from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
 from prunectl.pattern import Scope as Scope
 from prunectl.plan.selectors import check_selector
@@ -231,7 +232,7 @@ def check_settings(settings: PruneSettings) -> None:
             _check_target(*rule_target(rule, settings), usual, False)
 
 
-CALIBRATED_INSTEAD = f"choose --method {named(CALIBRATED)}, or add --refine"
+CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine"
 """A hint, where options are about a calibration and there is none."""
 
 
