@@ -250,7 +250,7 @@ def seen_by(parts: Sequence[Sequence[Inputs]], *, shared: bool = True) -> list[d
             for name, x in sample:
                 statistics.seen((matrices[name],), x)
         everyone.append((matrices, statistics))
-    told = [statistics.told() for _, statistics in everyone]
+    told = [statistics.tally() for _, statistics in everyone]
     if not agree(told):
         raise NotShared
     barrier = threading.Barrier(len(parts))

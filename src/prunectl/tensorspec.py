@@ -78,6 +78,9 @@ def name_fault(name: str) -> str:
     return "is reserved by safetensors" if name == "__metadata__" else ""
 
 
+BY_LABEL = {dtype.label: dtype for dtype in DTYPES.values()}
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor as a file's header declares it; no weight bytes are read to make one."""

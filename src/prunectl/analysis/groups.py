@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prunectl.analysis.result import GroupStats, TensorStats
 from prunectl.checkpoint.roles import TensorRole
-from prunectl.tensorspec import DTYPES
-
-_BITS = {dtype.label: dtype.bits for dtype in DTYPES.values()}
+from prunectl.tensorspec import BY_LABEL
 
 
 def layer_label(tensor: TensorStats | TensorRole) -> str:
@@ -41,7 +39,7 @@ def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
         tensors=len(tensors),
         weights=weights,
         prunable_weights=sum(t.numel for t in tensors if t.prunable),
-        nbytes=sum(t.numel * _BITS[t.dtype] // 8 for t in tensors),
+        nbytes=sum(t.numel * BY_LABEL[t.dtype].bits // 8 for t in tensors),
         zeros=sum(t.zeros for t in tensors),
         near_zero=near,
         std=float(max(0.0, norm / finite - mean * mean) ** 0.5) if finite else 0.0,

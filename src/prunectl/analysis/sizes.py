@@ -10,12 +10,11 @@ from prunectl.analysis.result import SPARSITIES, SourceFacts, TensorStats
 from prunectl.layouts.layout import Layout, Statistics, entropy
 from prunectl.layouts.table import LAYOUTS
 from prunectl.pattern import NM
-from prunectl.tensorspec import DTYPES, DType
+from prunectl.tensorspec import BY_LABEL
 
 PREDICTED = (0.3, 0.4, 0.5)
 """Sparsities whose sizes are predicted."""
 
-_BY_LABEL: dict[str, DType] = {dtype.label: dtype for dtype in DTYPES.values()}
 
 _Change = float | NM | None
 """What is done to the prunable tensors: a sparsity, a pattern, or nothing."""
@@ -62,7 +61,7 @@ def _of_use(change: _Change) -> dict[str, Layout]:
 
 
 def _is_known(tensor: TensorStats) -> bool:
-    return tensor.measured and tensor.numel > 0 and tensor.dtype in _BY_LABEL
+    return tensor.measured and tensor.numel > 0 and tensor.dtype in BY_LABEL
 
 
 def _after(tensor: TensorStats, change: _Change) -> Statistics:
@@ -78,7 +77,7 @@ def _after(tensor: TensorStats, change: _Change) -> Statistics:
         row = SPARSITIES.index(change)
         kept = tensor.numel - round(tensor.sparsity[row] * tensor.numel)
         counts = largest(counts, kept)
-    return Statistics(_BY_LABEL[tensor.dtype], tensor.numel, kept, entropy(counts), pattern)
+    return Statistics(BY_LABEL[tensor.dtype], tensor.numel, kept, entropy(counts), pattern)
 
 
 def stored_as(id_: str) -> str:

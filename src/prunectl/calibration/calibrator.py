@@ -265,10 +265,10 @@ class CalibrationNotes:
             self._warn(f"{text} what is not pruned there is as it was.")
         blind = [one for one, made in zip(missed, done, strict=True) if made.by_magnitude]
         known = sum(blind)
-        for count, told in ((known, self._missed), (len(blind) - known, self._unreached)):
+        for count, names in ((known, self._missed), (len(blind) - known, self._unreached)):
             if count:
                 whole = count == len(done)
-                told.append(name if whole else f"{count} of {len(done)} matrices of {name}")
+                names.append(name if whole else f"{count} of {len(done)} matrices of {name}")
         if facts.dead_inputs:
             self._dead[name] = facts.dead_inputs
 

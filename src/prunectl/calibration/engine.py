@@ -247,8 +247,8 @@ class _Engine:
         while True:
             statistics = self._statistics(shared=shared)
             trouble = self._collect_own(unit, todo, statistics, tell)
-            told = list(self._ranks.all_gather([(trouble, statistics.told())]))
-            troubles, everyone = {one for one, _ in told}, [seen for _, seen in told]
+            of_ranks = list(self._ranks.all_gather([(trouble, statistics.tally())]))
+            troubles, everyone = {one for one, _ in of_ranks}, [seen for _, seen in of_ranks]
             if _FULL in troubles:
                 self._statistics_device = torch.device("cpu")  # of later blocks too
                 text = "The device is full: the inputs' statistics are kept in the host's memory."

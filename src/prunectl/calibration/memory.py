@@ -1,4 +1,4 @@
-"""What a calibration will take of memory, told before it begins."""
+"""What a calibration will take of memory, predicted before it begins."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def pruned(
     if ranks.is_first:
         own |= {one for one in todo if pruner.in_turn(one)}
     made = {name: pruner.compute(name, todo[name]) for name in todo if name in own}
-    told = ((k, (ranks.number, v.facts, v.values is not None)) for k, v in made.items())
-    found = dict(ranks.all_gather(told))
+    noted = ((k, (ranks.number, v.facts, v.values is not None)) for k, v in made.items())
+    found = dict(ranks.all_gather(noted))
     for name in todo:
         rank, facts, is_new = found[name]
         mine = made.pop(name, None)

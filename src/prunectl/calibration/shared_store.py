@@ -1,4 +1,4 @@
-"""Calibrated weights as several processes see them: the first alone writes, the others are told."""
+"""Calibrated weights as several processes see them: rank 0 writes, and broadcasts."""
 
 from __future__ import annotations
 

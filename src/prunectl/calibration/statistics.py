@@ -114,7 +114,7 @@ class Statistics:
 
     # --- several processes ----------------------------------------------------------------------
 
-    def told(self) -> Seen:
+    def tally(self) -> Seen:
         """What was seen here."""
         return Seen(
             {_product(key): _product(self.leader[key]) for key in self.order},

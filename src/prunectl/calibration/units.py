@@ -78,12 +78,12 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
     """
     block_model, sample = forward.block_model, _short(forward.first)
     total = 2 * sum(block_model.nbytes(block) for block in block_model.blocks)
-    told = 0
+    done = 0
     on_event(PhaseStarted(_PHASE, total))
 
     def tell(block: str) -> None:
-        nonlocal told
-        told += block_model.nbytes(block)
+        nonlocal done
+        done += block_model.nbytes(block)
         on_event(Advanced(_PHASE, block_model.nbytes(block), block))
 
     trace: list[_Call] = []
@@ -115,7 +115,7 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
         for block in unit.blocks:
             tell(block)
         start += unit.calls
-    on_event(Advanced(_PHASE, total - told))
+    on_event(Advanced(_PHASE, total - done))
     on_event(PhaseDone(_PHASE))
     states, rows = _sizes(trace, sample, forward.batches)
     return Course(tuple(units), states, rows)
