@@ -1,11 +1,15 @@
-"""Which modules name an extension (a method, a layout, a metric) that is not theirs to name."""
+"""Extensions (methods, layouts, metrics): which modules name one that is not theirs to name, and
+a copy of the package with one more, added as CONTRIBUTING.md says."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from docs_pages import Block, blocks_of
 
 HOUSE = Path(__file__).parents[1] / "src" / "prunectl"
 
@@ -90,3 +94,31 @@ def _pattern(names: Collection[str], common: Collection[str]) -> re.Pattern[str]
         if name in common
     ]
     return re.compile("|".join([*(f"(?i:{one})" for one in rare), *ordinary]))
+
+
+def package_with(folder: Path, section: str) -> Path:
+    """A copy of the package, with what a section of CONTRIBUTING.md adds to it."""
+    package = folder / "src" / "prunectl"
+    shutil.copytree(HOUSE, package)  # with what numba has compiled
+    text = (HOUSE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = blocks_of(text.partition(f"\n{section}\n")[2].partition("\n## ")[0])
+    assert [block.language for block in blocks] == ["python", "diff"], "a file and an entry"
+    for block in blocks:
+        path = package / block.title
+        if block.language == "diff":
+            path.write_text(_changed(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+        else:
+            assert not path.exists()
+            path.write_text(block.text, encoding="utf-8")
+    return package
+
+
+def _changed(text: str, block: Block) -> str:
+    """A file after a diff whose lines come in pairs: one that is there, and one that is added after
+    it or, where the first has a minus, in its place."""
+    lines = block.text.splitlines(keepends=True)
+    for old, new in zip(lines[::2], lines[1::2], strict=True):
+        assert text.count(old[1:]) == 1
+        assert new[0] == "+"
+        text = text.replace(old[1:], new[1:] if old[0] == "-" else old[1:] + new[1:])
+    return text

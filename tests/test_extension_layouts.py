@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from extension_walk import HOUSE, foreign_mentions
+from extension_walk import HOUSE, foreign_mentions, package_with
 
 from prunectl.layouts.table import DENSE, LAYOUTS
 
@@ -45,27 +43,6 @@ def test_only_its_file_and_the_table_name_a_layout() -> None:
     ] == []
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """A copy of the package with the layout that CONTRIBUTING.md adds, done to the letter."""
-    house = tmp_path / "copy" / "prunectl"
-    shutil.copytree(HOUSE, house)  # with what numba has compiled
-    text = (HOUSE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = re.split(r"\n## ", text.split("\n## Add a layout\n")[1])[0]
-    file, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (house / "layouts" / "coo.py").write_text(file, encoding="utf-8")
-    table = house / "layouts" / "table.py"
-    lines = table.read_text(encoding="utf-8")
-    imported, line = entry.splitlines()
-    old = "from prunectl.layouts import bitmask, dense, nm, packed"
-    last = '    "packed": packed.LAYOUT,\n'
-    assert old in lines
-    assert last in lines
-    lines = lines.replace(old, imported).replace(last, f"{last}    {line}\n")
-    table.write_text(lines, encoding="utf-8")
-    return house
-
-
 SCRIPT = """
 import contextlib, io, json
 import torch
@@ -90,7 +67,8 @@ print(json.dumps([pruned["predicted_bytes"], exported["tensors"], same, *screens
 """
 
 
-def test_a_layout_is_one_file_and_one_table_entry(copy: Path, tmp_path: Path) -> None:
+def test_a_layout_is_one_file_and_one_table_entry(tmp_path: Path) -> None:
+    copy = package_with(tmp_path, "## Add a layout")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, "PYTHONPATH": str(copy.parent), "COLUMNS": "200"},

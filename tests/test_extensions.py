@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from docs_pages import Block, blocks_of
-from extension_walk import HOUSE, foreign_mentions
+from extension_walk import foreign_mentions, package_with
 
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import DEFAULT, Method
@@ -90,7 +88,7 @@ assert (zeros == weight.shape[1] // 2).all(), zeros
 
 
 def test_a_method_is_added_as_contributing_says(tmp_path: Path) -> None:
-    package = _copy_with(tmp_path, "## Add a method")
+    package = package_with(tmp_path, "## Add a method")
     done = subprocess.run(
         [sys.executable, "-c", ADDED_METHOD],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "200"},
@@ -104,34 +102,6 @@ def test_a_method_is_added_as_contributing_says(tmp_path: Path) -> None:
         card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
         assert "one-shot pruning by RIA (ICLR 2024), calibrated on 2 samples of demo" in card
         assert "scope `row`" in card
-
-
-def _copy_with(folder: Path, section: str) -> Path:
-    """A copy of the package, with what a section of CONTRIBUTING.md adds to it."""
-    package = folder / "src" / "prunectl"
-    shutil.copytree(HOUSE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    blocks = blocks_of(text.partition(f"\n{section}\n")[2].partition("\n## ")[0])
-    assert [block.language for block in blocks] == ["python", "diff"], "a file and an entry"
-    for block in blocks:
-        path = package / block.title
-        if block.language == "diff":
-            path.write_text(_changed(path.read_text(encoding="utf-8"), block), encoding="utf-8")
-        else:
-            assert not path.exists()
-            path.write_text(block.text, encoding="utf-8")
-    return package
-
-
-def _changed(text: str, block: Block) -> str:
-    """A file after a diff whose lines come in pairs: one that is there, and one that is added after
-    it or, where the first has a minus, in its place."""
-    lines = block.text.splitlines(keepends=True)
-    for old, new in zip(lines[::2], lines[1::2], strict=True):
-        assert text.count(old[1:]) == 1
-        assert new[0] == "+"
-        text = text.replace(old[1:], new[1:] if old[0] == "-" else old[1:] + new[1:])
-    return text
 
 
 WALKED = '''"""About wanda, in a docstring."""
