@@ -163,6 +163,27 @@ def test_limits_of_the_system_are_no_bug(
     assert "ulimit -v" in hint
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "advice"),
+    [
+        ("timm.layers", "the library 'timm' is not installed", "pip install timm"),
+        ("prunectl.none", "ModuleNotFoundError: ", "this is a bug"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(
+    name: str,
+    said: str,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_with(ModuleNotFoundError(f"No module named '{name}'", name=name), monkeypatch)
+    assert run(["analyze", "m"]) == 1
+    first, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert said in first
+    assert advice in hint
+
+
 @pytest.mark.parametrize("error", ["ImportError", "OSError", "SystemError"])
 def test_a_library_that_is_broken_is_named(
     error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -30,7 +30,7 @@ from prunectl.benchmarking.sides import (
 from prunectl.benchmarking.sparse import Backend, backends
 from prunectl.benchmarking.workloads import Workload, plan
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.model_kind import Kind, ModelKind, common_nature, model_kind_of
+from prunectl.checkpoint.model_kind import Kind, ModelKind, common_model_kind, model_kind_of
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
@@ -109,7 +109,7 @@ def _bench(
 
     lives, left_out = _load(sources, device, settings, on_event)
     folders = {source.name: source.folder for source in sources}
-    model_kind = common_nature(
+    model_kind = common_model_kind(
         [(one.side.model, model_kind_of(one.model, folders.get(one.side.model))) for one in lives]
     )
     workloads, notes = plan(model_kind, device.type, settings)

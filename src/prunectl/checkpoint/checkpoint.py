@@ -117,9 +117,9 @@ class Checkpoint:
             is_same = False
         if not is_same:
             changed.append("config.json")
-        for name in changed:
+        if changed:
             raise FileChanged(
-                self.folder / name,
+                self.folder / changed[0],
                 "changed since it was opened",
                 hint="repeat the command when nothing writes to it any more",
             )

@@ -102,29 +102,29 @@ def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
     return ModelKind(kind, _context_of(model, text), vocabulary, None, avoided)
 
 
-def common_nature(natures: Sequence[tuple[str, ModelKind]]) -> ModelKind:
+def common_model_kind(kinds: Sequence[tuple[str, ModelKind]]) -> ModelKind:
     """What models are together: one kind, and inputs that each of them takes.
 
     Args:
-        natures: by what the models are called; one or more.
+        kinds: by what the models are called; one or more.
 
     Raises:
         InvalidOption: they are of different kinds, or take images of different sizes.
     """
-    name, first = natures[0]
-    for other_name, other in natures:
+    name, first = kinds[0]
+    for other_name, other in kinds:
         if (other.kind, other.image) != (first.kind, first.image):
             raise InvalidOption(
                 f"{other_name} ({_words(other)}) and {name} ({_words(first)}) cannot be given "
                 "the same inputs",
                 hint="compare models of one kind",
             )
-    contexts = [one.context for _, one in natures if one.context is not None]
+    contexts = [one.context for _, one in kinds if one.context is not None]
     return replace(
         first,
         context=min(contexts, default=None),
-        vocabulary=min(one.vocabulary for _, one in natures),
-        avoided=frozenset().union(*(one.avoided for _, one in natures)),
+        vocabulary=min(one.vocabulary for _, one in kinds),
+        avoided=frozenset().union(*(one.avoided for _, one in kinds)),
     )
 
 

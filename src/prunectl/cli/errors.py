@@ -62,11 +62,11 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
             "error: the system lets this user start no more threads",
             "hint: lower --jobs, or raise the limit of processes (ulimit -u) or memory (ulimit -v)",
         ]
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        library = error.name.partition(".")[0]
+    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if (package := missing.partition(".")[0]) not in ("", "prunectl"):
         return FAILED, [
-            f"error: the library '{library}' is not installed",
-            f"hint: install it into this environment: pip install {library}",
+            f"error: the library '{package}' is not installed",
+            f"hint: install it into this environment: pip install {package}",
         ]
     said = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
     if library := _unloadable(error):
