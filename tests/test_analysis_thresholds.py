@@ -24,6 +24,7 @@ from prunectl.measure import thresholds
 from prunectl.measure.cache import load_measured, store_measured
 from prunectl.measure.measured import Measured, measure, refine
 from prunectl.measure.thresholds import find_targets
+from prunectl.parallel.run import PLAIN_RUN
 from prunectl.pattern import NM
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.verb import prune
@@ -294,14 +295,13 @@ def test_refinements_alone_make_measurements_dirty(tmp_path: Path, dtype: str) -
     kind = DTYPES[dtype]
     checkpoint = open_checkpoint(write(tmp_path / "m", linears([(kind, 40, 60)] * 2, 5)))
     names = [tensor.name for tensor in checkpoint.tensors]
-    quiet = {"jobs": 1, "on_event": lambda event: None}
     measured = Measured()
     try:
-        measure(checkpoint, names, {}, {}, into=measured, **quiet)
+        measure(checkpoint, names, {}, {}, into=measured, run=PLAIN_RUN)
         assert measured.dirty
         store_measured(checkpoint, measured)
         assert not measured.dirty
-        find_targets(checkpoint, measured, names, [1600], with_statistics=False, **quiet)
+        find_targets(checkpoint, measured, names, [1600], PLAIN_RUN, with_statistics=False)
         assert measured.dirty
         store_measured(checkpoint, measured)
     finally:
@@ -309,7 +309,7 @@ def test_refinements_alone_make_measurements_dirty(tmp_path: Path, dtype: str) -
     loaded = load_measured(checkpoint)
     assert loaded is not None
     with loaded.histograms:
-        find_targets(checkpoint, loaded, names, [1600], with_statistics=False, **quiet)
+        find_targets(checkpoint, loaded, names, [1600], PLAIN_RUN, with_statistics=False)
         assert not loaded.dirty
 
 
@@ -317,7 +317,7 @@ def test_an_analysis_that_only_refines_is_not_from_the_cache(tmp_path: Path, mon
     checkpoint = open_checkpoint(write(tmp_path / "m", linears([(DTYPES["F32"], 40, 60)] * 2, 5)))
     measured = Measured()
     names = [tensor.name for tensor in checkpoint.tensors]
-    measure(checkpoint, names, {}, {}, into=measured, jobs=1, on_event=lambda event: None)
+    measure(checkpoint, names, {}, {}, into=measured, run=PLAIN_RUN)
     store_measured(checkpoint, measured)
     measured.close()
     read = BytesRead(monkeypatch)
@@ -335,16 +335,15 @@ def test_tensors_refined_unequally_before_are_compared(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path / "m", tensors))
     names = [tensor.name for tensor in checkpoint.tensors]
     values = np.concatenate([np.abs(values_of(t)).reshape(-1) for t in tensors.values()])
-    quiet = {"jobs": 1, "on_event": lambda event: None}
     measured = Measured()
     try:
-        measure(checkpoint, names, {}, {}, into=measured, **quiet)
+        measure(checkpoint, names, {}, {}, into=measured, run=PLAIN_RUN)
         first = measured.histograms.get(names[0])
         at = len(first.starts) // 2
         span = [(int(first.starts[at]), int(first.log2_widths[at]))]
-        list(refine(checkpoint, {names[0]: span}, measured, **quiet))
+        list(refine(checkpoint, {names[0]: span}, measured, PLAIN_RUN))
         k = 1 + int((values < first.format.value(span[0][0])).sum())
-        (target,) = find_targets(checkpoint, measured, names, [k], with_statistics=False, **quiet)
+        (target,) = find_targets(checkpoint, measured, names, [k], PLAIN_RUN, with_statistics=False)
         assert target.selected is not None
         assert target.selected.value == np.sort(values)[k - 1]
     finally:

@@ -22,6 +22,7 @@ from prunectl.errors import DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
 from prunectl.output import journal as journal_module
 from prunectl.output.target import calibrated_folder, calibrated_journal
+from prunectl.parallel.run import PLAIN_RUN
 from prunectl.plan.settings import Calibration
 
 BLOCKS = 4
@@ -348,7 +349,7 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
     assert said[-1] == f"{out}: blocks that another run left unfinished are discarded"
     second = out.with_name("second")
     with (
-        CalibratedStore(second, "", lambda event: None),
+        CalibratedStore(second, "", PLAIN_RUN),
         pytest.raises(OutputConflict, match="another prunectl is writing") as refused,
     ):
         prune(source, second, SPARSEGPT, on_event=events.append)

@@ -20,6 +20,7 @@ from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.samples import Samples
 from prunectl.events import Event, Note
+from prunectl.parallel.run import Run
 from prunectl.plan import placement
 from prunectl.plan.job import Job, arguments, fingerprint, prepare
 from prunectl.plan.settings import Calibration
@@ -40,9 +41,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(placement, "choose_device", pretended)
     monkeypatch.setattr("prunectl.device.choose_device", pretended)
     # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
-    monkeypatch.setattr(
-        "prunectl.pruning.verb.named_device", lambda wanted, on_event, **_: nullcontext()
-    )
+    monkeypatch.setattr(Run, "on_device", lambda self, wanted, **_: nullcontext(self))
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     return
 

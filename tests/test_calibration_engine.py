@@ -20,6 +20,7 @@ from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import CalibrationFailed, UnsupportedCheckpoint
 from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.methods.statistics import Gram
+from prunectl.parallel.run import PLAIN_RUN, Run
 
 QUICK = (
     "bert", "albert", "gpt2", "llama", "mixtral", "gpt_oss", "llama4", "jetmoe", "t5", "whisper",
@@ -100,8 +101,8 @@ def run(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
         )
         wanted = Wanted(axes_of(checkpoint, block_model), **options)
-        on_event = (lambda event: None) if events is None else events.append
-        calibrate(block_model, samples, wanted, prune, on_event=on_event)
+        run = PLAIN_RUN if events is None else Run(on_event=events.append)
+        calibrate(block_model, samples, wanted, prune, run=run)
     return block_model
 
 

@@ -54,6 +54,7 @@ from prunectl.output.journal import Journal
 from prunectl.output.manifest import read_manifest
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
+from prunectl.parallel.run import PLAIN_RUN
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -1282,7 +1283,7 @@ def test_any_flipped_byte_of_a_finished_file_is_found(tmp_path: Path, layout: st
         def is_found_sound(data: bytes) -> bool:
             (folder.work / WEIGHTS).write_bytes(data)
             folder.finished = {WEIGHTS: entry}
-            check_finished(folder, lambda event: None)
+            check_finished(folder, PLAIN_RUN)
             return WEIGHTS in folder.finished
 
         assert is_found_sound(sound)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from prunectl import Calibration, Method, PruneSettings, analyze, prune, verify
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
 from prunectl.errors import InvalidOption, NaNWeights
-from prunectl.events import Advanced, Event, Note, OnEvent
+from prunectl.events import Advanced, Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.geometry import Rows
 from prunectl.magnitude import masks, on_device
@@ -35,6 +36,7 @@ from prunectl.magnitude.measure import TensorMeasure
 from prunectl.magnitude.on_device import OnDevice
 from prunectl.measure.measured import Measured, measure
 from prunectl.parallel import streaming
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
@@ -314,17 +316,17 @@ def torch_cpu(monkeypatch: pytest.MonkeyPatch) -> list[OnDevice]:
     used: list[OnDevice] = []
 
     @contextmanager
-    def named(wanted: str, on_event: OnEvent, **_: bool) -> Iterator[OnDevice | None]:
+    def named(self: Run, wanted: str, **_: bool) -> Iterator[Run]:
         if wanted != "cuda":
-            yield None
+            yield self
             return
         used.append(OnDevice(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
-        yield used[-1]
+        yield replace(self, device=used[-1])
         if used[-1].was_full:
-            on_event(Note("it was full"))
+            self.note("it was full")
 
+    monkeypatch.setattr(Run, "on_device", named)
     for verb in ("analysis", "pruning"):
-        monkeypatch.setattr(f"prunectl.{verb}.verb.named_device", named)
         monkeypatch.setattr(f"prunectl.{verb}.verb.check_device", lambda wanted: None)
     return used
 
@@ -409,8 +411,7 @@ def test_large_blocks_give_the_same_sums(place: str, tmp_path: Path) -> None:
     for device in (None, OnDevice(torch.device(place))):
         into = Measured()
         patterns = {name: (NM(2, 3), NM(2, 5))}
-        measure(checkpoint, [name], patterns, {name: 1}, into=into, jobs=1, device=device,
-                on_event=lambda event: None)  # fmt: skip
+        measure(checkpoint, [name], patterns, {name: 1}, into=into, run=Run(1, device=device))
         found.append((into.facts, into.patterns, into.histograms.get(name).to_bytes()))
         into.close()
     assert found[0] == found[1]
@@ -513,25 +514,27 @@ def test_samples_and_magnitudes_on_one_device(
 
 @pytest.mark.parametrize("wanted", ["auto", "cpu"])
 def test_the_cpu_is_what_is_not_named(wanted: str) -> None:
-    with streaming.named_device(wanted, print) as device:
-        assert device is None
+    with Run().on_device(wanted) as run:
+        assert run.device is None
 
 
 @pytest.mark.gpu
 def test_a_gpu_that_is_named() -> None:
-    with streaming.named_device("cuda", print) as device:
-        assert device is not None
-        assert device.device.type == "cuda"
+    with Run().on_device("cuda") as run:
+        assert run.device is not None
+        assert run.device.device.type == "cuda"
 
 
 def test_a_full_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     notes: list[Event] = []
-    with streaming.named_device("cuda", notes.append) as device:
-        assert device is not None
-        device.was_full = device.was_used = True
-    assert notes == [Note("cuda:0 was full: what found no room there was worked on by the CPU")]
+    with Run(on_event=notes.append).on_device("cuda") as run:
+        assert run.device is not None
+        run.device.was_full = run.device.was_used = True
+    assert notes == [
+        Note("cuda:0 was full: the CPU worked on the tensors that found no room there")
+    ]
 
 
 @pytest.fixture
@@ -560,7 +563,7 @@ def test_a_device_that_gets_nothing_is_said(tmp_path: Path) -> None:
         work(events.append)
         assert "nothing went to cuda:0" in said(events)
     events = []
-    with streaming.named_device("cuda", events.append, tells_unused=False):
+    with Run(on_event=events.append).on_device("cuda", tells_unused=False):
         pass
     assert not events
 

@@ -29,6 +29,7 @@ from prunectl.output import osfiles
 from prunectl.output import partial as partial_module
 from prunectl.output.direct import DirectWriter
 from prunectl.output.partial import PartialFile
+from prunectl.parallel.run import PLAIN_RUN
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _CHUNK = 8192
@@ -531,7 +532,7 @@ def test_outputs_are_the_same_bytes(
 
 def test_what_is_read_again_soon_stays_in_memory(on_disk: Path) -> None:
     assert PartialFile(on_disk, "a", len(_DATA), direct=False)._direct is None
-    with CalibratedStore(on_disk / "output", "fingerprint", lambda event: None) as store:
+    with CalibratedStore(on_disk / "output", "fingerprint", PLAIN_RUN) as store:
         store.expect({"block": [TensorSpec("a", DTYPES["F32"], (100_000,))]})
         store.put("a", torch.ones(100_000), {})
         (writer,) = store._writers.values()

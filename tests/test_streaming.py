@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import (
     BATCH_BYTES,
     BLOCK_BYTES,
@@ -25,7 +26,6 @@ from prunectl.parallel.streaming import (
     batches,
     default_jobs,
     run_ordered,
-    run_tensors,
 )
 from prunectl.tensorspec import DTYPES, TensorSpec
 
@@ -57,7 +57,7 @@ def test_results_come_in_order_whatever_finishes_first(jobs: int) -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert list(run_ordered([], lambda item, _: item)) == []
+    assert list(run_ordered([], lambda item, _: item, 1)) == []
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -130,7 +130,7 @@ def test_an_error_of_the_source_surfaces() -> None:
         raise OSError("the source")
 
     with pytest.raises(OSError, match="the source"):
-        list(run_ordered(source(), lambda item, _: item))
+        list(run_ordered(source(), lambda item, _: item, 2))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -233,7 +233,7 @@ def test_a_hundred_thousand_small_tensors_are_few_hand_overs() -> None:
     assert len(made) == 2
 
 
-# --- run_tensors ------------------------------------------------------------------------------
+# --- Run.tensors ------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -251,7 +251,7 @@ def test_threads_give_what_one_thread_gives(tmp_path: Path, sizes: list[int], jo
             blocks = scratch.blocks(reader, tensor)
             return float(sum(block.view(np.float32).sum(dtype=np.float64) for _, block in blocks))
 
-        found = list(run_tensors(checkpoint.tensors, total, jobs))
+        found = list(Run(jobs).tensors(checkpoint.tensors, total))
         alone = Scratch(threading.Event())
         assert found == [(t, total(t, alone)) for t in checkpoint.tensors]
     for tensor, result in found:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from prunectl.analysis.result import SPARSITIES, Analysis
 from prunectl.analysis.summary import summarize
@@ -19,12 +18,9 @@ from prunectl.measure.cache import measured_of
 from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import find_targets
 from prunectl.parallel.ranks import ALONE, Ranks
-from prunectl.parallel.streaming import named_device
+from prunectl.parallel.run import Run
 from prunectl.pattern import NM, distinct_nms, pruned_count
 from prunectl.plan.prunable import prunable_tensors
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 
@@ -57,6 +53,7 @@ def analyze(
         InvalidOption: ``jobs`` out of range, or a device that is not there.
         NaNWeights: a prunable tensor holds NaN.
     """
+    run = Run(jobs, ranks, on_event=on_event)
     check_device(device)
     chosen = distinct_nms(patterns)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
@@ -65,11 +62,9 @@ def analyze(
     started = time.perf_counter()
     with measured_of(checkpoint, use_cache=use_cache, ranks=ranks) as measured:
         prunable = list(prunable_tensors(checkpoint, fp8=True))
-        with named_device(device, on_event) as place:
-            measure_missing(
-                checkpoint, measured, patterns=chosen, jobs=jobs, on_event=on_event, ranks=ranks,
-                names=[t.name for t in checkpoint.tensors if t.spec.dtype.is_float], device=place,
-            )  # fmt: skip
+        floats = [tensor.name for tensor in checkpoint.tensors if tensor.spec.dtype.is_float]
+        with run.on_device(device) as there:
+            measure_missing(checkpoint, measured, there, names=floats, patterns=chosen)
         refuse_nans(measured, prunable)
         weights = sum(measured.facts[name].numel for name in prunable)
         targets = find_targets(
@@ -77,10 +72,8 @@ def analyze(
             measured,
             prunable,
             [pruned_count(sparsity, weights) for sparsity in SPARSITIES] if weights else [],
+            run,
             with_statistics=True,
-            jobs=jobs,
-            on_event=on_event,
-            ranks=ranks,
         )
         fresh = measured.dirty
         result = summarize(checkpoint, measured, prunable, targets, chosen)

@@ -17,8 +17,9 @@ from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.events import Advanced, Note, OnEvent
+from prunectl.parallel.ranks import Ranks
+from prunectl.parallel.run import PLAIN_RUN, Run
 
 Values = dict[str, torch.Tensor]
 
@@ -49,8 +50,7 @@ def _never(block: str) -> Values | None:
 def try_model(
     block_model: BlockModel,
     samples: Sequence[Inputs],
-    on_event: OnEvent = ignore_events,
-    ranks: Ranks = ALONE,
+    run: Run = PLAIN_RUN,
 ) -> Course:
     """See by a short sample whether a model can be calibrated block by block; every rank does.
 
@@ -58,7 +58,7 @@ def try_model(
         CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_course`.
         DeviceFull: there is too little memory for a block.
     """
-    return _try(Forward(block_model, samples, own=_own(ranks)), on_event)
+    return _try(Forward(block_model, samples, own=_own(run.ranks)), run.on_event)
 
 
 def _try(forward: Forward, on_event: OnEvent) -> Course:
@@ -86,8 +86,7 @@ def calibrate(
     done: Callable[[str], object] = _never,
     spill: Path | None = None,
     phase: str = "calibrating",
-    ranks: Ranks = ALONE,
-    on_event: OnEvent = ignore_events,
+    run: Run = PLAIN_RUN,
 ) -> None:
     """Go through the blocks in the order in which the model calls them.
 
@@ -103,33 +102,31 @@ def calibrate(
         done: told when all tensors of a block have been pruned.
         spill: a folder for what blocks put out; None keeps it in memory.
         phase: what the progress is called.
-        ranks: the processes that share the samples out, and the tensors; ``finished`` and ``done``
-            are called in all of them.
-        on_event: told of the progress, in bytes of blocks.
+        run: its ranks share the samples, and the tensors; each of them calls ``finished`` and
+            ``done``. Progress is in bytes of blocks.
 
     Raises:
         CalibrationFailed: the model fails on the samples, or puts out NaN.
         DeviceFull: there is too little memory for a block.
     """
-    forward = Forward(block_model, samples, spill, _own(ranks))
+    forward = Forward(block_model, samples, spill, _own(run.ranks))
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
-    engine = _Engine(block_model, forward, wanted, pruner, phase, ranks, on_event)
-    units = (course or _try(forward, on_event)).units
+    engine = _Engine(block_model, forward, wanted, pruner, phase, run)
+    units = (course or _try(forward, run.on_event)).units
     engine.locate()  # what cannot be pruned is refused before anything is
-    on_event(PhaseStarted(phase, sum(block_model.nbytes(b) for unit in units for b in unit.blocks)))
-    for unit in units:
-        with memory_errors(
-            block_model.device, block_model.dtype, f"{unit.blocks[0]} and its inputs"
-        ):
-            engine.run(unit, {block: finished(block) for block in unit.blocks})
-        for block in unit.blocks:
+    with run.phase(phase, sum(block_model.nbytes(b) for unit in units for b in unit.blocks)):
+        for unit in units:
+            with memory_errors(
+                block_model.device, block_model.dtype, f"{unit.blocks[0]} and its inputs"
+            ):
+                engine.run(unit, {block: finished(block) for block in unit.blocks})
+            for block in unit.blocks:
+                done(block)
+        for block in engine.unreached(units):
+            if finished(block) is None:
+                with memory_errors(block_model.device, block_model.dtype, block):
+                    engine.prune_unreached(block)
             done(block)
-    for block in engine.unreached(units):
-        if finished(block) is None:
-            with memory_errors(block_model.device, block_model.dtype, block):
-                engine.prune_unreached(block)
-        done(block)
-    on_event(PhaseDone(phase))
 
 
 class _Engine:
@@ -140,12 +137,11 @@ class _Engine:
         wanted: Wanted,
         pruner: Pruner,
         phase: str,
-        ranks: Ranks,
-        on_event: OnEvent,
+        run: Run,
     ) -> None:
         self._phase = phase
         self._block_model, self._wanted = block_model, wanted
-        self._pruner, self._ranks, self._on_event = pruner, ranks, on_event
+        self._pruner, self._ranks, self._on_event = pruner, run.ranks, run.on_event
         self.forward = forward
         self._statistics_device = block_model.device
         self._names: dict[str, list[str]] = {block: [] for block in block_model.blocks}

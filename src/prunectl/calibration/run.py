@@ -28,9 +28,8 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
-from prunectl.events import Note, OnEvent
 from prunectl.parallel.launched import on_this_host
-from prunectl.parallel.ranks import Ranks
+from prunectl.parallel.run import Run
 from prunectl.plan.job import Job, fingerprint
 from prunectl.plan.placement import device_of, dtype_of
 from prunectl.plan.settings import Budget, Calibration, Scope
@@ -47,19 +46,20 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.reader import TensorReader
 
 
-class _Run:
+class _Passes:
     """What every pass over the samples needs, and what all of them take."""
 
-    def __init__(self, job: Job, reader: TensorReader, ranks: Ranks, on_event: OnEvent) -> None:
+    def __init__(self, job: Job, reader: TensorReader, run: Run) -> None:
         import torch
 
         assert job.settings.calibration is not None
         assert job.samples is not None
-        self.job, self.reader, self.ranks, self.on_event = job, reader, ranks, on_event
+        self.job, self.reader, self.run = job, reader, run
         free = free_memory(torch.device("cpu"))
-        self._free = None if free is None else free // (on_this_host() if ranks.count > 1 else 1)
+        sharing = on_this_host() if run.ranks.count > 1 else 1
+        self._free = None if free is None else free // sharing
         self.block_model = _block_model(job.checkpoint, job.settings.calibration, reader)
-        ranks.use(self.block_model.device, on_event)
+        run.ranks.use(self.block_model.device, run.on_event)
         self._samples = job.samples.inputs
 
     @cached_property
@@ -67,9 +67,9 @@ class _Run:
         """How the model runs, and where what its blocks put out is kept, if not in memory."""
         from prunectl.calibration.engine import try_model
 
-        course = try_model(self.block_model, self._samples, self.on_event, self.ranks)
+        course = try_model(self.block_model, self._samples, self.run)
         memory = forecast(self.job, self.block_model, course, self._free)
-        self.on_event(Note(str(memory)))
+        self.run.note(str(memory))
         return course, self.job.target.resolve().parent if memory.spilled else None
 
     def go(
@@ -87,15 +87,12 @@ class _Run:
         course, spill = self._begun
         calibrate(
             self.block_model, self._samples, wanted, pruner, course=course,
-            finished=finished, done=done, spill=spill, phase=phase, ranks=self.ranks,
-            on_event=self.on_event,
+            finished=finished, done=done, spill=spill, phase=phase, run=self.run,
         )  # fmt: skip
 
 
 @contextmanager
-def calibrated(
-    job: Job, resolution: Resolution, ranks: Ranks, on_event: OnEvent
-) -> Iterator[Resolution]:
+def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolution]:
     """Prune by calibration; inside of the block the new weights can be read.
 
     Leaving it without an error removes them: they are in the output by then, of all ranks.
@@ -104,30 +101,30 @@ def calibrated(
         PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
     """
     with job.checkpoint.open() as reader:
-        run = _Run(job, reader, ranks, on_event)
-        with shared_store(ranks, job.target, fingerprint(job), on_event) as store:
-            resolution, targets = _resolve(run, resolution, store)
-            blocks = _blocks(job, targets, run.block_model)
+        passes = _Passes(job, reader, run)
+        with shared_store(run, job.target, fingerprint(job)) as store:
+            resolution, targets = _resolve(passes, resolution, store)
+            blocks = _blocks(job, targets, passes.block_model)
             store.expect(blocks)
             if not store.complete:
-                _prune_blocks(run, targets, blocks, store)
-            del run
+                _prune_blocks(passes, targets, blocks, store)
+            del passes  # and the model with it
             yield replaced(resolution, store)
             store.done_with()
 
 
 def _prune_blocks(
-    run: _Run,
+    passes: _Passes,
     targets: dict[str, TensorTarget],
     blocks: Mapping[str, list[TensorSpec]],
     store: SharedStore,
 ) -> None:
     """Compute the new weights that the store lacks."""
-    job = run.job
+    job = passes.job
     # The new weights lie beside the output until it is whole.
     store.check_space(job.layout.total_bytes)
     full = needs_full(job.settings.method, job.settings.refine)
-    calibrator = Calibrator(job, targets, run.reader, store, run.on_event, full=full)
+    calibrator = Calibrator(job, targets, passes.reader, store, passes.run.on_event, full=full)
 
     def finished(block: str) -> Values | None:
         values = store.values_of(block)
@@ -135,29 +132,29 @@ def _prune_blocks(
         return values
 
     wanted = _wanted(job, blocks, full=full)
-    run.go(wanted, calibrator, finished=finished, done=store.finish)
-    _outside(blocks.get("", []), run, calibrator)
+    passes.go(wanted, calibrator, finished=finished, done=store.finish)
+    _outside(blocks.get("", []), passes, calibrator)
     store.finish("")
     calibrator.notes.end()
 
 
 def _resolve(
-    run: _Run, resolution: Resolution, store: SharedStore
+    passes: _Passes, resolution: Resolution, store: SharedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
     """What goes of each tensor; a budget's matrices are chosen by what their outputs lose.
 
     What takes a pass over the samples is kept in the store, and not measured again.
     """
-    job = run.job
+    job = passes.job
     by_magnitude = job.masks is not None or not job.settings.method.spec.is_calibrated
-    targets = _masks_of(job, resolution.edits, run.reader) if by_magnitude else {}
+    targets = _masks_of(job, resolution.edits, passes.reader) if by_magnitude else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
-            unfit = sum(_zeros(run, set(pool.members) - _fitting(job, index)).values())
+            unfit = sum(_zeros(passes, set(pool.members) - _fitting(job, index)).values())
             targets |= share_targets(job.plan, index, unfit)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
-            taken = set(store.once(f"taken by pool {index}", partial(_take, run, index, found)))
+            taken = set(store.once(f"taken by pool {index}", partial(_take, passes, index, found)))
             dense = found.keys() - taken
             targets = {k: v for k, v in targets.items() if k not in found}
             targets |= {name: found[name] for name in found if name in taken}
@@ -169,7 +166,7 @@ def _resolve(
                 forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
             )
         elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
-            counts = store.once(f"zeros in pool {index}", partial(_allocate, run, index))
+            counts = store.once(f"zeros in pool {index}", partial(_allocate, passes, index))
             targets |= {name: ByCounts(tuple(zeros)) for name, zeros in counts.items()}
         elif not by_magnitude:
             targets |= pool_targets(job.plan, index)
@@ -181,37 +178,37 @@ def _fitting(job: Job, index: int) -> set[str]:
     return {entry.spec.name for entry in job.plan.tensors if entry.pool == index}
 
 
-def _zeros(run: _Run, names: Iterable[str]) -> dict[str, int]:
+def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
     """How many weights of each tensor are zero; the first rank looks."""
-    stored = run.job.checkpoint.by_name
-    return run.ranks.broadcast(
+    stored = passes.job.checkpoint.by_name
+    return passes.run.ranks.broadcast(
         {
-            name: int((read_tensor(run.reader, stored[name]) == 0).sum())
-            for name in (names if run.ranks.is_first else ())
+            name: int((read_tensor(passes.reader, stored[name]) == 0).sum())
+            for name in (names if passes.run.ranks.is_first else ())
         }
     )
 
 
-def _allocate(run: _Run, index: int) -> dict[str, list[int]]:
+def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
     """How many weights of each matrix go, where one threshold is for all of a pool."""
     from prunectl.calibration.allocation import ScoreCounts, allocate
 
-    job = run.job
+    job = passes.job
     pool = job.plan.pools[index]
     targets = pool_targets(job.plan, index)
     axes = {name: job.planned[name].input_axis for name in targets}
-    counter = ScoreCounts(job.checkpoint.by_name, axes, run.reader)
-    outside = _measure(run, targets, counter, "comparing weights", full=False)
-    _outside(outside, run, counter)
+    counter = ScoreCounts(job.checkpoint.by_name, axes, passes.reader)
+    outside = _measure(passes, targets, counter, "comparing weights", full=False)
+    _outside(outside, passes, counter)
     counts = {name: counter.counts[name] for name in targets}
     return allocate(counts, pool.target_zeros)
 
 
-def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
+def _take(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list[str]:
     """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
-    job = run.job
-    calibrator = Calibrator(job, targets, run.reader, None, run.on_event, full=True)
-    _measure(run, targets, calibrator, "measuring errors", full=True)
+    job = passes.job
+    calibrator = Calibrator(job, targets, passes.reader, None, passes.run.on_event, full=True)
+    _measure(passes, targets, calibrator, "measuring errors", full=True)
     members = job.plan.pools[index].members
     # Of what no sample reaches nothing is known: it is taken last. Of a stack, what is known of its
     # other matrices counts.
@@ -220,18 +217,18 @@ def _take(run: _Run, index: int, targets: dict[str, TensorTarget]) -> list[str]:
         if facts.error is not None:
             errors[name] = facts.error
     specs = [job.checkpoint.by_name[name].spec for name in members if name in targets]
-    before = _zeros(run, members)
+    before = _zeros(passes, members)
     taken = take_by_error(job.plan.pools[index], specs, errors, before, calibrator.zeros)
     return [spec.name for spec in specs if spec.name in taken]
 
 
 def _measure(
-    run: _Run, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
+    passes: _Passes, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
     """Show the inputs of the dense model's matrices; returns tensors outside of blocks."""
-    blocks = _blocks(run.job, targets, run.block_model)
-    wanted = replace(_wanted(run.job, blocks, full=full), true_sequential=False)
-    run.go(wanted, pruner, phase=phase)
+    blocks = _blocks(passes.job, targets, passes.block_model)
+    wanted = replace(_wanted(passes.job, blocks, full=full), true_sequential=False)
+    passes.go(wanted, pruner, phase=phase)
     return blocks.get("", [])
 
 
@@ -270,16 +267,16 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
     )
 
 
-def _outside(specs: list[TensorSpec], run: _Run, pruner: Pruner) -> None:
+def _outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:
     """Tensors that were included and are in no block: there are no statistics of their inputs."""
     from prunectl.calibration.capture import matrices
     from prunectl.calibration.pruner import Captured, pruned
 
     for spec in specs:
-        weight = read_tensor(run.reader, run.job.checkpoint.by_name[spec.name])
-        parts = matrices(spec.name, weight, run.job.planned[spec.name].input_axis)
+        weight = read_tensor(passes.reader, passes.job.checkpoint.by_name[spec.name])
+        parts = matrices(spec.name, weight, passes.job.planned[spec.name].input_axis)
         todo = {spec.name: [Captured(one, None) for one in parts]}  # one at a time is in memory
-        for _ in pruned(pruner, todo, run.ranks):
+        for _ in pruned(pruner, todo, passes.run.ranks):
             pass
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import OnEvent
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.secondary_rank import seen_outside
 from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.parallel.folder import SAME, SHARED_DISK
 from prunectl.parallel.ranks import Ranks
+from prunectl.parallel.run import Run
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,19 +25,18 @@ Value = TypeVar("Value")
 
 
 @contextmanager
-def shared_store(
-    ranks: Ranks, target: Path, fingerprint: str, on_event: OnEvent
-) -> Iterator[SharedStore]:
+def shared_store(run: Run, target: Path, fingerprint: str) -> Iterator[SharedStore]:
     """The store of an output; see :class:`CalibratedStore`.
 
     Raises:
         RanksDiffer: a rank was asked for something else, or does not see the folder.
         OutputConflict, CannotWrite, NoSpace: as of :class:`CalibratedStore`.
     """
+    ranks = run.ranks
     ranks.check_same("weights and settings", fingerprint, hint=SAME)
     with ExitStack() as stack:
         if ranks.is_first:
-            store = stack.enter_context(CalibratedStore(target, fingerprint, on_event))
+            store = stack.enter_context(CalibratedStore(target, fingerprint, run))
             if ranks.count > 1:
                 ranks.check_same("output folder", ranks.broadcast(store.seen()), hint=SHARED_DISK)
             yield SharedStore(ranks, target, store, store.reader)

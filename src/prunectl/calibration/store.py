@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,6 @@ from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.errors import OutputConflict
-from prunectl.events import Note, OnEvent
 from prunectl.loading.finished import check_finished
 from prunectl.output.header import encode_header, storage_order
 from prunectl.output.journal import Journal
@@ -28,6 +28,8 @@ from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.output.target import calibrated_folder, calibrated_journal
+from prunectl.parallel.ranks import ALONE
+from prunectl.parallel.run import Run
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -57,14 +59,14 @@ class CalibratedStore:
         fingerprint: of all that decides the values.
     """
 
-    def __init__(self, target: Path, fingerprint: str, on_event: OnEvent) -> None:
+    def __init__(self, target: Path, fingerprint: str, run: Run) -> None:
         with os_errors(target):
             real = real_path(target)
         self._folder = ResumableFolder(
             calibrated_folder(real), calibrated_journal(real), target, fingerprint,
-            part="block", read_again=True, on_event=on_event,
+            part="block", read_again=True, on_event=run.on_event,
         )  # fmt: skip
-        self._target, self._on_event = target, on_event
+        self._target, self._run = target, run
         self._shards: dict[str, Shard] = {}
         self._block_of: dict[str, str] = {}
         self._writers: dict[str, ShardWriter] = {}
@@ -99,7 +101,8 @@ class CalibratedStore:
             name = f"block-{number:05d}.safetensors"
             self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
             self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
-        check_finished(self._folder, self._on_event, once=False)
+        # The other ranks have no store.
+        check_finished(self._folder, replace(self._run, ranks=ALONE), once=False)
 
     @property
     def missing(self) -> int:
@@ -147,7 +150,7 @@ class CalibratedStore:
             self._folder.spoil(name)
         if later:
             text = f"{block} did not come out as it was: the blocks after it are computed anew too"
-            self._on_event(Note(f"{self._target}: {text}", warning=True))
+            self._run.note(f"{self._target}: {text}", warning=True)
 
     def values_of(self, block: str) -> dict[str, torch.Tensor] | None:
         """A finished block's values by tensor; None where it is not finished."""

@@ -9,14 +9,14 @@ import blake3
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, OnEvent
 from prunectl.exporting.survey import check_digest
 from prunectl.exporting.writing import Stored
 from prunectl.layouts.table import DENSE
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.output.shards import Shard, ShardWriter
-from prunectl.parallel.streaming import Scratch, run_tensors
+from prunectl.parallel.run import Advance, Run
+from prunectl.parallel.streaming import Scratch
 from prunectl.plan.outputs import OutputTensor
 
 
@@ -26,10 +26,8 @@ def write_dense(
     checkpoint: Checkpoint,
     reader: TensorReader,
     writer: ShardWriter,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    phase: str,
+    run: Run,
+    advance: Advance,
 ) -> list[Stored]:
     """Write all tensors of one dense file; returns what was written, in the shard's order.
 
@@ -57,7 +55,7 @@ def write_dense(
         return Stored(spec.name, DENSE, None, zeros, found, spec.nbytes, (spec.name,))
 
     written = []
-    for tensor, stored in run_tensors(tensors, work, jobs):
+    for tensor, stored in run.tensors(tensors, work):
         written.append(stored)
-        on_event(Advanced(phase, tensor.spec.nbytes, shard.name))
+        advance(tensor.spec.nbytes, shard.name)
     return written

@@ -17,7 +17,7 @@ from prunectl.checkpoint.mask_file import is_mask_file
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadManifest, CannotWrite, NothingMasked, OutputConflict
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.exporting.result import MasksResult
 from prunectl.exporting.survey import check_digest, held_to
 from prunectl.geometry import Rows, mask_unit
@@ -27,7 +27,8 @@ from prunectl.output.manifest import Manifest, read_manifest
 from prunectl.output.mask_file import MaskEntry, MaskWriter
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.target import MANIFEST_NAME, check_space
-from prunectl.parallel.streaming import Scratch, run_ordered, run_tensors
+from prunectl.parallel.run import Run
+from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan.job import protected
 from prunectl.plan.prunable import input_axis, prunable_tensors
@@ -76,9 +77,10 @@ def export_masks(
         SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
+    run = Run(jobs, on_event=on_event)
     checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
     for text in checkpoint.notes:
-        on_event(Note(text, warning=True))
+        run.note(text, warning=True)
     target = _check_target(Path(output), protected(checkpoint), force=force)
     manifest = _manifest(checkpoint)
     checkpoint = held_to(checkpoint, manifest)
@@ -86,11 +88,11 @@ def export_masks(
         if manifest is not None:
             masked = _listed(checkpoint, manifest)
         else:
-            masked = _holding_zeros(checkpoint, reader, jobs, on_event)
+            masked = _holding_zeros(checkpoint, reader, run)
         check_space(target, sum(one.entry.nbytes for one in masked))
         entries = [one.entry for one in masked]
         with MaskWriter(target, entries, source_of(checkpoint, manifest), force=force) as writer:
-            zeros = _write(masked, checkpoint, reader, writer, jobs, on_event)
+            zeros = _write(masked, checkpoint, reader, writer, run)
             checkpoint.check_unchanged()
             writer.close(zeros)
     return MasksResult(
@@ -171,9 +173,7 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
     return found
 
 
-def _holding_zeros(
-    checkpoint: Checkpoint, reader: TensorReader, jobs: int | None, on_event: OnEvent
-) -> list[_Masked]:
+def _holding_zeros(checkpoint: Checkpoint, reader: TensorReader, run: Run) -> list[_Masked]:
     """The prunable tensors that hold a +0.0; of a pruned one little has to be read to tell.
 
     Raises:
@@ -181,20 +181,19 @@ def _holding_zeros(
     """
     roles = checkpoint.roles.roles
     candidates = [checkpoint.by_name[name] for name in prunable_tensors(checkpoint)]
-    phase = "looking for zeros"
-    on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in candidates)))
 
     def work(tensor: StoredTensor, scratch: Scratch) -> bool:
         uint = _uint(tensor)
         return any(not block.view(uint).all() for _, block in scratch.blocks(reader, tensor))
 
     found = []
-    for tensor, holds in run_tensors(candidates, work, jobs):
-        on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-        if holds:
-            axis = input_axis(tensor.spec, roles[tensor.name])
-            found.append(_Masked(tensor.name, tensor, None, axis))
-    on_event(PhaseDone(phase))
+    total = sum(tensor.spec.nbytes for tensor in candidates)
+    with run.phase("looking for zeros", total) as advance:
+        for tensor, holds in run.tensors(candidates, work):
+            advance(tensor.spec.nbytes, tensor.name)
+            if holds:
+                axis = input_axis(tensor.spec, roles[tensor.name])
+                found.append(_Masked(tensor.name, tensor, None, axis))
     if not found:
         raise NothingMasked(
             checkpoint.model, "there is no prunectl.json, and no prunable tensor holds a zero"
@@ -210,21 +209,18 @@ def _write(
     checkpoint: Checkpoint,
     reader: TensorReader,
     writer: MaskWriter,
-    jobs: int | None,
-    on_event: OnEvent,
+    run: Run,
 ) -> dict[str, int]:
     """Write the bits of all masks; returns zeros by tensor name."""
-    phase = "writing masks"
-    on_event(PhaseStarted(phase, sum(one.stored.spec.nbytes for one in masked)))
     zeros = {}
 
     def work(one: _Masked, scratch: Scratch) -> tuple[_Masked, int]:
         return one, _write_one(one, checkpoint, reader, writer, scratch)
 
-    for one, count in run_ordered(masked, work, jobs):
-        zeros[one.name] = count
-        on_event(Advanced(phase, one.stored.spec.nbytes, one.name))
-    on_event(PhaseDone(phase))
+    with run.phase("writing masks", sum(one.stored.spec.nbytes for one in masked)) as advance:
+        for one, count in run.ordered(masked, work):
+            zeros[one.name] = count
+            advance(one.stored.spec.nbytes, one.name)
     return zeros
 
 

@@ -14,11 +14,10 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
-from prunectl.events import OnEvent
 from prunectl.layouts.layout import Extra, Misfit, Survey, pattern_of
 from prunectl.layouts.table import AUTO, CODINGS, DENSE, SUFFIXES, by_size, sizes
 from prunectl.output.manifest import Manifest
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.tensorspec import TensorSpec, name_fault
@@ -79,10 +78,7 @@ def choose_layouts(
     layout: str,
     expected: Mapping[str, Expected],
     axes: Mapping[str, int],
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> dict[str, Choice]:
     """Read every tensor once and decide how each is stored; by name.
 
@@ -109,7 +105,7 @@ def choose_layouts(
                 raise PatternMismatch(tensor.name, str(counted.broken))
             return _choose(tensor.spec, counted, layout)
 
-        for tensor, choice in ranks.run_tensors("measuring", tensors, work, jobs, on_event):
+        for tensor, choice in run.shared_tensors("measuring", tensors, work):
             found[tensor.name] = choice
     return found
 

@@ -7,11 +7,10 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
-from prunectl.events import Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.exporting.dense import write_dense
 from prunectl.exporting.job import Job, prepare
 from prunectl.exporting.metadata import write_metadata
@@ -28,12 +27,12 @@ from prunectl.output.shards import Shard, ShardWriter
 from prunectl.output.target import check_nobody_writes, check_space
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.pattern import NM, parse_nm
 from prunectl.plan.job import protected, side_bytes
 from prunectl.to_json import to_json
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
-_PHASE = "writing weights"
 
 
 def export(
@@ -73,25 +72,25 @@ def export(
         UsageError, SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
+    run = Run(jobs, ranks, on_event=on_event)
     checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
     for text in checkpoint.notes:
-        on_event(Note(text, warning=True))
+        run.note(text, warning=True)
     groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
     job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
     if ranks.is_first:
         check_nobody_writes(job.target)
     ranks.check_source(checkpoint, "export", job.arguments)
     folder = shared_folder(
-        ranks,
+        run,
         job.target,
         job.fingerprint,
         force=force,
         protected=protected(checkpoint),
-        on_event=on_event,
     )
     with folder as sink:
         try:
-            stored, resumed = _write(job, sink, ranks, jobs, on_event)
+            stored, resumed = _write(job, sink, run)
             checkpoint.check_unchanged()
         except (BadCheckpoint, PatternMismatch, InvalidOption):
             sink.discard()  # a later run would only go on towards the same error
@@ -102,19 +101,17 @@ def export(
             warnings = write_metadata(sink, job, result, stored)
             sink.commit()
     for text in warnings:
-        on_event(Note(text, warning=True))
+        run.note(text, warning=True)
     return replace(result, warnings=warnings, seconds=time.perf_counter() - started)
 
 
-def _write(
-    job: Job, sink: ResumableFolder, ranks: Ranks, jobs: int | None, on_event: OnEvent
-) -> tuple[dict[str, Stored], int]:
+def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored], int]:
     """Write all files that an earlier run has not finished, each rank its own.
 
     Returns:
         Facts by tensor, and how many files were finished before: on every rank those of all.
     """
-    check_finished(sink, on_event, ranks=ranks, jobs=jobs)
+    check_finished(sink, run)
     stored: dict[str, Stored] = {}
     if job.dense:
         check_space(job.target, job.dense.total_bytes + side_bytes(job.checkpoint))
@@ -125,29 +122,31 @@ def _write(
         for record in records or ():
             one = Stored(**{**record, "stored_names": tuple(record["stored_names"])})
             stored[one.name] = one
-    choices = {} if job.dense else _choices(job, set(stored), ranks, jobs, on_event)
+    choices = {} if job.dense else _choices(job, set(stored), run)
     shards = job.dense.shards if job.dense else job.shards
     todo = [shard for shard in shards if found[shard.name] is None]
-    own = ranks.share(todo, _dense_bytes)
+    own = run.ranks.share(todo, _dense_bytes)
     ours: list[Stored] = []
-    on_event(PhaseStarted(_PHASE, sum(map(_dense_bytes, own))))
-    options: dict[str, Any] = {"jobs": jobs, "on_event": on_event, "phase": _PHASE}
     sources = {name: tensor.source for name, tensor in job.outputs.items()}
-    with job.checkpoint.open() as reader:
+    with (
+        job.checkpoint.open() as reader,
+        run.phase("writing weights", sum(map(_dense_bytes, own))) as advance,
+    ):
         for shard in own:
             writer: ShardWriter | PartsWriter
             if isinstance(shard, Shard):
                 writer = sink.open_shard(shard)
-                written = write_dense(shard, job.outputs, job.checkpoint, reader, writer, **options)
+                written = write_dense(
+                    shard, job.outputs, job.checkpoint, reader, writer, run, advance
+                )
             else:
                 writer = sink.open_parts(shard, room_for(shard, choices))
-                written = write_parts(shard, choices, sources, reader, writer, **options)
+                written = write_parts(shard, choices, sources, reader, writer, run, advance)
             sink.finish(writer, [to_json(one) for one in written])
             ours += written
-    if ranks.count > 1:
+    if run.ranks.count > 1:
         sink.wait()  # what others are told is durable
-    stored |= {one.name: one for one in ranks.all_gather(ours)}
-    on_event(PhaseDone(_PHASE))
+    stored |= {one.name: one for one in run.ranks.all_gather(ours)}
     return stored, len(shards) - len(todo)
 
 
@@ -155,9 +154,7 @@ def _dense_bytes(shard: Shard | PartsShard) -> int:
     return sum(spec.nbytes for spec in shard.specs)
 
 
-def _choices(
-    job: Job, finished: set[str], ranks: Ranks, jobs: int | None, on_event: OnEvent
-) -> Mapping[str, Choice]:
+def _choices(job: Job, finished: set[str], run: Run) -> Mapping[str, Choice]:
     """The layout of every tensor to write.
 
     Raises:
@@ -173,9 +170,7 @@ def _choices(
         job.layout,
         job.expected,
         job.axes,
-        jobs=jobs,
-        on_event=on_event,
-        ranks=ranks,
+        run,
     )
     needs_groups = job.layout != AUTO and LAYOUTS[job.layout].needs_groups
     if needs_groups and not finished and all(c.is_dense for c in found.values()):

@@ -10,14 +10,14 @@ import numpy as np
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, OnEvent
 from prunectl.exporting.survey import Choice
 from prunectl.layouts.layout import Encoder, Pieces, StoredPart
 from prunectl.layouts.parts import Bytes
 from prunectl.layouts.table import CODINGS
 from prunectl.output.header import ALIGNMENT
 from prunectl.output.parts import PartsShard, PartsWriter, header_room
-from prunectl.parallel.streaming import Scratch, run_ordered
+from prunectl.parallel.run import Advance, Run
+from prunectl.parallel.streaming import Scratch
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _ITEM_BYTES = 4 << 20
@@ -54,10 +54,8 @@ def write_parts(
     sources: Mapping[str, StoredTensor],
     reader: TensorReader,
     writer: PartsWriter,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    phase: str,
+    run: Run,
+    advance: Advance,
 ) -> list[Stored]:
     """Write all tensors of one compressed file; returns what was written, in the shard's order.
 
@@ -70,6 +68,7 @@ def write_parts(
         sources: where the bytes of each are.
         reader: of the source.
         writer: of the file.
+        advance: receives dense bytes as they are done.
     """
 
     def work(item: _Item, scratch: Scratch) -> tuple[_Item, list[Pieces]]:
@@ -79,12 +78,12 @@ def write_parts(
     ordered = sorted((choices[name] for name in order), key=_place)
     written: list[Stored] = []
     position, current = 0, None
-    for item, pieces in run_ordered(_items(ordered, sources), work, jobs):
+    for item, pieces in run.ordered(_items(ordered, sources), work):
         if current is None:
             current = _Tensor(item.choice, item.encoder, writer, position)
         for piece in pieces:
             current.append(piece)
-        on_event(Advanced(phase, _share(item), shard.name))
+        advance(_share(item), shard.name)
         if item.last:
             stored, position = current.close()
             written.append(stored)

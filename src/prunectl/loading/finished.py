@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,50 +13,45 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import SourceError
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.loading.compressed import open_model
 from prunectl.output.resumable import ResumableFolder
-from prunectl.parallel.ranks import ALONE, Ranks
-from prunectl.parallel.streaming import Scratch, run_tensors
+from prunectl.parallel.run import Advance, Run
+from prunectl.parallel.streaming import Scratch
 
 
-def check_finished(
-    sink: ResumableFolder,
-    on_event: OnEvent,
-    *,
-    ranks: Ranks = ALONE,
-    jobs: int | None = None,
-    once: bool = True,
-) -> None:
+def check_finished(sink: ResumableFolder, run: Run, *, once: bool = True) -> None:
     """Drop finished files whose tensors are not as they were written, and say what is left.
 
     The headers were compared when the folder was entered. Compressed files are decoded.
 
     Args:
         sink: its records state ``name`` and ``blake3`` (of the dense bytes) of each tensor.
-        ranks: each of them checks its share of the files.
+        run: each of its ranks checks its share of the files.
         once: whether the files are not read again soon: then memory need not keep them.
     """
     entries = list(sink.finished.values())
-    own = ranks.share(entries, lambda entry: int(entry["size"]))
-    opened = [(entry, _opened(sink.work / entry["shard"])) for entry in own]
-    damaged = []
-    phase = f"checking earlier {sink.part}s"
     if entries:
-        total = sum(checkpoint.nbytes for _, checkpoint in opened if checkpoint)
-        on_event(PhaseStarted(phase, total))
-    for entry, checkpoint in opened:
-        if checkpoint is None or _digests(checkpoint, phase, jobs, on_event, once=once) != {
-            record["name"]: record["blake3"] for record in entry["records"]
-        }:
-            sink.spoil(entry["shard"])
-            damaged.append(entry["shard"])
-    if entries:
-        on_event(PhaseDone(phase))
-    for name in ranks.all_gather(damaged):
-        if name in sink.finished:  # another rank has checked, and removed, the file
+        own = run.ranks.share(entries, lambda entry: int(entry["size"]))
+        damaged = list(_damaged(own, sink, run, once=once))
+        for name in damaged:
             sink.spoil(name)
+        for name in run.ranks.all_gather(damaged):
+            if name in sink.finished:  # another rank has checked, and removed, the file
+                sink.spoil(name)
     sink.tell_resumed()
+
+
+def _damaged(
+    entries: list[dict[str, Any]], sink: ResumableFolder, run: Run, *, once: bool
+) -> Iterator[str]:
+    """The names of finished files whose tensors are not as they were written."""
+    opened = [(entry, _opened(sink.work / entry["shard"])) for entry in entries]
+    total = sum(checkpoint.nbytes for _, checkpoint in opened if checkpoint)
+    with run.phase(f"checking earlier {sink.part}s", total) as advance:
+        for entry, checkpoint in opened:
+            recorded = {record["name"]: record["blake3"] for record in entry["records"]}
+            if checkpoint is None or _digests(checkpoint, run, advance, once=once) != recorded:
+                yield entry["shard"]
 
 
 def _opened(path: Path) -> Checkpoint | None:
@@ -65,15 +61,13 @@ def _opened(path: Path) -> Checkpoint | None:
         return None
 
 
-def _digests(
-    checkpoint: Checkpoint, phase: str, jobs: int | None, on_event: OnEvent, *, once: bool
-) -> dict[str, Any]:
+def _digests(checkpoint: Checkpoint, run: Run, advance: Advance, *, once: bool) -> dict[str, Any]:
     """BLAKE3 of each tensor's dense bytes; None of one that cannot be read."""
     found = {}
     with checkpoint.open(once=once) as reader:
-        for tensor, digest in run_tensors(checkpoint.tensors, partial(_digest, reader), jobs):
+        for tensor, digest in run.tensors(checkpoint.tensors, partial(_digest, reader)):
             found[tensor.name] = digest
-            on_event(Advanced(phase, tensor.spec.nbytes, tensor.file))
+            advance(tensor.spec.nbytes, tensor.file)
     return found
 
 

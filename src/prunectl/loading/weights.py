@@ -16,7 +16,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_elements, read_tensor
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
-from prunectl.parallel.streaming import run_ordered
+from prunectl.parallel.run import Run
 from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def load_state_dict(
     Raises:
         SourceError: the checkpoint cannot be read, or a tensor is damaged: the message names it.
     """
+    run = Run(jobs)
     opened = open_weights(model, revision=revision, token=token, cache_dir=cache_dir)
     with opened as weights:
         names = [tensor.name for tensor in weights.checkpoint.tensors]
@@ -178,6 +179,6 @@ def load_state_dict(
         def work(name: str, scratch: object) -> torch.Tensor:
             return weights[name].to(device)
 
-        found = dict(zip(names, run_ordered(names, work, jobs), strict=True))
+        found = dict(zip(names, run.ordered(names, work), strict=True))
         aliases = weights.checkpoint.aliases
     return found | {alias: found[name] for alias, name in aliases.items()}

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import FileChanged
-from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram, Spans
@@ -26,12 +24,9 @@ from prunectl.magnitude.measure import (
 from prunectl.magnitude.refine import Refiner
 from prunectl.magnitude.select import quantile_bins
 from prunectl.magnitude.store import HistogramStore
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch, pieces
 from prunectl.pattern import NM
-
-if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
 
 Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
@@ -70,10 +65,7 @@ def measure(
     axes: Mapping[str, int],
     *,
     into: Measured,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
-    device: OnDevice | None = None,
+    run: Run,
     phase: str = "measuring weights",
 ) -> None:
     """Measure tensors in one pass: facts and histograms of ``names``, losses of ``patterns``.
@@ -83,7 +75,7 @@ def measure(
         patterns: N:M patterns by tensor; their input axis must be divisible by M.
         axes: input axis of every tensor in ``patterns``.
         into: receives the results, in file order.
-        device: counts the codes of large tensors of 8 and 16 bits.
+        run: its device counts the codes of large tensors of 8 and 16 bits.
     """
     wanted = set(names)
     tensors = [t for t in checkpoint.tensors if t.name in wanted or patterns.get(t.name)]
@@ -113,7 +105,7 @@ def measure(
             found = whole.finish() if whole is not None else None
             return found, [(str(pattern), loss.finish()) for pattern, loss in losses]
 
-        results = ranks.run_tensors(phase, tensors, work, jobs, on_event, device)
+        results = run.shared_tensors(phase, tensors, work)
         for tensor, (found, losses) in results:
             if found is not None:
                 into.facts[tensor.name] = found.facts
@@ -126,10 +118,7 @@ def refine(
     checkpoint: Checkpoint,
     requests: Mapping[str, Spans],
     measured: Measured,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> Iterator[tuple[str, Histogram]]:
     """Subdivide histogram bins of tensors by reading them again; yields in file order.
 
@@ -150,8 +139,7 @@ def refine(
                 refiner.update(block.view(uint))
             return refiner.finish()
 
-        phase = "refining thresholds"
-        for tensor, fine in ranks.run_tensors(phase, tensors, work, jobs, on_event):
+        for tensor, fine in run.shared_tensors("refining thresholds", tensors, work):
             coarse = measured.histograms.get(tensor.name).within(requests[tensor.name])
             try:
                 if coarse.counts.sum() != fine.counts.sum():

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import NaNWeights
-from prunectl.events import OnEvent
 from prunectl.measure.measured import Measured, measure
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.pattern import NM
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
-
-if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
 
 
 def measure_missing(
     checkpoint: Checkpoint,
     measured: Measured,
+    run: Run,
     *,
     names: Sequence[str],
     patterns: Sequence[NM],
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
     pattern_names: Sequence[str] | None = None,
-    device: OnDevice | None = None,
 ) -> None:
     """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
     roles = checkpoint.roles.roles
@@ -50,10 +42,7 @@ def measure_missing(
         todo,
         axes,
         into=measured,
-        jobs=jobs,
-        on_event=on_event,
-        ranks=ranks,
-        device=device,
+        run=run,
     )
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import NaNWeights
-from prunectl.events import OnEvent
 from prunectl.magnitude.select import quantile_rank
 from prunectl.measure.measured import Measured, refine, unresolved_bins
 from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES, find_targets, shares, tolerances
+from prunectl.parallel.run import Run
 from prunectl.pattern import NM, pruned_count
 
 OF_STD = (0.001, 0.01, 0.1)
@@ -63,11 +63,10 @@ def model_stats(
     checkpoint: Checkpoint,
     measured: Measured,
     names: Sequence[str],
+    run: Run,
     *,
     sparsities: Sequence[float] = (),
     patterns: Sequence[NM] = (),
-    jobs: int | None,
-    on_event: OnEvent,
 ) -> ModelStats:
     """Measure what ``measured`` lacks of these tensors, and sum up.
 
@@ -78,10 +77,7 @@ def model_stats(
     Raises:
         NaNInModel: a tensor holds NaN.
     """
-    measure_missing(
-        checkpoint, measured, names=names, patterns=patterns, jobs=jobs, on_event=on_event,
-        pattern_names=names,
-    )  # fmt: skip
+    measure_missing(checkpoint, measured, run, names=names, patterns=patterns, pattern_names=names)
     try:
         refuse_nans(measured, names)
     except NaNWeights as error:
@@ -98,9 +94,8 @@ def model_stats(
         measured,
         names,
         [*ranks, *(pruned_count(sparsity, weights) for sparsity in sparsities)],
+        run,
         with_statistics=False,
-        jobs=jobs,
-        on_event=on_event,
     )
     values = [target.selected.value for target in targets if target.selected is not None]
     lost = [0.0] * len(targets)
@@ -113,7 +108,7 @@ def model_stats(
         infs=sum(one.infs for one in facts),
         std=std,
         largest=max((max(abs(one.minimum), abs(one.maximum)) for one in facts), default=0.0),
-        near_zero=_near_zero(checkpoint, measured, names, std, jobs=jobs, on_event=on_event),
+        near_zero=_near_zero(checkpoint, measured, names, std, run),
         quantiles={f"{q:g}": value for q, value in zip(QUANTILES, values, strict=False)},
         norm_kept={
             f"{sparsity:g}": 1 - part / norm if norm else 1.0
@@ -128,9 +123,7 @@ def _near_zero(
     measured: Measured,
     names: Sequence[str],
     std: float,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
+    run: Run,
 ) -> dict[str, int]:
     """Weights up to each tolerance, of all tensors."""
     same = {f"{value:g}": value for value in NEAR_ZERO}
@@ -138,7 +131,7 @@ def _near_zero(
     limits = {
         name: same | {"0.01*own std": tolerances(measured, name)["0.01*std"]} for name in names
     }
-    _refine(checkpoint, measured, limits, jobs=jobs, on_event=on_event)
+    _refine(checkpoint, measured, limits, run)
     counts = dict.fromkeys([*same, "0.01*own std"], 0)
     for name, own in limits.items():
         histogram = measured.histograms.get(name)
@@ -151,9 +144,7 @@ def _refine(
     checkpoint: Checkpoint,
     measured: Measured,
     limits: Mapping[str, Mapping[str, float]],
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
+    run: Run,
 ) -> None:
     """Subdivide the bins that limits fall into, until none does."""
     left = list(limits)
@@ -165,7 +156,7 @@ def _refine(
                 needs[name] = spans
         if not needs:
             return
-        for _ in refine(checkpoint, needs, measured, jobs=jobs, on_event=on_event):
+        for _ in refine(checkpoint, needs, measured, run):
             pass
         left = list(needs)
 

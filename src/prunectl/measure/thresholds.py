@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.events import OnEvent
 from prunectl.magnitude.codes import CodeFormat
 from prunectl.magnitude.histogram import Histogram, Spans
 from prunectl.magnitude.select import Histograms, Selected, cut_for, resolve
 from prunectl.measure.measured import Measured, refine, unresolved_bins
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 
 NEAR_ZERO = (1e-8, 1e-5, 1e-3)
 """Absolute tolerances for near-zero counts; a fourth is 0.01 of the tensor's standard deviation."""
@@ -96,11 +95,9 @@ def find_targets(
     measured: Measured,
     names: Sequence[str],
     zeros: Sequence[int],
+    run: Run,
     *,
     with_statistics: bool,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
 ) -> list[Target]:
     """Resolve targets over ``names`` exactly; refined histograms stay in ``measured``.
 
@@ -112,21 +109,19 @@ def find_targets(
     """
     unresolved = _Unresolved(checkpoint, measured) if with_statistics else None
 
-    def run(requests: Mapping[str, Spans]) -> Iterator[tuple[str, Histogram]]:
+    def finer(requests: Mapping[str, Spans]) -> Iterator[tuple[str, Histogram]]:
         needs = unresolved.spans() if unresolved else {}
         for name in requests:
             needs[name] = sorted({*requests[name], *needs.get(name, ())})
-        for name, part in refine(
-            checkpoint, needs, measured, jobs=jobs, on_event=on_event, ranks=ranks
-        ):
+        for name, part in refine(checkpoint, needs, measured, run):
             if name in requests:
                 yield name, part.within(requests[name])
 
     places = [count for count in zeros if count > 0]
-    found = iter(resolve(Subset(measured.histograms, names), places, run))
+    found = iter(resolve(Subset(measured.histograms, names), places, finer))
     targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
     while unresolved and (needs := unresolved.spans()):
-        for _ in refine(checkpoint, needs, measured, jobs=jobs, on_event=on_event, ranks=ranks):
+        for _ in refine(checkpoint, needs, measured, run):
             pass
     return targets
 
@@ -135,18 +130,13 @@ def find_own_targets(
     checkpoint: Checkpoint,
     measured: Measured,
     zeros: Mapping[str, int],
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> dict[str, Target]:
     """A target for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
     places = {name: count for name, count in zeros.items() if count > 0}
     bins = {name: measured.histograms.get(name).select(count) for name, count in places.items()}
     while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
-        for name, _ in refine(
-            checkpoint, wide, measured, jobs=jobs, on_event=on_event, ranks=ranks
-        ):
+        for name, _ in refine(checkpoint, wide, measured, run):
             bins[name] = measured.histograms.get(name).select(places[name])
     targets = {}
     for name, count in zeros.items():

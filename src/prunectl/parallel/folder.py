@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunectl.events import OnEvent
 from prunectl.output.folder import OutputFolder
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.secondary_rank import SecondaryFolder
-from prunectl.parallel.ranks import Ranks
+from prunectl.parallel.run import Run
 
 SAME = (
     "all need the same files, the same command and the same versions of prunectl, torch and "
@@ -22,13 +21,12 @@ SHARED_DISK = "give -o a folder on a disk that all hosts share"
 
 @contextmanager
 def shared_folder(
-    ranks: Ranks,
+    run: Run,
     target: Path,
     fingerprint: str,
     *,
     force: bool,
     protected: Sequence[Path],
-    on_event: OnEvent,
 ) -> Iterator[ResumableFolder]:
     """The output folder; on the first rank an :class:`OutputFolder`, which alone is committed.
 
@@ -36,10 +34,11 @@ def shared_folder(
         RanksDiffer: a rank sees another source, was asked for something else, or does not see the
             folder. OutputConflict, CannotWrite, NoSpace: as :class:`OutputFolder`.
     """
+    ranks = run.ranks
     ranks.check_same("weights and settings", fingerprint, hint=SAME)
     if ranks.is_first:
         folder = OutputFolder(
-            target, fingerprint, force=force, protected=protected, on_event=on_event
+            target, fingerprint, force=force, protected=protected, on_event=run.on_event
         )
         with folder as sink:
             seen, _ = ranks.broadcast((sink.seen(), sink.finished))

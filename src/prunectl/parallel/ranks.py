@@ -12,21 +12,17 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.parallel.devices import Place, name_of, why_by_host
 from prunectl.parallel.errors import RanksDiffer
 from prunectl.parallel.link import Link
 from prunectl.parallel.partition import piles, slices
-from prunectl.parallel.streaming import Scratch, run_tensors
 from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.magnitude.on_device import OnDevice
-
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _MESSAGE = 16 << 20
 """Bytes of results that are sent together, and of those that wait in memory to be sent."""
@@ -61,38 +57,8 @@ class Ranks:
         """Whether this is the rank that writes what there is once: index, manifest, the screen."""
         return self.number == 0
 
-    def run_tensors(
-        self,
-        phase: str,
-        tensors: Sequence[StoredTensor],
-        work: Callable[[StoredTensor, Scratch], Result],
-        jobs: int | None,
-        on_event: OnEvent,
-        device: OnDevice | None = None,
-    ) -> Iterator[tuple[StoredTensor, Result]]:
-        """:func:`prunectl.parallel.streaming.run_tensors`, each rank on a run of neighbours.
-
-        Args:
-            phase: what it is called where progress is told, which is that of this rank's own part:
-                all results come only after that, at once.
-
-        Yields:
-            All tensors with their results, in the order of ``tensors``, on every rank. What
-            ``work`` returns must be of the kind that can be pickled.
-        """
-        own = self.part(tensors)
-        on_event(PhaseStarted(phase, sum(tensor.spec.nbytes for tensor in own)))
-
-        def made() -> Iterator[Result]:
-            for tensor, result in run_tensors(own, work, jobs, device):
-                on_event(Advanced(phase, tensor.spec.nbytes, tensor.name))
-                yield result
-
-        yield from zip(tensors, self.all_gather(made()), strict=True)
-        on_event(PhaseDone(phase))
-
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
-        """The tensors that this rank works on in :meth:`run_tensors`."""
+        """This rank's part: a run of neighbours, about as many bytes as every other's."""
         if self._link is None:
             return tensors
         mine = slices([tensor.spec.nbytes for tensor in tensors], self.count)[self.number]

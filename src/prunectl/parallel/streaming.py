@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,8 +19,6 @@ import numpy.typing as npt
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.errors import InvalidOption
-from prunectl.events import Note, OnEvent
 from prunectl.magnitude.codes import Codes
 
 if TYPE_CHECKING:
@@ -36,8 +33,6 @@ BLOCK_BYTES = 1 << 20
 
 LARGE_BYTES = 32 << 20
 """The same where a device works on them: small ones would leave a bus idle."""
-
-MAX_JOBS = 256
 
 BATCH_BYTES = 4 << 20
 """Small tensors are handed to a thread together: 100,000 of them cost no 100,000 hand-overs."""
@@ -121,44 +116,6 @@ def pieces(codes: Codes, unit: int) -> Iterator[Codes]:
     return (codes[start : start + size] for start in range(0, codes.size, size))
 
 
-@contextmanager
-def named_device(
-    wanted: str, on_event: OnEvent, *, tells_unused: bool = True
-) -> Iterator[OnDevice | None]:
-    """The CUDA device that is to work on magnitudes; None, which is the CPU, unless one is named.
-
-    ``auto`` is the CPU too: its kernels keep up with disks, and weights would have to go to the
-    device and back. Where the device had no room for some, that is said at the end, and where
-    nothing went there.
-
-    Args:
-        wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        on_event: receives what is said.
-        tells_unused: False where the device has other work too.
-
-    Raises:
-        InvalidOption: no such device.
-    """
-    if wanted in ("auto", "cpu"):  # without torch, which takes a second to load
-        yield None
-        return
-    from prunectl.device import choose_device
-    from prunectl.magnitude.on_device import OnDevice
-
-    place = choose_device(wanted)
-    device = OnDevice(place) if place.type == "cuda" else None
-    yield device
-    if device is not None and device.was_full:
-        on_event(Note(f"{place} was full: what found no room there was worked on by the CPU"))
-    if device is not None and not device.was_used and tells_unused:
-        on_event(
-            Note(
-                f"nothing went to {place}, which has no part in masks, in what is known from "
-                "before, in tensors of up to 1 MiB, and in measuring fp32"
-            )
-        )
-
-
 def default_jobs() -> int:
     """One thread per core this process may use, eight at most."""
     if hasattr(os, "sched_getaffinity"):
@@ -183,7 +140,7 @@ def batches(tensors: Iterable[StoredTensor]) -> Iterator[list[StoredTensor]]:
 def run_ordered(
     items: Iterable[Item],
     work: Callable[[Item, Scratch], Result],
-    jobs: int | None = None,
+    jobs: int,
     device: OnDevice | None = None,
 ) -> Iterator[Result]:
     """Apply ``work`` to every item in threads; yield the results in the order of the items.
@@ -191,10 +148,6 @@ def run_ordered(
     Only a few items are in flight at a time. If ``work`` or the consumer raises, the others stop at
     their next block and the error goes on to the caller.
     """
-    if jobs is None:
-        jobs = default_jobs()
-    if not 1 <= jobs <= MAX_JOBS:
-        raise InvalidOption(f"jobs: {jobs} is not 1 to {MAX_JOBS}", hint="leave it out")
     stop = threading.Event()
     local = threading.local()
 
@@ -216,20 +169,3 @@ def run_ordered(
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def run_tensors(
-    tensors: Sequence[StoredTensor],
-    work: Callable[[StoredTensor, Scratch], Result],
-    jobs: int | None = None,
-    device: OnDevice | None = None,
-) -> Iterator[tuple[StoredTensor, Result]]:
-    """``run_ordered`` over tensors, small ones in batches; yields each tensor with its result."""
-
-    def work_batch(
-        batch: list[StoredTensor], scratch: Scratch
-    ) -> list[tuple[StoredTensor, Result]]:
-        return [(tensor, work(tensor, scratch)) for tensor in batch]
-
-    for done in run_ordered(batches(tensors), work_batch, jobs, device):
-        yield from done

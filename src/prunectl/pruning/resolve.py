@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.events import OnEvent
 from prunectl.geometry import Ranges
 from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import Measured
 from prunectl.measure.missing import measure_missing, refuse_nans
 from prunectl.measure.thresholds import Target, find_own_targets, find_targets, shares
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
 from prunectl.plan.job import Job
 from prunectl.plan.masking import check_twins
@@ -26,26 +24,19 @@ from prunectl.pruning.row_budget import TakenRows, take_rows
 from prunectl.transform.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
 from prunectl.transform.resolution import Forecast, Resolution
 
-if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
-
 
 def resolve_plan(
     checkpoint: Checkpoint,
     plan: Plan,
     measured: Measured,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
-    device: OnDevice | None = None,
+    run: Run,
 ) -> Resolution:
     """Find the numbers that depend on the weights; reads only what ``measured`` lacks.
 
     Raises:
         NaNWeights: a tensor whose magnitudes are compared holds NaN.
     """
-    _measure(checkpoint, plan, measured, jobs=jobs, on_event=on_event, ranks=ranks, device=device)
+    _measure(checkpoint, plan, measured, run)
     edits: dict[str, Edit] = {}
     reasons: dict[str, str] = {}
     thresholds: list[float | None] = []
@@ -58,9 +49,7 @@ def resolve_plan(
             pass  # the calibration chooses them
         elif pool.by_rows:
             present = {name: measured.facts[name].zeros for name in pool.members}
-            rows |= take_rows(
-                checkpoint, plan, index, present, jobs=jobs, on_event=on_event, ranks=ranks
-            )
+            rows |= take_rows(checkpoint, plan, index, present, run)
         elif pool.is_budget:
             taken = take_budget(pool, fitting, measured)
             for name in fitting:
@@ -75,9 +64,7 @@ def resolve_plan(
             assert pool.sparsity is not None
             edits.update((name, CutRows(pool.sparsity)) for name in fitting)
         else:
-            cuts, found = _cut(
-                checkpoint, pool, measured, jobs=jobs, on_event=on_event, ranks=ranks
-            )
+            cuts, found = _cut(checkpoint, pool, measured, run)
             edits.update(cuts)
             forecasts.update(found)
             threshold = _one_threshold(pool, cuts)
@@ -98,11 +85,7 @@ def _measure(
     checkpoint: Checkpoint,
     plan: Plan,
     measured: Measured,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks,
-    device: OnDevice | None,
+    run: Run,
 ) -> None:
     """One pass for everything that the pools' targets depend on."""
     compared = [
@@ -117,13 +100,10 @@ def _measure(
     measure_missing(
         checkpoint,
         measured,
+        run,
         names=[*compared, *budgeted],
         patterns=patterns,
         pattern_names=[name for pool in whole for name in pool.members],
-        jobs=jobs,
-        on_event=on_event,
-        ranks=ranks,
-        device=device,
     )
     refuse_nans(measured, [*compared, *budgeted])
 
@@ -137,19 +117,14 @@ def _cut(
     checkpoint: Checkpoint,
     pool: Pool,
     measured: Measured,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> tuple[dict[str, Cut], dict[str, Forecast]]:
     """Cuts for scopes global and tensor, and what they give."""
     assert pool.sparsity is not None
     facts = measured.facts
     if pool.scope is Scope.TENSOR:
         counts = {name: pruned_count(pool.sparsity, facts[name].numel) for name in pool.members}
-        own = find_own_targets(
-            checkpoint, measured, counts, jobs=jobs, on_event=on_event, ranks=ranks
-        )
+        own = find_own_targets(checkpoint, measured, counts, run)
         cuts: dict[str, Cut] = {}
         forecasts: dict[str, Forecast] = {}
         for name, one in own.items():
@@ -162,10 +137,8 @@ def _cut(
         measured,
         pool.members,
         [pool.target_zeros],
+        run,
         with_statistics=False,
-        jobs=jobs,
-        on_event=on_event,
-        ranks=ranks,
     )
     return _cuts(measured, pool.members, target)
 
@@ -273,13 +246,10 @@ _SAMPLES = "all need the same files or datasets, and the same tokenizer"
 @contextmanager
 def resolved(
     job: Job,
+    run: Run,
     *,
     use_cache: bool,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
     measured: Measured | None = None,
-    device: OnDevice | None = None,
 ) -> Iterator[tuple[Job, Resolution]]:
     """What happens to every tensor, known in full; inside of the block it can be carried out.
 
@@ -296,29 +266,26 @@ def resolved(
     if job.settings.needs_calibration and job.settings.calibration is not None:
         from prunectl.calibration.gathering import gather_samples
 
-        samples = gather_samples(job.checkpoint, job.settings.calibration, on_event)
-        ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)
+        samples = gather_samples(job.checkpoint, job.settings.calibration, run.on_event)
+        run.ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)
         job = replace(job, samples=samples)
     with ExitStack() as stack:  # masks are read until the last weight is written
         if (masks := job.masks) is not None:
             reader = stack.enter_context(masks.open())
             check_twins(job.checkpoint, masks, job.plan, reader)
-            job = replace(job, mask_digest=check_bits(masks, reader, on_event))
+            job = replace(job, mask_digest=check_bits(masks, reader, run.on_event))
             resolution = mask_resolution(job.plan, reader)
         elif not job.settings.method.spec.is_calibrated:
             with measured_of(
-                job.checkpoint, use_cache=use_cache, ranks=ranks, given=measured
+                job.checkpoint, use_cache=use_cache, ranks=run.ranks, given=measured
             ) as known:
-                found = resolve_plan(
-                    job.checkpoint, job.plan, known, jobs=jobs, on_event=on_event, ranks=ranks,
-                    device=device,
-                )  # fmt: skip
+                found = resolve_plan(job.checkpoint, job.plan, known, run)
                 # Hosts with other processors may add up floats otherwise: one of them decides.
-                resolution = ranks.broadcast(found)
+                resolution = run.ranks.broadcast(found)
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})
         if job.samples is not None:
             from prunectl.calibration.run import calibrated
 
-            resolution = stack.enter_context(calibrated(job, resolution, ranks, on_event))
+            resolution = stack.enter_context(calibrated(job, resolution, run))
         yield job, resolution

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import OnEvent
 from prunectl.geometry import Ranges, Rows
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import count_zeros
 from prunectl.magnitude.measure import PatternMeasure
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.plan.plan import Plan
@@ -65,10 +64,7 @@ def take_rows(
     plan: Plan,
     index: int,
     present: Mapping[str, int],
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> dict[str, TakenRows]:
     """Which rows of a pool's tensors take its pattern, in one pass over those that can.
 
@@ -98,7 +94,7 @@ def take_rows(
             assert axis is not None  # or it would not fit the pattern
             return list(block_losses(tensor, axis, pattern, reader, scratch))
 
-        for tensor, matrices in ranks.run_tensors(phase, tensors, work, jobs, on_event):
+        for tensor, matrices in run.shared_tensors(phase, tensors, work):
             axis = axes[tensor.name]
             assert axis is not None
             found[tensor.name] = _take(tensor, axis, matrices, shares)

@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prunectl.calibration.store import sweep
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -19,12 +18,12 @@ from prunectl.errors import (
     NaNWeights,
     SourceChanged,
 )
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.output.folder import OutputFolder
 from prunectl.output.target import check_nobody_writes
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
-from prunectl.parallel.streaming import named_device
+from prunectl.parallel.run import Run
 from prunectl.plan.job import Job, arguments, fingerprint, prepare, protected
 from prunectl.plan.placement import device_of
 from prunectl.plan.settings import PruneSettings
@@ -34,9 +33,6 @@ from prunectl.pruning.resolve import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
 from prunectl.transform.resolution import Resolution
-
-if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 
@@ -82,57 +78,44 @@ def prune(
         UsageError, SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
+    run = Run(jobs, ranks, on_event=on_event)
     check_device(device)
     if settings.calibration is not None:
         device_of(settings.calibration)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     for text in checkpoint.notes:
-        on_event(Note(text, warning=True))
+        run.note(text, warning=True)
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     if ranks.is_first:
         check_nobody_writes(job.target)
     for text in job.plan.notes:
-        on_event(Note(text))
+        run.note(text)
     ranks.check_source(checkpoint, "prune", arguments(job), use_cache)
     with (
-        named_device(device, on_event, tells_unused=not settings.needs_calibration) as place,
-        resolved(
-            job, use_cache=use_cache, jobs=jobs, on_event=on_event, ranks=ranks, device=place
-        ) as (job, resolution),
+        run.on_device(device, tells_unused=not settings.needs_calibration) as run,
+        resolved(job, run, use_cache=use_cache) as (job, resolution),
     ):
-        result = _write(
-            job, resolution, ranks, force=force, jobs=jobs, device=place, on_event=on_event
-        )
+        result = _write(job, resolution, run, force=force)
     if ranks.is_first:
         sweep(job.target)
     for text in result.warnings:
-        on_event(Note(text, warning=True))
+        run.note(text, warning=True)
     return replace(result, seconds=time.perf_counter() - started)
 
 
-def _write(
-    job: Job,
-    resolution: Resolution,
-    ranks: Ranks,
-    *,
-    force: bool,
-    jobs: int | None,
-    device: OnDevice | None,
-    on_event: OnEvent,
-) -> PruneResult:
+def _write(job: Job, resolution: Resolution, run: Run, *, force: bool) -> PruneResult:
     """Write the output, whole or not at all."""
     checkpoint = job.checkpoint
     folder = shared_folder(
-        ranks,
+        run,
         job.target,
         fingerprint(job),
         force=force,
         protected=protected(checkpoint, job.settings),
-        on_event=on_event,
     )
     with folder as sink:
         try:
-            written, resumed = write_weights(job, resolution, sink, ranks, jobs, on_event, device)
+            written, resumed = write_weights(job, resolution, sink, run)
             checkpoint.check_unchanged()
             check_written(job.target, checkpoint, resolution, job.outputs, written)
         except (NaNWeights, FileChanged, SourceChanged, BadMaskFile, DamagedWork) as error:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.loading.finished import check_finished
 from prunectl.output.records import record_object
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.shards import Shard, ShardWriter
-from prunectl.parallel.ranks import Ranks
-from prunectl.parallel.streaming import BATCH_BYTES, Scratch, run_ordered
+from prunectl.parallel.run import Run
+from prunectl.parallel.streaming import BATCH_BYTES, Scratch
 from prunectl.plan.job import Job
 from prunectl.transform.edits import Copy
 from prunectl.transform.resolution import Resolution
 from prunectl.transform.writing import Written, write_tensor
-
-if TYPE_CHECKING:
-    from prunectl.magnitude.on_device import OnDevice
 
 
 @dataclass(frozen=True)
@@ -38,18 +33,14 @@ def write_weights(
     job: Job,
     resolution: Resolution,
     sink: ResumableFolder,
-    ranks: Ranks,
-    jobs: int | None,
-    on_event: OnEvent,
-    device: OnDevice | None = None,
+    run: Run,
 ) -> tuple[dict[str, Written], int]:
     """Write all shards that an earlier run has not finished, each rank its own.
 
     Returns:
         Facts by tensor, and how many shards were finished before: on every rank those of all.
     """
-    check_finished(sink, on_event, ranks=ranks, jobs=jobs)
-    phase = "writing weights"
+    check_finished(sink, run)
     written: dict[str, Written] = {}
     todo: list[Shard] = []
     for shard in job.layout.shards:
@@ -58,26 +49,27 @@ def write_weights(
             todo.append(shard)
         else:
             written.update((record["name"], Written(**record)) for record in records)
-    own = ranks.share(todo, lambda shard: shard.size)
+    own = run.ranks.share(todo, lambda shard: shard.size)
     ours: dict[str, Written] = {}
-    on_event(PhaseStarted(phase, sum(shard.size for shard in own)))
-    with job.checkpoint.open() as reader:
+    with (
+        job.checkpoint.open() as reader,
+        run.phase("writing weights", sum(shard.size for shard in own)) as advance,
+    ):
 
         def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
             one = partial(_one, job, resolution, reader, batch.writer, scratch)
             return batch, [one(name) for name in batch.names]
 
-        for batch, results in run_ordered(_batches(own, sink), work, jobs, device):
+        for batch, results in run.ordered(_batches(own, sink), work):
             ours.update((result.name, result) for result in results)
             size = sum(job.outputs[name].spec.nbytes for name in batch.names)
-            on_event(Advanced(phase, size, batch.shard.name))
+            advance(size, batch.shard.name)
             if batch.last:
                 names = [spec.name for spec in batch.shard.specs]
                 sink.finish(batch.writer, [record_object(ours[name]) for name in names])
-    if ranks.count > 1:
+    if run.ranks.count > 1:
         sink.wait()  # what others are told is durable
-    written.update((result.name, result) for result in ranks.all_gather(ours.values()))
-    on_event(PhaseDone(phase))
+    written.update((result.name, result) for result in run.ranks.all_gather(ours.values()))
     return written, len(job.layout.shards) - len(todo)
 
 

@@ -26,6 +26,7 @@ from prunectl.output.manifest import Manifest, read_manifest
 from prunectl.output.records import TensorRecord
 from prunectl.output.target import MANIFEST_NAME
 from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.pattern import pruned_count
 from prunectl.tensorspec import DTYPES, TensorSpec
 from prunectl.verification.calibrated import check_calibrated
@@ -67,6 +68,7 @@ def verify(
         SourceError: a source that was named cannot be opened.
     """
     started = time.perf_counter()
+    run = Run(jobs, ranks, on_event=on_event)
     path = Path(folder)
     manifest = read_manifest(path)
     findings = Findings()
@@ -89,7 +91,7 @@ def verify(
         skipped = set(CHECKS) - {"files", "side files", "index"}
         findings.impossible.update(dict.fromkeys(skipped, "the weights cannot be read"))
     else:
-        zeros = _check_tensors(output, manifest, origin, findings, ranks, jobs, on_event)
+        zeros = _check_tensors(output, manifest, origin, findings, run)
         tensors = len(output.tensors)
         _check_loads(output, manifest, findings, on_event)
     if origin is not None:
@@ -158,9 +160,7 @@ def _check_tensors(
     manifest: Manifest,
     origin: Source | None,
     findings: Findings,
-    ranks: Ranks,
-    jobs: int | None,
-    on_event: OnEvent,
+    run: Run,
 ) -> int:
     records = {record.name: record for record in manifest.tensors}
     present = {tensor.name for tensor in output.tensors}
@@ -184,9 +184,7 @@ def _check_tensors(
             detail = f"is {layout} in {size:,} bytes, the manifest says {says}"
             findings.add("layout", name, detail)
     zeros = 0
-    for _, found, differences in check_weights(
-        output, records, origin, jobs=jobs, on_event=on_event, ranks=ranks
-    ):
+    for _, found, differences in check_weights(output, records, origin, run):
         findings.differences += differences
         zeros += found.zeros
     _check_totals(manifest, findings)

@@ -13,7 +13,6 @@ from prunectl import numbers
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import Codes, code_format
 from prunectl.magnitude.masks import (
@@ -24,7 +23,7 @@ from prunectl.magnitude.masks import (
     odd_codes,
 )
 from prunectl.output.records import TensorRecord
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Bytes, Scratch
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.verification.result import Difference
@@ -62,10 +61,7 @@ def check_weights(
     output: Checkpoint,
     records: Mapping[str, TensorRecord],
     source: Source | None,
-    *,
-    jobs: int | None,
-    on_event: OnEvent,
-    ranks: Ranks = ALONE,
+    run: Run,
 ) -> Iterator[tuple[TensorRecord, Found, list[Difference]]]:
     """Read every tensor once; yields its record, what was counted, and the differences."""
     tensors = [tensor for tensor in output.tensors if tensor.name in records]
@@ -83,8 +79,7 @@ def check_weights(
             read = None if original is None or origin is None else _reader_of(origin, original)
             return _examine(tensor, record, reader, read, scratch)
 
-        phase = "verifying weights"
-        for tensor, found in ranks.run_tensors(phase, tensors, work, jobs, on_event):
+        for tensor, found in run.shared_tensors("verifying weights", tensors, work):
             record = records[tensor.name]
             yield record, found, list(_judge(tensor, record, found, source))
 

@@ -17,6 +17,7 @@ from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.measure.measured import Measured
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
@@ -91,7 +92,7 @@ class WeightSide:
         added, left = set(names) - usual, usual - set(names)
         settings = replace(target, include=exactly(added), exclude=exactly(left))
         plan = plan_prune(self.checkpoint, settings)
-        found = resolve_plan(self.checkpoint, plan, self.measured, jobs=jobs, on_event=on_event)
+        found = resolve_plan(self.checkpoint, plan, self.measured, Run(jobs, on_event=on_event))
         return found.edits
 
     def open(self) -> TensorReader:

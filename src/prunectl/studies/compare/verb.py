@@ -20,7 +20,8 @@ from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import ModelStats, model_stats
 from prunectl.output.target import MANIFEST_NAME
-from prunectl.parallel.streaming import Scratch, run_ordered
+from prunectl.parallel.run import Run
+from prunectl.parallel.streaming import Scratch
 from prunectl.plan.prunable import recorded_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
@@ -156,8 +157,7 @@ class _Run:
                 self.names(at),
                 sparsities=self.settings.sparsities or DEFAULT_SPARSITIES,
                 patterns=self.settings.patterns,
-                jobs=self.jobs,
-                on_event=self.on_event,
+                run=Run(self.jobs, on_event=self.on_event),
             )
             least = PRUNED if (side.checkpoint.folder / MANIFEST_NAME).is_file() else BY_OTHERS
             side.by_zeros = self.by_zeros and one.zeros >= least * one.weights
@@ -241,7 +241,7 @@ class _Run:
                 ]
                 return overlaps(both[0], both[1], self._numel(pair), scratch)
 
-            found = run_ordered(self.matching.pairs, work, self.jobs)
+            found = Run(self.jobs).ordered(self.matching.pairs, work)
             for pair, each in zip(self.matching.pairs, found, strict=True):
                 self.on_event(Advanced(PHASE, each[0].weights, pair[0]))
                 yield pair, each

@@ -15,6 +15,7 @@ from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.evaluation.loaded_model import LoadedModel
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.measure.measured import Measured
+from prunectl.parallel.run import Run
 from prunectl.plan.job import plan_job
 from prunectl.plan.plan import TensorPlan
 from prunectl.plan.settings import PruneSettings
@@ -86,7 +87,7 @@ class PrunedModel:
         with tempfile.TemporaryDirectory(prefix="prunectl-sweep-") as folder:
             job = plan_job(checkpoint, Path(folder) / "out", settings, DEFAULT_SHARD_SIZE, "")
             with resolved(
-                job, use_cache=True, jobs=jobs, on_event=on_event, measured=self._measured
+                job, Run(jobs, on_event=on_event), use_cache=True, measured=self._measured
             ) as (job, resolution):
                 self._put(resolution.edits, job.planned, on_event)
         return self._zeros_now()

@@ -17,6 +17,7 @@ from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import ModelStats, model_stats
 from prunectl.output.target import MANIFEST_NAME
+from prunectl.parallel.run import Run
 from prunectl.plan.prunable import require_prunable
 from prunectl.studies.trace.changes import LEAST, Trend, abrupt, trend
 from prunectl.studies.trace.errors import DifferentCheckpoints
@@ -167,8 +168,7 @@ def _measured(
             names,
             sparsities=settings.sparsities,
             patterns=settings.patterns,
-            jobs=jobs,
-            on_event=on_event,
+            run=Run(jobs, on_event=on_event),
         )
 
 

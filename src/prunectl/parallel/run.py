@@ -1,0 +1,140 @@
+"""What every step of a command works with, chosen once where the command begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.errors import InvalidOption
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.streaming import Scratch, batches, default_jobs, run_ordered
+
+if TYPE_CHECKING:
+    from prunectl.magnitude.on_device import OnDevice
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Advance = Callable[[int, str], None]
+"""Reports bytes as done, and the tensor or file they belong to."""
+
+MAX_JOBS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The threads, processes, device and listener of one command.
+
+    Attributes:
+        jobs: threads; None is one for each core, eight at most.
+        ranks: the processes that share the work.
+        device: the CUDA device that works on the magnitudes of large tensors; None is the CPU.
+        on_event: receives progress.
+
+    Raises:
+        InvalidOption: ``jobs`` is out of range.
+    """
+
+    jobs: int | None = None
+    ranks: Ranks = ALONE
+    device: OnDevice | None = None
+    on_event: OnEvent = ignore_events
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and not 1 <= self.jobs <= MAX_JOBS:
+            raise InvalidOption(f"jobs: {self.jobs} is not 1 to {MAX_JOBS}", hint="leave it out")
+
+    def note(self, text: str, *, warning: bool = False) -> None:
+        """Tell the user a sentence."""
+        self.on_event(Note(text, warning))
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Advance]:
+        """A step of ``total`` bytes."""
+        self.on_event(PhaseStarted(name, total))
+        yield lambda count, item: self.on_event(Advanced(name, count, item))
+        self.on_event(PhaseDone(name))
+
+    def ordered(
+        self, items: Iterable[Item], work: Callable[[Item, Scratch], Result]
+    ) -> Iterator[Result]:
+        """Apply ``work`` to every item in threads; yield the results in the order of the items."""
+        return run_ordered(items, work, self.jobs or default_jobs(), self.device)
+
+    def tensors(
+        self,
+        tensors: Iterable[StoredTensor],
+        work: Callable[[StoredTensor, Scratch], Result],
+    ) -> Iterator[tuple[StoredTensor, Result]]:
+        """:meth:`ordered` over tensors, small ones in batches; yields each with its result."""
+
+        def work_batch(
+            batch: list[StoredTensor], scratch: Scratch
+        ) -> list[tuple[StoredTensor, Result]]:
+            return [(tensor, work(tensor, scratch)) for tensor in batch]
+
+        for done in self.ordered(batches(tensors), work_batch):
+            yield from done
+
+    def shared_tensors(
+        self,
+        phase: str,
+        tensors: Sequence[StoredTensor],
+        work: Callable[[StoredTensor, Scratch], Result],
+    ) -> Iterator[tuple[StoredTensor, Result]]:
+        """:meth:`tensors` as a phase, each rank on a run of neighbours.
+
+        The phase advances with this rank's own part. The results come after it, all at once.
+
+        Yields:
+            All tensors with their results, in the order of ``tensors``, on every rank. What
+            ``work`` returns must pickle.
+        """
+        own = self.ranks.part(tensors)
+        with self.phase(phase, sum(tensor.spec.nbytes for tensor in own)) as advance:
+
+            def done() -> Iterator[Result]:
+                for tensor, result in self.tensors(own, work):
+                    advance(tensor.spec.nbytes, tensor.name)
+                    yield result
+
+            yield from zip(tensors, self.ranks.all_gather(done()), strict=True)
+
+    @contextmanager
+    def on_device(self, wanted: str, *, tells_unused: bool = True) -> Iterator[Run]:
+        """This run with the CUDA device that is asked for.
+
+        ``auto`` is the CPU: its kernels keep up with disks, and weights would have to go to the
+        device and back. At the end a note says whether the device was full, or unused.
+
+        Args:
+            wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            tells_unused: False where the device has other work too.
+
+        Raises:
+            InvalidOption: no such device.
+        """
+        if wanted in ("auto", "cpu"):  # without torch, which takes a second to load
+            yield self
+            return
+        from prunectl.device import choose_device
+        from prunectl.magnitude.on_device import OnDevice
+
+        place = choose_device(wanted)
+        device = OnDevice(place) if place.type == "cuda" else None
+        yield replace(self, device=device)
+        if device is not None and device.was_full:
+            self.note(f"{place} was full: the CPU worked on the tensors that found no room there")
+        if device is not None and not device.was_used and tells_unused:
+            self.note(
+                f"nothing went to {place}: it has no part in masks, in cached measurements, in "
+                "tensors of up to 1 MiB, and in measuring fp32"
+            )
+
+
+PLAIN_RUN = Run()
+"""One process, a thread for each core, on the CPU; nobody listens."""
