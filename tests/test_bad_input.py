@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
@@ -105,14 +106,18 @@ def refused(
     names: str,
     source: Path | str,
     out: Path,
-    choice: PruneSettings = HALF,
+    choice: PruneSettings | dict[str, Any] = HALF,
     *,
     code: int,
     force: bool = False,
     max_shard_size: int = 20_000,
 ) -> PrunectlError:
+    def attempt() -> None:
+        settings = PruneSettings(**choice) if isinstance(choice, dict) else choice
+        prune(source, out, settings, force=force, max_shard_size=max_shard_size)
+
     with pytest.raises(PrunectlError) as caught:
-        prune(source, out, choice, force=force, max_shard_size=max_shard_size)
+        attempt()
     assert type(caught.value) is kind
     assert names in str(caught.value)
     assert caught.value.exit_code == code
@@ -129,8 +134,8 @@ def test_a_sparsity_out_of_range(
 ) -> None:
     prepared()
     for choice in (
-        PruneSettings(sparsity=value),
-        PruneSettings(sparsity=0.5, rules=(Rule(match=("*up_proj*",), sparsity=value),)),
+        {"sparsity": value},
+        {"sparsity": 0.5, "rules": (Rule(match=("*up_proj*",), sparsity=value),)},
     ):
         refused(InvalidSparsity, f"{value:g}", source, tmp_path / "out", choice, code=2)
 
@@ -158,7 +163,7 @@ def test_a_pattern_as_typed(source: Path, typed: Typed, prepared: Prepared, patt
 
 def test_more_than_a_pattern_can_reach(source: Path, tmp_path: Path, prepared: Prepared) -> None:
     prepared()
-    choice = PruneSettings(sparsity=0.6, pattern=NM(2, 4))
+    choice = {"sparsity": 0.6, "pattern": NM(2, 4)}
     error = refused(InvalidSparsity, "at most 0.5", source, tmp_path / "out", choice, code=2)
     assert "2:4" in error.message
 
@@ -175,15 +180,15 @@ def test_more_than_a_pattern_can_reach_as_typed(
 @pytest.mark.parametrize(
     ("choice", "names"),
     [
-        (PruneSettings(), "no sparsity"),
-        (PruneSettings(pattern=NM(2, 4), scope=Scope.ROW), "scope 'row'"),
-        (PruneSettings(sparsity=0.5, exclude=("*.up_prjo.*",)), "'*.up_prjo.*' matches no tensor"),
-        (PruneSettings(sparsity=0.5, include=("re:[",)), "re:["),
-        (PruneSettings(sparsity=0.5, include=("",)), "empty selector"),
+        ({}, "no sparsity"),
+        ({"pattern": NM(2, 4), "scope": Scope.ROW}, "scope 'row'"),
+        ({"sparsity": 0.5, "exclude": ("*.up_prjo.*",)}, "'*.up_prjo.*' matches no tensor"),
+        ({"sparsity": 0.5, "include": ("re:[",)}, "re:["),
+        ({"sparsity": 0.5, "include": ("",)}, "empty selector"),
     ],
 )
 def test_settings_that_have_no_meaning(
-    source: Path, tmp_path: Path, prepared: Prepared, choice: PruneSettings, names: str
+    source: Path, tmp_path: Path, prepared: Prepared, choice: dict[str, Any], names: str
 ) -> None:
     prepared()
     refused(InvalidOption, names, source, tmp_path / "out", choice, code=2)

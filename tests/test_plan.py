@@ -20,7 +20,7 @@ from prunectl.errors import (
 from prunectl.pattern import NM, Unstructured
 from prunectl.plan.plan import Plan, make_plan
 from prunectl.plan.selectors import matches
-from prunectl.plan.settings import PruneSettings, Rule, Scope, check_settings, check_sparsity
+from prunectl.plan.settings import PruneSettings, Rule, Scope, check_complete, check_sparsity
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 NM24 = NM(2, 4)
@@ -343,7 +343,7 @@ def test_no_target_at_all() -> None:
     with pytest.raises(InvalidOption, match="no sparsity given") as caught:
         plan(sparsity=None)
     assert "--sparsity" in caught.value.hint
-    check_settings(PruneSettings(pattern=NM24))
+    check_complete(PruneSettings(pattern=NM24))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_a_selector_that_matches_nothing(settings: dict[str, Any], origin: str) 
 def test_selectors_that_are_none(selector: str) -> None:
     for place in ("include", "exclude"):
         with pytest.raises(InvalidOption, match=r"selector|regular expression"):
-            check_settings(PruneSettings(0.5, **{place: (selector,)}))
+            PruneSettings(0.5, **{place: (selector,)})
 
 
 @pytest.mark.parametrize("place", ["include", "exclude", "rules"])

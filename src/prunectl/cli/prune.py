@@ -13,7 +13,7 @@ from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
 from prunectl.methods.table import DEFAULT, UPDATING
 from prunectl.pattern import parse_pattern
-from prunectl.plan.settings import Budget, PruneSettings, Scope, check_mask_alone, check_settings
+from prunectl.plan.settings import Budget, PruneSettings, Scope, check_complete, check_mask_alone
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _settings(
             recipe=recipe,
         )
         settings = PruneSettings(mask=mask, **how)
-        check_settings(settings)
+        check_complete(settings)
         return settings
     settings = combine(
         read_recipe(recipe) if recipe else None,
@@ -232,7 +232,7 @@ def _settings(
         exclude=tuple(exclude),
         **how,
     )
-    check_settings(settings)
+    check_complete(settings)
     return settings
 
 

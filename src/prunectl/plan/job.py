@@ -22,7 +22,7 @@ from prunectl.plan.masking import fit_masks, mask_argument, source_note
 from prunectl.plan.outputs import OutputTensor, output_tensors
 from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
-from prunectl.plan.settings import PruneSettings, check_settings
+from prunectl.plan.settings import PruneSettings, check_complete
 from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _plan(checkpoint: Checkpoint, settings: PruneSettings) -> tuple[Plan, MaskFi
     specs = [tensor.spec for tensor in checkpoint.tensors]
     if settings.mask is None:
         return make_plan(specs, checkpoint.roles.roles, settings), None
-    check_settings(settings)
+    check_complete(settings)
     file = read_masks(settings.mask)
     plan = plan_masks(specs, checkpoint.roles.roles, settings, fit_masks(checkpoint, file))
     return replace(plan, notes=source_note(checkpoint, file)), file

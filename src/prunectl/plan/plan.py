@@ -22,7 +22,7 @@ from prunectl.plan.prunable import (
     not_prunable_reason,
     selected,
 )
-from prunectl.plan.settings import Budget, PruneSettings, Scope, check_settings, rule_target
+from prunectl.plan.settings import Budget, PruneSettings, Scope, check_complete, rule_target
 from prunectl.tensorspec import TensorSpec
 
 
@@ -199,7 +199,7 @@ def make_plan(
         UsageError: settings that contradict themselves; a selector or rule that matches nothing.
         NothingPrunable: no tensor is left to prune.
     """
-    check_settings(settings)
+    check_complete(settings)
     check_matches(
         specs,
         [
@@ -247,7 +247,6 @@ def plan_masks(
         settings: with the path of the file of masks.
         masks: by names of ``specs``, of the same shapes.
     """
-    check_settings(settings)
     assert settings.mask is not None
     entries = []
     for spec in specs:

@@ -61,6 +61,9 @@ class Calibration:
         true_sequential: measure each matrix after the ones before it in its block are pruned.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
+
+    Raises:
+        InvalidOption: a number is out of range.
     """
 
     source: tuple[str, ...] = ()
@@ -76,9 +79,6 @@ class Calibration:
         given: object = self.source
         texts = (given,) if isinstance(given, str) else tuple(self.source)
         object.__setattr__(self, "source", texts)
-
-    def check(self) -> None:
-        """Raise InvalidOption for numbers with no meaning."""
         for name, least in (("samples", 1), ("sequence_length", 2)):
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
@@ -109,6 +109,9 @@ class PruneSettings:
         budget: what an N:M pattern goes to when ``sparsity`` is below the pattern's own.
 
     ``scope`` left out (None) is the method's usual one.
+
+    Raises:
+        UsageError: a value is not known, or two of them contradict one another.
     """
 
     sparsity: float | None = None
@@ -134,6 +137,7 @@ class PruneSettings:
         if given is None:
             object.__setattr__(self, "scope", self.method.spec.scope)
         _normalise(self, selectors=("include", "exclude"))
+        _check(self)
 
     @property
     def needs_calibration(self) -> bool:
@@ -205,7 +209,33 @@ def distinct_sparsities(given: Iterable[float]) -> tuple[float, ...]:
     return sparsities
 
 
-def check_settings(settings: PruneSettings) -> None:
+def check_complete(settings: PruneSettings) -> None:
+    """Raise InvalidOption where nothing says how many weights go, or which.
+
+    Settings may be made without: a sweep fills in one sparsity after another.
+    """
+    patterned = isinstance(settings.pattern, NM) or any(
+        isinstance(rule.pattern, NM) for rule in settings.rules
+    )
+    if settings.budget is Budget.ROWS and not patterned:
+        by_mask = settings.mask is not None
+        hint = "leave it out: the masks decide" if by_mask else "add --pattern such as 2:4"
+        raise InvalidOption("--budget rows is for N:M patterns", hint=hint)
+    if settings.mask is not None:
+        return
+    # Tensors that no rule matches stay dense where there is no sparsity.
+    parts = [rule_target(rule, settings) for rule in settings.rules if not rule.skip]
+    if not settings.rules:
+        parts.append((settings.sparsity, settings.pattern, settings.scope))
+    for sparsity, pattern, _ in parts:
+        if sparsity is None and isinstance(pattern, Unstructured):
+            raise InvalidOption(
+                "no sparsity given",
+                hint="add --sparsity S (0 < S < 1), or a --pattern such as 2:4 that implies one",
+            )
+
+
+def _check(settings: PruneSettings) -> None:
     """Raise a UsageError for settings that contradict themselves."""
     _check_method(settings)
     if settings.mask is not None:
@@ -226,10 +256,10 @@ def check_settings(settings: PruneSettings) -> None:
     ):
         check_selector(selector)
     usual = settings.method.spec.scope
-    _check_target(settings.sparsity, settings.pattern, settings.scope, usual, bool(settings.rules))
+    _check_target(settings.sparsity, settings.pattern, settings.scope, usual)
     for rule in settings.rules:
         if not rule.skip:
-            _check_target(*rule_target(rule, settings), usual, False)
+            _check_target(*rule_target(rule, settings), usual)
 
 
 CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine"
@@ -249,15 +279,6 @@ def _check_method(settings: PruneSettings) -> None:
             f"calibration samples are given, and method {settings.method} uses none",
             hint=CALIBRATED_INSTEAD,
         )
-    if calibration is not None:
-        calibration.check()
-    patterned = isinstance(settings.pattern, NM) or any(
-        isinstance(rule.pattern, NM) for rule in settings.rules
-    )
-    if settings.budget is Budget.ROWS and not patterned:
-        by_mask = settings.mask is not None
-        hint = "leave it out: the masks decide" if by_mask else "add --pattern such as 2:4"
-        raise InvalidOption("--budget rows is for N:M patterns", hint=hint)
 
 
 def check_mask_alone(**others: object) -> None:
@@ -274,16 +295,9 @@ def check_mask_alone(**others: object) -> None:
         )
 
 
-def _check_target(
-    sparsity: float | None, pattern: Pattern, scope: Scope, usual: Scope, may_be_missing: bool
-) -> None:
+def _check_target(sparsity: float | None, pattern: Pattern, scope: Scope, usual: Scope) -> None:
     if sparsity is not None:
         check_sparsity(sparsity, pattern)
-    elif isinstance(pattern, Unstructured) and not may_be_missing:
-        raise InvalidOption(
-            "no sparsity given",
-            hint="add --sparsity S (0 < S < 1), or a --pattern such as 2:4 that implies one",
-        )
     if isinstance(pattern, NM) and scope is not usual:
         raise InvalidOption(
             f"scope '{scope}' has no meaning with pattern {pattern}",

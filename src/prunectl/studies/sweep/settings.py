@@ -8,7 +8,7 @@ from functools import cached_property
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.pattern import NM, Pattern, Unstructured, distinct_patterns
-from prunectl.plan.settings import PruneSettings, check_settings
+from prunectl.plan.settings import PruneSettings, check_complete
 from prunectl.studies.sweep.grid import Grid, most_of, parse_grid
 from prunectl.studies.sweep.tolerance import Tolerance
 
@@ -55,7 +55,7 @@ class SweepSettings:
                     f"--sparsity {self.sparsity} has no point that pattern {pattern} can reach",
                     hint=f"it ends at {float(most_of(pattern)):.3g}",
                 )
-            check_settings(self.at(pattern, float(self.grid.within(pattern)[0]), self.seeds[0]))
+            check_complete(self.at(pattern, float(self.grid.within(pattern)[0]), self.seeds[0]))
 
     @cached_property
     def grid(self) -> Grid:
