@@ -18,8 +18,7 @@ from prunectl.errors import BadCheckpoint
 from prunectl.layouts.layout import Pieces
 from prunectl.layouts.parts import code_type, fixed
 from prunectl.layouts.table import CODINGS
-from prunectl.loading.packed import Packed
-from prunectl.loading.reader import PartsReader
+from prunectl.loading.reader import Packed, PartsReader
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
 

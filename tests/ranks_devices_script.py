@@ -27,7 +27,7 @@ from prunectl.calibration import forward
 from prunectl.errors import PrunectlError
 from prunectl.parallel import devices, link
 from prunectl.parallel import ranks as ranks_module
-from prunectl.plan import placement
+from prunectl.plan import job as plan_job
 
 RANK = int(os.environ["RANK"])
 OWN, CPU = torch.device("cuda", RANK), torch.device("cpu")
@@ -103,7 +103,7 @@ def pruned(ranks: prunectl.Ranks, model: str, output: Path, device: str) -> list
     ranks_module.name_of = lambda device: f"gpu {RANK}" if device.type == "cuda" else ""
     forward._ROWS = 16
     choose = prunectl.device.choose_device
-    placement.choose_device = lambda name: OWN if name == "cuda" else choose(name)
+    plan_job.choose_device = lambda name: OWN if name == "cuda" else choose(name)
     reduced.clear()
     calibration = prunectl.Calibration(
         ("random",), samples=8, sequence_length=16, device=device, dtype="float32"

@@ -18,8 +18,7 @@ from reference import Tensors
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneResult, PruneSettings, prune, verify
-from prunectl.calibration.allocation import allocate, count_scores
-from prunectl.calibration.targets import ByCount, ByShare, split
+from prunectl.calibration.targets import ByCount, ByShare, allocate, count_scores, split
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.plan.settings import Calibration

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_reference import errors, layer, second_moments
 
-from prunectl.calibration.dtype_rounding import DtypeRounding, unit_of
-from prunectl.calibration.matrix import Done, MatrixPruner
+from prunectl.calibration.matrix import Done, DtypeRounding, MatrixPruner, unit_of
 from prunectl.calibration.targets import ByRowBlocks, Goal
 from prunectl.methods.statistics import Gram
 from prunectl.methods.target import PerRow, PerTensor, Target

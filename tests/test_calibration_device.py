@@ -21,7 +21,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.samples import Samples
 from prunectl.events import Event, Note
 from prunectl.parallel.run import Run
-from prunectl.plan import placement
+from prunectl.plan import job as plan_job
 from prunectl.plan.job import Job, arguments, fingerprint, prepare
 from prunectl.plan.settings import Calibration
 
@@ -33,12 +33,12 @@ PLENTY = 1 << 40
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """``--device cuda`` is what is pretended; transformers loads in this thread, where that is."""
-    choose = placement.choose_device
+    choose = plan_job.choose_device
 
     def pretended(wanted: str) -> torch.device:
         return CUDA if wanted == "cuda" else choose(wanted)
 
-    monkeypatch.setattr(placement, "choose_device", pretended)
+    monkeypatch.setattr(plan_job, "choose_device", pretended)
     monkeypatch.setattr("prunectl.device.choose_device", pretended)
     # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
     monkeypatch.setattr(Run, "on_device", lambda self, wanted, **_: nullcontext(self))

@@ -19,8 +19,7 @@ import torch
 from pretend_device import CUDA, PretendDevice
 
 from prunectl.checkpoint import device_map
-from prunectl.checkpoint.device_errors import ModelTooLarge
-from prunectl.checkpoint.device_map import place_of
+from prunectl.checkpoint.device_map import ModelTooLarge, place_of
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import names_of
 from prunectl.errors import PrunectlError
@@ -35,7 +34,7 @@ from prunectl.evaluation.pooling import Pooling
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
-from prunectl.plan import placement
+from prunectl.plan import job as plan_job
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
 from prunectl.studies.sweep.pruned import PrunedModel
@@ -62,7 +61,7 @@ def cuda(*indices: int) -> list[torch.device]:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PretendDevice]:
     """Devices of which so many bytes each are free, which ``auto`` means inside of their block."""
-    choose = placement.choose_device
+    choose = plan_job.choose_device
 
     def make(*rooms: int) -> PretendDevice:
         devices = PretendDevice(*(room + WORK for room in rooms))
@@ -76,7 +75,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PretendDevice]:
         def free(device: torch.device) -> int:
             return rooms[device.index] - devices.used_of(device)
 
-        for module in (placement, subjects):
+        for module in (plan_job, subjects):
             monkeypatch.setattr(module, "choose_device", chosen)
         monkeypatch.setattr(subjects, "other_devices", others)
         monkeypatch.setattr(device_map, "free_memory", free)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from methods_reference import errors, keep, layer, precedence, second_moments, sparsegpt_reference
 
 from prunectl.methods.admm import admm
-from prunectl.methods.errors import SingularHessian
+from prunectl.methods.factor import SingularHessian
 from prunectl.methods.loss import output_error, row_errors
 from prunectl.methods.magnitude import magnitude
 from prunectl.methods.refine import refine

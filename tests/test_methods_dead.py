@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from methods_reference import errors, keep, layer, precedence, second_moments
 
 from prunectl.methods.admm import admm
-from prunectl.methods.errors import SingularHessian
+from prunectl.methods.factor import SingularHessian
 from prunectl.methods.magnitude import magnitude
-from prunectl.methods.pruned import Pruned
 from prunectl.methods.sparsegpt import sparsegpt
+from prunectl.methods.spec import Pruned
 from prunectl.methods.target import PerRow, PerTensor, Target, choose_counts
 from prunectl.methods.wanda import wanda
 from prunectl.pattern import NM

@@ -26,9 +26,9 @@ from reference import Tensors
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneResult, PruneSettings, Rule, demo, open_checkpoint, prune, verify
-from prunectl.calibration.allocation import scores
-from prunectl.calibration.gathering import gather_samples
+from prunectl.calibration.samples import gather_samples
 from prunectl.calibration.store import CalibratedStore
+from prunectl.calibration.targets import scores
 from prunectl.errors import (
     BadCheckpoint,
     CalibrationFailed,

@@ -24,7 +24,7 @@ from tiny_models import make
 import prunectl
 from prunectl.events import Advanced, Event
 from prunectl.output.target import work_folder
-from prunectl.parallel.partition import piles, slices
+from prunectl.parallel.ranks import piles, slices
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 BIN = Path(sys.executable).parent

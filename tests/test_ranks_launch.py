@@ -26,7 +26,7 @@ from prunectl.errors import UsageError
 from prunectl.events import ignore_events
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
-from prunectl.parallel.network import INTERFACE, _interface, on_their_network
+from prunectl.parallel.link import INTERFACE, _interface, on_their_network
 from prunectl.parallel.rendezvous import NoAnswer, _listens, _roll_call, answer_to
 
 BIN = Path(sys.executable).parent

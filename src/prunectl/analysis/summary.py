@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunectl.analysis.advice import advise, warnings_for
 from prunectl.analysis.distribution import cuts, magnitudes
-from prunectl.analysis.groups import group, layer_label
 from prunectl.analysis.result import (
     SPARSITIES,
     Analysis,
+    GroupStats,
     PatternFit,
     PatternSummary,
     SourceFacts,
@@ -29,6 +28,7 @@ from prunectl.measure.measured import Measured
 from prunectl.measure.thresholds import QUANTILES, Share, Target, shares, tolerances
 from prunectl.pattern import NM
 from prunectl.plan.prunable import misfit_reason, not_prunable_reason
+from prunectl.tensorspec import BY_LABEL
 
 _QUANTILE_NAMES = tuple(f"{q:g}" for q in QUANTILES)
 
@@ -264,3 +264,95 @@ def _pattern_summary(
         },
         bytes_packed=nbytes,
     )
+
+
+# --- advice ---------------------------------------------------------------------------------------
+
+
+def advise(
+    source: SourceFacts, thresholds: Sequence[Threshold], patterns: Sequence[PatternSummary]
+) -> str:
+    """What to try next, from norms alone; it says that norms are not quality."""
+    if not thresholds or not source.prunable_weights:
+        return (
+            "No tensor is a weight matrix of a transformer block; "
+            "choose tensors yourself with prune --include."
+        )
+    if source.quantization:
+        return "Quantized weights can be looked at but not pruned; prune the original checkpoint."
+    safe = [row for row in thresholds if row.norm_kept >= 0.99]
+    row = safe[-1] if safe else thresholds[0]
+    text = (
+        f"Try --sparsity {row.sparsity:g} first: it keeps {row.norm_kept:.1%} of the squared norm"
+    )
+    fits = [pattern for pattern in patterns if pattern.eligible]
+    if fits:
+        best = max(fits, key=lambda pattern: pattern.norm_kept)
+        text += f" (--pattern {best.pattern} keeps {best.norm_kept:.1%})"
+    return text + ". Norms are a hint, not quality: measure the pruned model on your own data."
+
+
+def warnings_for(source: SourceFacts, tensors: Sequence[TensorStats]) -> tuple[str, ...]:
+    """Sentences on Inf, NaN, fp8 and roles that are only a guess."""
+    found = []
+    if source.roles_from == "headers":
+        found.append(
+            f"Roles come from tensor names and shapes only ({source.roles_detail}); "
+            "check the table by role before pruning."
+        )
+    if source.quantization:
+        found.append(f"The checkpoint is quantized ({source.quantization}): it cannot be pruned.")
+    for kind in ("nans", "infs"):
+        bad = [t for t in tensors if getattr(t, kind)]
+        if bad:
+            what = "NaN" if kind == "nans" else "Inf"
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            found.append(f"Tensor '{bad[0].name}'{more} holds {what}.")
+    return tuple(found)
+
+
+# --- groups: a role, a component, a layer ---------------------------------------------------------
+
+
+def layer_label(tensor: TensorStats | TensorRole) -> str:
+    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
+    return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)
+
+
+def group(
+    tensors: Iterable[TensorStats], key: Callable[[TensorStats], str]
+) -> dict[str, GroupStats]:
+    """Sums over the measured tensors that share a key, in order of first appearance."""
+    members: dict[str, list[TensorStats]] = {}
+    for tensor in tensors:
+        if tensor.measured:
+            members.setdefault(key(tensor), []).append(tensor)
+    return {label: _group_stats(part) for label, part in members.items()}
+
+
+def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
+    weights = sum(t.numel for t in tensors)
+    finite = sum(t.numel - t.nans - t.infs for t in tensors)
+    total = sum(t.mean * (t.numel - t.nans - t.infs) for t in tensors)
+    norm = sum(t.norm_squared for t in tensors)
+    mean = total / finite if finite else 0.0
+    largest = [max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel > t.nans]
+    near: dict[str, int] = {}
+    for tensor in tensors:
+        _add_counts(near, tensor.near_zero)
+    return GroupStats(
+        tensors=len(tensors),
+        weights=weights,
+        prunable_weights=sum(t.numel for t in tensors if t.prunable),
+        nbytes=sum(t.numel * BY_LABEL[t.dtype].bits // 8 for t in tensors),
+        zeros=sum(t.zeros for t in tensors),
+        near_zero=near,
+        std=float(max(0.0, norm / finite - mean * mean) ** 0.5) if finite else 0.0,
+        largest=max(largest, default=0.0),
+        norm_squared=norm,
+    )
+
+
+def _add_counts(into: dict[str, int], counts: Mapping[str, int]) -> None:
+    for key, count in counts.items():
+        into[key] = into.get(key, 0) + count

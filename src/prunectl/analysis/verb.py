@@ -15,7 +15,7 @@ from prunectl.device import check_device
 from prunectl.errors import UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.measure.cache import measured_of
-from prunectl.measure.missing import measure_missing, refuse_nans
+from prunectl.measure.measured import measure_missing, refuse_nans
 from prunectl.measure.thresholds import find_targets
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run

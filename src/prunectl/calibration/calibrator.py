@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 from prunectl.calibration.capture import as_matrices
 from prunectl.calibration.matrix import Done, MatrixPruner
 from prunectl.calibration.pruner import Computed, Pruner
-from prunectl.calibration.shared_store import SharedStore
+from prunectl.calibration.store import SharedStore
 from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import is_out_of_memory
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
-from prunectl.methods.errors import SingularHessian
+from prunectl.methods.factor import SingularHessian
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import DEFAULT, needing
 from prunectl.numbers import listed
 from prunectl.plan.job import Job
-from prunectl.transform.edits import Copy, Replace
-from prunectl.transform.resolution import Resolution
+from prunectl.transform.edits import Copy, Replace, Resolution
 from prunectl.transform.row_blocks import merged
 
 if TYPE_CHECKING:

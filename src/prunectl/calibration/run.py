@@ -16,7 +16,7 @@ import torch
 from prunectl.calibration.calibrator import Calibrator, replaced
 from prunectl.calibration.matrix import needs_full
 from prunectl.calibration.memory import forecast
-from prunectl.calibration.shared_store import SharedStore, shared_store
+from prunectl.calibration.store import SharedStore, shared_store
 from prunectl.calibration.targets import (
     ByCounts,
     TensorTarget,
@@ -30,12 +30,10 @@ from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
 from prunectl.parallel.launched import on_this_host
 from prunectl.parallel.run import Run
-from prunectl.plan.job import Job, fingerprint
-from prunectl.plan.placement import device_of, dtype_of
+from prunectl.plan.job import Job, device_of, dtype_of, fingerprint
 from prunectl.plan.settings import Budget, Calibration, Scope
 from prunectl.tensorspec import TensorSpec
-from prunectl.transform.edits import Copy, Edit
-from prunectl.transform.resolution import Resolution
+from prunectl.transform.edits import Copy, Edit, Resolution
 from prunectl.transform.writing import edited
 
 if TYPE_CHECKING:
@@ -191,7 +189,7 @@ def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
 
 def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
     """How many weights of each matrix go, where one threshold is for all of a pool."""
-    from prunectl.calibration.allocation import ScoreCounts, allocate
+    from prunectl.calibration.targets import ScoreCounts, allocate
 
     job = passes.job
     pool = job.plan.pools[index]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from prunectl import demo
-from prunectl.calibration.request import Arrays, Request
+from prunectl.calibration.samples import Arrays, Request
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, accepted_inputs
 from prunectl.data import datasets, text

@@ -30,8 +30,8 @@ from prunectl.checkpoint.hub_files import (
     snapshot_folder,
 )
 from prunectl.checkpoint.index import WeightSet, find_weights
+from prunectl.checkpoint.model_kind import quantization_of
 from prunectl.checkpoint.opening import compressed_error, hub_id, local_path
-from prunectl.checkpoint.quantization import quantization_of
 from prunectl.checkpoint.safetensors_file import parse_safetensors
 from prunectl.checkpoint.sidefiles import side_files
 from prunectl.checkpoint.stored import WeightFile

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.module_tree import model_class, quiet_transformers, unknown_if_it_fails
-from prunectl.errors import InvalidOption, SourceError, UnknownArchitecture
+from prunectl.errors import InvalidOption, SourceError, UnknownArchitecture, shortened
 
 if TYPE_CHECKING:
     import torch
+
 
 _USUAL_IMAGE = 224
 _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
@@ -198,3 +199,21 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+# --- quantization ---------------------------------------------------------------------------------
+
+_QUANTIZED_PARTS = (
+    ".qweight", ".qzeros", ".weight_packed", ".weight_bitmask", ".weight_scale",
+    ".weight_scale_inv", ".SCB",
+    ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".absmax",
+)  # fmt: skip
+
+
+def quantization_of(config: dict[str, Any], names: list[str]) -> str:
+    declared = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(declared, dict):
+        method = declared.get("quant_method") or declared.get("format") or "quantized"
+        return shortened(str(method), 80)
+    marks = {mark for name in names for mark in _QUANTIZED_PARTS if name.endswith(mark)}
+    return f"tensors such as *{min(marks)}" if marks else ""

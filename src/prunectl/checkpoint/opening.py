@@ -21,7 +21,7 @@ from prunectl.checkpoint.index import (
     find_weights,
     read_index,
 )
-from prunectl.checkpoint.quantization import quantization_of
+from prunectl.checkpoint.model_kind import quantization_of
 from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.sidefiles import (
     is_own_file,

@@ -166,7 +166,7 @@ def prune(
     checkpoint = options.open_source(choice, token, cache_dir, trust_remote_code, out)
     if output is None or dry_run:
         if settings.calibration is not None and settings.calibration.dtype != "auto":
-            from prunectl.plan.placement import dtype_of
+            from prunectl.plan.job import dtype_of
 
             dtype_of(settings.calibration, checkpoint)  # refused now as it would be then
         _show_plan(checkpoint, settings, out)

@@ -253,12 +253,12 @@ def dtype_of(
     checkpoint: Checkpoint, metric: Metric, device: torch.device, wanted: str
 ) -> torch.dtype:
     """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
-    see :func:`prunectl.plan.placement.dtype_of`.
+    see :func:`prunectl.plan.job.dtype_of`.
 
     Raises:
         InvalidOption: it is not known.
     """
-    from prunectl.plan.placement import dtype_of as calibration_dtype
+    from prunectl.plan.job import dtype_of as calibration_dtype
     from prunectl.plan.settings import Calibration
 
     wanted = "float32" if metric.trains and wanted == "auto" else wanted

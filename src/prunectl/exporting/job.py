@@ -19,8 +19,7 @@ from prunectl.output.parts import PartsShard, plan_parts
 from prunectl.output.shards import ShardLayout, parse_size, plan_shards
 from prunectl.output.target import MANIFEST_NAME, check_target
 from prunectl.pattern import NM, Unstructured, parse_pattern
-from prunectl.plan.job import protected
-from prunectl.plan.outputs import OutputTensor, output_tensors
+from prunectl.plan.job import OutputTensor, output_tensors, protected
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import BadCheckpoint, InvalidOption, PatternMismatch
 from prunectl.events import OnEvent, ignore_events
-from prunectl.exporting.dense import write_dense
 from prunectl.exporting.job import Job, prepare
 from prunectl.exporting.metadata import write_metadata
 from prunectl.exporting.result import ExportedTensor, ExportResult
 from prunectl.exporting.survey import Choice, choose_layouts
-from prunectl.exporting.writing import Stored, room_for, write_parts
+from prunectl.exporting.writing import Stored, room_for, write_dense, write_parts
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS, SUFFIXES
 from prunectl.loading.compressed import open_model
 from prunectl.loading.finished import check_finished

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import blake3
 import numpy as np
 
+from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.exporting.survey import Choice
+from prunectl.exporting.survey import Choice, check_digest
 from prunectl.layouts.layout import Encoder, Pieces, StoredPart
 from prunectl.layouts.parts import Bytes
-from prunectl.layouts.table import CODINGS
+from prunectl.layouts.table import CODINGS, DENSE
+from prunectl.magnitude.codes import code_format
+from prunectl.magnitude.masks import count_zeros
 from prunectl.output.header import ALIGNMENT
 from prunectl.output.parts import PartsShard, PartsWriter, header_room
+from prunectl.output.shards import Shard, ShardWriter
 from prunectl.parallel.run import Advance, Run
 from prunectl.parallel.streaming import Scratch
+from prunectl.plan.job import OutputTensor
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _ITEM_BYTES = 4 << 20
@@ -234,3 +241,47 @@ def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
             for part in parts
         ]
     return header_room(entries, described, digests)
+
+
+# --- dense files: the way back from a compressed folder, or new shards ----------------------------
+
+
+def write_dense(
+    shard: Shard,
+    outputs: dict[str, OutputTensor],
+    checkpoint: Checkpoint,
+    reader: TensorReader,
+    writer: ShardWriter,
+    run: Run,
+    advance: Advance,
+) -> list[Stored]:
+    """Write all tensors of one dense file; returns what was written, in the shard's order.
+
+    Raises:
+        BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
+    """
+    # Two outputs may be one tensor of the source, so that work is told apart by output.
+    tensors = [
+        StoredTensor(spec, outputs[spec.name].source.file, outputs[spec.name].source.offset)
+        for spec in shard.specs
+    ]
+
+    def work(tensor: StoredTensor, scratch: Scratch) -> Stored:
+        put = partial(writer.write, tensor.name)
+        source = outputs[tensor.name].source
+        digest, zeros = blake3.blake3(), 0
+        format = code_format(tensor.spec.dtype) if tensor.spec.dtype.is_float else None
+        for start, block in scratch.blocks(reader, source):
+            digest.update(block.data)
+            zeros += count_zeros(block.view(format.uint)) if format else 0
+            put(start, block.data)
+        found = digest.hexdigest()
+        check_digest(checkpoint, source, found)
+        spec = tensor.spec
+        return Stored(spec.name, DENSE, None, zeros, found, spec.nbytes, (spec.name,))
+
+    written = []
+    for tensor, stored in run.tensors(tensors, work):
+        written.append(stored)
+        advance(tensor.spec.nbytes, shard.name)
+    return written

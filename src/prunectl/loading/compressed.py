@@ -21,8 +21,7 @@ from prunectl.checkpoint.safetensors_file import strict_json
 from prunectl.checkpoint.stored import StoredTensor, declared_spec
 from prunectl.errors import BadCheckpoint, BadManifest
 from prunectl.layouts.table import CODINGS, DENSE
-from prunectl.loading.packed import Packed
-from prunectl.loading.reader import PartsReader
+from prunectl.loading.reader import Packed, PartsReader
 from prunectl.output.manifest import read_manifest
 from prunectl.output.parts import FORMAT_VERSION, METADATA_KEY
 from prunectl.output.records import TensorRecord

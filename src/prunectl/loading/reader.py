@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,11 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
 from prunectl.layouts.layout import Damaged, Misfit, code_bytes
 from prunectl.layouts.table import CODINGS
-from prunectl.loading.packed import Packed
+from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     from prunectl.layouts.layout import Decoder
+
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -149,3 +151,25 @@ class PartsReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# --- a tensor in parts ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A tensor that is stored as parts.
+
+    Attributes:
+        spec: the tensor that they stand for.
+        file: the weights file that holds them.
+        layout: its layout's name.
+        extra: the layout's own parameters.
+        parts: by suffix.
+    """
+
+    spec: TensorSpec
+    file: str
+    layout: str
+    extra: Mapping[str, Any]
+    parts: Mapping[str, StoredTensor]

@@ -10,7 +10,7 @@ import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
-from prunectl.errors import FileChanged
+from prunectl.errors import FileChanged, NaNWeights
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.magnitude.histogram import Histogram, Spans
@@ -27,6 +27,7 @@ from prunectl.magnitude.store import HistogramStore
 from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch, pieces
 from prunectl.pattern import NM
+from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 
 Patterns = Mapping[str, tuple[NM, ...]]
 """By tensor name: which N:M patterns to measure."""
@@ -167,3 +168,47 @@ def unresolved_bins(
     codes = [1, *(histogram.format.floor_code(value) + 1 for value in values)]
     spans.update(histogram.bins_split_by(np.array(codes, np.uint64)))
     return sorted(spans)
+
+
+# --- what is not measured yet ---------------------------------------------------------------------
+
+
+def measure_missing(
+    checkpoint: Checkpoint,
+    measured: Measured,
+    run: Run,
+    *,
+    names: Sequence[str],
+    patterns: Sequence[NM],
+    pattern_names: Sequence[str] | None = None,
+) -> None:
+    """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
+    roles = checkpoint.roles.roles
+    specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
+    todo: dict[str, tuple[NM, ...]] = {}
+    axes: dict[str, int] = {}
+    for name in prunable_tensors(checkpoint, fp8=True) if pattern_names is None else pattern_names:
+        axis = input_axis(specs[name], roles[name])
+        missing = tuple(
+            pattern
+            for pattern in dict.fromkeys(patterns)
+            if (name, str(pattern)) not in measured.patterns
+            and not misfit_reason(specs[name], roles[name], pattern)
+        )
+        if missing and axis is not None:
+            todo[name], axes[name] = missing, axis
+    measure(
+        checkpoint,
+        [name for name in names if name not in measured.facts],
+        todo,
+        axes,
+        into=measured,
+        run=run,
+    )
+
+
+def refuse_nans(measured: Measured, names: Sequence[str]) -> None:
+    """Raise NaNWeights for the first of ``names`` that holds NaN."""
+    for name in names:
+        if measured.facts[name].nans:
+            raise NaNWeights(name, measured.facts[name].nans)

@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import NaNWeights
 from prunectl.magnitude.select import quantile_rank
-from prunectl.measure.measured import Measured, refine, unresolved_bins
-from prunectl.measure.missing import measure_missing, refuse_nans
+from prunectl.measure.measured import (
+    Measured,
+    measure_missing,
+    refine,
+    refuse_nans,
+    unresolved_bins,
+)
 from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES, find_targets, shares, tolerances
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, pruned_count

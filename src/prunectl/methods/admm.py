@@ -25,11 +25,9 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods import checks
-from prunectl.methods.errors import SingularHessian
-from prunectl.methods.factor import RAISES, woken
-from prunectl.methods.pruned import Pruned
+from prunectl.methods.factor import RAISES, SingularHessian, woken
 from prunectl.methods.refine import ITERATIONS, descend, gains
-from prunectl.methods.spec import Memory, MethodSpec, Needs
+from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
 from prunectl.methods.target import Target, check_target, choose, costless, ranked
 from prunectl.pattern import Scope
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prunectl.errors import PrunectlError
 from prunectl.lazy import torch
-from prunectl.methods.errors import SingularHessian
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 RAISES = 6
 """How often a damping is raised tenfold before the second moments are given up."""
@@ -79,3 +80,22 @@ def _root(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
     lower, info = torch.linalg.cholesky_ex(flipped)
     del flipped
     return lower.flip(0, 1) if int(info) == 0 else None
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+class SingularHessian(PrunectlError):
+    """The second moments cannot be factorized, however much they are damped.
+
+    Attributes:
+        damping: the last one tried.
+    """
+
+    def __init__(self, damping: float) -> None:
+        super().__init__(
+            "the second moments of a layer's inputs cannot be factorized, "
+            f"even with a damping of {damping:g} x their mean",
+            hint="its inputs are degenerate: calibrate on more or other data",
+        )
+        self.damping = damping

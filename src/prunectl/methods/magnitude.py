@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods import checks
-from prunectl.methods.pruned import Pruned
-from prunectl.methods.spec import Memory, MethodSpec, Needs
+from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
 from prunectl.methods.target import Target, choose
 from prunectl.pattern import Scope
 

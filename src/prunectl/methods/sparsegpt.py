@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.factor import inverse_factor, woken
-from prunectl.methods.pruned import Pruned
-from prunectl.methods.spec import Memory, MethodSpec, Needs
+from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
 from prunectl.methods.target import (
     PerRow,
     PerTensor,

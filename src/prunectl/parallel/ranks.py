@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from prunectl._version import __version__
@@ -16,11 +18,11 @@ from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.parallel.devices import Place, name_of, why_by_host
 from prunectl.parallel.errors import RanksDiffer
 from prunectl.parallel.link import Link
-from prunectl.parallel.partition import piles, slices
 from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
     import torch
+
 
 Item = TypeVar("Item")
 
@@ -219,3 +221,46 @@ def _items(message: bytes) -> Iterator[Any]:
 
 def _next(spool: IO[bytes], sizes: Iterator[int] | None) -> bytes:
     return b"" if sizes is None else spool.read(next(sizes, 0))
+
+
+# --- partitions, the same in every process --------------------------------------------------------
+
+
+def slices(sizes: Sequence[int], count: int) -> list[range]:
+    """Cut items into ``count`` runs of neighbours, about as large as one another.
+
+    Where a run ends is decided by its items' middles, so that no item is in two of them and a rank
+    reads files from one end to the other.
+
+    Args:
+        sizes: of the items, at least 0; the same on every rank.
+        count: runs; some are empty where there are fewer items.
+    """
+    total = sum(sizes)
+    ends = list(accumulate(sizes))
+    bounds = [0]
+    at = 0
+    for part in range(1, count):
+        limit = 2 * total * part
+        while at < len(sizes) and count * (2 * ends[at] - sizes[at]) < limit:
+            at += 1
+        bounds.append(at)
+    bounds.append(len(sizes))
+    return [range(first, last) for first, last in pairwise(bounds)]
+
+
+def piles(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal items out into ``count`` piles, the largest first, each to the pile with least.
+
+    Of equal items the earlier goes first, and of equal piles the first gets it.
+
+    Returns:
+        The items' indices in each pile, rising.
+    """
+    heap = [(0, number) for number in range(count)]
+    found: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        held, number = heapq.heappop(heap)
+        found[number].append(index)
+        heapq.heappush(heap, (held + sizes[index], number))
+    return [sorted(pile) for pile in found]

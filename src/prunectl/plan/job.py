@@ -15,17 +15,21 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, read_masks
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import BadCheckpoint, InvalidOption
+from prunectl.checkpoint.stored import StoredTensor
+from prunectl.device import choose_device
+from prunectl.errors import BadCheckpoint, InvalidOption, UnknownArchitecture
 from prunectl.output.shards import ShardLayout, parse_size, plan_shards
 from prunectl.output.target import check_space, check_target, is_safe_relative
 from prunectl.plan.masking import fit_masks, mask_argument, source_note
-from prunectl.plan.outputs import OutputTensor, output_tensors
 from prunectl.plan.plan import Plan, TensorPlan, make_plan, plan_masks
 from prunectl.plan.prunable import refuse_quantized
-from prunectl.plan.settings import PruneSettings, check_complete
+from prunectl.plan.settings import Calibration, PruneSettings, check_complete
+from prunectl.tensorspec import TensorSpec
 from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
+    import torch
+
     from prunectl.data.samples import Samples
 
 
@@ -180,7 +184,7 @@ def _calibration(job: Job) -> dict[str, Any]:
     calibration = job.settings.calibration
     if calibration is None or job.samples is None:
         return {}
-    from prunectl.plan.placement import device_of, dtype_of
+    from prunectl.plan.job import device_of, dtype_of
 
     return {
         "refine": job.settings.refine,
@@ -209,3 +213,88 @@ def fingerprint(job: Job) -> str:
         "shards": [[s.name, [spec.name for spec in s.specs]] for s in job.layout.shards],
     }
     return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# --- the tensors of an output ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of the output: under its name, the bytes of ``source``."""
+
+    spec: TensorSpec
+    source: StoredTensor
+
+
+def output_tensors(checkpoint: Checkpoint) -> tuple[OutputTensor, ...]:
+    """All tensors to write, in file order.
+
+    A pickle may hold one tensor under two names (tied embeddings). Safetensors files do not share
+    bytes, and transformers saves such a tensor once: so do we, if the model's own loading code says
+    that nothing is missing then; else every name is written.
+    """
+    own = checkpoint.by_name
+    plain = tuple(OutputTensor(tensor.spec, tensor) for tensor in checkpoint.tensors)
+    if not checkpoint.aliases:
+        return plain
+    if not _missing(checkpoint, plain):
+        return plain
+    every = list(plain)
+    for alias, name in checkpoint.aliases.items():
+        source = own[name]
+        every.append(OutputTensor(TensorSpec(alias, source.spec.dtype, source.spec.shape), source))
+    swapped = tuple(t for t in every if t.spec.name not in set(checkpoint.aliases.values()))
+    return swapped if not _missing(checkpoint, swapped) else tuple(every)
+
+
+def _missing(checkpoint: Checkpoint, tensors: tuple[OutputTensor, ...]) -> bool:
+    """Whether transformers would miss weights if the output held just these tensors."""
+    from prunectl.checkpoint.modules import check_loadable
+
+    try:
+        found = check_loadable(
+            checkpoint.folder,
+            [tensor.spec for tensor in tensors],
+            trust_remote_code=checkpoint.trust_remote_code,
+        )
+    except UnknownArchitecture:
+        return True
+    return bool(found.missing)
+
+
+# --- device and dtype of a calibration ------------------------------------------------------------
+
+
+def device_of(settings: Calibration) -> torch.device:
+    """Where the samples are run.
+
+    Raises:
+        InvalidOption: it is not known, or not there.
+    """
+    return choose_device(settings.device)
+
+
+def dtype_of(settings: Calibration, checkpoint: Checkpoint) -> torch.dtype:
+    """What the samples are run in: fp32 on the CPU, whose bf16 is slow, else the largest tensor's.
+
+    Raises:
+        InvalidOption: it is not known.
+    """
+    import torch
+
+    from prunectl.checkpoint.torch_tensors import torch_dtype
+
+    wanted = settings.dtype
+    if wanted != "auto":
+        names = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        name = names.get(wanted, wanted)
+        if name not in names.values():  # torch has more, which no model runs in
+            raise InvalidOption(
+                f"dtype '{wanted}' is not known", hint="auto, float32, bfloat16 or float16"
+            )
+        found: torch.dtype = getattr(torch, name)
+        return found
+    if device_of(settings).type == "cpu":
+        return torch.float32
+    largest = max(checkpoint.tensors, key=lambda tensor: tensor.spec.nbytes)
+    return torch_dtype(largest.spec)

@@ -13,13 +13,12 @@ from prunectl.layouts.layout import Statistics
 from prunectl.layouts.table import DENSE, LAYOUTS
 from prunectl.output.shards import ShardLayout
 from prunectl.pattern import NM, Unstructured, parse_pattern, pruned_count
-from prunectl.plan.outputs import OutputTensor
+from prunectl.plan.job import OutputTensor
 from prunectl.plan.plan import Plan, Pool, TensorPlan
 from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.result import PoolOutcome, PruneResult, TensorOutcome
 from prunectl.tensorspec import DTYPES
-from prunectl.transform.edits import Copy, Cut, Replace
-from prunectl.transform.resolution import Resolution
+from prunectl.transform.edits import Copy, Cut, Replace, Resolution
 from prunectl.transform.writing import Written
 
 VISIBLE = 0.0005

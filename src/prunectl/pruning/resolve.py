@@ -11,8 +11,7 @@ from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.geometry import Ranges
 from prunectl.measure.cache import measured_of
-from prunectl.measure.measured import Measured
-from prunectl.measure.missing import measure_missing, refuse_nans
+from prunectl.measure.measured import Measured, measure_missing, refuse_nans
 from prunectl.measure.thresholds import Target, find_own_targets, find_targets, shares
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
@@ -21,8 +20,17 @@ from prunectl.plan.masking import check_twins
 from prunectl.plan.plan import Plan, Pool
 from prunectl.plan.settings import ROW_BLOCK, Scope
 from prunectl.pruning.row_budget import TakenRows, take_rows
-from prunectl.transform.edits import Copy, Cut, CutRows, Edit, Groups, Keep, RowGroups
-from prunectl.transform.resolution import Forecast, Resolution
+from prunectl.transform.edits import (
+    Copy,
+    Cut,
+    CutRows,
+    Edit,
+    Forecast,
+    Groups,
+    Keep,
+    Resolution,
+    RowGroups,
+)
 
 
 def resolve_plan(
@@ -264,7 +272,7 @@ def resolved(
         PrunectlError: as :func:`prunectl.prune`.
     """
     if job.settings.needs_calibration and job.settings.calibration is not None:
-        from prunectl.calibration.gathering import gather_samples
+        from prunectl.calibration.samples import gather_samples
 
         samples = gather_samples(job.checkpoint, job.settings.calibration, run.on_event)
         run.ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)

@@ -24,15 +24,14 @@ from prunectl.output.target import check_nobody_writes
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
-from prunectl.plan.job import Job, arguments, fingerprint, prepare, protected
-from prunectl.plan.placement import device_of
+from prunectl.plan.job import Job, arguments, device_of, fingerprint, prepare, protected
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.metadata import write_metadata
 from prunectl.pruning.outcome import build_result, check_written
 from prunectl.pruning.resolve import resolved
 from prunectl.pruning.result import PruneResult
 from prunectl.pruning.writing import write_weights
-from prunectl.transform.resolution import Resolution
+from prunectl.transform.edits import Resolution
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 

@@ -14,8 +14,7 @@ from prunectl.output.shards import Shard, ShardWriter
 from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import BATCH_BYTES, Scratch
 from prunectl.plan.job import Job
-from prunectl.transform.edits import Copy
-from prunectl.transform.resolution import Resolution
+from prunectl.transform.edits import Copy, Resolution
 from prunectl.transform.writing import Written, write_tensor
 
 

@@ -27,7 +27,7 @@ from prunectl.magnitude.masks import (
 )
 from prunectl.parallel.streaming import Bytes, Scratch
 from prunectl.pattern import pruned_count
-from prunectl.plan.outputs import OutputTensor
+from prunectl.plan.job import OutputTensor
 from prunectl.transform.edits import (
     Copy,
     CutRows,

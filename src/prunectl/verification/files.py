@@ -9,6 +9,8 @@ import blake3
 
 from prunectl.checkpoint.index import read_index
 from prunectl.errors import SourceError
+from prunectl.events import Note, OnEvent
+from prunectl.methods.table import UPDATING
 from prunectl.output.config_json import CONFIG_NAME, unmark
 from prunectl.output.manifest import Manifest
 from prunectl.output.measured import ResultFile, results_in
@@ -17,7 +19,7 @@ from prunectl.output.parts import PARTS_INDEX, PARTS_SUFFIX
 from prunectl.output.records import FileRecord
 from prunectl.output.shards import INDEX_NAME
 from prunectl.output.target import CARD_NAME, MANIFEST_NAME
-from prunectl.verification.findings import Findings
+from prunectl.verification.result import Findings
 from prunectl.verification.weights import Source
 
 _GROWS = ".gitattributes"
@@ -131,3 +133,45 @@ def check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
             findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
     for name in sorted(where.keys() - {tensor.name for tensor in manifest.tensors}):
         findings.add("index", name, "is in the index and not in the manifest")
+
+
+# --- the calibration that a manifest records ------------------------------------------------------
+
+
+def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) -> None:
+    """Look for contradictions, where weights that stay were changed.
+
+    Nothing but the samples can tell how far outputs are from the dense ones. That they are further
+    away than those of a matrix of zeros is said where the manifest states it; it is no difference.
+    """
+    updated = [record for record in manifest.tensors if record.is_updated]
+    if not updated:
+        del findings.sentences["calibrated"]
+        return
+    findings.sentences["survivors"] = (
+        "where calibration changed no weights, survivors are bit-identical to the source"
+    )
+    asked = manifest.arguments
+    if not asked.get("calibration"):
+        findings.add("calibrated", MANIFEST_NAME, "weights were changed without a calibration")
+    elif not asked.get("refine") and asked.get("method") not in UPDATING:
+        detail = f"weights were changed, which method {asked.get('method')} does not"
+        findings.add("calibrated", MANIFEST_NAME, detail)
+    for record in updated:
+        if record.by_magnitude >= max(record.matrices, 1):
+            detail = "its weights were changed, and no sample reached it"
+            findings.add("calibrated", record.name, detail)
+    errors = {
+        record.name: float(record.calibrated["error"])
+        for record in updated
+        if record.calibrated is not None and record.calibrated["error"] is not None
+    }
+    worse = [name for name, error in errors.items() if error > 1]
+    if worse:
+        worst = max(worse, key=errors.__getitem__)
+        more = f", and {len(worse) - 1:,} more" if len(worse) > 1 else ""
+        text = (
+            f"{worst}{more}: by the manifest, outputs are further from the dense ones than zeros "
+            f"would be (output error {errors[worst]:.0%})"
+        )
+        on_event(Note(text, warning=True))

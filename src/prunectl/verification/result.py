@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from prunectl import numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +50,49 @@ class VerifyReport:
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.verify/1", "ok": self.ok, **to_json(self)}
+
+
+# --- checks, and the differences found so far -----------------------------------------------------
+
+CHECKS = {
+    "files": "every file is listed, none is missing or stray",
+    "side files": "side files have the bytes that were written",
+    "index": "the index lists every tensor where it is",
+    "shapes": "names, dtypes and shapes are those of the manifest",
+    "layout": "each tensor is stored as the manifest says",
+    "hashes": "stored bytes have the hashes of the manifest",
+    "zeros": "zeros are as many as the manifest says",
+    "pattern": "N:M holds in every group",
+    "calibrated": "weights that calibration changed are finite, and what it says can be",
+    "source": "every tensor is in the source, with its dtype and shape",
+    "survivors": "survivors are bit-identical to the source",
+    "untouched": "tensors that were not pruned are bit-identical to the source",
+    "threshold": "no larger weight was pruned than one that was kept",
+    "side files of the source": "side files are identical to the source's",
+    "loads": "transformers finds every weight, in its shape",
+}
+NEED_SOURCE = ("source", "survivors", "untouched", "threshold", "side files of the source")
+
+
+@dataclass
+class Findings:
+    """Differences so far, and checks that could not be made."""
+
+    differences: list[Difference] = field(default_factory=list)
+    impossible: dict[str, str] = field(default_factory=dict)
+    sentences: dict[str, str] = field(default_factory=lambda: dict(CHECKS))
+
+    def add(self, kind: str, where: str, detail: str) -> None:
+        self.differences.append(Difference(kind, where, detail))
+
+    def checks(self) -> Iterator[Check]:
+        """Every check with its outcome, in order."""
+        counts = Counter(difference.kind for difference in self.differences)
+        for kind, sentence in self.sentences.items():
+            if counts[kind]:
+                found = numbers.plural(counts[kind], "difference")
+                yield Check(kind, False, f"not so, {found}: {sentence}")
+            elif kind in self.impossible:
+                yield Check(kind, None, self.impossible[kind])
+            else:
+                yield Check(kind, True, sentence)

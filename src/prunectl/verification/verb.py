@@ -29,10 +29,13 @@ from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
 from prunectl.pattern import pruned_count
 from prunectl.tensorspec import DTYPES, TensorSpec
-from prunectl.verification.calibrated import check_calibrated
-from prunectl.verification.files import check_files, check_index, check_source_files
-from prunectl.verification.findings import CHECKS, NEED_SOURCE, Findings
-from prunectl.verification.result import VerifyReport
+from prunectl.verification.files import (
+    check_calibrated,
+    check_files,
+    check_index,
+    check_source_files,
+)
+from prunectl.verification.result import CHECKS, NEED_SOURCE, Findings, VerifyReport
 from prunectl.verification.weights import Source, check_weights
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from blake3 import blake3
 
 from prunectl._version import __version__
-from prunectl.calibration.gathering import gather_samples
+from prunectl.calibration.samples import gather_samples
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
