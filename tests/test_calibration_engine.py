@@ -322,8 +322,8 @@ def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) 
 
 def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
     """As where a model adds what several blocks have put out to the input of a later one."""
+    from prunectl.calibration.block_order import find_block_order
     from prunectl.calibration.forward import Forward
-    from prunectl.calibration.units import find_course
 
     config = transformers.LlamaConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
@@ -335,10 +335,10 @@ def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
         block_model = BlockModel(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
         )
-        assert len(find_course(Forward(block_model, samples_of("llama"))).units) == 4
+        assert len(find_block_order(Forward(block_model, samples_of("llama"))).groups) == 4
         layers = block_model.model.get_submodule("model.layers")
         kept: list[torch.Tensor] = []
         layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
         layers[3].register_forward_pre_hook(lambda module, args: (args[0] + kept[-1], *args[1:]))
         with pytest.raises(CalibrationFailed, match=r"model\.layers\.3 depends on more than"):
-            find_course(Forward(block_model, samples_of("llama")))
+            find_block_order(Forward(block_model, samples_of("llama")))

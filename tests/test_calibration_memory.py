@@ -117,5 +117,5 @@ def test_images_count(tmp_path: Path) -> None:
         block_model = BlockModel(
             checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
         )
-        course = try_model(block_model, [{"pixel_values": torch.randn(1, 3, 16, 16)}] * 3)
-    assert (course.states, course.rows) == (3 * 5 * 32 * 4, 3 * 5)
+        order = try_model(block_model, [{"pixel_values": torch.randn(1, 3, 16, 16)}] * 3)
+    assert (order.states, order.rows) == (3 * 5 * 32 * 4, 3 * 5)

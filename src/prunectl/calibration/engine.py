@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from prunectl.calibration.block_order import BlockGroup, BlockOrder, find_block_order
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
-from prunectl.calibration.units import Course, Unit, find_course
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent
@@ -51,23 +51,23 @@ def try_model(
     block_model: BlockModel,
     samples: Sequence[Inputs],
     run: Run = PLAIN_RUN,
-) -> Course:
+) -> BlockOrder:
     """See by a short sample whether a model can be calibrated block by block; every rank does.
 
     Raises:
-        CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_course`.
+        CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_block_order`.
         DeviceFull: there is too little memory for a block.
     """
     return _try(Forward(block_model, samples, own=_own(run.ranks)), run.on_event)
 
 
-def _try(forward: Forward, on_event: OnEvent) -> Course:
+def _try(forward: Forward, on_event: OnEvent) -> BlockOrder:
     with memory_errors(
         forward.block_model.device,
         forward.block_model.dtype,
         "a block of the model and one short sample",
     ):
-        return find_course(forward, on_event)
+        return find_block_order(forward, on_event)
 
 
 def _own(ranks: Ranks) -> slice:
@@ -81,7 +81,7 @@ def calibrate(
     wanted: Wanted,
     prune_tensor: PruneTensor | Pruner,
     *,
-    course: Course | None = None,
+    order: BlockOrder | None = None,
     finished: Callable[[str], Values | None] = _never,
     done: Callable[[str], object] = _never,
     spill: Path | None = None,
@@ -97,7 +97,7 @@ def calibrate(
         prune_tensor: called once for each wanted tensor, when the inputs of its block are known
             with all blocks before it pruned. Blocks that no sample reaches come last. Of several
             ranks, one calls it for each tensor; a :class:`Pruner` lets the others know.
-        course: what :func:`try_model` has found of the same samples; None finds it here.
+        order: what :func:`try_model` has found of the same samples; None finds it here.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: told when all tensors of a block have been pruned.
         spill: a folder for what blocks put out; None keeps it in memory.
@@ -112,17 +112,17 @@ def calibrate(
     forward = Forward(block_model, samples, spill, _own(run.ranks))
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
-    units = (course or _try(forward, run.on_event)).units
+    groups = (order or _try(forward, run.on_event)).groups
     engine.locate()  # what cannot be pruned is refused before anything is
-    with run.phase(phase, sum(block_model.nbytes(b) for unit in units for b in unit.blocks)):
-        for unit in units:
+    with run.phase(phase, sum(block_model.nbytes(b) for group in groups for b in group.blocks)):
+        for group in groups:
             with memory_errors(
-                block_model.device, block_model.dtype, f"{unit.blocks[0]} and its inputs"
+                block_model.device, block_model.dtype, f"{group.blocks[0]} and its inputs"
             ):
-                engine.run(unit, {block: finished(block) for block in unit.blocks})
-            for block in unit.blocks:
+                engine.run(group, {block: finished(block) for block in group.blocks})
+            for block in group.blocks:
                 done(block)
-        for block in engine.unreached(units):
+        for block in engine.unreached(groups):
             if finished(block) is None:
                 with memory_errors(block_model.device, block_model.dtype, block):
                     engine.prune_unreached(block)
@@ -161,28 +161,28 @@ class _Engine:
             with memory_errors(self._block_model.device, self._block_model.dtype, block):
                 self._block_model.locate(names)
 
-    def run(self, unit: Unit, earlier: Mapping[str, Values | None]) -> None:
-        """Prune the blocks of a unit, then compute what they put out now."""
-        for block in unit.blocks:
+    def run(self, group: BlockGroup, earlier: Mapping[str, Values | None]) -> None:
+        """Prune the blocks of a group, then compute what they put out now."""
+        for block in group.blocks:
             self._block_model.load(block)
-        steps = self._steps(unit, earlier)
-        size = sum(self._block_model.nbytes(block) for block in unit.blocks)
+        steps = self._steps(group, earlier)
+        size = sum(self._block_model.nbytes(block) for block in group.blocks)
         count = (len(steps) + 1) * self.forward.count
-        tell = _Teller(self._on_event, self._phase, size, count, unit.blocks[0])
+        tell = _Teller(self._on_event, self._phase, size, count, group.blocks[0])
         for step in steps:
             step(tell)
         for index in range(self.forward.count):
-            self.forward.record(unit, index)
+            self.forward.record(group, index)
             tell()
-        for block in unit.blocks:
+        for block in group.blocks:
             self._block_model.unload(block)
         tell.finish()
 
     def _steps(
-        self, unit: Unit, earlier: Mapping[str, Values | None]
+        self, group: BlockGroup, earlier: Mapping[str, Values | None]
     ) -> list[Callable[[_Teller], None]]:
         """What is to be done before the outputs: one measurement, or one for each input."""
-        names = [name for block in unit.blocks for name in self._names[block]]
+        names = [name for block in group.blocks for name in self._names[block]]
         views = self._block_model.views(names)
         known = {k: v for found in earlier.values() for k, v in (found or {}).items()}
         for name, value in known.items():
@@ -194,19 +194,21 @@ class _Engine:
         }
         if not todo:
             return []
-        groups = self._in_order(unit, todo) if self._wanted.true_sequential else [list(todo)]
+        in_turn = self._in_order(group, todo) if self._wanted.true_sequential else [list(todo)]
         return [
-            partial(self._measure_and_prune, unit, {name: todo[name] for name in group}, views)
-            for group in groups
+            partial(self._measure_and_prune, group, {name: todo[name] for name in names}, views)
+            for names in in_turn
         ]
 
-    def _in_order(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
+    def _in_order(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         """The tensors in order of use by the first batch; those that share an input go together."""
-        return self._ranks.broadcast(self._order_of_use(unit, todo) if self._ranks.is_first else [])
+        return self._ranks.broadcast(
+            self._order_of_use(group, todo) if self._ranks.is_first else []
+        )
 
-    def _order_of_use(self, unit: Unit, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
+    def _order_of_use(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
         statistics = self._statistics(gathers=False)
-        self._collect_one(unit, todo, statistics, 0)
+        self._collect_one(group, todo, statistics, 0)
         groups: dict[Key, list[str]] = {}
         placed: set[str] = set()
         for key in statistics.order:
@@ -218,9 +220,9 @@ class _Engine:
         return [*groups.values(), *([unseen] if unseen else [])]
 
     def _measure_and_prune(
-        self, unit: Unit, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
+        self, group: BlockGroup, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
     ) -> None:
-        statistics = self._collect(unit, todo, tell)
+        statistics = self._collect(group, todo, tell)
         seen = {
             name: [Captured(m, statistics.of(m), m in statistics.missed) for m in parts]
             for name, parts in todo.items()
@@ -237,12 +239,14 @@ class _Engine:
             gathers=gathers,
         )
 
-    def _collect(self, unit: Unit, todo: Mapping[str, list[Matrix]], tell: _Teller) -> Statistics:
+    def _collect(
+        self, group: BlockGroup, todo: Mapping[str, list[Matrix]], tell: _Teller
+    ) -> Statistics:
         """The statistics of all ranks' batches; what one has to do otherwise, all do."""
         shared = True
         while True:
             statistics = self._statistics(shared=shared)
-            trouble = self._collect_own(unit, todo, statistics, tell)
+            trouble = self._collect_own(group, todo, statistics, tell)
             of_ranks = list(self._ranks.all_gather([(trouble, statistics.tally())]))
             troubles, everyone = {one for one, _ in of_ranks}, [seen for _, seen in of_ranks]
             if _FULL in troubles:
@@ -259,7 +263,7 @@ class _Engine:
 
     def _collect_own(
         self,
-        unit: Unit,
+        group: BlockGroup,
         todo: Mapping[str, list[Matrix]],
         statistics: Statistics,
         tell: _Teller,
@@ -267,7 +271,7 @@ class _Engine:
         """Gather what this rank's batches show; returns why it cannot be done so, or ''."""
         try:
             for index in range(self.forward.count):
-                self._collect_one(unit, todo, statistics, index)
+                self._collect_one(group, todo, statistics, index)
                 tell()
         except NotShared:
             return _NOT_SHARED
@@ -278,19 +282,23 @@ class _Engine:
         return ""
 
     def _collect_one(
-        self, unit: Unit, todo: Mapping[str, list[Matrix]], statistics: Statistics, index: int
+        self,
+        group: BlockGroup,
+        todo: Mapping[str, list[Matrix]],
+        statistics: Statistics,
+        index: int,
     ) -> None:
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
         with ProductWatcher(watched, statistics.seen) as watcher:
-            self.forward.run(unit, index)
+            self.forward.run(group, index)
         statistics.missed |= watcher.missed
 
     # --- what no sample reaches -----------------------------------------------------------------
 
-    def unreached(self, units: Sequence[Unit]) -> list[str]:
+    def unreached(self, groups: Sequence[BlockGroup]) -> list[str]:
         """Blocks with tensors to prune that no sample reaches, such as those of a vision tower."""
-        reached = {block for unit in units for block in unit.blocks}
+        reached = {block for group in groups for block in group.blocks}
         return [block for block, names in self._names.items() if names and block not in reached]
 
     def prune_unreached(self, block: str) -> None:
@@ -306,7 +314,7 @@ class _Engine:
 
 
 class _Teller:
-    """Turns the steps of a unit into bytes of progress, which sum up to the unit's size."""
+    """Turns the steps of a group into bytes of progress, which sum up to the group's size."""
 
     def __init__(self, on_event: OnEvent, phase: str, size: int, steps: int, item: str) -> None:
         self._on_event, self._phase, self._item = on_event, phase, item

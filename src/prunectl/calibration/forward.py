@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from prunectl.calibration.units import Stop, Unit
+from prunectl.calibration.block_order import BlockGroup, Stop
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -98,20 +98,20 @@ class Forward:
             ) from error
         return False
 
-    def run(self, unit: Unit, index: int) -> dict[str, Any]:
-        """One batch through a unit; returns what its blocks put out last, by list of blocks.
+    def run(self, group: BlockGroup, index: int) -> dict[str, Any]:
+        """One batch through a group; returns what its blocks put out last, by list of blocks.
 
         Raises:
-            CalibrationFailed: the model fails, or does not come to the unit.
+            CalibrationFailed: the model fails, or does not come to the group.
             NotShared: a watcher inside of the forward says so.
         """
-        left = unit.calls
+        left = group.calls
         found: dict[str, Any] = {}
 
         def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal left
             stack = block.rpartition(".")[0]
-            if block not in unit.blocks:
+            if block not in group.blocks:
                 return self.fresh(self._outputs[stack][index])
             found[stack] = original(*args, **kwargs)
             left -= 1
@@ -122,16 +122,16 @@ class Forward:
         with self.replaced(run):
             if self.go(self.batches[index]):
                 return found
-        raise CalibrationFailed(f"some samples do not reach block {unit.blocks[-1]}")
+        raise CalibrationFailed(f"some samples do not reach block {group.blocks[-1]}")
 
     def fresh(self, output: Any) -> Any:
         """A copy on the device: the model may write into what a block returns."""
         device = self.block_model.device
         return pytree.tree_map_only(torch.Tensor, lambda one: one.to(device, copy=True), output)
 
-    def record(self, unit: Unit, index: int) -> None:
-        """Keep what a unit puts out for a batch, for the blocks after it."""
-        for stack, output in self.run(unit, index).items():
+    def record(self, group: BlockGroup, index: int) -> None:
+        """Keep what a group puts out for a batch, for the blocks after it."""
+        for stack, output in self.run(group, index).items():
             kept = self._outputs.setdefault(stack, [None] * self.count)
             kept[index] = _on_host(output, kept[index - 1] if index else None, self._spill)
             first = next(
@@ -139,7 +139,7 @@ class Forward:
             )
             if first is not None and first.is_floating_point() and not first.isfinite().all():
                 raise CalibrationFailed(
-                    f"block {unit.blocks[-1]} puts out NaN or Inf",
+                    f"block {group.blocks[-1]} puts out NaN or Inf",
                     hint="--dtype float32 has more range; is the checkpoint damaged?",
                 )
 

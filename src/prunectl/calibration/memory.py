@@ -12,7 +12,7 @@ from prunectl.plan.job import Job
 from prunectl.plan.plan import TensorPlan
 
 if TYPE_CHECKING:
-    from prunectl.calibration.units import Course
+    from prunectl.calibration.block_order import BlockOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,9 @@ _REFINED = Memory(squares=2, matrices=18)
 """What refining a matrix takes, after any method; measured."""
 
 
-def forecast(job: Job, block_model: BlockModel, course: Course, free: int | None) -> MemoryForecast:
+def forecast(
+    job: Job, block_model: BlockModel, order: BlockOrder, free: int | None
+) -> MemoryForecast:
     """What a calibration takes.
 
     Args:
@@ -79,14 +81,14 @@ def forecast(job: Job, block_model: BlockModel, course: Course, free: int | None
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
-    runs = (_running(block_model, block, course) for block in block_model.blocks)
+    runs = (_running(block_model, block, order) for block in block_model.blocks)
     return MemoryForecast(
         rest=_outside(block_model),
         block=max(_loaded(job, block_model, block) for block in block_model.blocks),
         moments=max(moments.values(), default=0),
         work=max(pruning, *runs) + _FREED,
-        states=course.states,
-        spilled=free is not None and course.states > free // 2,
+        states=order.states,
+        spilled=free is not None and order.states > free // 2,
     )
 
 
@@ -120,11 +122,11 @@ def _loaded(job: Job, block_model: BlockModel, block: str) -> int:
     return block_model.nbytes(block) + together * block_model.dtype.itemsize
 
 
-def _running(block_model: BlockModel, block: str, course: Course) -> int:
+def _running(block_model: BlockModel, block: str, order: BlockOrder) -> int:
     """Running a block: what each of its parameters is put in, and puts out."""
     parameters = block_model.model.get_submodule(block).parameters()
     widths: int = sum(sum(one.shape[-2:]) for one in parameters if one.ndim > 1)
-    return course.rows * widths * block_model.dtype.itemsize
+    return order.rows * widths * block_model.dtype.itemsize
 
 
 _FREED = 80 * 10**6

@@ -37,9 +37,9 @@ from prunectl.transform.edits import Copy, Edit, Resolution
 from prunectl.transform.writing import edited
 
 if TYPE_CHECKING:
+    from prunectl.calibration.block_order import BlockOrder
     from prunectl.calibration.engine import Values, Wanted
     from prunectl.calibration.pruner import Pruner
-    from prunectl.calibration.units import Course
     from prunectl.checkpoint.block_model import BlockModel
     from prunectl.checkpoint.reader import TensorReader
 
@@ -61,14 +61,14 @@ class _Passes:
         self._samples = job.samples.inputs
 
     @cached_property
-    def _begun(self) -> tuple[Course, Path | None]:
+    def _begun(self) -> tuple[BlockOrder, Path | None]:
         """How the model runs, and where what its blocks put out is kept, if not in memory."""
         from prunectl.calibration.engine import try_model
 
-        course = try_model(self.block_model, self._samples, self.run)
-        memory = forecast(self.job, self.block_model, course, self._free)
+        order = try_model(self.block_model, self._samples, self.run)
+        memory = forecast(self.job, self.block_model, order, self._free)
         self.run.note(str(memory))
-        return course, self.job.target.resolve().parent if memory.spilled else None
+        return order, self.job.target.resolve().parent if memory.spilled else None
 
     def go(
         self,
@@ -82,9 +82,9 @@ class _Passes:
         """One pass; see :func:`prunectl.calibration.engine.calibrate`."""
         from prunectl.calibration.engine import calibrate
 
-        course, spill = self._begun
+        order, spill = self._begun
         calibrate(
-            self.block_model, self._samples, wanted, pruner, course=course,
+            self.block_model, self._samples, wanted, pruner, order=order,
             finished=finished, done=done, spill=spill, phase=phase, run=self.run,
         )  # fmt: skip
 

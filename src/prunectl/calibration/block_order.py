@@ -29,7 +29,7 @@ class Stop(BaseException):
 
 
 @dataclass(frozen=True)
-class Unit:
+class BlockGroup:
     """Blocks that are worked on together: one, or several that take turns.
 
     Attributes:
@@ -51,24 +51,24 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class Course:
+class BlockOrder:
     """What a short sample shows of a model.
 
     Attributes:
-        units: in the order in which the model calls them.
+        groups: in the order in which the model calls them.
         states: bytes of what blocks put out for all samples of this process, at most.
         rows: tokens, or patches, that are run side by side, at most.
     """
 
-    units: tuple[Unit, ...]
+    groups: tuple[BlockGroup, ...]
     states: int
     rows: int
 
 
-def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
+def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> BlockOrder:
     """Run a short sample through the whole model, with each block in memory while it is called.
 
-    Then each unit is run by itself, as it will be: whether it puts out the same is seen here, and
+    Then each group is run by itself, as it will be: whether it puts out the same is seen here, and
     not in the middle of a calibration.
 
     Raises:
@@ -107,18 +107,18 @@ def find_course(forward: Forward, on_event: OnEvent = ignore_events) -> Course:
     if not trace:
         raise CalibrationFailed("no transformer block is reached by the samples")
     _refuse_made_up(block_model, [name for name, at in reads.found.items() if at < len(trace)])
-    units = in_units([call.block for call in trace])
+    groups = in_groups([call.block for call in trace])
     start = 0
-    for unit in units:
+    for group in groups:
         if start:
-            _check(forward, sample, unit, trace, start)
-        for block in unit.blocks:
+            _check(forward, sample, group, trace, start)
+        for block in group.blocks:
             tell(block)
-        start += unit.calls
+        start += group.calls
     on_event(Advanced(_PHASE, total - done))
     on_event(PhaseDone(_PHASE))
     states, rows = _sizes(trace, sample, forward.batches)
-    return Course(tuple(units), states, rows)
+    return BlockOrder(tuple(groups), states, rows)
 
 
 _PHASE = "trying the model"
@@ -192,18 +192,18 @@ def _refuse_made_up(block_model: BlockModel, names: Sequence[str]) -> None:
 
 
 class _Differs(BaseException):
-    """A unit gets or puts out something else than in the whole model. No model may catch this."""
+    """A group gets or puts out something else than in the whole model. No model may catch this."""
 
 
 def _check(
-    forward: Forward, sample: Inputs, unit: Unit, trace: Sequence[_Call], start: int
+    forward: Forward, sample: Inputs, group: BlockGroup, trace: Sequence[_Call], start: int
 ) -> None:
-    """See that a unit does the same when the blocks before it only answer from memory."""
+    """See that a group does the same when the blocks before it only answer from memory."""
     latest = {call.block.rpartition(".")[0]: call.output for call in trace[:start]}
-    calls = iter(trace[start : start + unit.calls])
+    calls = iter(trace[start : start + group.calls])
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if block not in unit.blocks:
+        if block not in group.blocks:
             return forward.fresh(latest[block.rpartition(".")[0]])
         call = next(calls)
         if call.block != block or not _alike(_tensors((args, kwargs)), call.inputs):
@@ -215,7 +215,7 @@ def _check(
             forward.block_model.unload(block)
         if not _alike(_tensors(output), _tensors(call.output)):
             raise _Differs
-        if call is trace[start + unit.calls - 1]:
+        if call is trace[start + group.calls - 1]:
             raise Stop
         return output
 
@@ -229,15 +229,15 @@ def _check(
         except CalibrationFailed as error:
             cause = error
     raise CalibrationFailed(
-        f"block {unit.blocks[0]} depends on more than what the block before it puts out",
+        f"block {group.blocks[0]} depends on more than what the block before it puts out",
         hint=f"calibration runs one block at a time; --method {DEFAULT} needs none",
     ) from cause
 
 
-def in_units(trace: Sequence[str]) -> list[Unit]:
+def in_groups(trace: Sequence[str]) -> list[BlockGroup]:
     """Cut a sequence of calls wherever no block is called on both sides of the cut."""
     last = {block: at for at, block in enumerate(trace)}
-    units: list[Unit] = []
+    groups: list[BlockGroup] = []
     start = 0
     while start < len(trace):
         end = at = start
@@ -245,9 +245,9 @@ def in_units(trace: Sequence[str]) -> list[Unit]:
             end = max(end, last[trace[at]])
             at += 1
         part = trace[start : end + 1]
-        units.append(Unit(tuple(dict.fromkeys(part)), len(part)))
+        groups.append(BlockGroup(tuple(dict.fromkeys(part)), len(part)))
         start = end + 1
-    return units
+    return groups
 
 
 def _kept(value: Any) -> Any:

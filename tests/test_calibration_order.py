@@ -114,9 +114,9 @@ def test_a_head_may_be_missing(heads: bool, tmp_path: Path) -> None:
     tiny_models.build("llama_untied", tmp_path)
     drop(tmp_path, "lm_head.weight")
     with block_model_of(tmp_path, heads=heads) as block_model:
-        course = try_model(block_model, samples_of("llama"))
+        order = try_model(block_model, samples_of("llama"))
         assert block_model.made_up == (("lm_head.weight",) if heads else ())
-    assert len(course.units) == 2
+    assert len(order.groups) == 2
 
 
 def test_heads_need_not_be_loaded(tmp_path: Path) -> None:
