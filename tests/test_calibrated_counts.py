@@ -315,7 +315,7 @@ def test_weights_that_fp16_cannot_hold_stay_as_they_were_and_are_told(
         result = prune(
             tmp_path / "source", out / method, settings(method, 0.5), on_event=events.append
         )
-        assert f"{name}: its dtype does not hold new weights of" in told(events)
+        assert f"{name}: its dtype cannot hold the new weights of" in told(events)
         assert reference.stored(out / method)[name].isfinite().all()
         assert all(one.zeros == one.numel // 2 for one in result.tensors if one.calibrated)
         assert verify(out / method).ok

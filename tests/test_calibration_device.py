@@ -126,7 +126,7 @@ def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path, no_room: Runti
     assert any("kept in the host's memory" in text for text in said)
     assert all(text.count("\n") <= 1 for text in said)  # once each, however many blocks there are
     assert len(said) + len(failed) == 7  # what is too little for one is for all after it
-    for what in ("outside of its blocks", "one short sample", "model.layers.0 and its inputs"):
+    for what in ("outside its blocks", "one short sample", "model.layers.0 and its inputs"):
         assert any(what in error.what for error in failed)
     assert {error.device for error in failed} == {"cuda:0"}
 

@@ -106,7 +106,7 @@ def test_full_memory_puts_what_blocks_put_out_into_files_in_every_pass(
     (note,) = [i for i, e in enumerate(events) if isinstance(e, Note) and "takes up to" in e.text]
     phases = {e.phase: i for i, e in enumerate(events) if isinstance(e, PhaseStarted)}
     assert phases["trying the model"] < note < phases["comparing weights"]
-    assert "in a file for what blocks put out" in getattr(events[note], "text", "")
+    assert "in a file for block outputs" in getattr(events[note], "text", "")
 
 
 def test_images_count(tmp_path: Path) -> None:

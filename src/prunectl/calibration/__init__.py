@@ -1,1 +1,1 @@
-"""Calibration: samples that are run forward so that a method sees what each layer is fed."""
+"""Calibration: samples run forward to gather statistics of each matrix's inputs."""

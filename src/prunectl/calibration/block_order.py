@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from prunectl.calibration.forward import Forward, Inputs
 
 _TOKENS = 64
-"""Tokens of the sample that shows the order: what blocks put out for it is kept for all of them."""
+"""Tokens of the trial sample. The outputs of all blocks for it are kept in memory."""
 
 
 class Stop(BaseException):
-    """A block has been run, and the rest is of no interest. No model may catch this."""
+    """Ends a forward after the last block of interest. Models catch Exception, not this."""
 
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Blocks that are worked on together: one, or several that take turns.
+    """Blocks that are calibrated together: one, or several that the model calls in turns.
 
     Attributes:
         blocks: in the order of their first call.
-        calls: how often one of them is called in a forward.
+        calls: of all its blocks in one forward.
     """
 
     blocks: tuple[str, ...]
@@ -52,12 +52,12 @@ class _Call:
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """What a short sample shows of a model.
+    """The order of a model's blocks, and the sizes of their outputs.
 
     Attributes:
         groups: in the order in which the model calls them.
-        states: bytes of what blocks put out for all samples of this process, at most.
-        rows: tokens, or patches, that are run side by side, at most.
+        states: upper bound of the bytes of block outputs for all samples of this process.
+        rows: most tokens, or patches, in one batch.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -68,13 +68,13 @@ class BlockOrder:
 def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> BlockOrder:
     """Run a short sample through the whole model, with each block in memory while it is called.
 
-    Then each group is run by itself, as it will be: whether it puts out the same is seen here, and
-    not in the middle of a calibration.
+    Then run each group by itself and compare its outputs, so that a model that cannot be calibrated
+    block by block is refused here and not in the middle of a calibration.
 
     Raises:
-        CalibrationFailed: the model fails, no block is called, or a block depends on more than what
-            the block before it puts out, so that it cannot be run by itself.
-        BadCheckpoint: the model computes its blocks' inputs with weights that are not there.
+        CalibrationFailed: the model fails, no block is called, or a block depends on more than the
+        output of the block before it, so that it cannot be run by itself.
+        BadCheckpoint: the model computes its blocks' inputs with weights that the checkpoint lacks.
     """
     block_model, sample = forward.block_model, _short(forward.first)
     total = 2 * sum(block_model.nbytes(block) for block in block_model.blocks)
@@ -90,7 +90,7 @@ def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> Blo
     reads = _MadeUpReads(block_model, trace)
 
     def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with reads.paused():  # what loading does is not what the model does
+        with reads.paused():  # reads by the loader are not reads by the model
             block_model.load(block)
         inputs = _tensors((args, kwargs))
         try:
@@ -125,17 +125,17 @@ _PHASE = "trying the model"
 
 
 def _short(inputs: Inputs) -> dict[str, torch.Tensor]:
-    """One sample of a batch, and of its tokens the first."""
+    """The first tokens of the first sample."""
     return {
         key: value[:1, :_TOKENS] if value.ndim == 2 else value[:1] for key, value in inputs.items()
     }
 
 
 def _sizes(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) -> tuple[int, int]:
-    """Bytes of the last outputs of each list of blocks, if they were those of all batches; and rows
-    of the largest output of a batch."""
+    """(Bytes of the last outputs of each list of blocks, scaled to all batches; most rows of a
+    batch.)"""
     outputs = list({call.block.rpartition(".")[0]: call.output for call in trace}.values())
-    parts = [  # each batch by how many of the sample it is
+    parts = [  # the size of each batch in trial samples
         max(batch[key].numel() / max(value.numel(), 1) for key, value in sample.items())
         for batch in batches
     ]
@@ -146,10 +146,10 @@ def _sizes(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) ->
 
 
 class _MadeUpReads(TorchFunctionMode):
-    """Sees which parameters that the checkpoint lacks a model computes with.
+    """Records which parameters a model reads although the checkpoint lacks them.
 
     Attributes:
-        found: names; after how many calls of blocks each was read first.
+        found: by name, the number of block calls before the first read.
     """
 
     def __init__(self, block_model: BlockModel, trace: Sequence[_Call]) -> None:
@@ -161,7 +161,7 @@ class _MadeUpReads(TorchFunctionMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside of the block nothing counts."""
+        """Reads inside the ``with`` block are not recorded."""
         self._is_paused = True
         yield
         self._is_paused = False
@@ -192,13 +192,13 @@ def _refuse_made_up(block_model: BlockModel, names: Sequence[str]) -> None:
 
 
 class _Differs(BaseException):
-    """A group gets or puts out something else than in the whole model. No model may catch this."""
+    """A group's inputs or outputs differ from the whole model's. Models do not catch this."""
 
 
 def _check(
     forward: Forward, sample: Inputs, group: BlockGroup, trace: Sequence[_Call], start: int
 ) -> None:
-    """See that a group does the same when the blocks before it only answer from memory."""
+    """Check that a group gives the same outputs when earlier blocks are replayed from memory."""
     latest = {call.block.rpartition(".")[0]: call.output for call in trace[:start]}
     calls = iter(trace[start : start + group.calls])
 
@@ -229,7 +229,7 @@ def _check(
         except CalibrationFailed as error:
             cause = error
     raise CalibrationFailed(
-        f"block {group.blocks[0]} depends on more than what the block before it puts out",
+        f"block {group.blocks[0]} depends on more than the output of the block before it",
         hint=f"calibration runs one block at a time; --method {DEFAULT} needs none",
     ) from cause
 

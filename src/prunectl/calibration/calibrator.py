@@ -1,4 +1,4 @@
-"""Calibrated methods on a checkpoint's tensors: from a plan to new weights, block by block."""
+"""Calibrated methods applied to a checkpoint's tensors, block by block."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class CalibratedFacts:
 
     Attributes:
         survivors: ``kept`` bit for bit, or ``updated``.
-        tokens: inputs that were seen, the fewest of any of its matrices.
-        skipped: inputs left out since they held NaN or Inf, or were far too large.
+        tokens: inputs seen, for the matrix that saw fewest.
+        skipped: inputs left out because they held NaN or Inf, or overflowed.
         error: squared output error relative to the squared output, on the calibration's inputs,
             of the weights as stored; None where only the inputs' norms were gathered.
-        error_before_refine: the same before the survivors were fitted; None where they were not.
+        error_before_refine: the error before the survivors were fitted; None without refinement.
         damping: the largest used. raised: how often it had to be raised tenfold.
-        dead_inputs: inputs that never fired.
-        by_magnitude: matrices that no input reached, so that magnitudes decided.
-        pattern_rows: the rows that follow the pattern, where not all do; as the manifest has them.
+        dead_inputs: inputs that were zero in every sample.
+        by_magnitude: matrices that no input reached, pruned by magnitude.
+        pattern_rows: row ranges that follow the pattern, as in the manifest; None for all rows.
     """
 
     survivors: str
@@ -61,16 +61,16 @@ class CalibratedFacts:
 
 
 class Calibrator(Pruner):
-    """Prunes tensors as the engine comes to them.
+    """Prunes the tensors that the engine hands over.
 
     Args:
-        job, targets: what is asked for, and of which tensor.
+        job: the prune. targets: by tensor name.
         reader: of the source.
-        store: takes the new values; None only measures the errors (nothing is changed).
+        store: takes the new values; None measures the errors and changes nothing.
         full: whether whole second moments are gathered.
 
     Attributes:
-        facts, zeros: of each tensor that was pruned: what was done to it, and zeros in its values.
+        facts: by name of each pruned tensor. zeros: in its new values.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Calibrator(Pruner):
         self.zeros: dict[str, int] = {}
 
     def in_turn(self, name: str) -> bool:
-        """Whether what a tensor gives of a budget depends on what those before it have given."""
+        """Whether a tensor's share of a budget depends on the tensors before it."""
         return isinstance(self._targets[name], ByShare)
 
     def compute(self, name: str, measured: Sequence[Captured]) -> Computed:
-        """The new values of a tensor, and the facts: of it, of its matrices, of their inputs."""
+        """Prune one tensor: its new values, and facts about it, its matrices and their inputs."""
         source = read_tensor(self._reader, self._stored[name])
         refuse_odd(name, source)
         target, axis = self._targets[name], self._job.planned[name].input_axis
@@ -120,7 +120,7 @@ class Calibrator(Pruner):
         return Computed(None if self._store is None else new, (facts, done, missed, zeros))
 
     def take(self, name: str, computed: Computed) -> None:
-        """Note the facts on a tensor, and store its new values."""
+        """Record the facts about a tensor and store its new values."""
         facts, done, missed, self.zeros[name] = computed.facts
         self.facts[name] = facts
         if self._store is not None and computed.values is not None:
@@ -128,7 +128,7 @@ class Calibrator(Pruner):
             self._store.put(name, computed.values, asdict(facts))
 
     def passed(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Tensors that an earlier run has pruned: what they gave of a budget is given."""
+        """Count the zeros of tensors that an earlier run pruned towards the budget."""
         for name, value in values.items():
             if isinstance(target := self._targets[name], ByShare):
                 target.shares.of_next(value.numel())
@@ -155,11 +155,11 @@ class Calibrator(Pruner):
             raise
 
     def _tell_full(self, one: Captured) -> None:
-        """Say once that a matrix does not fit the device; others may."""
+        """Warn once that a matrix does not fit the device; smaller ones may."""
         if not self._is_full:
             self._is_full = True
-            text = f"The device is full: what does not fit is pruned on the CPU, {one.matrix.label}"
-            self._on_event(Note(f"{text} to begin with.", warning=True))
+            text = "The device is full: matrices that do not fit are pruned on the CPU"
+            self._on_event(Note(f"{text}, {one.matrix.label} first.", warning=True))
 
 
 def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedFacts:
@@ -180,7 +180,8 @@ def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedF
 
 
 def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
-    """The rows of a stack of matrices that take the pattern, numbered through; None for all."""
+    """Row ranges of a stack of matrices that take the pattern; rows are numbered across the stack.
+    None: all rows."""
     if any(one.rows is None for one in done):
         return None
     ranges = merged(
@@ -209,7 +210,7 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
 
 
 def replaced(resolution: Resolution, store: SharedStore) -> Resolution:
-    """The resolution with the new values in the place of edits."""
+    """The resolution with the new values in place of edits."""
     records: dict[str, dict[str, Any]] = {}
     stored = store.written()
     rows = dict(resolution.pattern_rows)
@@ -233,10 +234,10 @@ def replaced(resolution: Resolution, store: SharedStore) -> Resolution:
 
 
 class CalibrationNotes:
-    """Collects what should not go by in silence.
+    """Collects warnings about tensors, and sums them up at the end.
 
     Args:
-        by_mask: whether a file of masks has chosen the weights.
+        by_mask: whether a file of masks chose the weights.
     """
 
     def __init__(self, on_event: OnEvent, *, by_mask: bool) -> None:
@@ -248,10 +249,10 @@ class CalibrationNotes:
     def tensor(
         self, name: str, facts: CalibratedFacts, missed: Sequence[bool], done: Sequence[Done]
     ) -> None:
-        """A tensor is pruned.
+        """Record one pruned tensor.
 
         Args:
-            missed: of each of its matrices, :attr:`Captured.missed`. done: facts on each.
+            missed: :attr:`Captured.missed` of each matrix. done: facts about each matrix.
         """
         if facts.skipped:
             text = f"{name}: {facts.skipped:,} inputs held NaN or Inf, or were far too large, and"
@@ -260,8 +261,8 @@ class CalibrationNotes:
             text = f"{name}: its second moments are singular; damping was raised to"
             self._warn(f"{text} {facts.damping:g}.")
         if over := sum(one.overflowed for one in done):
-            text = f"{name}: its dtype does not hold new weights of {over:,} rows:"
-            self._warn(f"{text} what is not pruned there is as it was.")
+            text = f"{name}: its dtype cannot hold the new weights of {over:,} rows:"
+            self._warn(f"{text} the survivors there keep their values.")
         blind = [one for one, made in zip(missed, done, strict=True) if made.by_magnitude]
         known = sum(blind)
         for count, names in ((known, self._missed), (len(blind) - known, self._unreached)):
@@ -272,7 +273,7 @@ class CalibrationNotes:
             self._dead[name] = facts.dead_inputs
 
     def end(self) -> None:
-        """All is done."""
+        """Send the warnings that sum up several tensors."""
         what = "their survivors are as before" if self._by_mask else "magnitudes decided there"
         if self._unreached:
             text = f"No sample reaches {_some(self._unreached)}: {what}."

@@ -1,8 +1,8 @@
-"""Which inputs a weight is multiplied by, seen where the product is computed.
+"""Captures the inputs of a weight where the product is computed.
 
 Hooks on modules would miss experts that are slices of one stacked parameter, and would need to know
-the classes that a model uses. So the products themselves are watched: every call of torch's linear
-and matrix products whose one operand lies in the memory of a weight that is asked about.
+the classes that a model uses. So the products are watched instead: every call of torch's linear and
+matrix products with an operand that lies in the memory of a watched weight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADDED = {torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Matrix:
-    """One weight matrix of a loaded block; equal to itself only.
+    """One weight matrix of a loaded block; compared by identity.
 
     Attributes:
         name: the tensor in the file.
@@ -43,17 +43,17 @@ class Matrix:
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """Its name in messages."""
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
 
 def as_matrices(tensor: torch.Tensor, input_axis: int | None) -> list[torch.Tensor]:
-    """The matrices [out, in] of a tensor that is one, or a stack of them; views, no copies.
+    """The matrices [out, in] of a matrix or a stack of matrices, as views.
 
     Args:
-        tensor: of two or more axes; one of fewer is a matrix of one row.
-        input_axis: the axis of the inputs, one of the last two; None is the last of two, and of a
-            convolution all behind the first.
+        tensor: with fewer than two axes it is a matrix of one row.
+        input_axis: one of the last two axes; None is the last one, or for a convolution all axes
+            after the first.
     """
     if tensor.ndim < 2:
         return [tensor.reshape(1, -1)]
@@ -78,13 +78,12 @@ class ProductWatcher(TorchFunctionMode):
     """Calls ``seen(matrices, x)`` for each product with weights that are watched.
 
     Args:
-        watched: the matrices to look for. A product with a fused weight (gate and up in one) is a
-            product with each of the matrices that it is fused of.
-        seen: takes the matrices that were multiplied and their inputs [..., in].
+        watched: the matrices to look for. A product with a fused weight (gate and up in one) counts
+            as a product with each of its matrices.
+        seen: receives the multiplied matrices and their inputs [..., in].
 
     Attributes:
-        missed: matrices that something else was computed with, of which nobody can say what it
-            multiplies them by.
+        missed: matrices used in an operation that is not a known product.
     """
 
     def __init__(self, watched: Iterable[Matrix], seen: Seen) -> None:
@@ -114,7 +113,7 @@ class ProductWatcher(TorchFunctionMode):
         return result
 
     def _look(self, x: Any, weight: Any, *, out_first: bool) -> bool:
-        """Report a product of the two; returns whether it is one that is understood."""
+        """Report a product of two operands; False if it is not a known product."""
         if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor):
             return False
         if weight.ndim < 2 or _storage(weight) not in self._by_storage:
@@ -129,7 +128,7 @@ class ProductWatcher(TorchFunctionMode):
         return False
 
     def _miss(self, operands: Iterable[Any], result: Any) -> None:
-        """Note the matrices that something was computed with; views of them are not computed."""
+        """Record the matrices that an unknown operation uses. Making a view is no use."""
         made = {_storage(one) for one in _tensors_in([result])}
         for one in _tensors_in(operands) if made else ():
             storage = _storage(one)
@@ -137,7 +136,7 @@ class ProductWatcher(TorchFunctionMode):
                 self.missed.update(m for m in self._by_storage[storage] if _overlap(one, m.weight))
 
     def _report(self, operand: torch.Tensor, x: torch.Tensor) -> bool:
-        """Tell of a product with ``operand`` [out, in]; returns whether it holds any matrix."""
+        """Report a product with ``operand`` [out, in]; False if it holds no watched matrix."""
         key = (_storage(operand), operand.storage_offset(), *operand.stride(), *operand.shape)
         found = self._known.get(key)
         if found is None:
@@ -150,20 +149,20 @@ class ProductWatcher(TorchFunctionMode):
 
 
 _OPERANDS = dict.fromkeys(_LINEAR | _PRODUCT, 0) | dict.fromkeys(_ADDED, 1)
-"""By function, at which place the inputs are; the weight is at the next."""
+"""By function, the position of the inputs; the weight is the next argument."""
 
 _NAMES = {0: ("input",), 1: ("weight", "mat2", "other", "mat1", "batch1"), 2: ("mat2", "batch2")}
 
 
 def _at(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int) -> Any:
-    """An operand by its place, or by whatever name the function has for it."""
+    """An operand by its position or its keyword."""
     if len(args) > index:
         return args[index]
     return next((kwargs[name] for name in _NAMES[index] if name in kwargs), None)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Tensors among values, and in lists and tuples among them, that have a memory of their own."""
+    """Tensors with storage among the values, lists and tuples included."""
     for value in values:
         if isinstance(value, torch.Tensor):
             if value.layout is torch.strided:
@@ -173,7 +172,7 @@ def _tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether the memory that two tensors of one storage stretch over is partly the same."""
+    """Whether the memory ranges of two tensors of one storage overlap."""
     (first, end), (start, stop) = _stretch(a), _stretch(b)
     return first < stop and start < end
 

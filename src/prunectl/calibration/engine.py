@@ -1,4 +1,4 @@
-"""Calibration, one block at a time: inputs gathered, weights pruned, outputs computed anew."""
+"""Calibration, one block at a time: gather inputs, prune weights, recompute outputs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Values = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which tensors are pruned, and how their inputs are measured.
+    """The tensors to prune, and how their inputs are measured.
 
     Attributes:
         axes: input axis by tensor name, in file order.
-        full: whole second moments; False gathers their diagonals only.
+        full: gather whole second moments; False gathers their diagonals.
         true_sequential: measure the inputs of each matrix with those before it, in the same block,
             pruned already.
     """
@@ -52,7 +52,7 @@ def try_model(
     samples: Sequence[Inputs],
     run: Run = PLAIN_RUN,
 ) -> BlockOrder:
-    """See by a short sample whether a model can be calibrated block by block; every rank does.
+    """Check with a short sample whether a model can be calibrated block by block.
 
     Raises:
         CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_block_order`.
@@ -93,27 +93,27 @@ def calibrate(
     Args:
         block_model: the model.
         samples: keyword arguments of the model's forward, one sample each.
-        wanted: what is measured.
-        prune_tensor: called once for each wanted tensor, when the inputs of its block are known
-            with all blocks before it pruned. Blocks that no sample reaches come last. Of several
-            ranks, one calls it for each tensor; a :class:`Pruner` lets the others know.
-        order: what :func:`try_model` has found of the same samples; None finds it here.
+        wanted: the tensors, and how they are measured.
+        prune_tensor: called once for each wanted tensor, with the inputs that it has after all
+            earlier blocks were pruned. Blocks that no sample reaches come last. With several ranks,
+            one of them calls it for each tensor; a :class:`Pruner` passes the result on.
+        order: the result of :func:`try_model` for the same samples; None calls it.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
-        done: told when all tensors of a block have been pruned.
-        spill: a folder for what blocks put out; None keeps it in memory.
-        phase: what the progress is called.
+        done: called when all tensors of a block have been pruned.
+        spill: a folder for block outputs; None keeps them in memory.
+        phase: the name of the progress phase.
         run: its ranks share the samples, and the tensors; each of them calls ``finished`` and
             ``done``. Progress is in bytes of blocks.
 
     Raises:
-        CalibrationFailed: the model fails on the samples, or puts out NaN.
+        CalibrationFailed: the model fails on the samples, or its outputs hold NaN.
         DeviceFull: there is too little memory for a block.
     """
     forward = Forward(block_model, samples, spill, _own(run.ranks))
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
     groups = (order or _try(forward, run.on_event)).groups
-    engine.locate()  # what cannot be pruned is refused before anything is
+    engine.locate()  # refuse before any tensor is pruned
     with run.phase(phase, sum(block_model.nbytes(b) for group in groups for b in group.blocks)):
         for group in groups:
             with memory_errors(
@@ -162,7 +162,7 @@ class _Engine:
                 self._block_model.locate(names)
 
     def run(self, group: BlockGroup, earlier: Mapping[str, Values | None]) -> None:
-        """Prune the blocks of a group, then compute what they put out now."""
+        """Prune the blocks of a group, then recompute their outputs."""
         for block in group.blocks:
             self._block_model.load(block)
         steps = self._steps(group, earlier)
@@ -181,7 +181,7 @@ class _Engine:
     def _steps(
         self, group: BlockGroup, earlier: Mapping[str, Values | None]
     ) -> list[Callable[[_Teller], None]]:
-        """What is to be done before the outputs: one measurement, or one for each input."""
+        """The steps before the outputs: one measurement, or one for each distinct input."""
         names = [name for block in group.blocks for name in self._names[block]]
         views = self._block_model.views(names)
         known = {k: v for found in earlier.values() for k, v in (found or {}).items()}
@@ -201,7 +201,7 @@ class _Engine:
         ]
 
     def _in_order(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
-        """The tensors in order of use by the first batch; those that share an input go together."""
+        """The tensors in order of use by the first batch, grouped by shared input."""
         return self._ranks.broadcast(
             self._order_of_use(group, todo) if self._ranks.is_first else []
         )
@@ -242,7 +242,7 @@ class _Engine:
     def _collect(
         self, group: BlockGroup, todo: Mapping[str, list[Matrix]], tell: _Teller
     ) -> Statistics:
-        """The statistics of all ranks' batches; what one has to do otherwise, all do."""
+        """The statistics of all ranks' batches. When one rank has to fall back, all do."""
         shared = True
         while True:
             statistics = self._statistics(shared=shared)
@@ -250,7 +250,7 @@ class _Engine:
             of_ranks = list(self._ranks.all_gather([(trouble, statistics.tally())]))
             troubles, everyone = {one for one, _ in of_ranks}, [seen for _, seen in of_ranks]
             if _FULL in troubles:
-                self._statistics_device = torch.device("cpu")  # of later blocks too
+                self._statistics_device = torch.device("cpu")  # for later blocks too
                 text = "The device is full: the inputs' statistics are kept in the host's memory."
                 self._on_event(Note(text, warning=True))
             if _NOT_SHARED in troubles or not agree(everyone):
@@ -268,7 +268,7 @@ class _Engine:
         statistics: Statistics,
         tell: _Teller,
     ) -> str:
-        """Gather what this rank's batches show; returns why it cannot be done so, or ''."""
+        """Gather the statistics of this rank's batches; returns why that failed, or ''."""
         try:
             for index in range(self.forward.count):
                 self._collect_one(group, todo, statistics, index)
@@ -302,19 +302,19 @@ class _Engine:
         return [block for block, names in self._names.items() if names and block not in reached]
 
     def prune_unreached(self, block: str) -> None:
-        """Have a block's tensors pruned without statistics."""
+        """Prune a block's tensors without statistics."""
         self._block_model.load(block)
         seen = {
             name: [Captured(one, None) for one in matrices(name, view, self._wanted.axes[name])]
             for name, view in self._block_model.views(self._names[block]).items()
         }
         for _ in pruned(self._pruner, seen, self._ranks):
-            pass  # nothing is computed with it any more
+            pass  # no later block depends on the new values
         self._block_model.unload(block)
 
 
 class _Teller:
-    """Turns the steps of a group into bytes of progress, which sum up to the group's size."""
+    """Reports the steps of a group as bytes that sum to the group's size."""
 
     def __init__(self, on_event: OnEvent, phase: str, size: int, steps: int, item: str) -> None:
         self._on_event, self._phase, self._item = on_event, phase, item

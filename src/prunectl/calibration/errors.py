@@ -1,4 +1,4 @@
-"""Errors of calibration, raised on purpose."""
+"""Errors of calibration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOURCES = "give other data: --calibration text:FILE, hf:DATASET, or random"
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Where data are of no use, say what else a calibration takes: at the worst, random samples."""
+    """Add to an error about data what else a calibration accepts, such as random samples."""
     try:
         with other_data(_SOURCES):
             yield
@@ -36,8 +36,8 @@ class DeviceFull(CalibrationFailed):
 
     Attributes:
         device: ``cpu`` or ``cuda:N``.
-        what: it was to hold.
-        dtype: that the model runs in.
+        what: that did not fit.
+        dtype: of the forward.
     """
 
     def __init__(self, device: str, what: str, dtype: str) -> None:
@@ -54,7 +54,7 @@ class DeviceFull(CalibrationFailed):
 
 @contextmanager
 def memory_errors(device: torch.device, dtype: torch.dtype, what: str) -> Iterator[None]:
-    """Turn torch's ways to say that there is no memory into :class:`DeviceFull`."""
+    """Turn torch's out-of-memory errors into :class:`DeviceFull`."""
     try:
         yield
     except (RuntimeError, MemoryError, UnknownArchitecture) as error:

@@ -1,7 +1,7 @@
-"""A model's own forward, run for one block at a time.
+"""A model's own forward, stopped after one block.
 
-The blocks before it answer at once with what they put out last time, and it ends with the block. So
-nothing here knows what a block is called with: masks, positions, caches, a shared position bias or
+Earlier blocks return their last outputs without computing, and the forward ends after the block.
+Nothing here needs to know a block's arguments: masks, positions, caches, a shared position bias and
 the encoder's output come from the model's own code.
 """
 
@@ -29,17 +29,17 @@ Inputs = Mapping[str, torch.Tensor]
 
 
 class Forward:
-    """Runs samples through single blocks.
+    """Runs batches of samples through single blocks.
 
     Attributes:
-        first: of what the samples make, side by side where they can be, the first batch.
-        batches: those of this process; count: how many.
+        first: the first batch of all processes.
+        batches: of this process. count: of them.
 
     Args:
         block_model: the model.
         samples: keyword arguments of its forward, one sample each.
-        spill: a folder for what blocks put out; None keeps it in memory.
-        own: which batches are this process's.
+        spill: a folder for block outputs; None keeps them in memory.
+        own: selects this process's batches.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Forward:
         batches = _batched(samples)
         self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
         self.count = len(self.batches)
-        # Heads are left out where they can be: logits of a large vocabulary fill the memory.
+        # Without the head, where the model class allows: logits of large vocabularies fill memory.
         self._model = block_model.body
-        # By list of blocks and batch: what the last block that was run has put out.
+        # By list of blocks and batch: the output of the last block that was run.
         self._outputs: dict[str, list[Any]] = {}
 
     @contextmanager
     def replaced(self, run: Callable[..., Any]) -> Iterator[None]:
-        """``run(block, its own forward, ...)`` in the place of every block's forward."""
+        """Replace every block's forward by ``run(block, its own forward, ...)``."""
         modules = {
             path: self.block_model.model.get_submodule(path) for path in self.block_model.blocks
         }
@@ -73,7 +73,7 @@ class Forward:
                 del module.forward
 
     def go(self, inputs: Inputs) -> bool:
-        """Run inputs through the model; returns whether a block has ended it by :class:`Stop`.
+        """Run inputs through the model; returns whether a block ended the forward by :class:`Stop`.
 
         Raises:
             CalibrationFailed: the model fails on them.
@@ -99,11 +99,11 @@ class Forward:
         return False
 
     def run(self, group: BlockGroup, index: int) -> dict[str, Any]:
-        """One batch through a group; returns what its blocks put out last, by list of blocks.
+        """Run one batch through a group; returns the last outputs of its blocks, by list of blocks.
 
         Raises:
-            CalibrationFailed: the model fails, or does not come to the group.
-            NotShared: a watcher inside of the forward says so.
+            CalibrationFailed: the model fails, or does not reach the group.
+            NotShared: raised by a watcher inside the forward.
         """
         left = group.calls
         found: dict[str, Any] = {}
@@ -130,7 +130,7 @@ class Forward:
         return pytree.tree_map_only(torch.Tensor, lambda one: one.to(device, copy=True), output)
 
     def record(self, group: BlockGroup, index: int) -> None:
-        """Keep what a group puts out for a batch, for the blocks after it."""
+        """Keep a group's outputs for a batch, for later blocks."""
         for stack, output in self.run(group, index).items():
             kept = self._outputs.setdefault(stack, [None] * self.count)
             kept[index] = _on_host(output, kept[index - 1] if index else None, self._spill)
@@ -145,9 +145,9 @@ class Forward:
 
 
 def _batched(samples: Sequence[Inputs]) -> list[Inputs]:
-    """Samples of equal shapes side by side, as many as make one efficient forward.
+    """Batches of samples of equal shapes, large enough for an efficient forward.
 
-    Nothing is padded, so that every row of an input is a token of some sample.
+    Nothing is padded: every row of an input is a token of a sample.
     """
     batches: list[list[Inputs]] = []
     for sample in samples:
@@ -161,10 +161,10 @@ def _batched(samples: Sequence[Inputs]) -> list[Inputs]:
 
 
 _ROWS = 2048
-"""Tokens in a forward; more of them make it no faster."""
+"""Tokens in a batch; more make the forward no faster."""
 
 _PATCH = 256
-"""Values of an image or a sound that about make a row of a block's input."""
+"""Values of an image or a sound for each row of a block's input, roughly."""
 
 
 def _rows(sample: Inputs) -> int:
@@ -178,7 +178,7 @@ def _shapes(sample: Inputs) -> dict[str, torch.Size]:
 
 
 def _on_host(output: Any, before: Any, spill: Path | None) -> Any:
-    """The output on the CPU; a tensor that is equal to the last batch's is kept once."""
+    """The output on the CPU; a tensor equal to that of the batch before shares its memory."""
     leaves, spec = pytree.tree_flatten(output)
     others = pytree.tree_leaves(before)
     kept = []
@@ -195,7 +195,7 @@ def _on_host(output: Any, before: Any, spill: Path | None) -> Any:
 
 
 def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
-    """The same tensor in a file that is gone with it: it has no name, and a kill leaves none.
+    """The tensor in an unlinked file, which disappears with it, also when the process is killed.
 
     Raises:
         CannotWrite: the folder takes no file of that size.

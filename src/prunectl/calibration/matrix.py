@@ -1,4 +1,4 @@
-"""What becomes of one weight matrix: which weights go, and what the others are then."""
+"""Pruning of one weight matrix: its mask, and its new weights as they are stored."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from prunectl.transform.row_blocks import choose_rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """Facts on a pruned matrix.
+    """Facts about a pruned matrix.
 
     Attributes:
         survivors: ``kept`` bit for bit, or ``updated``.
         damping, raised, dead: see :class:`prunectl.methods.spec.Pruned`.
         error, error_before_refine: see :class:`prunectl.calibration.calibrator.CalibratedFacts`.
-        by_magnitude: whether there was no input to go by.
-        rows: those that follow the pattern; None where all do.
-        overflowed: rows whose new weights the dtype does not hold, so that they are as they were.
+        by_magnitude: whether no input reached the matrix.
+        rows: that follow the pattern; None for all.
+        overflowed: rows that keep their old weights because the dtype cannot hold the new ones.
     """
 
     survivors: str
@@ -49,7 +49,7 @@ def _rows(
     hessian: torch.Tensor | None,
     zeros: int,
 ) -> Ranges:
-    """The rows that take the pattern, those whose outputs change least, for ``zeros`` zeros."""
+    """The rows that take the pattern: those whose outputs change least, for ``zeros`` zeros."""
     if hessian is not None:
         losses = row_errors(weight, final, hessian)
     else:
@@ -61,12 +61,12 @@ def _rows(
 
 
 def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
-    """The mask, but for weights that are zero: these stay so, even where there are too many."""
+    """The mask without weights that are zero already: they stay zero."""
     return pruned.mask & (weight != 0)
 
 
 def _inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
-    """bool [out, 1]: whether a row is among ``rows``."""
+    """bool [out, 1]: whether each row is among ``rows``."""
     inside = torch.zeros(out, 1, dtype=torch.bool, device=device)
     for start, stop in rows:
         inside[start:stop] = True
@@ -74,7 +74,7 @@ def _inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
 
 
 def needs_full(method: Method, refine: bool) -> bool:
-    """Whether a method needs whole second moments of the inputs, and not their norms only."""
+    """Whether a method needs whole second moments of the inputs, not only their norms."""
     return refine or method.spec.needs is Needs.MOMENTS
 
 
@@ -83,7 +83,7 @@ class MatrixPruner:
     """Prunes single matrices.
 
     Attributes:
-        method, refine, damping: what is asked for.
+        method, refine, damping: as in the settings.
         full: whether whole second moments were gathered, so that output errors are known.
     """
 
@@ -99,12 +99,12 @@ class MatrixPruner:
 
         Args:
             source: [out, in], as it is stored, on the device that computes.
-            gram: of its inputs; without one, or with no tokens in it, the default method decides.
+            gram: of its inputs; without one, or without tokens, the default method decides.
             goal: which weights go.
 
         Returns:
-            Facts about the pruned matrix, computed from the values as they will be stored; and
-            these values, in the dtype of the source. A weight that does not change keeps its bits.
+            Facts about the pruned matrix, computed from the values as they will be stored, and
+            these values in the dtype of the source. A weight that does not change keeps its bits.
         """
         gram = gram if gram is not None and gram.tokens else None
         hessian = gram.hessian().to(source.device) if gram is not None and self.full else None
@@ -141,9 +141,10 @@ class MatrixPruner:
     def _updated(
         self, weight: torch.Tensor, pruned: Pruned, form: DtypeRounding
     ) -> tuple[torch.Tensor, int]:
-        """A method's new weights as they are stored, and how many rows the dtype cannot hold.
+        """A method's new weights as they are stored, and the number of rows that the dtype cannot
+        hold.
 
-        Those are as they were, but for the mask.
+        Those rows keep their old weights under the mask.
         """
         kept = _kept(weight, pruned)
         new = form.rounded(pruned.weight, kept)
@@ -160,10 +161,10 @@ class MatrixPruner:
         hessian: torch.Tensor,
         form: DtypeRounding,
     ) -> tuple[torch.Tensor, int]:
-        """As :meth:`_updated`, of weights fitted to the mask.
+        """As :meth:`_updated`, for weights fitted to the mask.
 
-        A row stays as it was ``before`` unless it is better as it is stored: rounding may take more
-        than fitting has won.
+        A row stays as ``before`` unless its stored values have less error: rounding may cost more
+        than fitting gains.
         """
         kept = _kept(weight, pruned)
         new = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
@@ -174,7 +175,7 @@ class MatrixPruner:
     def _chosen(
         self, weight: torch.Tensor, gram: Gram | None, hessian: torch.Tensor | None, goal: Goal
     ) -> Pruned:
-        """The weights that go, and what the method makes of the others."""
+        """Apply the method to a goal."""
         if isinstance(goal, Masked):
             mask = goal.mask.to(weight.device)
             return Pruned(torch.where(mask, weight, torch.zeros_like(weight)), mask)
@@ -196,8 +197,8 @@ class MatrixPruner:
 def unit_of(weight: torch.Tensor) -> float:
     """A power of 2 by which to divide a matrix, so that squares of its weights stay in fp32.
 
-    It is 1 for all matrices that are usual. Dividing by it and multiplying again changes no bit,
-    and neither does what lies in between, as long as nothing is rounded to zero.
+    It is 1 for usual matrices. Dividing by it and multiplying again changes no bit, as long as
+    nothing is rounded to zero.
 
     Args:
         weight: fp32 [out, in], finite.
@@ -210,7 +211,7 @@ def unit_of(weight: torch.Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class DtypeRounding:
-    """How a matrix is stored.
+    """Conversion between stored weights and fp32 weights in memory.
 
     Attributes:
         dtype: of its weights in the checkpoint.
@@ -221,20 +222,20 @@ class DtypeRounding:
     unit: float
 
     def value(self, stored: torch.Tensor) -> torch.Tensor:
-        """Stored weights as they are in memory: fp32, divided by the unit."""
+        """Stored weights in memory: fp32, divided by the unit."""
         return stored.float() if self.unit == 1 else stored.float() / self.unit
 
     def rounded(self, weight: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Weights as they are stored: +0.0 outside of ``kept`` [out, in], and never zero inside.
+        """Weights as they are stored: +0.0 outside ``kept`` [out, in], never zero inside.
 
         A survivor that would be rounded to zero becomes the smallest number of the dtype, so that
-        there are exactly as many zeros as were asked for.
+        the number of zeros is exact.
 
         Args:
             weight: fp32 [out, in], as it is in memory.
 
         Returns:
-            [out, in] of the dtype; Inf, or NaN, where it does not hold them.
+            [out, in] of the dtype; Inf or NaN where the dtype cannot hold a weight.
         """
         new = (weight if self.unit == 1 else weight * self.unit).to(self.dtype)
         lost = kept & (new == 0)

@@ -1,4 +1,4 @@
-"""What a calibration will take of memory, predicted before it begins."""
+"""The memory that a calibration needs, predicted before it begins."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Bytes, at most, beside torch itself.
+    """Upper bounds in bytes, without torch itself.
 
     Attributes:
-        rest: weights outside of the blocks.
-        block: the weights of the largest block; twice those that are put together of several
-            tensors, for they are in memory before.
-        moments: of the inputs of a block's matrices, if no two of them have the same input.
-        work: what it takes to run a block, or to prune one of its matrices.
-        states: what a block puts out for all samples.
-        spilled: whether the states are kept in a file and not in memory.
+        rest: weights outside the blocks.
+        block: the weights of the largest block. Weights that are assembled from several tensors
+            count twice.
+        moments: second moments of the inputs of a block's matrices, if none share an input.
+        work: to run a block, or to prune one of its matrices.
+        states: a block's outputs for all samples.
+        spilled: whether the states are in a file and not in memory.
     """
 
     rest: int
@@ -38,32 +38,31 @@ class MemoryForecast:
 
     @property
     def total(self) -> int:
-        """Of memory."""
+        """Bytes of memory."""
         states = 0 if self.spilled else self.states
         return self.rest + self.block + self.moments + self.work + states
 
     def __str__(self) -> str:
         where = "in a file" if self.spilled else "of memory"
-        rest = f"{_size(self.rest)} for what is outside of blocks, " if self.rest else ""
+        rest = f"{_size(self.rest)} for weights outside the blocks, " if self.rest else ""
         return (
             f"Calibration takes up to {_size(self.total)} of memory: {rest}{_size(self.block)} for "
-            f"a block, up to {_size(self.moments)} for its inputs' moments, {_size(self.work)} to "
-            f"work on it; and {_size(self.states)} {where} for what blocks put out."
+            f"a block, up to {_size(self.moments)} for second moments of its inputs, "
+            f"{_size(self.work)} to work on it; and {_size(self.states)} {where} for block outputs."
         )
 
 
 _REFINED = Memory(squares=2, matrices=18)
-"""What refining a matrix takes, after any method; measured."""
+"""Copies of a matrix that refinement needs, after any method; measured."""
 
 
 def forecast(
     job: Job, block_model: BlockModel, order: BlockOrder, free: int | None
 ) -> MemoryForecast:
-    """What a calibration takes.
+    """Predict the memory of a calibration.
 
     Args:
-        free: bytes of memory that can be used; the states go into a file if they would take more
-            than half of it. None is not known.
+        free: bytes of free memory, None if unknown. States that need more than half go to a file.
     """
     moments: dict[str, int] = {}
     pruning = 0
@@ -93,7 +92,7 @@ def forecast(
 
 
 def _outside(block_model: BlockModel) -> int:
-    """What is loaded of the rest of the model; what is tied counts once."""
+    """Bytes of the loaded weights outside the blocks; tied weights count once."""
     loaded = {
         id(parameter): parameter.nbytes
         for name, parameter in block_model.model.named_parameters()
@@ -103,7 +102,7 @@ def _outside(block_model: BlockModel) -> int:
 
 
 def _pruning(job: Job, entry: TensorPlan) -> int:
-    """Pruning a tensor: its old and new values, and work on one of its matrices."""
+    """Bytes to prune a tensor: its old and new values, and the work on one of its matrices."""
     shape = entry.spec.shape
     if len(shape) < 2:
         return 4 * entry.spec.nbytes
@@ -123,14 +122,14 @@ def _loaded(job: Job, block_model: BlockModel, block: str) -> int:
 
 
 def _running(block_model: BlockModel, block: str, order: BlockOrder) -> int:
-    """Running a block: what each of its parameters is put in, and puts out."""
+    """Bytes to run a block: the inputs and outputs of each of its parameters."""
     parameters = block_model.model.get_submodule(block).parameters()
     widths: int = sum(sum(one.shape[-2:]) for one in parameters if one.ndim > 1)
     return order.rows * widths * block_model.dtype.itemsize
 
 
 _FREED = 80 * 10**6
-"""What is about kept by the C library of memory that is free again, measured."""
+"""Freed memory that the C library keeps, roughly; measured."""
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,7 @@
-"""Who prunes a block's tensors once their inputs are known, and how several processes share that.
+"""Pruning a block's tensors once their inputs are known, shared by several processes.
 
-Every one of them has the inputs' statistics of all. So each tensor is computed by one of them, and
-all put the new values into their copy of the block, and take note of the facts in one order.
+Every process has the statistics of all inputs. One process computes each tensor; all of them copy
+the new values into their block, and record the facts in the same order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from prunectl.parallel.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A matrix of a block, and what was seen of its inputs; None where nothing reached it.
+    """A matrix of a block and the statistics of its inputs; None where nothing reached it.
 
     Attributes:
-        missed: whether something was computed with it that is not known as a product.
+        missed: whether an operation other than a known product used the matrix.
     """
 
     matrix: Matrix
@@ -37,11 +37,11 @@ PruneTensor = Callable[[str, Sequence[Captured]], torch.Tensor | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Computed:
-    """What was made of a tensor.
+    """The result of pruning one tensor.
 
     Attributes:
-        values: the new ones, on the CPU, of the stored dtype and shape; None changes nothing.
-        facts: what else is to be known of it; can be pickled.
+        values: new values on the CPU, of the stored dtype and shape; None changes nothing.
+        facts: what :meth:`Pruner.take` records; can be pickled.
     """
 
     values: torch.Tensor | None
@@ -49,23 +49,23 @@ class Computed:
 
 
 class Pruner(ABC):
-    """Prunes tensors in two steps, of which the first may be done by another process."""
+    """Prunes tensors in two steps; another process may do the first."""
 
     def in_turn(self, name: str) -> bool:
-        """Whether a tensor depends on what was computed of those before it."""
+        """Whether a tensor depends on the results of the tensors before it."""
         return False
 
     @abstractmethod
     def compute(self, name: str, matrices: Sequence[Captured]) -> Computed:
-        """What becomes of a tensor: called once for each, in some process."""
+        """Prune one tensor; called once for each, in one of the processes."""
 
     @abstractmethod
     def take(self, name: str, computed: Computed) -> None:
-        """Take note of it: called once for each in every process, in the order of the tensors."""
+        """Record a result; called in every process, in the order of the tensors."""
 
 
 class EachAtOnce(Pruner):
-    """A function that does all there is to do."""
+    """A pruner whose function does everything at once."""
 
     def __init__(self, prune_tensor: PruneTensor) -> None:
         self._prune_tensor = prune_tensor
@@ -74,19 +74,19 @@ class EachAtOnce(Pruner):
         return Computed(self._prune_tensor(name, matrices))
 
     def take(self, name: str, computed: Computed) -> None:
-        """Nothing is left to do."""
+        """Nothing to record."""
 
 
 def pruned(
     pruner: Pruner, todo: Mapping[str, Sequence[Captured]], ranks: Ranks
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Have tensors pruned, each by one of the processes; what is in turn, by the first.
+    """Prune tensors, each in one of the processes; tensors that go in turn, in the first.
 
     Args:
-        todo: tensors with their matrices, in order; the same in every process.
+        todo: matrices by tensor, in order; the same in every process.
 
     Yields:
-        in this order, every tensor with its new values, or None.
+        Every tensor in this order, with its new values or None.
     """
     if ranks.count == 1:
         for name, matrices in todo.items():
@@ -111,6 +111,6 @@ def pruned(
 
 
 def _work(matrices: Sequence[Captured]) -> int:
-    """About what it takes to prune a tensor, in multiplications."""
+    """Multiplications to prune a tensor, roughly."""
     shapes = [one.matrix.weight.shape for one in matrices]
     return sum(out * inputs * inputs for out, inputs in shapes)

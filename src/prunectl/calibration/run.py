@@ -1,4 +1,4 @@
-"""The calibrated part of a prune: the budget by output error, and the blocks in turn."""
+"""The calibrated part of a prune: allocate budgets by output error, then prune block by block."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class _Passes:
-    """What every pass over the samples needs, and what all of them take."""
+    """The model, the samples, and passes over them."""
 
     def __init__(self, job: Job, reader: TensorReader, run: Run) -> None:
         import torch
@@ -62,7 +62,7 @@ class _Passes:
 
     @cached_property
     def _begun(self) -> tuple[BlockOrder, Path | None]:
-        """How the model runs, and where what its blocks put out is kept, if not in memory."""
+        """The model's block order, and the folder for block outputs if memory is too small."""
         from prunectl.calibration.engine import try_model
 
         order = try_model(self.block_model, self._samples, self.run)
@@ -91,9 +91,9 @@ class _Passes:
 
 @contextmanager
 def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolution]:
-    """Prune by calibration; inside of the block the new weights can be read.
+    """Prune by calibration; the new weights can be read inside the ``with`` block.
 
-    Leaving it without an error removes them: they are in the output by then, of all ranks.
+    Leaving it without an error removes them: by then they are in the output.
 
     Raises:
         PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
@@ -119,7 +119,7 @@ def _prune_blocks(
 ) -> None:
     """Compute the new weights that the store lacks."""
     job = passes.job
-    # The new weights lie beside the output until it is whole.
+    # The new weights take disk space next to the output until it is complete.
     store.check_space(job.layout.total_bytes)
     full = needs_full(job.settings.method, job.settings.refine)
     calibrator = Calibrator(job, targets, passes.reader, store, passes.run.on_event, full=full)
@@ -139,9 +139,9 @@ def _prune_blocks(
 def _resolve(
     passes: _Passes, resolution: Resolution, store: SharedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
-    """What goes of each tensor; a budget's matrices are chosen by what their outputs lose.
+    """The target of each tensor. A budget goes to the matrices whose outputs change least.
 
-    What takes a pass over the samples is kept in the store, and not measured again.
+    The store keeps results that need a pass over the samples, so that a later run has them.
     """
     job = passes.job
     by_magnitude = job.masks is not None or not job.settings.method.spec.is_calibrated
@@ -177,7 +177,7 @@ def _fitting(job: Job, index: int) -> set[str]:
 
 
 def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
-    """How many weights of each tensor are zero; the first rank looks."""
+    """Zeros of each tensor; rank 0 reads them."""
     stored = passes.job.checkpoint.by_name
     return passes.run.ranks.broadcast(
         {
@@ -188,7 +188,7 @@ def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
 
 
 def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
-    """How many weights of each matrix go, where one threshold is for all of a pool."""
+    """The zeros of each matrix where a pool has one threshold."""
     from prunectl.calibration.targets import ScoreCounts, allocate
 
     job = passes.job
@@ -203,13 +203,14 @@ def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
 
 
 def _take(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list[str]:
-    """The matrices that take a budget's pattern: each is pruned once, with the others dense."""
+    """The matrices that take a budget's pattern: each is pruned alone, with the others dense."""
     job = passes.job
     calibrator = Calibrator(job, targets, passes.reader, None, passes.run.on_event, full=True)
     _measure(passes, targets, calibrator, "measuring errors", full=True)
     members = job.plan.pools[index].members
-    # Of what no sample reaches nothing is known: it is taken last. Of a stack, what is known of its
-    # other matrices counts.
+    # A tensor that no sample reaches has no error and is taken last. For a stack, the matrices
+
+    # that were reached count.
     errors = dict.fromkeys(targets, math.inf)
     for name, facts in calibrator.facts.items():
         if facts.error is not None:
@@ -223,7 +224,7 @@ def _take(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list
 def _measure(
     passes: _Passes, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
-    """Show the inputs of the dense model's matrices; returns tensors outside of blocks."""
+    """Run a pass over the dense model; returns the tensors outside blocks."""
     blocks = _blocks(passes.job, targets, passes.block_model)
     wanted = replace(_wanted(passes.job, blocks, full=full), true_sequential=False)
     passes.go(wanted, pruner, phase=phase)
@@ -235,14 +236,14 @@ def _block_model(checkpoint: Checkpoint, settings: Calibration, reader: TensorRe
     from prunectl.checkpoint.block_model import BlockModel
 
     device, dtype = device_of(settings), dtype_of(settings, checkpoint)
-    with memory_errors(device, dtype, "the model's weights outside of its blocks"):
+    with memory_errors(device, dtype, "the model's weights outside its blocks"):
         return BlockModel(checkpoint, reader, device=device, dtype=dtype, heads=False)
 
 
 def _blocks(
     job: Job, targets: Mapping[str, TensorTarget], block_model: BlockModel
 ) -> dict[str, list[TensorSpec]]:
-    """The tensors to prune by block, in the order of blocks; '' is outside of all."""
+    """The tensors to prune by block, in the order of blocks; '' for those outside all blocks."""
     found: dict[str, list[TensorSpec]] = {block: [] for block in (*block_model.blocks, "")}
     for entry in job.plan.tensors:
         if entry.spec.name in targets:
@@ -266,7 +267,7 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
 
 
 def _outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:
-    """Tensors that were included and are in no block: there are no statistics of their inputs."""
+    """Prune included tensors outside all blocks: they have no statistics."""
     from prunectl.calibration.capture import matrices
     from prunectl.calibration.pruner import Captured, pruned
 
@@ -279,7 +280,7 @@ def _outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:
 
 
 def _masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
-    """What magnitudes, or a file of masks, leave of each tensor: a mask to fit the survivors to."""
+    """The masks by magnitude, or from a file, that survivors are fitted to."""
     return {
         name: _ByEdit(job, name, edit, reader)
         for name, edit in edits.items()
@@ -288,7 +289,7 @@ def _masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict
 
 
 class _ByEdit:
-    """The mask that an edit gives, found when it is asked for: one tensor is in memory."""
+    """The mask of an edit, computed on demand: one tensor is in memory at a time."""
 
     def __init__(self, job: Job, name: str, edit: Edit, reader: TensorReader) -> None:
         self._job, self._name, self._edit, self._reader = job, name, edit, reader
