@@ -1,6 +1,6 @@
-"""Measurements kept between runs, so that ``prune`` after ``analyze`` need not read twice.
+"""Measurements cached between runs, so that ``prune`` after ``analyze`` does not read twice.
 
-Keyed by the exact source. Deleting the cache, or any damage to it, changes nothing but time.
+The key is the exact source. Deleting or damaging the cache costs only time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DAMAGE = (
     OSError, ValueError, TypeError, KeyError, struct.error,
     MemoryError, OverflowError, RecursionError,
 )  # fmt: skip
-"""What reading anything but a good file may raise."""
+"""What reading a damaged file may raise."""
 
 
 @contextmanager
@@ -39,16 +39,16 @@ def measured_of(
     ranks: Ranks = ALONE,
     given: Measured | None = None,
 ) -> Iterator[Measured]:
-    """What is known of a checkpoint's weights, for a block that adds to it.
+    """A checkpoint's cached measurements, for a ``with`` block that adds to them.
 
     Args:
-        use_cache: start from what earlier runs measured, and remember what the block has added
-            unless it fails.
-        ranks: the processes that run the same block: the first one's cache is that of all.
-        given: start from this instead, which the caller closes.
+        use_cache: start from what earlier runs measured, and store what the block adds unless it
+            fails.
+        ranks: the processes that run the same block; all use rank 0's cache.
+        given: start from this instead; the caller closes it.
 
     Raises:
-        FileChanged: the files changed meanwhile; nothing is remembered.
+        FileChanged: the files changed meanwhile; nothing is stored.
     """
     cached = load_measured(checkpoint, ranks) if use_cache and given is None else None
     measured = given or cached or Measured()
@@ -63,10 +63,10 @@ def measured_of(
 
 
 def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | None:
-    """What earlier runs measured of this very checkpoint; None if nothing, or nothing usable.
+    """What earlier runs measured of this checkpoint; None if nothing usable.
 
-    Of several ranks, the first one's cache is that of all, and if one of them cannot take it over,
-    such as with a full disk of its own, none does: they must agree on what is still to be measured.
+    All ranks use rank 0's cache. If one rank cannot copy it, for example because its disk is full,
+    none uses it: they must agree on what is still to be measured.
     """
     name = _name(checkpoint)
     file = ranks.file_of_first(_opened(name) if ranks.is_first else None)
@@ -92,9 +92,8 @@ def _opened(name: str) -> BinaryIO | None:
 
 
 def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
-    """Remember measurements, which are no longer ``dirty`` then.
-
-    Silently not, where the cache folder cannot be written.
+    """Store measurements and clear ``dirty``. Does nothing where the cache folder cannot be
+    written.
     """
     name = _name(checkpoint)
     if write_cache_file(name, lambda file: _write(file, measured, name)):
@@ -102,7 +101,7 @@ def store_measured(checkpoint: Checkpoint, measured: Measured) -> None:
 
 
 def _name(checkpoint: Checkpoint) -> str:
-    roles = checkpoint.roles.roles  # N:M losses are along the input axis that these name
+    roles = checkpoint.roles.roles  # the input axis of N:M losses depends on these
     facts = {
         "version": __version__,
         "source": checkpoint.identity(),

@@ -1,4 +1,4 @@
-"""The streamed pass over the weights: exact facts, with histograms kept out of memory."""
+"""The streamed pass over the weights: exact facts, and histograms in a temporary file."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from prunectl.pattern import NM
 from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 
 Patterns = Mapping[str, tuple[NM, ...]]
-"""By tensor name: which N:M patterns to measure."""
+"""N:M patterns to measure, by tensor name."""
 
 
 @dataclass
 class Measured:
-    """What passes over a checkpoint's weights have found so far.
+    """Measurements of a checkpoint's weights so far.
 
     Attributes:
         facts: by tensor name.
-        histograms: by tensor name; wide types are exact only where they were refined.
+        histograms: by tensor name; those of 32 and 64 bits are exact only where refined.
         patterns: by (tensor name, pattern as text).
-        dirty: whether there is more here than in the cache: a pass over weights was made.
+        dirty: whether there is more here than in the cache.
     """
 
     facts: dict[str, TensorFacts] = field(default_factory=dict)
@@ -50,12 +50,12 @@ class Measured:
     dirty: bool = False
 
     def refine(self, name: str, fine: Histogram) -> None:
-        """Put a tensor's finer bins in the place of those that they subdivide."""
+        """Replace bins of a tensor by finer ones."""
         self.histograms.replace(name, self.histograms.get(name).refined(fine))
         self.dirty = True
 
     def close(self) -> None:
-        """Drop the temporary file behind the histograms."""
+        """Delete the temporary file of the histograms."""
         self.histograms.close()
 
 
@@ -94,7 +94,8 @@ def measure(
             whole = TensorMeasure(tensor.spec.dtype) if tensor.name in wanted else None
             unit = rows.tile(math.lcm(*(p.m for p in todo))) if todo else 1
             uint = code_format(tensor.spec.dtype).uint
-            # Losses are sums of floats, as are the coarse histograms of wider types.
+            # Sums of floats, such as losses and histograms of wide types, are not exact on a
+            # device.
             there = scratch.device_for(tensor) if whole and uint.itemsize <= 2 else None
             for _, block in scratch.blocks(reader, tensor, unit, large=there is not None):
                 codes = block.view(uint)
@@ -121,14 +122,14 @@ def refine(
     measured: Measured,
     run: Run,
 ) -> Iterator[tuple[str, Histogram]]:
-    """Subdivide histogram bins of tensors by reading them again; yields in file order.
+    """Subdivide histogram bins of tensors by reading the tensors again; yields in file order.
 
     Args:
-        requests: by tensor name, the bins.
-        measured: receives the finer ones.
+        requests: bins by tensor name.
+        measured: receives the finer bins.
 
     Raises:
-        FileChanged: other weights are in a bin than were counted there.
+        FileChanged: a bin no longer holds as many weights as were counted.
     """
     tensors = [t for t in checkpoint.tensors if requests.get(t.name)]
     with checkpoint.open() as reader:
@@ -160,7 +161,8 @@ def unresolved_bins(
 ) -> Spans:
     """Wide bins that quantiles, or counts of weights up to ``values``, fall into.
 
-    And the one that starts at 0, since the smallest magnitudes in it are no zeros.
+    The bin that
+    starts at 0 is among them: its smallest magnitudes are not zeros.
     """
     if not histogram.numel or not histogram.log2_widths.any():
         return []
@@ -182,7 +184,7 @@ def measure_missing(
     patterns: Sequence[NM],
     pattern_names: Sequence[str] | None = None,
 ) -> None:
-    """One pass for what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
+    """Measure in one pass what ``measured`` lacks: facts of ``names``, losses of ``patterns``."""
     roles = checkpoint.roles.roles
     specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
     todo: dict[str, tuple[NM, ...]] = {}
@@ -208,7 +210,7 @@ def measure_missing(
 
 
 def refuse_nans(measured: Measured, names: Sequence[str]) -> None:
-    """Raise NaNWeights for the first of ``names`` that holds NaN."""
+    """Raise NaNWeights for the first tensor of ``names`` that holds NaN."""
     for name in names:
         if measured.facts[name].nans:
             raise NaNWeights(name, measured.facts[name].nans)

@@ -1,9 +1,10 @@
-"""A whole model's weights in a few exact numbers, so that models can be put side by side.
+"""A few exact numbers about all weights of a model, for comparing models.
 
-Models differ in scale, and a near-zero count at one tolerance says more of the scale than of the
-shape. Tolerances are therefore also taken relative to each tensor's standard deviation, and to that
-of all weights together, as if the model were normalised ("The Emergence of Essential Sparsity in
-Large Pre-trained Models", arXiv 2306.03805, compares normalised models; it does not say how).
+Models differ in scale, and a near-zero count at one tolerance depends more on the scale than on the
+shape of the distribution. Tolerances are therefore also taken relative to each tensor's standard
+deviation, and to that of all weights together, as if the model were normalised ("The Emergence of
+Essential Sparsity in Large Pre-trained Models", arXiv 2306.03805, compares normalised models; it
+does not say how).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ OF_STD = (0.001, 0.01, 0.1)
 
 
 class NaNInModel(NaNWeights):
-    """A prunable tensor of one of several models holds NaN."""
+    """A prunable tensor of a model holds NaN; the message names the model."""
 
     def __init__(self, model: str, tensor: str, count: int) -> None:
         super().__init__(tensor, count)
@@ -41,16 +42,17 @@ class NaNInModel(NaNWeights):
 
 @dataclass(frozen=True, slots=True)
 class ModelStats:
-    """Some tensors of a checkpoint as one. Counts are exact.
+    """Statistics of several tensors taken together. Counts are exact.
 
     Attributes:
-        weights, zeros: how many. infs: among them, left out of std and norms.
+        weights, zeros: counts.
+        infs: among the weights; not part of std and norms.
         std, largest: population standard deviation of all weights together; the largest |w|.
         near_zero: tolerance -> weights with |w| <= tolerance, zeros included. ``0.001`` is
             absolute, ``0.01*own std`` relative to each tensor's, ``0.01*std`` to all weights'.
         quantiles: q -> the ceil(q*n)-th smallest |w| of all.
         norm_kept: sparsity -> share of the squared norm that global magnitude pruning leaves.
-        patterns: N:M -> that share if every tensor that fits takes it.
+        patterns: N:M -> that share if every tensor that fits takes the pattern.
     """
 
     weights: int
@@ -73,7 +75,7 @@ def model_stats(
     sparsities: Sequence[float] = (),
     patterns: Sequence[NM] = (),
 ) -> ModelStats:
-    """Measure what ``measured`` lacks of these tensors, and sum up.
+    """Statistics of these tensors; measures what ``measured`` lacks.
 
     Args:
         names: prunable tensors, in file order; at least one weight.
@@ -90,7 +92,7 @@ def model_stats(
     facts = [measured.facts[name] for name in names]
     weights = sum(one.numel for one in facts)
     finite = sum(one.finite for one in facts)
-    norm = sum(one.norm_squared for one in facts)  # inf where it is too large, unlike math.fsum
+    norm = sum(one.norm_squared for one in facts)  # may overflow to inf, where math.fsum raises
     mean = sum(one.sum for one in facts) / finite if finite else 0.0
     std = math.sqrt(max(0.0, norm / finite - mean * mean)) if finite else 0.0
     ranks = [quantile_rank(q, weights) for q in QUANTILES]
@@ -130,7 +132,7 @@ def _near_zero(
     std: float,
     run: Run,
 ) -> dict[str, int]:
-    """Weights up to each tolerance, of all tensors."""
+    """How many weights lie within each tolerance, over all tensors."""
     same = {f"{value:g}": value for value in NEAR_ZERO}
     same |= {f"{part:g}*std": part * std for part in OF_STD}
     limits = {
@@ -151,7 +153,7 @@ def _refine(
     limits: Mapping[str, Mapping[str, float]],
     run: Run,
 ) -> None:
-    """Subdivide the bins that limits fall into, until none does."""
+    """Subdivide the bins that limits fall into, until they are single magnitudes."""
     left = list(limits)
     while True:
         needs = {}
@@ -167,7 +169,7 @@ def _refine(
 
 
 def _pattern_kept(measured: Measured, names: Sequence[str], pattern: NM, norm: float) -> float:
-    """Share of the squared norm that stays; a tensor that does not fit keeps all of its own."""
+    """Share of the squared norm that stays; tensors that do not fit lose nothing."""
     lost = 0.0
     for name in names:
         if (found := measured.patterns.get((name, str(pattern)))) is not None:

@@ -1,4 +1,4 @@
-"""Exact global thresholds, and what each of them does to every tensor."""
+"""Exact thresholds, and the effect of each on every tensor."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One unstructured target over some tensors: ``zeros`` of their weights are to be zero."""
+    """The threshold at which ``zeros`` weights of some tensors are zero."""
 
     zeros: int
     selected: Selected | None
-    """The magnitude of the last weight to go; None where nothing is to go."""
+    """The largest magnitude that is pruned; None where nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one target does to one tensor.
+    """The effect of a threshold on one tensor.
 
     Attributes:
-        code: in the tensor's own format: smaller magnitudes go.
-        quota: how many weights equal to ``code`` go too, the first ones in row-major order.
+        code: in the tensor's own format; smaller magnitudes are pruned.
+        quota: how many weights equal to ``code`` are pruned too, the first in row-major order.
         zeros: in the tensor afterwards.
-        lost: sum of squares that go.
+        lost: sum of squares of the pruned weights.
     """
 
     code: int
@@ -53,7 +53,7 @@ class Share:
 
 
 class Subset:
-    """Some tensors of a store, in the given order, as :func:`resolve` wants them."""
+    """Some tensors of a store, in the given order, for :func:`resolve`."""
 
     def __init__(self, store: Histograms, names: Sequence[str]) -> None:
         self._store = store
@@ -68,7 +68,7 @@ class Subset:
 
 
 class _Unresolved:
-    """The tensors whose own statistics still need finer bins; no other is looked at again."""
+    """The tensors whose own statistics still need finer bins."""
 
     def __init__(self, checkpoint: Checkpoint, measured: Measured) -> None:
         self._measured = measured
@@ -99,11 +99,11 @@ def find_targets(
     *,
     with_statistics: bool,
 ) -> list[Target]:
-    """Resolve targets over ``names`` exactly; refined histograms stay in ``measured``.
+    """Find exact thresholds over ``names``; refined histograms stay in ``measured``.
 
     Args:
-        names: tensors compared with one another, in file order, without NaN.
-        zeros: how many of their weights are to be zero, for each target.
+        names: tensors compared with one another, in file order; none holds NaN.
+        zeros: how many of their weights are to be zero, for each threshold.
         with_statistics: in the same pass, refine what quantiles and near-zero counts of all
             measured tensors need.
     """
@@ -132,7 +132,7 @@ def find_own_targets(
     zeros: Mapping[str, int],
     run: Run,
 ) -> dict[str, Target]:
-    """A target for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
+    """A threshold for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
     places = {name: count for name, count in zeros.items() if count > 0}
     bins = {name: measured.histograms.get(name).select(count) for name, count in places.items()}
     while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
@@ -155,17 +155,17 @@ def find_own_targets(
 
 
 def tolerances(measured: Measured, name: str) -> dict[str, float]:
-    """Near-zero tolerances of one tensor, by the text that names them."""
+    """Near-zero tolerances of one tensor, by label."""
     return {**_FIXED_TOLERANCES, "0.01*std": 0.01 * measured.facts[name].std}
 
 
 def shares(
     measured: Measured, names: Sequence[str], targets: Sequence[Target]
 ) -> Iterator[tuple[str, list[Share]]]:
-    """Per tensor, in order, what each target does to it.
+    """The effect of each threshold on each tensor, in order.
 
-    Ties at a threshold go in file order, so each tensor takes what the ones before it left.
-    Yields one tensor at a time: nothing grows with the model.
+    Ties at a threshold are pruned in file order: each tensor takes what the ones before it left.
+    One tensor is in memory at a time.
     """
     left = [t.zeros - t.selected.below if t.selected else 0 for t in targets]
     cuts_of = functools.cache(functools.partial(_cuts, targets))
@@ -189,9 +189,10 @@ def shares(
 def _cuts(
     targets: Sequence[Target], format: CodeFormat
 ) -> tuple[NDArray[np.uint64], list[bool], list[float]]:
-    """For each target in one format: the code, whether values equal to it are ties, its square.
+    """For each threshold in one format: its code, whether values equal to it are ties, its
+    square.
 
-    As everywhere, Inf adds nothing to squared norms.
+    Inf adds nothing to squared norms.
     """
     cuts = [cut_for(t.selected, format) if t.selected else (0, False) for t in targets]
     values = [format.value(code) for code, _ in cuts]

@@ -1,4 +1,4 @@
-"""What exactly happens to one tensor's weights, with all numbers known."""
+"""Edits: what happens to the weights of one tensor, with all numbers known."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from prunectl.pattern import NM
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Every byte stays."""
+    """Keep every byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Magnitudes below ``code`` go, and the first ``quota`` of those equal to it.
+    """Prune magnitudes below ``code``, and the first ``quota`` of those equal to it.
 
     Attributes:
         code: magnitude code in the tensor's own format.
-        quota: ties that go, in row-major order.
-        threshold: the magnitude of the largest weight that goes; None if none does.
+        quota: ties to prune, in row-major order.
+        threshold: the largest pruned magnitude; None if nothing is pruned.
     """
 
     code: int
@@ -38,21 +38,22 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class CutRows:
-    """Each row along the input axis is cut to ``sparsity`` on its own."""
+    """Prune each row along the input axis to ``sparsity``."""
 
     sparsity: float
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """At most N of every M along the input axis stay."""
+    """Keep at most N of every M weights along the input axis."""
 
     pattern: NM
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroups:
-    """At most N of every M along the input axis stay in some rows; the others keep every bit.
+    """Keep at most N of every M weights along the input axis in some rows; other rows keep every
+    bit.
 
     Attributes:
         rows: sorted ranges, numbered as in :mod:`prunectl.geometry`.
@@ -64,7 +65,7 @@ class RowGroups:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What a mask has a 1 for stays; ``reader`` reads its bits."""
+    """Keep the weights that a mask has a 1 for; ``reader`` reads its bits."""
 
     mask: Mask
     reader: TensorReader
@@ -72,7 +73,8 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """The weights are those of ``tensor``, of the same dtype and shape, which ``reader`` reads.
+    """Replace the weights by those of ``tensor``, of the same dtype and shape, which ``reader``
+    reads.
 
     ``blake3`` is the digest of their bytes.
     """
@@ -108,7 +110,7 @@ class Editor:
     def apply(self, codes: AnyCodes) -> int:
         """Edit one block [n] of whole units in place; returns its zeros of both signs.
 
-        What is left of the edit changes last: a block that failed can be given again.
+        The edit's state changes last, so that a failed block can be given again.
         """
         edit, kernels = self.edit, kernels_for(codes)
         if isinstance(edit, Cut):
@@ -127,7 +129,7 @@ class Editor:
         return zeros
 
     def _group_rows(self, codes: AnyCodes, edit: RowGroups) -> int:
-        """Bring the rows of ``edit`` that are in ``codes`` into its pattern; returns zeros."""
+        """Prune the rows of ``edit`` that are in ``codes`` to its pattern; returns zeros."""
         n, m = edit.pattern.n, edit.pattern.m
         kernels = kernels_for(codes)
         parts = self._rows.parts(codes, self._first, edit.rows)
@@ -135,7 +137,8 @@ class Editor:
             for part in parts:
                 kernels.nm(part, n, m)
         else:
-            # Kernels are slow on a few columns: they get all of them, and what is theirs is taken.
+            # Kernels are slow on a few columns: they run on all, and only the wanted ones are
+            # copied.
             whole = codes.copy()
             kernels.nm(self._rows.groups(whole, m), n, m)
             done = self._rows.parts(whole, self._first, edit.rows)
@@ -151,7 +154,7 @@ class Editor:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What an edit must give: zeros afterwards, and the share of the squared norm that goes."""
+    """The predicted result of an edit: zeros afterwards, and the share of the squared norm lost."""
 
     zeros: int
     norm_lost: float
@@ -159,15 +162,15 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The numbers of a plan.
+    """The numbers of a plan that depend on the weights.
 
     Attributes:
-        edits: by tensor name; tensors that are not in it are copied.
-        reasons: why prunable tensors stay dense after all.
-        thresholds: by pool; None where a pool has no one threshold.
-        forecasts: by tensor name, where the measurements tell before the weights are written.
-        calibrated: by tensor name, what calibration did, JSON-ready.
-        pattern_rows: by tensor name, the rows that take its N:M pattern, where not all of them do.
+        edits: by tensor name; other tensors are copied.
+        reasons: by tensor name, why a prunable tensor stays dense.
+        thresholds: by pool; None where a pool has no single threshold.
+        forecasts: by tensor name, where measurements give them before the weights are written.
+        calibrated: by tensor name, facts about its calibration, JSON-ready.
+        pattern_rows: by tensor name, the rows that take its N:M pattern, if not all.
     """
 
     edits: dict[str, Edit]

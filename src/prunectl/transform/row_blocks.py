@@ -14,13 +14,13 @@ from prunectl.plan.settings import ROW_BLOCK
 
 
 class RowShares:
-    """Shares the zeros wanted of a pool out over its matrices, in the order in which they come.
+    """Distributes the zeros of a pool over its matrices, one after another.
 
-    Each is to give the same share of its weights. Blocks of rows come only near to it; what they
-    are off by goes to the matrix after them, so that the pool comes as near as one block can.
+    Every matrix gets the same share of its weights. Whole blocks of rows only come near that share;
+    the difference goes to the next matrix, so that the pool is off by at most one block.
 
     Args:
-        wanted: zeros of all matrices, those that are there too. weights: of all matrices.
+        wanted: zeros of all matrices, present ones included. weights: of all matrices.
     """
 
     def __init__(self, wanted: int, weights: int) -> None:
@@ -34,25 +34,24 @@ class RowShares:
         return share - self._reached
 
     def reached(self, zeros: int) -> None:
-        """Say how many it has come to have."""
+        """Report how many zeros that matrix has now."""
         self._reached += zeros
 
 
 def choose_rows(losses: ArrayLike, zeros: ArrayLike, wanted: int) -> Ranges:
-    """Which rows of one matrix take a pattern: blocks of ``ROW_BLOCK``, those that lose least.
+    """The rows of a matrix that take a pattern: the blocks of ``ROW_BLOCK`` rows that lose least.
 
     Args:
-        losses: [out], at least 0: what each row loses by the pattern, in any unit.
-        zeros: [out], whole numbers: weights of each row that the pattern prunes, without those that
-            are zero already.
+        losses: [out], at least 0, in any unit: the loss of each row under the pattern.
+        zeros: [out], whole numbers: nonzero weights of each row that the pattern prunes.
         wanted: how many weights of the matrix are to be pruned. Below 0 means none.
 
     Returns:
-        Rows in the blocks whose pruned weights are, taken together, nearest to ``wanted`` (equally
-        near: fewer); see :func:`choose_blocks` for their order.
+        Rows of the blocks whose pruned weights together are nearest to ``wanted`` (of two equally
+        near, the fewer); see :func:`choose_blocks` for their order.
 
     Raises:
-        ValueError: a loss is NaN, or the two are no vectors of one length.
+        ValueError: a loss is NaN, or the two are not vectors of one length.
     """
     lost, pruned = np.asarray(losses, np.float64), np.asarray(zeros).astype(np.int64)
     if lost.ndim != 1 or lost.shape != pruned.shape:
@@ -66,11 +65,11 @@ def choose_rows(losses: ArrayLike, zeros: ArrayLike, wanted: int) -> Ranges:
 
 
 def choose_blocks(losses: Sequence[float] | Codes, zeros: Codes, wanted: int) -> list[int]:
-    """Which blocks of a matrix take a pattern, as their numbers in order.
+    """The numbers of the blocks of a matrix that take a pattern, ascending.
 
-    They come by their loss per weight pruned, so that a last block of fewer rows has no advantage,
-    rounded to nine digits, since the last bits of float sums differ between machines; of equal
-    losses the lower block comes first.
+    Blocks are taken by loss per pruned weight, so that a last block of fewer rows has no advantage.
+    Losses are rounded to nine digits, because the last bits of float sums differ between machines.
+    Of equal losses the lower block comes first.
 
     Args:
         losses: of each block, at least 0; zeros: weights that the pattern prunes in each.
@@ -80,7 +79,7 @@ def choose_blocks(losses: Sequence[float] | Codes, zeros: Codes, wanted: int) ->
         ValueError: a loss is NaN.
     """
     if np.isnan(losses).any():
-        raise ValueError("losses hold NaN, which has no order")
+        raise ValueError("a loss is NaN")
     rates = [
         float(f"{loss / count:.9g}") if count else 0.0
         for loss, count in zip(np.asarray(losses).tolist(), zeros.tolist(), strict=True)
@@ -91,13 +90,13 @@ def choose_blocks(losses: Sequence[float] | Codes, zeros: Codes, wanted: int) ->
 
 
 def block_rows(block: int, out: int, matrix: int = 0) -> tuple[int, int]:
-    """The rows of a block of a matrix with ``out`` rows, as the tensor numbers them."""
+    """The rows of a block of a matrix with ``out`` rows, numbered as in the tensor."""
     start = block * ROW_BLOCK
     return matrix * out + start, matrix * out + min(start + ROW_BLOCK, out)
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Sorted ranges with those that touch made one."""
+    """Sorted ranges, adjacent ones merged."""
     joined: list[tuple[int, int]] = []
     for start, stop in ranges:
         if joined and joined[-1][1] == start:

@@ -44,18 +44,18 @@ if TYPE_CHECKING:
     from prunectl.magnitude.on_device import OnDevice
 
 _SAMPLE = 1 << 15
-"""Weights that are looked at for an estimate of what packing the tensor would give."""
+"""Weights sampled to predict the packed size of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written for one tensor.
+    """Facts about one written tensor.
 
     Attributes:
-        zeros, zeros_before: afterwards, and in the source.
-        infs: Inf values, if they are looked for.
+        zeros: as written. zeros_before: in the source.
+        infs: Inf values of a prunable tensor.
         blake3: of the bytes.
-        exponent_bits: entropy of the exponent of a weight that is left, by the tensor's beginning.
+        exponent_bits: entropy of the exponent of a kept weight, from the beginning of the tensor.
     """
 
     name: str
@@ -79,10 +79,10 @@ def write_tensor(
     """Stream one tensor from the source into the output.
 
     Args:
-        tensor: which, and where its bytes are.
-        edit: what to do.
+        tensor: which, and where its bytes are in the source.
+        edit: what happens to its weights.
         axis: the input axis, along which groups and rows lie.
-        prunable: whether NaN stops and Inf is counted, also where the tensor is copied.
+        prunable: whether NaN is refused and Inf counted, also where the tensor is copied.
         reader: of the source.
         write: takes (byte offset in the tensor, bytes).
         scratch: the thread's buffers.
@@ -116,7 +116,7 @@ def write_tensor(
 
 
 class _Output:
-    """One tensor on its way out: blocks are counted, edited, hashed and written, in order."""
+    """Counts, edits, hashes and writes the blocks of one tensor, in order."""
 
     def __init__(
         self,
@@ -139,9 +139,9 @@ class _Output:
         edit: Callable[[Any], int] | None,
         device: OnDevice | None = None,
     ) -> None:
-        """Add a block; ``edit`` changes its codes in place and returns the zeros afterwards.
+        """Write a block; ``edit`` changes its codes in place and returns the zeros afterwards.
 
-        With a device, the block goes there and comes back edited.
+        With a device, the block is copied there, edited, and copied back.
         """
         if self._format is not None:
             codes = block.view(self._format.uint)
@@ -162,12 +162,12 @@ class _Output:
         kernels = kernels_for(codes)
         present = kernels.count_zeros(codes)
         nans, infs = kernels.odd_codes(codes, format) if self._prunable else (0, 0)
-        if nans:  # it has no place in an order of magnitudes
+        if nans:  # NaN has no magnitude to compare
             raise NaNWeights(self._name, nans)
         return present, infs, present if edit is None else edit(codes)
 
     def written(self) -> Written:
-        """The facts, once all blocks are put."""
+        """The facts, after the last block."""
         digest = self._digest.hexdigest()
         return Written(
             self._name, self._zeros, self._zeros_before, self._infs, digest, self._exponent_bits
@@ -175,7 +175,7 @@ class _Output:
 
 
 def _exponent_bits(codes: Codes, format: CodeFormat) -> float:
-    """Entropy of the exponent of one weight that is not zero, in bits."""
+    """Entropy of the exponents of nonzero weights, in bits."""
     shift = format.uint.type(format.dtype.mantissa_bits)
     exponents = (codes[codes != 0] & format.uint.type(format.mask)) >> shift
     counts = np.bincount(exponents.astype(np.intp)).tolist()
@@ -192,8 +192,8 @@ def _write_across(
 ) -> None:
     """Scope ``row`` where rows run across the stored lines (Conv1D, stacked experts).
 
-    Each matrix is read several times to find its cuts, in blocks of whole lines: one block is all
-    that is in memory.
+    Each matrix is read several times, in blocks of whole lines, to find its cuts. One block is in
+    memory at a time.
     """
     length, width = rows.length, rows.stride
     uint = np.dtype(f"u{tensor.spec.dtype.bits // 8}")
@@ -212,7 +212,8 @@ def _write_across(
 
 
 def _keep(edit: Keep, first: int, rows: Rows, scratch: Scratch, codes: Codes) -> int:
-    """Apply the mask to ``codes`` [n], weight ``first`` of the tensor and on; returns zeros."""
+    """Apply the mask to ``codes`` [n], which begin at weight ``first`` of the tensor; returns
+    zeros."""
     mask = edit.mask
     bits = scratch.buffer(-(-codes.size // 8), "mask")
     try:
@@ -229,7 +230,7 @@ def _keep(edit: Keep, first: int, rows: Rows, scratch: Scratch, codes: Codes) ->
 
 
 def _replace(edit: Replace, offset: int, codes: Codes) -> int:
-    """Put the new weights, from byte ``offset`` on, in the place of ``codes``; returns zeros."""
+    """Replace ``codes`` by the new weights from byte ``offset`` on; returns zeros."""
     edit.reader.read(edit.tensor, offset, codes.view(np.uint8))
     return count_zeros(codes)
 
@@ -248,7 +249,7 @@ def edited(
 
     Args:
         stored: the tensor in the source, which ``reader`` reads.
-        axis: its input axis. prunable: whether NaN stops.
+        axis: its input axis. prunable: whether NaN is refused.
 
     Raises:
         NaNWeights, BadMaskFile: as :func:`prunectl.transform.writing.write_tensor`.
