@@ -159,7 +159,7 @@ def test_linears_that_cannot_be_pruned(tensor: TensorSpec, reason: str) -> None:
         ((3, 4, 7), 2, NM24, "input dimension 7 is not divisible by 4"),
         ((8, 8), None, NM24, ""),
         ((8, 5), None, NM24, "input dimension 5 is not divisible by 4"),
-        ((2, 8, 8), None, NM24, "no input dimension known, which N:M needs"),
+        ((2, 8, 8), None, NM24, "its input dimension is unknown, which N:M needs"),
         ((8, 5), 1, Unstructured(), ""),
     ],
 )
@@ -403,10 +403,13 @@ def test_a_selector_that_takes_forever(place: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"exclude": ("layers",)}, "filters took all of them"),
-        ({"rules": (Rule(("layers",), skip=True),)}, "filters took all of them"),
+        ({"exclude": ("layers",)}, "filters excluded all of them"),
+        ({"rules": (Rule(("layers",), skip=True),)}, "filters excluded all of them"),
         ({"sparsity": None, "pattern": NM(8, 16)}, "input dimension 8 is smaller than 16"),
-        ({"sparsity": None, "rules": (Rule(("head",), sparsity=0.5),)}, "filters took all of them"),
+        (
+            {"sparsity": None, "rules": (Rule(("head",), sparsity=0.5),)},
+            "filters excluded all of them",
+        ),
     ],
 )
 def test_nothing_left_to_prune(settings: dict[str, Any], why: str) -> None:

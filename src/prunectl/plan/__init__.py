@@ -1,1 +1,1 @@
-"""What is asked for, and what follows from names and shapes: settings, recipes, the plan."""
+"""Settings, recipes, and the plan that follows from them, names and shapes."""

@@ -1,4 +1,4 @@
-"""Everything about a prune that is decided, or refused, before a weight is read."""
+"""A prune before it reads weights: everything that is decided or refused from headers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is decided before the first byte is written.
+    """A prune with everything decided that does not depend on weights.
 
-    ``masks`` is the file of masks, if there is one, and ``mask_digest`` its BLAKE3; ``samples`` are
-    those of a calibration.
+    ``mask_digest`` is the BLAKE3 of ``masks``; ``samples`` are the calibration's.
     """
 
     checkpoint: Checkpoint
@@ -90,7 +89,7 @@ def prepare(
     force: bool,
     command: str,
 ) -> Job:
-    """Everything that can be refused before a weight is read."""
+    """Plan a prune, and refuse a target that cannot be written."""
     job = plan_job(checkpoint, target, settings, max_shard_size, command)
     check_target(target, force=force, protected=protected(checkpoint, settings))
     check_space(target, job.layout.total_bytes + side_bytes(checkpoint))
@@ -104,7 +103,7 @@ def plan_job(
     max_shard_size: int | str,
     command: str,
 ) -> Job:
-    """The job, whether or not there is a place for its output; nothing is read or written."""
+    """Plan a prune without looking at the target."""
     plan, masks = _plan(checkpoint, settings)
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     if size < 1:
@@ -115,7 +114,7 @@ def plan_job(
 
 
 def side_bytes(checkpoint: Checkpoint) -> int:
-    """Size of all side files; one that cannot be read is found here, before anything is written."""
+    """Size of all side files, in bytes; an unreadable one is refused before anything is written."""
     size = 0
     for name in checkpoint.side_files:
         path = checkpoint.folder / name
@@ -132,7 +131,7 @@ def side_bytes(checkpoint: Checkpoint) -> int:
 
 
 def protected(checkpoint: Checkpoint, settings: PruneSettings | None = None) -> list[Path]:
-    """What the output must not touch: the source's folder or files, and the file of masks."""
+    """Paths that the output must not replace: the source and the file of masks."""
     masks = [settings.mask] if settings is not None and settings.mask is not None else []
     if checkpoint.kind == "file":
         return [*masks, *(checkpoint.folder / file.name for file in checkpoint.files)]
@@ -173,14 +172,14 @@ def arguments(job: Job) -> dict[str, Any]:
 
 
 def _budget(job: Job) -> dict[str, Any]:
-    """What N:M patterns go to; nothing where they go to all that fits."""
+    """The budget as the manifest records it; empty where every fitting tensor takes the pattern."""
     if any(pool.is_budget for pool in job.plan.pools):
         return {"budget": str(job.settings.budget)}
     return {}
 
 
 def _calibration(job: Job) -> dict[str, Any]:
-    """What is recorded of a calibration; nothing where there was none."""
+    """The calibration as the manifest records it; empty without one."""
     calibration = job.settings.calibration
     if calibration is None or job.samples is None:
         return {}
@@ -199,9 +198,10 @@ def _calibration(job: Job) -> dict[str, Any]:
 
 
 def fingerprint(job: Job) -> str:
-    """Digest of all that decides the output's weight bytes.
+    """BLAKE3 of everything that decides the output's weight bytes.
 
-    The device, which only rounds differently, is left out: where it was full, another may go on.
+    The device is left out: it only rounds differently, and a run that found it full may continue on
+    another one.
     """
     asked = arguments(job)
     asked.get("calibration", {}).pop("device", None)
@@ -220,7 +220,7 @@ def fingerprint(job: Job) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A tensor of the output: under its name, the bytes of ``source``."""
+    """A tensor of the output, with the bytes of ``source``."""
 
     spec: TensorSpec
     source: StoredTensor
@@ -229,9 +229,9 @@ class OutputTensor:
 def output_tensors(checkpoint: Checkpoint) -> tuple[OutputTensor, ...]:
     """All tensors to write, in file order.
 
-    A pickle may hold one tensor under two names (tied embeddings). Safetensors files do not share
-    bytes, and transformers saves such a tensor once: so do we, if the model's own loading code says
-    that nothing is missing then; else every name is written.
+    A pickle may hold one tensor under two names (tied embeddings). Safetensors files cannot share
+    bytes. Such a tensor is written once if the model's loading code finds nothing missing then, as
+    transformers saves it; otherwise under every name.
     """
     own = checkpoint.by_name
     plain = tuple(OutputTensor(tensor.spec, tensor) for tensor in checkpoint.tensors)
@@ -248,7 +248,7 @@ def output_tensors(checkpoint: Checkpoint) -> tuple[OutputTensor, ...]:
 
 
 def _missing(checkpoint: Checkpoint, tensors: tuple[OutputTensor, ...]) -> bool:
-    """Whether transformers would miss weights if the output held just these tensors."""
+    """Whether transformers would miss weights if the output held only these tensors."""
     from prunectl.checkpoint.modules import check_loadable
 
     try:
@@ -266,7 +266,7 @@ def _missing(checkpoint: Checkpoint, tensors: tuple[OutputTensor, ...]) -> bool:
 
 
 def device_of(settings: Calibration) -> torch.device:
-    """Where the samples are run.
+    """The device that runs the samples.
 
     Raises:
         InvalidOption: it is not known, or not there.
@@ -275,7 +275,8 @@ def device_of(settings: Calibration) -> torch.device:
 
 
 def dtype_of(settings: Calibration, checkpoint: Checkpoint) -> torch.dtype:
-    """What the samples are run in: fp32 on the CPU, whose bf16 is slow, else the largest tensor's.
+    """The dtype of the forward: fp32 on the CPU, where bf16 is slow, else that of the largest
+    tensor.
 
     Raises:
         InvalidOption: it is not known.
@@ -288,7 +289,7 @@ def dtype_of(settings: Calibration, checkpoint: Checkpoint) -> torch.dtype:
     if wanted != "auto":
         names = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
         name = names.get(wanted, wanted)
-        if name not in names.values():  # torch has more, which no model runs in
+        if name not in names.values():  # torch has others, in which no model runs
             raise InvalidOption(
                 f"dtype '{wanted}' is not known", hint="auto, float32, bfloat16 or float16"
             )

@@ -1,4 +1,4 @@
-"""Masks from a file, fitted to a checkpoint: which tensors they mean, and what is done to those."""
+"""Masks from a file, matched with the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from prunectl.tensorspec import TensorSpec
 
 
 def fit_masks(checkpoint: Checkpoint, file: MaskFile) -> dict[str, Mask]:
-    """The masks by the names of the checkpoint's own tensors.
+    """The masks by the checkpoint's tensor names.
 
     A mask may have a further name of a tensor that is stored once (tied weights in a pickle).
 
     Raises:
-        MaskMismatch: tensors that the model lacks, has in another shape, or cannot have pruned.
+        MaskMismatch: a tensor that the model lacks, has in another shape, or that cannot be pruned.
     """
     specs = {tensor.name: tensor.spec for tensor in checkpoint.tensors}
     fitted: dict[str, Mask] = {}
@@ -52,7 +52,7 @@ def _problem(spec: TensorSpec | None, mask: Mask) -> str:
 
 
 def check_twins(checkpoint: Checkpoint, file: MaskFile, plan: Plan, reader: TensorReader) -> None:
-    """Check that all masks of one tensor agree, where the file has several names of it.
+    """Check that masks under several names of one tensor agree.
 
     Raises:
         BadMaskFile: they differ.
@@ -72,17 +72,17 @@ def check_twins(checkpoint: Checkpoint, file: MaskFile, plan: Plan, reader: Tens
             raise BadMaskFile(
                 file.path,
                 f"{why}, and their masks differ",
-                hint="these masks are of a model that keeps the two apart",
+                hint="the masks come from a model that does not tie the two",
             )
 
 
 def mask_argument(file: MaskFile, digest: str) -> dict[str, Any]:
-    """What the manifest records of the file of masks."""
+    """The file of masks as the manifest records it."""
     return {"file": file.path.name, "blake3": digest, "source": dict(file.source)}
 
 
 def source_note(checkpoint: Checkpoint, file: MaskFile) -> tuple[str, ...]:
-    """A sentence where the masks were made from another model than this one."""
+    """A sentence for masks that were made from another model."""
     source = file.source
     if source["repo_id"] and checkpoint.repo_id:
         same = (source["repo_id"], source["commit"]) == (checkpoint.repo_id, checkpoint.commit)
@@ -100,5 +100,5 @@ def source_note(checkpoint: Checkpoint, file: MaskFile) -> tuple[str, ...]:
 def _described(source: Mapping[str, Any]) -> str:
     commit = f" at commit {source['commit'][:12]}" if source["commit"] else ""
     text = f"{source['repo_id'] or source['model'] or 'another model'}{commit}"
-    # It may come from anybody, and goes to a terminal.
+    # The name is untrusted and goes to a terminal.
     return "".join(letter if letter.isprintable() else "?" for letter in text)

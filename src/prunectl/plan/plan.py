@@ -1,7 +1,7 @@
-"""What will be done to every tensor, decided from headers alone. This is what ``--dry-run`` shows.
+"""The plan: what happens to every tensor, decided from headers. ``--dry-run`` shows it.
 
-Tensors that are compared together form a *pool*: those that one recipe rule matches, and all
-others. Numbers that depend on weights (thresholds, what a budget takes) come later.
+Tensors that share a target form a *pool*: those that one recipe rule matches, or all others.
+Numbers that depend on weights (thresholds, the matrices of a budget) come later.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Pool:
     """Tensors that share a target.
 
     Attributes:
-        label: for people: ``default``, the rule's selectors, or the name of the file of masks.
-        pattern, scope, sparsity: as in :class:`PruneSettings`; they say nothing of a mask's pool.
+        label: ``default``, the rule's selectors, or the name of the file of masks.
+        pattern, scope, sparsity: as in :class:`PruneSettings`; meaningless where masks decide.
         members: names of its prunable tensors, in file order, those that do not fit an N:M
             pattern included: they count in the sparsity's denominator.
         weights: their elements in all.
-        masked: how many of them a mask removes; None where no mask decides.
-        budget: what takes an N:M pattern where ``is_budget``.
+        masked: weights that the masks prune; None where no mask decides.
+        budget: what takes the N:M pattern, if ``is_budget``.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Pool:
 
     @property
     def kind(self) -> str:
-        """What decides which weights go: ``unstructured``, ``N:M`` or ``mask``."""
+        """How weights are chosen: ``unstructured``, ``N:M`` or ``mask``."""
         return str(self.pattern) if self.masked is None else "mask"
 
     @property
@@ -61,7 +61,7 @@ class Pool:
 
     @property
     def is_budget(self) -> bool:
-        """Whether an N:M pattern goes to some matrices, or rows, until a sparsity is reached."""
+        """Whether the N:M pattern goes to only as many matrices or rows as the sparsity needs."""
         return (
             isinstance(self.pattern, NM)
             and self.sparsity is not None
@@ -70,12 +70,12 @@ class Pool:
 
     @property
     def by_rows(self) -> bool:
-        """Whether it is a budget of blocks of rows, and not of whole matrices."""
+        """Whether the budget goes to blocks of rows, not to whole matrices."""
         return self.is_budget and self.budget is Budget.ROWS
 
     @property
     def target_zeros(self) -> int:
-        """``k = floor(s*P + 0.5)``; for N:M without a sparsity, what the pattern gives at most."""
+        """``k = floor(s*P + 0.5)``; for N:M without a sparsity, the most that the pattern gives."""
         if self.masked is not None:
             return self.masked
         sparsity = self.sparsity
@@ -87,15 +87,15 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What is done to one tensor.
+    """What happens to one tensor.
 
     Attributes:
-        spec, role: what it is.
+        spec, role: of the tensor.
         pool: index of its pool; None if it is copied.
         pattern: its pool's pattern; None if it is copied.
         prunable: whether it counts as prunable (it may still be copied, with a reason).
         reason: why it is copied; '' if it is to be pruned.
-        mask: which weights stay; None where no mask decides.
+        mask: the kept weights; None where no mask decides.
     """
 
     spec: TensorSpec
@@ -108,7 +108,7 @@ class TensorPlan:
 
     @property
     def input_axis(self) -> int | None:
-        """The axis of the inputs; that of a mask's N:M groups where they have one."""
+        """The axis of the inputs, or of the mask's N:M groups."""
         if self.mask is not None and self.mask.pattern is not None:
             return self.mask.input_axis
         return input_axis(self.spec, self.role)
@@ -116,7 +116,7 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole plan: one entry per tensor in file order, the pools, and notes for people."""
+    """The plan: an entry for each tensor in file order, the pools, and notes for users."""
 
     settings: PruneSettings
     tensors: tuple[TensorPlan, ...]
@@ -133,9 +133,9 @@ class Plan:
         return sum(entry.spec.numel for entry in self.tensors if entry.spec.dtype.is_float)
 
     def zeros(self, pool: Pool) -> int:
-        """Zeros that a pool is to have: exact if unstructured, for N:M what its matrices allow.
+        """Zeros of a pool: exact if unstructured; for N:M the most that its matrices allow.
 
-        By a mask: the weights that it removes; others may be zero too.
+        For masks: the weights that they prune; others may be zero too.
         """
         if not isinstance(pool.pattern, NM):
             return pool.target_zeros
@@ -145,7 +145,7 @@ class Plan:
         return min(pool.target_zeros, most) if pool.is_budget else most
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: sums, each pool, and each tensor with what is done to it and why.
+        """Plain JSON values: totals, each pool, and each tensor with its action and reason.
 
         ``nbytes`` is in bytes, ``weights`` and ``zeros`` are elements, ``sparsity`` is a share of
         the pool's prunable weights, 0..1. An entry's ``pool`` is an index into ``pools``.
@@ -239,7 +239,7 @@ def plan_masks(
     settings: PruneSettings,
     masks: Mapping[str, Mask],
 ) -> Plan:
-    """The plan where masks say which weights go. Pure.
+    """The plan where masks choose the weights. Pure: no weights, no files.
 
     Args:
         specs: the tensors in file order.
@@ -263,7 +263,7 @@ def plan_masks(
             entries.append(TensorPlan(spec, role, 0, pattern, True, "", mask))
     members = tuple(entry.spec for entry in entries if entry.mask is not None)
     if not members:
-        raise NothingPrunable("all tensors that the file has masks for are empty")
+        raise NothingPrunable("every tensor with a mask is empty")
     pool = Pool(
         label=settings.mask.name,
         pattern=Unstructured(),
@@ -282,7 +282,7 @@ def _assemble(
     entries: list[TensorPlan],
     members: list[list[TensorSpec]],
 ) -> Plan:
-    """Number the pools that have members, and refuse a plan that prunes nothing."""
+    """Renumber the pools that have members; refuse a plan that prunes nothing."""
     if not any(entry.pool is not None for entry in entries):
         reasons = sorted({entry.reason for entry in entries if entry.prunable}) or [NONE_LEFT]
         raise NothingPrunable("; ".join(reasons[:3]))

@@ -13,7 +13,7 @@ from prunectl.pattern import Pattern, Unstructured
 from prunectl.plan.selectors import check_selector, matches
 from prunectl.tensorspec import DTYPES, TensorSpec
 
-NONE_LEFT = "no tensor is a weight matrix of a transformer block, or filters took all of them"
+NONE_LEFT = "no tensor is a weight matrix of a transformer block, or filters excluded all of them"
 
 
 def prunable_tensors(
@@ -24,15 +24,15 @@ def prunable_tensors(
     recorded: Collection[str] = (),
     fp8: bool = False,
 ) -> dict[str, TensorSpec]:
-    """The prunable tensors of a checkpoint by name, in file order: the answer of every command.
+    """The prunable tensors of a checkpoint by name, in file order. Every command uses this answer.
 
     These are the weight matrices of linear layers inside the transformer blocks, with what
     selectors add and take. No weights are read.
 
     Args:
         include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
-        recorded: the tensors that the checkpoint's manifest counts as prunable (see
-            :func:`recorded_prunable`), which then decide in the place of roles.
+        recorded: the tensors that the manifest counts as prunable (see :func:`recorded_prunable`);
+            they replace the roles.
         fp8: count tensors of fp8, which can be analyzed and not pruned.
 
     Raises:
@@ -55,8 +55,8 @@ def prunable_tensors(
 def recorded_prunable(checkpoint: Checkpoint) -> frozenset[str]:
     """The tensors that the checkpoint's manifest counts as prunable.
 
-    In a folder that prunectl wrote, shares of "the prunable weights" are of these, whatever recipe,
-    masks or selectors chose them. Empty where there is no manifest that can be read.
+    In a folder that prunectl wrote, sparsities are shares of these, whatever recipe, masks or
+    selectors chose them. Empty without a readable manifest.
     """
     try:
         records = read_manifest(checkpoint.folder).tensors
@@ -100,10 +100,10 @@ def selected(selectors: Iterable[str], name: str) -> bool:
 
 
 def check_matches(specs: Sequence[TensorSpec], selectors: Iterable[tuple[str, str]]) -> None:
-    """A selector that matches nothing is a typing mistake more often than not: refuse it.
+    """Refuse selectors that match nothing, which are mostly typing mistakes.
 
     Args:
-        selectors: each with the option that it came by.
+        selectors: pairs of option and selector.
 
     Raises:
         InvalidOption: a selector that matches nothing, is empty, or is no regular expression.
@@ -150,7 +150,7 @@ def misfit_reason(spec: TensorSpec, role: TensorRole, pattern: Pattern) -> str:
         return ""
     axis = input_axis(spec, role)
     if axis is None:
-        return "no input dimension known, which N:M needs"
+        return "its input dimension is unknown, which N:M needs"
     length = spec.shape[axis]
     if length < pattern.m:
         return f"input dimension {length} is smaller than {pattern.m}"

@@ -40,7 +40,7 @@ _RULE = {"match", "sparsity", "pattern", "scope", "skip"}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe as read; None and () mean that it does not say."""
+    """A recipe as read; None and () where it says nothing."""
 
     sparsity: float | None = None
     pattern: Pattern | None = None
@@ -58,7 +58,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)  # a pipe is read, and a device that never ends too
+            text = file.read(_MOST_BYTES + 1)  # a pipe has no size, and a device may never end
         if len(text) > _MOST_BYTES:
             raise RecipeError(path, f"more than {_MOST_BYTES:,} bytes")
         table = tomllib.loads(text.decode())
@@ -81,7 +81,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def load_recipe(path: str | os.PathLike[str]) -> PruneSettings:
-    """The settings that a recipe file stands for; see docs/recipes.md.
+    """The settings of a recipe file; see docs/recipes.md.
 
     Raises:
         RecipeError: it cannot be read, or has keys or values that are not understood.
@@ -103,9 +103,9 @@ def combine(
     calibration: Calibration | None = None,
     budget: Budget = Budget.MATRIX,
 ) -> PruneSettings:
-    """Settings from flags and a recipe; what both say is an error, never a silent choice.
+    """Settings from flags and a recipe; what both set is an error.
 
-    Method, refinement, calibration and budget are no matter of a recipe.
+    A recipe does not set method, refinement, calibration and budget.
 
     Raises:
         InvalidOption: a flag and the recipe set the same thing.

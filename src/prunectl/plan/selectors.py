@@ -1,4 +1,4 @@
-"""Selectors: how people say which tensors they mean. Compiled and matched here only."""
+"""Selectors of tensors, as users write them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 _EXPRESSION = "re:"
 
 _SECONDS = 0.2
-"""Processor time that one match may take; without nested repeats it takes microseconds."""
+"""Seconds of processor time for one match; without nested repeats it takes microseconds."""
 
 _LARGEST = 1_000_000
-"""Length of an expression times its counts: ``regex`` unrolls ``x{1000}``, 250 bytes a step."""
+"""Limit of an expression's length times its counts: ``regex`` unrolls ``x{1000}``, 250 bytes a
+step."""
 
 
 def matches(selector: str, name: str) -> bool:
-    """Whether a selector means a tensor: its name, a module that holds it, a glob, or ``re:``.
+    """Whether a selector matches a tensor: by its name, its module, a glob, or ``re:``.
 
     ``re:EXPRESSION`` is searched for anywhere in the name.
 
     Raises:
-        InvalidOption: no regular expression, or one that takes too long on this name.
+        InvalidOption: not a regular expression, or one that takes too long on this name.
     """
     if not selector.startswith(_EXPRESSION):
         return name == selector or name.startswith(selector + ".") or fnmatchcase(name, selector)
@@ -43,7 +44,7 @@ def matches(selector: str, name: str) -> bool:
 
 
 def check_selector(selector: str) -> None:
-    """Raise InvalidOption for a selector that is empty or no regular expression."""
+    """Raise InvalidOption for a selector that is empty or not a regular expression."""
     if selector in ("", _EXPRESSION):
         raise InvalidOption("an empty selector", hint="give a name, a glob or re:EXPRESSION")
     if selector.startswith(_EXPRESSION):
@@ -54,8 +55,8 @@ def check_selector(selector: str) -> None:
 def _compiled(selector: str) -> regex.Pattern[str]:
     """The expression of a selector: the syntax is that of ``re``, the matcher is ``regex``'s.
 
-    Only ``regex`` can be told to stop; what ``re`` does not know is refused, so that a selector
-    means what Python's documentation says.
+    Only ``regex`` has a time limit. Syntax that ``re`` does not know is refused, so that selectors
+    follow Python's documentation.
     """
     import regex
 

@@ -1,4 +1,4 @@
-"""What the user asks for: sparsity, pattern, scope, filters, rules; and whether it makes sense."""
+"""Settings of a prune: sparsity, pattern, scope, selectors, rules, calibration."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from prunectl.plan.selectors import check_selector
 
 
 class Budget(StrEnum):
-    """What takes an N:M pattern where the sparsity asked for is below the pattern's own."""
+    """What takes an N:M pattern if the sparsity is below the pattern's own."""
 
     MATRIX = "matrix"
     ROWS = "rows"
 
 
 ROW_BLOCK = 16
-"""Rows that take a pattern together, or stay dense together: what sparse kernels want."""
+"""Rows that take a pattern together or stay dense together, as sparse kernels need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of a recipe: the first rule that matches a tensor decides.
+    """A rule of a recipe; the first rule that matches a tensor decides.
 
     Attributes:
         match: selectors (see :func:`prunectl.plan.selectors.matches`).
@@ -89,9 +89,9 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class PruneSettings:
-    """What the user asks for.
+    """Which weights to prune, and how.
 
-    Values may be given as people write them: ``PruneSettings(sparsity=0.4, pattern="2:4")``,
+    Values may be given as users write them: ``PruneSettings(sparsity=0.4, pattern="2:4")``,
     ``scope="row"``, one selector or a list of them.
 
     Attributes:
@@ -100,13 +100,12 @@ class PruneSettings:
         scope: for unstructured pruning.
         include, exclude: selectors that add to, and take from, the prunable tensors; exclude wins.
         rules: a recipe's rules, in order.
-        mask: a file of masks (docs/masks.md) that says which weights go; then nothing else of the
-            above is set.
+        mask: a file of masks (docs/masks.md) that chooses the weights; excludes all of the above.
         method: how weights are chosen. All but the default need calibration.
-        refine: change the weights that stay so that each layer's output is kept as well as it can
-            be with this mask (least squares on the calibration's inputs).
+        refine: change the kept weights so that each layer's output changes least under this mask
+            (least squares on the calibration's inputs).
         calibration: the samples, for a method or refinement that needs them.
-        budget: what an N:M pattern goes to when ``sparsity`` is below the pattern's own.
+        budget: what takes an N:M pattern if ``sparsity`` is below the pattern's own.
 
     ``scope`` left out (None) is the method's usual one.
 
@@ -141,19 +140,19 @@ class PruneSettings:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether samples have to be run forward."""
+        """Whether the settings need calibration samples."""
         return self.method.spec.is_calibrated or self.refine
 
 
 def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
-    """Take what people pass: ``"2:4"``, ``"row"``, one selector, a list of them.
+    """Convert values as users write them: ``"2:4"``, ``"row"``, one selector, a list of selectors.
 
     Raises:
         InvalidPattern, InvalidSparsity, InvalidOption: a value with no meaning.
     """
 
     def put(name: str, value: object) -> None:
-        object.__setattr__(settings, name, value)  # frozen, but not yet seen by anybody
+        object.__setattr__(settings, name, value)  # frozen, but still being made
 
     given: object = settings.pattern
     if isinstance(given, str):
@@ -210,9 +209,9 @@ def distinct_sparsities(given: Iterable[float]) -> tuple[float, ...]:
 
 
 def check_complete(settings: PruneSettings) -> None:
-    """Raise InvalidOption where nothing says how many weights go, or which.
+    """Raise InvalidOption unless the settings say how many weights to prune, or which.
 
-    Settings may be made without: a sweep fills in one sparsity after another.
+    Settings may be made without, since a sweep fills in one sparsity after another.
     """
     patterned = isinstance(settings.pattern, NM) or any(
         isinstance(rule.pattern, NM) for rule in settings.rules
@@ -263,7 +262,7 @@ def _check(settings: PruneSettings) -> None:
 
 
 CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine"
-"""A hint, where options are about a calibration and there is none."""
+"""A hint for calibration options without a calibration."""
 
 
 def _check_method(settings: PruneSettings) -> None:
@@ -306,7 +305,7 @@ def _check_target(sparsity: float | None, pattern: Pattern, scope: Scope, usual:
 
 
 def rule_target(rule: Rule, settings: PruneSettings) -> tuple[float | None, Pattern, Scope]:
-    """A rule's target, with the defaults filled in.
+    """A rule's sparsity, pattern and scope, with defaults filled in.
 
     A default sparsity is not carried over to a rule that names another N:M pattern and no sparsity,
     nor a default scope to a rule that names N:M, which has none.

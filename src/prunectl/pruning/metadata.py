@@ -43,7 +43,7 @@ def write_metadata(
     prunable, overall = _counts(result)
     source, warnings = source_card(checkpoint)
     card = model_card(source, _card_facts(checkpoint, result, arguments, command))
-    # A card is for people to edit, so its bytes are not part of what verify checks.
+    # Users edit cards, so verify does not check their bytes.
     sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
     manifest = Manifest(
         version=__version__,
@@ -59,7 +59,7 @@ def write_metadata(
 
 
 def _counts(result: PruneResult) -> tuple[Count, Count]:
-    """Totals over the prunable weights, and over all of them."""
+    """Totals over the prunable weights, and over all weights."""
     requested = result.pools[0].requested if len(result.pools) == 1 else None
     return (
         Count(
@@ -81,7 +81,7 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         sparsity=one.requested,
         zeros=one.zeros,
         zeros_before=one.zeros_before,
-        # JSON has no Inf, the threshold where so many go that Inf does too.
+        # JSON has no Inf, the threshold where Inf itself is pruned.
         threshold=one.threshold if one.threshold != math.inf else None,
         blake3=one.blake3,
         layout=DENSE,
@@ -110,13 +110,13 @@ def source_record(checkpoint: Checkpoint) -> SourceRecord:
 
 
 _LARGEST_CARD = 2_000_000
-"""Bytes. Some cards hold a megabyte of results; what is far longer is no text for people."""
+"""Bytes. Some cards hold a megabyte of results."""
 
 
 def source_card(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
-    """The text of the source's own model card, or None; and warnings.
+    """The text of the source's model card, or None; and warnings.
 
-    The card is copied into outputs, so it must be the source's: no link to what lies elsewhere.
+    The card is copied into outputs, so it must not be a link to a file elsewhere.
     """
     path = checkpoint.folder / CARD_NAME
     try:
@@ -150,14 +150,14 @@ _AUTO_CLASSES = {
 
 
 def auto_class_of(checkpoint: Checkpoint) -> str:
-    """The transformers class that loads it, for people to copy from the card."""
+    """The transformers class that loads the model, for the card's example."""
     architectures = checkpoint.config.get("architectures")
     named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     return next((auto for end, auto in _AUTO_CLASSES.items() if named.endswith(end)), "AutoModel")
 
 
 def method_in_words(arguments: dict[str, Any]) -> str:
-    """How weights were chosen, and what became of the others, for a card."""
+    """How weights were chosen and whether the kept ones were changed, for the card."""
     known = {str(method): method.spec.card for method in Method}
     known["mask"] = "pruning by a file of masks"
     words = known.get(str(arguments.get("method")), "pruning")
@@ -165,13 +165,12 @@ def method_in_words(arguments: dict[str, Any]) -> str:
     if isinstance(data, dict) and isinstance(data.get("samples"), int):
         words += f", calibrated on {data['samples']:,} samples of {data.get('kind')}"
     if arguments.get("refine"):
-        words += ", with the weights that stay fitted to the layers' outputs"
+        words += ", with the kept weights fitted to the layers' outputs"
     return words
 
 
 def pattern_and_scope(arguments: dict[str, Any]) -> tuple[str, str]:
-    """Which weights go together, and what is compared together, for a card; '' where that is no
-    question: masks have decided, or groups are pruned each by itself."""
+    """The pattern's unit and the scope, for the card; '' for masks and for whole N:M."""
     if any(not rule.get("skip") for rule in arguments.get("rules") or ()):
         return "by recipe", ""
     pattern = str(arguments.get("pattern") or "")
@@ -183,10 +182,10 @@ def pattern_and_scope(arguments: dict[str, Any]) -> tuple[str, str]:
 
 
 def for_others(command: str) -> str:
-    """The command without the folders of the user's machine."""
+    """The command without the folders of the user's machine in it."""
     try:
         words = shlex.split(command)
-    except ValueError:  # somebody's own words, which are no command
+    except ValueError:  # free text, not a command line
         return command
     short = []
     for word in words:
@@ -205,7 +204,7 @@ def _card_facts(
     prunable, overall = _counts(result)
     pattern, scope = pattern_and_scope(arguments)
     return CardFacts(
-        # The card is for others: of a local path only the last part, which says what it was.
+        # The card is public: keep only the last part of a local path.
         model=checkpoint.repo_id or Path(checkpoint.model).resolve().name,
         version=__version__,
         method=method_in_words(arguments),

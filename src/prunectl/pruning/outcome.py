@@ -1,4 +1,4 @@
-"""The typed result of ``prune``, summed up from what was written."""
+"""The result of ``prune``, summed up from what was written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prunectl.transform.edits import Copy, Cut, Replace, Resolution
 from prunectl.transform.writing import Written
 
 VISIBLE = 0.0005
-"""Differences between requested and achieved sparsity from here on are explained."""
+"""Differences between requested and achieved sparsity that are explained to the user."""
 
 
 def check_written(
@@ -32,12 +32,12 @@ def check_written(
     outputs: Mapping[str, OutputTensor],
     written: Mapping[str, Written],
 ) -> None:
-    """Compare what was written with what it was to be, where that is known.
+    """Compare what was written with the forecasts.
 
     Raises:
-        SourceChanged: the zeros are not those that the thresholds were found for, so the weights
-            are not the ones that were measured.
-        DamagedWork: new weights are not those that calibration has put out.
+        SourceChanged: the zeros differ from the forecast, so the weights are not those that were
+            measured.
+        DamagedWork: new weights are not those that the calibration wrote.
     """
     for name, tensor in outputs.items():
         edit = resolution.edits.get(tensor.source.name)
@@ -58,7 +58,7 @@ def build_result(
     written: Mapping[str, Written],
     resumed: int,
 ) -> PruneResult:
-    """Sum up what was written. Tied tensors written under two names count once."""
+    """Sum up the written tensors; those tied under two names count once."""
     planned = {entry.spec.name: entry for entry in plan.tensors}
     counted: dict[str, Written] = {}
     tensors = []
@@ -149,7 +149,7 @@ def _pool_outcome(
 
 
 def _rounded(plan: Plan, index: int) -> int:
-    """The zeros that an unstructured pool's sparsity means, rounded for each tensor or row."""
+    """The zeros that an unstructured pool's sparsity asks for, rounded for each tensor or row."""
     pool = plan.pools[index]
     entries = [entry for entry in plan.tensors if entry.pool == index]
     if not isinstance(pool.pattern, Unstructured) or pool.sparsity is None:
@@ -167,12 +167,12 @@ def _rounded(plan: Plan, index: int) -> int:
 
 
 def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0, before: int = 0) -> str:
-    """Why a pool has visibly more or fewer zeros than were asked for; '' if it has not.
+    """Why a pool has visibly more or fewer zeros than requested; '' if it has not.
 
     Args:
-        zeros: that it has. dense: tensors that stay dense.
-        rounded: the zeros that are asked for, rounded for each tensor or row.
-        before: zeros that the source had there.
+        zeros: achieved. dense: tensors that stay dense.
+        rounded: the requested zeros, rounded for each tensor or row.
+        before: zeros in the source.
     """
     if pool.masked is not None:
         return ""
@@ -202,7 +202,7 @@ def pool_note(pool: Pool, zeros: int, dense: int, rounded: int = 0, before: int 
 
 def _warnings(checkpoint: Checkpoint, plan: Plan, written: Iterable[Written]) -> Iterable[str]:
     if plan.settings.mask is not None:
-        return  # neither magnitudes nor roles have decided anything
+        return  # neither magnitudes nor roles decided anything
     infinite = [one for one in written if one.infs]
     if infinite:
         more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
@@ -211,16 +211,17 @@ def _warnings(checkpoint: Checkpoint, plan: Plan, written: Iterable[Written]) ->
         )
     if checkpoint.roles.origin == "headers":
         yield (
-            "What is prunable was told from tensor names and shapes only "
+            "Prunable tensors were recognised by names and shapes only "
             f"({checkpoint.roles.detail})."
         )
 
 
 def predict(tensors: Sequence[TensorOutcome], written: Mapping[str, Written]) -> dict[str, int]:
-    """Bytes of all tensors in each layout, headers left out; what would grow counts densely.
+    """Bytes of all tensors in each layout, without headers; a tensor that would grow counts as
+    dense.
 
-    Exact where the layout's prediction is: zeros are counted, exponents looked at in the beginning
-    of each tensor. Layouts that need an N:M pattern are left out where no tensor gains by one.
+    As exact as the layout's prediction: zeros are counted, exponents sampled from the beginning of
+    each tensor. Layouts that need an N:M pattern are left out where no tensor gains by one.
     """
     totals = dict.fromkeys(LAYOUTS, 0)
     for tensor in tensors:
@@ -247,6 +248,6 @@ def _groups(tensor: TensorOutcome) -> NM | None:
         return None
     try:
         pattern = parse_pattern(tensor.pattern)
-    except InvalidPattern:  # a mask's own word for what it is
+    except InvalidPattern:  # the pattern that a mask file states
         return None
     return pattern if isinstance(pattern, NM) else None

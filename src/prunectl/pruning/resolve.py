@@ -1,4 +1,4 @@
-"""From a plan to edits: exact thresholds, and which matrices or rows an N:M budget takes."""
+"""Resolution: from a plan to edits, by exact thresholds and budgets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def resolve_plan(
     measured: Measured,
     run: Run,
 ) -> Resolution:
-    """Find the numbers that depend on the weights; reads only what ``measured`` lacks.
+    """Find the numbers of a plan that depend on weights; reads only what ``measured`` lacks.
 
     Raises:
         NaNWeights: a tensor whose magnitudes are compared holds NaN.
@@ -83,7 +83,7 @@ def resolve_plan(
 
 
 def mask_resolution(plan: Plan, reader: TensorReader) -> Resolution:
-    """The edits of a plan by masks, whose bits ``reader`` reads; no weights are asked."""
+    """The edits of a plan by masks, whose bits ``reader`` reads."""
     masked = {entry.spec.name: entry.mask for entry in plan.tensors if entry.mask is not None}
     edits: dict[str, Edit] = {name: Keep(mask, reader) for name, mask in masked.items()}
     return Resolution(edits, {}, (None,), {})
@@ -95,7 +95,7 @@ def _measure(
     measured: Measured,
     run: Run,
 ) -> None:
-    """One pass for everything that the pools' targets depend on."""
+    """Measure in one pass what the pools' thresholds and budgets depend on."""
     compared = [
         name
         for pool in plan.pools
@@ -127,7 +127,7 @@ def _cut(
     measured: Measured,
     run: Run,
 ) -> tuple[dict[str, Cut], dict[str, Forecast]]:
-    """Cuts for scopes global and tensor, and what they give."""
+    """Cuts for scopes global and tensor, and their forecasts."""
     assert pool.sparsity is not None
     facts = measured.facts
     if pool.scope is Scope.TENSOR:
@@ -158,7 +158,7 @@ def _one_threshold(pool: Pool, cuts: dict[str, Cut]) -> float | None:
 def _cuts(
     measured: Measured, names: Sequence[str], target: Target
 ) -> tuple[dict[str, Cut], dict[str, Forecast]]:
-    """A cut for each tensor; none where as many weights are zero already as are to be."""
+    """A cut for each tensor; an empty one where enough weights are zero already."""
     present = sum(measured.facts[name].zeros for name in names)
     if target.selected is None or present >= target.zeros:
         stay = {name: Forecast(measured.facts[name].zeros, 0.0) for name in names}
@@ -173,7 +173,7 @@ def _cuts(
 def _group_forecasts(
     plan: Plan, edits: Mapping[str, Edit], measured: Measured
 ) -> dict[str, Forecast]:
-    """For N:M and for what stays dense, as far as it was measured: a budget stands on both."""
+    """Forecasts for N:M and for tensors that stay dense, as far as they were measured."""
     found = {}
     for entry in plan.tensors:
         name = entry.spec.name
@@ -219,11 +219,12 @@ def _with_rows(
 
 
 def take_budget(pool: Pool, fitting: Sequence[str], measured: Measured) -> set[str]:
-    """Which matrices take the pattern: those that lose least, until the zeros are nearest to k.
+    """The matrices that take a budget's pattern: those that lose least, until the zeros are nearest
+    to k.
 
-    The measure is the squared norm lost per weight pruned, relative to the matrix's own squared
-    norm per weight. It is rounded to nine digits before it is compared, since the last bits of
-    float sums differ between machines; equal ones go in file order.
+    The loss is the squared norm lost per pruned weight, relative to the matrix's squared norm per
+    weight. It is rounded to nine digits, because the last bits of float sums differ between
+    machines; of equal losses the first in file order is taken first.
 
     Args:
         pool: an N:M pool with a sparsity below the pattern's own.
@@ -259,14 +260,14 @@ def resolved(
     use_cache: bool,
     measured: Measured | None = None,
 ) -> Iterator[tuple[Job, Resolution]]:
-    """What happens to every tensor, known in full; inside of the block it can be carried out.
+    """Resolve a job; inside the ``with`` block the resolution can be carried out.
 
-    Masks and new weights are read until the block ends. The job that comes back also says what was
-    found on the way: the masks' digest, the calibration's samples.
+    Masks and new weights can be read until the block ends. The yielded job also has the masks'
+    digest and the calibration's samples.
 
     Args:
-        measured: what is known of the weights from jobs before, and receives more; the caller
-            closes it. None is what the cache has.
+        measured: measurements from earlier jobs, which receives more; the caller closes it. None
+            takes the cache.
 
     Raises:
         PrunectlError: as :func:`prunectl.prune`.
@@ -288,7 +289,7 @@ def resolved(
                 job.checkpoint, use_cache=use_cache, ranks=run.ranks, given=measured
             ) as known:
                 found = resolve_plan(job.checkpoint, job.plan, known, run)
-                # Hosts with other processors may add up floats otherwise: one of them decides.
+                # Float sums differ between processors: one rank decides.
                 resolution = run.ranks.broadcast(found)
         else:
             resolution = Resolution({}, {}, (None,) * len(job.plan.pools), {})

@@ -1,4 +1,4 @@
-"""What ``prune`` did."""
+"""The result of ``prune``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from prunectl.methods.table import DEFAULT
 
 @dataclass(frozen=True, slots=True)
 class PoolOutcome:
-    """One pool of tensors that shared a target.
+    """One pool.
 
     Attributes:
         label: ``default`` or the recipe rule's selectors. pattern, scope: as text.
         requested: sparsity asked for; None if an N:M pattern alone was.
         achieved: zeros / weights. weights, zeros: of its prunable tensors.
         threshold: the global threshold; None for other scopes and N:M.
-        budget: whether N:M went to some of the matrices, or rows, only.
+        budget: whether N:M went to only some matrices or rows.
         pruned_tensors, dense_tensors: of its prunable tensors.
         note: why achieved differs visibly from requested, '' if it does not.
-        row_block: rows that take the pattern together; None where whole matrices do.
+        row_block: rows that take the pattern together; None for whole matrices.
     """
 
     label: str
@@ -46,12 +46,12 @@ class TensorOutcome:
 
     Attributes:
         action: ``prune`` or ``copy``; reason: why it was copied.
-        requested: sparsity asked of this tensor's weights alone (scope tensor or row), else None.
+        requested: sparsity requested of this tensor alone (scope tensor or row), else None.
         input_axis: the axis along which N:M groups and rows lie; None where it has none.
-        norm_lost: share of its squared norm that went, where it was measured, else None.
-        calibrated: what calibration did to it (docs/manifest.md), else None.
+        norm_lost: share of its squared norm that was pruned, if measured, else None.
+        calibrated: facts about its calibration (docs/manifest.md), else None.
         pattern_rows: rows [start, stop) that follow the pattern; None where all do.
-        tied_to: the tensor that it repeats under another name; it counts once.
+        tied_to: the tensor that it repeats under another name; both count once.
     """
 
     name: str
@@ -90,12 +90,12 @@ class PruneResult:
         pools, tensors: in order. prunable_weights, prunable_zeros: tied tensors count once.
         weights, zeros: of all float tensors. prunable_zeros_before, zeros_before: in the source.
         nbytes: of the weight files written. source_bytes: of the source's. shards: files.
-        resumed_shards: taken over from an interrupted run.
+        resumed_shards: finished by an interrupted run.
         seconds: wall time. warnings: sentences.
         predicted_bytes: of all tensors by layout: ``dense``, ``bitmask``, ``nm`` where a tensor
             follows N:M (these are exact), and ``packed`` (an estimate).
         method: how weights were chosen; ``mask`` where a file of masks did.
-        refined: whether the weights that stay were fitted to the layers' outputs.
+        refined: whether the kept weights were fitted to the layers' outputs.
     """
 
     output: Path

@@ -1,4 +1,4 @@
-"""``--budget rows``: which blocks of rows of a checkpoint's matrices take an N:M pattern."""
+"""``--budget rows``: the blocks of rows that take an N:M pattern."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from prunectl.transform.row_blocks import (
 
 @dataclass(frozen=True, slots=True)
 class BlockLosses:
-    """What a pattern would do to the blocks of rows of one matrix.
+    """The effect of a pattern on the blocks of rows of one matrix.
 
     Attributes:
-        lost: float64 [blocks], the squared norm that goes.
-        pruned: int64 [blocks], weights that become zero and were not.
+        lost: float64 [blocks], squared norm lost.
+        pruned: int64 [blocks], nonzero weights that become zero.
         present: zeros of the matrix before, of both signs.
     """
 
@@ -45,12 +45,12 @@ class BlockLosses:
 
 @dataclass(frozen=True, slots=True)
 class TakenRows:
-    """What one tensor gives to a budget.
+    """The part of one tensor in a budget.
 
     Attributes:
-        rows: those that take the pattern; () for none.
-        everything: whether that is all of them.
-        zeros: of the tensor afterwards. lost: the squared norm that goes.
+        rows: ranges that take the pattern.
+        everything: whether these are all rows.
+        zeros: of the tensor afterwards. lost: squared norm lost.
     """
 
     rows: Ranges
@@ -66,15 +66,15 @@ def take_rows(
     present: Mapping[str, int],
     run: Run,
 ) -> dict[str, TakenRows]:
-    """Which rows of a pool's tensors take its pattern, in one pass over those that can.
+    """Choose the rows of a pool's tensors that take its pattern, in one pass over the tensors.
 
-    The zeros wanted of the pool, less those of its tensors that cannot take the pattern, are shared
-    out over the others' matrices by their weights. In each, blocks of ``ROW_BLOCK`` rows take it,
-    those that lose least, until the zeros are nearest to its share; what they are more or less goes
-    to the matrix after it, so that the pool's zeros come nearest to what was asked for.
+    The zeros of the pool, less those of tensors that cannot take the pattern, are distributed over
+    the other matrices by their weights. In each matrix the blocks of ``ROW_BLOCK`` rows that lose
+    least take the pattern, until the zeros are nearest to its share. The difference goes to the
+    next matrix.
 
     Args:
-        index: of the pool, one with a budget.
+        index: of a pool with a budget.
         present: zeros of its members, by name. None of them holds NaN.
     """
     pool = plan.pools[index]
@@ -123,15 +123,15 @@ def _take(
 def block_losses(
     tensor: StoredTensor, axis: int, pattern: NM, reader: TensorReader, scratch: Scratch
 ) -> Iterator[BlockLosses]:
-    """What ``pattern`` along ``axis`` would do to every block of rows, matrix by matrix.
+    """The effect of ``pattern`` along ``axis`` on every block of rows, matrix by matrix.
 
-    Inf has no squared norm, here as in :class:`PatternMeasure`; NaN is the caller's to rule out.
+    Inf has no squared norm, here as in :class:`PatternMeasure`; the caller rules out NaN.
     """
     spec = tensor.spec
     geometry = Rows.of(spec.shape, axis)
     length, width, out = geometry.length, geometry.stride, geometry.per_matrix
     uint = code_format(spec.dtype).uint
-    # Whole blocks of rows where these are stored so; else lines of inputs, a piece of every row.
+    # Whole blocks of rows if rows are stored together; else lines across all rows.
     unit = ROW_BLOCK * length if width == 1 else geometry.tile(pattern.m)
     for first in range(0, spec.numel, out * length):
         part = (first, out * length)

@@ -54,9 +54,9 @@ def prune(
 
     Weights of lowest magnitude become +0.0, exactly as many as asked for; every other weight keeps
     its bits ("The Emergence of Essential Sparsity in Large Pre-trained Models", arXiv 2306.03805).
-    With ``settings.mask`` those go that a file of masks says, whatever their magnitude. Methods
-    that are calibrated run samples through the model, block by block, to choose the weights and to
-    change those that stay.
+    With ``settings.mask`` a file of masks chooses the weights, whatever their magnitude. Calibrated
+    methods run samples through the model, block by block, to choose the weights and to change the
+    kept ones.
     The output is complete or absent; an interrupted run is resumed by the same call.
 
     Args:
@@ -65,7 +65,7 @@ def prune(
         settings: what to prune.
         max_shard_size: bytes of tensors in one file; a number, or text such as ``5GB``.
         force: replace an existing checkpoint at ``output``, once everything is written.
-        use_cache: use, and keep, measurements of this very source.
+        use_cache: use and store measurements of this source.
         jobs: threads; default one per core, eight at most.
         device: ``cuda`` or ``cuda:N`` compares magnitudes there, with the same results; ``auto`` is
             the CPU. Calibration has a device of its own.
@@ -103,7 +103,7 @@ def prune(
 
 
 def _write(job: Job, resolution: Resolution, run: Run, *, force: bool) -> PruneResult:
-    """Write the output, whole or not at all."""
+    """Write the output, complete or not at all."""
     checkpoint = job.checkpoint
     folder = shared_folder(
         run,
@@ -118,9 +118,9 @@ def _write(job: Job, resolution: Resolution, run: Run, *, force: bool) -> PruneR
             checkpoint.check_unchanged()
             check_written(job.target, checkpoint, resolution, job.outputs, written)
         except (NaNWeights, FileChanged, SourceChanged, BadMaskFile, DamagedWork) as error:
-            sink.discard()  # a later run would only go on towards the same error
+            sink.discard()  # a resumed run would meet the same error
             if isinstance(error, NaNWeights) and job.masks is not None:
-                error.hint = "the checkpoint is damaged, or another one than the masks are for"
+                error.hint = "the checkpoint is damaged, or the masks are for another one"
             raise
         result = build_result(
             job.target, checkpoint, job.plan, resolution, job.outputs, job.layout, written, resumed

@@ -67,13 +67,13 @@ def write_weights(
                 names = [spec.name for spec in batch.shard.specs]
                 sink.finish(batch.writer, [record_object(ours[name]) for name in names])
     if run.ranks.count > 1:
-        sink.wait()  # what others are told is durable
+        sink.wait()  # only durable shards are reported to other ranks
     written.update((result.name, result) for result in run.ranks.all_gather(ours.values()))
     return written, len(job.layout.shards) - len(todo)
 
 
 def _batches(shards: Sequence[Shard], sink: ResumableFolder) -> Iterator[_Batch]:
-    """Open shards as they are come to, and cut them into batches of small tensors."""
+    """Open shards one after another, and cut them into batches of small tensors."""
     for shard in shards:
         writer = sink.open_shard(shard)
         names: list[str] = []
@@ -104,6 +104,6 @@ def _one(
         reader,
         lambda offset, block: writer.write(name, offset, block),
         scratch,
-        # A mask compares no magnitudes; a NaN in a tensor that it leaves alone is none of its own.
+        # A mask compares no magnitudes, so NaN matters only in tensors that have one.
         prunable=planned.prunable and (job.masks is None or planned.mask is not None),
     )
