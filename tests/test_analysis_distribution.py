@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 import prunectl
 from prunectl.analysis.distribution import kind_of
-from prunectl.analysis.result import Analysis, Cuts, Magnitudes
-from prunectl.analysis.summary import layer_label
+from prunectl.analysis.result import Analysis, Cuts, Magnitudes, layer_label
 from prunectl.analysis.verb import analyze
 from prunectl.tensorspec import DTYPES, DType
 

@@ -20,7 +20,7 @@ from prunectl import PruneSettings, export, load_state_dict, open_weights, prune
 from prunectl.cli.run import run
 from prunectl.errors import BadCheckpoint, PrunectlError, UnsupportedCheckpoint
 from prunectl.exporting.masks import export_masks
-from prunectl.layouts.layout import Damaged
+from prunectl.layouts.errors import Damaged
 from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.tensorspec import DTYPES
 

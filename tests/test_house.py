@@ -148,6 +148,22 @@ def test_no_rooms_import_each_other_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """At their top, also for types only; an import inside a function waits until it is called."""
+    known = {
+        "prunectl." + name_of(path).removesuffix(".py").replace("/", "."): path for path in MODULES
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        top = parse(path)
+        top.body = [
+            node for node in top.body if isinstance(node, ast.Import | ast.ImportFrom | ast.If)
+        ]
+        found = imports_of(top)
+        graph[name] = ({*found, *(one.rpartition(".")[0] for one in found)} & known.keys()) - {name}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_command_line_knows_typer_and_rich(path: Path) -> None:
     libraries = libraries_of(path)

@@ -19,8 +19,9 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from prunectl.layouts import groups, nm
+from prunectl.layouts.errors import Misfit
 from prunectl.layouts.groups import Grid, binomials, positions_of_sets
-from prunectl.layouts.layout import BLOCK, Misfit
+from prunectl.layouts.layout import BLOCK
 from prunectl.layouts.packing import scheme
 from prunectl.layouts.packing.alphabet import Alphabet
 from prunectl.layouts.packing.chunks import encode_chunk

@@ -15,7 +15,7 @@ from layouts_reference import Part, keep_n, weights
 from layouts_shipped import Encoded, decode, encode
 
 from prunectl.errors import BadCheckpoint
-from prunectl.layouts.layout import Damaged
+from prunectl.layouts.errors import Damaged
 from prunectl.layouts.packing import coding
 from prunectl.layouts.packing.planes import expanded, squeezed
 from prunectl.pattern import NM

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.analysis.result import Cell, Cuts, Magnitudes, TensorStats
-from prunectl.analysis.summary import layer_label
+from prunectl.analysis.result import Cell, Cuts, Magnitudes, TensorStats, layer_label
 from prunectl.magnitude.codes import CodeFormat
 from prunectl.measure.measured import Measured
 from prunectl.pattern import pruned_count

@@ -6,7 +6,10 @@ import functools
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunectl.checkpoint.roles import TensorRole
 
 SPARSITIES = tuple(step / 100 for step in range(5, 100, 5))
 """The grid of the threshold table, 5% to 95%."""
@@ -322,3 +325,8 @@ class Analysis:
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.analysis/1", **to_json(self)}
+
+
+def layer_label(tensor: TensorStats | TensorRole) -> str:
+    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
+    return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)

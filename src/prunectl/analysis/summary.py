@@ -18,6 +18,7 @@ from prunectl.analysis.result import (
     SourceFacts,
     TensorStats,
     Threshold,
+    layer_label,
 )
 from prunectl.analysis.sizes import bytes_in_groups, predicted_bytes
 from prunectl.checkpoint.checkpoint import Checkpoint
@@ -312,11 +313,6 @@ def warnings_for(source: SourceFacts, tensors: Sequence[TensorStats]) -> tuple[s
 
 
 # --- groups: a role, a component, a layer ---------------------------------------------------------
-
-
-def layer_label(tensor: TensorStats | TensorRole) -> str:
-    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
-    return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)
 
 
 def group(

@@ -6,39 +6,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from prunectl.calibration.forward import BlockGroup, Forward, Inputs, Stop
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.errors import BadCheckpoint, CalibrationFailed
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 from prunectl.methods.table import DEFAULT
 
-if TYPE_CHECKING:
-    from prunectl.calibration.forward import Forward, Inputs
-
 _TOKENS = 64
 """Tokens of the trial sample. The outputs of all blocks for it are kept in memory."""
-
-
-class Stop(BaseException):
-    """Ends a forward after the last block of interest. Models catch Exception, not this."""
-
-
-@dataclass(frozen=True)
-class BlockGroup:
-    """Blocks that are calibrated together: one, or several that the model calls in turns.
-
-    Attributes:
-        blocks: in the order of their first call.
-        calls: of all its blocks in one forward.
-    """
-
-    blocks: tuple[str, ...]
-    calls: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
 from prunectl.calibration.matrix import Done, MatrixPruner
-from prunectl.calibration.pruner import Computed, Pruner
+from prunectl.calibration.pruner import Computed, Pruner, refuse_odd
 from prunectl.calibration.store import SharedStore
 from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import is_out_of_memory
-from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Note, OnEvent
 from prunectl.methods.factor import SingularHessian
 from prunectl.methods.spec import Needs
-from prunectl.methods.table import DEFAULT, needing
+from prunectl.methods.table import needing
 from prunectl.numbers import listed
 from prunectl.plan.job import Job
 from prunectl.transform.edits import Copy, Replace, Resolution
@@ -188,25 +187,6 @@ def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
         (i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ()
     )
     return None if ranges == ((0, out * len(done)),) else list(ranges)
-
-
-def refuse_odd(name: str, tensor: torch.Tensor) -> None:
-    """Refuse weights whose output error is undefined.
-
-    Raises:
-        NaNWeights, UnsupportedCheckpoint: NaN, or Inf.
-    """
-    nans = int(tensor.isnan().sum())
-    if nans:
-        raise NaNWeights(name, nans)
-    finite = bool(tensor.isfinite().all())
-    if not finite or not bool(tensor.float().isfinite().all()):
-        what = "numbers beyond the range of float32" if finite else "Inf"
-        raise UnsupportedCheckpoint(
-            name,
-            f"it holds {what}, so its output error is undefined",
-            hint=f"--method {DEFAULT} takes it",
-        )
 
 
 def replaced(resolution: Resolution, store: SharedStore) -> Resolution:

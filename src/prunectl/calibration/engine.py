@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from prunectl.calibration.block_order import BlockGroup, BlockOrder, find_block_order
+from prunectl.calibration.block_order import BlockOrder, find_block_order
 from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
-from prunectl.calibration.forward import Forward, Inputs
+from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from prunectl.calibration.block_order import BlockGroup, Stop
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -26,6 +26,23 @@ from prunectl.methods.table import DEFAULT
 from prunectl.output.osfiles import allocate
 
 Inputs = Mapping[str, torch.Tensor]
+
+
+class Stop(BaseException):
+    """Ends a forward after the last block of interest. Models catch Exception, not this."""
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """Blocks that are calibrated together: one, or several that the model calls in turns.
+
+    Attributes:
+        blocks: in the order of their first call.
+        calls: of all its blocks in one forward.
+    """
+
+    blocks: tuple[str, ...]
+    calls: int
 
 
 class Forward:

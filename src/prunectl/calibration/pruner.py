@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from prunectl.calibration.capture import Matrix
+from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.methods.statistics import Gram
+from prunectl.methods.table import DEFAULT
 from prunectl.parallel.ranks import Ranks
 
 
@@ -114,3 +116,22 @@ def _work(matrices: Sequence[Captured]) -> int:
     """Multiplications to prune a tensor, roughly."""
     shapes = [one.matrix.weight.shape for one in matrices]
     return sum(out * inputs * inputs for out, inputs in shapes)
+
+
+def refuse_odd(name: str, tensor: torch.Tensor) -> None:
+    """Refuse weights whose output error is undefined.
+
+    Raises:
+        NaNWeights, UnsupportedCheckpoint: NaN, or Inf.
+    """
+    nans = int(tensor.isnan().sum())
+    if nans:
+        raise NaNWeights(name, nans)
+    finite = bool(tensor.isfinite().all())
+    if not finite or not bool(tensor.float().isfinite().all()):
+        what = "numbers beyond the range of float32" if finite else "Inf"
+        raise UnsupportedCheckpoint(
+            name,
+            f"it holds {what}, so its output error is undefined",
+            hint=f"--method {DEFAULT} takes it",
+        )

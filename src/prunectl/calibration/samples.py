@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import blake3
 import numpy as np
-from numpy.typing import NDArray
 
 from prunectl.calibration.errors import data_errors
-from prunectl.calibration.sequences import make_sequences
+from prunectl.calibration.sequences import Arrays, Request, make_sequences
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, ModelKind
 from prunectl.data import datasets, images
@@ -185,32 +183,6 @@ def digest(samples: Sequence[Arrays]) -> str:
             hasher.update(np.array(value.shape, "<i8").tobytes())
             hasher.update(value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes())
     return hasher.hexdigest()
-
-
-# --- the request ----------------------------------------------------------------------------------
-
-Arrays = dict[str, NDArray[Any]]
-"""One sample: arrays by the name of the input that they are."""
-
-
-@dataclass(slots=True)
-class Request:
-    """What is asked for, and what is noted on the way."""
-
-    source: DataSource
-    checkpoint: Checkpoint
-    model_kind: ModelKind
-    samples: int
-    length: int
-    seed: int
-    on_event: OnEvent
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """A new generator of the same seed, so that no draw depends on another."""
-        return np.random.default_rng(self.seed)
 
 
 # --- the samples of a prune -----------------------------------------------------------------------

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunectl import demo
-from prunectl.calibration.samples import Arrays, Request
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.model_kind import Kind, accepted_inputs
+from prunectl.checkpoint.model_kind import Kind, ModelKind, accepted_inputs
 from prunectl.data import datasets, text
 from prunectl.data.errors import BadData
-from prunectl.data.source import SourceKind
+from prunectl.data.source import DataSource, SourceKind
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
 from prunectl.errors import InvalidOption
+from prunectl.events import OnEvent
 from prunectl.output.osfiles import read_regular
+
+Arrays = dict[str, NDArray[Any]]
+"""One sample: arrays by the name of the input that they are."""
+
+
+@dataclass(slots=True)
+class Request:
+    """What is asked for, and what is noted on the way."""
+
+    source: DataSource
+    checkpoint: Checkpoint
+    model_kind: ModelKind
+    samples: int
+    length: int
+    seed: int
+    on_event: OnEvent
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A new generator of the same seed, so that no draw depends on another."""
+        return np.random.default_rng(self.seed)
+
 
 MIN_TOKENS = 16
 """A window with fewer tokens is no sample, unless fewer were asked for."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
-from prunectl.calibration.calibrator import refuse_odd
 from prunectl.calibration.capture import as_matrices
-from prunectl.calibration.pruner import Computed, Pruner
+from prunectl.calibration.pruner import Computed, Pruner, refuse_odd
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor

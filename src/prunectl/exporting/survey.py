@@ -14,7 +14,8 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, PatternMismatch
-from prunectl.layouts.layout import Extra, Misfit, Survey, pattern_of
+from prunectl.layouts.errors import Misfit
+from prunectl.layouts.layout import Extra, Survey, pattern_of
 from prunectl.layouts.table import AUTO, CODINGS, DENSE, SUFFIXES, by_size, sizes
 from prunectl.output.manifest import Manifest
 from prunectl.parallel.run import Run

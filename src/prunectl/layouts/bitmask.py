@@ -14,10 +14,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from prunectl.layouts.errors import Damaged
 from prunectl.layouts.layout import (
     BLOCK,
     Coding,
-    Damaged,
     Extra,
     Layout,
     Pieces,

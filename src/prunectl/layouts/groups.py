@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl.layouts.errors import Misfit
 from prunectl.layouts.kernels import grouping
-from prunectl.layouts.layout import Misfit
 from prunectl.layouts.parts import Bytes, Codes, fixed
 from prunectl.pattern import MAX_GROUP, NM
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prunectl.layouts.errors import Damaged, Misfit
 from prunectl.pattern import NM
 from prunectl.tensorspec import DType, TensorSpec
 
@@ -25,17 +26,6 @@ Extra = Mapping[str, Any]
 
 BLOCK = 1 << 18
 """Weights worked on at a time, by one thread: they stay in a core's L2 cache."""
-
-ALIGNMENT = 8
-"""Tensors of a file begin at multiples of so many bytes."""
-
-
-class Misfit(ValueError):
-    """The tensor cannot be stored in this layout; says why."""
-
-
-class Damaged(ValueError):
-    """Parts or parameters that no tensor of this dtype and shape is stored as; says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

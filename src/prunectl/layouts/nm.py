@@ -26,13 +26,12 @@ from __future__ import annotations
 import reprlib
 from typing import TYPE_CHECKING, Any
 
+from prunectl.layouts.errors import Damaged, Misfit
 from prunectl.layouts.layout import (
     BLOCK,
     Coding,
-    Damaged,
     Extra,
     Layout,
-    Misfit,
     Pieces,
     Statistics,
     StoredPart,

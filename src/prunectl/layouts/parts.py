@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunectl.layouts.layout import ALIGNMENT, Damaged
+from prunectl.layouts.errors import Damaged
 from prunectl.tensorspec import DType, TensorSpec
+
+ALIGNMENT = 8
+"""Bytes: offsets of tensors in a file are multiples of it, so that parts may be padded."""
 
 Codes = NDArray[Any]
 """Raw bits of weights: an array of u8, u16, u32 or u64."""

@@ -6,7 +6,8 @@ The docstring of each layout's module specifies its bytes. To add a layout: CONT
 from __future__ import annotations
 
 from prunectl.layouts import bitmask, dense, nm, packed
-from prunectl.layouts.layout import Coding, Layout, Misfit, Survey
+from prunectl.layouts.errors import Misfit
+from prunectl.layouts.layout import Coding, Layout, Survey
 
 LAYOUTS: dict[str, Layout] = {
     "dense": dense.LAYOUT,

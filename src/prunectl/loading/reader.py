@@ -16,7 +16,8 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint
-from prunectl.layouts.layout import Damaged, Misfit, code_bytes
+from prunectl.layouts.errors import Damaged, Misfit
+from prunectl.layouts.layout import code_bytes
 from prunectl.layouts.table import CODINGS
 from prunectl.tensorspec import TensorSpec
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunectl.layouts.errors import Damaged
 from prunectl.layouts.groups import binomials, kept, positions_of_sets, sets
 from prunectl.layouts.kernels import grouping, masking
 from prunectl.layouts.kernels import symbols as kernels
-from prunectl.layouts.layout import Damaged
 from prunectl.layouts.packing.alphabet import Alphabet, digit_table
 from prunectl.layouts.packing.planes import expanded, squeezed
 from prunectl.layouts.packing.scheme import Scheme

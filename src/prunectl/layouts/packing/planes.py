@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prunectl.layouts.layout import Damaged
+from prunectl.layouts.errors import Damaged
 from prunectl.layouts.parts import Bytes, fixed
 
 PROBE = 1 << 12

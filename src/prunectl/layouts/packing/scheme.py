@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from prunectl.layouts.errors import Damaged, Misfit
 from prunectl.layouts.groups import MAX_SETS, Grid, sets
 from prunectl.layouts.layout import (
     BLOCK,
-    Damaged,
     Extra,
-    Misfit,
     Survey,
     code_bytes,
     code_count,

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from prunectl.analysis.distribution import kind_of
-from prunectl.analysis.summary import layer_label
+from prunectl.analysis.result import layer_label
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
 from prunectl.checkpoint.opening import local_path
