@@ -13,7 +13,7 @@ from prunectl import CompareSettings, compare, trace
 from prunectl.report.compare_page import compare_page
 from prunectl.report.lottery_page import lottery_page
 from prunectl.report.trace_page import trace_page
-from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.result import Overlap
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 
 Make = Callable[[dict[str, Any]], str]

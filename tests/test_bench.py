@@ -18,17 +18,16 @@ import torch
 import gpu
 import prunectl
 from prunectl import device
-from prunectl.benchmarking import sides
-from prunectl.benchmarking.clocks import WallClock
+from prunectl.benchmarking import models as sides
 from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory, Slower
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
 from prunectl.benchmarking.machine import _kernel_module, torch_threads
-from prunectl.benchmarking.passes import cache_after, make_pass, outputs_of
-from prunectl.benchmarking.presets import PRESETS, find_config
+from prunectl.benchmarking.models import PRESETS, find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
-from prunectl.benchmarking.statistics import Interval, summarize
+from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
+from prunectl.benchmarking.timing import Interval, WallClock, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload
 from prunectl.checkpoint.model_kind import Kind

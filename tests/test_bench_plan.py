@@ -10,9 +10,8 @@ import pytest
 import tiny_models
 import torch
 
-from prunectl.benchmarking.inputs import random_pixels, random_tokens, windows
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.workloads import Workload, plan
+from prunectl.benchmarking.workloads import Workload, plan, random_pixels, random_tokens, windows
 from prunectl.checkpoint.model_kind import Kind, ModelKind, UnknownInputs, model_kind_of
 from prunectl.errors import InvalidOption
 

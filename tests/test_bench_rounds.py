@@ -6,9 +6,16 @@ from collections.abc import Mapping
 
 import pytest
 
-from prunectl.benchmarking.clocks import Clock, WallClock
-from prunectl.benchmarking.rounds import Pass, Span, time_passes, turns, warm_up
-from prunectl.benchmarking.statistics import LEAST_ROUNDS
+from prunectl.benchmarking.timing import (
+    LEAST_ROUNDS,
+    Clock,
+    Pass,
+    Span,
+    WallClock,
+    time_passes,
+    turns,
+    warm_up,
+)
 
 
 class Workshop:

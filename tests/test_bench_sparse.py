@@ -26,18 +26,19 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 import prunectl
-from prunectl.benchmarking.clocks import WallClock
 from prunectl.benchmarking.kernels import (
     Shape,
+    agreement,
     measure_shape,
     observed_batches,
     relative_error,
     shapes_of,
+    sparse_side,
 )
 from prunectl.benchmarking.limits import Rates, bytes_read, tensor_bytes, weight_bytes
+from prunectl.benchmarking.models import Live, _side
 from prunectl.benchmarking.running import Bench
 from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.sides import Live, _side
 from prunectl.benchmarking.sparse import (
     Backend,
     ChoosingLinear,
@@ -47,7 +48,7 @@ from prunectl.benchmarking.sparse import (
     rows_in_2_4,
     sparse_rows,
 )
-from prunectl.benchmarking.sparse_sides import agreement, sparse_side
+from prunectl.benchmarking.timing import WallClock
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import (
     block_matrices,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunectl.benchmarking.result import phrase
-from prunectl.benchmarking.statistics import (
+from prunectl.benchmarking.timing import (
     FASTER,
     SLOWER,
     UNDECIDED,

@@ -31,12 +31,11 @@ from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.plan.prunable import input_axis
-from prunectl.studies.compare.errors import NothingToCompare
-from prunectl.studies.compare.findings import above_chance
 from prunectl.studies.compare.matching import Candidate, match
-from prunectl.studies.compare.overlap import Overlap
-from prunectl.studies.compare.settings import CompareSettings
+from prunectl.studies.compare.result import Overlap, above_chance
 from prunectl.studies.compare.verb import compare
+from prunectl.studies.errors import NothingToCompare
+from prunectl.studies.settings import CompareSettings
 
 Tensors = dict[str, torch.Tensor]
 

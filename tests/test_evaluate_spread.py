@@ -37,7 +37,7 @@ from prunectl.events import Event, Note
 from prunectl.plan import job as plan_job
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
-from prunectl.studies.sweep.pruned import PrunedModel
+from prunectl.studies.sweep.measurer import PrunedModel
 from prunectl.studies.sweep.settings import SweepSettings
 from prunectl.studies.sweep.verb import sweep
 

@@ -30,14 +30,14 @@ from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.events import Note, ignore_events
 from prunectl.exporting.masks import export_masks
-from prunectl.studies.compare.settings import CompareSettings
 from prunectl.studies.compare.verb import compare
-from prunectl.studies.lottery.errors import NoSchedule, OtherLottery
+from prunectl.studies.errors import NoSchedule, OtherLottery
 from prunectl.studies.lottery.folder import LotteryFolder
 from prunectl.studies.lottery.masks import write_mask
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
-from prunectl.studies.lottery.schedule import schedule
+from prunectl.studies.lottery.settings import schedule
 from prunectl.studies.lottery.verb import verdict
+from prunectl.studies.settings import CompareSettings
 
 TRAINING = Training(epochs=6, learning_rate=1e-2, train_batch_size=8)
 

@@ -26,11 +26,20 @@ from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.result import Analysis
 from prunectl.errors import MissingLibrary
 from prunectl.report import analyze_charts, sweep_data, sweep_scales
-from prunectl.report.analyze_charts import heat_map, loss_rows, matrix_names, norm_curve
+from prunectl.report.analyze_charts import (
+    BY_LAYER,
+    BY_MATRIX,
+    BY_ROLE,
+    LINEAR,
+    LOG,
+    heat_map,
+    histograms,
+    loss_rows,
+    matrix_names,
+    norm_curve,
+)
 from prunectl.report.analyze_page import analyze_page
-from prunectl.report.charts import finished
-from prunectl.report.histogram_charts import BY_LAYER, BY_MATRIX, BY_ROLE, LINEAR, LOG, histograms
-from prunectl.report.libraries import chart_version, check_libraries, load
+from prunectl.report.charts import chart_version, check_libraries, finished, load
 from prunectl.report.sweep_charts import SweepCharts
 from prunectl.report.sweep_page import sweep_page, sweep_picture
 

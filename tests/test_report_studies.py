@@ -20,8 +20,8 @@ import torch
 from study_documents import NAMES, Documents
 
 from prunectl import CompareSettings, compare, trace
+from prunectl.report.charts import Line, lines_chart
 from prunectl.report.compare_page import compare_page
-from prunectl.report.lines import Line, lines_chart
 from prunectl.report.trace_page import trace_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}\u202e"

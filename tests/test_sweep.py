@@ -31,10 +31,9 @@ from prunectl.exporting.verb import export
 from prunectl.plan.settings import Calibration, Method, PruneSettings
 from prunectl.pruning.verb import prune
 from prunectl.report.sweep_page import sweep_page
+from prunectl.studies.sweep.curves import Status
 from prunectl.studies.sweep.result import SweepResult
-from prunectl.studies.sweep.settings import SweepSettings
-from prunectl.studies.sweep.tolerance import Tolerance
-from prunectl.studies.sweep.turning import Status
+from prunectl.studies.sweep.settings import SweepSettings, Tolerance
 from prunectl.studies.sweep.verb import sweep
 
 ROOT = Path(__file__).parents[1]

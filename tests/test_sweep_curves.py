@@ -22,20 +22,28 @@ from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.pattern import NM, Unstructured
 from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.studies.sweep.commands import named, prune_command, short_names
-from prunectl.studies.sweep.curves import Read, Redraws, Requested, read_curve
-from prunectl.studies.sweep.grid import Grid, most_of, next_point, parse_grid
-from prunectl.studies.sweep.points import Point
-from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult
-from prunectl.studies.sweep.settings import SweepSettings
-from prunectl.studies.sweep.table import sweep_csv
-from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
-from prunectl.studies.sweep.turning import (
+from prunectl.studies.sweep.curves import (
     Essential,
+    Read,
+    Redraws,
+    Requested,
     Status,
     essential,
     half_width,
     knee,
     last_within,
+    read_curve,
+)
+from prunectl.studies.sweep.points import Point
+from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, sweep_csv
+from prunectl.studies.sweep.settings import (
+    EpsilonMode,
+    Grid,
+    SweepSettings,
+    Tolerance,
+    most_of,
+    next_point,
+    parse_grid,
 )
 
 TENTHS = [Fraction(i, 10) for i in range(1, 10)]

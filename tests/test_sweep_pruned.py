@@ -21,7 +21,7 @@ from prunectl.events import Advanced, Event, ignore_events
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.pruning.verb import prune
-from prunectl.studies.sweep.pruned import PrunedModel, Zeros
+from prunectl.studies.sweep.measurer import PrunedModel, Zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

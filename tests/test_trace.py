@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from prunectl import NM, PruneSettings, TraceSettings, open_checkpoint, prune, trace
 from prunectl.errors import InvalidSparsity, NaNWeights
 from prunectl.events import Event, Note
-from prunectl.studies.trace.changes import LEAST, abrupt, trend
-from prunectl.studies.trace.errors import DifferentCheckpoints, SameStep, TooFewCheckpoints
+from prunectl.studies.errors import DifferentCheckpoints, SameStep, TooFewCheckpoints
+from prunectl.studies.trace.result import LEAST, abrupt, trend
 from prunectl.studies.trace.steps import course, expanded, step_of
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from prunectl.benchmarking.limits import Rates
 from prunectl.benchmarking.loading import LoadCost
 from prunectl.benchmarking.machine import Machine
 from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
-from prunectl.benchmarking.statistics import Interval, Summary
+from prunectl.benchmarking.timing import Interval, Summary
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
 from prunectl.measure.model_stats import ModelStats
-from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.result import Overlap
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
+from prunectl.studies.sweep.curves import Essential
 from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, SweptModel
-from prunectl.studies.sweep.turning import Essential
 from prunectl.studies.trace.result import Series, Trace, TracePoint
 
 LABEL = "some-organisation/a-model-with-a-very-long-name-v2-instruct"

@@ -84,19 +84,19 @@ if TYPE_CHECKING:
     from prunectl.report.sweep_page import sweep_picture as sweep_picture
     from prunectl.report.trace_page import trace_page as trace_page
     from prunectl.studies.compare.result import Comparison as Comparison
-    from prunectl.studies.compare.settings import CompareSettings as CompareSettings
     from prunectl.studies.compare.verb import compare as compare
     from prunectl.studies.lottery.result import LotteryResult as LotteryResult
     from prunectl.studies.lottery.settings import LotterySettings as LotterySettings
     from prunectl.studies.lottery.verb import lottery as lottery
+    from prunectl.studies.settings import CompareSettings as CompareSettings
+    from prunectl.studies.settings import TraceSettings as TraceSettings
     from prunectl.studies.sweep.result import SweepResult as SweepResult
+    from prunectl.studies.sweep.result import sweep_csv as sweep_csv
+    from prunectl.studies.sweep.settings import EpsilonMode as EpsilonMode
     from prunectl.studies.sweep.settings import SweepSettings as SweepSettings
-    from prunectl.studies.sweep.table import sweep_csv as sweep_csv
-    from prunectl.studies.sweep.tolerance import EpsilonMode as EpsilonMode
-    from prunectl.studies.sweep.tolerance import Tolerance as Tolerance
+    from prunectl.studies.sweep.settings import Tolerance as Tolerance
     from prunectl.studies.sweep.verb import sweep as sweep
     from prunectl.studies.trace.result import Trace as Trace
-    from prunectl.studies.trace.settings import TraceSettings as TraceSettings
     from prunectl.studies.trace.verb import trace as trace
     from prunectl.verification.result import VerifyReport as VerifyReport
     from prunectl.verification.verb import verify as verify

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunectl.benchmarking.errors import BadBenchFile
 from prunectl.benchmarking.result import SCHEMA, BenchResult
-from prunectl.benchmarking.statistics import Interval, unpaired_ratio
+from prunectl.benchmarking.timing import Interval, unpaired_ratio
 
 _SAME = ("device", "name", "threads")
 _MOST_SAMPLES = 10_000

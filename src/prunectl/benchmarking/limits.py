@@ -12,8 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunectl.benchmarking.clocks import Clock
-from prunectl.benchmarking.rounds import Pass, time_passes
+from prunectl.benchmarking.timing import Clock, Pass, time_passes
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 from prunectl.benchmarking.limits import Rates
 from prunectl.benchmarking.loading import LoadCost
 from prunectl.benchmarking.machine import Machine
-from prunectl.benchmarking.statistics import (
+from prunectl.benchmarking.timing import (
     FASTER,
     SLOWER,
     UNDECIDED,

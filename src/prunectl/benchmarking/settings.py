@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from prunectl.benchmarking.statistics import LEAST_ROUNDS
+from prunectl.benchmarking.timing import LEAST_ROUNDS
 from prunectl.errors import InvalidOption
 from prunectl.pattern import NM
 

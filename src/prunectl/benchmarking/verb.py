@@ -8,15 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prunectl.benchmarking.clocks import clock_of
 from prunectl.benchmarking.errors import Interrupted, NotEnoughMemory
-from prunectl.benchmarking.inputs import text_tokens
 from prunectl.benchmarking.limits import measure_rates
 from prunectl.benchmarking.machine import current_device, machine_of, torch_threads
-from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
-from prunectl.benchmarking.running import Bench, run_workloads
-from prunectl.benchmarking.settings import BenchSettings
-from prunectl.benchmarking.sides import (
+from prunectl.benchmarking.models import (
     SPARSE_ENOUGH,
     Live,
     Source,
@@ -27,8 +22,12 @@ from prunectl.benchmarking.sides import (
     skipped,
     source_of,
 )
+from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
+from prunectl.benchmarking.running import Bench, run_workloads
+from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sparse import Backend, backends
-from prunectl.benchmarking.workloads import Workload, plan
+from prunectl.benchmarking.timing import clock_of
+from prunectl.benchmarking.workloads import Workload, plan, text_tokens
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, ModelKind, common_model_kind, model_kind_of
 from prunectl.device import choose_device, is_out_of_memory
@@ -215,7 +214,7 @@ def _add_sparse(
     agreements: list[Agreement] = []
     if bench_.device.type != "cuda" or bench_.settings.kernels == "dense":
         return rows, agreements
-    from prunectl.benchmarking.sparse_sides import agreement, sparse_side
+    from prunectl.benchmarking.kernels import agreement, sparse_side
 
     for live in list(lives):
         if live.side.zeros.sparsity < SPARSE_ENOUGH:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunectl import numbers
-from prunectl.benchmarking.statistics import UNDECIDED
+from prunectl.benchmarking.timing import UNDECIDED
 from prunectl.cli.command_line import visible
 from prunectl.cli.tables import columns, facts, heading, sentence
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from prunectl.benchmarking.compare import Comparison
     from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
-    from prunectl.benchmarking.statistics import Interval
+    from prunectl.benchmarking.timing import Interval
     from prunectl.benchmarking.workloads import Workload
 
 _UNITS = {"prefill": "tok/s", "decode": "tok/s"}

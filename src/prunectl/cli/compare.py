@@ -82,8 +82,8 @@ def compare(
     Masks are those that prune would make; each number is shown with its chance level. A side
     that is pruned already is compared by its zeros.
     """
-    from prunectl.studies.compare.settings import CompareSettings
     from prunectl.studies.compare.verb import compare
+    from prunectl.studies.settings import CompareSettings
 
     out = Output(json=json, quiet=quiet, verbose=verbose)
     if output is not None:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunectl.measure.model_stats import ModelStats
-    from prunectl.studies.compare.overlap import Overlap
-    from prunectl.studies.compare.result import ComparedSide, Comparison, MaskPair
+    from prunectl.studies.compare.result import ComparedSide, Comparison, MaskPair, Overlap
 
 _FEW = 3
 """Tensors without a twin that are named."""

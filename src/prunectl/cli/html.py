@@ -34,7 +34,7 @@ def check_page(html: Path | None, *others: Path | None) -> None:
     """
     if html is None:
         return
-    from prunectl.report.libraries import check_libraries
+    from prunectl.report.charts import check_libraries
 
     check_file(html)
     if any(one is not None and one.resolve() == html.resolve() for one in others):

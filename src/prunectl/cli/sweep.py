@@ -26,7 +26,7 @@ from prunectl.methods.table import DEFAULT
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.pattern import Pattern, parse_pattern
 from prunectl.plan.settings import Budget
-from prunectl.studies.sweep.tolerance import EpsilonMode, Tolerance
+from prunectl.studies.sweep.settings import EpsilonMode, Tolerance
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -208,7 +208,7 @@ def _open(
 
 def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
     """The exit code that a result deserves."""
-    from prunectl.studies.sweep.turning import Status
+    from prunectl.studies.sweep.curves import Status
 
     if result.interrupted:
         if kept:
@@ -277,13 +277,13 @@ class _Saved:
         if twice := next((path for path in places if places.count(path) > 1), None):
             raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
         if self._html or self._png or self._svg:
-            from prunectl.report.libraries import check_libraries
+            from prunectl.report.charts import check_libraries
 
             check_libraries("a page or picture of a sweep")
 
     def write(self, result: SweepResult, out: Output) -> None:
         """Write those that were asked for."""
-        from prunectl.studies.sweep.table import sweep_csv
+        from prunectl.studies.sweep.result import sweep_csv
 
         document = result.to_json()
         files: list[tuple[Path, str | bytes]] = []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunectl.studies.sweep.tolerance import EpsilonMode
+from prunectl.studies.sweep.settings import EpsilonMode
 from prunectl.userdirs import expanded
 
 Models = Annotated[

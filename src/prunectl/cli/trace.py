@@ -93,7 +93,7 @@ def trace(
     Finds the steps between which weights abruptly become sparse, and tests whether later
     checkpoints are more prunable. One checkpoint is looked at at a time.
     """
-    from prunectl.studies.trace.settings import TraceSettings
+    from prunectl.studies.settings import TraceSettings
     from prunectl.studies.trace.verb import trace
 
     out = Output(json=json, quiet=quiet, verbose=verbose)

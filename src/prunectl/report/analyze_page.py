@@ -9,8 +9,18 @@ from prunectl import numbers
 from prunectl._version import __version__
 from prunectl.analysis.result import Analysis, SourceFacts, TensorStats
 from prunectl.analysis.sizes import stored_as
-from prunectl.report.analyze_charts import CUT, heat_map, norm_curve, pattern_losses
-from prunectl.report.histogram_charts import BY_LAYER, BY_MATRIX, BY_ROLE, LINEAR, LOG, histograms
+from prunectl.report.analyze_charts import (
+    BY_LAYER,
+    BY_MATRIX,
+    BY_ROLE,
+    CUT,
+    LINEAR,
+    LOG,
+    heat_map,
+    histograms,
+    norm_curve,
+    pattern_losses,
+)
 from prunectl.report.page import (
     Bar,
     Card,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunectl import numbers
-from prunectl.report.lines import Line, lines_chart, worded
+from prunectl.report.charts import Line, lines_chart, worded
 from prunectl.report.page import Bar, Card, Choice, Facts, Figure, Page, Section, Table, render
 from prunectl.report.sweep_data import as_shown
 

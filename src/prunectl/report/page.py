@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.report.libraries import chart_version, load
+from prunectl.report.charts import chart_version, load
 from prunectl.report.theme import DARK, LIGHT, css_variables, vega_config
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")

@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunectl.report.charts import Chart, near_tooltip
-from prunectl.report.libraries import load
-from prunectl.report.sweep_data import dense_rows, known, labels_of, mark_rows, percent, point_rows
-from prunectl.report.sweep_scales import NEAR, loss_ranges, score_scales
+from prunectl.report.charts import Chart, load, near_tooltip
+from prunectl.report.sweep_data import (
+    NEAR,
+    dense_rows,
+    known,
+    labels_of,
+    loss_ranges,
+    mark_rows,
+    percent,
+    point_rows,
+    score_scales,
+)
 from prunectl.report.theme import DASHES, LIGHT
 
 CHOSEN = "chosen"

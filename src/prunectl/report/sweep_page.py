@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from prunectl import numbers
-from prunectl.report.charts import finished
-from prunectl.report.libraries import chart_version, load
+from prunectl.report.charts import chart_version, finished, load
 from prunectl.report.page import (
     Card,
     Choice,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prunectl import numbers
-from prunectl.report.lines import LINEAR, LOG, Line, drawn, lines_chart, worded
+from prunectl.report.charts import LINEAR, LOG, Line, drawn, lines_chart, worded
 from prunectl.report.page import Card, Choice, Facts, Figure, Page, Section, Table, render
 from prunectl.report.sweep_data import as_shown, flat
 

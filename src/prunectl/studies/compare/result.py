@@ -1,14 +1,116 @@
-"""What a comparison says."""
+"""What a comparison found: how alike two masks are, in numbers and in sentences."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prunectl import numbers
 from prunectl._version import __version__
 from prunectl.measure.model_stats import ModelStats
-from prunectl.studies.compare.overlap import Overlap
 from prunectl.to_json import to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two masks over the same weights. Those of several tensors add up with ``+``.
+
+    Attributes:
+        weights: how many. first, second: how many are pruned in each mask; both: in both.
+        expected: how many would be pruned in both if each tensor's zeros lay at random.
+    """
+
+    weights: int = 0
+    first: int = 0
+    second: int = 0
+    both: int = 0
+    expected: float = 0.0
+
+    @classmethod
+    def of_tensor(cls, weights: int, first: int, second: int, both: int) -> Overlap:
+        """Of one tensor, whose counts say what chance would give."""
+        return cls(weights, first, second, both, first * second / weights if weights else 0.0)
+
+    def __add__(self, other: Overlap) -> Overlap:
+        return Overlap(
+            self.weights + other.weights,
+            self.first + other.first,
+            self.second + other.second,
+            self.both + other.both,
+            self.expected + other.expected,
+        )
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine of the masks, 1 = kept; None where one keeps nothing."""
+        return self._cosine(self.both)
+
+    @property
+    def cosine_chance(self) -> float | None:
+        """The cosine if all zeros lay at random: sqrt of the product of the densities."""
+        return self._cosine(self._uniform)
+
+    @property
+    def cosine_chance_by_tensor(self) -> float | None:
+        """The cosine if each tensor's zeros lay at random."""
+        return self._cosine(self.expected)
+
+    @property
+    def jaccard(self) -> float | None:
+        """Pruned in both over pruned in either (Jaccard, 1912); None where nothing is pruned."""
+        return self._jaccard(self.both)
+
+    @property
+    def jaccard_chance(self) -> float | None:
+        """The Jaccard index if all zeros lay at random."""
+        return self._jaccard(self._uniform)
+
+    @property
+    def jaccard_chance_by_tensor(self) -> float | None:
+        """The Jaccard index if each tensor's zeros lay at random."""
+        return self._jaccard(self.expected)
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa (1960) against chance by tensor: 0 is chance, 1 is the same mask.
+
+        None where chance alone makes them equal.
+        """
+        agreed = self.weights - self.first - self.second + 2 * self.both
+        by_chance = self.weights - self.first - self.second + 2 * self.expected
+        room = self.weights - by_chance
+        return (agreed - by_chance) / room if room > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and measures."""
+        return {
+            "weights": self.weights,
+            "pruned": [self.first, self.second],
+            "pruned_in_both": self.both,
+            "cosine": self.cosine,
+            "cosine_chance": self.cosine_chance,
+            "cosine_chance_by_tensor": self.cosine_chance_by_tensor,
+            "jaccard": self.jaccard,
+            "jaccard_chance": self.jaccard_chance,
+            "jaccard_chance_by_tensor": self.jaccard_chance_by_tensor,
+            "kappa": self.kappa,
+        }
+
+    @property
+    def _uniform(self) -> float:
+        return self.first * self.second / self.weights if self.weights else 0.0
+
+    def _cosine(self, both: float) -> float | None:
+        kept = (self.weights - self.first) * (self.weights - self.second)
+        shared = self.weights - self.first - self.second + both
+        return shared / math.sqrt(kept) if kept else None
+
+    def _jaccard(self, both: float) -> float | None:
+        either = self.first + self.second - both
+        return both / either if either else None
+
 
 SCHEMA = "prunectl.comparison/1"
 AS_THEY_ARE = "as they are"
@@ -107,3 +209,71 @@ def _pair(pair: MaskPair) -> dict[str, Any]:
         "components": {name: one.to_json() for name, one in pair.components.items()},
         "layers": {name: one.to_json() for name, one in pair.layers.items()},
     }
+
+
+_SURE = 4.0
+"""Standard errors that masks must be above chance to be told from it."""
+_APART = 1.05
+"""What one must lose for each that the other loses, for the other to be called more prunable."""
+_TOLERANCE = "0.01*std"
+
+
+def findings(result: Comparison) -> Iterator[str]:
+    """Sentences on the masks, then on which model is the more prunable one."""
+    pairs = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
+    if pairs:
+        yield f"Masks {pairs[-1].at}: {_alike(pairs[-1].overlap)}"
+    first, second = result.sides
+    if "weights" == first.kind == second.kind:
+        yield from _prunable(first, second)
+
+
+def _alike(overlap: Overlap) -> str:
+    jaccard, chance = overlap.jaccard, overlap.jaccard_chance_by_tensor
+    if jaccard is None or chance is None:
+        return "nothing is pruned in either."
+    if overlap.first == overlap.second == overlap.both:
+        return "they are the same."
+    shared = f"of the weights that either prunes, both prune {numbers.share(jaccard)}"
+    by_chance = f"chance gives {numbers.share(chance)}"
+    if not above_chance(overlap):
+        return f"no more alike than chance: {shared}, {by_chance}."
+    return f"{shared}; {by_chance}."
+
+
+def above_chance(overlap: Overlap) -> bool:
+    """Whether more is pruned in both than if each tensor's zeros lay at random.
+
+    The count in both is hypergeometric then, its variance at most that of the binomial.
+    """
+    spread = math.sqrt(overlap.expected) if overlap.expected > 0 else 0.0
+    return overlap.both > overlap.expected + _SURE * spread
+
+
+def _prunable(first: ComparedSide, second: ComparedSide) -> Iterator[str]:
+    """Which model loses less, and has more weights near zero for its scale."""
+    one, other = first.stats, second.stats
+    if one is None or other is None:
+        return
+    for sparsity in list(one.norm_kept)[-1:]:
+        lost = 1 - one.norm_kept[sparsity], 1 - other.norm_kept[sparsity]
+        if not all(map(math.isfinite, lost)):  # squares that overflow
+            continue
+        told = ", ".join(
+            f"{side.label} {numbers.share(part, 2)}"
+            for side, part in zip((first, second), lost, strict=True)
+        )
+        apart = max(lost) > _APART * min(lost)
+        best = first if lost[0] < lost[1] else second
+        which = f"{best.label} is the more prunable one" if apart else "Both are about as prunable"
+        yield f"{which}: of the squared norm, {100 * float(sparsity):.4g}% sparsity takes {told}."
+    near = one.near_zero[_TOLERANCE], other.near_zero[_TOLERANCE]
+    if near[0] == near[1]:
+        yield f"Weights within 1% of the model's standard deviation: {near[0]:,} in both."
+    elif min(near):
+        more, less = (first, second) if near[0] > near[1] else (second, first)
+        part = numbers.share(max(near) / min(near) - 1, 2)
+        yield (
+            f"Weights within 1% of the model's standard deviation: {more.label} {max(near):,}, "
+            f"which is {part} more than {less.label} ({min(near):,})."
+        )

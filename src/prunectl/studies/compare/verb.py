@@ -25,14 +25,26 @@ from prunectl.parallel.streaming import Scratch
 from prunectl.plan.prunable import recorded_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
-from prunectl.studies.compare.counting import Sums, overlaps
-from prunectl.studies.compare.errors import no_sparsity, nothing_in_common
-from prunectl.studies.compare.findings import findings
 from prunectl.studies.compare.matching import Candidate, Matching, match
-from prunectl.studies.compare.overlap import Overlap
-from prunectl.studies.compare.result import AS_THEY_ARE, ComparedSide, Comparison, MaskPair
-from prunectl.studies.compare.settings import DEFAULT_SPARSITIES, CompareSettings
-from prunectl.studies.compare.sides import Edits, MaskSide, Side, WeightSide, exactly
+from prunectl.studies.compare.operands import (
+    Edits,
+    MaskSide,
+    Side,
+    Sums,
+    WeightSide,
+    exactly,
+    overlaps,
+)
+from prunectl.studies.compare.result import (
+    AS_THEY_ARE,
+    ComparedSide,
+    Comparison,
+    MaskPair,
+    Overlap,
+    findings,
+)
+from prunectl.studies.errors import no_sparsity, nothing_in_common
+from prunectl.studies.settings import DEFAULT_SPARSITIES, CompareSettings
 from prunectl.studies.sweep.commands import short_names
 from prunectl.userdirs import expanded
 

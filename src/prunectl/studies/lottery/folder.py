@@ -13,7 +13,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
 from prunectl.output.osfiles import real_path, replace_file
-from prunectl.studies.lottery.errors import OtherLottery
+from prunectl.studies.errors import OtherLottery
 from prunectl.studies.lottery.masks import found_in
 from prunectl.studies.lottery.result import LotteryResult
 from prunectl.studies.lottery.settings import LotterySettings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.studies.compare.overlap import Overlap
+from prunectl.studies.compare.result import Overlap
 from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.lottery/1"

@@ -29,13 +29,13 @@ from prunectl.loading.compressed import open_model
 from prunectl.pattern import Unstructured, pruned_count
 from prunectl.plan.prunable import require_prunable
 from prunectl.plan.settings import PruneSettings
-from prunectl.studies.compare.overlap import Overlap
-from prunectl.studies.compare.settings import CompareSettings
+from prunectl.studies.compare.result import Overlap
 from prunectl.studies.compare.verb import compare
 from prunectl.studies.lottery.folder import LotteryFolder
 from prunectl.studies.lottery.masks import write_mask
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 from prunectl.studies.lottery.settings import LotterySettings
+from prunectl.studies.settings import CompareSettings
 from prunectl.studies.sweep.curves import Requested
 from prunectl.studies.sweep.measurer import Measurer
 from prunectl.studies.sweep.points import Point

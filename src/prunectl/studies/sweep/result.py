@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.studies.sweep.turning import Essential
+from prunectl.studies.sweep.curves import Essential
 from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.sweep/1"
@@ -126,3 +128,22 @@ class SweepResult:
 
 def _range(point: CurvePoint) -> dict[str, float | None]:
     return {"score": point.score, "low": point.low, "high": point.high}
+
+
+_COLUMNS = (
+    "sparsity", "requested", "overall", "score", "low", "high", "change", "change_low",
+    "change_high", "seconds", "failed",
+)  # fmt: skip
+
+
+def sweep_csv(result: SweepResult) -> str:
+    """A line a point, with what curve it is of; numbers that do not exist are empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["model", "pattern", "method", "metric", *_COLUMNS])
+    for curve in result.curves:
+        for point in curve.points:
+            values = [getattr(point, name) for name in _COLUMNS]
+            row = ["" if value is None else value for value in values]
+            writer.writerow([curve.model, curve.pattern, curve.method, result.metric, *row])
+    return file.getvalue()

@@ -28,13 +28,11 @@ from prunectl.pattern import Pattern
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.studies.sweep.commands import command_for, named, short_names
-from prunectl.studies.sweep.curves import Requested, read_curve
-from prunectl.studies.sweep.grid import next_point
+from prunectl.studies.sweep.curves import Requested, Status, read_curve
 from prunectl.studies.sweep.measurer import LIBRARIES, Measurer
 from prunectl.studies.sweep.points import Point, Points, key_of
 from prunectl.studies.sweep.result import Curve, SweepResult, SweptModel
-from prunectl.studies.sweep.settings import SweepSettings
-from prunectl.studies.sweep.turning import Status
+from prunectl.studies.sweep.settings import SweepSettings, next_point
 from prunectl.to_json import to_json
 from prunectl.userdirs import cache_dir, forget_oldest
 

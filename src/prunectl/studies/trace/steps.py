@@ -13,7 +13,7 @@ from prunectl.checkpoint.hub import split_revision
 from prunectl.checkpoint.index import find_weights
 from prunectl.checkpoint.opening import local_path
 from prunectl.errors import PrunectlError
-from prunectl.studies.trace.errors import SameStep, TooFewCheckpoints
+from prunectl.studies.errors import SameStep, TooFewCheckpoints
 
 LEAST = 2
 STATE = "trainer_state.json"

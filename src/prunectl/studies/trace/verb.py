@@ -19,10 +19,18 @@ from prunectl.measure.model_stats import ModelStats, model_stats
 from prunectl.output.target import MANIFEST_NAME
 from prunectl.parallel.run import Run
 from prunectl.plan.prunable import require_prunable
-from prunectl.studies.trace.changes import LEAST, Trend, abrupt, trend
-from prunectl.studies.trace.errors import DifferentCheckpoints
-from prunectl.studies.trace.result import Series, Trace, TracePoint, measures
-from prunectl.studies.trace.settings import TraceSettings
+from prunectl.studies.errors import DifferentCheckpoints
+from prunectl.studies.settings import TraceSettings
+from prunectl.studies.trace.result import (
+    LEAST,
+    Series,
+    Trace,
+    TracePoint,
+    Trend,
+    abrupt,
+    measures,
+    trend,
+)
 from prunectl.studies.trace.steps import Course, course
 from prunectl.tensorspec import TensorSpec
 

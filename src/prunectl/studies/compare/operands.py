@@ -1,4 +1,4 @@
-"""The two things that are compared: weights that masks are made of, zeros, or a file of masks."""
+"""The operands of a comparison, and the masks of their tensors, counted block by block."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.measure.measured import Measured
-from prunectl.parallel.run import Run
-from prunectl.parallel.streaming import Scratch
+from prunectl.parallel.streaming import BLOCK_BYTES, Scratch
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
 from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
 from prunectl.pruning.resolve import resolve_plan
 from prunectl.studies.compare.matching import Candidate
+from prunectl.studies.compare.result import Overlap
 from prunectl.transform.edits import Copy, Edit, Editor, block_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bits = NDArray[np.uint8]
+
 
 Edits = Mapping[str, Edit]
 """What happens to tensors, by name; those that are not in it are copied."""
@@ -92,7 +93,7 @@ class WeightSide:
         added, left = set(names) - usual, usual - set(names)
         settings = replace(target, include=exactly(added), exclude=exactly(left))
         plan = plan_prune(self.checkpoint, settings)
-        found = resolve_plan(self.checkpoint, plan, self.measured, Run(jobs, on_event=on_event))
+        found = resolve_plan(self.checkpoint, plan, self.measured, jobs=jobs, on_event=on_event)
         return found.edits
 
     def open(self) -> TensorReader:
@@ -194,3 +195,44 @@ class FileMasks:
         bits = np.empty(-(-count // 8), np.uint8)
         self._reader.read(self._bits, first // 8, bits)
         return [bits] * self.targets
+
+
+Masks = WeightMasks | FileMasks
+
+
+class Sums:
+    """Overlaps of tensors added up: over all of them, by component, by layer."""
+
+    def __init__(self) -> None:
+        self.whole = Overlap()
+        self.components: dict[str, Overlap] = {}
+        self.layers: dict[str, Overlap] = {}
+
+    def add(self, component: str, layer: str, overlap: Overlap) -> None:
+        """Add a tensor; a label of '' belongs to no group."""
+        self.whole += overlap
+        for group, label in ((self.components, component), (self.layers, layer)):
+            if label:
+                group[label] = group.get(label, Overlap()) + overlap
+
+
+def overlaps(first: Masks, second: Masks, numel: int, scratch: Scratch) -> list[Overlap]:
+    """The overlap at each target of two tensors of ``numel`` > 0 weights."""
+    unit = math.lcm(first.unit, second.unit)
+    size = max(BLOCK_BYTES // max(first.itemsize, second.itemsize) // unit, 1) * unit
+    counts = np.zeros((first.targets, 3), np.int64)
+    for start in range(0, numel, size):
+        count = min(size, numel - start)
+        pairs = zip(
+            first.kept(start, count, scratch), second.kept(start, count, scratch), strict=True
+        )
+        counts += [_pruned(one, other, count) for one, other in pairs]
+    return [Overlap.of_tensor(numel, *row) for row in counts.tolist()]
+
+
+def _pruned(first: Bits, second: Bits, count: int) -> tuple[int, int, int]:
+    """Of ``count`` weights: pruned in the first, in the second, in both."""
+    kept, other, either = (
+        int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in (first, second, first | second)
+    )
+    return count - kept, count - other, count - either
