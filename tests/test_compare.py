@@ -148,7 +148,7 @@ def test_architectures(tmp_path: Path, name: str) -> None:
 def test_weights_side_by_side(llama: tuple[Path, Path]) -> None:
     """Every number of both models, from the tensors themselves."""
     found = compare(*llama, CompareSettings((0.2,), (NM(2, 4),)), use_cache=False)
-    for side, folder in zip(found.sides, llama, strict=True):
+    for side, folder in zip(found.models, llama, strict=True):
         tensors = reference.stored(folder)
         axes = prunable(folder)
         flat = torch.cat([tensors[name].double().reshape(-1) for name in axes])
@@ -199,7 +199,7 @@ def test_a_pruned_model_is_compared_by_its_zeros(llama: tuple[Path, Path], tmp_p
     zeros = reference.count(0.37, sum(m.size for m in pruned(first, 0.37).values()))
     for side, kind in (("pruned", "zeros"), ("small", "zeros"), ("m.safetensors", "masks")):
         found = compare(first, tmp_path / side, use_cache=False)
-        assert [one.kind for one in found.sides] == ["weights", kind]
+        assert [one.kind for one in found.models] == ["weights", kind]
         (pair,) = found.masks
         assert pair.overlap.first == pair.overlap.second == pair.overlap.both == zeros
         assert (pair.overlap.kappa, pair.overlap.jaccard, pair.overlap.cosine) == (1, 1, 1)
@@ -253,7 +253,7 @@ def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:
     settings = CompareSettings((0.2,), exclude=("*q_proj*",))
     found = compare(*masks, settings, on_event=events.append)
     assert [one.text for one in events if isinstance(one, Note) and one.warning] == [
-        "both sides have masks of their own: no others are made"
+        "both have masks of their own: no others are made"
     ]
     one, two = (
         {n: m for n, m in pruned(folder, 0.3).items() if "q_proj" not in n} for folder in llama

@@ -34,7 +34,12 @@ from prunectl.evaluation.pooling import Pooling
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
+<<<<<<< HEAD
 from prunectl.plan import job as plan_job
+=======
+from prunectl.parallel.run import Run
+from prunectl.plan import placement
+>>>>>>> cda2a1c (studies: one Run in the place of jobs and listeners, findings with their results, prose)
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
 from prunectl.studies.sweep.measurer import PrunedModel
@@ -135,7 +140,7 @@ def test_a_spread_model_is_the_same_model(
     with opened(folder, "cpu") as (loaded, reader):
         dense = outputs(loaded, name)
         pruned = PrunedModel(loaded, reader, prunable_tensors(loaded.checkpoint).values())
-        pruned.apply(settings, jobs=1, on_event=lambda event: None)
+        pruned.apply(settings, Run(1))
         sparse, state = outputs(loaded, name), loaded.model.state_dict()
         held = {one.name: int(one.gone.sum()) for one in loaded.held()}
     with pretended(room, room, room) as devices, opened(folder, "auto") as (loaded, reader):
@@ -151,7 +156,7 @@ def test_a_spread_model_is_the_same_model(
             assert len({one.device for one in parts}) == 1
         assert_equal(outputs(loaded, name), dense)
         pruned = PrunedModel(loaded, reader, prunable_tensors(loaded.checkpoint).values())
-        pruned.apply(settings, jobs=1, on_event=lambda event: None)
+        pruned.apply(settings, Run(1))
         assert_equal(outputs(loaded, name), sparse)
         assert_equal({k: v.cpu() for k, v in loaded.model.state_dict().items()}, state)
         assert {one.name: int(one.gone.cpu().sum()) for one in loaded.held()} == held

@@ -31,8 +31,7 @@ from prunectl.exporting.verb import export
 from prunectl.plan.settings import Calibration, Method, PruneSettings
 from prunectl.pruning.verb import prune
 from prunectl.report.sweep_page import sweep_page
-from prunectl.studies.sweep.curves import Status
-from prunectl.studies.sweep.result import SweepResult
+from prunectl.studies.sweep.result import Status, SweepResult
 from prunectl.studies.sweep.settings import SweepSettings, Tolerance
 from prunectl.studies.sweep.verb import sweep
 

@@ -23,11 +23,9 @@ from prunectl.pattern import NM, Unstructured
 from prunectl.plan.settings import Calibration, PruneSettings
 from prunectl.studies.sweep.commands import named, prune_command, short_names
 from prunectl.studies.sweep.curves import (
-    Essential,
     Read,
     Redraws,
     Requested,
-    Status,
     essential,
     half_width,
     knee,
@@ -35,7 +33,14 @@ from prunectl.studies.sweep.curves import (
     read_curve,
 )
 from prunectl.studies.sweep.points import Point
-from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, sweep_csv
+from prunectl.studies.sweep.result import (
+    Curve,
+    CurvePoint,
+    Essential,
+    Status,
+    SweepResult,
+    sweep_csv,
+)
 from prunectl.studies.sweep.settings import (
     EpsilonMode,
     Grid,

@@ -18,6 +18,7 @@ import prunectl
 from prunectl.cli.output import save_text
 from prunectl.errors import CannotWrite
 from prunectl.events import Event
+from prunectl.parallel.run import Run
 from prunectl.studies.sweep import points as module
 from prunectl.studies.sweep.points import Point, Points, key_of
 from prunectl.studies.sweep.verb import _points
@@ -262,6 +263,7 @@ TELLS = """
 import os
 from pathlib import Path
 import prunectl
+from prunectl.parallel.run import Run
 from prunectl.studies.sweep.verb import _points
 
 host = Path(os.environ["RANK"])
@@ -271,7 +273,7 @@ for results, decided in (
     (host / "points.jsonl", 0), (None, 0), (host, 0), (None, host)
 ):
     try:
-        found = _points(models, results, decided, print, use_cache=True)
+        found = _points(models, results, decided, Run(on_event=print), use_cache=True)
     except prunectl.PrunectlError as error:
         print(type(error).__name__)
         continue
@@ -308,10 +310,11 @@ def test_one_process_by_itself_has_its_cache(
     demo = prunectl.open_checkpoint("demo")
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(tmp_path / "cache"))
     events: list[Event] = []
-    assert all(one.is_cache for one in _points([demo], None, 0, events.append, use_cache=True))
-    assert not any(one.is_cache for one in _points([demo], None, 0, events.append, use_cache=False))
+    run = Run(on_event=events.append)
+    assert all(one.is_cache for one in _points([demo], None, 0, run, use_cache=True))
+    assert not any(one.is_cache for one in _points([demo], None, 0, run, use_cache=False))
     shared = tmp_path / "shared.jsonl"
-    (found,) = _points([demo], shared, 0, events.append, use_cache=True)
+    (found,) = _points([demo], shared, 0, run, use_cache=True)
     assert not found.is_cache
     assert shared.exists()
     assert not events

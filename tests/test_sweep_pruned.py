@@ -18,6 +18,7 @@ from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import Head
 from prunectl.evaluation.perplexity import Perplexity
 from prunectl.events import Advanced, Event, ignore_events
+from prunectl.parallel.run import Run
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import Budget, Calibration, Method, PruneSettings, Scope
 from prunectl.pruning.verb import prune
@@ -39,7 +40,7 @@ def opened(folder: Path, *include: str) -> Iterator[PrunedModel]:
 
 
 def apply(pruned: PrunedModel, settings: Asked, on_event: Any = ignore_events) -> Zeros:
-    return pruned.apply(settings, jobs=1, on_event=on_event)
+    return pruned.apply(settings, Run(1, on_event=on_event))
 
 
 def from_disk(folder: Path, settings: Asked, out: Path) -> tuple[dict[str, Any], int]:

@@ -14,8 +14,9 @@ from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.studies.lottery.settings import LotterySettings
 from prunectl.studies.lottery.verb import lottery
-from prunectl.studies.sweep.curves import Redraws, Requested, Status, read_curve
+from prunectl.studies.sweep.curves import Redraws, Requested, read_curve
 from prunectl.studies.sweep.points import Point
+from prunectl.studies.sweep.result import Status
 from prunectl.studies.sweep.settings import EpsilonMode, SweepSettings, Tolerance
 from prunectl.studies.sweep.verb import sweep
 

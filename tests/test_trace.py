@@ -394,7 +394,7 @@ def test_every_checkpoint_is_opened_once_and_closed(training: Path) -> None:
 
 
 def test_a_turn_on_the_way_is_told() -> None:
-    from prunectl.studies.trace.verb import _turn
+    from prunectl.studies.trace.result import _turn
 
     labels = ["step 1", "step 2", "step 3"]
     assert _turn([0.4, 0.32, 0.36], labels) == "32.00% at step 2 "

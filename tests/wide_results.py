@@ -13,8 +13,7 @@ from prunectl.benchmarking.zeros import Zeros
 from prunectl.measure.model_stats import ModelStats
 from prunectl.studies.compare.result import Overlap
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
-from prunectl.studies.sweep.curves import Essential
-from prunectl.studies.sweep.result import Curve, CurvePoint, SweepResult, SweptModel
+from prunectl.studies.sweep.result import Curve, CurvePoint, Essential, SweepResult, SweptModel
 from prunectl.studies.trace.result import Series, Trace, TracePoint
 
 LABEL = "some-organisation/a-model-with-a-very-long-name-v2-instruct"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunectl.measure.model_stats import ModelStats
-    from prunectl.studies.compare.result import ComparedSide, Comparison, MaskPair, Overlap
+    from prunectl.studies.compare.result import ComparedModel, Comparison, MaskPair, Overlap
 
 _FEW = 3
 """Tensors without a twin that are named."""
@@ -26,7 +26,7 @@ def compare_screen(result: Comparison, *, everything: bool = False) -> Iterator[
     Args:
         everything: every layer, and every tensor without a twin.
     """
-    labels = [side.label for side in result.sides]
+    labels = [side.label for side in result.models]
     yield heading(" and ".join(labels))
     yield facts(_compared(result, everything=everything))
     yield heading("Masks, and what chance alone would give")
@@ -49,12 +49,12 @@ def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
             f"{numbers.plural(result.weights, 'weight')}",
         )
     ]
-    rows += [(visible(side.label) + _KINDS[side.kind], side.model) for side in result.sides
+    rows += [(visible(side.label) + _KINDS[side.kind], side.model) for side in result.models
              if side.model != side.label or side.kind != "weights"]  # fmt: skip
     if result.renamed:
         one, other = result.renamed[0]
         rows.append(("renamed", f"{len(result.renamed):,}, such as {one} and {other}"))
-    for side in result.sides:
+    for side in result.models:
         names = list(side.unmatched)
         shown = names if everything else names[:_FEW]
         more = f", and {len(names) - len(shown):,} more (--all)" if len(names) > len(shown) else ""
@@ -115,7 +115,7 @@ def _group_cells(name: str, one: Overlap) -> tuple[str, ...]:
 
 def _weights(result: Comparison) -> Iterator[RenderableType]:
     """Numbers on the weights, side by side."""
-    known = [side for side in result.sides if side.stats is not None]
+    known = [side for side in result.models if side.stats is not None]
     if not known:
         return
     yield heading("Weights that are compared")
@@ -127,7 +127,7 @@ def _weights(result: Comparison) -> Iterator[RenderableType]:
     yield columns(("", *(visible(side.label) for side in known)), rows)
 
 
-def _weight_rows(side: ComparedSide) -> dict[str, str]:
+def _weight_rows(side: ComparedModel) -> dict[str, str]:
     stats = side.stats
     assert stats is not None
     rows = {

@@ -208,7 +208,7 @@ def _open(
 
 def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
     """The exit code that a result deserves."""
-    from prunectl.studies.sweep.curves import Status
+    from prunectl.studies.sweep.result import Status
 
     if result.interrupted:
         if kept:

@@ -8,7 +8,7 @@ from prunectl.errors import OutputError, SourceError, UsageError
 
 
 class NothingToCompare(UsageError):
-    """Two models that have no prunable tensor in common, or masks that remove nothing or all."""
+    """Two models without a common prunable tensor, or masks that remove nothing or everything."""
 
     def __init__(self, first: str, second: str, *, why: str, hint: str) -> None:
         super().__init__(f"{first} and {second} cannot be compared: {why}", hint=hint)
@@ -26,7 +26,7 @@ def nothing_in_common(first: str, second: str) -> NothingToCompare:
 
 
 def no_sparsity(first: str, second: str, masked: str) -> NothingToCompare:
-    """One side brings a mask of its own that says nothing."""
+    """One of the two has a mask of its own that prunes nothing or everything."""
     return NothingToCompare(
         first,
         second,
@@ -36,7 +36,7 @@ def no_sparsity(first: str, second: str, masked: str) -> NothingToCompare:
 
 
 class TooFewCheckpoints(UsageError):
-    """Fewer checkpoints than make a course."""
+    """Fewer checkpoints than a trace needs."""
 
     def __init__(self, found: int, least: int) -> None:
         super().__init__(
@@ -70,7 +70,7 @@ class DifferentCheckpoints(SourceError):
 
 
 class NoSchedule(UsageError):
-    """Rounds and a rate that do not lead to the sparsity."""
+    """Rounds and a rate that do not reach the sparsity."""
 
 
 class OtherLottery(OutputError):
@@ -83,7 +83,7 @@ class OtherLottery(OutputError):
             why = "holds rounds of another model, other data or other settings"
             hint = "choose another -o; the command that it belongs to is in its lottery.json"
         else:
-            why = "holds scores, and no lottery.json that tells of what"
+            why = "holds scores, and no lottery.json that says whose"
             hint = "choose another -o"
         super().__init__(f"{folder} {why}", hint=hint)
         self.folder = folder

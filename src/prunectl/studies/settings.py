@@ -8,7 +8,7 @@ from prunectl.pattern import NM, distinct_nms
 from prunectl.plan.settings import PruneSettings, Scope, distinct_sparsities
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
-"""Those of the paper's comparison of masks (arXiv 2306.03805)."""
+"""The sparsities at which the paper compares masks (arXiv 2306.03805)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,10 @@ class CompareSettings:
     """What is compared.
 
     Attributes:
-        sparsities: of the masks; none given: 10% to 40%, or, beside a model that is pruned already
-            or a file of masks, as many zeros as that has.
+        sparsities: of the masks; if empty: 10% to 40%, or the sparsity of a model that is already
+            pruned or of a file of masks, where one of the two is that.
         patterns: N:M masks to compare too.
-        scope: what is compared together where masks are made by magnitude.
+        scope: what magnitudes are compared with where masks are made of them.
         include, exclude: selectors that add to, and take from, the prunable tensors of both.
 
     Raises:
@@ -33,13 +33,10 @@ class CompareSettings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patterns", distinct_nms(self.patterns))
-        object.__setattr__(self, "sparsities", distinct_sparsities(self.sparsities))
-        for name in ("include", "exclude"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _normalise(self)
 
     def prune(self, sparsity: float | None, pattern: NM | None = None) -> PruneSettings:
-        """What makes one of the masks."""
+        """The settings that make one of the masks."""
         if pattern is not None:
             return PruneSettings(pattern=pattern)
         return PruneSettings(sparsity=sparsity, scope=self.scope)
@@ -64,7 +61,12 @@ class TraceSettings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patterns", distinct_nms(self.patterns))
-        object.__setattr__(self, "sparsities", distinct_sparsities(self.sparsities))
-        for name in ("include", "exclude"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _normalise(self)
+
+
+def _normalise(settings: CompareSettings | TraceSettings) -> None:
+    """Check the sparsities and patterns, drop those given twice, and make tuples of all lists."""
+    object.__setattr__(settings, "patterns", distinct_nms(settings.patterns))
+    object.__setattr__(settings, "sparsities", distinct_sparsities(settings.sparsities))
+    for name in ("include", "exclude"):
+        object.__setattr__(settings, name, tuple(getattr(settings, name)))

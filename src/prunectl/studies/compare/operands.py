@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from prunectl.analysis.distribution import kind_of
+from prunectl.analysis.result import layer_label
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.events import OnEvent
 from prunectl.geometry import Rows
 from prunectl.magnitude.codes import code_format
 from prunectl.measure.measured import Measured
+from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import BLOCK_BYTES, Scratch
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import input_axis, prunable_tensors, require_prunable
@@ -27,25 +29,21 @@ from prunectl.studies.compare.matching import Candidate
 from prunectl.studies.compare.result import Overlap
 from prunectl.transform.edits import Copy, Edit, Editor, block_unit
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Bits = NDArray[np.uint8]
-
+Bits = NDArray[np.uint8]
 
 Edits = Mapping[str, Edit]
-"""What happens to tensors, by name; those that are not in it are copied."""
+"""What happens to tensors, by name; tensors that it lacks are copied."""
 
 
 @dataclass(eq=False)
-class WeightSide:
-    """A checkpoint: its masks are what ``prune`` would make of it, or its zeros.
+class WeightOperand:
+    """A checkpoint: its masks are those that ``prune`` would make, or its zeros.
 
     Attributes:
+        measured: what is known of its weights.
         include, exclude: selectors that add to, and take from, its prunable tensors.
         recorded: the tensors that decide what is prunable in the place of roles, if any: those of
-            its own manifest, of the other side's, or of the other side's masks.
-        measured: what is known of its weights.
+            its own manifest, of the other operand's manifest, or of the other operand's masks.
         by_zeros: whether its zeros are its mask.
     """
 
@@ -63,8 +61,13 @@ class WeightSide:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The model as the user named it."""
         return self.checkpoint.model
+
+    @property
+    def tensors(self) -> Collection[str]:
+        """The names that a selector may match."""
+        return self.checkpoint.by_name
 
     def candidates(self) -> dict[str, Candidate]:
         """Its prunable tensors.
@@ -78,23 +81,21 @@ class WeightSide:
         )
         return {name: Candidate(spec.shape, roles[name]) for name, spec in found.items()}
 
-    def edits(
-        self,
-        target: PruneSettings | None,
-        names: Sequence[str],
-        *,
-        jobs: int | None,
-        on_event: OnEvent,
-    ) -> Edits:
+    def place(self, name: str) -> tuple[str, str]:
+        """The component and the layer of a tensor; '' where it is in no layer."""
+        role = self.checkpoint.roles.roles[name]
+        layer = "" if role.layer is None else layer_label(role)
+        return kind_of(role.component or name), layer
+
+    def edits(self, settings: PruneSettings | None, names: Sequence[str], run: Run) -> Edits:
         """What ``prune`` would do to ``names``, which are compared with one another only."""
-        if target is None or self.by_zeros:
+        if settings is None or self.by_zeros:
             return {}
         usual = prunable_tensors(self.checkpoint).keys()
         added, left = set(names) - usual, usual - set(names)
-        settings = replace(target, include=exactly(added), exclude=exactly(left))
+        settings = replace(settings, include=exactly(added), exclude=exactly(left))
         plan = plan_prune(self.checkpoint, settings)
-        found = resolve_plan(self.checkpoint, plan, self.measured, jobs=jobs, on_event=on_event)
-        return found.edits
+        return resolve_plan(self.checkpoint, plan, self.measured, run).edits
 
     def open(self) -> TensorReader:
         """A reader of the weights."""
@@ -106,21 +107,28 @@ class WeightSide:
 
 
 @dataclass(eq=False)
-class MaskSide:
-    """A file of masks: the same at every target.
+class MaskOperand:
+    """A file of masks: the same masks at every sparsity and pattern.
 
     Attributes:
+        include: is not used: the file has masks of some tensors and of no others.
         exclude: selectors of masks that are left out.
     """
 
     file: MaskFile
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     kind: str = "masks"
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The path as the user named it."""
         return str(self.file.path)
+
+    @property
+    def tensors(self) -> Collection[str]:
+        """The names that a selector may match."""
+        return self.file.masks
 
     def candidates(self) -> dict[str, Candidate]:
         """The tensors that it has masks for."""
@@ -130,16 +138,20 @@ class MaskSide:
             if not any(matches(one, name) for one in self.exclude)
         }
 
+    def edits(self, settings: PruneSettings | None, names: Sequence[str], run: Run) -> Edits:
+        """None: its masks are made already."""
+        return {}
+
     def open(self) -> TensorReader:
         """A reader of the bits."""
         return self.file.open()
 
     def masks(self, name: str, edits: Sequence[Edits], reader: TensorReader) -> FileMasks:
-        """The mask of one tensor, as often as there are ``edits``."""
+        """The mask of one tensor, once for each of ``edits``."""
         return FileMasks(self.file, name, len(edits), reader)
 
 
-Side = WeightSide | MaskSide
+Operand = WeightOperand | MaskOperand
 
 
 def exactly(names: Iterable[str]) -> tuple[str, ...]:
@@ -158,14 +170,15 @@ class WeightMasks:
         rows = Rows.of(spec.shape, input_axis(spec, checkpoint.roles.roles[name]))
         self._editors = [None if isinstance(edit, Copy) else Editor(edit, rows) for edit in edits]
         self._format = code_format(spec.dtype)
-        self.targets = len(edits)
+        self.count = len(edits)
         self.itemsize = spec.dtype.bits // 8
         self.unit = math.lcm(8, *(block_unit(edit, rows) for edit in edits))
 
     def kept(self, first: int, count: int, scratch: Scratch) -> list[Bits]:
-        """Of weights ``first`` to ``first + count``: u8 [ceil(count / 8)] for each edit, 1 = kept.
+        """The masks of weights ``first`` to ``first + count``.
 
-        A weight that is zero, of either sign, is not kept.
+        Returns:
+            u8 [ceil(count / 8)] for each edit, 1 = kept. A zero of either sign is not kept.
         """
         block = scratch.buffer(count * self.itemsize)
         self._reader.read(self._tensor, first * self.itemsize, block)
@@ -182,45 +195,31 @@ class WeightMasks:
 
 
 class FileMasks:
-    """The mask of one tensor, block by block."""
+    """The mask of one tensor in a file, block by block."""
 
     unit = 8
     itemsize = 1
 
-    def __init__(self, file: MaskFile, name: str, targets: int, reader: TensorReader) -> None:
-        self._bits, self._reader, self.targets = file.masks[name].bits, reader, targets
+    def __init__(self, file: MaskFile, name: str, count: int, reader: TensorReader) -> None:
+        self._bits, self._reader, self.count = file.masks[name].bits, reader, count
 
     def kept(self, first: int, count: int, scratch: Scratch) -> list[Bits]:
-        """As of :class:`WeightMasks`; ``first`` is a multiple of 8."""
+        """As :meth:`WeightMasks.kept`; ``first`` is a multiple of 8."""
         bits = np.empty(-(-count // 8), np.uint8)
         self._reader.read(self._bits, first // 8, bits)
-        return [bits] * self.targets
+        return [bits] * self.count
 
 
-Masks = WeightMasks | FileMasks
-
-
-class Sums:
-    """Overlaps of tensors added up: over all of them, by component, by layer."""
-
-    def __init__(self) -> None:
-        self.whole = Overlap()
-        self.components: dict[str, Overlap] = {}
-        self.layers: dict[str, Overlap] = {}
-
-    def add(self, component: str, layer: str, overlap: Overlap) -> None:
-        """Add a tensor; a label of '' belongs to no group."""
-        self.whole += overlap
-        for group, label in ((self.components, component), (self.layers, layer)):
-            if label:
-                group[label] = group.get(label, Overlap()) + overlap
-
-
-def overlaps(first: Masks, second: Masks, numel: int, scratch: Scratch) -> list[Overlap]:
-    """The overlap at each target of two tensors of ``numel`` > 0 weights."""
+def overlaps(
+    first: WeightMasks | FileMasks,
+    second: WeightMasks | FileMasks,
+    numel: int,
+    scratch: Scratch,
+) -> list[Overlap]:
+    """The overlaps of two tensors of ``numel`` > 0 weights, one for each pair of masks."""
     unit = math.lcm(first.unit, second.unit)
     size = max(BLOCK_BYTES // max(first.itemsize, second.itemsize) // unit, 1) * unit
-    counts = np.zeros((first.targets, 3), np.int64)
+    counts = np.zeros((first.count, 3), np.int64)
     for start in range(0, numel, size):
         count = min(size, numel - start)
         pairs = zip(
@@ -231,7 +230,7 @@ def overlaps(first: Masks, second: Masks, numel: int, scratch: Scratch) -> list[
 
 
 def _pruned(first: Bits, second: Bits, count: int) -> tuple[int, int, int]:
-    """Of ``count`` weights: pruned in the first, in the second, in both."""
+    """Of ``count`` weights: pruned in the first mask, in the second, in both."""
     kept, other, either = (
         int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in (first, second, first | second)
     )

@@ -1,4 +1,10 @@
-"""What a comparison found: how alike two masks are, in numbers and in sentences."""
+"""What a comparison found: how alike two masks are, in numbers and in sentences.
+
+Two random masks that keep the shares c and d of the weights already have the cosine sqrt(c*d): 0.9
+where both prune 10%. Only what exceeds chance is agreement between two models. Where some tensors
+are pruned more than others in both models, masks are alike for that reason alone; *chance by
+tensor* therefore places the zeros of each tensor at random, and asks only which of its weights go.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +18,19 @@ from prunectl._version import __version__
 from prunectl.measure.model_stats import ModelStats
 from prunectl.to_json import to_json
 
+_MEASURES = (
+    "cosine", "cosine_chance", "cosine_chance_by_tensor",
+    "jaccard", "jaccard_chance", "jaccard_chance_by_tensor", "kappa",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two masks over the same weights. Those of several tensors add up with ``+``.
+    """Two masks over the same weights. Overlaps of several tensors add up with ``+``.
 
     Attributes:
-        weights: how many. first, second: how many are pruned in each mask; both: in both.
-        expected: how many would be pruned in both if each tensor's zeros lay at random.
+        weights: their number. first, second: weights pruned in each mask. both: in both.
+        expected: weights that would be pruned in both if each tensor's zeros lay at random.
     """
 
     weights: int = 0
@@ -30,7 +41,7 @@ class Overlap:
 
     @classmethod
     def of_tensor(cls, weights: int, first: int, second: int, both: int) -> Overlap:
-        """Of one tensor, whose counts say what chance would give."""
+        """The overlap of one tensor; chance follows from its counts."""
         return cls(weights, first, second, both, first * second / weights if weights else 0.0)
 
     def __add__(self, other: Overlap) -> Overlap:
@@ -49,7 +60,7 @@ class Overlap:
 
     @property
     def cosine_chance(self) -> float | None:
-        """The cosine if all zeros lay at random: sqrt of the product of the densities."""
+        """The cosine if all zeros lay at random: sqrt of the product of the kept shares."""
         return self._cosine(self._uniform)
 
     @property
@@ -76,7 +87,7 @@ class Overlap:
     def kappa(self) -> float | None:
         """Cohen's kappa (1960) against chance by tensor: 0 is chance, 1 is the same mask.
 
-        None where chance alone makes them equal.
+        None where chance alone makes the masks equal.
         """
         agreed = self.weights - self.first - self.second + 2 * self.both
         by_chance = self.weights - self.first - self.second + 2 * self.expected
@@ -84,18 +95,12 @@ class Overlap:
         return (agreed - by_chance) / room if room > 0 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and measures."""
+        """Counts and measures, as documents hold them."""
         return {
             "weights": self.weights,
             "pruned": [self.first, self.second],
             "pruned_in_both": self.both,
-            "cosine": self.cosine,
-            "cosine_chance": self.cosine_chance,
-            "cosine_chance_by_tensor": self.cosine_chance_by_tensor,
-            "jaccard": self.jaccard,
-            "jaccard_chance": self.jaccard_chance,
-            "jaccard_chance_by_tensor": self.jaccard_chance_by_tensor,
-            "kappa": self.kappa,
+            **{name: getattr(self, name) for name in _MEASURES},
         }
 
     @property
@@ -114,20 +119,20 @@ class Overlap:
 
 SCHEMA = "prunectl.comparison/1"
 AS_THEY_ARE = "as they are"
-"""The target where both sides bring their own masks."""
+"""The target where both operands have masks of their own."""
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedSide:
-    """One of the two.
+class ComparedModel:
+    """One of the two operands.
 
     Attributes:
-        model: as given. label: what it is called in tables.
-        kind: ``weights`` (masks are made of its magnitudes), ``zeros`` (it is pruned: its zeros are
-            the mask) or ``masks`` (a file of masks).
+        model: as given. label: its name in tables.
+        kind: ``weights`` (masks are made of its magnitudes), ``zeros`` (it is already pruned: its
+            zeros are the mask) or ``masks`` (a file of masks).
         revision: commit, if it came from the Hub.
-        stats: of the weights that are compared; None of a file of masks.
-        unmatched: prunable tensors that the other side lacks -> why.
+        stats: of the compared weights; None for a file of masks.
+        unmatched: prunable tensors without a twin in the other model, and the reason for each.
     """
 
     model: str
@@ -140,11 +145,11 @@ class ComparedSide:
 
 @dataclass(frozen=True, slots=True)
 class MaskPair:
-    """The masks of both sides at one target.
+    """The masks of both operands at one target.
 
     Attributes:
-        target: ``40%``, ``2:4``, or ``as they are`` where both sides bring their own.
-        sparsity: asked for; None where a pattern or the sides decide.
+        target: ``40%``, ``2:4``, or ``as they are`` where both operands have their own.
+        sparsity: asked for; None where a pattern or the operands decide.
         overlap: over all compared weights.
         components, layers: by component (``self_attn.q_proj``) and by 'stack.layer'.
     """
@@ -166,14 +171,14 @@ class Comparison:
     """The whole result of ``prunectl compare``.
 
     Attributes:
-        first, second: the sides. tensors, weights: how much is compared.
-        renamed: pairs of names that differ.
-        masks: by target. findings: sentences on what they mean.
-        command: that was given. seconds: all of it.
+        first, second: the operands. tensors, weights: how many are compared.
+        renamed: twins whose names differ.
+        masks: one pair for each target. findings: what they mean, in sentences.
+        command: as given. seconds: of the whole comparison.
     """
 
-    first: ComparedSide
-    second: ComparedSide
+    first: ComparedModel
+    second: ComparedModel
     tensors: int
     weights: int
     renamed: tuple[tuple[str, str], ...]
@@ -183,7 +188,7 @@ class Comparison:
     seconds: float
 
     @property
-    def sides(self) -> tuple[ComparedSide, ComparedSide]:
+    def models(self) -> tuple[ComparedModel, ComparedModel]:
         return self.first, self.second
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +198,7 @@ class Comparison:
             "prunectl": __version__,
             "command": self.command,
             "seconds": self.seconds,
-            "models": [to_json(side) for side in self.sides],
+            "models": [to_json(model) for model in self.models],
             "compared": {"tensors": self.tensors, "weights": self.weights},
             "renamed": to_json(self.renamed),
             "masks": [_pair(pair) for pair in self.masks],
@@ -212,18 +217,18 @@ def _pair(pair: MaskPair) -> dict[str, Any]:
 
 
 _SURE = 4.0
-"""Standard errors that masks must be above chance to be told from it."""
+"""Standard errors by which masks must exceed chance to count as alike."""
 _APART = 1.05
-"""What one must lose for each that the other loses, for the other to be called more prunable."""
+"""Ratio of the losses from which one model is called more prunable than the other."""
 _TOLERANCE = "0.01*std"
 
 
 def findings(result: Comparison) -> Iterator[str]:
-    """Sentences on the masks, then on which model is the more prunable one."""
+    """Sentences on the masks, then on which model is more prunable."""
     pairs = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
     if pairs:
         yield f"Masks {pairs[-1].at}: {_alike(pairs[-1].overlap)}"
-    first, second = result.sides
+    first, second = result.models
     if "weights" == first.kind == second.kind:
         yield from _prunable(first, second)
 
@@ -244,29 +249,29 @@ def _alike(overlap: Overlap) -> str:
 def above_chance(overlap: Overlap) -> bool:
     """Whether more is pruned in both than if each tensor's zeros lay at random.
 
-    The count in both is hypergeometric then, its variance at most that of the binomial.
+    With random zeros this count is hypergeometric; its variance is at most that of the binomial.
     """
     spread = math.sqrt(overlap.expected) if overlap.expected > 0 else 0.0
     return overlap.both > overlap.expected + _SURE * spread
 
 
-def _prunable(first: ComparedSide, second: ComparedSide) -> Iterator[str]:
+def _prunable(first: ComparedModel, second: ComparedModel) -> Iterator[str]:
     """Which model loses less, and has more weights near zero for its scale."""
     one, other = first.stats, second.stats
     if one is None or other is None:
         return
     for sparsity in list(one.norm_kept)[-1:]:
         lost = 1 - one.norm_kept[sparsity], 1 - other.norm_kept[sparsity]
-        if not all(map(math.isfinite, lost)):  # squares that overflow
+        if not all(map(math.isfinite, lost)):  # the squares overflow
             continue
-        told = ", ".join(
-            f"{side.label} {numbers.share(part, 2)}"
-            for side, part in zip((first, second), lost, strict=True)
+        losses = ", ".join(
+            f"{model.label} {numbers.share(part, 2)}"
+            for model, part in zip((first, second), lost, strict=True)
         )
         apart = max(lost) > _APART * min(lost)
         best = first if lost[0] < lost[1] else second
         which = f"{best.label} is the more prunable one" if apart else "Both are about as prunable"
-        yield f"{which}: of the squared norm, {100 * float(sparsity):.4g}% sparsity takes {told}."
+        yield f"{which}: of the squared norm, {100 * float(sparsity):.4g}% sparsity takes {losses}."
     near = one.near_zero[_TOLERANCE], other.near_zero[_TOLERANCE]
     if near[0] == near[1]:
         yield f"Weights within 1% of the model's standard deviation: {near[0]:,} in both."

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from prunectl.analysis.distribution import kind_of
-from prunectl.analysis.result import layer_label
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import MaskFile, check_bits, is_mask_file, read_masks
 from prunectl.checkpoint.opening import local_path
 from prunectl.errors import InvalidOption
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import ModelStats, model_stats
@@ -27,17 +25,15 @@ from prunectl.plan.selectors import matches
 from prunectl.plan.settings import PruneSettings
 from prunectl.studies.compare.matching import Candidate, Matching, match
 from prunectl.studies.compare.operands import (
-    Edits,
-    MaskSide,
-    Side,
-    Sums,
-    WeightSide,
+    MaskOperand,
+    Operand,
+    WeightOperand,
     exactly,
     overlaps,
 )
 from prunectl.studies.compare.result import (
     AS_THEY_ARE,
-    ComparedSide,
+    ComparedModel,
     Comparison,
     MaskPair,
     Overlap,
@@ -49,8 +45,8 @@ from prunectl.studies.sweep.commands import short_names
 from prunectl.userdirs import expanded
 
 PRUNED, BY_OTHERS = 0.01, 0.2
-"""Shares of zeros from which a checkpoint is compared by them: with a manifest, and without one,
-where a tenth may come from 4 bits that were made wide again."""
+"""Shares of zeros from which a checkpoint is compared by its zeros: with a manifest, and without
+one, where weights that were widened from 4 bits may be zero in a tenth of all places."""
 PHASE = "comparing masks"
 
 Given = Checkpoint | MaskFile | str | os.PathLike[str]
@@ -69,49 +65,55 @@ def compare(
 ) -> Comparison:
     """Compare what one-shot pruning takes from two models of one architecture, and their weights.
 
-    Masks are those that :func:`prunectl.prune` would make, over the tensors that both have. A model
-    that is pruned already is compared by its zeros, a file of masks by its bits.
+    The masks are those that :func:`prunectl.prune` would make, over the tensors that both models
+    have. A model that is already pruned is compared by its zeros, a file of masks by its bits.
     Both are streamed: memory holds a block of each.
 
     Args:
         first, second: open checkpoints, or what :func:`prunectl.open_checkpoint` takes, compressed
             folders too; or files of masks (docs/masks.md).
-        by_zeros: take the zeros of a model that is pruned already as its mask; if false, prune it
-            as any other.
+        by_zeros: take the zeros of a model that is already pruned as its mask; if false, prune it
+            like any other.
         use_cache: reuse, and keep, measurements of these very sources.
         jobs: threads; default one per core, eight at most.
-        command: recorded.
+        command: recorded in the result.
 
     Raises:
         NothingToCompare: the two have no prunable tensor in common.
         SourceError, UsageError, BadMaskFile, NaNWeights: one of them cannot be used.
     """
     started = time.perf_counter()
-    settings = settings or CompareSettings()
+    run, settings = Run(jobs, on_event=on_event), settings or CompareSettings()
     with ExitStack() as stack:
-        sides = _open(first, stack, use_cache), _open(second, stack, use_cache)
-        _choose(sides, settings)
-        _take_what_masks_mean(*sides)
-        candidates = sides[0].candidates(), sides[1].candidates()
-        found = match(*candidates)
-        if not found.pairs:
-            raise nothing_in_common(sides[0].name, sides[1].name)
-        run = _Run(sides, candidates, found, settings, by_zeros, jobs, on_event)
-        stats = run.stats()
-        masks = run.masks(stats)
-    labels = short_names([side.name for side in sides])
+        operands = _open(first, stack, use_cache), _open(second, stack, use_cache)
+        _assign_selectors(operands, settings)
+        _share_prunable(*operands)
+        candidates = operands[0].candidates(), operands[1].candidates()
+        matching = match(*candidates)
+        if not matching.pairs:
+            raise nothing_in_common(operands[0].name, operands[1].name)
+        pairing = _Pairing(operands, candidates, matching, run)
+        stats = pairing.stats(settings, by_zeros=by_zeros)
+        masks = pairing.masks(_goals(pairing, settings, stats))
+    labels = short_names([operand.name for operand in operands])
+    unmatched = matching.only_first, matching.only_second
     compared = [
-        _side(side, label, one, left)
-        for side, label, one, left in zip(
-            sides, labels, stats, (found.only_first, found.only_second), strict=True
+        ComparedModel(
+            operand.name,
+            label,
+            operand.kind,
+            operand.checkpoint.commit if isinstance(operand, WeightOperand) else None,
+            one,
+            missing,
         )
+        for operand, label, one, missing in zip(operands, labels, stats, unmatched, strict=True)
     ]
     result = Comparison(
         first=compared[0],
         second=compared[1],
-        tensors=len(found.pairs),
-        weights=run.weights,
-        renamed=tuple(pair for pair in found.pairs if pair[0] != pair[1]),
+        tensors=len(matching.pairs),
+        weights=pairing.weights,
+        renamed=tuple(pair for pair in matching.pairs if pair[0] != pair[1]),
         masks=masks,
         findings=(),
         command=command,
@@ -121,10 +123,10 @@ def compare(
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """One pair of masks: its label and sparsity, and what makes masks of weights.
+class _MaskGoal:
+    """One pair of masks to make: its label, its sparsity, and how both are pruned.
 
-    ``settings`` is None where both sides have masks of their own.
+    ``settings`` is None where both operands have masks of their own.
     """
 
     label: str
@@ -133,16 +135,13 @@ class _Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """Both sides, which of their tensors are twins, and how to go through them."""
+class _Pairing:
+    """Both operands, and which of their tensors are twins."""
 
-    sides: tuple[Side, Side]
+    operands: tuple[Operand, Operand]
     candidates: tuple[dict[str, Candidate], dict[str, Candidate]]
     matching: Matching
-    settings: CompareSettings
-    by_zeros: bool
-    jobs: int | None
-    on_event: OnEvent
+    run: Run
 
     @property
     def weights(self) -> int:
@@ -152,145 +151,141 @@ class _Run:
         return math.prod(self.candidates[0][pair[0]].shape)
 
     def names(self, at: int) -> list[str]:
-        """The compared tensors of one side, in its own file order."""
+        """The compared tensors of one operand, in its own file order."""
         chosen = {pair[at] for pair in self.matching.pairs}
         return [name for name in self.candidates[at] if name in chosen]
 
-    def stats(self) -> tuple[ModelStats | None, ModelStats | None]:
-        """Numbers on the weights of each side; and whether it is its zeros that count."""
+    def stats(self, settings: CompareSettings, *, by_zeros: bool) -> list[ModelStats | None]:
+        """Measure the weights of each operand, and decide whether its zeros are its mask."""
         found: list[ModelStats | None] = []
-        for at, side in enumerate(self.sides):
-            if isinstance(side, MaskSide):
+        for at, operand in enumerate(self.operands):
+            if isinstance(operand, MaskOperand):
                 found.append(None)
                 continue
             one = model_stats(
-                side.checkpoint,
-                side.measured,
+                operand.checkpoint,
+                operand.measured,
                 self.names(at),
-                sparsities=self.settings.sparsities or DEFAULT_SPARSITIES,
-                patterns=self.settings.patterns,
-                run=Run(self.jobs, on_event=self.on_event),
+                self.run,
+                sparsities=settings.sparsities or DEFAULT_SPARSITIES,
+                patterns=settings.patterns,
             )
-            least = PRUNED if (side.checkpoint.folder / MANIFEST_NAME).is_file() else BY_OTHERS
-            side.by_zeros = self.by_zeros and one.zeros >= least * one.weights
+            least = PRUNED if (operand.checkpoint.folder / MANIFEST_NAME).is_file() else BY_OTHERS
+            operand.by_zeros = by_zeros and one.zeros >= least * one.weights
             found.append(one)
-        return found[0], found[1]
+        return found
 
-    def masks(self, stats: Sequence[ModelStats | None]) -> tuple[MaskPair, ...]:
-        """The masks of both at every target, counted."""
-        targets = self._targets(stats)
-        edits: list[list[Edits]] = [[], []]
-        for at, side in enumerate(self.sides):
-            names = self.names(at)
-            if isinstance(side, WeightSide):
-                edits[at] = [
-                    side.edits(target.settings, names, jobs=self.jobs, on_event=self.on_event)
-                    for target in targets
-                ]
-            else:
-                edits[at] = [{} for _ in targets]
-        sums = [Sums() for _ in targets]
-        for pair, found in self._overlaps(edits):
-            place = self._place(pair)
-            for one, overlap in zip(sums, found, strict=True):
-                one.add(*place, overlap)
+    def masks(self, goals: Sequence[_MaskGoal]) -> tuple[MaskPair, ...]:
+        """The overlaps of the masks of both operands for every goal."""
+        overlaps = list(self._overlaps(goals))
+        places = list(map(self._place, self.matching.pairs))
         return tuple(
-            MaskPair(target.label, target.sparsity, one.whole, one.components, one.layers)
-            for target, one in zip(targets, sums, strict=True)
+            MaskPair(
+                goal.label,
+                goal.sparsity,
+                sum(found, Overlap()),
+                _summed((component for component, _ in places), found),
+                _summed((layer for _, layer in places), found),
+            )
+            for goal, found in zip(goals, zip(*overlaps, strict=True), strict=True)
         )
 
-    def _targets(self, stats: Sequence[ModelStats | None]) -> list[_Target]:
-        settings = self.settings
-        own = [at for at, side in enumerate(self.sides) if side.kind != "weights"]
-        if len(own) == 2:
-            if settings.sparsities or settings.patterns:
-                text = "both sides have masks of their own: no others are made"
-                self.on_event(Note(text, warning=True))
-            return [_Target(AS_THEY_ARE, None, None)]
-        sparsities: Sequence[float] = settings.sparsities
-        if not sparsities and not (own and settings.patterns):
-            sparsities = [self._own_sparsity(own[0], stats)] if own else DEFAULT_SPARSITIES
-        return [
-            *(_Target(f"{100 * s:.4g}%", s, settings.prune(s)) for s in sparsities),
-            *(_Target(str(one), None, settings.prune(None, one)) for one in settings.patterns),
-        ]
-
-    def _own_sparsity(self, at: int, stats: Sequence[ModelStats | None]) -> float:
-        """The share of zeros that one side brings."""
-        side, one = self.sides[at], stats[at]
-        if one is not None:
-            zeros = one.zeros
-        else:
-            assert isinstance(side, MaskSide)
-            zeros = sum(side.file.masks[name].zeros for name in self.names(at))
-        if not 0 < zeros < self.weights:
-            raise no_sparsity(self.sides[0].name, self.sides[1].name, side.name)
-        return zeros / self.weights
-
     def _place(self, pair: tuple[str, str]) -> tuple[str, str]:
-        """Component and layer of two twins, by the side that knows them."""
-        for side, own in zip(self.sides, pair, strict=True):
-            if isinstance(side, WeightSide):
-                role = side.checkpoint.roles.roles[own]
-                layer = "" if role.layer is None else layer_label(role)
-                return kind_of(role.component or own), layer
+        """Component and layer of two twins, from an operand that knows them."""
+        for operand, name in zip(self.operands, pair, strict=True):
+            if isinstance(operand, WeightOperand):
+                return operand.place(name)
         return "", ""
 
-    def _overlaps(
-        self, edits: Sequence[Sequence[Edits]]
-    ) -> Iterator[tuple[tuple[str, str], list[Overlap]]]:
-        """Per pair of tensors, in the order of the first side: the masks at each target."""
-        self.on_event(PhaseStarted(PHASE, self.weights))
-        with ExitStack() as stack:
-            readers = [stack.enter_context(side.open()) for side in self.sides]
+    def _overlaps(self, goals: Sequence[_MaskGoal]) -> Iterator[list[Overlap]]:
+        """For each pair of tensors, in the order of the first operand: an overlap for each goal."""
+        edits = [
+            [operand.edits(goal.settings, self.names(at), self.run) for goal in goals]
+            for at, operand in enumerate(self.operands)
+        ]
+        with self.run.phase(PHASE, self.weights) as advance, ExitStack() as stack:
+            readers = [stack.enter_context(operand.open()) for operand in self.operands]
 
             def work(pair: tuple[str, str], scratch: Scratch) -> list[Overlap]:
-                both = [
-                    side.masks(name, own, reader)
-                    for side, name, own, reader in zip(
-                        self.sides, pair, edits, readers, strict=True
+                first, second = (
+                    operand.masks(name, own, reader)
+                    for operand, name, own, reader in zip(
+                        self.operands, pair, edits, readers, strict=True
                     )
-                ]
-                return overlaps(both[0], both[1], self._numel(pair), scratch)
+                )
+                return overlaps(first, second, self._numel(pair), scratch)
 
-            found = Run(self.jobs).ordered(self.matching.pairs, work)
+            found = self.run.ordered(self.matching.pairs, work)
             for pair, each in zip(self.matching.pairs, found, strict=True):
-                self.on_event(Advanced(PHASE, each[0].weights, pair[0]))
-                yield pair, each
-        self.on_event(PhaseDone(PHASE))
+                advance(each[0].weights, pair[0])
+                yield each
 
 
-def _open(one: Given, stack: ExitStack, use_cache: bool) -> Side:
+def _summed(labels: Iterable[str], overlaps: Sequence[Overlap]) -> dict[str, Overlap]:
+    """Overlaps of tensors added up by label; '' belongs to no group."""
+    groups: dict[str, Overlap] = {}
+    for label, overlap in zip(labels, overlaps, strict=True):
+        if label:
+            groups[label] = groups.get(label, Overlap()) + overlap
+    return groups
+
+
+def _goals(
+    pairing: _Pairing, settings: CompareSettings, stats: Sequence[ModelStats | None]
+) -> list[_MaskGoal]:
+    """The masks to make: as asked for, else as sparse as an operand that is already pruned."""
+    own = [at for at, operand in enumerate(pairing.operands) if operand.kind != "weights"]
+    if len(own) == 2:
+        if settings.sparsities or settings.patterns:
+            pairing.run.note("both have masks of their own: no others are made", warning=True)
+        return [_MaskGoal(AS_THEY_ARE, None, None)]
+    sparsities: Sequence[float] = settings.sparsities
+    if not sparsities and not (own and settings.patterns):
+        sparsities = [_own_sparsity(pairing, own[0], stats)] if own else DEFAULT_SPARSITIES
+    return [
+        *(_MaskGoal(f"{100 * s:.4g}%", s, settings.prune(s)) for s in sparsities),
+        *(_MaskGoal(str(one), None, settings.prune(None, one)) for one in settings.patterns),
+    ]
+
+
+def _own_sparsity(pairing: _Pairing, at: int, stats: Sequence[ModelStats | None]) -> float:
+    """The share of zeros of an operand that has a mask of its own."""
+    operand, one = pairing.operands[at], stats[at]
+    if isinstance(operand, MaskOperand):
+        zeros = sum(operand.file.masks[name].zeros for name in pairing.names(at))
+    else:
+        assert one is not None
+        zeros = one.zeros
+    if not 0 < zeros < pairing.weights:
+        raise no_sparsity(pairing.operands[0].name, pairing.operands[1].name, operand.name)
+    return zeros / pairing.weights
+
+
+def _open(one: Given, stack: ExitStack, use_cache: bool) -> Operand:
     if not isinstance(one, Checkpoint | MaskFile) and is_mask_path(one):
         one = read_masks(expanded(one))
     if isinstance(one, MaskFile):
-        side = MaskSide(one)
-        with side.open() as reader:
+        with one.open() as reader:
             check_bits(one, reader, ignore_events)
-        return side
+        return MaskOperand(one)
     checkpoint = one if isinstance(one, Checkpoint) else open_model(one)
     measured = stack.enter_context(measured_of(checkpoint, use_cache=use_cache))
-    return WeightSide(checkpoint, measured, recorded=recorded_prunable(checkpoint))
+    return WeightOperand(checkpoint, measured, recorded=recorded_prunable(checkpoint))
 
 
-def _choose(sides: Sequence[Side], settings: CompareSettings) -> None:
-    """Give each side the selectors that mean a tensor of it: names may differ between the two.
+def _assign_selectors(operands: Sequence[Operand], settings: CompareSettings) -> None:
+    """Give each operand the selectors that match a tensor of it: names may differ between the two.
 
     Raises:
-        InvalidOption: one means no tensor of either.
+        InvalidOption: a selector matches no tensor of either.
     """
     known: set[str] = set()
-    for side in sides:
-        names = side.file.masks if isinstance(side, MaskSide) else side.checkpoint.by_name
-        include, exclude = (
-            tuple(one for one in given if any(matches(one, name) for name in names))
+    for operand in operands:
+        operand.include, operand.exclude = (
+            tuple(one for one in given if any(matches(one, name) for name in operand.tensors))
             for given in (settings.include, settings.exclude)
         )
-        if isinstance(side, MaskSide):  # has masks of what it has masks of
-            side.exclude = exclude
-        else:
-            side.include, side.exclude = include, exclude
-        known |= {*include, *exclude}
+        known |= {*operand.include, *operand.exclude}
     for selector in (*settings.include, *settings.exclude):
         if selector not in known:
             raise InvalidOption(
@@ -305,20 +300,13 @@ def is_mask_path(given: str | os.PathLike[str]) -> bool:
     return path is not None and path.is_file() and is_mask_file(path)
 
 
-def _take_what_masks_mean(first: Side, second: Side) -> None:
-    """What one side's masks, or its manifest, are about counts as prunable on the other too."""
-    for side, other in ((first, second), (second, first)):
-        if not isinstance(side, WeightSide):
+def _share_prunable(first: Operand, second: Operand) -> None:
+    """Make prunable in each model what the other's masks, or its manifest, are about."""
+    for operand, other in ((first, second), (second, first)):
+        if not isinstance(operand, WeightOperand):
             continue
-        if isinstance(other, MaskSide):
-            named = [name for name in other.file.masks if name in side.checkpoint.by_name]
-            side.include = (*side.include, *exactly(named))
-        elif not side.recorded:
-            side.recorded = other.recorded & side.checkpoint.by_name.keys()
-
-
-def _side(
-    side: Side, label: str, stats: ModelStats | None, unmatched: dict[str, str]
-) -> ComparedSide:
-    commit = side.checkpoint.commit if isinstance(side, WeightSide) else None
-    return ComparedSide(side.name, label, side.kind, commit, stats, unmatched)
+        if isinstance(other, MaskOperand):
+            named = [name for name in other.file.masks if name in operand.checkpoint.by_name]
+            operand.include = (*operand.include, *exactly(named))
+        elif not operand.recorded:
+            operand.recorded = other.recorded & operand.checkpoint.by_name.keys()

@@ -1,4 +1,4 @@
-"""The folder of a search: masks of all rounds, points, states of trainings, and the result."""
+"""The folder of a search: the masks of all rounds, points, states of trainings, and the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prunectl.studies.sweep.points import Points, key_of
 
 RESULT, POINTS = "lottery.json", "points.jsonl"
 MASKS = "masks.json"
-"""BLAKE3 of each file of masks, by its name: what was damaged or put there is no ticket."""
+"""The BLAKE3 digest of each file of masks: a damaged or foreign file is no ticket."""
 OURS = {RESULT, POINTS, MASKS, "masks", "training"}
 _LARGEST = 1 << 26
 
@@ -30,7 +30,7 @@ class LotteryFolder:
     """Where a search keeps what it has found.
 
     Attributes:
-        path: the folder. training: states of trainings that are not done.
+        path: the folder. training: states of unfinished trainings.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,14 +41,14 @@ class LotteryFolder:
     def claim(
         self, checkpoint: Checkpoint, metric: Metric, settings: LotterySettings, command: str
     ) -> None:
-        """Make the folder, or find that it is of this very search.
+        """Create the folder, or check that it belongs to this search.
 
-        Seeds may be added to it; all else that decides the masks must be the same. It is locked
-        until :meth:`close`.
+        The folder is locked until :meth:`close`. A search may have more seeds than before; all
+        else that decides the masks must be the same.
 
         Raises:
-            OtherLottery: it is of another. CannotWrite: it cannot be made. OutputConflict: it is
-                not empty, in the model's own folder, or in use.
+            OtherLottery: it belongs to another search. CannotWrite: it cannot be created.
+            OutputConflict: it is not empty, in the model's own folder, or in use.
         """
         self._key = key_of({
             "source": checkpoint.identity(),
@@ -69,13 +69,13 @@ class LotteryFolder:
             raise OtherLottery(self.path, is_known=known is not None)
 
     def close(self) -> None:
-        """Let others work in it."""
+        """Unlock the folder."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def _refuse_others(self, checkpoint: Checkpoint) -> None:
-        """Nothing is put into the model's own folder, nor among files of something else."""
+        """Refuse the model's own folder, and folders that hold other files."""
         source, place = checkpoint.folder.resolve(), real_path(self.path)
         if checkpoint.kind == "folder" and place.is_relative_to(source):
             raise OutputConflict(self.path, "lies in the model's folder, which is never changed")
@@ -84,29 +84,30 @@ class LotteryFolder:
             raise OutputConflict(self.path, "is not empty, and no lottery's folder")
 
     def _lock(self) -> None:
-        """Two searches in one folder would write over each other's states of trainings."""
+        """Lock the folder: two searches would overwrite each other's states of trainings."""
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputConflict(self.path, "another prunectl is working in it now") from None
-        except OSError:  # some file systems of clusters have no locks
+        except OSError:  # some cluster file systems have no locks
             return
 
     def points(self) -> Points:
-        """The scores that are known."""
+        """The known scores."""
         return Points(self.path / POINTS)
 
     def mask(self, seed: int, number: int) -> Path:
-        """The file of masks that a round of a seed leaves."""
+        """The file of masks that a round of a seed makes."""
         return self.path / "masks" / f"seed-{seed}-round-{number:02}.safetensors"
 
     def has_mask(self, seed: int, number: int, weights: Mapping[str, int], zeros: int) -> bool:
-        """Whether the mask that a round leaves is there, whole, and the one that was made.
+        """Whether the mask of a round exists, is complete, and is the one that was made.
 
         Args:
-            weights: of each prunable tensor. zeros: what a mask that is not on record (a crash came
-                between) must have.
+            weights: of each prunable tensor.
+            zeros: the zeros that a mask without a recorded digest must have; a crash may come
+                before the digest is recorded.
         """
         path = self.mask(seed, number)
         found = found_in(path, weights)
@@ -119,7 +120,7 @@ class LotteryFolder:
         return known == found.digest
 
     def record(self, seed: int, number: int, weights: Mapping[str, int]) -> None:
-        """Note what the mask is that was made; masks that a former one led to are of no use."""
+        """Record the digest of a mask; if it changed, delete the masks of later rounds."""
         path = self.mask(seed, number)
         found = found_in(path, weights)
         digest = found.digest if found else None
@@ -133,11 +134,11 @@ class LotteryFolder:
         self._write({**known, path.name: digest}, MASKS)
 
     def named(self, path: Path) -> str:
-        """A file's name in the folder."""
+        """The path of a file, relative to the folder."""
         return path.relative_to(self.path).as_posix()
 
     def write(self, result: LotteryResult) -> None:
-        """Keep what is known, in place of what was known before."""
+        """Replace the result by a newer one."""
         self._write({"key": self._key, **result.to_json()})
 
     def _write(self, document: dict[str, Any], name: str = RESULT) -> None:
@@ -148,7 +149,7 @@ class LotteryFolder:
         return key if isinstance(key, str) else None
 
     def _read(self, name: str) -> dict[str, Any]:
-        """A document; {} where there is none that can be read."""
+        """A JSON document; {} where it is missing or damaged."""
         path = self.path / name
         try:
             if not path.is_file() or path.stat().st_size > _LARGEST:

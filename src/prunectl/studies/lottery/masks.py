@@ -1,4 +1,4 @@
-"""The mask of a round: the smallest magnitudes of what the round has trained go, exactly."""
+"""The mask of a round: the smallest magnitudes of the trained weights are pruned, exactly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import check_bits, read_masks
+from prunectl.checkpoint.torch_tensors import TORCH_NAMES
 from prunectl.errors import BadMaskFile, NaNWeights
 from prunectl.events import ignore_events
 from prunectl.exporting.masks import source_of
@@ -27,14 +28,14 @@ from prunectl.tensorspec import DTYPES, DType
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "float16": "F16"}
+_DTYPES = {name: DTYPES[label] for label, name in TORCH_NAMES.items()}
 
 
 class Trained:
-    """Weights in memory, one tensor after the other, as magnitudes are measured.
+    """The magnitudes of weights in memory, one tensor after another.
 
     Args:
-        tensors: by name, in file order; of one dtype each.
+        tensors: by name, in file order.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -55,16 +56,16 @@ class Trained:
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """The number of weights."""
         return sum(one.numel() for one in self._tensors.values())
 
     def get(self, name: str) -> Histogram:
-        """The magnitudes of one tensor, coarse where its type is wide."""
+        """The magnitudes of one tensor, coarse where its dtype is wide."""
         return self._known[name]
 
     def dtype(self, name: str) -> DType:
-        """The type of one tensor's numbers."""
-        return DTYPES[_DTYPES[str(self._tensors[name].dtype).removeprefix("torch.")]]
+        """The dtype of one tensor."""
+        return _DTYPES[str(self._tensors[name].dtype).removeprefix("torch.")]
 
     def codes(self, name: str) -> Codes:
         """Raw bits of one tensor, [n]; a copy."""
@@ -88,21 +89,21 @@ class Trained:
 def write_mask(
     path: Path, tensors: Mapping[str, torch.Tensor], sparsity: float, checkpoint: Checkpoint
 ) -> dict[str, int]:
-    """Write the mask that global magnitude pruning to ``sparsity`` leaves of trained weights.
+    """Write the mask of global magnitude pruning to ``sparsity`` of trained weights.
 
-    Exactly floor(s*P + 0.5) weights go, or all zeros where there are more; those that are zero, as
-    all are that went before, go first, and ties go in file order.
+    Exactly floor(s*P + 0.5) weights are pruned, or all zeros where there are more. Zeros, which
+    include all weights pruned in earlier rounds, go first; ties go in file order.
 
     Args:
         path: of the file of masks (docs/masks.md); its folder exists.
         tensors: by name, of the stored shapes, in file order.
-        checkpoint: that the mask is for.
+        checkpoint: for which the mask is made.
 
     Returns:
         zeros by tensor name.
 
     Raises:
-        NaNWeights: a weight is NaN. NoSpace, CannotWrite: it cannot be written.
+        NaNWeights: a weight is NaN. NoSpace, CannotWrite: the file cannot be written.
     """
     trained = Trained(tensors)
     count = pruned_count(sparsity, trained.weights)
@@ -127,17 +128,17 @@ def write_mask(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file of masks that is whole: its zeros, and BLAKE3 of it."""
+    """A complete file of masks: its zeros, and its BLAKE3 digest."""
 
     zeros: int
     digest: str
 
 
 def found_in(path: Path, weights: Mapping[str, int]) -> Found | None:
-    """What a round's file of masks holds; None where it is missing, damaged, or of other tensors.
+    """Read a round's file of masks; None if it is missing, damaged, or of other tensors.
 
     Args:
-        weights: how many each tensor has, by name.
+        weights: the number of weights of each tensor, by name.
     """
     try:
         file = read_masks(path)

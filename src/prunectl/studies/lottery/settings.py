@@ -15,7 +15,7 @@ from prunectl.studies.errors import NoSchedule
 from prunectl.studies.sweep.settings import SweepSettings
 
 DEFAULT_RATE = 0.1
-"""Of what is left, in each round; common, and not given by arXiv 2306.03805."""
+"""Share of the remaining weights that each round prunes; common, not given by arXiv 2306.03805."""
 MOST = 100
 _SLACK = 1e-9
 
@@ -23,16 +23,17 @@ _SLACK = 1e-9
 def schedule(sparsity: float, rounds: int | None, rate: float | None) -> tuple[float, ...]:
     """The sparsity after each round, rising to ``sparsity``.
 
-    Each round prunes the same share of what is left: after r rounds (1 - rate)**r is (Frankle and
-    Carbin, arXiv 1803.03635). The last one prunes what is missing.
+    Each round prunes the same share of the remaining weights: (1 - rate)**r remain after r rounds
+    (Frankle and Carbin, arXiv 1803.03635). The last round prunes the rest.
 
     Args:
         sparsity: of the ticket, between 0 and 1.
-        rounds: how many; the rate follows. rate: of what is left; the number of rounds follows.
-            With both, the rounds must suffice; with neither, the rate is a tenth.
+        rounds: their number, from which the rate follows.
+        rate: share that each round prunes, from which the number of rounds follows. If both are
+            given, the rounds must suffice; if neither is, the rate is a tenth.
 
     Raises:
-        NoSchedule: they do not reach the sparsity, or have no meaning.
+        NoSchedule: rounds and rate do not reach the sparsity, or are out of range.
     """
     if rounds is not None and not 1 <= rounds <= MOST:
         raise NoSchedule(f"--rounds {rounds} is not 1 to {MOST}")
@@ -55,21 +56,21 @@ def schedule(sparsity: float, rounds: int | None, rate: float | None) -> tuple[f
             hint="more --rounds, a higher --rate, or only one of the two",
         )
     before = [1 - (1 - rate) ** number for number in range(1, rounds)]
-    # Rounded, so that a round has the same name and count wherever it is computed.
+    # Rounded, so that a round has the same name and count on every machine.
     rounded = dict.fromkeys(round(one, 6) for one in before)
     return (*(one for one in rounded if 0 < one < sparsity - _SLACK), sparsity)
 
 
 @dataclass(frozen=True)
 class LotterySettings:
-    """What is trained, how often, and how much goes.
+    """What is trained, how often, and how much is pruned.
 
     Attributes:
-        evaluation: a metric that trains, its data and its recipe: of tickets and of one-shot
+        evaluation: a metric that trains, its data and its recipe, for tickets and for one-shot
             pruning alike.
         sparsity: of the ticket.
         rounds, rate: see :func:`prunectl.studies.lottery.settings.schedule`.
-        seeds: a search each, with this seed in all of its trainings.
+        seeds: one search for each, with this seed in all of its trainings.
         include, exclude: selectors that add to, and take from, the prunable tensors.
 
     Raises:
@@ -108,7 +109,7 @@ class LotterySettings:
         """One-shot pruning to the same sparsities, as a sweep measures it."""
         return SweepSettings(
             evaluation=self.evaluation,
-            sparsity=",".join(map(str, schedule(self.sparsity, self.rounds, self.rate))),
+            sparsity=",".join(map(str, self.steps)),
             pruning=PruneSettings(include=self.include, exclude=self.exclude),
             seeds=self.seeds,
         )

@@ -1,4 +1,4 @@
-"""What models are called in a curve, and the command that prunes one as a point of it was."""
+"""Names of models in curves, and the command that prunes a model like a point of its curve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunectl.plan.settings import Budget, PruneSettings
 
 
 def named(checkpoint: Checkpoint) -> str:
-    """What opens the checkpoint again, its revision included."""
+    """The name that opens the checkpoint again, with its revision."""
     revision = checkpoint.revision
     if checkpoint.repo_id is None or revision in (None, "main"):
         return checkpoint.model
@@ -24,8 +24,7 @@ def named(checkpoint: Checkpoint) -> str:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """What models are called in charts: as much of a folder's path, from its end, as tells them
-    apart."""
+    """Names for charts: the end of each folder's path, as long as needed to tell them apart."""
     for parts in range(1, max((len(PurePath(one).parts) for one in models), default=0)):
         short = [
             one if is_repo_id(split_revision(one)[0]) else "/".join(PurePath(one).parts[-parts:])
@@ -37,13 +36,13 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 
 def command_for(checkpoint: Checkpoint, pattern: Pattern, settings: PruneSettings) -> str:
-    """The line for a shell that prunes a checkpoint as a point of its curve was.
+    """The shell command that prunes a checkpoint like a point of its curve.
 
-    A compressed one is made dense first, as ``prune`` wants it; and nothing is put into the folder
-    of the model, where it is the one that is worked in.
+    A compressed checkpoint is exported to dense first, as ``prune`` needs it. Outputs are placed
+    outside the model's folder, even if that is the current one.
     """
     model, output = named(checkpoint), _outside(checkpoint, "out")
-    if checkpoint.opener is None:  # nothing has to be decoded
+    if checkpoint.opener is None:  # it is dense
         return prune_command(model, pattern, settings, output)
     dense = _outside(checkpoint, DENSE)
     export = shlex.join(["prunectl", "export", model, "--layout", DENSE, "-o", dense])
@@ -60,10 +59,10 @@ def _outside(checkpoint: Checkpoint, name: str) -> str:
 def prune_command(
     model: str, pattern: Pattern, settings: PruneSettings, output: str = "out/"
 ) -> str:
-    """The words for a shell.
+    """The command line of ``prune``.
 
     Args:
-        settings: those of the point; a sparsity of None is all that an N:M pattern takes.
+        settings: of the point; sparsity None prunes all that an N:M pattern takes.
     """
     words = ["prunectl", "prune", model]
     if settings.sparsity is not None:

@@ -26,9 +26,10 @@ from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.loaded_model import LoadedModel, dtype_of, open_loaded_model
 from prunectl.evaluation.metric import Metric
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.events import ignore_events
 from prunectl.measure.cache import load_measured
 from prunectl.measure.measured import Measured
+from prunectl.parallel.run import Run
 from prunectl.pattern import Pattern
 from prunectl.plan.job import plan_job
 from prunectl.plan.plan import TensorPlan
@@ -49,7 +50,7 @@ PHASE = "pruning in memory"
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """What a model holds after it was pruned.
+    """The zeros of a model after pruning.
 
     Attributes:
         zeros, weights: of the prunable weights. parameters: all numbers in the files.
@@ -71,8 +72,8 @@ class Zeros:
 class PrunedModel:
     """Puts into a loaded model what ``prune`` would write, bit for bit.
 
-    Only tensors whose edit is another than before are read and put in again: masks of rising
-    sparsity are nested, and N:M budgets add one matrix after the other.
+    Only tensors whose edit has changed are read and put in again: masks of rising sparsity are
+    nested, and N:M budgets add one matrix after the other.
 
     Args:
         prunable: the tensors that are pruned.
@@ -91,9 +92,7 @@ class PrunedModel:
         self._edits: dict[str, Edit] = {}
         self._zeros: dict[str, int] = {}
 
-    def apply(
-        self, settings: PruneSettings | None, *, jobs: int | None, on_event: OnEvent
-    ) -> Zeros:
+    def apply(self, settings: PruneSettings | None, run: Run) -> Zeros:
         """Prune the model in memory as ``prune`` would; None makes it dense again.
 
         Raises:
@@ -101,14 +100,12 @@ class PrunedModel:
         """
         checkpoint = self.loaded.checkpoint
         if settings is None:
-            self._put({}, {}, on_event)
+            self._put({}, {}, run)
             return self._zeros_now()
         with tempfile.TemporaryDirectory(prefix="prunectl-sweep-") as folder:
             job = plan_job(checkpoint, Path(folder) / "out", settings, DEFAULT_SHARD_SIZE, "")
-            with resolved(
-                job, use_cache=True, jobs=jobs, on_event=on_event, measured=self._measured
-            ) as (job, resolution):
-                self._put(resolution.edits, job.planned, on_event)
+            with resolved(job, run, use_cache=True, measured=self._measured) as (job, resolution):
+                self._put(resolution.edits, job.planned, run)
         return self._zeros_now()
 
     def _zeros_now(self) -> Zeros:
@@ -118,10 +115,8 @@ class PrunedModel:
             sum(tensor.spec.numel for tensor in self.loaded.checkpoint.tensors),
         )
 
-    def _put(
-        self, edits: Mapping[str, Edit], planned: Mapping[str, TensorPlan], on_event: OnEvent
-    ) -> None:
-        """Bring the model to ``edits``; what is not among them becomes dense again."""
+    def _put(self, edits: Mapping[str, Edit], planned: Mapping[str, TensorPlan], run: Run) -> None:
+        """Apply ``edits`` to the model; tensors without one become dense again."""
         stored = self.loaded.checkpoint.by_name
         wanted = {name: edits.get(name, Copy()) for name in {**self._edits, **edits}}
         changed = {
@@ -129,16 +124,15 @@ class PrunedModel:
             for name, edit in wanted.items()
             if edit != self._edits.get(name, Copy()) or isinstance(edit, Replace)
         }
-        on_event(PhaseStarted(PHASE, sum(stored[name].spec.nbytes for name in changed)))
-        for name, edit in changed.items():
-            axis = planned[name].input_axis if name in planned else None
-            values = edited(stored[name], edit, axis, self._reader, prunable=True)
-            tensor = as_tensor(values, stored[name])
-            self.loaded.put(name, tensor)
-            self._edits[name] = edit
-            self._zeros[name] = tensor.numel() - int(tensor.count_nonzero())
-            on_event(Advanced(PHASE, stored[name].spec.nbytes, name))
-        on_event(PhaseDone(PHASE))
+        with run.phase(PHASE, sum(stored[name].spec.nbytes for name in changed)) as advance:
+            for name, edit in changed.items():
+                axis = planned[name].input_axis if name in planned else None
+                values = edited(stored[name], edit, axis, self._reader, prunable=True)
+                tensor = as_tensor(values, stored[name])
+                self.loaded.put(name, tensor)
+                self._edits[name] = edit
+                self._zeros[name] = tensor.numel() - int(tensor.count_nonzero())
+                advance(stored[name].spec.nbytes, name)
 
     def _count(self, name: str) -> int:
         if name not in self._zeros:
@@ -148,7 +142,7 @@ class PrunedModel:
 
 
 def as_tensor(data: object, stored: StoredTensor) -> torch.Tensor:
-    """Bytes of a whole tensor as a torch tensor of its dtype and shape, without a copy."""
+    """View the bytes of a whole tensor as a torch tensor of its dtype and shape."""
     flat = torch.frombuffer(data, dtype=torch_dtype(stored.spec))
     return flat.reshape(stored.spec.shape)
 
@@ -157,16 +151,16 @@ _DECIDING = ("config", "tokenizer", "special_tokens", "added_tokens", "vocab", "
              "preprocessor_config", "processor_config", "modules", "modeling", "generation_config",
              "tekken")  # fmt: skip
 _DECIDING_ENDS = (".py", ".model", ".spm", ".bpe", ".tiktoken", ".vocab")
-"""What the names of files begin or end with that models and their inputs are built from."""
+"""How the names of files begin or end from which models and their inputs are built."""
 LIBRARIES = ("torch", "transformers")
-"""Those that compute; two versions may round in two ways."""
+"""The libraries that compute; two versions may round differently."""
 
 
 class Measurer:
-    """A checkpoint and a metric; the model is loaded when the first score needs it.
+    """Scores of a checkpoint by a metric; the model is loaded when the first score needs it.
 
     Attributes:
-        redraws: how sure its scores are.
+        redraws: the bootstrap of its scores.
         devices: where the model was, as :attr:`LoadedModel.devices`; '' before it is loaded.
 
     A context manager: leaving it drops the model.
@@ -178,17 +172,16 @@ class Measurer:
         metric: Metric,
         settings: SweepSettings,
         points: Points,
-        jobs: int | None,
-        on_event: OnEvent,
+        run: Run,
     ) -> None:
         self.checkpoint, self.metric, self.settings = checkpoint, metric, settings
-        self._points, self._jobs, self._on_event = points, jobs, on_event
+        self._points, self._run = points, run
         self.redraws = Redraws(metric.statistic, settings.evaluation.seed)
-        self._source = checkpoint.identity() | {"beside": _beside(checkpoint)}
+        self._source = checkpoint.identity() | {"beside": _side_digests(checkpoint)}
         self._stack = ExitStack()
         self._pruned: PrunedModel | None = None
         self._measured: Measured | None = None
-        self._told, self.devices = False, ""
+        self.devices = ""
         self._samples: dict[Calibration, dict[str, Any]] = {}
 
     def __enter__(self) -> Measurer:
@@ -201,7 +194,7 @@ class Measurer:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those that change anything: without training and calibration one is as good as all."""
+        """The seeds that change a score: only the first without training and calibration."""
         if self.metric.trains or self.settings.pruning.needs_calibration:
             return self.settings.seeds
         return self.settings.seeds[:1]
@@ -220,13 +213,13 @@ class Measurer:
         then: Callable[[LoadedModel], None] | None = None,
         again: bool = False,
     ) -> Point:
-        """The score of a model that is pruned in any way; None is the dense one.
+        """The score of a model that is pruned as ``wanted``; None is the dense model.
 
         Args:
-            sparsity: what it is called by.
-            then: gets the model as it was scored, trained where the metric trains, before the point
-                is kept; not where the point is known from before.
-            again: measure it even if it is known.
+            sparsity: for messages.
+            then: receives the model as it was scored, trained where the metric trains, before the
+                point is stored; not called for a point that is known from before.
+            again: measure the point even if it is known.
         """
         key = key_of(self._facts(wanted, seed))
         known = None if again else self._known(key)
@@ -241,8 +234,8 @@ class Measurer:
             if not is_out_of_memory(error):
                 raise
             point = self._failed("out of memory", sparsity, started)
-        self.checkpoint.check_unchanged()  # what the point's key says it is of
-        if not point.failed:  # what failed may do another time
+        self.checkpoint.check_unchanged()  # the point's key names its source
+        if not point.failed:  # another attempt may succeed
             self._keep(key, point)
         return point
 
@@ -252,17 +245,17 @@ class Measurer:
         except CannotWrite as error:
             if not self._points.is_cache:
                 raise
-            self._on_event(Note(f"points are not kept: {error.message}", warning=True))
+            self._run.note(f"points are not kept: {error.message}", warning=True)
 
     def _known(self, key: str) -> Point | None:
-        """A point that was measured before; one that does not agree with itself is none."""
+        """A point that was measured before and whose score follows from its samples."""
         point = self._points.get(key)
         if point is None or point.values is None or point.score is None:
             return None
         try:
             with np.errstate(all="ignore"):
                 score = self.metric.statistic(point.values)
-        except (ValueError, IndexError, ArithmeticError):  # columns of something else
+        except (ValueError, IndexError, ArithmeticError):  # columns of another metric
             return None
         agrees = len(point.values) == self.metric.samples and np.isclose(
             score, point.score, rtol=1e-9, atol=1e-12, equal_nan=True
@@ -276,10 +269,10 @@ class Measurer:
         started: float,
         then: Callable[[LoadedModel], None] | None,
     ) -> Point:
-        pruned = self._subject(seed)
-        zeros = pruned.apply(wanted, jobs=self._jobs, on_event=self._on_event)
+        pruned = self._pruned_model(seed)
+        zeros = pruned.apply(wanted, self._run)
         try:
-            score = self.metric.score(pruned.loaded, seed=seed, on_event=self._on_event)
+            score = self.metric.score(pruned.loaded, seed=seed, on_event=self._run.on_event)
             if then is not None:
                 then(pruned.loaded)
         finally:
@@ -290,12 +283,12 @@ class Measurer:
 
     def _failed(self, why: str, sparsity: float, started: float) -> Point:
         words = f"dense: {why}" if not sparsity else f"sparsity {sparsity:g}: {why}"
-        self._on_event(Note(f"{self.checkpoint.model}, {words}; this point is left out", True))
+        self._run.note(f"{self.checkpoint.model}, {words}; this point is left out", warning=True)
         self._drop()
         seconds = time.perf_counter() - started
         return Point(sparsity, 0.0, None, None, {}, seconds, why or "failed")
 
-    def _subject(self, seed: int) -> PrunedModel:
+    def _pruned_model(self, seed: int) -> PrunedModel:
         if self._pruned is None:
             chosen = self.settings.evaluation
             loaded, reader = self._stack.enter_context(
@@ -304,24 +297,23 @@ class Measurer:
                     device=chosen.device, dtype=chosen.dtype, seed=seed,
                 )
             )  # fmt: skip
+            for note in () if self.devices else loaded.notes:  # the first time it is loaded
+                self._run.on_event(note)
             self.devices = loaded.devices
-            for note in () if self._told else loaded.notes:
-                self._on_event(note)
-            self._told = True
             pruning = self.settings.pruning
             prunable = prunable_tensors(self.checkpoint, pruning.include, pruning.exclude)
-            # Weights are measured once, also where the cache does not work.
+            # Weights are measured once, even where the cache does not work.
             self._measured = self._measured or load_measured(self.checkpoint) or Measured()
             self._pruned = PrunedModel(loaded, reader, prunable.values(), self._measured)
         return self._pruned
 
     def _drop(self) -> None:
-        """Let go of the model, which training has changed, or which is not needed any more."""
+        """Drop the model, because training has changed it or no score needs it any more."""
         self._pruned = None
         self._stack.close()
 
     def _facts(self, wanted: PruneSettings | None, seed: int) -> dict[str, object]:
-        """All that decides a point."""
+        """Everything that decides a point."""
         chosen = self.settings.evaluation
         place = choose_device(chosen.device)
         uses_seed = self.metric.trains or (wanted is not None and wanted.needs_calibration)
@@ -337,7 +329,7 @@ class Measurer:
         }
 
     def _pruning_facts(self, wanted: PruneSettings) -> dict[str, object]:
-        """How a point is pruned, with what calibration reads, and not only what that is called."""
+        """How a point is pruned, including the contents of its mask or calibration samples."""
         facts: dict[str, object] = to_json(asdict(wanted)) | {"pattern": str(wanted.pattern)}
         if wanted.mask is not None:
             facts["mask"] = blake3(wanted.mask.read_bytes()).hexdigest()
@@ -350,8 +342,8 @@ class Measurer:
         return facts | {"calibration_samples": self._samples[calibration]}
 
 
-def _beside(checkpoint: Checkpoint) -> dict[str, str]:
-    """Digests of the files beside the weights that decide what the model computes."""
+def _side_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Digests of the side files that decide what the model computes."""
     names = [
         one
         for one in checkpoint.side_files

@@ -1,7 +1,8 @@
-"""Points of a sweep on disk: each is appended as soon as it is measured, so that a sweep goes on.
+"""Points of a sweep on disk, each appended as soon as it is measured, so that a sweep can resume.
 
-A file of JSON lines. A point's key is a digest of all that decides it: the checkpoint, the metric's
-record, how it was pruned, on what it was run. A line that was cut off, or is not ours, is no point.
+A results file holds JSON lines. The key of a point is a digest of everything that decides it: the
+checkpoint, the metric's record, the pruning, the device. A line that was cut off, or that prunectl
+did not write, is ignored.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from prunectl.parallel.launched import is_first_process
 from prunectl.to_json import to_json
 
 _OURS = b'{"key": "'
-"""What a point's line begins with."""
+"""The first bytes of a point's line."""
 _LARGEST = 1 << 28
-"""Bytes of a results file; a sweep of a large test set has a few MB."""
+"""Most bytes of a results file; a sweep of a large test set has a few MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """One score: of a model, pruned one way, with one seed.
+    """The score of a model that was pruned in one way, with one seed.
 
     Attributes:
         sparsity: achieved, of the prunable weights; overall: of all parameters.
-        score: of the metric; None if it failed.
-        values: float64 [samples, columns], what was seen of each sample; None if it failed.
+        score: of the metric; None if the point failed.
+        values: float64 [samples, columns], the results of each sample; None if the point failed.
         parts: further scores. seconds: of pruning and scoring.
         failed: why there is no score; '' if there is one.
     """
@@ -51,19 +52,19 @@ class Point:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """The digest of what decides a point."""
+    """The digest of the facts that decide a point."""
     text = json.dumps(to_json(facts), sort_keys=True)
     return blake3.blake3(text.encode()).hexdigest(length=16)
 
 
 class Points:
-    """The points that are known, by key; new ones are on disk before they count.
+    """The known points by key; a new point is on disk before it counts.
 
     Of several processes that measure the same, as under ``accelerate launch``, the first writes.
 
     Args:
-        path: of the results file; None keeps them in memory only.
-        is_cache: whether it is a place that may as well not work.
+        path: of the results file; None keeps points in memory only.
+        is_cache: whether failures to write are harmless.
 
     Raises:
         CannotWrite: the file cannot be read or appended to, or holds something else.
@@ -81,7 +82,7 @@ class Points:
 
     @classmethod
     def of(cls, known: Mapping[str, Point]) -> Points:
-        """Points that another process knows, and keeps."""
+        """The points of another process, which also writes them."""
         points = cls(None)
         points._points.update(known)
         return points
@@ -95,7 +96,7 @@ class Points:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # a device may have no end
             raise CannotWrite(path, "it is no regular file")
-        with path.open("ab"):  # found out before the first point is measured
+        with path.open("ab"):  # fails before the first point is measured
             pass
         if path.stat().st_size > _LARGEST:
             raise CannotWrite(path, f"it has more than {numbers.size(_LARGEST)}")
@@ -105,7 +106,7 @@ class Points:
                 self._take(line)
                 self._cut = not line.endswith(b"\n")
                 is_ours = is_ours or line.startswith(_OURS)
-        if not is_ours:  # a text or a model, which would be spoilt
+        if not is_ours:  # a text or a model, which appending would spoil
             raise CannotWrite(path, "it holds something else than points of a sweep")
 
     def get(self, key: str) -> Point | None:
@@ -113,10 +114,10 @@ class Points:
         return self._points.get(key)
 
     def add(self, key: str, point: Point) -> None:
-        """Remember a point, durably.
+        """Store a point durably.
 
         Raises:
-            CannotWrite: only in memory, as all that come after it.
+            CannotWrite: this point and all later ones are in memory only.
         """
         self._points[key] = point
         if self._path is None or not is_first_process():
@@ -137,7 +138,7 @@ class Points:
             found = json.loads(line)
             self._points[str(found["key"])] = _point(found)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            return  # cut off by a crash, or somebody else's: it is measured again
+            return  # cut off by a crash, or not ours: the point is measured again
 
 
 def _document(point: Point) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _point(found: dict[str, Any]) -> Point:
 
 
 def _number(value: Any) -> float:
-    """A number, or the text that JSON has for one that it lacks."""
+    """A number, or the text that stands for a number that JSON lacks."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("not a number")
     number = float(value)

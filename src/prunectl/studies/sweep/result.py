@@ -5,13 +5,49 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from prunectl._version import __version__
-from prunectl.studies.sweep.curves import Essential
 from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.sweep/1"
+_INTERVAL = ("score", "low", "high")
+
+
+class Status(StrEnum):
+    """How far the essential sparsity of a curve is known."""
+
+    FOUND = "found"
+    NOT_REACHED = "not reached"
+    """Every point is within the tolerance: it lies beyond the range."""
+    NONE = "none"
+    """Not even the first point is within the tolerance."""
+    NOISE = "noise"
+    """The scores are less certain than the tolerance is wide."""
+    UNLEARNED = "unlearned"
+    """The dense model is no better than always giving the most frequent answer."""
+    FAILED = "failed"
+    """No point was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Essential:
+    """The essential sparsity of a curve.
+
+    Attributes:
+        sparsity: None where none was found. low, high: its 95% interval, at measured points.
+        status: how far it is known.
+        beyond: the next measured point, which is outside the tolerance.
+        text: all of this in one sentence.
+    """
+
+    sparsity: float | None
+    low: float | None
+    high: float | None
+    status: Status
+    beyond: float | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +55,9 @@ class CurvePoint:
     """One sparsity of a curve; numbers that do not exist are None.
 
     Attributes:
-        sparsity: achieved, of the prunable weights. requested: asked for. overall: of all.
+        sparsity: achieved, of the prunable weights. requested: asked for. overall: of all weights.
         score: the mean over seeds. low, high: its 95% interval.
-        change: how much worse than dense, in the tolerance's mode; change_low, change_high: 95%.
+        change: the loss against dense, in the tolerance's mode; change_low, change_high: 95%.
         seconds: all seeds together. seeds: the score of each.
         parts: further scores, means over seeds. failed: why there is no score.
     """
@@ -46,10 +82,10 @@ class Curve:
     """Scores of one model along one pattern.
 
     Attributes:
-        label: what it is called. bound: the worst score within the tolerance.
+        label: its name in tables and charts. bound: the worst score within the tolerance.
         points: ascending in sparsity; the first is the dense model.
-        essential: where it turns. knee: the same by Kneedle, without a tolerance.
-        command: what prunes the model to its essential sparsity; None where there is none.
+        essential: its essential sparsity. knee: by Kneedle, which needs no tolerance.
+        command: prunes the model to its essential sparsity; None where there is none.
     """
 
     label: str
@@ -69,8 +105,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class SweptModel:
-    """A model of a sweep. ``record`` is its metric's: windows differ with the tokenizer; ``dtype``
-    is what it was run in."""
+    """A model of a sweep.
+
+    Attributes:
+        record: of its metric, since windows differ with the tokenizer. dtype: that it was run in.
+    """
 
     model: str
     revision: str | None
@@ -85,7 +124,7 @@ class SweptModel:
 class SweepResult:
     """All curves, and what they depend on.
 
-    ``interrupted``: Ctrl-C ended it; what is there is whole.
+    ``interrupted``: Ctrl-C ended the sweep; the curves up to then are complete.
     """
 
     metric: str
@@ -109,9 +148,11 @@ class SweepResult:
             "samples": first.samples if first else 0,
             "record": first.record if first else {},
         }
+        # Inf is None in documents: charts cannot show it.
         curves = [
-            {**to_json(curve), "dense": _range(curve.dense)} for curve in self.curves
-        ]  # Inf has no place in a chart: it is None by now
+            to_json(curve) | {"dense": {key: getattr(curve.dense, key) for key in _INTERVAL}}
+            for curve in self.curves
+        ]
         return {
             "schema": SCHEMA,
             "prunectl": __version__,
@@ -126,10 +167,6 @@ class SweepResult:
         }
 
 
-def _range(point: CurvePoint) -> dict[str, float | None]:
-    return {"score": point.score, "low": point.low, "high": point.high}
-
-
 _COLUMNS = (
     "sparsity", "requested", "overall", "score", "low", "high", "change", "change_low",
     "change_high", "seconds", "failed",
@@ -137,7 +174,7 @@ _COLUMNS = (
 
 
 def sweep_csv(result: SweepResult) -> str:
-    """A line a point, with what curve it is of; numbers that do not exist are empty."""
+    """One line for each point, with its curve; numbers that do not exist are empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["model", "pattern", "method", "metric", *_COLUMNS])

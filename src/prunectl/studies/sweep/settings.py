@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 COARSE = Fraction(1, 10)
-"""Step of the first look; the grid of the paper's curves."""
+"""Step of the first look, as in the paper's curves."""
 FINEST = Fraction(1, 100_000)
 """A smaller step moves no weight in most models."""
 _MOST = 1000
@@ -39,9 +39,9 @@ class Grid:
     """What ``--sparsity`` of a sweep means.
 
     Attributes:
-        text: as it was given.
-        points: the sparsities, ascending; of a search, those of the first look.
-        step: how close the search comes to the turning point; None where nothing is searched.
+        text: as given.
+        points: the sparsities, ascending; for a search, those of the first look.
+        step: how close the search comes to the turning point; None for no search.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Grid:
     step: Fraction | None
 
     def within(self, pattern: Pattern) -> tuple[Fraction, ...]:
-        """The points that a pattern can reach; the largest that it can is one of a search's."""
+        """The points that a pattern can reach; a search includes its largest sparsity."""
         most = most_of(pattern)
         found = [one for one in self.points if one < most]
         if isinstance(pattern, NM) and (self.step is not None or most in self.points):
@@ -58,7 +58,7 @@ class Grid:
 
 
 def most_of(pattern: Pattern) -> Fraction:
-    """The sparsity that a pattern ends at."""
+    """The largest sparsity of a pattern."""
     return 1 - Fraction(pattern.n, pattern.m) if isinstance(pattern, NM) else Fraction(1)
 
 
@@ -66,7 +66,7 @@ def parse_grid(text: str, step: float = 0.01) -> Grid:
     """Read ``auto``, ``0:0.9:0.1`` or ``0.1,0.2``.
 
     Raises:
-        InvalidOption: it is none of them, or holds what is no sparsity.
+        InvalidOption: it is none of them, or a value is no sparsity.
     """
     cleaned = text.strip().lower()
     if cleaned == AUTO:
@@ -89,17 +89,17 @@ def parse_grid(text: str, step: float = 0.01) -> Grid:
         points = [_fraction(part, text) for part in cleaned.split(",") if part.strip()]
     if any(not 0 <= one < 1 for one in points):
         raise InvalidOption(f"--sparsity {text}: each is 0 or more, and below 1", hint=_HINT)
-    points = sorted({one for one in points if one})  # 0 is the dense model, which always is there
+    points = sorted({one for one in points if one})  # 0, the dense model, is always measured
     if not points:
         raise InvalidOption(f"--sparsity {text} names no sparsity above 0", hint=_HINT)
     return Grid(text.strip(), tuple(points), None)
 
 
 def next_point(free: Mapping[Fraction, bool], step: Fraction) -> Fraction | None:
-    """Where a search measures next; None when the turning point is known to ``step``.
+    """The sparsity that a search measures next; None once the turning point is known to ``step``.
 
     Args:
-        free: by sparsity, 0 included, whether the score was within the tolerance.
+        free: by sparsity, including 0, whether the score was within the tolerance.
     """
     inside = max((one for one, ok in free.items() if ok), default=Fraction(0))
     beyond = min((one for one, ok in free.items() if not ok and one > inside), default=None)
@@ -111,24 +111,24 @@ def next_point(free: Mapping[Fraction, bool], step: Fraction) -> Fraction | None
 
 def _fraction(text: str, whole: str) -> Fraction:
     try:
-        # By way of a float: a fraction of 1e-999999999 takes all memory there is.
+        # Through a float, since a fraction of 1e-999999999 would fill the memory.
         return Fraction(str(float(text)))
     except (ValueError, OverflowError):
         raise InvalidOption(f"--sparsity {whole}: '{text}' is no number", hint=_HINT) from None
 
 
 class EpsilonMode(StrEnum):
-    """What a tolerance is a share of."""
+    """The unit of a tolerance."""
 
     RELATIVE = "relative"
-    """The dense model's score."""
+    """A share of the dense model's score."""
     ABSOLUTE = "absolute"
-    """1: of an accuracy, 0.01 is one point."""
+    """The score itself: for an accuracy, 0.01 is one point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How much worse than dense is still free."""
+    """How much worse than the dense model counts as free."""
 
     epsilon: float = 0.01
     mode: EpsilonMode = EpsilonMode.RELATIVE
@@ -144,9 +144,9 @@ class Tolerance:
         object.__setattr__(self, "mode", EpsilonMode(self.mode))
 
     def losses(self, scores: Floats, dense: Floats | float, *, higher_is_better: bool) -> Floats:
-        """How much worse scores are, in units of the mode; negative is better than dense.
+        """How much worse scores are, in the unit of the mode; negative is better than dense.
 
-        NaN where that has no meaning: of two infinite scores, or as a share of 0.
+        NaN where the loss is undefined: for two infinite scores, or as a share of 0.
         """
         import numpy as np
 
@@ -157,7 +157,7 @@ class Tolerance:
             return np.where(np.abs(dense) > 0, worse / np.abs(dense), np.nan)
 
     def bound(self, dense: float, *, higher_is_better: bool) -> float:
-        """The worst score that is within."""
+        """The worst score that is within the tolerance."""
         room = self.epsilon * (abs(dense) if self.mode is EpsilonMode.RELATIVE else 1.0)
         return dense - room if higher_is_better else dense + room
 
@@ -173,18 +173,18 @@ DEFAULT_STEP = 0.01
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What is measured along which curve.
+    """The metric, and the sparsities and patterns at which it is measured.
 
     Attributes:
         evaluation: the metric and its data.
         sparsity: ``auto`` (steps of 0.1, then a search around the turning point), a range such as
             ``0:0.9:0.1``, or a list such as ``0.1,0.2``.
         step: how close ``auto`` comes to the turning point.
-        patterns: a curve each. N:M up to its own sparsity, as a budget of whole matrices.
+        patterns: one curve for each. N:M up to its own sparsity, as a budget of whole matrices.
         pruning: method, scope, selectors, calibration of all curves; its sparsity and pattern are
             not used.
-        tolerance: what loss is free.
-        seeds: of metrics that train, and of calibration; each point is measured with each.
+        tolerance: the loss that is free.
+        seeds: of metrics that train, and of calibration; each point is measured with every seed.
     """
 
     evaluation: EvalSettings = field(default_factory=EvalSettings)
@@ -200,7 +200,7 @@ class SweepSettings:
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.patterns:
             raise InvalidOption("a sweep needs a pattern", hint="unstructured, or N:M")
-        # Numpy, which draws in trainings, takes no larger ones.
+        # numpy, which draws in trainings, takes no larger seeds.
         if not self.seeds or not 0 <= min(self.seeds) <= max(self.seeds) < 2**32:
             raise InvalidOption("--seeds: one or more whole numbers, 0 to 2**32 - 1")
         if self.pruning.mask is not None or self.pruning.rules:
@@ -219,7 +219,7 @@ class SweepSettings:
         return parse_grid(self.sparsity, self.step)
 
     def at(self, pattern: Pattern, sparsity: float, seed: int) -> PruneSettings:
-        """How one point is pruned."""
+        """The settings that prune one point."""
         calibration = self.pruning.calibration
         if calibration is not None:
             calibration = replace(calibration, seed=seed)

@@ -19,19 +19,20 @@ from prunectl.errors import CannotWrite
 from prunectl.evaluation.loaded_model import dtype_of
 from prunectl.evaluation.metric import Metric, prepare
 from prunectl.evaluation.processes import tell_unshared
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.output.target import MANIFEST_NAME
 from prunectl.parallel.joining import joined_ranks
 from prunectl.parallel.ranks import SAME_COMMAND
+from prunectl.parallel.run import Run
 from prunectl.pattern import Pattern
 from prunectl.plan.job import plan_prune
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.studies.sweep.commands import command_for, named, short_names
-from prunectl.studies.sweep.curves import Requested, Status, read_curve
+from prunectl.studies.sweep.curves import Requested, read_curve
 from prunectl.studies.sweep.measurer import LIBRARIES, Measurer
 from prunectl.studies.sweep.points import Point, Points, key_of
-from prunectl.studies.sweep.result import Curve, SweepResult, SweptModel
+from prunectl.studies.sweep.result import Curve, Status, SweepResult, SweptModel
 from prunectl.studies.sweep.settings import SweepSettings, next_point
 from prunectl.to_json import to_json
 from prunectl.userdirs import cache_dir, forget_oldest
@@ -53,26 +54,26 @@ def sweep(
     """Measure how a model's score falls with sparsity, and its essential sparsity.
 
     The model is loaded once and pruned in memory, from the dense copy on disk, bit for bit as
-    ``prune`` would; it is loaded anew only for metrics that train it. A point that fails is noted
-    and the others are measured. "The Emergence of Essential Sparsity in Large Pre-trained Models",
+    ``prune`` would; it is reloaded only for metrics that train it. A point that fails is noted, and
+    the others are measured. "The Emergence of Essential Sparsity in Large Pre-trained Models",
     arXiv 2306.03805.
 
     Args:
         models: one or several: open checkpoints, or what :func:`prunectl.open_checkpoint` takes.
         settings: metric, sparsities, patterns; by default perplexity, for ``demo`` on its own text.
         results: a file to which every point is appended as it is measured, and whose points are not
-            measured again; None is one in the user's cache, for each checkpoint.
-        use_cache: whether that is used; ``results`` is in any case.
+            measured again; None is one file in the user's cache for each checkpoint.
+        use_cache: whether to use the user's cache where ``results`` is None.
         jobs: threads that read; default one per core, eight at most.
-        command: recorded.
-        on_event: receives progress. on_result: receives what is known, after each point.
+        command: recorded in the result.
+        on_event: receives progress. on_result: receives the result so far, after each point.
 
     Raises:
         UsageError: settings that do not fit the model. SourceError: it cannot be read.
         BadData: the metric's data cannot be read. CannotWrite: ``results`` cannot be written.
     """
     started = time.perf_counter()
-    settings = settings or SweepSettings()
+    run, settings = Run(jobs, on_event=on_event), settings or SweepSettings()
     check_device(settings.evaluation.device)
     if settings.pruning.calibration is not None:
         check_device(settings.pruning.calibration.device)
@@ -80,15 +81,15 @@ def sweep(
     opened = [one if isinstance(one, Checkpoint) else open_model(one) for one in given]
     for checkpoint in opened:
         for text in checkpoint.notes:
-            on_event(Note(text, warning=True))
+            run.note(text, warning=True)
         if (checkpoint.folder / MANIFEST_NAME).is_file():
             text = (
                 "is already pruned: losses are measured against its current score, not against "
                 "the dense model's"
             )
-            on_event(Note(f"{checkpoint.model} {text}", warning=True))
+            run.note(f"{checkpoint.model} {text}", warning=True)
     for checkpoint in opened:
-        for pattern in settings.patterns:  # what does not fit is said before anything is measured
+        for pattern in settings.patterns:  # impossible settings fail before anything is measured
             first = float(settings.grid.within(pattern)[0])
             plan_prune(checkpoint, settings.at(pattern, first, settings.seeds[0]))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
@@ -98,14 +99,14 @@ def sweep(
     done: list[Curve] = []
     devices: dict[str, None] = {}  # in order
     try:
-        kept = _points(opened, results, _decided(found), on_event, use_cache=use_cache)
-        for (checkpoint, metric), name, points in zip(prepared, names, kept, strict=True):
-            with Measurer(checkpoint, metric, settings, points, jobs, on_event) as measurer:
+        known = _points(opened, results, _agreed(found), run, use_cache=use_cache)
+        for (checkpoint, metric), name, points in zip(prepared, names, known, strict=True):
+            with Measurer(checkpoint, metric, settings, points, run) as measurer:
                 for pattern in settings.patterns:
                     for curve in _measured(measurer, name, pattern):
                         seconds = time.perf_counter() - started
                         found = replace(found, curves=(*done, curve), seconds=seconds)
-                        if measurer.devices:  # which may be more than the machine's first
+                        if measurer.devices:  # several, if the model is spread over them
                             devices[measurer.devices] = None
                             found.machine["device"] = ", ".join(devices)
                         if on_result is not None:
@@ -121,36 +122,35 @@ def sweep(
 def _points(
     checkpoints: Sequence[Checkpoint],
     results: str | os.PathLike[str] | None,
-    decided: object,
-    on_event: OnEvent,
+    agreed: object,
+    run: Run,
     *,
     use_cache: bool,
 ) -> list[Points]:
-    """The points that are known of each checkpoint: in all processes, those of the first.
+    """The known points of each checkpoint; every process takes those of the first.
 
-    A point that one of several knew, and another did not, would be left out there, and its part in
-    the training waited for elsewhere.
+    If only some processes knew a point, the others would wait for them in its training.
 
     Args:
-        decided: what decides the points' keys, in every process the same.
+        agreed: decides the points' keys; must be the same in every process.
 
     Raises:
         RanksDiffer: it is not.
     """
-    with joined_ranks(on_event) as ranks:
-        ranks.check_same("sweep", decided, hint=SAME_COMMAND)
+    with joined_ranks(run.on_event) as ranks:
+        ranks.check_same("sweep", agreed, hint=SAME_COMMAND)
         if not ranks.is_first:
             nothing: list[Mapping[str, Point]] = []
             return [Points.of(known) for known in ranks.broadcast(nothing)]
         if results is not None:
             found = [Points(Path(results))] * len(checkpoints)
         else:
-            found = [_cached(one, on_event) if use_cache else Points(None) for one in checkpoints]
+            found = [_cached(one, run) if use_cache else Points(None) for one in checkpoints]
         ranks.broadcast([points.known for points in found])
         return found
 
 
-def _decided(found: SweepResult) -> dict[str, object]:
+def _agreed(found: SweepResult) -> dict[str, object]:
     """What all processes must agree on: the same points in the same order, for the same work."""
     versions = [__version__, *(version(name) for name in LIBRARIES)]
     place = choose_device(str(found.settings["device"])).type
@@ -158,13 +158,13 @@ def _decided(found: SweepResult) -> dict[str, object]:
     return {"versions": versions, "device": place, "asked": asked}
 
 
-def _cached(checkpoint: Checkpoint, on_event: OnEvent) -> Points:
+def _cached(checkpoint: Checkpoint, run: Run) -> Points:
     """The points in the user's cache."""
     name = f"sweep-{key_of(checkpoint.identity())}.jsonl"
     try:
         points = Points(cache_dir() / name, is_cache=True)
-    except CannotWrite as error:  # a cache that does not work costs time, not the result
-        on_event(Note(f"points are not kept: {error.message}", warning=True))
+    except CannotWrite as error:  # costs time, not the result
+        run.note(f"points are not kept: {error.message}", warning=True)
         return Points(None)
     with suppress(OSError):
         forget_oldest(cache_dir(), name)
@@ -172,7 +172,7 @@ def _cached(checkpoint: Checkpoint, on_event: OnEvent) -> Points:
 
 
 def _measured(measurer: Measurer, name: str, pattern: Pattern) -> Iterator[Curve]:
-    """The curve after each of its points: those of the grid, then those of the search."""
+    """The curve after each of its points: first the grid's, then the search's."""
     grid, requested = measurer.settings.grid, [_requested(measurer, pattern, Fraction(0))]
     yield (curve := _curve(measurer, name, pattern, requested))
     if requested[0].failed or curve.essential.status is Status.UNLEARNED:
@@ -210,7 +210,7 @@ def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requ
     )
     command = None
     if read.essential.sparsity:
-        # The last of those that come to the same: a model may hold these zeros from the start.
+        # Several requests may achieve the same sparsity, which the model may have from the start.
         at = next(
             p.requested
             for p in reversed(read.points)

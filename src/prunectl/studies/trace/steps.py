@@ -1,4 +1,4 @@
-"""Which training step a checkpoint is of, and in what order checkpoints follow one another."""
+"""The training step of each checkpoint, and the order of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunectl.studies.errors import SameStep, TooFewCheckpoints
 
 LEAST = 2
 STATE = "trainer_state.json"
-"""What the Trainer of transformers leaves beside the weights of a checkpoint."""
+"""Written by the Trainer of transformers next to the weights of a checkpoint."""
 _LARGEST_STATE = 256 << 20
 _STEP = re.compile(
     r"(?:^|[-_.])(?:global[-_]?step|steps?|checkpoint|ckpt|iter|iteration|epoch)[-_]?(\d{1,15})$"
@@ -32,7 +32,7 @@ class Named:
     """A checkpoint before it is opened.
 
     Attributes:
-        model: what opens it. step: of the training, or its place in the order given.
+        model: as given. step: of the training, or its position in the order given.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Course:
     """The checkpoints in the order of their steps.
 
     Attributes:
-        known: whether steps are those of the training, and not places in the order given.
+        known: whether steps are those of the training, and not positions in the order given.
         sorted: whether they were given in another order.
     """
 
@@ -54,7 +54,7 @@ class Course:
 
 
 def course(models: Sequence[str]) -> Course:
-    """Find the checkpoints that are meant, and their steps.
+    """Find the checkpoints and their steps.
 
     Args:
         models: folders, Hub ids with revisions, or folders of ``checkpoint-*`` folders.
@@ -78,10 +78,10 @@ def course(models: Sequence[str]) -> Course:
 
 
 def expanded(model: str) -> list[str]:
-    """The checkpoints in a folder, where they lie side by side in it; else the model itself.
+    """The checkpoints in a folder that holds several; else the model itself.
 
-    A folder with weights of its own beside ``checkpoint-*`` folders (a Trainer's output) stands for
-    those: its own weights are the last ones once more.
+    A folder with ``checkpoint-*`` folders and weights of its own (a Trainer's output) stands for
+    the ``checkpoint-*`` folders: its own weights repeat the last of them.
     """
     path = local_path(model)
     if path is None or not path.is_dir():
@@ -91,7 +91,7 @@ def expanded(model: str) -> list[str]:
         # ``latest`` is often a link to one of the others.
         folders = {one.resolve(): one for one in reversed(found) if one.is_dir()}
         inner = [one for one in folders.values() if _holds_weights(one)]
-    except OSError:  # opening it says why
+    except OSError:  # opening the folder reports the error
         return [model]
     steps = {one: step for one in inner if (step := step_of(str(one))) is not None}
     if not steps:
@@ -100,7 +100,7 @@ def expanded(model: str) -> list[str]:
 
 
 def step_of(model: str) -> int | None:
-    """The training step that a checkpoint's own files, its folder's name or its revision tell."""
+    """The training step from a checkpoint's own files, its folder's name or its revision."""
     path = local_path(model)
     if path is None:
         revision = split_revision(model)[1]
