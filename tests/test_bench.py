@@ -27,7 +27,7 @@ from prunectl.benchmarking.machine import _kernel_module, torch_threads
 from prunectl.benchmarking.models import PRESETS, find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
-from prunectl.benchmarking.timing import Interval, WallClock, summarize
+from prunectl.benchmarking.timing import Ratio, WallClock, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload
 from prunectl.checkpoint.model_kind import Kind
@@ -89,7 +89,7 @@ def test_the_demo_is_timed_beside_itself_with_zeros(demo_result: BenchResult) ->
 
 
 def test_on_the_cpu_it_says_that_zeros_bring_nothing(demo_result: BenchResult) -> None:
-    runs = tuple(replace(one, against=one.against and Interval(1.0, 0.9, 1.1))
+    runs = tuple(replace(one, against=one.against and Ratio(1.0, 0.9, 1.1))
                  for one in demo_result.runs)  # fmt: skip
     verdicts = replace(demo_result, runs=runs).verdicts
     assert verdicts[0] == (
@@ -97,7 +97,7 @@ def test_on_the_cpu_it_says_that_zeros_bring_nothing(demo_result: BenchResult) -
         "difference found at decode (1.00x, could be 0.90x to 1.10x); against demo."
     )
     assert "Zeros bring no speed-up on the CPU" in verdicts[1]
-    fast = tuple(replace(one, against=one.against and Interval(2.0, 1.9, 2.1)) for one in runs)
+    fast = tuple(replace(one, against=one.against and Ratio(2.0, 1.9, 2.1)) for one in runs)
     assert len(replace(demo_result, runs=fast).verdicts) == 1, "not against what was measured"
 
 
@@ -777,8 +777,8 @@ def test_outputs_that_differ_fail_the_run(
 def test_every_field_is_on_the_screen_with_v(demo_result: BenchResult) -> None:
     from prunectl.cli.output import screen
 
-    row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Interval(2, 1.9, 2.1), True, 0.0)
-    lost = replace(row, batch=1, against=Interval(0.5, 0.4, 0.6), chosen=False)
+    row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Ratio(2, 1.9, 2.1), True, 0.0)
+    lost = replace(row, batch=1, against=Ratio(0.5, 0.4, 0.6), chosen=False)
     none = KernelRow((5, 7), 1, 0.5, 0, "", 0.0, 0.0, None, False, 0.0, "no kernel runs")
     full = replace(
         demo_result, kernels=(lost, row, none), skipped=(Skipped("batch 9", "out of memory"),),
@@ -858,7 +858,7 @@ def test_a_source_that_was_not_finished_is_not_used(
 
 
 def test_kernels_are_rows_of_its_table() -> None:
-    row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Interval(2, 1.9, 2.1), True, 0.0)
+    row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Ratio(2, 1.9, 2.1), True, 0.0)
     shown = "| 192 x 512 | 8 | CUTLASS | 20.0 | 10.0 | 2.00x (1.90 to 2.10) | yes |"
     assert gpu.kernel_row(row) == shown
     lost = replace(row, against=None, error="no kernel runs", chosen=False)

@@ -36,7 +36,7 @@ from prunectl.benchmarking.kernels import (
     sparse_side,
 )
 from prunectl.benchmarking.limits import Rates, bytes_read, tensor_bytes, weight_bytes
-from prunectl.benchmarking.models import Live, _side
+from prunectl.benchmarking.models import LoadedSide, _side
 from prunectl.benchmarking.running import Bench
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sparse import (
@@ -314,28 +314,28 @@ def test_shapes_are_grouped_and_batches_are_seen() -> None:
 # --- a whole side -------------------------------------------------------------------------------
 
 
-def bench_of(model: nn.Module, kernels: str) -> tuple[Bench, Live]:
-    live = Live(_side(model, "pruned", "pruned"), model)
+def bench_of(model: nn.Module, kernels: str) -> tuple[Bench, LoadedSide]:
+    loaded = LoadedSide(_side(model, "pruned", "pruned"), model)
     settings = replace(BenchSettings(), kernels=kernels)
     bench = Bench(
-        (live,), model_kind_of(model), torch.device("cpu"), WallClock(), Rates(1, 1, 1, 1),
+        (loaded,), model_kind_of(model), torch.device("cpu"), WallClock(), Rates(1, 1, 1, 1),
         settings, None,
     )  # fmt: skip
-    return bench, live
+    return bench, loaded
 
 
 @torch.inference_mode()
 def test_a_sparse_side_says_what_the_dense_one_says() -> None:
     model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
-    bench, live = bench_of(model, "sparse")
+    bench, loaded = bench_of(model, "sparse")
     workload = Workload(2, 6, 3)
-    made, rows = sparse_side(bench, live, [workload], [CSR])
+    made, rows = sparse_side(bench, loaded, [workload], [CSR])
     assert made is not None
     assert made.side.converted == 14
     assert made.side.label == "pruned, sparse kernels"
     assert {row.batch for row in rows} == {2, 12}
-    assert zeros_in_memory(live.model).matrices == 14, "the dense side is as it was"
-    found = agreement(bench, made, live, [workload])
+    assert zeros_in_memory(loaded.model).matrices == 14, "the dense side is as it was"
+    found = agreement(bench, made, loaded, [workload])
     assert found.ok
     assert found.relative_error < 1e-5
 
@@ -343,8 +343,8 @@ def test_a_sparse_side_says_what_the_dense_one_says() -> None:
 @torch.inference_mode()
 def test_with_auto_a_side_that_wins_nowhere_is_not_made() -> None:
     model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
-    bench, live = bench_of(model, "auto")
-    made, rows = sparse_side(bench, live, [Workload(8, 12, 2)], [CSR])
+    bench, loaded = bench_of(model, "auto")
+    made, rows = sparse_side(bench, loaded, [Workload(8, 12, 2)], [CSR])
     won = any(row.chosen for row in rows)
     assert (made is not None) == won
     assert len(rows) == 8
@@ -353,22 +353,22 @@ def test_with_auto_a_side_that_wins_nowhere_is_not_made() -> None:
 @torch.inference_mode()
 def test_a_kernel_that_is_wrong_at_one_number_of_rows_is_no_agreement() -> None:
     model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
-    bench, live = bench_of(model, "sparse")
+    bench, loaded = bench_of(model, "sparse")
 
-    def side(choices: dict[int, bool]) -> Live:
+    def side(choices: dict[int, bool]) -> LoadedSide:
         copied = prune_in_memory(model, NM(2, 4))
         name = "model.layers.0.mlp.up_proj"
         linear = copied.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         split = SplitWeight(linear.weight, torch.arange(48), lambda weight: 3 * weight)
         replace_linears(copied, {name: ChoosingLinear(linear, split, choices)})
-        return Live(live.side, copied)
+        return LoadedSide(loaded.side, copied)
 
     workloads = [Workload(1, 4, 3), Workload(2, 8, 3)]
     for rows in (1, 2, 4, 16):
         only = {known: known == rows for known in (1, 2, 4, 16)}
-        assert not agreement(bench, side(only), live, workloads).ok, rows
-    assert agreement(bench, side({1: False}), live, workloads).ok
+        assert not agreement(bench, side(only), loaded, workloads).ok, rows
+    assert agreement(bench, side({1: False}), loaded, workloads).ok
 
 
 def test_kernels_are_offered_the_dtypes_that_they_are_2_4_in() -> None:
@@ -395,9 +395,9 @@ def test_a_sparse_product_is_given_whole_rows() -> None:
 @torch.inference_mode()
 def test_other_outputs_are_no_agreement() -> None:
     model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
-    bench, live = bench_of(model, "sparse")
-    other = Live(live.side, tiny_models.make("llama_untied").requires_grad_(False))
-    found = agreement(bench, other, live, [Workload(1, 4, 1)])
+    bench, loaded = bench_of(model, "sparse")
+    other = LoadedSide(loaded.side, tiny_models.make("llama_untied").requires_grad_(False))
+    found = agreement(bench, other, loaded, [Workload(1, 4, 1)])
     assert not found.ok
     assert not replace(found, relative_error=float("nan")).ok
 

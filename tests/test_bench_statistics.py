@@ -10,7 +10,7 @@ from prunectl.benchmarking.timing import (
     FASTER,
     SLOWER,
     UNDECIDED,
-    Interval,
+    Ratio,
     paired_ratio,
     sign_test,
     summarize,
@@ -39,8 +39,8 @@ def test_no_samples_are_refused() -> None:
 
 
 def test_constant_samples_give_the_exact_ratio() -> None:
-    assert paired_ratio([3.0] * 7, [2.0] * 7, 0) == Interval(1.5, 1.5, 1.5, 2 / 2**7)
-    assert unpaired_ratio([1.0] * 7, [2.0] * 9, 0) == Interval(0.5, 0.5, 0.5)
+    assert paired_ratio([3.0] * 7, [2.0] * 7, 0) == Ratio(1.5, 1.5, 1.5, 2 / 2**7)
+    assert unpaired_ratio([1.0] * 7, [2.0] * 9, 0) == Ratio(0.5, 0.5, 0.5)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -72,7 +72,7 @@ def test_drift_that_hits_both_sides_hides_no_difference() -> None:
 def test_a_verdict_needs_an_interval_without_one_and_a_difference(
     ratio: float, low: float, high: float, verdict: str
 ) -> None:
-    assert Interval(ratio, low, high).verdict == verdict
+    assert Ratio(ratio, low, high).verdict == verdict
 
 
 def test_the_sign_test_is_that_of_a_fair_coin() -> None:
@@ -85,9 +85,9 @@ def test_the_sign_test_is_that_of_a_fair_coin() -> None:
 
 def test_a_difference_in_too_few_rounds_is_none() -> None:
     # Medians are far apart in every resample that matters, and 5 of 7 rounds prove nothing.
-    assert Interval(1.5, 1.2, 1.9, sign_test(5, 2)).verdict == UNDECIDED
-    assert Interval(1.5, 1.2, 1.9, sign_test(7, 0)).verdict == FASTER
-    assert Interval(0.5, 0.4, 0.9, sign_test(3, 12)).verdict == SLOWER
+    assert Ratio(1.5, 1.2, 1.9, sign_test(5, 2)).verdict == UNDECIDED
+    assert Ratio(1.5, 1.2, 1.9, sign_test(7, 0)).verdict == FASTER
+    assert Ratio(0.5, 0.4, 0.9, sign_test(3, 12)).verdict == SLOWER
     left, right = [2.0, 2, 2, 2, 2, 1, 1], [1.0, 1, 1, 1, 1, 2, 2]
     assert paired_ratio(left, right, 0).chance == sign_test(5, 2)
 
@@ -114,7 +114,7 @@ def test_a_true_difference_lies_in_most_intervals() -> None:
 
 
 def test_what_all_workloads_say_together() -> None:
-    faster, slower, none = Interval(1.3, 1.2, 1.4), Interval(0.9, 0.8, 0.95), Interval(1, 0.9, 1.1)
+    faster, slower, none = Ratio(1.3, 1.2, 1.4), Ratio(0.9, 0.8, 0.95), Ratio(1, 0.9, 1.1)
     assert phrase("prefill", [faster]) == "faster at prefill (1.30x)"
     assert phrase("decode", [none, none]) == (
         "no difference found at decode (1.00x, could be 0.90x to 1.10x)"

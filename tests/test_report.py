@@ -25,13 +25,11 @@ from prunectl import numbers
 from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.result import Analysis
 from prunectl.errors import MissingLibrary
-from prunectl.report import analyze_charts, sweep_data, sweep_scales
+from prunectl.report import analyze_charts, sweep_data
 from prunectl.report.analyze_charts import (
     BY_LAYER,
     BY_MATRIX,
     BY_ROLE,
-    LINEAR,
-    LOG,
     heat_map,
     histograms,
     loss_rows,
@@ -39,7 +37,7 @@ from prunectl.report.analyze_charts import (
     norm_curve,
 )
 from prunectl.report.analyze_page import analyze_page
-from prunectl.report.charts import chart_version, check_libraries, finished, load
+from prunectl.report.charts import LINEAR, LOG, chart_version, check_libraries, finished, load
 from prunectl.report.sweep_charts import SweepCharts
 from prunectl.report.sweep_page import sweep_page, sweep_picture
 
@@ -171,27 +169,27 @@ def test_scales_that_are_offered() -> None:
         return [{"score": score, "change": score / scores[0] - 1} for score in scores]
 
     dense = [{"dense": 20.0, "bound": 20.2}]
-    explodes = sweep_scales.score_scales(points(20, 21, 4e4), dense, higher_is_better=False)
+    explodes = sweep_data.score_scales(points(20, 21, 4e4), dense, higher_is_better=False)
     assert list(explodes) == ["Log", "Linear", "Near dense"]
     low, high = explodes["Log"]["domain"]
     assert 0 < low < 20
     assert high > 4e4
     low, high = explodes["Near dense"]["domain"]
     assert low < 20 < 20.2 < high < 22
-    better = sweep_scales.score_scales(
+    better = sweep_data.score_scales(
         points(0.9, 0.2), [{"dense": 0.9, "bound": 0.89}], higher_is_better=True
     )
     assert better["Near dense"]["domain"] == pytest.approx([0.82, 0.925])
     # Correlations may be negative: then there is no log scale.
-    spearman = sweep_scales.score_scales(points(0.8, -0.1), [], higher_is_better=True)
+    spearman = sweep_data.score_scales(points(0.8, -0.1), [], higher_is_better=True)
     assert list(spearman) == ["Linear"]
-    assert sweep_scales.score_scales([], [], higher_is_better=True) == {}
+    assert sweep_data.score_scales([], [], higher_is_better=True) == {}
 
-    losses = sweep_scales.loss_ranges(points(20, 20.1, 4e4), 0.01)
+    losses = sweep_data.loss_ranges(points(20, 20.1, 4e4), 0.01)
     assert losses["Near the tolerance"][1] == pytest.approx(0.08)
     assert losses["All"][1] == pytest.approx(1999)
-    assert list(sweep_scales.loss_ranges(points(20, 20.1), 0.01)) == ["Near the tolerance"]
-    assert list(sweep_scales.loss_ranges(points(20, 20.1), 0.0)) == ["All"]
+    assert list(sweep_data.loss_ranges(points(20, 20.1), 0.01)) == ["Near the tolerance"]
+    assert list(sweep_data.loss_ranges(points(20, 20.1), 0.0)) == ["All"]
 
 
 @pytest.mark.parametrize("name", report_documents.EVERY)

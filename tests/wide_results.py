@@ -7,7 +7,7 @@ from prunectl.benchmarking.limits import Rates
 from prunectl.benchmarking.loading import LoadCost
 from prunectl.benchmarking.machine import Machine
 from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
-from prunectl.benchmarking.timing import Interval, Summary
+from prunectl.benchmarking.timing import Ratio, Summary
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
 from prunectl.measure.model_stats import ModelStats
@@ -72,7 +72,7 @@ def sweep() -> SweepResult:
 def bench() -> BenchResult:
     """Four sides with long labels, two phases, and a kernel of each kind."""
     labels = [f"{LABEL}-{i}" for i in range(4)]
-    against = Interval(12.34, 11.11, 13.45)
+    against = Ratio(12.34, 11.11, 13.45)
     sides = tuple(
         Side(label, label, "dense", "", "X", "bf16", 10**9, 2 * 10**9, 10**9, Zeros(10, 100, 50, 0),
              0, LoadCost(725.0, 20 * 10**9, 0))
@@ -101,5 +101,5 @@ def bench() -> BenchResult:
 
 def comparison() -> Comparison:
     """An earlier benchmark of the same."""
-    change = Change("128 x 32768+16384", "prefill", LABEL, Interval(0.98, 0.95, 1.02))
+    change = Change("128 x 32768+16384", "prefill", LABEL, Ratio(0.98, 0.95, 1.02))
     return Comparison((change,), 0, ())

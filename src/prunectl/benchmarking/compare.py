@@ -1,4 +1,4 @@
-"""A benchmark beside an older one that was saved; and the rows of a result as a table of text."""
+"""A benchmark compared with an older, saved one; and the rows of a result as CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from prunectl.benchmarking.errors import BadBenchFile
 from prunectl.benchmarking.result import SCHEMA, BenchResult
-from prunectl.benchmarking.timing import Interval, unpaired_ratio
+from prunectl.benchmarking.timing import Ratio, unpaired_ratio
 
 _SAME = ("device", "name", "threads")
 _MOST_SAMPLES = 10_000
@@ -20,22 +20,22 @@ _MOST_SAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One phase of one workload on one side: old seconds over new ones, above 1 is faster now."""
+    """One phase of one workload on one side: old seconds over new ones; above 1 is faster now."""
 
     workload: str
     phase: str
     side: str
-    against: Interval
+    against: Ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a result and an older one have in common.
+    """A result compared with an older one.
 
     Attributes:
-        changes: where both measured the same. missing: how many rows only one of them has.
-        differences: sentences on what else differs: device, threads, versions, inputs.
-        same_device: whether both ran on a device of one kind and name.
+        changes: of the rows that both have. missing: number of rows that only one of them has.
+        differences: sentences on other differences: device, threads, versions, inputs.
+        same_device: whether both ran on a device of the same kind and name.
     """
 
     changes: tuple[Change, ...]
@@ -44,19 +44,18 @@ class Comparison:
     same_device: bool = True
 
     def below(self, ratio: float) -> tuple[Change, ...]:
-        """Those that are slower than ``ratio``, beyond what their spread explains.
+        """The changes that are slower than ``ratio`` by more than their spread explains.
 
-        A machine differs from run to run, so one that is only just slower is better caught by a
-        ratio under 1.
+        A ratio a little below 1 leaves room for differences between runs of one machine.
         """
         return tuple(one for one in self.changes if one.against.high < ratio)
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """Read the JSON that a benchmark was saved as: ``BenchResult.to_json()``.
+    """Read a saved benchmark: the document of ``BenchResult.to_json()``.
 
     Raises:
-        BadBenchFile: it cannot be read, or is none.
+        BadBenchFile: the file cannot be read, or is no benchmark.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -70,10 +69,10 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 
 def compare_bench(old: dict[str, Any], path: Path, result: BenchResult) -> Comparison:
-    """Set a result beside an older one.
+    """Compare a result with an older one.
 
     Args:
-        old: what :func:`read_bench` gave, from ``path``.
+        old: from :func:`read_bench` of ``path``.
 
     Raises:
         BadBenchFile: its rows are damaged.
@@ -115,10 +114,10 @@ def compare_bench(old: dict[str, Any], path: Path, result: BenchResult) -> Compa
 
 
 def _seconds(value: Any) -> float:
-    """A sample out of a file.
+    """A sample of a file in seconds.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: it is no positive, finite number.
     """
     if isinstance(value, bool | str) or not 0 < float(value) < math.inf:
         raise ValueError(f"{str(value)[:40]!r} is no number of seconds")
@@ -126,7 +125,7 @@ def _seconds(value: Any) -> float:
 
 
 def bench_csv(result: BenchResult) -> str:
-    """All runs as comma-separated values, with a line of names."""
+    """All runs as comma-separated values, with a header line."""
     names = (
         "workload", "batch", "tokens", "new_tokens", "phase", "side", "kernels", "median_s",
         "p10_s", "p90_s", "cv", "rounds", "rate", "ratio", "low", "high", "verdict", "of_limit",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CannotRun(PrunectlError):
-    """A model whose forward pass cannot be run, or that cannot be loaded for it."""
+    """A model that cannot be loaded, or whose forward pass fails."""
 
     def __init__(self, model: str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{model}: cannot be run: {why}", hint=hint)
@@ -21,7 +21,7 @@ class CannotRun(PrunectlError):
 
 
 class NotEnoughMemory(PrunectlError):
-    """A model, or everything that it was to be run on, does not fit the device's memory."""
+    """A model, or every workload, does not fit the device's memory."""
 
     def __init__(self, model: str, device: str, what: str) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class NotEnoughMemory(PrunectlError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while something had been measured; ``result`` holds that."""
+    """Ctrl-C after something was measured; ``result`` holds that."""
 
     def __init__(self, result: BenchResult) -> None:
         super().__init__("interrupted")
@@ -40,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class BadBenchFile(UsageError):
-    """A file for --compare that is no saved result of bench."""
+    """A file for --compare that is not a saved result of bench."""
 
     def __init__(self, path: Path | str, why: str) -> None:
         super().__init__(
@@ -50,7 +50,7 @@ class BadBenchFile(UsageError):
 
 
 class Slower(PrunectlError):
-    """A benchmark that is slower than an older one, beyond what was allowed."""
+    """A benchmark that is slower than an older one by more than was allowed."""
 
     def __init__(self, ratio: float, rows: Sequence[str]) -> None:
         more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""

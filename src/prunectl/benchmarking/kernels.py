@@ -1,10 +1,14 @@
-"""Where 2:4 kernels are used: each weight shape is timed at each batch, and a model built of it."""
+"""2:4 kernels: timed for each weight shape and batch, and used where they win.
+
+The micro-benchmark decides; a side is then built whose weights run on the kernels, and its outputs
+are compared with those of the side that it was made from.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn import functional
 
 from prunectl.benchmarking.limits import weight_bytes
-from prunectl.benchmarking.models import Live
+from prunectl.benchmarking.models import LoadedSide
 from prunectl.benchmarking.result import Agreement, KernelRow
 from prunectl.benchmarking.running import Bench, make_pass, outputs_of
 from prunectl.benchmarking.sparse import (
@@ -25,9 +29,8 @@ from prunectl.benchmarking.sparse import (
 from prunectl.benchmarking.timing import (
     FASTER,
     Clock,
-    Interval,
-    Pass,
     paired_ratio,
+    pass_of,
     summarize,
     time_passes,
 )
@@ -44,17 +47,17 @@ if TYPE_CHECKING:
 
 ROUNDS, SECONDS = 15, 1.0
 _SCRUB = 1 << 28
-"""Bytes that are written between products: more than the cache of any card holds."""
+"""Bytes that are written between products: more than the cache of any card."""
 MOST_BATCHES = 8
 
 TOLERANCE = {"float16": 0.01, "bfloat16": 0.05, "float32": 0.001}
-"""Relative error (norm of the difference over norm) of outputs that is rounding and no mistake:
-both kernels add in their own order."""
+"""Relative error of outputs (norm of the difference over norm) that rounding explains, since each
+kernel adds in its own order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Weights that are alike: shape, number of rows that a kernel takes; and their names."""
+    """The names of weights with equal shapes and equal numbers of rows that a kernel takes."""
 
     shape: tuple[int, int]
     rows: int
@@ -63,7 +66,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ShapeTimes:
-    """The rows of one shape, and the backend that its weights are converted with; None: none."""
+    """The times of one shape, and the backend that converts its weights; None if none does."""
 
     rows: tuple[KernelRow, ...]
     backend: Backend | None
@@ -74,7 +77,7 @@ class ShapeTimes:
 
 
 def shapes_of(matrices: Iterable[Matrix], backends: Sequence[Backend]) -> list[Shape]:
-    """Weights of linear layers that a backend takes, by shape and number of rows in 2:4."""
+    """The weights of linear layers that a backend takes, by shape and number of rows in 2:4."""
     import torch
 
     groups: dict[tuple[tuple[int, int], int], list[str]] = defaultdict(list)
@@ -90,11 +93,11 @@ def shapes_of(matrices: Iterable[Matrix], backends: Sequence[Backend]) -> list[S
 def observed_batches(
     model: torch.nn.Module, names: Sequence[str], runs: Iterable[Callable[[], Any]]
 ) -> tuple[int, ...]:
-    """The numbers of input rows that layers see in some calls; at most eight, spread out."""
+    """The numbers of input rows that layers see in some calls: at most eight, evenly chosen."""
     seen: set[int] = set()
 
     def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs:  # none where a model names the argument
+        if inputs:  # none if the model passes it by name
             seen.add(inputs[0].numel() // inputs[0].shape[-1])
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(look) for name in names]
@@ -102,7 +105,7 @@ def observed_batches(
         for run in runs:
             try:
                 run()
-            except RuntimeError as error:  # the workload itself will be reported
+            except RuntimeError as error:  # the timing reports the workload
                 if not is_out_of_memory(error):
                     raise
     finally:
@@ -125,11 +128,11 @@ def measure_shape(
     always: bool,
     seed: int,
 ) -> ShapeTimes:
-    """Time dense and sparse products of one weight at several batches, with the best backend.
+    """Time dense and sparse products of one weight at several batches, and choose a backend.
 
     Args:
         weight: of ``shape.shape``, on the device.
-        always: choose the sparse kernel everywhere, also where it loses.
+        always: choose the sparse kernel even where it loses.
     """
     found: list[tuple[float, ShapeTimes]] = []
     errors: list[str] = []
@@ -144,10 +147,10 @@ def measure_shape(
                 for batch in batches
             ]
         except (RuntimeError, NotImplementedError) as error:
-            # A build without the library, a card without sparse tensor cores, no memory.
+            # torch was built without the library, the card has no sparse cores, or no memory.
             errors.append(f"{backend.name}: {str(error).strip().splitlines()[0][:120]}")
             continue
-        if bad := [line for line in lines if not line.relative_error <= _tolerance(weight)]:
+        if bad := [line for line in lines if not line.relative_error <= tolerance_of(weight.dtype)]:
             errors.append(
                 f"{backend.name}: outputs differ by {bad[0].relative_error:.2g} at {bad[0].batch}"
             )
@@ -165,7 +168,7 @@ def measure_shape(
 
 
 def relative_error(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
-    """Largest absolute difference, and norm of the difference over the norm; in float32."""
+    """The largest absolute difference, and the norm of the difference over the norm, in float32."""
     expected, found = expected.float(), found.float()
     difference = expected - found
     norm = float(expected.norm())
@@ -174,12 +177,8 @@ def relative_error(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, 
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """The relative error that outputs in a dtype may differ by."""
+    """The relative error that rounding explains in a dtype."""
     return TOLERANCE.get(str(dtype).removeprefix("torch."), 0.05)
-
-
-def _tolerance(weight: torch.Tensor) -> float:
-    return tolerance_of(weight.dtype)
 
 
 def _row(
@@ -199,27 +198,18 @@ def _row(
     inputs = inputs.to(weight.device, weight.dtype)
     _, error = relative_error(functional.linear(inputs, weight), split(inputs, None))
 
-    # In a model, a weight comes from memory each time; the same one again and again would not.
-    # The write keeps the device busy, too, until the product has been launched.
+    # In a model, weights come from memory; a repeated product would find its weight in the cache.
+    # The write also keeps the device busy until the product is launched.
     is_cuda = weight.device.type == "cuda"
     scrub = torch.empty(_SCRUB if is_cuda else 0, dtype=torch.int8, device=weight.device)
 
-    def timed(product: Callable[[], torch.Tensor]) -> Pass:
-        def run(clock: Clock) -> Mapping[str, Any]:
-            scrub.zero_()
-            begin = clock.mark()
-            product()
-            return {"product": (begin, clock.mark(), 1)}
-
-        return run
-
     passes = {
-        "dense": timed(lambda: functional.linear(inputs, weight)),
-        "sparse": timed(lambda: split(inputs, None)),
+        "dense": pass_of(lambda: functional.linear(inputs, weight), scrub.zero_),
+        "sparse": pass_of(lambda: split(inputs, None), scrub.zero_),
     }
     samples = time_passes(passes, clock, rounds=ROUNDS, seconds=SECONDS).samples
-    dense, sparse = samples["dense"]["product"], samples["sparse"]["product"]
-    against: Interval = paired_ratio(dense, sparse, seed)
+    dense, sparse = samples["dense"]["work"], samples["sparse"]["work"]
+    against = paired_ratio(dense, sparse, seed)
     return KernelRow(
         shape=shape.shape,
         matrices=len(shape.names),
@@ -235,28 +225,28 @@ def _row(
 
 
 def sparse_side(
-    bench: Bench, live: Live, workloads: Sequence[Workload], kernels: Sequence[Backend]
-) -> tuple[Live | None, tuple[KernelRow, ...]]:
-    """A side that shares all tensors with another one, and runs 2:4 weights sparsely.
+    bench: Bench, loaded: LoadedSide, workloads: Sequence[Workload], kernels: Sequence[Backend]
+) -> tuple[LoadedSide | None, tuple[KernelRow, ...]]:
+    """Make a side that shares all tensors with another one, and runs 2:4 weights on sparse kernels.
 
     Args:
-        live: with dense kernels.
-        kernels: the backends to choose from, for each weight shape.
+        loaded: the side with dense kernels.
+        kernels: the backends to choose from for each weight shape.
 
     Returns:
-        The new side, or None where no weight was converted; and the micro-benchmark.
+        the new side, or None where no weight was converted; and the micro-benchmark.
     """
     always = bench.settings.kernels == "sparse"
-    matrices = {matrix.name: matrix for matrix in block_matrices(live.model)}
+    matrices = {matrix.name: matrix for matrix in block_matrices(loaded.model)}
     shapes = shapes_of(matrices.values(), kernels)
     if not shapes:
         return None, ()
     names = [shape.names[0] for shape in shapes]
-    batches = observed_batches(live.model, names, _short_runs(bench, live, workloads))
+    batches = observed_batches(loaded.model, names, _short_runs(bench, loaded, workloads))
     rows: list[KernelRow] = []
     replacements: dict[str, nn.Module] = {}
     for shape in shapes:
-        found: ShapeTimes = measure_shape(
+        found = measure_shape(
             shape, matrices[shape.names[0]].weight, batches, kernels, bench.clock,
             always=always, seed=bench.settings.seed,
         )  # fmt: skip
@@ -271,27 +261,29 @@ def sparse_side(
             replacements[name] = ChoosingLinear(linear, split, {} if always else found.choices)
     if not replacements:
         return None, tuple(rows)
-    tensors = (*live.model.parameters(), *live.model.buffers())
-    model = deepcopy(live.model, {id(tensor): tensor for tensor in tensors})
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    model = deepcopy(loaded.model, {id(tensor): tensor for tensor in tensors})
     replace_linears(model, replacements)
     side = replace(
-        live.side,
-        label=f"{live.side.label}, sparse kernels",
+        loaded.side,
+        label=f"{loaded.side.label}, sparse kernels",
         kernels=bench.settings.kernels,
         weight_bytes=weight_bytes(model),
         converted=len(replacements),
         loading=None,
         disk_bytes=None,
     )
-    return Live(side, model, origin=live.side.label), tuple(rows)
+    return LoadedSide(side, model), tuple(rows)
 
 
-def agreement(bench: Bench, live: Live, origin: Live, workloads: Sequence[Workload]) -> Agreement:
-    """Outputs of a sparse side beside those of the side that it was made from, at their worst.
+def agreement(
+    bench: Bench, loaded: LoadedSide, origin: LoadedSide, workloads: Sequence[Workload]
+) -> Agreement:
+    """The worst difference between a sparse side's outputs and those of the side it was made from.
 
-    Every workload is compared, and a single token of each batch as in decoding: layers choose
-    their kernel by the number of input rows, so that one workload may not meet any sparse one.
-    What does not fit the memory is left to the timing to report.
+    Every workload is compared, and a single token of each batch as in decoding, since layers choose
+    their kernel by the number of input rows. Workloads that do not fit the memory are skipped here
+    and reported by the timing.
     """
     kind = bench.model_kind.kind
     sizes = list(workloads)
@@ -302,22 +294,22 @@ def agreement(bench: Bench, live: Live, origin: Live, workloads: Sequence[Worklo
         try:
             inputs = bench.inputs(size)
             expected = outputs_of(origin.model, kind, inputs)
-            found = relative_error(expected, outputs_of(live.model, kind, inputs))
+            found = relative_error(expected, outputs_of(loaded.model, kind, inputs))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             continue
-        if not found[1] <= worst[1]:  # NaN is the worst of all
+        if not found[1] <= worst[1]:  # also if it is NaN
             worst = found
         if math.isnan(worst[1]):
             break
     tolerance = tolerance_of(next(origin.model.parameters()).dtype)
-    return Agreement(live.side.label, origin.side.label, *worst, tolerance)
+    return Agreement(loaded.side.label, origin.side.label, *worst, tolerance)
 
 
-def _short_runs(bench: Bench, live: Live, workloads: Sequence[Workload]) -> Any:
-    """Each workload with at most two new tokens: what its layers see, and no more."""
+def _short_runs(bench: Bench, loaded: LoadedSide, workloads: Sequence[Workload]) -> Any:
+    """Each workload with at most two new tokens, which suffice to observe its layers."""
     for workload in workloads:
         short = replace(workload, new_tokens=min(2, workload.new_tokens))
-        one = make_pass(live.model, bench.model_kind.kind, short, bench.inputs(workload))
+        one = make_pass(loaded.model, bench.model_kind.kind, short, bench.inputs(workload))
         yield lambda one=one: one(bench.clock)

@@ -1,8 +1,8 @@
-"""How fast a phase could be: the work that it must do, against what the device was measured to do.
+"""How fast a phase could be: the work that it must do, and the measured rates of the device.
 
 The bytes are the least that one step moves: each weight once (of an embedding only the rows that
 are looked up), and the keys and values that it reads. The operations are those of all matrix
-products and convolutions, as torch counts them. A step cannot be faster than either allows.
+products and convolutions, as torch counts them. Neither allows a faster step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunectl.benchmarking.timing import Clock, Pass, time_passes
+from prunectl.benchmarking.timing import Clock, pass_of, time_passes
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +24,14 @@ _ROUNDS, _SECONDS = 7, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the device does: bytes read a second, and floating-point operations a second.
+    """The rates of the device.
 
     Attributes:
-        bandwidth: of reading a buffer as large as the weights, so that a model that fits the
-            cache is compared with the cache.
-        flops: of a square product in the model's dtype; an addition and a multiplication are two.
-        buffer: bytes of the buffer. square: side of the matrices.
+        bandwidth: bytes per second when reading a buffer as large as the weights, so that a model
+            that fits the cache is compared with the cache.
+        flops: operations per second of a square product in the model's dtype; an addition and a
+            multiplication are two.
+        buffer: bytes of the buffer. square: rows of the matrices.
     """
 
     bandwidth: float
@@ -41,24 +42,24 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one step of a phase must do at least."""
+    """The least work of one step of a phase."""
 
     nbytes: int
     flops: int
 
     def limit(self, rates: Rates) -> float:
-        """Seconds that it takes at least, at these rates."""
+        """The least seconds for the work, at these rates."""
         return max(self.nbytes / rates.bandwidth, self.flops / rates.flops)
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, weights: int, clock: Clock) -> Rates:
-    """Bandwidth and matmul rate of a device.
+    """Measure the bandwidth and the matmul rate of a device.
 
     Args:
         weights: bytes of the model's weights.
 
     Raises:
-        RuntimeError: as torch does where there is no memory.
+        RuntimeError: as torch raises it where memory is missing.
     """
     import torch
 
@@ -68,17 +69,9 @@ def measure_rates(device: torch.device, dtype: torch.dtype, weights: int, clock:
     left = torch.randn((side, side), device=device).to(dtype)
     right = torch.randn((side, side), device=device).to(dtype)
 
-    def timed(work: Callable[[], Any]) -> Pass:
-        def run(clock: Clock) -> dict[str, Any]:
-            begin = clock.mark()
-            work()
-            return {"work": (begin, clock.mark(), 1)}
-
-        return run
-
     with torch.inference_mode():
-        passes = {"read": timed(buffer.sum), "matmul": timed(lambda: left @ right)}
-        # Each by itself: the rates are those of a device that does nothing else.
+        passes = {"read": pass_of(buffer.sum), "matmul": pass_of(lambda: left @ right)}
+        # One after the other: the rates are those of a device without other work.
         found = {
             name: min(
                 time_passes({name: one}, clock, rounds=_ROUNDS, seconds=_SECONDS).samples[name][
@@ -91,14 +84,14 @@ def measure_rates(device: torch.device, dtype: torch.dtype, weights: int, clock:
 
 
 def count_flops(run: Callable[[], Any], device: torch.device) -> int:
-    """Floating-point operations of the matrix products and convolutions that a call makes.
+    """Count the floating-point operations of the matrix products and convolutions of a call.
 
-    Attention counts in full, also where its upper half is masked.
+    Attention counts in full, even where its upper half is masked.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Fused attention on the CPU is not counted; the plain one is two products that are.
+    # torch does not count fused attention on the CPU; the plain one is two products.
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with plain, FlopCounterMode(display=False) as counter:
         run()
@@ -106,7 +99,7 @@ def count_flops(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters in memory, each once; of sparse forms, those of their parts."""
+    """Bytes of all parameters in memory, each once; for sparse forms, those of their parts."""
     return sum(tensor_bytes(parameter) for parameter in model.parameters())
 
 
@@ -114,7 +107,7 @@ def bytes_read(model: Any, rows: int) -> int:
     """Bytes of the weights that a step reads: all but embeddings that are only looked up.
 
     Args:
-        rows: of the input of its linear layers, by which layers with two forms choose one.
+        rows: inputs of the linear layers, by which layers with two forms choose one.
     """
     import torch
 
@@ -132,7 +125,7 @@ def bytes_read(model: Any, rows: int) -> int:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that a tensor takes; a wrapper around others (torch's 2:4 form) is asked for them."""
+    """Bytes of a tensor; of a wrapper (torch's 2:4 form), those of the tensors inside."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(tensor_bytes(getattr(tensor, name)) for name in names)
@@ -140,7 +133,7 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 
 
 def cache_bytes(past: Any) -> int:
-    """Bytes of the keys and values that a cache holds; 0 where its layers have none."""
+    """Bytes of the keys and values in a cache; 0 where its layers have none."""
     import torch
 
     total = 0

@@ -1,4 +1,10 @@
-"""Time and memory of loading a model, measured in a process of its own."""
+"""Time and memory of loading a model, measured in a process of its own.
+
+    python -m prunectl.benchmarking.loading FOLDER DEVICE DTYPE TRUST
+
+loads one model and prints the measurement as JSON. It needs its own process because the peak of
+memory belongs to a whole process, and because a second load in one process is already warm.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +14,10 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from prunectl.benchmarking.errors import CannotRun
-
-
-@dataclass(frozen=True, slots=True)
-class LoadCost:
-    """What loading took; imports and the start of the device are not part of it.
-
-    Attributes:
-        seconds: from the call to a model whose every weight has been read.
-        peak_bytes: most host memory that the process held. before_bytes: what it held before.
-    """
-
-    seconds: float
-    peak_bytes: int
-    before_bytes: int
+from prunectl.benchmarking.result import LoadCost
 
 
 def measure_loading(
@@ -37,7 +29,7 @@ def measure_loading(
         folder: dense or compressed. device: as ``device_map`` takes it. dtype: ``auto`` or a name.
 
     Raises:
-        CannotRun: the process failed, with the last line of what it said.
+        CannotRun: the process failed; with the last line of its output.
     """
     done = subprocess.run(
         [
@@ -64,12 +56,12 @@ _PAGE = 4096
 def main(folder: str, device: str, dtype: str, trust: str) -> None:
     """Load a model once; print seconds, and bytes of host memory before and at the peak."""
     import torch
-    import transformers  # noqa: F401  (its import is no part of the time)
+    import transformers  # noqa: F401  (not part of the time)
 
     from prunectl.loading.model import load_model
 
     if device.startswith("cuda"):
-        torch.zeros(1, device=device)  # the context is no part of it either
+        torch.zeros(1, device=device)  # nor is the context
     _forget_peak()
     before = _resident("VmRSS")
     begin = time.perf_counter()
@@ -90,7 +82,7 @@ def main(folder: str, device: str, dtype: str, trust: str) -> None:
 
 
 def _touch(model: object) -> None:
-    """Read every weight: one that is only mapped from its file has not been loaded yet."""
+    """Read every weight: weights that are only mapped from a file are not loaded yet."""
     import torch
 
     assert isinstance(model, torch.nn.Module)
@@ -100,7 +92,7 @@ def _touch(model: object) -> None:
 
 
 def _forget_peak() -> None:
-    """Linux only: let the peak begin here."""
+    """Reset the peak of memory; Linux only."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -113,7 +105,7 @@ def _resident(key: str) -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    # Elsewhere only the peak is known: kilobytes, or bytes on macOS.
+    # Other systems know only the peak: in kilobytes, or in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

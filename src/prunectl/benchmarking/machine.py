@@ -1,4 +1,4 @@
-"""The device that is measured on, and what else a number depends on. No names of hosts or users."""
+"""The device that is measured on, and the software around it. No names of hosts or users."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PACKAGES = ("prunectl", "torch", "transformers", "accelerate", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured.
+    """Where a result was measured.
 
     Attributes:
         device: ``cpu`` or ``cuda:N``. name: of the processor or card.
         threads: of torch on the CPU. memory: bytes of the device.
-        driver: version of the driver, of CUDA, and compute capability; '' on the CPU.
-        clock: of the card's processors when it was asked, in MHz; '' where it does not say.
+        driver: versions of the driver and of CUDA, and compute capability; '' on the CPU.
+        clock: of the card's processors at the time, in MHz; '' if it is unknown.
         system, python, versions: of the software.
     """
 
@@ -71,10 +71,10 @@ def machine_of(device: torch.device) -> Machine:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads inside the block; None leaves it as it is.
+    """Set the number of torch's threads inside the block; None leaves it as it is.
 
     Raises:
-        InvalidOption: more than there are processors: torch may crash, and measures nothing.
+        InvalidOption: more than there are processors, with which torch may crash.
     """
     import torch
 
@@ -91,7 +91,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make a CUDA device the current one: libraries behind torch take that for their handles."""
+    """Make a CUDA device the current one, which the libraries that torch calls use."""
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -109,7 +109,7 @@ def _clock(device: torch.device) -> str:
 
 
 def _kernel_module(path: Path) -> str:
-    """``driver 550.54.15``: NVIDIA's kernel module, which is what drivers are known by; or ''."""
+    """``driver 550.54.15``, the version of NVIDIA's kernel module; '' if it is unknown."""
     try:
         found = re.search(r"Module.*?\s(\d+(?:\.\d+)+)\s", path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -32,24 +32,21 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
 
 
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 8192, "dtype": "bfloat16",
+}  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "llama-7b": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-        "dtype": "bfloat16",
+    "llama-7b": _LLAMA | {
+        "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
     },
-    "llama-8b": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
-        "dtype": "bfloat16",
-    },
-    "llama-1b": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
-        "max_position_embeddings": 8192, "tie_word_embeddings": True, "dtype": "bfloat16",
+    "llama-8b": _LLAMA | {"intermediate_size": 14336},
+    "llama-1b": _LLAMA | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
+        "tie_word_embeddings": True,
     },
     "bert-base": {
         "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522,
@@ -67,17 +64,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "dtype": "float32",
     },
 }  # fmt: skip
-"""Configs as transformers writes them; what is left out is the default of the architecture."""
-
+"""Configs as transformers writes them; missing values are the defaults of the architecture."""
 
 _MOST_LAYERS = 10_000
 
 
 def find_config(name: str) -> dict[str, Any]:
-    """A preset, or the config.json at a path (or in a folder).
+    """The config of a preset, or of a config.json, or of a folder with one.
 
     Raises:
-        InvalidOption: neither.
+        InvalidOption: the name is neither.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -95,10 +91,6 @@ def find_config(name: str) -> dict[str, Any]:
     return document
 
 
-def _is_large(value: Any) -> bool:
-    return isinstance(value, int | float) and value > _MOST_LAYERS
-
-
 def random_model(config: dict[str, Any], name: str, device: Any, dtype: str, seed: int) -> Any:
     """A model of an architecture with random weights, in evaluation mode, on a device.
 
@@ -107,14 +99,19 @@ def random_model(config: dict[str, Any], name: str, device: Any, dtype: str, see
 
     Raises:
         CannotRun: transformers has no such architecture, or refuses the config.
-        NotEnoughMemory: the weights alone are larger than what is free.
-        RuntimeError: as torch does where there is no memory.
+        NotEnoughMemory: the weights alone exceed the free memory.
+        RuntimeError: as torch raises it where memory is missing.
     """
     import torch
     import transformers
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    if too_deep := [key for key, value in config.items() if "layers" in key and _is_large(value)]:
+    too_deep = [
+        key
+        for key, value in config.items()
+        if "layers" in key and isinstance(value, int | float) and value > _MOST_LAYERS
+    ]
+    if too_deep:
         raise CannotRun(name, f"its config is refused: more than {_MOST_LAYERS} in {too_deep[0]}")
     wanted = dtype if dtype != "auto" else str(config.get("dtype") or config.get("torch_dtype"))
     kind = getattr(torch, wanted.removeprefix("torch."), None)
@@ -144,14 +141,14 @@ def random_model(config: dict[str, Any], name: str, device: Any, dtype: str, see
 
 
 SPARSE_ENOUGH = 0.01
-"""Share of zeros from which a model counts as pruned; trained weights hold hardly any."""
+"""Share of zeros from which a model counts as pruned; trained weights have hardly any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a side comes from: an open checkpoint, or the config of a random model.
+    """The source of a side: an open checkpoint, or the config of a random model.
 
-    ``name`` is what the user wrote, ``short`` the last part of a path.
+    ``name`` is as the user wrote it, ``short`` the last part of a path.
     """
 
     name: str
@@ -165,16 +162,15 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """A side with its model in memory; ``origin`` is the label of what it was made from, or ''."""
+class LoadedSide:
+    """A side with its model in memory."""
 
     side: Side
     model: Any
-    origin: str = ""
 
 
 def source_of(checkpoint: Checkpoint) -> Source:
-    """A checkpoint, dense or compressed.
+    """The source of a dense or compressed checkpoint.
 
     Raises:
         CannotRun: it is one weights file, without the config of a model.
@@ -196,17 +192,19 @@ def source_of(checkpoint: Checkpoint) -> Source:
 
 
 def random_source(name: str) -> Source:
-    """An architecture with random weights.
+    """The source of an architecture with random weights.
 
     Raises:
-        InvalidOption: no preset, and no config.
+        InvalidOption: the name is no preset and no config.
     """
     label = f"{name}, random weights"
     return Source(label, label, None, None, 0, find_config(name))
 
 
-def load_side(source: Source, label: str, device: torch.device, settings: BenchSettings) -> Live:
-    """Measure what loading costs, if that is wanted, and load the model.
+def load_side(
+    source: Source, label: str, device: torch.device, settings: BenchSettings
+) -> LoadedSide:
+    """Load a model, and measure the cost of loading if the settings ask for that.
 
     Raises:
         CannotRun: loading fails in its own process.
@@ -229,11 +227,11 @@ def load_side(source: Source, label: str, device: torch.device, settings: BenchS
     side = _side(model, label, source.name)
     if source.checkpoint is not None:
         side = replace(side, zeros=_as_evaluated(source.checkpoint, side.zeros))
-    return Live(replace(side, disk_bytes=source.disk_bytes, loading=cost), model)
+    return LoadedSide(replace(side, disk_bytes=source.disk_bytes, loading=cost), model)
 
 
 def _as_evaluated(checkpoint: Checkpoint, found: Zeros) -> Zeros:
-    """The zeros of the prunable weights, as ``evaluate`` and the manifest count them."""
+    """Replace the zeros by those of the prunable weights, as the manifest counts them."""
     names = prunable_tensors(checkpoint, recorded=recorded_prunable(checkpoint))
     with checkpoint.open() as reader:
         zeros, weights = count_zeros(checkpoint, names, reader)
@@ -251,8 +249,8 @@ def _load(source: Source, device: torch.device, settings: BenchSettings) -> Any:
             raise NotEnoughMemory(
                 source.name, "cpu", f"{source.weights:,} bytes of weights, {free:,} bytes free"
             )
-        if settings.device == "auto":  # a device that is named is meant
-            place = "auto"  # accelerate keeps on the host what does not fit
+        if settings.device == "auto":  # but not if the user named it
+            place = "auto"  # accelerate keeps the rest on the host
     assert source.folder is not None
     with quiet_transformers():
         model = load_model(
@@ -264,27 +262,27 @@ def _load(source: Source, device: torch.device, settings: BenchSettings) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def made_sides(live: Live, settings: BenchSettings) -> Iterator[Live]:
-    """What a model that is alone is compared with: itself with zeros, or without its own.
+def made_sides(loaded: LoadedSide, settings: BenchSettings) -> Iterator[LoadedSide]:
+    """The side that a single model is compared with: itself with zeros, or without its own.
 
     Raises:
-        RuntimeError, MemoryError: there is no memory for it.
+        RuntimeError, MemoryError: memory is missing.
     """
     pattern = settings.pattern
-    if pattern is None or not live.side.zeros.matrices:
+    if pattern is None or not loaded.side.zeros.matrices:
         return
-    device = next(live.model.parameters()).device
+    device = next(loaded.model.parameters()).device
     free = free_memory(device) if device.type == "cpu" else None
-    needed = sum(one.weight.nbytes for one in block_matrices(live.model))
-    if free is not None and needed > free:  # Linux would give it, and end the process later
+    needed = sum(one.weight.nbytes for one in block_matrices(loaded.model))
+    if free is not None and needed > free:  # Linux would grant it, and kill the process later
         raise MemoryError
-    if live.side.zeros.sparsity < SPARSE_ENOUGH:
-        model, made = prune_in_memory(live.model, pattern), f"pruned to {pattern} in memory"
-        label = f"{live.side.label}, {pattern}"
+    if loaded.side.zeros.sparsity < SPARSE_ENOUGH:
+        model, made = prune_in_memory(loaded.model, pattern), f"pruned to {pattern} in memory"
+        label = f"{loaded.side.label}, {pattern}"
     else:
-        model, made = fill_in_memory(live.model), "zeros filled in memory"
-        label = f"{live.side.label}, filled"
-    yield Live(replace(_side(model, label, live.side.model), made=made), model)
+        model, made = fill_in_memory(loaded.model), "zeros filled in memory"
+        label = f"{loaded.side.label}, filled"
+    yield LoadedSide(replace(_side(model, label, loaded.side.model), made=made), model)
 
 
 def _side(model: Any, label: str, name: str) -> Side:
@@ -311,7 +309,7 @@ def _side(model: Any, label: str, name: str) -> Side:
 
 @contextmanager
 def memory_errors(name: str, device: torch.device, what: str) -> Iterator[None]:
-    """Turn torch's ways to say that there is no memory into :class:`NotEnoughMemory`."""
+    """Turn torch's errors for missing memory into :class:`NotEnoughMemory`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -321,6 +319,6 @@ def memory_errors(name: str, device: torch.device, what: str) -> Iterator[None]:
 
 
 def skipped(what: str, error: BaseException) -> Skipped:
-    """What is recorded of something that failed."""
+    """The record of a failure."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return Skipped(what, "out of memory" if is_out_of_memory(error) else lines[0][:200])

@@ -7,35 +7,49 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunectl.benchmarking.limits import Rates
-from prunectl.benchmarking.loading import LoadCost
 from prunectl.benchmarking.machine import Machine
 from prunectl.benchmarking.timing import (
     FASTER,
     SLOWER,
     UNDECIDED,
-    Interval,
+    Ratio,
     Summary,
 )
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
+from prunectl.to_json import to_json
 
 SCHEMA = "prunectl.bench/1"
 INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of the things that are compared.
+class LoadCost:
+    """The cost of loading, without imports and the start of the device.
 
     Attributes:
-        label: what it is called everywhere. model: as it was named.
+        seconds: from the call to a model whose every weight has been read.
+        peak_bytes: peak host memory of the process. before_bytes: its memory before loading.
+    """
+
+    seconds: float
+    peak_bytes: int
+    before_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the models that are compared: a model with its kernels.
+
+    Attributes:
+        label: its name in tables and verdicts. model: as the user named it.
         kernels: ``dense``, ``sparse``, or ``auto`` (whichever won for a shape and batch).
         made: how its weights were changed in memory, or ''.
-        architecture: of the transformers class. dtype: of most of its weights.
-        parameters: number. weight_bytes: in memory, on the device.
-        disk_bytes: of its weight files; None where it has none of its own.
-        zeros: in its prunable weights; of a model that has no files, in the matrices of its blocks.
-        converted: matrices that have a sparse form in memory.
+        architecture: name of the transformers class. dtype: of most of its weights.
+        parameters: their number. weight_bytes: in memory, on the device.
+        disk_bytes: of its weight files; None if it has none.
+        zeros: in its prunable weights; without files, in the matrices of its blocks.
+        converted: matrices with a sparse form in memory.
         loading: None where it was not measured.
     """
 
@@ -59,12 +73,11 @@ class Run:
 
     Attributes:
         seconds: of one step: a prompt, one further token of each sequence, or a forward pass.
-        samples: seconds, a sample a round; sample i of all sides is of the same round.
+        samples: seconds, one for each round; sample i of all sides is from the same round.
         repeats: passes in one sample.
-        units: what ``rate`` counts a step: tokens, sequences or images.
-        nbytes, flops: that a step must move and compute at least. limit: seconds for them.
-        peak_memory: bytes on the CUDA device in this workload, all sides' weights included; or
-            None.
+        units: tokens, sequences or images in one step, for ``rate``.
+        nbytes, flops: the least that a step moves and computes. limit: seconds for them.
+        peak_memory: bytes on the CUDA device: the side's weights and what the pass needs; or None.
         against: the baseline's seconds over these; None for the baseline itself.
     """
 
@@ -79,11 +92,11 @@ class Run:
     flops: int
     limit: float
     peak_memory: int | None
-    against: Interval | None
+    against: Ratio | None
 
     @property
     def rate(self) -> float:
-        """Tokens, sequences or images a second."""
+        """Tokens, sequences or images per second."""
         return self.units / self.seconds.median if self.seconds.median else 0.0
 
     @property
@@ -94,10 +107,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """A dense and a sparse product of one weight shape, with ``batch`` rows of inputs.
+    """The times of a dense and a sparse product of one weight shape, with ``batch`` rows of inputs.
 
-    ``matrices`` of the model have that shape. ``backend`` is '' where no kernel takes it, and
-    ``error`` then says why; ``split`` is the share of rows that are sparse.
+    ``matrices`` counts the weights of that shape. ``backend`` is '' where no kernel takes the
+    shape; ``error`` then says why. ``split`` is the share of rows that are sparse.
     """
 
     shape: tuple[int, int]
@@ -107,7 +120,7 @@ class KernelRow:
     backend: str
     dense_seconds: float
     sparse_seconds: float
-    against: Interval | None
+    against: Ratio | None
     chosen: bool
     relative_error: float
     error: str = ""
@@ -115,7 +128,7 @@ class KernelRow:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Outputs of sparse kernels beside those of dense ones, with the same weights and inputs."""
+    """Outputs of sparse kernels against those of dense ones, with equal weights and inputs."""
 
     side: str
     baseline: str
@@ -125,13 +138,13 @@ class Agreement:
 
     @property
     def ok(self) -> bool:
-        # Written so that NaN is no agreement.
+        # False for NaN.
         return self.relative_error <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that was asked for and not measured, and why."""
+    """Something that was asked for and not measured, with the reason."""
 
     what: str
     why: str
@@ -142,10 +155,10 @@ class BenchResult:
     """The whole outcome.
 
     Attributes:
-        kind: of the model. machine, rates: what it was measured on, and what that can do.
+        kind: of the model. machine, rates: the device and its measured rates.
         sides: the baseline first. runs: by workload, phase and side.
-        kernels: the micro-benchmark of sparse kernels, empty without them.
-        inputs: where the tokens or pixels come from. seed: of everything random.
+        kernels: the micro-benchmark of sparse kernels; empty without them.
+        inputs: the origin of the tokens or pixels. seed: of everything random.
         seconds: wall time. notes: sentences.
     """
 
@@ -174,17 +187,17 @@ class BenchResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it before all was measured."""
+        """Whether Ctrl-C ended the benchmark early."""
         return any(one.why == INTERRUPTED for one in self.skipped)
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """In the order in which they run."""
+        """The phases in the order in which they run."""
         return tuple(dict.fromkeys(run.phase for run in self.runs))
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """A sentence for each side but the baseline, and one on zeros where the CPU has them."""
+        """A sentence for each side but the baseline, and one on zeros on the CPU."""
         sentences = [
             f"{side.label}: {', '.join(self._verdict(side))}; against {self.baseline.label}."
             for side in self.sides[1:]
@@ -214,9 +227,7 @@ class BenchResult:
         return parts or ["nothing measured"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        from prunectl.to_json import to_json
-
+        """The document of ``--json`` and of ``-o``."""
         runs = [
             {
                 **to_json(run),
@@ -242,8 +253,8 @@ class BenchResult:
         }
 
 
-def phrase(phase: str, intervals: Sequence[Interval]) -> str:
-    """What all workloads of a phase say together: ``1.31x faster at prefill``."""
+def phrase(phase: str, intervals: Sequence[Ratio]) -> str:
+    """The verdict over all workloads of a phase: ``faster at prefill (1.31x)``."""
     verdicts = {one.verdict for one in intervals}
     ratios = sorted(one.ratio for one in intervals)
     span = f"{ratios[0]:.2f}x"

@@ -1,4 +1,4 @@
-"""Runs every workload on every model, and keeps what was measured when one of them fails.
+"""Runs every workload on every side, and keeps what was measured when one of them fails.
 
 A pass of a workload is a sequence of forward calls with marks between its phases.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.limits import Rates, Work, bytes_read, cache_bytes, count_flops
-from prunectl.benchmarking.models import Live, skipped
+from prunectl.benchmarking.models import LoadedSide, skipped
 from prunectl.benchmarking.result import INTERRUPTED, Run, Skipped
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.timing import (
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 def make_pass(
     model: Any, kind: Kind, workload: Workload, inputs: torch.Tensor, *, graphs: bool = False
 ) -> Pass:
-    """A pass over inputs that are on the model's device; the caller is in inference mode.
+    """A pass over inputs on the model's device; the caller is in inference mode.
 
-    With ``graphs`` a language model's cache has its full size from the start and stays where it
-    is, as CUDA graphs need it.
+    With ``graphs`` a language model's cache has its full size and its place from the start, as
+    CUDA graphs need it.
 
-    Phases: ``prefill`` (the prompt, up to the first new token) and ``decode`` (each further one)
-    where tokens are generated, greedily and without stopping at an end; else ``forward``.
+    Phases: ``prefill`` (the prompt, up to the first new token) and ``decode`` (each further token)
+    where tokens are generated, greedily and without stopping at an end token; else ``forward``.
     """
     if kind is Kind.CAUSAL_LM:
         fixed = _fixed_cache(model, workload) if graphs else None
@@ -56,20 +56,20 @@ def make_pass(
 
 
 def last_only(model: Any) -> dict[str, int]:
-    """The argument that keeps the head from computing what nobody reads, if the model has it."""
+    """The argument that limits the head to the last position, if the model has it."""
     known = inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
 
 def cache_name(model: Any) -> str:
-    """What the model calls its cache; code that comes with a model still has older names."""
+    """The model's name for its cache; custom code of models still uses older names."""
     known = inspect.signature(model.forward).parameters
     names = ("cache", "past_key_values", "cache_params")
     return next((name for name in names if name in known), names[0])
 
 
 def outputs_of(model: Any, kind: Kind, inputs: torch.Tensor) -> torch.Tensor:
-    """What the model says of inputs: logits, or hidden states; float32."""
+    """The outputs of a model: logits, or hidden states; float32."""
     if kind is Kind.SEQ2SEQ:
         start = inputs.new_full((len(inputs), 1), _start_of(model))
         found = model(input_ids=inputs, decoder_input_ids=start)
@@ -81,7 +81,7 @@ def outputs_of(model: Any, kind: Kind, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def cache_after(model: Any, kind: Kind, inputs: torch.Tensor) -> Any:
-    """The keys and values that a model keeps of its input; None where it generates nothing."""
+    """The keys and values of a model after its input; None if it generates nothing."""
     if kind is Kind.CAUSAL_LM:
         return model(input_ids=inputs, use_cache=True, **last_only(model))[cache_name(model)]
     if kind is Kind.SEQ2SEQ:
@@ -104,7 +104,7 @@ def _fixed_cache(model: Any, workload: Workload) -> Any:
 
 
 def _mark_step(fixed: Any) -> None:
-    """With CUDA graphs: from here on, outputs of the step before may be overwritten."""
+    """With CUDA graphs: outputs of earlier steps may be overwritten from here on."""
     if fixed is not None:
         import torch
 
@@ -155,7 +155,7 @@ def _spans(begin: Any, first: Any, end: Any, new: int) -> dict[str, Span]:
 
 
 def _start_of(model: Any) -> int:
-    """The id that a decoder begins with."""
+    """The first id of a decoder."""
     config = model.config.get_text_config()
     for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
         value = getattr(config, key, None)
@@ -166,9 +166,9 @@ def _start_of(model: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all workloads have in common."""
+    """What all workloads share."""
 
-    lives: tuple[Live, ...]
+    sides: tuple[LoadedSide, ...]
     model_kind: ModelKind
     device: torch.device
     clock: Clock
@@ -177,9 +177,9 @@ class Bench:
     text: torch.Tensor | None
 
     def inputs(self, workload: Workload) -> torch.Tensor:
-        """The inputs of a workload, on the device, pixels in the dtype of the baseline."""
+        """The inputs of a workload on the device; pixels in the dtype of the baseline."""
         if self.model_kind.kind is Kind.VISION:
-            dtype = next(self.lives[0].model.parameters()).dtype
+            dtype = next(self.sides[0].model.parameters()).dtype
             pixels = random_pixels(self.model_kind, workload, self.settings.seed)
             return pixels.to(self.device, dtype)
         if self.text is not None:
@@ -190,15 +190,15 @@ class Bench:
 def run_workloads(
     bench: Bench, workloads: Sequence[Workload], seconds: float, on_event: OnEvent
 ) -> tuple[list[Run], list[Skipped]]:
-    """Time all workloads; one that does not fit is left out, and so are larger ones.
+    """Time all workloads; one that does not fit the memory is skipped, and so are larger ones.
 
-    Ctrl-C ends it; what was measured before is kept.
+    Ctrl-C ends the timing; what was measured before is kept.
 
     Args:
-        seconds: for all of them.
+        seconds: for all workloads together.
 
     Raises:
-        CannotRun: the first side fails for another reason than memory, and nothing was measured.
+        CannotRun: the first workload fails for another reason than memory.
     """
     runs: list[Run] = []
     left_out: list[Skipped] = []
@@ -227,7 +227,7 @@ def run_workloads(
                 too_large.append(workload)
             elif not runs:
                 raise CannotRun(
-                    bench.lives[0].side.model, f"{workload.name}: {skipped('', error).why}"
+                    bench.sides[0].side.model, f"{workload.name}: {skipped('', error).why}"
                 ) from error
             left_out.append(skipped(workload.name, error))
             _free(bench.device)
@@ -242,39 +242,38 @@ def _at_least(one: Workload, other: Workload) -> bool:
 
 
 def _run(bench: Bench, workload: Workload, seconds: float) -> tuple[list[Run], list[Skipped]]:
-    """One workload on the sides that have the memory for it.
+    """Time one workload on the sides that have the memory for it.
 
-    Raises:
-        What torch raises where the first of them fails.
+    Raises whatever torch raises where the first side fails.
     """
     kind = bench.model_kind.kind
     inputs = bench.inputs(workload)
     passes: dict[str, Any] = {}
     peaks: dict[str, int | None] = {}
     failed: list[Skipped] = []
-    for live in bench.lives:
+    for loaded in bench.sides:
         graphs = bench.settings.compile == "reduce-overhead"
-        one = make_pass(live.model, kind, workload, inputs, graphs=graphs)
+        one = make_pass(loaded.model, kind, workload, inputs, graphs=graphs)
         try:
-            peaks[live.side.label] = _first_pass(one, live, bench.device)
+            peaks[loaded.side.label] = _first_pass(one, loaded, bench.device)
         except RuntimeError as error:
-            if live is bench.lives[0] or not is_out_of_memory(error):
+            if loaded is bench.sides[0] or not is_out_of_memory(error):
                 raise
-            failed.append(skipped(f"{workload.name} on {live.side.label}", error))
+            failed.append(skipped(f"{workload.name} on {loaded.side.label}", error))
             _free(bench.device)
             continue
-        passes[live.side.label] = one
+        passes[loaded.side.label] = one
     flops = _flops(bench, workload, inputs)
-    cached = cache_bytes(cache_after(bench.lives[0].model, kind, inputs))
+    cached = cache_bytes(cache_after(bench.sides[0].model, kind, inputs))
     timed = time_passes(passes, bench.clock, rounds=bench.settings.rounds, seconds=seconds)
     runs: list[Run] = []
-    for live in bench.lives:
-        label = live.side.label
+    for loaded in bench.sides:
+        label = loaded.side.label
         for phase in timed.samples.get(label, {}):
             work = Work(
-                bytes_read(live.model, _rows(workload, phase)) + cached, flops.get(phase, 0)
+                bytes_read(loaded.model, _rows(workload, phase)) + cached, flops.get(phase, 0)
             )
-            runs.append(_result(bench, workload, phase, live, timed, work, peaks[label]))
+            runs.append(_result(bench, workload, phase, loaded, timed, work, peaks[label]))
     order = {phase: number for number, phase in enumerate(("prefill", "decode", "forward"))}
     return sorted(runs, key=lambda run: order[run.phase]), failed
 
@@ -283,19 +282,19 @@ def _result(
     bench: Bench,
     workload: Workload,
     phase: str,
-    live: Live,
+    loaded: LoadedSide,
     timed: Timed,
     work: Work,
     peak: int | None,
 ) -> Run:
-    samples = timed.samples[live.side.label][phase]
-    first = bench.lives[0]
-    is_first = live is first
+    samples = timed.samples[loaded.side.label][phase]
+    first = bench.sides[0]
+    is_first = loaded is first
     base = timed.samples[first.side.label][phase]
     return Run(
         workload=workload,
         phase=phase,
-        side=live.side.label,
+        side=loaded.side.label,
         seconds=summarize(samples),
         samples=samples,
         repeats=timed.repeats,
@@ -309,12 +308,12 @@ def _result(
 
 
 def _rows(workload: Workload, phase: str) -> int:
-    """About how many input rows the linear layers see."""
+    """Roughly the number of input rows of the linear layers."""
     return workload.batch if phase == "decode" else workload.batch * max(1, workload.tokens)
 
 
-def _first_pass(one: Any, live: Live, device: torch.device) -> int | None:
-    """Run once; the side's weights and what the pass took beside them, on a CUDA device."""
+def _first_pass(one: Any, loaded: LoadedSide, device: torch.device) -> int | None:
+    """Run once; on a CUDA device, return the bytes of the side's weights and of the pass."""
     if device.type != "cuda":
         one(WallClock())
         return None
@@ -324,15 +323,15 @@ def _first_pass(one: Any, live: Live, device: torch.device) -> int | None:
     before = torch.cuda.memory_allocated(device)
     one(WallClock())
     torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device)) - before + live.side.weight_bytes
+    return int(torch.cuda.max_memory_allocated(device)) - before + loaded.side.weight_bytes
 
 
 def _flops(bench: Bench, workload: Workload, inputs: torch.Tensor) -> Mapping[str, int]:
-    """Operations of one step in each phase, counted on the first side; none where that fails."""
+    """The operations of one step in each phase, counted on the first side; {} if that fails."""
     kind = bench.model_kind.kind
 
     def count(new: int) -> int:
-        one = make_pass(bench.lives[0].model, kind, replace(workload, new_tokens=new), inputs)
+        one = make_pass(bench.sides[0].model, kind, replace(workload, new_tokens=new), inputs)
         return count_flops(lambda: one(WallClock()), bench.device)
 
     try:
@@ -341,7 +340,7 @@ def _flops(bench: Bench, workload: Workload, inputs: torch.Tensor) -> Mapping[st
         prefill = count(1)
         return {"prefill": prefill, "decode": count(2) - prefill if workload.new_tokens > 1 else 0}
     except RuntimeError as error:
-        # Plain attention needs more memory than the fused one; the bytes are a limit still.
+        # Plain attention needs more memory than fused attention; the bytes still are a limit.
         if not is_out_of_memory(error):
             raise
         return {}
@@ -354,5 +353,5 @@ def _free(device: torch.device) -> None:
 
     gc.collect()
     if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # a device that has failed
+        with contextlib.suppress(RuntimeError):  # the device has failed
             torch.cuda.empty_cache()

@@ -18,22 +18,22 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """All choices of a benchmark; empty or None where the device or the model decides.
+    """The settings of a benchmark; empty or None where the device or the model decides.
 
     Attributes:
         batch_sizes: sequences or images at once.
         prompt_tokens: lengths of the input in tokens.
-        new_tokens: tokens that are generated after it.
-        rounds: samples of each model and workload, at least 7; fewer where ``seconds`` is short.
-        seconds: what all timing together may take, about; it decides the rounds beforehand.
+        new_tokens: tokens that are generated after the prompt.
+        rounds: samples of each model and workload, at least 7; fewer if ``seconds`` is short.
+        seconds: time for all measurements together, from which the rounds are planned.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (that of the checkpoint), ``float32``, ``bfloat16`` or ``float16``.
-        threads: torch's threads on the CPU; None leaves torch's own choice.
+        threads: of torch on the CPU; None leaves the choice to torch.
         kernels: for 2:4 weights on CUDA: ``dense``, ``sparse`` (wherever a kernel takes them), or
             ``auto`` (dense and sparse side by side, sparse only where it was measured to win).
-        pattern: how a dense model is pruned in memory to show what zeros bring; None: it is not.
-        compile: mode of torch.compile, for all sides alike.
-        text: tokenised as the input; '' takes random tokens.
+        pattern: prunes a dense model in memory, to measure what zeros bring; None leaves it dense.
+        compile: mode of torch.compile, the same for all sides.
+        text: tokenized as the input; '' takes random tokens.
         seed: of random tokens, random weights and the bootstrap.
         measure_loading: load each model in a process of its own first.
     """

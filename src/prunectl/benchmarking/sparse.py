@@ -1,8 +1,8 @@
-"""Linear layers that take torch's 2:4 kernels for some rows of their weight and some batches.
+"""Linear layers that use torch's 2:4 kernels for some rows of their weight and for some batches.
 
-A weight that follows 2:4 in part of its rows is split: one sparse and one dense product, whose
-outputs are put back into order. Which of the two ways a batch takes was measured before
-(:mod:`prunectl.benchmarking.kernels`); the weight is kept in the forms that are used.
+A weight of which only some rows follow 2:4 is split into a sparse and a dense product, whose
+outputs are put back into order. :mod:`prunectl.benchmarking.kernels` measures which of the two ways
+is faster for a batch; the weight is kept in the forms that are used.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 Convert = Callable[["torch.Tensor"], "torch.Tensor"]
 
 LEAST_SPARSE_ROWS = 0.25
-"""Share of a weight's rows that follow 2:4, below which two products are not worth trying."""
+"""The least share of rows in 2:4 from which a split weight is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One of torch's 2:4 kernels: its name, the form of its weights, and what shapes it takes."""
+    """One of torch's 2:4 kernels: its name, its conversion of weights, and the shapes it takes."""
 
     name: str
     convert: Convert
@@ -45,12 +45,12 @@ class Backend:
         )
 
     def least_rows(self, dtype: torch.dtype) -> int:
-        """Multiple that the rows must be of."""
+        """The number of rows must be a multiple of this."""
         return int(self.constraints[dtype].sparse_min_rows)
 
 
 def _quiet(convert: Convert) -> Convert:
-    """A conversion that keeps to itself that torch calls its interface a prototype."""
+    """A conversion without torch's warning that its interface is a prototype."""
 
     def converted(weight: torch.Tensor) -> torch.Tensor:
         with warnings.catch_warnings():
@@ -61,7 +61,7 @@ def _quiet(convert: Convert) -> Convert:
 
 
 def backends() -> tuple[Backend, ...]:
-    """All that torch has; whether this build and this device have them too shows when one runs."""
+    """The kernels that torch knows; this build or device may lack them."""
     from torch.sparse import (
         SparseSemiStructuredTensorCUSPARSELT as Cusparselt,
     )
@@ -80,7 +80,7 @@ def backends() -> tuple[Backend, ...]:
 
 
 def _two_four_dtypes() -> tuple[torch.dtype, ...]:
-    """Those in which torch's form is 2:4 and a Linear's product works as it is.
+    """The dtypes in which torch's form is 2:4 and works in a Linear without further changes.
 
     CUTLASS' float32 is 1:2, and would drop weights; int8 and float8 need scales and activations
     in the same dtype.
@@ -101,7 +101,7 @@ def rows_in_2_4(weight: torch.Tensor) -> torch.Tensor:
 
 
 def sparse_rows(weight: torch.Tensor, backend: Backend) -> torch.Tensor:
-    """The rows that a kernel can work on: all that follow 2:4, down to its multiple; or none."""
+    """The rows for a kernel: all that follow 2:4, up to its multiple of rows; or none."""
     rows = rows_in_2_4(weight)
     if weight.ndim != 2 or weight.dtype not in backend.constraints:
         return rows[:0]
@@ -115,7 +115,7 @@ class SplitWeight(nn.Module):
     """A weight as sparse rows and, where some do not follow 2:4, dense ones."""
 
     def __init__(self, weight: torch.Tensor, rows: torch.Tensor, convert: Convert) -> None:
-        """Split a weight of shape (out, in); ``rows`` are indices of those that are converted."""
+        """Split a weight [out, in]; ``rows`` are the indices of the rows that are converted."""
         import torch
 
         super().__init__()
@@ -126,7 +126,7 @@ class SplitWeight(nn.Module):
         self.sparse = nn.Parameter(convert(picked.detach().contiguous()), requires_grad=False)
         rest = (~is_sparse).nonzero().squeeze(1)
         self.dense = None if whole else nn.Parameter(weight[rest].detach(), requires_grad=False)
-        # Where each output stands after the sparse and the dense ones are put side by side.
+        # The place of each output after the sparse and the dense outputs are concatenated.
         order = None if whole else torch.cat([rows, rest]).argsort()
         self.order: torch.Tensor | None
         self.register_buffer("order", order)
@@ -135,7 +135,7 @@ class SplitWeight(nn.Module):
         """The product, shape (..., out)."""
         import torch
 
-        inputs = inputs.contiguous()  # torch's sparse product takes a view of them
+        inputs = inputs.contiguous()  # torch's sparse product views them
         if self.dense is None:
             return functional.linear(inputs, self.sparse, bias)
         parts = [functional.linear(inputs, self.sparse), functional.linear(inputs, self.dense)]
@@ -144,13 +144,13 @@ class SplitWeight(nn.Module):
 
 
 class ChoosingLinear(nn.Module):
-    """A linear layer that looks up, for the number of input rows, which form of its weight to use.
+    """A linear layer that chooses the form of its weight by the number of input rows.
 
     Args:
-        linear: the layer that it replaces.
+        linear: the layer to replace.
         split: its weight in the sparse form.
-        choices: number of input rows -> whether the sparse form won there. Other numbers go by the
-            nearest one, on a logarithmic scale; an empty mapping means always sparse.
+        choices: number of input rows -> whether the sparse form won. Other numbers take the choice
+            of the nearest one on a logarithmic scale; an empty mapping means always sparse.
     """
 
     def __init__(self, linear: nn.Linear, split: SplitWeight, choices: Mapping[int, bool]) -> None:
@@ -159,18 +159,18 @@ class ChoosingLinear(nn.Module):
         self.split = split
         self.choices = dict(choices)
         self.keeps_dense = not all(self.choices.values())
-        # Models ask layers for the dtype of their weight, so there is one of that name always.
+        # Models ask layers for the dtype of their weight, so the name must exist.
         self.weight: torch.Tensor = linear.weight if self.keeps_dense else split.sparse
 
     def uses_sparse(self, rows: int) -> bool:
-        """Whether a product with so many input rows takes the sparse form."""
+        """Whether a product with ``rows`` input rows takes the sparse form."""
         if not self.choices:
             return True
         nearest = min(self.choices, key=lambda known: abs(math.log(known) - math.log(max(rows, 1))))
         return self.choices[nearest]
 
     def unused(self, rows: int) -> list[torch.Tensor]:
-        """Parameters that a product with so many input rows does not read."""
+        """The parameters that a product with ``rows`` input rows does not read."""
         if not self.keeps_dense:
             return []
         return [self.weight] if self.uses_sparse(rows) else list(self.split.parameters())
@@ -184,7 +184,7 @@ class ChoosingLinear(nn.Module):
 
 
 def replace_linears(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put modules in the places of others, by their full names."""
+    """Replace modules by their full names."""
     for name, module in replacements.items():
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, module)

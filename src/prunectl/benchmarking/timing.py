@@ -1,8 +1,8 @@
-"""Interleaved rounds on a clock of the device, and what their samples say.
+"""Interleaved rounds on the clock of the device, and what their samples say.
 
-Every model runs once in each round, so that drift of the machine affects all of them alike. A
-*pass* does the work once and returns the marks between which its phases ran. Short passes are
-repeated within a sample, equally often for every model.
+Every side runs once in each round, so that drift of the machine affects all sides alike. A *pass*
+does the work once and returns the marks between which its phases ran. Short passes are repeated
+within a sample, equally often on all sides.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from prunectl.evaluation.resampling import LEVEL, Floats, Interval, interval
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
 
 class Clock(Protocol):
-    """What a measurement needs of a clock."""
+    """Marks are set while work runs, and read as seconds once it is done."""
 
     def mark(self) -> Any:
         """A point in time, in the order of the work."""
@@ -30,11 +33,11 @@ class Clock(Protocol):
         """Wait until all work is done."""
 
     def between(self, first: Any, last: Any) -> float:
-        """Seconds from one mark to another; ``settle`` has been called since."""
+        """Seconds between two marks; ``settle`` has been called since."""
 
 
 class WallClock:
-    """The system's monotonic clock, for work that is done when a call returns."""
+    """The system's monotonic clock, for work that is finished when a call returns."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -50,7 +53,7 @@ class WallClock:
 
 
 class CudaClock:
-    """CUDA events on the current stream: marks cost nothing, and the device itself stamps them."""
+    """CUDA events on the current stream, which cost nothing and carry the device's own time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -77,11 +80,10 @@ def clock_of(device: torch.device) -> Clock:
 
 
 LEAST_ROUNDS = 7
-"""Fewer rounds give intervals that are too narrow: the bootstrap only knows what it has seen."""
-LEVEL = 0.95
+"""Fewer rounds give intervals that are too narrow."""
 LEAST_RATIO = 1.03
-"""Ratios nearer to 1 are no difference, however narrow the interval: models that do the same work
-were measured 2% apart, since rounds of one process do not vary where the weights lie in memory."""
+"""Ratios closer to 1 count as no difference, however narrow the interval: models that do the same
+work were measured 2% apart, since the rounds of a process keep the places of weights in memory."""
 RESAMPLES = 4000
 FASTER, SLOWER, UNDECIDED = "faster", "slower", "no difference found"
 
@@ -98,11 +100,11 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A ratio of medians, and the ``LEVEL`` bootstrap interval around it.
+class Ratio:
+    """A ratio of medians with its ``LEVEL`` bootstrap interval.
 
-    ``chance`` is that of equal sides being ahead of one another in so unequal a number of rounds
-    (two-sided sign test); 0 where samples do not come in rounds.
+    ``chance`` is the p-value of the two-sided sign test: how likely equal sides win rounds this
+    unequally. It is 0 where samples do not come in rounds.
     """
 
     ratio: float
@@ -115,7 +117,7 @@ class Interval:
         """``faster`` or ``slower``: an interval without 1, by ``LEAST_RATIO``, and in most rounds.
 
         The bootstrap alone calls 5 to 6% of equal sides different with 7 rounds. The sign test
-        assumes nothing of how samples spread.
+        assumes nothing about the distribution of samples.
         """
         if self.chance > 1 - LEVEL:
             return UNDECIDED
@@ -125,13 +127,11 @@ class Interval:
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """The summary of one or more samples; the coefficient of variation of a single one is 0.
+    """Summarize one or more samples; the coefficient of variation of a single sample is 0.
 
     Raises:
         ValueError: there are none.
     """
-    import numpy as np
-
     if not samples:
         raise ValueError("no samples")
     values = np.asarray(samples, np.float64)
@@ -142,87 +142,84 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(float(median), float(p10), float(p90), cv, len(values))
 
 
-def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Interval:
+def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Ratio:
     """Median of ``baseline`` / median of ``other``: above 1, the other one is faster.
 
-    Sample i of both comes from the same round. Rounds are drawn, not samples, so that what slowed
-    down a whole round does so on both sides.
+    Sample i of both comes from the same round. The bootstrap draws rounds, so that what slowed
+    down a whole round affects both sides.
 
     Raises:
         ValueError: the counts differ, or there are none.
     """
-    import numpy as np
-
     if len(baseline) != len(other) or not baseline:
         raise ValueError("a pair needs a sample of each side in every round")
     drawn = np.random.default_rng(seed).integers(len(other), size=(RESAMPLES, len(other)))
     first, second = np.asarray(baseline, np.float64), np.asarray(other, np.float64)
     chance = sign_test(int((first > second).sum()), int((first < second).sum()))
-    return replace(_interval(first, second, drawn, drawn), chance=chance)
+    return replace(_bootstrap(first, second, drawn, drawn), chance=chance)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Chance that a fair coin falls as unequally as this, or more so; ties are not counted."""
+    """The p-value that a fair coin falls this unequally; ties are not counted.
+
+    :func:`scipy.stats.binomtest` differs in the last bits, and refuses 0 tosses.
+    """
     tosses, more = wins + losses, max(wins, losses)
     tail = sum(math.comb(tosses, heads) for heads in range(more, tosses + 1))
     return float(min(1.0, 2 * tail / 2**tosses))
 
 
-def unpaired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Interval:
-    """As :func:`paired_ratio`, for samples of different runs, which may differ in number.
+def unpaired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Ratio:
+    """As :func:`paired_ratio`, for samples of different runs, whose counts may differ.
 
     Raises:
         ValueError: one of them has no samples.
     """
-    import numpy as np
-
     if not baseline or not other:
         raise ValueError("no samples")
-    draw = np.random.default_rng(seed)
-    return _interval(
+    rng = np.random.default_rng(seed)
+    return _bootstrap(
         np.asarray(baseline, np.float64),
         np.asarray(other, np.float64),
-        draw.integers(len(baseline), size=(RESAMPLES, len(baseline))),
-        draw.integers(len(other), size=(RESAMPLES, len(other))),
+        rng.integers(len(baseline), size=(RESAMPLES, len(baseline))),
+        rng.integers(len(other), size=(RESAMPLES, len(other))),
     )
 
 
-def _interval(
-    baseline: NDArray[np.float64],
-    other: NDArray[np.float64],
+def _bootstrap(
+    baseline: Floats,
+    other: Floats,
     first: NDArray[np.int64],
     second: NDArray[np.int64],
-) -> Interval:
-    """The percentile bootstrap, from indices of the samples drawn."""
-    import numpy as np
-
+) -> Ratio:
+    """The percentile bootstrap, from the indices of the samples drawn."""
     ratios = np.median(baseline[first], axis=1) / np.median(other[second], axis=1)
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return Interval(float(np.median(baseline) / np.median(other)), float(low), float(high))
+    # Numbers in a file of old results may overflow.
+    around = interval(ratios) or Interval(math.nan, math.nan)
+    return Ratio(float(np.median(baseline) / np.median(other)), around.low, around.high)
 
 
 Span = tuple[Any, Any, int]
-"""First mark, last mark, and how many equal steps ran between them."""
+"""First mark, last mark, and the number of equal steps between them."""
 Pass = Callable[[Clock], Mapping[str, Span]]
 
 LEAST_SAMPLE = 0.02
-"""Seconds that one sample lasts at least; shorter ones are mostly noise of timers and scheduler."""
+"""Least seconds of a sample; shorter ones are mostly noise of timers and scheduler."""
 WARM_UP_PASSES = 12
 WARM_UP_SECONDS = 20.0
 WARM_UP_SHARE = 0.2
-"""Of the time that the rounds may take, what the warm-up of all sides may take beside it."""
+"""Time for the warm-up of all sides, as a share of the time for the rounds, which it adds to."""
 _STABLE = 0.1
 _ALIKE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds of one step of each phase, by side and phase, a sample a round.
+    """Seconds of one step of each phase, by side and phase, one sample for each round.
 
     Attributes:
         samples: side -> phase -> samples.
-        rounds: how many.
+        rounds: their number.
         repeats: passes in one sample.
         warm_up: passes before the first round, all sides together.
     """
@@ -233,17 +230,28 @@ class Timed:
     warm_up: int
 
 
+def pass_of(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Pass:
+    """A pass of one phase named ``work``, after something that is not timed."""
+
+    def run(clock: Clock) -> dict[str, Span]:
+        prepare()
+        begin = clock.mark()
+        work()
+        return {"work": (begin, clock.mark(), 1)}
+
+    return run
+
+
 def time_passes(passes: Mapping[str, Pass], clock: Clock, *, rounds: int, seconds: float) -> Timed:
     """Warm every side up until it is stable, then time them in turns.
 
     Args:
         passes: by side.
         rounds: samples of each side.
-        seconds: what the rounds may take; fewer rounds are planned, never under ``LEAST_ROUNDS``,
-            where the warm-up shows that they would take longer. It is not looked at afterwards.
+        seconds: for all rounds. Fewer rounds, but at least ``LEAST_ROUNDS``, are planned where the
+            warm-up shows that they would take longer.
 
-    Raises:
-        What a pass raises.
+    Raises whatever a pass raises.
     """
     took: dict[str, float] = {}
     warm = 0
@@ -269,9 +277,9 @@ def time_passes(passes: Mapping[str, Pass], clock: Clock, *, rounds: int, second
 
 
 def turns(sides: Sequence[str], round_: int) -> list[str]:
-    """The order of sides in a round: it starts with another one each time, and runs both ways.
+    """The order of sides in a round: the first one changes, and so does the direction.
 
-    So no side always follows the same one, or finds the caches as another leaves them.
+    No side thus always follows the same other side, whose work it finds in the caches.
     """
     start = (round_ // 2) % len(sides)
     order = [*sides[start:], *sides[:start]]
@@ -281,7 +289,8 @@ def turns(sides: Sequence[str], round_: int) -> list[str]:
 def warm_up(one: Pass, clock: Clock, seconds: float) -> list[float]:
     """Run until three passes in a row differ by less than 10%; at most 12 passes, or ``seconds``.
 
-    Returns the seconds of each pass; there is at least one.
+    Returns:
+        the seconds of each pass, at least one.
     """
     lasted: list[float] = []
     while len(lasted) < WARM_UP_PASSES and (sum(lasted) < seconds or not lasted):
@@ -297,7 +306,7 @@ def warm_up(one: Pass, clock: Clock, seconds: float) -> list[float]:
 
 
 def _sample(one: Pass, clock: Clock, repeats: int) -> dict[str, float]:
-    """The mean seconds of a step in each phase, over some passes."""
+    """The mean seconds of a step in each phase, over ``repeats`` passes."""
     spans = [one(clock) for _ in range(repeats)]
     clock.settle()
     total: dict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""The ``bench`` verb: load what is compared, time it in turns, and say what may be said."""
+"""The ``bench`` verb: load the models that are compared, time them in turns, and summarize."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunectl.benchmarking.limits import measure_rates
 from prunectl.benchmarking.machine import current_device, machine_of, torch_threads
 from prunectl.benchmarking.models import (
     SPARSE_ENOUGH,
-    Live,
+    LoadedSide,
     Source,
     load_side,
     made_sides,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 Model = Checkpoint | str | os.PathLike[str]
 
 RESTLESS = 0.15
-"""Coefficient of variation from which a sentence says that the machine was not quiet."""
+"""Coefficient of variation from which a note says that the machine was busy."""
 DEFAULT_SECONDS = {"cpu": 60.0, "cuda": 120.0}
-"""What the timing may take altogether, where nothing else is said."""
+"""Time for all measurements by default."""
 
 
 def bench(
@@ -53,26 +53,26 @@ def bench(
     random_weights: str = "",
     on_event: OnEvent = ignore_events,
 ) -> BenchResult:
-    """Time inference with one model or several, end to end, side by side.
+    """Time inference of one or several models, end to end and in turns.
 
-    A model that comes alone is compared with itself: pruned in memory, or, if it is pruned, with
-    its zeros filled. On CUDA, 2:4 weights are run on dense and on sparse kernels.
+    A single model is compared with itself: pruned in memory, or with its zeros filled if it is
+    already pruned. On CUDA, 2:4 weights are run on dense and on sparse kernels.
 
     Args:
         model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes; compressed
             folders too.
-        against: others of the same kind. The first is the baseline of all ratios; without any, it
-            is the model itself.
+        against: others of the same kind. The first is the baseline of all ratios; if empty, the
+            model itself is.
         settings: see :class:`BenchSettings`.
         random_weights: instead of ``model``: a preset (``llama-7b``), or a config.json.
-        on_event: receives notes on what is being done.
+        on_event: receives notes on the progress.
 
     Raises:
         InvalidOption: settings that have no meaning for the model or the device.
         CannotRun: the model's forward pass fails.
         UnknownInputs: it takes neither tokens nor images.
-        NotEnoughMemory: nothing at all could be measured.
-        Interrupted: Ctrl-C, after some of it was; the exception holds that.
+        NotEnoughMemory: nothing could be measured.
+        Interrupted: Ctrl-C after something was measured, which the exception holds.
         SourceError: a checkpoint cannot be read.
     """
     started = time.perf_counter()
@@ -106,10 +106,10 @@ def _bench(
 ) -> BenchResult:
     import torch
 
-    lives, left_out = _load(sources, device, settings, on_event)
+    sides, left_out = _load(sources, device, settings, on_event)
     folders = {source.name: source.folder for source in sources}
     model_kind = common_model_kind(
-        [(one.side.model, model_kind_of(one.model, folders.get(one.side.model))) for one in lives]
+        [(one.side.model, model_kind_of(one.model, folders.get(one.side.model))) for one in sides]
     )
     workloads, notes = plan(model_kind, device.type, settings)
     if settings.compile == "reduce-overhead" and model_kind.kind is Kind.SEQ2SEQ:
@@ -119,23 +119,23 @@ def _bench(
             hint="--compile default works",
         )
     clock = clock_of(device)
-    first = lives[0]
+    first = sides[0]
     on_event(Note("measuring the device's bandwidth and matmul rate"))
     kind = next(first.model.parameters()).dtype
     with memory_errors(first.side.model, device, "measuring the device"):
         rates = measure_rates(device, kind, first.side.weight_bytes, clock)
-    machine = machine_of(device)  # asked now: a device that fails later answers nothing any more
+    machine = machine_of(device)  # now, since a device that fails later cannot answer
     text = None
     if settings.text:
         owner = next((one for one in sources if one.folder is not None), None)
         if owner is None or owner.folder is None or not model_kind.vocabulary:
             raise InvalidOption("--text needs a text model with a tokenizer")
         text = text_tokens(settings.text, owner.folder, trust_remote_code=owner.trust_remote_code)
-    bench_ = Bench(tuple(lives), model_kind, device, clock, rates, settings, text)
+    bench_ = Bench(tuple(sides), model_kind, device, clock, rates, settings, text)
     with torch.inference_mode():
-        rows, agreements = _add_sparse(bench_, lives, workloads, left_out, on_event)
-        _compile(lives, settings.compile)
-        bench_ = replace(bench_, lives=tuple(lives))
+        rows, agreements = _add_sparse(bench_, sides, workloads, left_out, on_event)
+        _compile(sides, settings.compile)
+        bench_ = replace(bench_, sides=tuple(sides))
         seconds = settings.seconds or DEFAULT_SECONDS[device.type]
         runs, failed = run_workloads(bench_, workloads, seconds, on_event)
     if not runs:
@@ -145,7 +145,7 @@ def _bench(
         kind=str(model_kind.kind),
         machine=machine,
         rates=rates,
-        sides=tuple(live.side for live in lives),
+        sides=tuple(loaded.side for loaded in sides),
         runs=tuple(runs),
         kernels=tuple(rows),
         agreements=tuple(agreements),
@@ -160,38 +160,38 @@ def _bench(
 
 def _load(
     sources: Sequence[Source], device: torch.device, settings: BenchSettings, on_event: OnEvent
-) -> tuple[list[Live], list[Skipped]]:
-    """All sides with dense kernels, the baseline first; what does not fit is left out.
+) -> tuple[list[LoadedSide], list[Skipped]]:
+    """Load all sides with dense kernels, the baseline first; sides that do not fit are skipped.
 
     Raises:
-        NotEnoughMemory: the first one does not fit.
+        NotEnoughMemory: the first side does not fit.
     """
-    lives: list[Live] = []
+    sides: list[LoadedSide] = []
     left_out: list[Skipped] = []
     for source in sources:
-        label = _free_label(source, [live.side.label for live in lives])
+        label = _free_label(source, [loaded.side.label for loaded in sides])
         on_event(Note(f"loading {source.name}"))
         try:
-            lives.append(load_side(source, label, device, settings))
+            sides.append(load_side(source, label, device, settings))
         except NotEnoughMemory as error:
-            if not lives:
+            if not sides:
                 raise
             left_out.append(Skipped(label, error.message))
     if len(sources) > 1:
-        return lives, left_out
+        return sides, left_out
     try:
-        lives += made_sides(lives[0], settings)
+        sides += made_sides(sides[0], settings)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         left_out.append(skipped("a second copy in memory to compare with", error))
-    if lives[0].side.zeros.sparsity >= SPARSE_ENOUGH:
-        lives.reverse()  # the one without zeros is the baseline
-    return lives, left_out
+    if sides[0].side.zeros.sparsity >= SPARSE_ENOUGH:
+        sides.reverse()  # the side without zeros is the baseline
+    return sides, left_out
 
 
 def _free_label(source: Source, taken: Sequence[str]) -> str:
-    """The short name, else the whole one, else that with a number."""
+    """The short name, else the whole name, else the whole name with a number."""
     for name in (source.short, source.name):
         if name not in taken:
             return name
@@ -203,41 +203,41 @@ def _free_label(source: Source, taken: Sequence[str]) -> str:
 
 def _add_sparse(
     bench_: Bench,
-    lives: list[Live],
+    sides: list[LoadedSide],
     workloads: Sequence[Workload],
     left_out: list[Skipped],
     on_event: OnEvent,
     kernels: Sequence[Backend] | None = None,
 ) -> tuple[list[KernelRow], list[Agreement]]:
-    """Add a side with sparse kernels for each that holds 2:4 weights; on CUDA only."""
+    """Add a side with sparse kernels for each side with 2:4 weights; on CUDA only."""
     rows: list[KernelRow] = []
     agreements: list[Agreement] = []
     if bench_.device.type != "cuda" or bench_.settings.kernels == "dense":
         return rows, agreements
     from prunectl.benchmarking.kernels import agreement, sparse_side
 
-    for live in list(lives):
-        if live.side.zeros.sparsity < SPARSE_ENOUGH:
+    for loaded in list(sides):
+        if loaded.side.zeros.sparsity < SPARSE_ENOUGH:
             continue
-        on_event(Note(f"timing sparse kernels with the weights of {live.side.label}"))
+        on_event(Note(f"timing sparse kernels with the weights of {loaded.side.label}"))
         try:
-            made, found = sparse_side(bench_, live, workloads, kernels or backends())
+            made, found = sparse_side(bench_, loaded, workloads, kernels or backends())
             rows += found
             if made is not None:
-                agreements.append(agreement(bench_, made, live, workloads))
-                lives.append(made)
+                agreements.append(agreement(bench_, made, loaded, workloads))
+                sides.append(made)
             else:
                 why = "no weight shape where they win" if found else "no weight that they take"
-                left_out.append(Skipped(f"{live.side.label}, sparse kernels", why))
+                left_out.append(Skipped(f"{loaded.side.label}, sparse kernels", why))
         except RuntimeError as error:
-            left_out.append(skipped(f"{live.side.label}, sparse kernels", error))
+            left_out.append(skipped(f"{loaded.side.label}, sparse kernels", error))
     return rows, agreements
 
 
-def _compile(lives: Sequence[Live], mode: str) -> None:
+def _compile(sides: Sequence[LoadedSide], mode: str) -> None:
     if mode != "none":
-        for live in lives:
-            live.model.compile(mode=mode)
+        for loaded in sides:
+            loaded.model.compile(mode=mode)
 
 
 def _inputs(model_kind: ModelKind, is_text: bool) -> str:

@@ -1,4 +1,4 @@
-"""Input sizes, chosen by the kind of model and what it accepts, and the inputs themselves."""
+"""The sizes of inputs, chosen by the kind of model and capped by what it takes; and the inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One input size. ``tokens`` is 0 for images, ``new_tokens`` 0 where nothing is generated."""
+    """One size of inputs. ``tokens`` is 0 for images, ``new_tokens`` 0 if nothing is generated."""
 
     batch: int
     tokens: int
@@ -32,7 +32,7 @@ class Workload:
         return f"batch {self.batch}, {self.tokens}{new} tokens"
 
     def units(self, phase: str) -> int:
-        """What ``rate`` counts in one run of a phase: tokens, or sequences, or images."""
+        """What ``rate`` counts in one run of a phase: tokens, sequences or images."""
         return self.batch * self.tokens if phase == "prefill" else self.batch
 
 
@@ -52,13 +52,13 @@ _DEFAULTS: dict[tuple[Kind, str], tuple[tuple[int, ...], tuple[int, ...], int]] 
 def plan(
     model_kind: ModelKind, device: str, settings: BenchSettings
 ) -> tuple[tuple[Workload, ...], tuple[str, ...]]:
-    """The workloads, and a sentence for each choice that had to be changed.
+    """The workloads, and a sentence for each choice that does not fit the model. Pure.
 
     Args:
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        InvalidOption: what was asked for does not fit the model at all.
+        InvalidOption: a setting has no meaning for the model, or cannot fit it.
     """
     kind = model_kind.kind
     batches, lengths, new = _DEFAULTS[kind, device]
@@ -107,7 +107,7 @@ def _capped(
 
 
 def random_tokens(model_kind: ModelKind, workload: Workload, seed: int) -> torch.Tensor:
-    """Token ids of shape (batch, tokens), int64 on the CPU; ids with a meaning are left out."""
+    """Token ids, int64 [batch, tokens] on the CPU; special ids are left out."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ def random_tokens(model_kind: ModelKind, workload: Workload, seed: int) -> torch
 
 
 def random_pixels(model_kind: ModelKind, workload: Workload, seed: int) -> torch.Tensor:
-    """Pixels of shape (batch, channels, height, width), normal, float32 on the CPU."""
+    """Normal pixels, float32 [batch, channels, height, width] on the CPU."""
     import torch
 
     assert model_kind.image is not None
@@ -129,10 +129,10 @@ def random_pixels(model_kind: ModelKind, workload: Workload, seed: int) -> torch
 
 
 def text_tokens(text: str, folder: Path, *, trust_remote_code: bool) -> torch.Tensor:
-    """The ids of a text, int64 of shape (n,), from the tokenizer in a model's folder.
+    """The ids of a text, int64 [n], from the tokenizer in a model's folder.
 
     Raises:
-        InvalidOption: there is no tokenizer that can be loaded, or nothing comes of the text.
+        InvalidOption: no tokenizer can be loaded, or the text has no tokens.
     """
     import torch
     from transformers import AutoTokenizer
@@ -154,7 +154,7 @@ def text_tokens(text: str, folder: Path, *, trust_remote_code: bool) -> torch.Te
 
 
 def windows(tokens: torch.Tensor, workload: Workload) -> torch.Tensor:
-    """Consecutive windows of a text, of shape (batch, tokens); it is repeated where it is short."""
+    """Consecutive windows of a text, [batch, tokens]; a short text is repeated."""
     needed = workload.batch * workload.tokens
     repeats = -(-needed // len(tokens))
     return tokens.repeat(repeats)[:needed].reshape(workload.batch, workload.tokens)

@@ -1,4 +1,4 @@
-"""Zeros in a model in memory: counted, made by N:M, or filled. Files are not touched."""
+"""Zeros of a model in memory: counted, made by an N:M pattern, or filled. Files stay unchanged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """Of the prunable weights of a model: how many, and their zeros.
+    """The prunable weights of a model and their zeros.
 
     Attributes:
         matrices: linear layers in the model's blocks.
-        weights, zeros: of the prunable tensors in its files; of ``matrices`` if it has none.
-        follow_2_4: how many of ``matrices`` do.
+        weights, zeros: in the prunable tensors of its files; in ``matrices`` if it has no files.
+        follow_2_4: ``matrices`` that follow 2:4.
     """
 
     matrices: int
@@ -46,9 +46,9 @@ class Matrix:
 
 
 def block_matrices(model: torch.nn.Module) -> list[Matrix]:
-    """Linear layers inside of lists of modules, which is where the repeated blocks are.
+    """The linear layers inside lists of modules, which hold the repeated blocks.
 
-    Weights that several modules share come once. The head and the embeddings are not in a list.
+    Weights that several modules share come once. Head and embeddings are in no list.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -65,7 +65,7 @@ def block_matrices(model: torch.nn.Module) -> list[Matrix]:
 
 
 def zeros_in_memory(model: torch.nn.Module) -> Zeros:
-    """What the blocks of a model hold."""
+    """Count the zeros in the blocks of a model."""
     from prunectl.loading.semi_structured import follows_2_4
 
     matrices = block_matrices(model)
@@ -79,7 +79,7 @@ def zeros_in_memory(model: torch.nn.Module) -> Zeros:
 
 
 def prune_in_memory(model: torch.nn.Module, pattern: NM) -> torch.nn.Module:
-    """A copy whose block matrices keep the N largest of every M; the rest is shared with it."""
+    """A copy whose block matrices keep the N largest of every M; it shares everything else."""
     copied = _copy_with_own_blocks(model)
     for matrix in block_matrices(copied):
         if matrix.weight.shape[-1] % pattern.m == 0:
@@ -103,7 +103,7 @@ def keep_largest(weight: torch.Tensor, pattern: NM) -> None:
 
 
 def fill_in_memory(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose zeros are replaced by small numbers: the same work, and nothing to skip."""
+    """A copy whose zeros are replaced by small numbers, so that no work can be skipped."""
     copied = _copy_with_own_blocks(model)
     for matrix in block_matrices(copied):
         for rows in _row_blocks(matrix.weight):
@@ -122,7 +122,7 @@ def _copy_with_own_blocks(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _row_blocks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of some rows each, so that what is computed on them stays small."""
+    """Views of a few rows each, which bounds the memory for computing on them."""
     step = max(1, _BLOCK // max(1, weight.shape[-1]))
     for start in range(0, weight.shape[0], step):
         yield weight[start : start + step]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from prunectl.benchmarking.compare import Comparison
     from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
-    from prunectl.benchmarking.timing import Interval
+    from prunectl.benchmarking.timing import Ratio
     from prunectl.benchmarking.workloads import Workload
 
 _UNITS = {"prefill": "tok/s", "decode": "tok/s"}
@@ -103,7 +103,7 @@ def _short(workload: Workload) -> str:
     return f"{workload.batch} x {workload.tokens}{new}"
 
 
-def _ratio(interval: Interval | None) -> tuple[str, str]:
+def _ratio(interval: Ratio | None) -> tuple[str, str]:
     """``1.31x (1.28-1.35)`` and ``faster``; a dash where the interval includes 1."""
     if interval is None:
         return "", ""

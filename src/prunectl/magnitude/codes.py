@@ -22,7 +22,7 @@ Codes = NDArray[Any]
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """How the codes of one dtype are read.
+    """The meaning of the codes of one dtype.
 
     Attributes:
         dtype: the element type.
@@ -89,7 +89,7 @@ _CONTAINERS: dict[str, tuple[type[np.floating], int]] = {
     "BF16": (np.float32, 16),
     "F8_E5M2": (np.float16, 8),
 }
-"""numpy's type that holds a format, and how many more mantissa bits it has."""
+"""numpy's type that holds a format, and the number of its additional mantissa bits."""
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def code_format(dtype: DType) -> CodeFormat:
 
 
 def common_format(formats: set[CodeFormat]) -> CodeFormat:
-    """The format itself if there is one, else fp32 or fp64: it holds all of ``formats`` exactly.
+    """A format that holds all of ``formats`` exactly: a single one itself, else fp32 or fp64.
 
     Raises:
         ValueError: no formats.

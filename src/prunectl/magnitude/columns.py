@@ -16,21 +16,21 @@ from prunectl.magnitude.codes import Codes
 from prunectl.magnitude.kernels import cutting
 
 Lines = Callable[[], Iterable[Codes]]
-"""Reads the matrix once more: yields blocks [lines, columns], in order."""
+"""Reads the whole matrix each time: yields blocks [lines, columns], in order."""
 
 
 class ColumnCutter:
     """Finds the cuts of one matrix, then applies them to its blocks in order, in place.
 
     Args:
-        lines: how to read the matrix; called once for each bit of the magnitude, and once more.
-        columns: how many.
+        lines: reads the matrix; called once for each bit of the magnitude, and once more.
+        columns: their number.
         kind: u16, u32 or u64.
-        k: zeros that each column gets, unless it has as many already; of equal magnitudes the
-            lower index goes first.
+        k: zeros of each column, unless it already has as many; of equal magnitudes the lower index
+            goes first.
 
     Attributes:
-        zeros: in the matrix, afterwards.
+        zeros: in the matrix after pruning.
     """
 
     def __init__(self, lines: Lines, columns: int, kind: np.dtype[np.unsignedinteger], k: int):

@@ -22,7 +22,7 @@ Spans = list[tuple[int, int]]
 
 
 class Bin(NamedTuple):
-    """A bin: its first code, log2 of its width, and how many magnitudes are below it."""
+    """A bin: its first code, log2 of its width, and the number of magnitudes below it."""
 
     start: int
     log2_width: int
@@ -65,22 +65,22 @@ class Histogram:
         kinds = (np.uint64, np.uint8, np.int64, np.float64)
         arrays = [np.asarray(getattr(self, n), k) for n, k in zip(_COLUMNS, kinds, strict=True)]
         _check(self.format, *arrays)
-        self._hold([array.view() for array in arrays])
+        self._set_columns([array.view() for array in arrays])
 
-    def _hold(self, arrays: Iterable[NDArray[Any]]) -> None:
+    def _set_columns(self, arrays: Iterable[NDArray[Any]]) -> None:
         for name, array in zip(_COLUMNS, arrays, strict=True):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
     @classmethod
     def trusted(cls, format: CodeFormat, *columns: NDArray[Any]) -> Histogram:
-        """A histogram of columns that are one by construction, of the right types: no checks.
+        """A histogram of columns that are valid by construction and of the right types: no checks.
 
         The arrays become read-only.
         """
         own = cls.__new__(cls)
         object.__setattr__(own, "format", format)
-        own._hold(columns)
+        own._set_columns(columns)
         return own
 
     @cached_property
@@ -108,11 +108,11 @@ class Histogram:
 
     @property
     def numel(self) -> int:
-        """How many magnitudes were counted."""
+        """The number of magnitudes."""
         return int(self._totals[-1])
 
     def count_below(self, code: int) -> int:
-        """How many magnitude codes are < ``code``.
+        """The number of magnitude codes < ``code``.
 
         Raises:
             ValueError: ``code`` is strictly inside a wide bin.
@@ -124,7 +124,7 @@ class Histogram:
         return float(self._energy_totals[self._position(code)])
 
     def count_at(self, code: int) -> int:
-        """How many magnitudes have exactly this code.
+        """The number of magnitudes with exactly this code.
 
         Raises:
             ValueError: ``code`` is in a wide bin.
@@ -154,7 +154,7 @@ class Histogram:
         return np.where(found & (self.log2_widths[here] == 0), self.counts[here], 0)
 
     def bins_split_by(self, codes: NDArray[np.uint64]) -> Spans:
-        """Wide bins that a code lies strictly inside of: they must be refined to count below it."""
+        """The wide bins with a code strictly inside, which must be refined to count below it."""
         owner = np.searchsorted(self.starts, codes, side="right") - 1
         held = (owner >= 0) & (self.starts[owner] < codes) & (self.ends[owner] > codes)
         return sorted(
@@ -162,7 +162,7 @@ class Histogram:
         )
 
     def within(self, spans: Spans) -> Histogram:
-        """The bins that lie inside of ``spans``."""
+        """The bins inside ``spans``."""
         kept = np.zeros(self.starts.size, bool)
         for start, log in spans:
             kept |= (self.starts >= np.uint64(start)) & (
@@ -198,7 +198,7 @@ class Histogram:
         """This histogram with the bins that ``fine`` subdivides replaced by those of ``fine``.
 
         Raises:
-            ValueError: other formats, a bin of ``fine`` outside, or counts that do not agree.
+            ValueError: the formats differ, a bin of ``fine`` is outside, or the counts differ.
         """
         if fine.format != self.format:
             raise ValueError("cannot refine with another format")
@@ -243,14 +243,14 @@ class Histogram:
         """Read :meth:`to_bytes`.
 
         Raises:
-            ValueError: anything that :meth:`to_bytes` would not have written.
+            ValueError: the bytes are not what :meth:`to_bytes` writes.
         """
         dtype, columns = records.unpack(data)
         return cls(code_format(dtype), *columns)
 
     @classmethod
     def from_own_bytes(cls, data: bytes) -> Histogram:
-        """Read what :meth:`to_bytes` wrote in this process, or what was checked: no checks."""
+        """Read a record that this process wrote or checked before: no checks."""
         dtype, columns = records.columns_of(data)
         return cls.trusted(code_format(dtype), *columns)
 

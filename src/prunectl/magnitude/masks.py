@@ -1,8 +1,8 @@
 """Pruning in place on codes: thresholds, rows, N:M. And checking what was pruned.
 
-A pruned weight becomes code 0, which is +0.0. Every other weight keeps its bits, whatever they are:
--0.0, subnormals, Inf. Whether a weight is zero is asked of its magnitude, so -0.0 is a zero. NaN is
-the caller's to rule out. Functions that prune take u16, u32 or u64 arrays.
+A pruned weight becomes code 0, which is +0.0. Every other weight keeps its bits, also -0.0,
+subnormals and Inf. Zeros are recognized by their magnitude, so -0.0 is a zero. The caller must rule
+out NaN. Functions that prune take u16, u32 or u64 arrays.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     import torch
 
 AnyCodes = TypeVar("AnyCodes", Codes, "torch.Tensor")
-"""Codes where they are: an array of unsigned integers, or a tensor of signed ones on a device."""
-
+"""Codes: an array of unsigned integers, or a tensor of signed integers on a device."""
 
 _Taken = TypeVar("_Taken", contravariant=True)
 
 
 class Kernels(Protocol[_Taken]):
-    """What this module and its like in torch both do."""
+    """The functions of this module and of its counterpart in torch."""
 
     def count_zeros(self, codes: _Taken, /) -> int: ...
     def odd_codes(self, codes: _Taken, format: CodeFormat, /) -> tuple[int, int]: ...
@@ -43,7 +42,7 @@ def kernels_for(codes: Codes) -> Kernels[Codes]: ...
 @overload
 def kernels_for(codes: torch.Tensor) -> Kernels[torch.Tensor]: ...
 def kernels_for(codes: Codes | torch.Tensor) -> Kernels[Codes] | Kernels[torch.Tensor]:
-    """The module whose functions work on ``codes``: this one, or its like in torch."""
+    """The module whose functions work on ``codes``: this one, or its counterpart in torch."""
     if isinstance(codes, np.ndarray):
         from prunectl.magnitude import masks
 
@@ -62,17 +61,17 @@ def _mask(codes: Codes) -> Any:
 
 
 def count_zeros(codes: Codes) -> int:
-    """How many of ``codes`` [n], contiguous, u8 too, are zero (of either sign)."""
+    """Count the zeros of either sign in ``codes`` [n], contiguous; also u8."""
     if codes.dtype == np.uint8:
         return int(codes.size - np.count_nonzero(codes & np.uint8(0x7F)))
     return int(cutting.count_less(codes, _mask(codes), codes.dtype.type(1)))
 
 
 def odd_codes(codes: Codes, format: CodeFormat) -> tuple[int, int]:
-    """How many of ``codes`` [n], contiguous, are (NaN, Inf); u16, u32 or u64."""
+    """Count (NaN, Inf) in ``codes`` [n], contiguous; u16, u32 or u64."""
     mask, kind = _mask(codes), format.uint.type
     odd = codes.size - int(cutting.count_less(codes, mask, kind(format.inf_code)))
-    if not odd:  # nearly always, and one pass is enough to tell
+    if not odd:  # nearly always, and known after one pass
         return 0, 0
     nans = codes.size - int(cutting.count_less(codes, mask, kind(format.nan_code)))
     return nans, odd - nans
@@ -84,7 +83,7 @@ def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:
     Args:
         codes: [n], contiguous, changed in place.
         code: magnitude code of the threshold.
-        quota: how many ties may go; what is left after this block is ``quota - ties_used``.
+        quota: ties that may go; ``quota - ties_used`` remain after this block.
 
     Returns:
         (zeros_after, ties_used).
@@ -97,8 +96,8 @@ def cut(codes: Codes, code: int, quota: int) -> tuple[int, int]:
 def cut_rows(codes: Codes, sparsity: float) -> int:
     """Prune each row of [outer, axis, inner] (along the axis) on its own, in place.
 
-    Each row gets exactly :func:`pruned_count` zeros; its zeros from before count first, and a row
-    that has more stays as it is. Of equal magnitudes the lower index goes first.
+    Each row gets exactly :func:`pruned_count` zeros; zeros that it already has count first, and a
+    row with more stays unchanged. Of equal magnitudes the lower index goes first.
 
     Returns:
         zeros after.
@@ -165,7 +164,7 @@ def keep(codes: Codes, bits: Codes) -> int:
 
 
 def nm_violations(codes: Codes, n: int, m: int) -> int:
-    """How many groups of m along the axis of [outer, axis, inner] have more than n nonzeros.
+    """Count the groups of m along the axis of [outer, axis, inner] with more than n nonzeros.
 
     Raises:
         ValueError: the axis is not a multiple of m.
@@ -184,7 +183,7 @@ def _grouped(codes: Codes, m: int) -> Any:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pruned block beside its source; blocks of one tensor add up with ``+``.
+    """A pruned block compared with its source; blocks of one tensor add up with ``+``.
 
     Attributes:
         zeros: zeros of the output, of both signs.

@@ -1,9 +1,9 @@
-"""What one streamed pass over a tensor's codes tells: counts, sums, histogram, N:M losses.
+"""Statistics of one streamed pass over a tensor's codes: counts, sums, histogram, N:M losses.
 
-Blocks come in file order; nothing here grows with the tensor. For 8- and 16-bit types everything
-follows from exact counts, whatever the blocks. For 32- and 64-bit types the histogram is coarse
-(the top 16 magnitude bits) and float sums depend on where blocks begin: use the same block size to
-get the same bits.
+Blocks come in file order; memory does not grow with the tensor. For 8- and 16-bit types everything
+follows from exact counts, however the tensor is split. For 32- and 64-bit types the histogram is
+coarse (the top 16 magnitude bits) and float sums depend on where blocks begin: use the same block
+size to get the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FLUSH = 2**32 - 1
 """Elements after which the u32 tables might overflow."""
 
 _FEW = 1 << 13
-"""Elements that are sorted faster than tables of all codes are made and searched."""
+"""Up to this many elements are sorted, which is faster than tables of all codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a pass over one tensor found.
+    """The result of a pass over one tensor.
 
     Attributes:
         facts: counts and sums.
@@ -93,7 +93,7 @@ class TensorMeasure:
     def update(self, codes: Codes | torch.Tensor) -> None:
         """Add the next block, u8/u16/u32/u64[n], contiguous.
 
-        Of types of 8 and 16 bits it may be a tensor too, of signed integers, on any device.
+        For types of 8 and 16 bits it may also be a tensor of signed integers, on any device.
         """
         if isinstance(codes, np.ndarray):
             self._way.update(codes)
@@ -108,21 +108,21 @@ class TensorMeasure:
 
 
 class _Narrow:
-    """8 and 16 bits: counts of all signed codes say everything.
+    """8 and 16 bits: everything follows from the counts of all signed codes.
 
-    A tensor of one small block is sorted instead: tables would cost it far more than its codes.
+    A tensor of one small block is sorted instead: tables would cost far more than its codes.
     """
 
     def __init__(self, format: CodeFormat) -> None:
         self._format = format
-        self._held: Codes | None = None
+        self._first_block: Codes | None = None
         self._tables: NDArray[np.uint32] | None = None
         self._counts = np.zeros(0, np.int64)
         self._pending = 0
 
     def update(self, codes: Codes) -> None:
-        if self._tables is None and self._held is None and codes.size <= _FEW:
-            self._held = codes.copy()
+        if self._tables is None and self._first_block is None and codes.size <= _FEW:
+            self._first_block = codes.copy()
             return
         tables = self._start()
         if self._pending + codes.size > _FLUSH:
@@ -138,12 +138,12 @@ class _Narrow:
         self._counts += tally(codes)
 
     def _start(self) -> NDArray[np.uint32]:
-        """The tables, from now on used for every block."""
+        """The tables, which are used for every block from now on."""
         if self._tables is None:
             self._tables = np.zeros((2, 1 << self._format.bits), np.uint32)
             self._counts = np.zeros(1 << self._format.bits, np.int64)
-            if self._held is not None:
-                self.update(self._held)
+            if self._first_block is not None:
+                self.update(self._first_block)
         return self._tables
 
     def _flush(self, tables: NDArray[np.uint32]) -> None:
@@ -153,10 +153,14 @@ class _Narrow:
         self._pending = 0
 
     def _present(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The signed codes that occur, in order, and how often."""
+        """The signed codes that occur, in order, and their counts."""
         if self._tables is None:
-            held = self._held if self._held is not None else np.zeros(0, self._format.uint)
-            codes, counts = np.unique(held, return_counts=True)
+            block = (
+                self._first_block
+                if self._first_block is not None
+                else np.zeros(0, self._format.uint)
+            )
+            codes, counts = np.unique(block, return_counts=True)
             return codes.astype(np.int64), counts.astype(np.int64)
         self._flush(self._tables)
         present = np.flatnonzero(self._counts).astype(np.int64)
@@ -200,7 +204,7 @@ def _exact_histogram(
 class _Wide:
     """32 and 64 bits: coarse bins of 2**15 or 2**47 codes, with energies.
 
-    Zeros and Inf are counted by themselves; if a coarse bin holds nothing else, it becomes exact.
+    Zeros and Inf are counted separately; a coarse bin that holds nothing else becomes exact.
     """
 
     def __init__(self, format: CodeFormat) -> None:
@@ -268,11 +272,11 @@ def _total(terms: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class PatternStats:
-    """What an N:M pattern would do to a tensor.
+    """The effect of an N:M pattern on a tensor.
 
     Attributes:
         lost_energy: sum of squares of the finite weights that it drops, float64.
-        zeros_after: zeros that the tensor would have, those from before included.
+        zeros_after: zeros that the tensor would have, including those it already has.
         groups: groups of M.
     """
 
@@ -282,9 +286,9 @@ class PatternStats:
 
 
 class PatternMeasure:
-    """Measures what N:M along the middle axis would lose, without changing anything.
+    """Measures the loss by N:M along the middle axis, without changing anything.
 
-    Ties and Inf are treated as :func:`masks.nm` treats them; NaN is the caller's to rule out.
+    Ties and Inf are treated as in :func:`masks.nm`; the caller must rule out NaN.
     """
 
     def __init__(self, dtype: DType, pattern: NM) -> None:
@@ -315,7 +319,7 @@ class PatternMeasure:
         self._groups += codes.size // m
 
     def finish(self) -> PatternStats:
-        """The numbers of all blocks so far."""
+        """The statistics of all blocks so far."""
         return PatternStats(_total(self._lanes), self._zeros, self._groups)
 
 
@@ -327,4 +331,4 @@ _AS_FLOAT: dict[str, tuple[int, float]] = {
     "F8_E5M2": (21, 2.0**112),
     "F8_E4M3": (20, 2.0**120),
 }
-"""Shift that aligns exponent and mantissa with fp32's or fp64's; what makes up for the bias."""
+"""Shift that aligns exponent and mantissa with fp32's or fp64's, and the factor for the bias."""

@@ -1,10 +1,9 @@
 """Magnitude work on a CUDA device, in torch: the same bits as on the CPU.
 
-Codes are signed integers here, since torch does little with unsigned ones; without the sign bit the
-two are the same numbers. The functions are those of :mod:`prunectl.magnitude.masks`, on tensors.
-All of it is arithmetic on integers, whose results do not depend on who does it in what order. Sums
-of floats do (coarse histograms of 32 and 64 bits, what N:M loses): these stay with the CPU's
-kernels.
+Codes are signed integers here, since torch supports few operations on unsigned ones; without the
+sign bit the two are the same numbers. The functions are those of :mod:`prunectl.magnitude.masks`,
+on tensors. All of it is integer arithmetic, whose results do not depend on device or order. Sums of
+floats do (coarse histograms of 32 and 64 bits, losses by N:M), and stay with the CPU's kernels.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ Result = TypeVar("Result")
 class OnDevice:
     """Takes blocks of codes to a device and back, for any number of threads.
 
-    Each thread has a stream of its own, so that one's copies run beside another's work. A block
-    that finds no room there is worked on by the CPU.
+    Each thread has a stream of its own, so that copies of one overlap with the work of others. A
+    block for which the device has no memory is processed by the CPU.
 
     Args:
         device: CUDA; torch's CPU does the same, slowly.
 
     Attributes:
-        was_full: whether a block has found no room. was_used: whether one came at all.
+        was_full: whether the device lacked memory for a block. was_used: whether it got any block.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,10 +42,10 @@ class OnDevice:
         self._own = threading.local()
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        """Host memory that the device copies from and to by itself, if there is such memory."""
+        """Pinned host memory if possible, which the device copies from and to by itself."""
         if self.device.type == "cuda":
             try:
-                with torch.cuda.device(self.device):  # or the first one would be taken up too
+                with torch.cuda.device(self.device):  # or the first device would be used too
                     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -54,19 +53,19 @@ class OnDevice:
         return np.empty(nbytes, np.uint8)
 
     def run(self, codes: Codes, work: Callable[[Any], Result], *, back: bool = False) -> Result:
-        """What ``work`` makes of a block.
+        """Apply ``work`` to a block.
 
         Args:
             codes: u8/u16/u32/u64[n], contiguous, writable.
-            work: takes the block as a tensor on the device, u8 or signed; or, where that has no
-                room for it, ``codes``. Until it returns it must have changed nothing but the block.
-            back: whether ``work`` edits the block, so that it must come back.
+            work: takes the block as a tensor on the device, u8 or signed; or ``codes`` if
+                the device lacks memory. It must change nothing but the block.
+            back: whether ``work`` edits the block, which is then copied back.
         """
         self.was_used = True
         kind = "u1" if codes.itemsize == 1 else f"i{codes.itemsize}"
         host = torch.from_numpy(codes.view(kind))
         try:
-            with self._in_line():
+            with self._on_stream():
                 there = torch.empty_like(host, device=self.device)
                 there.copy_(host, non_blocking=True)
                 found = work(there)
@@ -80,8 +79,8 @@ class OnDevice:
         return work(codes)
 
     @contextmanager
-    def _in_line(self) -> Iterator[None]:
-        """What is begun inside goes through the calling thread's stream, and is over at the end."""
+    def _on_stream(self) -> Iterator[None]:
+        """Work inside uses the calling thread's stream, and is finished at the end."""
         if self.device.type != "cuda":
             yield
             return
@@ -95,7 +94,7 @@ class OnDevice:
 
 def _magnitudes(codes: torch.Tensor) -> torch.Tensor:
     """Codes without the sign: at least 0, ordered as the magnitudes."""
-    # Of 8 bits there are unsigned codes only, whose largest number has the sign bit.
+    # 8-bit codes are always unsigned, so their largest number includes the sign bit.
     return codes & (0x7F if codes.dtype == torch.uint8 else torch.iinfo(codes.dtype).max)
 
 

@@ -1,4 +1,4 @@
-"""Histograms as bytes: steps between starts, counts, and what does not follow from these.
+"""Histograms as bytes: steps between starts, counts, and what cannot be derived from these.
 
 A record is a CRC-32 of the rest, a header, then little-endian columns: steps and counts in the
 smallest unsigned type that holds them; log2 widths (u8) if any bin is wide; energies (f64) of the
@@ -58,7 +58,7 @@ def unpack(data: bytes) -> tuple[DType, tuple[NDArray[Any], ...]]:
 
 
 def columns_of(data: bytes) -> tuple[DType, tuple[NDArray[Any], ...]]:
-    """The same of a record that needs no checks, since this process wrote or checked it."""
+    """As :func:`unpack`, for a record that this process wrote or checked: no checks."""
     name, step, count, n, wide = _HEADER.unpack_from(data, 4)
     dtype = DTYPES[name.rstrip(b"\0").decode("ascii")]
     at = 4 + _HEADER.size
@@ -80,7 +80,7 @@ def check(data: bytes) -> None:
 
 
 def _narrowest(values: NDArray[np.uint64]) -> NDArray[Any]:
-    """The same values as the smallest little-endian unsigned type that holds them."""
+    """The values in the smallest little-endian unsigned type that holds them."""
     top = int(values.max(initial=0))
     size = next(s for s in (1, 2, 4, 8) if top < 1 << 8 * s)
     return values.astype(f"<u{size}")

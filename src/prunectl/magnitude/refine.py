@@ -18,10 +18,10 @@ _BUFFER = 1 << 15
 
 
 class Refiner:
-    """Histogram of only those magnitudes that fall into given bins, each split into up to 2**16.
+    """Histogram of the magnitudes in given bins only, each split into up to 2**16.
 
-    Hits go to a small buffer first, so that a small tensor never pays for the full tables. These
-    take up to 1 MiB a bin: ask for some dozens of bins at a time.
+    Hits go to a small buffer first, so that a small tensor does not need the full tables. These
+    take up to 1 MiB for each bin: refine some dozens of bins at a time.
 
     Args:
         dtype: F32 or F64 (narrower types are exact already).
@@ -75,7 +75,7 @@ class Refiner:
             return np.square(self._format.values(hits))
 
     def _spill(self) -> None:
-        """Move the buffer into full tables; their pages cost nothing until touched."""
+        """Move the buffer into full tables, whose pages need no memory until touched."""
         if self._counts is None or self._energies is None:
             self._counts = np.zeros(self._starts.size << self._split, np.int64)
             self._energies = np.zeros(self._counts.size)
@@ -87,7 +87,7 @@ class Refiner:
         self._used = 0
 
     def finish(self) -> Histogram:
-        """The histogram of the given bins' contents, one level finer (NaN left out)."""
+        """The histogram of the given bins' contents, one level finer, without NaN."""
         if self._counts is not None and self._energies is not None:
             self._spill()
             places = np.flatnonzero(self._counts)

@@ -16,7 +16,7 @@ from prunectl.magnitude.histogram import Histogram, Spans
 
 
 class Histograms(Protocol):
-    """Per-tensor histograms, read one at a time: a :class:`HistogramStore`, or anything like it."""
+    """Per-tensor histograms, read one at a time; for example a :class:`HistogramStore`."""
 
     @property
     def names(self) -> Iterable[str]: ...
@@ -33,7 +33,7 @@ class Selected:
     """The magnitude of one rank.
 
     Attributes:
-        format: the common format of all tensors, in which ``code`` is.
+        format: of ``code``: the common format of all tensors.
         code: magnitude code.
         value: its value.
         below: magnitudes that are smaller.
@@ -48,7 +48,7 @@ class Selected:
 
 
 class _Pool:
-    """All bins of one format with their counts, whatever the tensor: small for any model."""
+    """All bins of one format with their counts over all tensors: small for any model."""
 
     def __init__(self, format: CodeFormat) -> None:
         self.format = format
@@ -65,7 +65,7 @@ class _Pool:
             self.settle()
 
     def settle(self) -> None:
-        """Sum equal bins of everything that was added."""
+        """Sum the counts of equal bins."""
         parts = [(self.starts, self.logs, self.counts), *self._waiting]
         starts, logs, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
         order = np.lexsort((logs, starts))
@@ -77,7 +77,7 @@ class _Pool:
         self._waiting, self._waiting_bins = [], 0
 
     def replace(self, spans: Spans, fine: _Pool) -> None:
-        """Put ``fine`` in the place of ``spans``, which it subdivides in all tensors."""
+        """Replace ``spans`` by ``fine``, which subdivides them in all tensors."""
         gone = np.zeros(self.starts.size, bool)
         for start, log in spans:
             gone |= (self.starts == np.uint64(start)) & (self.logs == log)
@@ -110,8 +110,8 @@ def resolve(histograms: Histograms, ranks: Sequence[int], refine: Refine) -> lis
     one fine histogram.
 
     Raises:
-        ValueError: a rank out of range, or ``refine`` returned other counts than the coarse bins
-            have (the weights changed in between).
+        ValueError: a rank is out of range, or the counts from ``refine`` differ from those of the
+            coarse bins (the weights changed in between).
     """
     pools: dict[CodeFormat, _Pool] = {}
     for name in histograms.names:
@@ -136,15 +136,15 @@ def resolve(histograms: Histograms, ranks: Sequence[int], refine: Refine) -> lis
 def _brackets(
     pools: list[_Pool], ranks: Sequence[int], target: CodeFormat
 ) -> list[tuple[int, int]]:
-    """For each rank the codes between which it must be."""
+    """For each rank, the codes between which its magnitude lies."""
     ends = [p.interval(target) for p in pools]
     counts = np.concatenate([p.counts for p in pools])
-    sides: list[NDArray[np.uint64]] = []
-    for side in (0, 1):
-        codes = np.concatenate([e[side] for e in ends])
+    limits: list[NDArray[np.uint64]] = []
+    for which in (0, 1):
+        codes = np.concatenate([e[which] for e in ends])
         order = np.argsort(codes, kind="stable")
-        sides.append(codes[order][np.searchsorted(np.cumsum(counts[order]), np.array(ranks))])
-    return [(int(low), int(high)) for low, high in zip(*sides, strict=True)]
+        limits.append(codes[order][np.searchsorted(np.cumsum(counts[order]), np.array(ranks))])
+    return [(int(low), int(high)) for low, high in zip(*limits, strict=True)]
 
 
 def _wide(pool: _Pool, brackets: list[tuple[int, int]], target: CodeFormat) -> Spans:
@@ -178,9 +178,9 @@ def _refine_round(
 
 
 def _owned(histogram: Histogram, spans: Spans) -> Spans:
-    """Those of ``spans`` that are in a bin of ``histogram``, or are one; of nested ones the widest.
+    """The ``spans`` that lie in a bin of ``histogram``, without those nested in other spans.
 
-    Spans nest where some tensors were refined before and others were not.
+    Spans nest if some tensors were refined before and others were not.
     """
     if not spans or not histogram.starts.size:
         return []
@@ -214,10 +214,10 @@ def _select(
 
 
 def cut_for(selected: Selected, format: CodeFormat) -> tuple[int, bool]:
-    """Where a threshold lies in a tensor's own format: (code, has_ties).
+    """The place of a threshold in a tensor's own format: (code, has_ties).
 
-    Magnitude codes < code are below the threshold. If has_ties, those == code are equal to it;
-    otherwise no value of this format is.
+    Magnitude codes < code are below the threshold. If has_ties, code == threshold; otherwise no
+    value of this format equals the threshold.
     """
     code = format.floor_code(selected.value)
     exact = format.value(code) == selected.value
@@ -225,7 +225,7 @@ def cut_for(selected: Selected, format: CodeFormat) -> tuple[int, bool]:
 
 
 def quantile_rank(q: float, numel: int) -> int:
-    """k = max(1, ceil(q * n)), with q the decimal that it prints as (0.1 is a tenth)."""
+    """k = max(1, ceil(q * n)), where q is the decimal that it prints as (0.1 is a tenth)."""
     if not 0 <= q <= 1:
         raise ValueError(f"a quantile is in 0..1, not {q}")
     top, bottom = _ratio(float(q))
@@ -239,7 +239,7 @@ def _ratio(q: float) -> tuple[int, int]:
 
 
 def quantile_bins(histogram: Histogram, quantiles: Sequence[float]) -> Spans:
-    """Bins that must be refined before :func:`quantiles` can be exact; none if it already is."""
+    """The bins that must be refined before :func:`quantiles` is exact; none if it already is."""
     bins = [histogram.select(quantile_rank(q, histogram.numel)) for q in quantiles]
     return sorted({(b.start, b.log2_width) for b in bins if b.log2_width})
 

@@ -55,17 +55,17 @@ class HistogramStore:
         """Add one tensor's histogram.
 
         Raises:
-            ValueError: the name is there already.
+            ValueError: the tensor already has one.
         """
         self._append_record(name, histogram.to_bytes())
 
     def replace(self, name: str, histogram: Histogram) -> None:
-        """Put a finer histogram of the same tensor in the place of the one that is there.
+        """Replace the histogram of a tensor by a finer one.
 
         The old record stays in the temporary file until :meth:`close`.
 
         Raises:
-            KeyError: the name is not there.
+            KeyError: the tensor has none.
         """
         with self._lock:
             if name not in self._places:
@@ -88,7 +88,7 @@ class HistogramStore:
     def get(self, name: str) -> Histogram:
         """One tensor's histogram. Raises KeyError for an unknown name.
 
-        The latest is remembered: callers ask for one tensor's several times in a row.
+        The latest histogram is kept, since callers request the same one several times in a row.
         """
         with self._lock:
             if self._last is None or self._last[0] != name:
@@ -122,7 +122,7 @@ class HistogramStore:
         try:
             for name, size in _index(file):
                 record = file.read(size)
-                Histogram.from_bytes(record)  # raises if it is not one; trusted from here on
+                Histogram.from_bytes(record)  # checked here, trusted from here on
                 store._append_record(name, record)
             if file.read(1):
                 raise ValueError("damaged histogram file: something follows its end")

@@ -10,19 +10,29 @@ from typing import Any
 from prunectl import numbers
 from prunectl.analysis.distribution import BINS_PER_OCTAVE, kind_of
 from prunectl.analysis.result import Analysis, Cuts, TensorStats
-from prunectl.report.charts import Chart, by_label, dash, finished, hovered, load, short
+from prunectl.report.charts import (
+    LINEAR,
+    LOG,
+    Chart,
+    by_label,
+    dash,
+    finished,
+    hovered,
+    load,
+    short,
+)
 
 CUT = "cut"
-"""The parameter that says at which of the thresholds a chart shows the model."""
+"""The parameter with the number of the threshold that a chart shows."""
 
 MANY = 3000
-"""Tensors of which each is a point; of more, those of a layer and matrix are one."""
+"""Most tensors with a point each; of more, those of one layer and matrix share a point."""
 
 _NUMBERED = re.compile(r"^[^.]+\.\*\.")
 
 
 def heat_map(cuts: Cuts) -> dict[str, Any]:
-    """Layer by matrix: the share of zeros at the threshold that the slider says."""
+    """Layer by matrix: the share of zeros at the slider's threshold."""
     alt = load("altair")
     names = matrix_names((cell.stack, cell.component) for cell in cuts.cells)
     rows = [
@@ -80,7 +90,7 @@ def heat_map(cuts: Cuts) -> dict[str, Any]:
     layers = [
         base.mark_rect(stroke=None, cornerRadius=2).encode(color=color, tooltip=tooltip),
         base.mark_text(fontSize=11).encode(
-            tooltip=tooltip,  # the pointer is on the number, too
+            tooltip=tooltip,  # the pointer may be on the number
             text=alt.Text("share:Q", format=".0%"),
             opacity=alt.condition(written, alt.value(1), alt.value(0)),
             color=alt.condition(ink, alt.value("#10141a"), alt.value("#ffffff")),
@@ -91,7 +101,7 @@ def heat_map(cuts: Cuts) -> dict[str, Any]:
 
 
 def norm_curve(cuts: Cuts, weights: int) -> dict[str, Any]:
-    """The share of the squared norm that stays, along the thresholds."""
+    """The share of the squared norm that each threshold keeps."""
     alt = load("altair")
     rows = [
         {
@@ -146,7 +156,7 @@ def pattern_losses(analysis: Analysis) -> dict[tuple[str, ...], dict[str, Any]]:
 
 
 def loss_rows(tensors: Sequence[TensorStats], pattern: str) -> list[dict[str, Any]]:
-    """A row for each tensor that takes the pattern; beyond ``MANY``, one for each cell."""
+    """A row for each tensor that takes the pattern; above ``MANY`` tensors, one for each cell."""
     fits = [(tensor, tensor.patterns.get(pattern)) for tensor in tensors if tensor.prunable]
     taken = [(t, fit.norm_kept) for t, fit in fits if fit is not None and fit.norm_kept is not None]
     names = matrix_names((tensor.stack, kind_of(tensor.component)) for tensor, _ in taken)
@@ -209,8 +219,8 @@ def _losses(rows: list[dict[str, Any]]) -> Chart:
 def matrix_names(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Short names of matrices, by stack and component.
 
-    The stack is named where there are several, by its first word if that tells them apart; a
-    numbered place in the block (T5's ``layer.*.SelfAttention.q``) is left out if names stay unique.
+    A stack is named if there are several, by its first word if the words differ; a numbered place
+    in the block (T5's ``layer.*.SelfAttention.q``) is dropped if names stay unique.
     """
     keys = list(dict.fromkeys(places))
     stacks = list(dict.fromkeys(stack for stack, _ in keys))
@@ -228,21 +238,20 @@ def matrix_names(places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str
 
 
 BY_ROLE, BY_MATRIX, BY_LAYER = "By role", "By matrix", "By layer"
-LINEAR, LOG = "Linear", "Log"
 
 _TAIL = 0.002
-"""Share of a group's weights that may lie below the lowest magnitude that is drawn."""
+"""Share of a group's weights that may lie below the lowest magnitude shown."""
 _FEW = 12
-"""Lines that are drawn wider."""
+"""Up to this many lines are drawn wider."""
 _TENTHS = (0.1, 0.5, 0.9)
 """Sparsities whose thresholds are marked."""
 _LEAST_SHARE = 1e-6
-"""At the bottom of the logarithmic scale."""
+"""The bottom of the logarithmic scale."""
 _HEIGHT = 340
 
 
 def histograms(analysis: Analysis) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Histograms of |w| by what the weights are grouped by, and by the scale of the counts."""
+    """Histograms of |w| by the grouping of the weights, and by the scale of the counts."""
     found = analysis.magnitudes
     layers = {label: found.layers[label] for label in sorted(found.layers, key=_depth)}
     groups = {BY_ROLE: found.roles, BY_MATRIX: found.components, BY_LAYER: layers}
@@ -265,7 +274,7 @@ def histograms(analysis: Analysis) -> dict[tuple[str, ...], dict[str, Any]]:
 def _histogram_rows(
     edges: Sequence[float], groups: Mapping[str, tuple[int, ...]]
 ) -> Iterator[dict[str, Any]]:
-    """For each group the weights from each edge to its double, which is four edges further on."""
+    """For each group, the weights between each edge and its double, four edges further."""
     known = {label: counts for label, counts in groups.items() if sum(counts)}
     first = min((_first_seen(counts) for counts in known.values()), default=0)
     for depth, (label, counts) in enumerate(known.items()):
@@ -288,7 +297,7 @@ def _histogram_rows(
 
 
 def _first_seen(counts: Sequence[int]) -> int:
-    """The first bin between edges that is no longer part of the tail."""
+    """The first bin between edges that is not part of the tail."""
     total, seen = sum(counts), 0
     for i, count in enumerate(counts[:-1]):
         seen += count
@@ -325,7 +334,9 @@ def _histogram(
     if scale == LOG:
         base = base.transform_filter("datum.share > 0")
     width = 1.8 if len(labels) <= _FEW else 1.1
-    color = _by_depth(labels) if by_layer else by_label(labels)
+    color, dashes = _by_depth(labels), alt.value([1, 0])
+    if not by_layer:
+        color, dashes = by_label(labels), dash(labels)
     rules = alt.Chart(alt.NamedData("marks"))
     layers = [
         rules.mark_rule(strokeDash=[3, 3], clip=True, tooltip=None).encode(x="threshold:Q"),
@@ -333,7 +344,9 @@ def _histogram(
             x="threshold:Q", y=alt.value(0), text="text:N"
         ),
         base.mark_line(interpolate="monotone", clip=True, strokeWidth=width, tooltip=None).encode(
-            color=color, detail="label:N", strokeDash=dash(labels, few=by_layer)
+            color=color,
+            detail="label:N",
+            strokeDash=dashes,
         ),
         hovered(
             base.encode(color=color),
@@ -351,7 +364,7 @@ def _histogram(
 
 
 def _by_depth(labels: list[str]) -> Chart:
-    """A ramp from the first layer to the last: neighbours look alike."""
+    """A colour ramp from the first layer to the last."""
     alt = load("altair")
     scale = alt.Scale(domain=[0, max(1, len(labels) - 1)])
     one = len({label.rpartition(".")[0] for label in labels}) <= 1
@@ -364,7 +377,7 @@ def _by_depth(labels: list[str]) -> Chart:
 
 
 def _depth(label: str) -> tuple[str, int, str]:
-    """Layers in their order: file order may put layer 10 before layer 2."""
+    """The sort key of layers by number; file order may put layer 10 before layer 2."""
     stack, _, number = label.rpartition(".")
     return stack, int(number) if number.isdecimal() else -1, number
 
@@ -374,6 +387,6 @@ def _decades(first: int, last: int) -> list[float]:
 
 
 def _ends(values: Sequence[float], least: float = 0.0) -> list[float]:
-    """The range of values, of which those below ``least`` are not shown."""
+    """The range of values, without values below ``least``."""
     low, high = max(least, min(values)), max(values)
     return [low, high if high > low else 2 * low]

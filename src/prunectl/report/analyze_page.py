@@ -9,42 +9,20 @@ from prunectl import numbers
 from prunectl._version import __version__
 from prunectl.analysis.result import Analysis, SourceFacts, TensorStats
 from prunectl.analysis.sizes import stored_as
-from prunectl.report.analyze_charts import (
-    BY_LAYER,
-    BY_MATRIX,
-    BY_ROLE,
-    CUT,
-    LINEAR,
-    LOG,
-    heat_map,
-    histograms,
-    norm_curve,
-    pattern_losses,
-)
-from prunectl.report.page import (
-    Bar,
-    Card,
-    Choice,
-    Facts,
-    Figure,
-    Page,
-    Section,
-    Slider,
-    Table,
-    render,
-)
+from prunectl.report.analyze_charts import CUT, heat_map, histograms, norm_curve, pattern_losses
+from prunectl.report.page import Bar, Card, Facts, Figure, Page, Section, Slider, Table, render
 
 _START = 0.3
-"""The sparsity that the slider shows first."""
+"""The initial sparsity of the slider."""
 _ROWS = 1000
-"""Tensors in the table: a browser is slow with more."""
+"""Most tensors in the table, since browsers are slow with more."""
 
 
 def analyze_page(analysis: Analysis, command: str = "") -> str:
     """An analysis as one self-contained HTML page.
 
     Args:
-        command: that made it, as it is written down; it must hold no secrets.
+        command: that made the analysis, for the page; it must hold no secrets.
 
     Raises:
         MissingLibrary: a library that draws is not installed.
@@ -117,14 +95,13 @@ def _cards(analysis: Analysis) -> Iterator[Card]:
 
 def _magnitudes(analysis: Analysis) -> Section:
     charts = histograms(analysis)
-    groups = [name for name in (BY_ROLE, BY_MATRIX, BY_LAYER) if (name, LINEAR) in charts]
     figure = Figure(
         "How magnitudes are spread",
         charts,
         "How many weights lie between a magnitude and its double, counted exactly. Below the "
         "dashed lines are 10%, 50% and 90% of the prunable weights. Matrices and layers are the "
         "prunable ones.",
-        choices=(Choice("Group", tuple(groups)), Choice("Scale", (LINEAR, LOG))),
+        choices=("Group", "Scale"),
     )
     head = ("role", "tensors", "weights", "size", "zero", "near zero", "std", "max |w|")
     rows = []
@@ -203,7 +180,7 @@ def _patterns(analysis: Analysis) -> Section | None:
         "What each tensor loses",
         charts,
         "The share of a tensor's squared norm that is pruned if it takes the pattern.",
-        choices=(Choice("Pattern", tuple(pattern for (pattern,) in charts)),),
+        choices=("Pattern",),
     )
     reasons = [
         f"{row.pattern}: {numbers.plural(count, 'tensor')} left dense, {reason}."

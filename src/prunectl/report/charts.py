@@ -1,4 +1,7 @@
-"""Charts: the libraries that draw them, and what several reports share."""
+"""Charts: the libraries that draw them, and what several reports share.
+
+prunectl needs these libraries only for reports.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from prunectl.errors import MissingLibrary
 from prunectl.report.theme import DASHES, LIGHT
 
 _PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
-"""By module: the package that brings it."""
+"""The package of each module."""
 
 
 def check_libraries(what: str) -> None:
-    """Find out before the work whether a report can be made; loads nothing.
+    """Check before the work whether a report can be made; loads nothing.
 
     Args:
-        what: needs them, for the error.
+        what: the feature that needs the libraries, for the error.
 
     Raises:
-        MissingLibrary: one is not installed.
+        MissingLibrary: a library is not installed.
     """
     for module, package in _PACKAGES.items():
         if find_spec(module) is None:
@@ -30,10 +33,10 @@ def check_libraries(what: str) -> None:
 
 
 def load(module: str) -> Any:
-    """One of the libraries.
+    """Import one of the libraries.
 
     Raises:
-        MissingLibrary: it is not installed.
+        MissingLibrary: the library is not installed.
     """
     try:
         return import_module(module)
@@ -42,9 +45,9 @@ def load(module: str) -> Any:
 
 
 def chart_version() -> str | None:
-    """The version of Vega-Lite that charts are written in, as vl-convert names it.
+    """The Vega-Lite version of the charts, as vl-convert names it.
 
-    None, its newest, where it has not that one.
+    None, which means its newest, if vl-convert lacks that version.
     """
     version = str(load("altair").SCHEMA_VERSION).removeprefix("v")
     short = ".".join(version.split(".")[:2])
@@ -52,10 +55,10 @@ def chart_version() -> str | None:
 
 
 Chart = Any
-"""An altair chart. altair is loaded when it is needed, so its types are not named here."""
+"""An altair chart; altair is loaded when needed, so its types are not named here."""
 
 _LETTER, _SYMBOL = 7, 36
-"""Pixels that a letter of a legend takes, about, and what stands before it."""
+"""Approximate pixels of a letter in a legend, and of the symbol before the text."""
 
 
 def hovered(
@@ -66,12 +69,12 @@ def hovered(
     size: int = 0,
     style: str | None = None,
 ) -> Chart:
-    """Points that grow, and say what they are, when the pointer is nearest to them.
+    """Points that grow and show a tooltip when the pointer is nearest to them.
 
     Args:
-        fields: that tell the points apart.
+        fields: that identify a point.
         tooltip: (field, name); the one named ``title`` is the heading.
-        size: in square pixels where the pointer is not near. style: of the mark.
+        size: in square pixels while the pointer is not near. style: of the mark.
     """
     alt = load("altair")
     near = alt.selection_point(
@@ -90,17 +93,18 @@ def hovered(
 def near_tooltip(fields: list[tuple[str, str]]) -> Chart:
     """A tooltip of (field, name) that also works for the nearest point.
 
-    Vega-Lite 6.4 looks for a plain field in the cell around the point and not in its row, and says
-    "undefined" (its pull request 9707 mends that), so the row is named here.
+    Vega-Lite 6.4 looks for a plain field in the cell around the point instead of its row, and shows
+    "undefined" (fixed by its pull request 9707); the row is therefore named here.
     """
     parts = (f"{name!r}: (datum.datum || datum)[{field!r}]" for field, name in fields)
     return load("altair").value({"expr": "{" + ", ".join(parts) + "}"})
 
 
 def by_label(labels: list[str], field: str = "label") -> Chart:
+    """Colours by label, with a legend."""
     alt = load("altair")
     widest = _SYMBOL + _LETTER * max(map(len, labels), default=0)
-    columns = alt.ExprRef(f"max(1, floor(width / {widest}))")  # as many as have room
+    columns = alt.ExprRef(f"max(1, floor(width / {widest}))")  # as many as fit
     legend = alt.Legend(
         title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1,
         columns=columns, direction="horizontal",
@@ -108,19 +112,21 @@ def by_label(labels: list[str], field: str = "label") -> Chart:
     return alt.Color(f"{field}:N", scale=alt.Scale(domain=labels), legend=legend)
 
 
-def dash(labels: list[str], *, field: str = "label", few: bool = False) -> Chart:
-    """Dashes tell lines apart once there are more of them than colours."""
+def dash(labels: list[str], *, field: str = "label", legend: bool = True) -> Chart:
+    """Dashes, which distinguish lines once there are more lines than colours."""
     alt = load("altair")
     colours = len(LIGHT.series)
-    if few or len(labels) <= colours:
+    if len(labels) <= colours:
         return alt.value([1, 0])
     dashes = [list(DASHES[i // colours % len(DASHES)]) for i in range(len(labels))]
     scale = alt.Scale(domain=labels, range=dashes)
-    return alt.StrokeDash(f"{field}:N", scale=scale, legend=alt.Legend(title=None))
+    return alt.StrokeDash(
+        f"{field}:N", scale=scale, legend=alt.Legend(title=None) if legend else None
+    )
 
 
 def short(value: float) -> float:
-    """Six digits: more are not seen, and the page is smaller."""
+    """Six digits, which suffice for a chart and keep the page small."""
     return float(f"{value:.6g}")
 
 
@@ -129,8 +135,8 @@ def finished(
 ) -> dict[str, Any]:
     """A chart as its specification, with the rows that it names; with a ``height``, for a page.
 
-    altair checks what it is given against a schema, which takes seconds for thousands of rows: they
-    are put in afterwards. What its own theme adds is left out, since ours is in place.
+    altair checks a chart against a schema, which takes seconds for thousands of rows: these are
+    therefore added afterwards. The config of altair's own theme is dropped.
     """
     if height is not None:
         chart = chart.properties(width="container", height=height)
@@ -139,17 +145,17 @@ def finished(
     return spec | {"datasets": datasets}
 
 
-LINEAR, LOG = "linear", "log"
+LINEAR, LOG = "Linear", "Log"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line.
+    """One line of a chart.
 
     Attributes:
-        label: its name. points: (x, y), in order; None is a gap. texts: what is said of each.
-        low, high: of a band around it; empty where there is none.
-        is_chance: whether it is drawn dashed and thin, as what others are compared with.
+        label: its name. points: (x, y), in order; None is a gap. texts: for tooltips.
+        low, high: of a band around the line; empty for no band.
+        is_chance: whether it is the level of chance, which is drawn dashed and thin.
     """
 
     label: str
@@ -161,12 +167,12 @@ class Line:
 
 
 def drawn(value: float | str | None) -> float | None:
-    """A document's number for a chart; None for NaN and Inf, which are text in documents."""
+    """The number of a document for a chart; None for NaN and Inf, which documents hold as text."""
     return None if isinstance(value, str) else value
 
 
 def worded(value: float | str, write: Callable[[float], str]) -> str:
-    """A document's number in words; NaN and Inf stay the text that they are."""
+    """The number of a document in words; NaN and Inf stay text."""
     return value if isinstance(value, str) else write(value)
 
 
@@ -184,8 +190,8 @@ def lines_chart(
     """The chart as its specification, for a page.
 
     Args:
-        log: logarithmic y, without what is not above 0.
-        marks: places of upright lines.
+        log: logarithmic y, without values of 0 or less.
+        marks: x of vertical lines.
     """
     alt = load("altair")
     labels = list(dict.fromkeys(line.label for line in lines))
@@ -210,7 +216,7 @@ def lines_chart(
     chance = known.transform_filter("datum.chance").mark_line(
         strokeDash=[4, 3], strokeWidth=1.4, clip=True, tooltip=None
     )
-    # A layer without rows is complained of in the browser's console.
+    # A layer without rows causes a warning in the browser's console.
     layers = [
         *([upright.encode(x="at:Q")] if marks else []),
         *([band.encode(y=alt.Y("low:Q", title=y_title), y2="high:Q", color=color)]
@@ -224,7 +230,7 @@ def lines_chart(
 
 
 def _place(x: float) -> float:
-    """Steps keep all of their digits, which tooltips show."""
+    """Steps keep all digits, which tooltips show."""
     return x if isinstance(x, int) else short(x)
 
 

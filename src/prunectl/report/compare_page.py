@@ -1,4 +1,4 @@
-"""The report of a comparison: how alike two models' masks are, and their weights side by side."""
+"""The report of a comparison: how alike two models' masks are, and their weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from typing import Any
 
 from prunectl import numbers
 from prunectl.report.charts import Line, lines_chart, worded
-from prunectl.report.page import Bar, Card, Choice, Facts, Figure, Page, Section, Table, render
-from prunectl.report.sweep_data import as_shown
+from prunectl.report.page import (
+    Bar,
+    Facts,
+    Figure,
+    Page,
+    Section,
+    Table,
+    as_shown,
+    finding_cards,
+    render,
+    run_facts,
+)
 
 _HEIGHT = 320
 _MEASURES = {
@@ -28,15 +38,14 @@ def compare_page(document: dict[str, Any]) -> str:
         MissingLibrary: a library that draws is not installed.
     """
     document = as_shown(document)
-    labels = [str(side["label"]) for side in document["models"]]
+    labels = [str(model["label"]) for model in document["models"]]
     compared = document["compared"]
     return render(
         Page(
             title=" and ".join(labels),
             subtitle=f"{numbers.plural(compared['tensors'], 'matrix')} with "
             f"{numbers.plural(compared['weights'], 'weight')} of each are compared",
-            cards=tuple(Card(title="Finding", value="", text=str(one))
-                        for one in document["findings"]),
+            cards=finding_cards(document),
             sections=(
                 Section("Masks", figures=tuple(_figures(document)), tables=(_masks(document),)),
                 Section("By component and layer", tables=tuple(_groups(document))),
@@ -48,7 +57,7 @@ def compare_page(document: dict[str, Any]) -> str:
 
 
 def _figures(document: dict[str, Any]) -> Iterator[Figure]:
-    """Measures over the sparsity, where there are several; each with its chance level."""
+    """Measures against the sparsity, each with its level of chance, if there are several pairs."""
     pairs = [pair for pair in document["masks"] if pair["sparsity"] is not None]
     if len(pairs) < 2:
         return
@@ -67,10 +76,10 @@ def _figures(document: dict[str, Any]) -> Iterator[Figure]:
         )
     yield Figure(
         title="How alike the masks are",
-        text="Dashed: what chance gives where each tensor keeps its share of zeros. Kappa is 0 at "
-        "chance and 1 for the same mask.",
+        text="Dashed: the level of chance, where each tensor keeps its share of zeros. Kappa is 0 "
+        "at chance and 1 for equal masks.",
         label="Likeness of both masks against sparsity.",
-        choices=(Choice("Measure", tuple(_MEASURES)),),
+        choices=("Measure",),
         charts=charts,
     )
 
@@ -125,14 +134,14 @@ def _cells(one: Mapping[str, Any]) -> tuple[str | Bar, ...]:
 
 
 def _weights(document: dict[str, Any]) -> Iterator[Table]:
-    known = [side for side in document["models"] if side["stats"] is not None]
+    known = [model for model in document["models"] if model["stats"] is not None]
     if not known:
         return
-    columns = [dict(_numbers_of(side["stats"])) for side in known]
+    columns = [dict(_numbers_of(model["stats"])) for model in known]
     names = list(dict.fromkeys(name for column in columns for name in column))
     yield Table(
         caption="The weights that are compared",
-        head=("", *(str(side["label"]) for side in known)),
+        head=("", *(str(model["label"]) for model in known)),
         rows=tuple((name, *(column.get(name, "") for column in columns)) for name in names),
     )
 
@@ -153,18 +162,14 @@ def _numbers_of(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _facts(document: dict[str, Any]) -> Iterator[Facts]:
-    rows = [
-        ("command", str(document["command"])),
-        ("prunectl", str(document["prunectl"])),
-        ("time", numbers.duration(document["seconds"])),
+    kinds = [
+        (str(one["label"]), f"{one['model']}, by its {one['kind']}") for one in document["models"]
     ]
-    for side in document["models"]:
-        rows.append((str(side["label"]), f"{side['model']}, by its {side['kind']}"))
-    yield Facts("Run", tuple(rows), code=("command",))
-    for side in document["models"]:
-        if side["unmatched"]:
-            unmatched = tuple((str(k), str(v)) for k, v in side["unmatched"].items())
-            yield Facts(f"Only in {side['label']}", unmatched)
+    yield run_facts(document, *kinds)
+    for model in document["models"]:
+        if model["unmatched"]:
+            unmatched = tuple((str(k), str(v)) for k, v in model["unmatched"].items())
+            yield Facts(f"Only in {model['label']}", unmatched)
 
 
 def _percent(value: float) -> str:

@@ -7,11 +7,21 @@ from typing import Any
 
 from prunectl import numbers
 from prunectl.report.charts import Line, lines_chart
-from prunectl.report.page import Card, Choice, Facts, Figure, Page, Section, Table, render
-from prunectl.report.sweep_data import as_shown, flat
+from prunectl.report.page import (
+    Card,
+    Facts,
+    Figure,
+    Page,
+    Section,
+    Table,
+    as_shown,
+    flat,
+    render,
+    run_facts,
+)
 
 _HEIGHT = 320
-_SIDES = {"lottery ticket": "ticket", "one-shot": "one_shot"}
+_MASKS = {"lottery ticket": "ticket", "one-shot": "one_shot"}
 
 
 def lottery_page(document: dict[str, Any]) -> str:
@@ -31,7 +41,7 @@ def lottery_page(document: dict[str, Any]) -> str:
             subtitle=f"{str(document['metric']).capitalize()} of masks that were trained for, and "
             f"of one-shot pruning, measured on {document['samples']:,} {document['unit']}",
             cards=(Card(title="Is the ticket better?", value="", text=verdict),) if verdict else (),
-            warnings=("The search was interrupted: more rounds were asked for.",)
+            warnings=("The search was interrupted before its last round.",)
             if document["interrupted"]
             else (),
             sections=(
@@ -50,12 +60,12 @@ def _figures(document: dict[str, Any]) -> Iterator[Figure]:
     scores = [
         Line(
             label,
-            ((0.0, dense["score"]), *((one["sparsity"], one[side]["score"]) for one in rounds)),
-            (_score(dense), *(_score(one[side]) for one in rounds)),
-            (dense["low"], *(one[side]["low"] for one in rounds)),
-            (dense["high"], *(one[side]["high"] for one in rounds)),
+            ((0.0, dense["score"]), *((one["sparsity"], one[mask]["score"]) for one in rounds)),
+            (_score(dense), *(_score(one[mask]) for one in rounds)),
+            (dense["low"], *(one[mask]["low"] for one in rounds)),
+            (dense["high"], *(one[mask]["high"] for one in rounds)),
         )
-        for label, side in _SIDES.items()
+        for label, mask in _MASKS.items()
     ]
     gains = [
         Line(
@@ -70,10 +80,10 @@ def _figures(document: dict[str, Any]) -> Iterator[Figure]:
     kinds = {"scores": (scores, str(document["metric"])), "gain": (gains, "Ticket gains")}
     yield Figure(
         title="Scores against sparsity",
-        text="Bands are 95% intervals; those of the gain are narrower, since samples and seeds are "
+        text="Bands are 95% intervals; the gain has narrower ones, since samples and seeds are "
         "drawn in pairs.",
         label="Scores of tickets and of one-shot pruning against sparsity.",
-        choices=(Choice("Show", tuple(kinds)),),
+        choices=("Show",),
         charts={
             (kind,): lines_chart(
                 lines, x_title="Sparsity", y_title=title if title.isidentifier() else kind,
@@ -111,15 +121,12 @@ def _table(document: dict[str, Any]) -> Table:
 
 
 def _facts(document: dict[str, Any]) -> Iterator[Facts]:
-    run = [
-        ("command", str(document["command"])),
-        ("prunectl", str(document["prunectl"])),
-        ("time", numbers.duration(document["seconds"])),
+    yield run_facts(
+        document,
         ("model", str(document["model"])),
         ("trainings of a ticket", str(document["trainings"])),
         ("dense", _score(document["dense"])),
-    ]
-    yield Facts("Run", tuple(run), code=("command",))
+    )
     yield Facts("Metric", tuple(flat(document["record"])))
     yield Facts("Settings", tuple(flat(document["settings"])))
     yield Facts("Machine", tuple(flat(document["machine"])))

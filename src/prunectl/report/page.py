@@ -1,7 +1,7 @@
-"""A page as data, and as one HTML file that holds all it needs and loads nothing.
+"""A page as data, and as one HTML file that holds everything it needs and loads nothing.
 
-Texts of a page are plain texts: whatever is in them, also markup, is shown and not obeyed. A
-content security policy allows no other script than the page's own, and no request.
+The texts of a page are plain: markup in them is shown and not interpreted. A content security
+policy allows no script other than the page's own, and no request.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunectl import numbers
 from prunectl._version import __version__
 from prunectl.report.charts import chart_version, load
 from prunectl.report.theme import DARK, LIGHT, css_variables, vega_config
@@ -24,28 +27,27 @@ _FILES = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A row of buttons, of which one is chosen: the first at the beginning."""
-
-    label: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Figure:
     """Charts of which one is shown.
 
     Attributes:
-        charts: Vega-Lite specifications by what is chosen, one text for each of ``choices``. Their
-            rows are in ``datasets``.
-        title, text: above the chart. label: what it shows, for those who cannot see it.
+        charts: Vega-Lite specifications by their options, one for each of ``choices``. Their rows
+            are in ``datasets``.
+        title, text: above the chart. label: describes the chart for screen readers.
+        choices: names of the rows of buttons.
     """
 
     title: str
     charts: dict[tuple[str, ...], dict[str, Any]]
     text: str = ""
     label: str = ""
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> list[tuple[str, list[str]]]:
+        """The rows of buttons: each choice with its options, of which the first is chosen."""
+        found = [list(dict.fromkeys(column)) for column in zip(*self.charts, strict=True)]
+        return list(zip(self.choices, found, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Slider:
     """Sets a parameter in all charts of its section to one of the numbers 0, 1 .. n-1.
 
     Attributes:
-        parameter: of the charts. texts: what is said beside the slider, for each number.
+        parameter: of the charts. texts: shown next to the slider, one for each number.
     """
 
     label: str
@@ -64,10 +66,10 @@ class Slider:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """Names of curves in the colours of the theme's series; those that are pressed are chosen.
+    """Names of curves in the colours of the theme's series; pressed names are chosen.
 
     Attributes:
-        parameter: of all charts in the section, set to the names that are chosen.
+        parameter: of all charts in the section; its value is the list of chosen names.
     """
 
     parameter: str
@@ -84,7 +86,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of texts. ``left``: columns that are not numbers. ``folded``: shown when asked for."""
+    """Rows of texts. ``left``: columns without numbers. ``folded``: shown on request."""
 
     caption: str
     head: tuple[str, ...]
@@ -95,7 +97,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and values under a title. ``code``: names whose values are commands."""
+    """Names and values under a title. ``code``: the names whose values are commands."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -107,8 +109,9 @@ class Card:
     """A result at a glance.
 
     Attributes:
-        series: number of the curve that it belongs to, whose colour it takes; None for no curve.
-        value, detail: large, and small beside it. lines: (name, value). command: to run next.
+        series: number of the curve whose colour the card takes; None for no curve.
+        value, detail: in large letters, and in small letters next to it. lines: (name, value).
+        command: to run next.
     """
 
     title: str
@@ -135,7 +138,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The whole page. ``warnings``: sentences that stand before everything else."""
+    """The whole page. ``warnings``: sentences at its top."""
 
     title: str
     subtitle: str
@@ -145,7 +148,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML: UTF-8, without surrogates, whatever the texts hold.
+    """The page as HTML, which can be encoded as UTF-8 whatever the texts hold.
 
     Raises:
         MissingLibrary: a library that draws is not installed.
@@ -158,9 +161,9 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # `tojson` writes <, >, & and ' as \uXXXX, so that no text ends the script that it is in.
+    # `tojson` writes <, >, & and ' as \uXXXX, so that no text can end its script element.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    # Nothing in the library may end the element that it is in.
+    # Nothing in the library may end its script element.
     library = load("vl_convert").javascript_bundle(vl_version=chart_version())
     library = library.replace("</script", r"<\/script").replace("<!--", r"<\!--")
     own = (_FILES / "page.js").read_text(encoding="utf-8")
@@ -181,12 +184,12 @@ def render(page: Page) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with what no page may hold as an escape: a path may be no valid Unicode."""
+    """Escape the characters that no page may hold; a path may be invalid Unicode."""
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _policy(*scripts: str) -> str:
-    """Only these scripts run, and nothing is loaded from anywhere."""
+    """The policy under which only these scripts run, and nothing is loaded."""
     digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
@@ -196,9 +199,9 @@ def _policy(*scripts: str) -> str:
 
 
 def _data(page: Page) -> dict[str, Any]:
-    """What the page's script needs: charts by section and figure, sliders, themes.
+    """The data of the page's script: charts by section and figure, sliders, themes.
 
-    Charts that differ in a scale show the same rows: each table of rows is there once.
+    Charts that differ only in a scale share their table of rows.
     """
     tables: dict[str, int] = {}
     data = {
@@ -216,14 +219,14 @@ def _data(page: Page) -> dict[str, Any]:
 
 
 def _charts(figure: Figure, tables: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The charts by the numbers of what is chosen, such as ``0|2``, with numbers for their rows.
+    """The charts by the numbers of the chosen options, such as ``0|2``; rows become numbers.
 
     Args:
-        tables: rows as JSON -> number; those that are not there yet are added.
+        tables: rows as JSON -> number; new rows are added.
     """
-    numbers = [{option: str(i) for i, option in enumerate(c.options)} for c in figure.choices]
+    places = [{option: str(i) for i, option in enumerate(row)} for _, row in figure.options]
     return {
-        "|".join(number[option] for number, option in zip(numbers, chosen, strict=True)): chart
+        "|".join(place[option] for place, option in zip(places, chosen, strict=True)): chart
         | {
             "datasets": {
                 name: tables.setdefault(json.dumps(rows), len(tables))
@@ -232,3 +235,57 @@ def _charts(figure: Figure, tables: dict[str, int]) -> dict[str, dict[str, Any]]
         }
         for chosen, chart in figure.charts.items()
     }
+
+
+def as_shown(value: Any) -> Any:
+    """Copy a document without what cannot be shown: invalid Unicode, NaN and Inf."""
+    if isinstance(value, dict):
+        return {visible(str(key)): as_shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_shown(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return visible(value) if isinstance(value, str) else value
+
+
+def finding_cards(document: dict[str, Any]) -> tuple[Card, ...]:
+    """A card for each finding of a document."""
+    return tuple(Card(title="Finding", value="", text=str(one)) for one in document["findings"])
+
+
+def run_facts(document: dict[str, Any], *rows: tuple[str, str]) -> Facts:
+    """The command, version and time of a document, and more rows."""
+    first = [
+        ("command", str(document["command"])),
+        ("prunectl", str(document["prunectl"])),
+        ("time", numbers.duration(document["seconds"])),
+    ]
+    return Facts("Run", (*first, *rows), code=("command",))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A tree of JSON as names and texts; a dictionary of plain values becomes one text."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
+            yield from flat(value, f"{name}, ")
+        elif key == "memory" and isinstance(value, int):
+            yield name, numbers.size(value)
+        else:
+            yield name, text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """One value in words."""
+    if value is None or value in ("", [], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(text_of, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text_of(item)}".replace("_", " ") for key, item in value.items())
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else json.dumps(text)

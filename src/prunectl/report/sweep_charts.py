@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunectl.report.charts import Chart, load, near_tooltip
+from prunectl.report.charts import Chart, dash, load, near_tooltip
 from prunectl.report.sweep_data import (
     NEAR,
     dense_rows,
@@ -20,10 +20,9 @@ from prunectl.report.sweep_data import (
     point_rows,
     score_scales,
 )
-from prunectl.report.theme import DASHES, LIGHT
 
 CHOSEN = "chosen"
-"""The parameter with the labels of the curves to be seen; none: all of them."""
+"""The parameter with the labels of the chosen curves; empty for all."""
 _PLAIN = re.compile(r"[\w .:,/-]+")
 _MARKS = {"essential sparsity": "diamond", "knee": "triangle-up"}
 
@@ -33,8 +32,8 @@ class SweepCharts:
     """A document with what its charts share.
 
     Attributes:
-        interactive: with what reacts to a pointer, for a page; without it, for a picture.
-        clip: whether something lies outside of the axes; half a second for each curve of a PNG.
+        interactive: for a page, whose charts react to the pointer; otherwise for a picture.
+        clip: whether marks may lie outside the axes; costs half a second for each curve of a PNG.
     """
 
     document: dict[str, Any]
@@ -42,7 +41,7 @@ class SweepCharts:
     clip: bool = True
 
     def scores(self) -> dict[str, Chart]:
-        """The chart of scores by how its axis is scaled; the one to show first is first."""
+        """The chart of scores by the scale of its axis; the one to show first is first."""
         points, dense = list(point_rows(self.document)), dense_rows(self.document)
         scales = score_scales(points, dense, higher_is_better=self._higher)
         return {
@@ -51,7 +50,7 @@ class SweepCharts:
         }
 
     def losses(self) -> dict[str, Chart]:
-        """The chart of losses by the range of its axis; empty where no loss was measured."""
+        """The chart of losses by the range of its axis; empty if no loss was measured."""
         ranges = loss_ranges(list(point_rows(self.document)), self.epsilon)
         return {name: self._loss_chart(domain) for name, domain in ranges.items()}
 
@@ -70,24 +69,24 @@ class SweepCharts:
     def _score_chart(self, scale: dict[str, Any]) -> Chart:
         alt = load("altair")
         name = str(self.document["metric"]["name"])
-        # Vega-Lite writes titles of axes into its expressions, where it escapes quotes only.
+        # Vega-Lite writes titles of axes into expressions, and escapes only quotes in them.
         name = name if _PLAIN.fullmatch(name) else "score"
         better = "higher is better" if self._higher else "lower is better"
         axis = alt.Axis(format=",.6~r", tickCount=6)
         y = alt.Y("score:Q", title=f"{name} ({better})", scale=alt.Scale(**scale), axis=axis)
         dense = alt.Chart(alt.NamedData("dense"))
-        behind = [
+        below = [
             dense.transform_filter("isValid(datum.bound)")
             .mark_rect(style="tolerated", clip=self.clip, tooltip=None)
             .encode(y=alt.Y("dense:Q"), y2="bound:Q"),
             dense.mark_rule(style="dense", strokeDash=[2, 2], clip=self.clip).encode(y="dense:Q"),
         ]
-        before = [
+        above = [
             dense.mark_text(
                 style="note", align="right", dx=-4, dy=-8 if self._higher else 9, clip=self.clip
             ).encode(x=alt.value("width"), y="dense:Q", text="text:N"),
         ]  # fmt: skip
-        return self._layers(y, ("score", "low", "high"), behind, before)
+        return self._layers(y, ("score", "low", "high"), below, above)
 
     def _loss_chart(self, domain: Sequence[float]) -> Chart:
         alt = load("altair")
@@ -99,32 +98,33 @@ class SweepCharts:
         scale = alt.Scale(domain=list(domain), nice=False, zero=False)
         y = alt.Y("change:Q", title=f"Loss ({unit})", scale=scale, axis=axis)
         bounds = alt.Chart(alt.NamedData("bounds"))
-        behind = [
+        below = [
             bounds.mark_rect(style="tolerated", clip=self.clip, tooltip=None).encode(
                 y=alt.Y("bottom:Q"), y2="epsilon:Q"
             ),
             bounds.mark_rule(style="bound", clip=self.clip).encode(y="epsilon:Q"),
             bounds.mark_rule(style="dense", strokeDash=[2, 2], clip=self.clip).encode(y="zero:Q"),
         ]
-        before = [
+        above = [
             bounds.mark_text(style="note", align="right", dx=-4, dy=8, clip=self.clip).encode(
                 x=alt.value("width"), y="epsilon:Q", text="epsilon_text:N"
             )
         ]
-        return self._layers(y, ("change", "change_low", "change_high"), behind, before)
+        return self._layers(y, ("change", "change_low", "change_high"), below, above)
 
     def _layers(
-        self, y: Chart, fields: tuple[str, str, str], behind: list[Chart], before: list[Chart]
+        self, y: Chart, fields: tuple[str, str, str], below: list[Chart], above: list[Chart]
     ) -> Chart:
-        """Curves over what is behind them, the marks on them, and what is written before them."""
+        """Curves with their marks, between the layers below and the layers above."""
         alt = load("altair")
         field, low, high = fields
+        dashes = dash(labels_of(self.document), legend=not self.interactive)
         base = alt.Chart(alt.NamedData("points")).encode(x=self._x(), color=self._color())
         own = f"isValid(datum.{field})"
         both = f"isValid(datum.{low}) && isValid(datum.{high})"
         spread = base.transform_filter(both).encode(y=f"{low}:Q", y2=f"{high}:Q")
         layers = [
-            *behind,
+            *below,
             *self._turning_points(),
             spread.mark_area(clip=self.clip, opacity=1, tooltip=None).encode(
                 fillOpacity=self._opacity(0.16)
@@ -140,11 +140,15 @@ class SweepCharts:
             ),
             base.transform_filter(own)
             .mark_line(clip=self.clip, strokeWidth=2, tooltip=None)
-            .encode(y=y, strokeDash=self._dash(), strokeOpacity=self._opacity(1.0)),
+            .encode(
+                y=y,
+                strokeDash=dashes,
+                strokeOpacity=self._opacity(1.0),
+            ),
             self._points(base.transform_filter(own), field),
             self._marks(field),
             *self._failed(),
-            *before,
+            *above,
         ]
         chart = alt.layer(*layers)
         return chart.add_params(alt.param(name=CHOSEN, value=[])) if self.interactive else chart
@@ -153,7 +157,7 @@ class SweepCharts:
         alt = load("altair")
         top = max([0.1, *known(point_rows(self.document), "sparsity")])
         end = math.ceil(round(top, 4) * 20) / 20
-        # A little room, so that the points at both ends are whole.
+        # A little room, so that the points at both ends are not cut.
         scale = alt.Scale(domain=[-0.008, end + 0.008], nice=False)
         axis = alt.Axis(format="~%", grid=False, tickCount=10)
         return alt.X("sparsity:Q", title="Sparsity of the prunable weights", scale=scale, axis=axis)
@@ -162,28 +166,17 @@ class SweepCharts:
         alt = load("altair")
         labels = labels_of(self.document)
         legend = None
-        if not self.interactive and len(labels) > 1:  # a page has its own
+        if not self.interactive and len(labels) > 1:  # a page has its own legend
             legend = alt.Legend(
                 title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=2
             )
         return alt.Color("label:N", scale=alt.Scale(domain=labels), legend=legend)
 
-    def _dash(self) -> Chart:
-        """Dashes tell curves apart once there are more of them than colours."""
-        alt = load("altair")
-        labels, colours = labels_of(self.document), len(LIGHT.series)
-        dashes = [list(DASHES[i // colours % len(DASHES)]) for i in range(len(labels))]
-        if len(labels) <= colours:
-            return alt.value([1, 0])
-        scale = alt.Scale(domain=labels, range=dashes)
-        legend = None if self.interactive else alt.Legend(title=None)
-        return alt.StrokeDash("label:N", scale=scale, legend=legend)
-
     def _opacity(self, value: float) -> Chart:
-        """Where curves are chosen in the page's legend, the others fade.
+        """The opacity of a fill or a stroke; curves that are not chosen in the page's legend fade.
 
-        It is a fill's or a stroke's: that of a whole mark makes pictures many times slower, since
-        each is then drawn on a sheet of its own.
+        The opacity of a whole mark would make pictures many times slower, since each mark would
+        then be drawn on a layer of its own.
         """
         alt = load("altair")
         if not self.interactive:
@@ -221,7 +214,7 @@ class SweepCharts:
         shape = alt.Shape(
             "kind:N",
             scale=alt.Scale(domain=list(_MARKS), range=list(_MARKS.values())),
-            # A page says it in words.
+            # A page explains the marks in words.
             legend=None
             if self.interactive
             else alt.Legend(title=None, symbolOpacity=1, direction="horizontal"),
@@ -235,7 +228,7 @@ class SweepCharts:
         )  # fmt: skip
 
     def _turning_points(self) -> list[Chart]:
-        """Where each curve turns, over the whole height, with its interval."""
+        """The essential sparsity of each curve over the whole height, with its interval."""
         alt = load("altair")
         base = (
             alt.Chart(alt.NamedData("marks"))
@@ -253,7 +246,7 @@ class SweepCharts:
         ]
 
     def _failed(self) -> list[Chart]:
-        """Points without a score stand at the bottom, where their sparsity is."""
+        """Points without a score, at the bottom of the chart at their sparsity."""
         alt = load("altair")
         if not any(row["failed"] for row in point_rows(self.document)):
             return []
@@ -270,7 +263,7 @@ class SweepCharts:
         ]
 
     def datasets(self) -> dict[str, list[dict[str, Any]]]:
-        """What the charts show, by the names that they use: goes into the outermost of them."""
+        """The rows of the charts by name, for the outermost chart."""
         points, epsilon = list(point_rows(self.document)), self.epsilon
         tolerance = percent(epsilon) if self.relative else f"{epsilon:g}"
         bounds = {

@@ -1,21 +1,19 @@
-"""A sweep's document as the rows and ranges that charts and tables are made of."""
+"""A sweep's document as the rows and ranges of its charts and tables."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunectl import numbers
-from prunectl.report.page import visible
+from prunectl.report.charts import LINEAR, LOG
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How the numbers of one sweep are written.
+    """How the losses of one sweep are written.
 
     Attributes:
         relative: whether losses are shares of the dense score, or in its own units.
@@ -33,40 +31,29 @@ class Words:
 
 
 def score_text(value: float | None) -> str:
-    """Four significant digits; all before the point."""
+    """Four significant digits, or all digits before the point."""
     if value is None:
         return "none"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:#.4g}".rstrip(".")
 
 
 def percent(value: float | None) -> str:
-    """``24%``, ``24.5%``: as many digits as a sparsity has, at most two."""
+    """``24%`` or ``24.5%``, with at most two decimals."""
     return "" if value is None else f"{100 * value:.2f}".rstrip("0").rstrip(".") + "%"
 
 
 def between(low: str, high: str) -> str:
-    """An interval in words; empty where there is none."""
+    """An interval in words; '' where there is none."""
     return f"{low} to {high}" if low and high else ""
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval of scores in words; empty where there is none."""
+    """An interval of scores in words; '' where there is none."""
     return "" if low is None or high is None else between(score_text(low), score_text(high))
 
 
-def as_shown(value: Any) -> Any:
-    """A document without what can be neither written nor drawn: bad Unicode, NaN and Inf."""
-    if isinstance(value, dict):
-        return {visible(str(key)): as_shown(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_shown(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return visible(value) if isinstance(value, str) else value
-
-
 def labels_of(document: dict[str, Any]) -> list[str]:
-    """The curves' labels, made different where two are the same."""
+    """The labels of the curves, with numbers where two are equal."""
     labels: list[str] = []
     for curve in document["curves"]:
         label, again = str(curve["label"]), 2
@@ -76,10 +63,15 @@ def labels_of(document: dict[str, Any]) -> list[str]:
     return labels
 
 
+def curves_of(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The curves with their labels."""
+    yield from zip(labels_of(document), document["curves"], strict=True)
+
+
 def point_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for each point of each curve, with texts for what is shown beside it."""
+    """One row for each point of each curve, with the texts of its tooltip."""
     words = Words(document["settings"]["epsilon_mode"] == "relative")
-    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+    for label, curve in curves_of(document):
         alone = len(curve["points"]) < 3  # two points make no band
         for point in curve["points"]:
             row = {
@@ -87,7 +79,7 @@ def point_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 for key in ("sparsity", "score", "low", "high", "change", "change_low",
                             "change_high")
             }  # fmt: skip
-            if row["change"] == 0 and point["sparsity"] == 0:  # the dense model beside itself
+            if row["change"] == 0 and point["sparsity"] == 0:  # the dense model itself
                 row |= {"change_low": 0, "change_high": 0}
             yield row | {
                 "label": label,
@@ -103,13 +95,13 @@ def point_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def loss_interval(words: Words, point: dict[str, Any]) -> str:
-    """The interval of a point's loss in words; empty where there is none."""
+    """The interval of a point's loss in words; '' where there is none."""
     return between(words.loss(point.get("change_low")), words.loss(point.get("change_high")))
 
 
 def mark_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Essential sparsity and knee of each curve, at the height where they are on it."""
-    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+    """Essential sparsity and knee of each curve, at their height on the curve."""
+    for label, curve in curves_of(document):
         essential = curve["essential"]
         places = [
             ("essential sparsity", essential["sparsity"], essential["low"], essential["high"]),
@@ -132,7 +124,7 @@ def mark_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def dense_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Dense score and bound, once for each model: its curves share them."""
+    """Dense score and bound, once for each model, whose curves share them."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for curve in document["curves"]:
         score, bound = curve["dense"]["score"], curve["bound"]
@@ -143,7 +135,7 @@ def dense_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def height(points: Sequence[dict[str, Any]], place: float, key: str) -> float | None:
-    """The value of a curve of straight lines at one sparsity; None outside of it."""
+    """The value of a curve of straight lines at one sparsity; None outside the curve."""
     known = sorted((p["sparsity"], p[key]) for p in points if p.get(key) is not None)
     for (left, low), (right, high) in itertools.pairwise(known):
         if left <= place <= right:
@@ -153,40 +145,12 @@ def height(points: Sequence[dict[str, Any]], place: float, key: str) -> float | 
 
 
 def known(rows: Iterable[dict[str, Any]], *keys: str) -> list[float]:
-    """All numbers under these keys."""
+    """All numbers at these keys."""
     return [float(row[key]) for row in rows for key in keys if row.get(key) is not None]
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A tree of JSON as names and texts; dictionaries of plain values are one text each."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
-            yield from flat(value, f"{name}, ")
-        elif key == "memory" and isinstance(value, int):
-            yield name, numbers.size(value)
-        else:
-            yield name, text_of(value)
-
-
-def text_of(value: Any) -> str:
-    """One value as people read it."""
-    if value is None or value in ("", [], {}):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(text_of, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {text_of(item)}".replace("_", " ") for key, item in value.items())
-    if isinstance(value, int) and abs(value) >= 10_000:
-        return f"{value:,}"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if text.isprintable() else json.dumps(text)
-
-
 def model_text(model: dict[str, Any]) -> str:
-    """A line on one of the models."""
+    """One of the models in a line."""
     parts = [f"revision {model['revision']}"] if model.get("revision") else []
     if model.get("parameters"):
         parts.append(f"{numbers.count(model['parameters'])} parameters")
@@ -199,19 +163,20 @@ def model_text(model: dict[str, Any]) -> str:
 
 Rows = Sequence[dict[str, Any]]
 
-LOG, LINEAR, NEAR = "Log", "Linear", "Near dense"
+NEAR = "Near dense"
 WITHIN, WHOLE = "Near the tolerance", "All"
 
 _UNEVEN, _STEEP = 1.5, 3.0
-"""Scores that differ by more than these factors can be shown on a log scale; are, at first."""
+"""Scores that differ by more than the first factor can be shown on a log scale; by more than the
+second, the log scale is shown first."""
 _ROOM_BETTER, _ROOM_WORSE = 2.5, 8.0
-"""Tolerances that are shown on the better and the worse side of the dense score."""
+"""Room above and below the dense score, in tolerances, on its better and its worse side."""
 
 
 def score_scales(points: Rows, dense: Rows, *, higher_is_better: bool) -> dict[str, dict[str, Any]]:
-    """Scales for scores by name, as Vega-Lite writes them; the one to show first is first.
+    """Scales for scores by name, as in Vega-Lite; the one to show first is first.
 
-    Perplexity rises without end: a log scale shows all of it. Empty where there are no scores.
+    Perplexity rises without bound, which a log scale can show. Empty without scores.
     """
     values = known(points, "score", "low", "high") + known(dense, "dense", "bound")
     if not values:
@@ -228,7 +193,7 @@ def score_scales(points: Rows, dense: Rows, *, higher_is_better: bool) -> dict[s
 
 
 def loss_ranges(points: Rows, epsilon: float) -> dict[str, list[float]]:
-    """Ranges for losses by name; empty where there are none."""
+    """Ranges for losses by name; empty without losses."""
     values = known(points, "change")
     if not values:
         return {}
@@ -244,13 +209,13 @@ def loss_ranges(points: Rows, epsilon: float) -> dict[str, list[float]]:
 
 
 def _wider(values: list[float]) -> list[float]:
-    """The range of positive values with some room, as a log scale shows it."""
+    """The range of positive values with some room on a log scale."""
     room = (max(values) / min(values)) ** 0.04
     return [min(values) / room, max(values) * room]
 
 
 def _near(dense: Rows, values: list[float], *, higher_is_better: bool) -> list[float] | None:
-    """A range of some tolerances around the dense scores; None where all is in it anyway."""
+    """A range of some tolerances around the dense scores; None if all values are within."""
     ends = []
     for row in dense:
         if row["bound"] is None:

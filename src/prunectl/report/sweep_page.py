@@ -9,21 +9,22 @@ from prunectl import numbers
 from prunectl.report.charts import chart_version, finished, load
 from prunectl.report.page import (
     Card,
-    Choice,
     Facts,
     Figure,
     Legend,
     Page,
     Section,
     Table,
+    as_shown,
+    flat,
     render,
+    run_facts,
 )
 from prunectl.report.sweep_charts import CHOSEN, SweepCharts
 from prunectl.report.sweep_data import (
     Words,
-    as_shown,
+    curves_of,
     dense_rows,
-    flat,
     interval,
     labels_of,
     loss_interval,
@@ -35,12 +36,12 @@ from prunectl.report.theme import LIGHT, vega_config
 from prunectl.studies.sweep.commands import short_names
 
 _HEIGHTS = 380, 300
-"""Pixels of the two charts."""
+"""Height of the two charts in pixels."""
 _WIDTH, _SCALE = 820, 2
-"""Of a picture: pixels before they are scaled, and by how much a PNG is."""
+"""Width of a picture in pixels before scaling, and the scale of a PNG."""
 _PICTURE_FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 _MANY = 4
-"""Curves whose tables are folded."""
+"""Tables of more curves than this are folded."""
 _VALUES = {"not reached", "noise", "none", "unlearned", "failed"}
 
 
@@ -78,11 +79,11 @@ def sweep_page(document: dict[str, Any]) -> str:
 
 
 def sweep_picture(document: dict[str, Any], format: Literal["png", "svg"]) -> bytes:
-    """The same curves as a picture on white: scores above, losses below.
+    """The curves of a sweep as a picture on white: scores above, losses below.
 
     Args:
         document: the sweep's JSON, schema ``prunectl.sweep/1``.
-        format: ``png`` (1,640 pixels wide and more, with its axes) or ``svg``.
+        format: ``png`` (at least 1,640 pixels wide) or ``svg``.
 
     Raises:
         MissingLibrary: a library that draws is not installed.
@@ -116,18 +117,14 @@ def _models(document: dict[str, Any]) -> str:
 
 
 def _summary(document: dict[str, Any]) -> list[str]:
-    """A line for each curve, for a picture that stands alone."""
-    labels = labels_of(document)
-    return [
-        f"{label}: {curve['essential']['text']}"
-        for label, curve in zip(labels, document["curves"], strict=True)
-    ]
+    """A line for each curve, for a picture without a page around it."""
+    return [f"{label}: {curve['essential']['text']}" for label, curve in curves_of(document)]
 
 
 def _warnings(document: dict[str, Any]) -> Iterator[str]:
     if document.get("interrupted"):
-        yield "The sweep was interrupted: what is here is whole, and more of it was asked for."
-    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+        yield "The sweep was interrupted: the points shown are complete, but more were asked for."
+    for label, curve in curves_of(document):
         failed = [point for point in curve["points"] if point.get("failed")]
         if failed:
             at = ", ".join(percent(point["sparsity"]) for point in failed[:5])
@@ -136,7 +133,7 @@ def _warnings(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _cards(document: dict[str, Any]) -> Iterator[Card]:
-    for i, (label, curve) in enumerate(zip(labels_of(document), document["curves"], strict=True)):
+    for i, (label, curve) in enumerate(curves_of(document)):
         essential, dense = curve["essential"], curve["dense"]
         spread = interval(dense["low"], dense["high"])
         lines = [
@@ -167,15 +164,15 @@ def _figures(document: dict[str, Any], charts: SweepCharts) -> Iterator[Figure]:
         (
             charts.scores(),
             f"{str(metric['name']).capitalize()} against sparsity",
-            "Dashed: the dense model; the green band is what a tolerance of "
-            f"{tolerance} allows. A diamond is the essential sparsity, a triangle the knee.",
+            "Dashed: the dense model. Green: scores within a tolerance of "
+            f"{tolerance}. A diamond is the essential sparsity, a triangle the knee.",
             _HEIGHTS[0],
         ),
         (
             charts.losses(),
             "Loss against the dense model",
-            "Compared sample by sample, with 95% intervals; upwards is worse. In the green area a "
-            f"loss is tolerated: up to {words.loss(charts.epsilon)}.",
+            "Compared sample by sample, with 95% intervals; upwards is worse. Green: losses within "
+            f"the tolerance, up to {words.loss(charts.epsilon)}.",
             _HEIGHTS[1],
         ),
     )
@@ -185,7 +182,7 @@ def _figures(document: dict[str, Any], charts: SweepCharts) -> Iterator[Figure]:
                 title=title,
                 text=text,
                 label=f"{title}.{named}",
-                choices=(Choice("Scale", tuple(found)),),
+                choices=("Scale",),
                 charts={
                     (name,): finished(chart, charts.datasets(), height=height)
                     for name, chart in found.items()
@@ -196,7 +193,7 @@ def _figures(document: dict[str, Any], charts: SweepCharts) -> Iterator[Figure]:
 def _tables(document: dict[str, Any]) -> Iterator[Table]:
     words = Words(document["settings"]["epsilon_mode"] == "relative")
     many = len(document["curves"]) > _MANY
-    for label, curve in zip(labels_of(document), document["curves"], strict=True):
+    for label, curve in curves_of(document):
         parts = list(dict.fromkeys(name for p in curve["points"] for name in p.get("parts") or {}))
         head = ("sparsity", "of all parameters", "score", "95% interval", "loss", "95% interval",
                 *parts, "time", "note")  # fmt: skip
@@ -225,7 +222,7 @@ def _row(point: dict[str, Any], parts: Sequence[str], words: Words) -> tuple[str
 
 
 def _seeds(point: dict[str, Any]) -> str:
-    """The scores of single seeds, where there are several."""
+    """The score of each seed, if there are several."""
     seeds = point.get("seeds") or {}
     if len(seeds) < 2:
         return ""
@@ -235,18 +232,13 @@ def _seeds(point: dict[str, Any]) -> str:
 def _facts(document: dict[str, Any]) -> Iterator[Facts]:
     metric = document["metric"]
     better = "higher" if metric["higher_is_better"] else "lower"
-    run = [
-        ("command", str(document["command"])),
-        ("prunectl", str(document["prunectl"])),
-        ("time", numbers.duration(document["seconds"])),
-        *((f"model {model['model']}", model_text(model)) for model in document["models"]),
-    ]
+    models = [(f"model {model['model']}", model_text(model)) for model in document["models"]]
     protocol = [
         ("metric", f"{metric['name']}, {better} is better"),
         ("samples", f"{metric['samples']:,} {metric.get('unit', '')}".strip()),
         *flat({key: value for key, value in metric["record"].items() if key != "metric"}),
     ]
-    yield Facts("Run", tuple(run), code=("command",))
+    yield run_facts(document, *models)
     yield Facts("Metric", tuple(protocol))
     yield Facts("Settings", tuple(flat(document["settings"])))
     yield Facts("Machine", tuple(flat(document["machine"])))

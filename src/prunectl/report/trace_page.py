@@ -7,8 +7,18 @@ from typing import Any
 
 from prunectl import numbers
 from prunectl.report.charts import LINEAR, LOG, Line, drawn, lines_chart, worded
-from prunectl.report.page import Card, Choice, Facts, Figure, Page, Section, Table, render
-from prunectl.report.sweep_data import as_shown, flat
+from prunectl.report.page import (
+    Facts,
+    Figure,
+    Page,
+    Section,
+    Table,
+    as_shown,
+    finding_cards,
+    flat,
+    render,
+    run_facts,
+)
 
 _HEIGHT = 320
 _SHARES = ".3~%"
@@ -31,8 +41,7 @@ def trace_page(document: dict[str, Any]) -> str:
             title="Weights over a training",
             subtitle=f"{numbers.plural(len(points), 'checkpoint')}, each of "
             f"{numbers.plural(document['weights'], 'prunable weight')}",
-            cards=tuple(Card(title="Finding", value="", text=str(one))
-                        for one in document["findings"]),
+            cards=finding_cards(document),
             sections=(
                 Section("Over the steps", figures=tuple(_figures(document, steps))),
                 Section("All checkpoints", tables=(_table(document, steps),)),
@@ -65,10 +74,10 @@ def _figures(document: dict[str, Any], steps: str) -> Iterator[Figure]:
     ]
     yield Figure(
         title="Magnitudes",
-        text="Quantiles of |w| over the standard deviation of all weights: their shape, whatever "
+        text="Quantiles of |w| over the standard deviation of all weights, which do not depend on "
         "their scale.",
         label="Quantiles of the magnitudes over the steps.",
-        choices=(Choice("Scale", (LOG, LINEAR)),),
+        choices=("Scale",),
         charts={
             (kind,): _chart(lines, "|w| / std", steps, "~g", log=kind == LOG)
             for kind in (LOG, LINEAR)
@@ -95,12 +104,12 @@ def _figure(
     ]
     changes = [one["change"] for one in series if one["change"]]
     marks = sorted({step for change in changes for step in (change["start"], change["end"])})
-    text = "Dashed: the steps between which one of them changes abruptly." if marks else ""
+    text = "Dashed: the steps between which a line changes abruptly." if marks else ""
     return Figure(
         title=title,
         text=text,
         label=f"{title} over the steps of the training.",
-        choices=(Choice("Scale", (LINEAR, LOG)),),
+        choices=("Scale",),
         charts={
             (kind,): _chart(lines, what, steps, _SHARES, log=kind == LOG, marks=marks)
             for kind in (LINEAR, LOG)
@@ -152,15 +161,10 @@ def _table(document: dict[str, Any], steps: str) -> Table:
 
 
 def _facts(document: dict[str, Any]) -> Facts:
-    rows = [
-        ("command", str(document["command"])),
-        ("prunectl", str(document["prunectl"])),
-        ("time", numbers.duration(document["seconds"])),
-        ("matrices", f"{document['tensors']:,}"),
-    ]
+    matrices = ("matrices", f"{document['tensors']:,}")
     trends = {
         one["name"]: f"Kendall's tau {one['trend']['tau']:.3f}, p = {one['trend']['p']:.3g}"
         for one in document["series"]
         if one["trend"]
     }
-    return Facts("Run", (*rows, *flat(trends)), code=("command",))
+    return run_facts(document, matrices, *flat(trends))
