@@ -25,7 +25,7 @@ from prunectl import numbers
 from prunectl.analysis.distribution import kind_of
 from prunectl.analysis.result import Analysis
 from prunectl.errors import MissingLibrary
-from prunectl.report import analyze_charts, sweep_data
+from prunectl.report import analyze_charts, page, sweep_data
 from prunectl.report.analyze_charts import (
     BY_LAYER,
     BY_MATRIX,
@@ -155,7 +155,7 @@ def test_numbers_in_words() -> None:
     ]  # fmt: skip
     assert absolute.loss(0.01) == "+0.0100"
     tree = {"a_b": {"c": {"d": 1}, "e": None}, "memory": 24 * 10**9, "joiner": "\n\n", "x": []}
-    assert list(sweep_data.flat(tree)) == [
+    assert list(page.flat(tree)) == [
         ("a b, c", "d 1"),
         ("a b, e", "none"),
         ("memory", "24.0 GB"),

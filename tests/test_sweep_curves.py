@@ -26,8 +26,8 @@ from prunectl.studies.sweep.curves import (
     Read,
     Redraws,
     Requested,
+    ends,
     essential,
-    half_width,
     knee,
     last_within,
     read_curve,
@@ -383,10 +383,8 @@ def test_any_curve_is_read(losses: list[float], width: float) -> None:
 
 
 def test_how_wide_draws_are() -> None:
-    values = np.linspace(0, 1, 1001)
-    assert half_width(values) == pytest.approx(0.475)
-    assert half_width(np.zeros(0)) == 0
-    assert half_width(np.array([0.0, math.inf])) == 0
+    assert ends(np.linspace(0, 1, 1001)) == (pytest.approx(0.025), pytest.approx(0.975))
+    assert ends(np.zeros(0)) == ends(np.array([0.0, math.inf])) == (None, None)
 
 
 # --- knees ----------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import weight_bytes
-from prunectl.benchmarking.loading import LoadCost, measure_loading
-from prunectl.benchmarking.result import Side, Skipped
+from prunectl.benchmarking.loading import measure_loading
+from prunectl.benchmarking.result import LoadCost, Side, Skipped
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.zeros import (
     Zeros,

@@ -1,8 +1,8 @@
-"""Which tensor of one checkpoint is which of another, where names differ between them.
+"""Twins: which tensor of one checkpoint is which tensor of another, where their names differ.
 
 Names differ by a prefix (``bert.encoder.layer.0`` and ``encoder.layer.0``), or by the whole stack
-that a block is in. Rules go from strict to loose, and a looser one only sees what the stricter ones
-left; each takes a pair only where both are the only ones of their kind.
+of a block. Rules go from strict to loose; each rule sees only the tensors that stricter rules left,
+and takes a pair only where both are the only ones with their key.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from prunectl.checkpoint.roles import TensorRole
 
 _PREFIX = 3
-"""Parts that a name may have more at its front."""
+"""Most parts of a prefix that only one of two names has."""
 
 Key = Callable[[str, "Candidate"], Hashable]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tensor that may have a twin: its shape, and its place where that is known."""
+    """A tensor that may have a twin: its shape, and its role if that is known."""
 
     shape: tuple[int, ...]
     role: TensorRole | None = None
@@ -28,11 +28,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Twins, and what has none.
+    """Twins, and the tensors without a twin.
 
     Attributes:
-        pairs: names on both sides, in the order of the first.
-        only_first, only_second: the other names, and why they have no twin.
+        pairs: the names in both checkpoints, in the order of the first.
+        only_first, only_second: names without a twin, and the reasons.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -43,8 +43,7 @@ class Matching:
 def match(first: Mapping[str, Candidate], second: Mapping[str, Candidate]) -> Matching:
     """Find the twins of the tensors of ``first``. Pure.
 
-    Twins have equal shapes; a pair of equal names and other shapes is none, and neither of the two
-    is matched with a third one.
+    Twins have equal shapes. Tensors with equal names and different shapes have no twins at all.
     """
     twins: dict[str, str] = {}
     reasons: tuple[dict[str, str], dict[str, str]] = ({}, {})
@@ -73,7 +72,7 @@ def match(first: Mapping[str, Candidate], second: Mapping[str, Candidate]) -> Ma
 
 
 def _unique(candidates: Mapping[str, Candidate], key: Key) -> dict[Hashable, str]:
-    """The names by their keys; those that share one are left out, as are keys of None."""
+    """The names by their keys, without names that share a key and without keys of None."""
     found: dict[Hashable, str] = {}
     twice: set[Hashable] = set()
     for name, candidate in candidates.items():

@@ -244,12 +244,6 @@ def last_within(losses: Floats, epsilon: float) -> NDArray[np.int64]:
     return np.where(within.any(axis=1), last, 0).astype(np.int64)
 
 
-def half_width(redrawn: Floats) -> float:
-    """Half of the 95% interval of one point's losses [draws]; 0 where there are no draws."""
-    low, high = ends(redrawn)
-    return 0.0 if low is None or high is None else (high - low) / 2
-
-
 def ends(redrawn: Floats) -> tuple[float | None, float | None]:
     """The ends of the 95% interval of draws; None and None where there is no interval."""
     found = interval(redrawn)
@@ -280,11 +274,9 @@ def _status(at: int, points: int, redrawn: Floats, tolerance: Tolerance, *, sure
     # Noise matters at the last point within the tolerance, or at the first point where none is, and
     # not far beyond. Where all draws end at the same point, noise does not change the result.
     draws = redrawn[:, max(at - 1, 0)] if len(redrawn) else redrawn
-    if (
-        not sure
-        and half_width(draws) > tolerance.epsilon
-        and (at or draws.min() <= tolerance.epsilon)
-    ):
+    low, high = ends(draws)
+    is_wide = low is not None and high is not None and (high - low) / 2 > tolerance.epsilon
+    if not sure and is_wide and (at or draws.min() <= tolerance.epsilon):
         return Status.NOISE
     if not at:
         return Status.NONE

@@ -138,9 +138,9 @@ def _check_same(
 ) -> None:
     for name in [*specs, *own]:
         if name not in own or name not in specs:
-            where = "it" if name not in own else "the other"
-            raise DifferentCheckpoints(first, model, f"{where} has no prunable '{name}'")
+            lacking = model if name not in own else first
+            raise DifferentCheckpoints(first, model, f"{lacking} has no prunable '{name}'")
         shapes = [list(one[name].shape) for one in (own, specs)]
         if shapes[0] != shapes[1]:
-            why = f"'{name}' is {shapes[0]} in it, and {shapes[1]} there"
+            why = f"'{name}' has shape {shapes[0]}, not {shapes[1]}"
             raise DifferentCheckpoints(first, model, why)
