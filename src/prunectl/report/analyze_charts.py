@@ -19,6 +19,7 @@ from prunectl.report.charts import (
     finished,
     hovered,
     load,
+    position,
     short,
 )
 
@@ -46,28 +47,17 @@ def heat_map(cuts: Cuts) -> dict[str, Any]:
         for cell in sorted(cuts.cells, key=lambda c: (c.stack, -1 if c.layer is None else c.layer))
     ]
     matrices = list(dict.fromkeys(row["matrix"] for row in rows))
+    bare = {"ticks": False, "domain": False, "labelPadding": 8}
+    x = position(
+        "X", "layer:O", "Layer", {"paddingInner": 0.03}, labelAngle=0, labelOverlap=True, **bare
+    )
+    y = position("Y", "matrix:N", None, {"domain": matrices, "paddingInner": 0.06}, **bare)
     base = (
         alt.Chart(alt.NamedData("cells"))
         .transform_calculate(
             gone=f"datum.zeros[{CUT}]", share=f"datum.zeros[{CUT}] / datum.weights"
         )
-        .encode(
-            x=alt.X(
-                "layer:O",
-                title="Layer",
-                scale=alt.Scale(paddingInner=0.03),
-                axis=alt.Axis(
-                    labelAngle=0, labelOverlap=True, ticks=False, domain=False, labelPadding=8
-                ),
-            ),
-            y=alt.Y(
-                "matrix:N",
-                title=None,
-                sort=None,
-                scale=alt.Scale(domain=matrices, paddingInner=0.06),
-                axis=alt.Axis(ticks=False, domain=False, labelPadding=8),
-            ),
-        )
+        .encode(x=x, y=y.sort(None))
     )
     color = alt.Color(
         "share:Q",
@@ -117,20 +107,14 @@ def norm_curve(cuts: Cuts, weights: int) -> dict[str, Any]:
         )
         if math.isfinite(kept)
     ]
+    whole = {"domain": [0, 1], "nice": False}
     base = alt.Chart(alt.NamedData("steps")).encode(
-        x=alt.X(
-            "sparsity:Q",
-            title="Sparsity of the prunable weights",
-            scale=alt.Scale(domain=[0, 1], nice=False),
-            axis=alt.Axis(format="~%", grid=False, tickCount=10),
+        x=position(
+            "X", "sparsity:Q", "Sparsity of the prunable weights", whole, format="~%", grid=False,
+            tickCount=10,
         ),
-        y=alt.Y(
-            "kept:Q",
-            title="Squared norm kept",
-            scale=alt.Scale(domain=[0, 1], nice=False),
-            axis=alt.Axis(format="~%", tickCount=5),
-        ),
-    )
+        y=position("Y", "kept:Q", "Squared norm kept", whole, format="~%", tickCount=5),
+    )  # fmt: skip
     here = base.transform_filter(f"datum.index == {CUT}")
     tooltip = [("at", "sparsity"), ("threshold", "|w| below"), ("kept_text", "norm kept")]
     layers = [
@@ -189,20 +173,16 @@ def _losses(rows: list[dict[str, Any]]) -> Chart:
     labels = list(dict.fromkeys(row["matrix"] for row in rows))
     layers = sorted({row["layer"] for row in rows})
     base = alt.Chart(alt.NamedData("tensors")).encode(
-        x=alt.X(
-            "layer:Q",
-            title="Layer",
-            scale=alt.Scale(nice=False, zero=False, padding=12),
-            axis=alt.Axis(values=layers, format="d", grid=False, labelOverlap=True),
+        x=position(
+            "X", "layer:Q", "Layer", {"nice": False, "zero": False, "padding": 12}, values=layers,
+            format="d", grid=False, labelOverlap=True,
         ),
-        y=alt.Y(
-            "lost:Q",
-            title="Squared norm lost",
-            scale=alt.Scale(zero=False, nice=True),
-            axis=alt.Axis(format=".1~%", tickCount=6),
+        y=position(
+            "Y", "lost:Q", "Squared norm lost", {"zero": False, "nice": True}, format=".1~%",
+            tickCount=6,
         ),
         color=by_label(labels, field="matrix"),
-    )
+    )  # fmt: skip
     means = base.encode(
         y=alt.Y("mean(lost):Q", title="Squared norm lost"),
         strokeDash=dash(labels, field="matrix"),
@@ -315,21 +295,17 @@ def _histogram(
 ) -> Chart:
     alt = load("altair")
     shares = [row["share"] for row in rows if row["share"] > 0]
-    x = alt.X(
-        "middle:Q",
-        title="Magnitude |w|",
-        scale=alt.Scale(type="log", nice=False, domain=_ends([row["middle"] for row in rows])),
-        axis=alt.Axis(format="~g", grid=False, values=_decades(-40, 41)),
-    )
-    logarithmic = {"type": "log", "domain": _ends([_LEAST_SHARE, *shares], least=_LEAST_SHARE)}
-    y = alt.Y(
-        "share:Q",
-        title="Share of the weights up to twice |w|",
-        scale=alt.Scale(nice=False, **logarithmic) if scale == LOG else alt.Scale(nice=True),
-        axis=alt.Axis(format="~p", values=_decades(-6, 1))
-        if scale == LOG
-        else alt.Axis(format="~%", tickCount=6),
-    )
+    x = position(
+        "X", "middle:Q", "Magnitude |w|",
+        {"type": "log", "nice": False, "domain": _ends([row["middle"] for row in rows])},
+        format="~g", grid=False, values=_decades(-40, 41),
+    )  # fmt: skip
+    heights, axis = {"nice": True}, {"format": "~%", "tickCount": 6}
+    if scale == LOG:
+        domain = _ends([_LEAST_SHARE, *shares], least=_LEAST_SHARE)
+        heights = {"nice": False, "type": "log", "domain": domain}
+        axis = {"format": "~p", "values": _decades(-6, 1)}
+    y = position("Y", "share:Q", "Share of the weights up to twice |w|", heights, **axis)
     base = alt.Chart(alt.NamedData("bins")).encode(x=x, y=y)
     if scale == LOG:
         base = base.transform_filter("datum.share > 0")

@@ -100,6 +100,15 @@ def near_tooltip(fields: list[tuple[str, str]]) -> Chart:
     return load("altair").value({"expr": "{" + ", ".join(parts) + "}"})
 
 
+def position(
+    channel: str, field: str, title: str | None, scale: dict[str, Any], **axis: Any
+) -> Chart:
+    """The channel ``X`` or ``Y`` of a chart, with its scale and its axis."""
+    alt = load("altair")
+    encode = getattr(alt, channel)
+    return encode(field, title=title, scale=alt.Scale(**scale), axis=alt.Axis(**axis))
+
+
 def by_label(labels: list[str], field: str = "label") -> Chart:
     """Colours by label, with a legend."""
     alt = load("altair")
@@ -196,12 +205,12 @@ def lines_chart(
     alt = load("altair")
     labels = list(dict.fromkeys(line.label for line in lines))
     rows = [row for line in lines for row in _rows(line)]
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=True)
+    scale = {"type": "log", "nice": False} if log else {"zero": False, "nice": True}
+    room = {"zero": False, "nice": False, "padding": 10}
     base = alt.Chart(alt.NamedData("rows")).encode(
-        x=alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=False, padding=10),
-                axis=alt.Axis(format=x_format, grid=False, tickCount=8)),
-        y=alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(format=y_format, tickCount=6)),
-    )  # fmt: skip
+        x=position("X", "x:Q", x_title, room, format=x_format, grid=False, tickCount=8),
+        y=position("Y", "y:Q", y_title, scale, format=y_format, tickCount=6),
+    )
     shown = "isValid(datum.y) && datum.y > 0" if log else "isValid(datum.y)"
     known = base.transform_filter(shown)
     color = by_label(labels)

@@ -21,7 +21,6 @@ from prunectl.report.page import (
 )
 
 _HEIGHT = 320
-_SHARES = ".3~%"
 
 
 def trace_page(document: dict[str, Any]) -> str:
@@ -52,25 +51,37 @@ def trace_page(document: dict[str, Any]) -> str:
 
 
 def _figures(document: dict[str, Any], steps: str) -> Iterator[Figure]:
-    series = document["series"]
-    near = [one for one in series if one["name"].startswith("near zero")]
-    lost = [one for one in series if one["name"].startswith("lost")]
-    yield _figure(document, near, "Weights near zero", "Share of the weights", steps, "near zero ")
-    yield _figure(document, lost, "What pruning takes", "Squared norm lost", steps, "")
-    quantiles = list(document["points"][0]["stats"]["quantiles"])
+    points = document["points"]
+    at = [point["step"] for point in points]
+    for kind, title, y_title, prefix in (
+        ("near zero", "Weights near zero", "Share of the weights", "near zero "),
+        ("lost", "What pruning takes", "Squared norm lost", ""),
+    ):
+        series = [one for one in document["series"] if one["name"].startswith(kind)]
+        lines = [
+            Line(
+                str(one["name"]).removeprefix(prefix),
+                tuple(zip(at, map(drawn, one["values"]), strict=True)),
+                tuple(worded(value, _percent) for value in one["values"]),
+            )
+            for one in series
+        ]
+        changes = [one["change"] for one in series if one["change"]]
+        marks = sorted({step for change in changes for step in (change["start"], change["end"])})
+        yield Figure(
+            title=title,
+            text="Dashed: the steps between which a line changes abruptly." if marks else "",
+            label=f"{title} over the steps of the training.",
+            choices=("Scale",),
+            charts=_charts(lines, (LINEAR, LOG), steps, y_title, ".3~%", marks),
+        )
     lines = [
         Line(
             f"{float(q):.0%} of |w| are below",
-            tuple(
-                (point["step"], _of_std(point["stats"], point["stats"]["quantiles"][q]))
-                for point in document["points"]
-            ),
-            tuple(
-                worded(point["stats"]["quantiles"][q], "{:.4g}".format)
-                for point in document["points"]
-            ),
+            tuple((p["step"], _of_std(p["stats"], p["stats"]["quantiles"][q])) for p in points),
+            tuple(worded(p["stats"]["quantiles"][q], "{:.4g}".format) for p in points),
         )
-        for q in quantiles
+        for q in points[0]["stats"]["quantiles"]
     ]
     yield Figure(
         title="Magnitudes",
@@ -78,58 +89,26 @@ def _figures(document: dict[str, Any], steps: str) -> Iterator[Figure]:
         "their scale.",
         label="Quantiles of the magnitudes over the steps.",
         choices=("Scale",),
-        charts={
-            (kind,): _chart(lines, "|w| / std", steps, "~g", log=kind == LOG)
-            for kind in (LOG, LINEAR)
-        },
+        charts=_charts(lines, (LOG, LINEAR), steps, "|w| / std", "~g"),
     )
 
 
-def _figure(
-    document: dict[str, Any],
-    series: Sequence[dict[str, Any]],
-    title: str,
-    what: str,
-    steps: str,
-    prefix: str,
-) -> Figure:
-    at = [point["step"] for point in document["points"]]
-    lines = [
-        Line(
-            str(one["name"]).removeprefix(prefix),
-            tuple(zip(at, map(drawn, one["values"]), strict=True)),
-            tuple(worded(value, _percent) for value in one["values"]),
-        )
-        for one in series
-    ]
-    changes = [one["change"] for one in series if one["change"]]
-    marks = sorted({step for change in changes for step in (change["start"], change["end"])})
-    text = "Dashed: the steps between which a line changes abruptly." if marks else ""
-    return Figure(
-        title=title,
-        text=text,
-        label=f"{title} over the steps of the training.",
-        choices=("Scale",),
-        charts={
-            (kind,): _chart(lines, what, steps, _SHARES, log=kind == LOG, marks=marks)
-            for kind in (LINEAR, LOG)
-        },
-    )
-
-
-def _chart(
+def _charts(
     lines: Sequence[Line],
-    what: str,
+    scales: Sequence[str],
     steps: str,
-    form: str,
-    *,
-    log: bool,
+    y_title: str,
+    y_format: str,
     marks: Sequence[float] = (),
-) -> dict[str, Any]:
-    return lines_chart(
-        lines, x_title=steps.capitalize(), y_title=what, x_format=",d", y_format=form,
-        height=_HEIGHT, log=log, marks=marks,
-    )  # fmt: skip
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    """One chart for each scale, the one to show first being first."""
+    return {
+        (scale,): lines_chart(
+            lines, x_title=steps.capitalize(), y_title=y_title, x_format=",d", y_format=y_format,
+            height=_HEIGHT, log=scale == LOG, marks=marks,
+        )
+        for scale in scales
+    }  # fmt: skip
 
 
 def _of_std(stats: dict[str, Any], value: float | str) -> float | None:
