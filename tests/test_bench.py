@@ -355,11 +355,6 @@ def test_a_batch_without_memory_leaves_the_smaller_ones(tiny: Model) -> None:
     assert Note("timing batch 1, 8 tokens") in notes
 
 
-def test_when_nothing_fits_it_is_an_error_that_names_the_batch(tiny: Model) -> None:
-    with pytest.raises(NotEnoughMemory, match="batch 1000000000000, 8 tokens: out of memory"):
-        prunectl.bench(tiny("bert"), settings=replace(FORWARD, batch_sizes=(10**12,)))
-
-
 def test_torch_words_for_no_memory_are_understood() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
@@ -372,30 +367,25 @@ def test_torch_words_for_no_memory_are_understood() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_models_of_different_kinds_are_refused(tiny: Model) -> None:
-    with pytest.raises(InvalidOption, match=r"\(encoder\) and .* \(causal-lm\)|cannot be given"):
-        prunectl.bench(tiny("bert"), [tiny("llama")], QUICK)
-
-
-def test_a_model_that_needs_more_than_tokens_is_refused(tiny: Model) -> None:
-    with pytest.raises(CannotRun, match="cannot be run: batch 1, 8 tokens"):
-        prunectl.bench(tiny("clip"), settings=FORWARD)
-
-
 @pytest.mark.parametrize(
-    ("settings", "error", "why"),
+    ("names", "settings", "error", "why"),
     [
-        ({"device": "tpu:banana"}, InvalidOption, "'tpu:banana' is not known"),
-        ({"device": "mps"}, InvalidOption, "'mps' is not known"),
-        ({"text": "some words"}, InvalidOption, "--text needs a tokenizer"),
-        ({"prompt_tokens": (10**9,), "new_tokens": 30}, InvalidOption, "context of 20"),
+        ("llama", {"device": "tpu:banana"}, InvalidOption, "'tpu:banana' is not known"),
+        ("llama", {"device": "mps"}, InvalidOption, "'mps' is not known"),
+        ("llama", {"text": "some words"}, InvalidOption, "--text needs a tokenizer"),
+        ("llama", {"prompt_tokens": (10**9,), "new_tokens": 30}, InvalidOption, "context of 20"),
+        ("bert llama", {}, InvalidOption, r"\(encoder\) and .* \(causal-lm\)|cannot be given"),
+        ("clip", {"new_tokens": None}, CannotRun, "cannot be run: batch 1, 8 tokens"),
+        ("bert", {"new_tokens": None, "batch_sizes": (10**12,)}, NotEnoughMemory,
+         "batch 1000000000000, 8 tokens: out of memory"),
     ],
-)
-def test_bad_settings(
-    tiny: Model, settings: dict[str, Any], error: type[Exception], why: str
+)  # fmt: skip
+def test_what_cannot_be_timed(
+    tiny: Model, names: str, settings: dict[str, Any], error: type[Exception], why: str
 ) -> None:
+    model, *against = map(tiny, names.split())
     with pytest.raises(error, match=why):
-        prunectl.bench(tiny("llama"), settings=replace(QUICK, **settings))
+        prunectl.bench(model, against, replace(QUICK, **settings))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
