@@ -581,26 +581,26 @@ def test_further_scores_are_means_where_there_are_any() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "pruning", "words"),
     [
-        ({"patterns": ()}, "a sweep needs a pattern"),
-        ({"patterns": ("4:2",)}, "pattern '4:2' is not valid"),
-        ({"seeds": ()}, "--seeds"),
-        ({"seeds": (-1,)}, "--seeds"),
-        ({"seeds": (2**64,)}, "--seeds"),
-        ({"patterns": ("2:4",), "pruning": PruneSettings(sparsity=0.5, scope="row")},  # type: ignore[arg-type]
+        ({"patterns": ()}, {}, "a sweep needs a pattern"),
+        ({"patterns": ("4:2",)}, {}, "pattern '4:2' is not valid"),
+        ({"seeds": ()}, {}, "--seeds"),
+        ({"seeds": (-1,)}, {}, "--seeds"),
+        ({"seeds": (2**64,)}, {}, "--seeds"),
+        ({"patterns": ("2:4",)}, {"sparsity": 0.5, "scope": "row"},
          "scope 'row' has no meaning with pattern 2:4"),
-        ({"pruning": PruneSettings(sparsity=0.5, method="wanda")},  # type: ignore[arg-type]
-         "method wanda needs calibration samples"),
-        ({"pruning": PruneSettings(sparsity=0.5, budget="rows")},  # type: ignore[arg-type]
-         "--budget rows is for N:M"),
-        ({"pruning": PruneSettings(sparsity=0.5, include=("re:(",))}, "no.* regular expression"),
-        ({"pruning": PruneSettings(mask="m.safetensors")}, "no masks and no recipe"),  # type: ignore[arg-type]
+        ({}, {"sparsity": 0.5, "method": "wanda"}, "method wanda needs calibration samples"),
+        ({}, {"sparsity": 0.5, "budget": "rows"}, "--budget rows is for N:M"),
+        ({}, {"sparsity": 0.5, "include": ("re:(",)}, "no.* regular expression"),
+        ({}, {"mask": "m.safetensors"}, "no masks and no recipe"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_meant(changes: dict[str, Any], words: str) -> None:
+def test_settings_that_cannot_be_meant(
+    changes: dict[str, Any], pruning: dict[str, Any], words: str
+) -> None:
     with pytest.raises(PrunectlError, match=words):
-        SweepSettings(**changes)
+        SweepSettings(pruning=PruneSettings(**pruning), **changes)
 
 
 def test_the_same_pattern_or_seed_twice_is_one() -> None:

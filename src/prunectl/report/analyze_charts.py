@@ -300,7 +300,8 @@ def _histogram(
         {"type": "log", "nice": False, "domain": _ends([row["middle"] for row in rows])},
         format="~g", grid=False, values=_decades(-40, 41),
     )  # fmt: skip
-    heights, axis = {"nice": True}, {"format": "~%", "tickCount": 6}
+    heights: dict[str, Any] = {"nice": True}
+    axis: dict[str, Any] = {"format": "~%", "tickCount": 6}
     if scale == LOG:
         domain = _ends([_LEAST_SHARE, *shares], least=_LEAST_SHARE)
         heights = {"nice": False, "type": "log", "domain": domain}
