@@ -212,7 +212,7 @@ def test_the_folder_of_another_search_is_left_alone(
             lottery(model, folder, other)
     assert {one: one.read_bytes() for one in folder.rglob("*") if one.is_file()} == before
     (folder / "lottery.json").write_text("{")
-    with pytest.raises(OtherLottery, match=r"holds scores, and no lottery.json that tells of what"):
+    with pytest.raises(OtherLottery, match=r"holds scores, but no lottery.json that can be read"):
         lottery(model, folder, settings_of(data))
 
 

@@ -83,7 +83,7 @@ class OtherLottery(OutputError):
             why = "holds rounds of another model, other data or other settings"
             hint = "choose another -o; the command that it belongs to is in its lottery.json"
         else:
-            why = "holds scores, and no lottery.json that says whose"
+            why = "holds scores, but no lottery.json that can be read"
             hint = "choose another -o"
         super().__init__(f"{folder} {why}", hint=hint)
         self.folder = folder
