@@ -34,12 +34,8 @@ from prunectl.evaluation.pooling import Pooling
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
-<<<<<<< HEAD
-from prunectl.plan import job as plan_job
-=======
 from prunectl.parallel.run import Run
-from prunectl.plan import placement
->>>>>>> cda2a1c (studies: one Run in the place of jobs and listeners, findings with their results, prose)
+from prunectl.plan import job as plan_job
 from prunectl.plan.prunable import prunable_tensors
 from prunectl.plan.settings import PruneSettings
 from prunectl.studies.sweep.measurer import PrunedModel
