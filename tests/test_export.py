@@ -20,7 +20,7 @@ import transformers
 import yaml
 from blake3 import blake3
 from export_cases import LAYOUTS, WEIGHTS
-from hub_server import Repo, serve
+from hubserver import serve
 from reference import Tensors
 
 from prunectl import NM, PruneSettings, VerifyReport, export, prune, verify
@@ -533,8 +533,8 @@ def test_from_the_hub(
     export(source, tmp_path / "small", "packed", max_shard_size=limit)
     files = reference.contents(tmp_path / "small")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with serve() as hub:
-        hub.repos["org/small"] = Repo(files, lfs=tuple(n for n in files if "safetensors" in n))
+    with serve(tmp_path / "hub") as hub:
+        hub.put("org/small", files, lfs=[name for name in files if "safetensors" in name])
         done = subprocess.run(
             [sys.executable, "-c", CHILD, "org/small", tmp_path],
             env=os.environ
