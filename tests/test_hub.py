@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from hubserver import STRANGER, WRITER, Hub, serve
+from hubserver import STRANGER, WRITER, Hub, environment, python, serve
 from safetensors.torch import save as to_safetensors
 
 from prunectl.hub.snapshot import is_repo_id, split_revision
@@ -55,28 +55,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def look(hub_url: str, model: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
-    """Open ``model`` in a new process, whose Hub is at ``hub_url``.
-
-    Its output must never show the token, not even in a log line or traceback.
-    """
-    env = os.environ | {
-        "HF_ENDPOINT": hub_url,
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK, json.dumps([model, kwargs])],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    secret = kwargs.get("token") or env.get("HF_TOKEN") or WRITER
-    assert secret not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
+    """Open ``model`` in a new process, whose Hub is at ``hub_url``."""
+    done = python(hub_url, "-c", LOOK, json.dumps([model, kwargs]), offline=offline)
+    assert kwargs.get("token", WRITER) not in done.stdout + done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -406,14 +387,7 @@ def large(nbytes: int) -> bytes:
 
 def listen(hub_url: str, model: str) -> tuple[dict[str, Any], str]:
     """What the listener of a download hears, and what stands on stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", LISTEN, model],
-        env=os.environ | {"HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    done = python(hub_url, "-c", LISTEN, model)
     return json.loads(done.stdout), done.stderr
 
 
@@ -445,8 +419,8 @@ def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
         go_on.wait(60)
 
     hub.fail("resolve", name=last, call=wait)
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    process = subprocess.Popen([sys.executable, "-c", LISTEN, "org/name"], env=env)
+    command = [sys.executable, "-c", LISTEN, "org/name"]
+    process = subprocess.Popen(command, env=environment(hub.url))
     assert asked.wait(60)
     snapshot = Path(os.environ["HF_HOME"], "hub", "models--org--name", "snapshots", commit)
     others = [name for name in files if name not in (last, "pytorch_model.bin")]
@@ -476,14 +450,7 @@ def test_a_download_tells_how_far_it_is(hub: Hub) -> None:
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_command_in_a_log_draws_nothing(hub: Hub, quiet: bool) -> None:
     hub.put("org/name", {"model.safetensors": weights("a"), "config.json": b"{}"}, lfs=())
-    done = subprocess.run(
-        [sys.executable, "-m", "prunectl", "analyze", "org/name", *(["-q"] if quiet else [])],
-        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    done = python(hub.url, "-m", "prunectl", "analyze", "org/name", *(["-q"] if quiet else []))
     assert not re.search(r"\r|\x1b|%\|", done.stdout + done.stderr)
     told = done.stderr.splitlines()
     if quiet:
@@ -507,16 +474,8 @@ def test_a_long_download_leaves_lines_in_a_log(hub: Hub) -> None:
     hub.put("org/name", {"model.safetensors": large(2 * CHUNK)}, lfs=())
     for options, lines in ((), 2), (("-q",), 0):
         shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, "-c", IMPATIENT, "prune", "org/name", "-s", "0.3", "--dry-run",
-             *options],
-            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0",
-                              "NO_PROXY": "127.0.0.1"},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )  # fmt: skip
+        command = ["-c", IMPATIENT, "prune", "org/name", "-s", "0.3", "--dry-run", *options]
+        done = python(hub.url, *command, code=None)
         assert "nothing to prune" in done.stderr, "bytes are no weights of a block"
         told = re.findall(r"^downloading: (.*)$", done.stderr, re.MULTILINE)
         assert len(told) == lines

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hubserver import STRANGER, WRITER, Hub, serve
+from hubserver import STRANGER, WRITER, Hub, python, serve
 from safetensors.torch import save as to_safetensors
 
 from prunectl.analysis.remote import remote_space
@@ -67,31 +65,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield running
 
 
-def environment(hub_url: str, offline: bool = False) -> dict[str, str]:
-    return os.environ | {
-        "HF_ENDPOINT": hub_url,
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
 def looks(hub_url: str, *asked: tuple[str, str, dict[str, Any]], offline: bool = False) -> Any:
-    """Open models in a new process: ``remote`` or ``local``, the model, and keyword arguments.
-
-    Its output must never show the token, not even in a log line or traceback.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK],
-        input="\n".join(json.dumps(one) for one in asked),
-        env=environment(hub_url, offline),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert WRITER not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
+    """Open models in a new process: ``remote`` or ``local``, the model, and keyword arguments."""
+    given = "\n".join(json.dumps(one) for one in asked)
+    done = python(hub_url, "-c", LOOK, offline=offline, input=given)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -102,16 +79,7 @@ def look(hub_url: str, model: str, offline: bool = False, **kwargs: Any) -> dict
 
 def prunectl(hub_url: str, *arguments: str, code: int = 0, cwd: Path | None = None) -> Any:
     """Run a command; what it prints on stdout, read as JSON if it is some, and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prunectl", *arguments],
-        env=environment(hub_url),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
+    done = python(hub_url, "-m", "prunectl", *arguments, code=code, cwd=cwd)
     printed = json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
     return printed, done.stderr
 
@@ -223,14 +191,7 @@ plan = prunectl.plan_prune(remote.headers(), settings).to_json()
 plan["space"] = prunectl.remote_space(remote, "out", 20_000).to_json()
 print(json.dumps([prunectl.analyze_remote(remote).to_json(), plan]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(hub.url),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(hub.url, "-c", code, cwd=tmp_path)
     analysis, _ = prunectl(hub.url, "analyze", "org/tiny", "--remote", "--json", cwd=tmp_path)
     words = "prune org/tiny -s 0.3 -o out --max-shard-size 20KB --dry-run --remote --json"
     plan, _ = prunectl(hub.url, *words.split(), cwd=tmp_path)

@@ -17,9 +17,9 @@ ask the Hub::
 from hubserver.faults import Fault
 from hubserver.server import Hub, serve
 from hubserver.store import PLAIN, READER, SECRETS, STRANGER, UNKNOWN, WRITER, Repo, Store
-from hubserver.worker import Worker, worker
+from hubserver.worker import Worker, environment, python, worker
 
 __all__ = [
     "PLAIN", "READER", "SECRETS", "STRANGER", "UNKNOWN", "WRITER", "Fault", "Hub", "Repo", "Store",
-    "Worker", "serve", "worker",
+    "Worker", "environment", "python", "serve", "worker",
 ]  # fmt: skip

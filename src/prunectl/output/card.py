@@ -287,7 +287,7 @@ def hub_card(
 
     def on_hub(section: re.Match[str]) -> str:
         head, end, tail = section[0].replace(f'"{_FOLDER}"', f'"{repo_id}"').rpartition(END)
-        added = _newline(tail or head).join(["", *measured, "", ""]) if measured else ""
+        added = _newline(section[0]).join(["", *measured, "", ""]) if measured else ""
         return head + added + end + tail
 
     return _updated(ours, card, SECTION.sub(on_hub, card.body, count=1), changes)
