@@ -212,6 +212,10 @@ def test_a_cache_that_others_filled_partly(hub: Hub) -> None:
     (folder / "model.safetensors").unlink()
     found = look(hub.url, "org/name", offline=True)
     assert found["error"] == "HubUnreachable"
+    assert "the cache lacks model.safetensors" in found["text"]
+    shutil.rmtree(folder.parents[1] / "trees")  # others need not have kept the listing
+    found = look(hub.url, "org/name", offline=True)
+    assert found["error"] == "HubUnreachable"
     assert "the cache has no weights of it" in found["text"]
 
 

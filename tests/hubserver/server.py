@@ -51,7 +51,7 @@ ROUTES: dict[str, tuple[str, str, Callable[..., None]]] = {
 @dataclass(frozen=True)
 class Request:
     """One request: ``route`` is ``unknown`` where there is none, ``name`` that of the file whose
-    bytes it asks for, before a redirect."""
+    bytes it asks for."""
 
     route: str
     token: str
@@ -100,7 +100,9 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were asked for, sorted; each request counts."""
-        return sorted(request.name for request in self.requests if request.name)
+        elsewhere = {one.name for one in self.requests if one.route == "cdn"}
+        asked = (one for one in self.requests if one.route == "cdn" or one.name not in elsewhere)
+        return sorted(one.name for one in asked if one.name)
 
     def count(self, name: str, size: int) -> None:
         """Add to ``sent``; requests are answered side by side."""
@@ -235,8 +237,7 @@ class Handler(Wire):
             parts = {key: unquote(text) for key, text in found.groupdict().items() if text}
             has_bytes = name in ("resolve", "cdn") and self.command == "GET"
             file = self.query.get("name", parts.get("path", "")) if has_bytes else ""
-            asked = file if name == "resolve" else ""
-            self.hub.requests.append(Request(name, self.token, self.path_only, asked))
+            self.hub.requests.append(Request(name, self.token, self.path_only, file))
             self.fault = self.hub.faults.take(name, file)
             self._fail_first()
             handle(self, **parts)
