@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from hub_server import OnDisk, Repo, serve
+from hubserver import serve
 
 REPO = "bench/model"
 
@@ -65,13 +66,13 @@ def hub_of(folder: Path, home: Path) -> Iterator[FolderHub]:
 
 
 def _serve(folder: Path, pipe: Connection) -> None:
-    large = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
-    files: dict[str, bytes | OnDisk] = {
-        path.name: OnDisk(path) if path.name in large else path.read_bytes()
-        for path in sorted(folder.glob("*"))
-    }
-    with serve() as hub:
-        hub.repos[REPO] = Repo(files, lfs=large)
+    with tempfile.TemporaryDirectory(prefix="prunectl-hub-") as stored, serve(Path(stored)) as hub:
+        repo = hub.store.create(REPO, bare=True)
+        files = {
+            path.name: hub.store.add_link(repo, path) if path.suffix == ".safetensors" else path
+            for path in sorted(folder.glob("*"))
+        }
+        hub.put(REPO, files)
         pipe.send(hub.url)
         try:
             while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -166,20 +167,31 @@ def typed(
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub of its own for each module of tests that push."""
-    from hubserver import serve
+    """A Hub of its own for each module; at the end, nothing that it stored holds a token."""
+    from hubserver import SECRETS, serve
 
     with serve(tmp_path_factory.mktemp("hub")) as running:
         yield running
+        for path in running.store.folder.rglob("*"):
+            data = path.read_bytes() if path.is_file() else b""
+            assert not [secret for secret in SECRETS if secret.encode() in data], path
 
 
 @pytest.fixture(scope="module")
 def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A process that pushes to it."""
-    from hubserver import worker
+    """A process that pushes to it; none of its tracebacks and log lines shows a token."""
+    from hubserver import SECRETS, worker
 
     with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
         yield running
+        assert not [secret for secret in SECRETS if secret in running.said]
+
+
+@pytest.fixture
+def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses; the Hub has forgotten what it was asked before."""
+    hub.requests.clear()
+    return "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
 
 
 @pytest.fixture(scope="module")

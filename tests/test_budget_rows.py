@@ -39,7 +39,7 @@ from prunectl.plan.job import arguments, fingerprint, prepare
 from prunectl.plan.plan import Pool
 from prunectl.plan.settings import Budget, Rule, Scope
 from prunectl.pruning.outcome import pool_note
-from prunectl.publishing.selection import card_of, local_card
+from prunectl.publishing.folder import card_of, local_card
 from prunectl.transform.row_blocks import choose_rows
 
 BLOCK = 16

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ import transformers
 import yaml
 from blake3 import blake3
 from export_cases import LAYOUTS, WEIGHTS
-from hub_server import Repo, serve
+from hubserver import python, serve
 from reference import Tensors
 
 from prunectl import NM, PruneSettings, VerifyReport, export, prune, verify
@@ -533,24 +530,9 @@ def test_from_the_hub(
     export(source, tmp_path / "small", "packed", max_shard_size=limit)
     files = reference.contents(tmp_path / "small")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with serve() as hub:
-        hub.repos["org/small"] = Repo(files, lfs=tuple(n for n in files if "safetensors" in n))
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, "org/small", tmp_path],
-            env=os.environ
-            | {
-                "HF_ENDPOINT": hub.url,
-                "HF_HUB_OFFLINE": "0",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "NO_PROXY": "127.0.0.1",
-                "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    with serve(tmp_path / "hub") as hub:
+        hub.put("org/small", files, lfs=[name for name in files if "safetensors" in name])
+        done = python(hub.url, "-c", CHILD, "org/small", tmp_path)
         assert set(hub.fetched()) == files.keys()
     expected = cases.raw(source)
     assert json.loads(done.stdout) == {name: len(one[2]) for name, one in expected.items()}

@@ -22,12 +22,10 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import TOKEN, Hub, Repo, serve
+from hubserver import STRANGER, WRITER, Hub, environment, python, serve
 from safetensors.torch import save as to_safetensors
 
-from prunectl.checkpoint.hub import is_repo_id, split_revision
-
-COMMIT = Repo({}).commit
+from prunectl.hub.snapshot import is_repo_id, split_revision
 
 LOOK = """
 import json, sys
@@ -52,33 +50,14 @@ else:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with serve() as running:
+    with serve(tmp_path / "served") as running:
         yield running
 
 
 def look(hub_url: str, model: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
-    """Open ``model`` in a new process, whose Hub is at ``hub_url``.
-
-    Its output must never show the token, not even in a log line or traceback.
-    """
-    env = os.environ | {
-        "HF_ENDPOINT": hub_url,
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK, json.dumps([model, kwargs])],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    secret = kwargs.get("token") or env.get("HF_TOKEN") or TOKEN
-    assert secret not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
+    """Open ``model`` in a new process, whose Hub is at ``hub_url``."""
+    done = python(hub_url, "-c", LOOK, json.dumps([model, kwargs]), offline=offline)
+    assert kwargs.get("token", WRITER) not in done.stdout + done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -133,15 +112,15 @@ def sharded() -> dict[str, bytes]:
 
 
 def test_only_what_is_needed_is_fetched_once(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo(single())
+    commit = hub.put("org/name", single(), lfs=()).oid
     found = look(hub.url, "org/name")
     assert hub.fetched() == WANTED
     assert found["files"] == ["model.safetensors"]
     assert found["tensors"] == ["a", "b"]
     assert found["kind"] == "hub"
-    assert (found["repo_id"], found["revision"], found["commit"]) == ("org/name", None, COMMIT)
-    assert found["identity"]["commit"] == COMMIT
-    assert Path(found["folder"]).name == COMMIT
+    assert (found["repo_id"], found["revision"], found["commit"]) == ("org/name", None, commit)
+    assert found["identity"]["commit"] == commit
+    assert Path(found["folder"]).name == commit
     assert set(found["side_files"]) == set(WANTED) - {"model.safetensors", "README.md"}
 
     hub.requests.clear()
@@ -150,14 +129,14 @@ def test_only_what_is_needed_is_fetched_once(hub: Hub) -> None:
 
 
 def test_the_cache_is_hf_s_own_and_the_given_one(hub: Hub, tmp_path: Path) -> None:
-    hub.repos["org/name"] = Repo(single())
+    commit = hub.put("org/name", single(), lfs=()).oid
     folder = Path(look(hub.url, "org/name")["folder"])
     home = Path(os.environ["HF_HOME"])
-    assert folder == home / "hub" / "models--org--name" / "snapshots" / COMMIT
-    assert (home / "hub" / "models--org--name" / "refs" / "main").read_text() == COMMIT
+    assert folder == home / "hub" / "models--org--name" / "snapshots" / commit
+    assert (home / "hub" / "models--org--name" / "refs" / "main").read_text() == commit
 
     other = Path(look(hub.url, "org/name", cache_dir=str(tmp_path))["folder"])
-    assert other == tmp_path / "models--org--name" / "snapshots" / COMMIT
+    assert other == tmp_path / "models--org--name" / "snapshots" / commit
     shutil.rmtree(home / "hub")
     found = look(hub.url, "org/name", offline=True, cache_dir=str(tmp_path))
     assert Path(found["folder"]) == other
@@ -165,7 +144,7 @@ def test_the_cache_is_hf_s_own_and_the_given_one(hub: Hub, tmp_path: Path) -> No
 
 def test_shards_are_those_of_the_index(hub: Hub) -> None:
     files = sharded() | {"model-00003-of-00003.safetensors": b"stray"}
-    hub.repos["org/name"] = Repo(files)
+    hub.put("org/name", files, lfs=())
     found = look(hub.url, "org/name")
     assert found["tensors"] == ["t1", "t2"]
     assert hub.fetched() == [
@@ -178,19 +157,20 @@ def test_shards_are_those_of_the_index(hub: Hub) -> None:
 
 @pytest.mark.parametrize("offline", ["asked for", "refused", "500", "503", "429"])
 def test_without_the_hub_the_cache_answers(hub: Hub, offline: str) -> None:
-    hub.repos["org/name"] = Repo(sharded())
+    commit = hub.put("org/name", sharded(), lfs=()).oid
     found = look(hub.url, "org/name")
-    hub.fail = int(offline) if offline.isdecimal() else 0
+    if offline.isdecimal():
+        hub.fail("*", status=int(offline), times=99)
     url = closed_port() if offline == "refused" else hub.url
     hub.requests.clear()
     cached = look(url, "org/name", offline=offline == "asked for")
     assert cached | {"notes": []} == found
     status = f" (HTTP {offline})" if offline.isdecimal() else ""
-    note = f"the Hub cannot be reached{status}; using commit {COMMIT[:7]} from the cache"
+    note = f"the Hub cannot be reached{status}; using commit {commit[:7]} from the cache"
     assert cached["notes"] == ([] if offline == "asked for" else [note])
     assert offline != "asked for" or hub.requests == []
-    by_commit = look(url, f"org/name@{COMMIT}", offline=offline == "asked for")
-    assert by_commit["commit"] == COMMIT
+    by_commit = look(url, f"org/name@{commit}", offline=offline == "asked for")
+    assert by_commit["commit"] == commit
 
 
 def closed_port() -> str:
@@ -201,9 +181,10 @@ def closed_port() -> str:
 
 @pytest.mark.parametrize("how", ["offline", "refused", "500", "503", "html"])
 def test_unreachable_and_not_cached(hub: Hub, how: str) -> None:
-    hub.repos["org/name"] = Repo(single())
-    hub.fail = int(how) if how.isdecimal() else 0
-    hub.html = how == "html"
+    hub.put("org/name", single(), lfs=())
+    if how in ("500", "503", "html"):
+        status = 200 if how == "html" else int(how)
+        hub.fail("*", status=status, message="<html>please log in</html>", times=99)
     url = closed_port() if how == "refused" else hub.url
     found = look(url, "org/name", offline=how == "offline")
     assert found["error"] == "HubUnreachable"
@@ -216,7 +197,7 @@ def test_unreachable_and_not_cached(hub: Hub, how: str) -> None:
 
 @pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
 def test_an_interrupted_download_is_not_taken_for_the_model(hub: Hub, lost: str) -> None:
-    hub.repos["org/name"] = Repo(sharded() | {"tokenizer.json": b"{}"})
+    hub.put("org/name", sharded() | {"tokenizer.json": b"{}"}, lfs=())
     folder = Path(look(hub.url, "org/name")["folder"])
     (folder / lost).unlink()
     found = look(hub.url, "org/name", offline=True)
@@ -226,27 +207,31 @@ def test_an_interrupted_download_is_not_taken_for_the_model(hub: Hub, lost: str)
 
 
 def test_a_cache_that_others_filled_partly(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo(single())
+    hub.put("org/name", single(), lfs=())
     folder = Path(look(hub.url, "org/name")["folder"])
     (folder / "model.safetensors").unlink()
+    found = look(hub.url, "org/name", offline=True)
+    assert found["error"] == "HubUnreachable"
+    assert "the cache lacks model.safetensors" in found["text"]
+    shutil.rmtree(folder.parents[1] / "trees")  # others need not have kept the listing
     found = look(hub.url, "org/name", offline=True)
     assert found["error"] == "HubUnreachable"
     assert "the cache has no weights of it" in found["text"]
 
 
 def test_a_download_that_is_cut_off_again_and_again(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo(single())
-    hub.cut = {"model.safetensors"}
+    hub.put("org/name", single(), lfs=())
+    hub.fail("resolve", name="model.safetensors", cut="answer", times=99)
     found = look(hub.url, "org/name")
     assert found["error"] == "HubUnreachable"
     assert "org/name: the download was cut off" in found["text"]
     assert look(hub.url, "org/name", offline=True)["error"] == "HubUnreachable"
-    hub.cut = set()
+    hub.faults.clear()
     assert look(hub.url, "org/name")["tensors"] == ["a", "b"]
 
 
 def test_an_unknown_repository(hub: Hub) -> None:
-    found = look(hub.url, "org/missing", token=TOKEN)
+    found = look(hub.url, "org/missing", token=WRITER)
     assert found["error"] == "ModelNotFound"
     assert "org/missing: neither a local path nor a repository on the Hub" in found["text"]
     # The real Hub does not tell strangers whether a repository exists.
@@ -258,7 +243,7 @@ def test_an_unknown_repository(hub: Hub) -> None:
 
 @pytest.mark.parametrize("given", ["inline", "option"])
 def test_an_unknown_revision(hub: Hub, given: str) -> None:
-    hub.repos["org/name"] = Repo(single())
+    hub.put("org/name", single(), lfs=())
     found = (
         look(hub.url, "org/name@v9")
         if given == "inline"
@@ -268,13 +253,15 @@ def test_an_unknown_revision(hub: Hub, given: str) -> None:
     assert "org/name@v9: the repository has no such revision" in found["text"]
 
 
-@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", COMMIT])
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", "commit"])
 def test_a_revision_is_pinned_to_its_commit(hub: Hub, revision: str) -> None:
-    hub.repos["org/name"] = Repo(single(), branches=("main", "v1", "refs/pr/4"))
+    commit = hub.put("org/name", single(), lfs=()).oid
+    hub.repo("org/name").refs |= {"refs/heads/v1": commit, "refs/pr/4": commit}
+    revision = commit if revision == "commit" else revision
     found = look(hub.url, f"org/name@{revision}")
-    assert (found["revision"], found["commit"]) == (revision, COMMIT)
-    assert look(hub.url, "org/name", revision=revision)["commit"] == COMMIT
-    assert look(hub.url, f"org/name@{revision}", offline=True)["commit"] == COMMIT
+    assert (found["revision"], found["commit"]) == (revision, commit)
+    assert look(hub.url, "org/name", revision=revision)["commit"] == commit
+    assert look(hub.url, f"org/name@{revision}", offline=True)["commit"] == commit
 
 
 def test_revisions_that_contradict_each_other(hub: Hub) -> None:
@@ -286,13 +273,14 @@ def test_revisions_that_contradict_each_other(hub: Hub) -> None:
 
 
 def test_private_and_gated_repositories(hub: Hub) -> None:
-    hub.repos["org/private"] = Repo(single(), private=True)
-    hub.repos["org/gated"] = Repo(single(), gated=True)
+    hub.put("org/private", single(), private=True, lfs=())
+    hub.put("org/gated", single(), lfs=())
+    hub.repo("org/gated").gated = True
     for model, kwargs in (
         ("org/private", {}),
         ("org/private", {"token": "hf_ofSomebodyElse"}),
         ("org/gated", {}),
-        ("org/gated", {"token": TOKEN}),
+        ("org/gated", {"token": STRANGER}),
     ):
         found = look(hub.url, model, **kwargs)
         assert found["error"] == "AccessDenied", (model, kwargs)
@@ -304,27 +292,27 @@ def test_private_and_gated_repositories(hub: Hub) -> None:
 def test_a_token_opens_and_is_sent_with_every_request(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.repos["org/private"] = Repo(single(), private=True)
-    assert look(hub.url, "org/private", token=TOKEN)["tensors"] == ["a", "b"]
-    assert {token for _, _, token in hub.requests} == {TOKEN}
+    hub.put("org/private", single(), private=True, lfs=())
+    assert look(hub.url, "org/private", token=WRITER)["tensors"] == ["a", "b"]
+    assert {one.token for one in hub.requests} == {WRITER}
 
     hub.requests.clear()
     shutil.rmtree(os.environ["HF_HOME"])
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
     assert look(hub.url, "org/private")["tensors"] == ["a", "b"]
-    assert {token for _, _, token in hub.requests} == {TOKEN}
+    assert {one.token for one in hub.requests} == {WRITER}
 
 
 @pytest.mark.parametrize("token", ["hf_new\nline", "hf_\u00e9t\u00e9", "hf_null\0"])
 def test_a_token_that_cannot_be_sent_is_not_shown(hub: Hub, token: str) -> None:
-    hub.repos["org/name"] = Repo(single())
+    hub.put("org/name", single(), lfs=())
     found = look(hub.url, "org/name", token=token)
     assert found["error"] == "AccessDenied"
     assert hub.requests == []
 
 
 def test_a_repository_without_weights(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo({"config.json": b"{}", "tf_model.h5": b"x"})
+    hub.put("org/name", {"config.json": b"{}", "tf_model.h5": b"x"}, lfs=())
     found = look(hub.url, "org/name")
     assert found["error"] == "NoWeights"
     assert "tf_model.h5" in found["text"]
@@ -332,7 +320,7 @@ def test_a_repository_without_weights(hub: Hub) -> None:
 
 
 def test_a_repository_that_is_quantized_for_llama_cpp(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo({"README.md": b"", "model.Q4_K_M.gguf": b"x"})
+    hub.put("org/name", {"README.md": b"", "model.Q4_K_M.gguf": b"x"}, lfs=())
     found = look(hub.url, "org/name")
     assert found["error"] == "UnsupportedCheckpoint"
     assert "GGUF" in found["text"]
@@ -342,7 +330,7 @@ def test_a_repository_that_is_quantized_for_llama_cpp(hub: Hub) -> None:
 def test_an_index_that_names_a_shard_the_repository_lacks(hub: Hub) -> None:
     files = sharded()
     del files["model-00002-of-00002.safetensors"]
-    hub.repos["org/name"] = Repo(files)
+    hub.put("org/name", files, lfs=())
     found = look(hub.url, "org/name")
     assert found["error"] == "BadCheckpoint"
     assert "model-00002-of-00002.safetensors, which is missing" in found["text"]
@@ -351,7 +339,7 @@ def test_an_index_that_names_a_shard_the_repository_lacks(hub: Hub) -> None:
 def test_the_hub_s_own_sha256_is_kept(hub: Hub) -> None:
     files = sharded()
     _, second = sorted(name for name in files if name.endswith("2.safetensors"))
-    hub.repos["org/name"] = Repo(files, lfs=(second,))
+    hub.put("org/name", files, lfs=(second,))
     expected = [None, hashlib.sha256(files[second]).hexdigest()]
     assert look(hub.url, "org/name")["sha256"] == expected
     assert look(hub.url, "org/name", offline=True)["sha256"] == expected
@@ -359,13 +347,13 @@ def test_the_hub_s_own_sha256_is_kept(hub: Hub) -> None:
 
 def test_names_are_no_patterns(hub: Hub) -> None:
     name = "model[1]*.safetensors"
-    hub.repos["org/name"] = Repo({name: weights("a"), "model1x.h5": b"no", "config.json": b"{}"})
+    hub.put("org/name", {name: weights("a"), "model1x.h5": b"no", "config.json": b"{}"}, lfs=())
     assert look(hub.url, "org/name")["files"] == [name]
     assert hub.fetched() == ["config.json", name]
 
 
 def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
-    hub.repos["org/name"] = Repo(single())
+    hub.put("org/name", single(), lfs=())
     (tmp_path / "file").write_text("in the way")
     found = look(hub.url, "org/name", cache_dir=str(tmp_path / "file"))
     assert found["error"] == "SourceError"
@@ -403,21 +391,14 @@ def large(nbytes: int) -> bytes:
 
 def listen(hub_url: str, model: str) -> tuple[dict[str, Any], str]:
     """What the listener of a download hears, and what stands on stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", LISTEN, model],
-        env=os.environ | {"HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    done = python(hub_url, "-c", LISTEN, model)
     return json.loads(done.stdout), done.stderr
 
 
 def test_a_file_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> None:
     body = large(4 * CHUNK)
-    hub.repos["org/name"] = Repo({"model.safetensors": body}, lfs=("model.safetensors",))
-    hub.cut = {"model.safetensors"}
+    hub.put("org/name", {"model.safetensors": body}, lfs=("model.safetensors",))
+    hub.fail("cdn", cut="answer")
     heard, _ = listen(hub.url, "org/name")
     (span,) = hub.ranges
     first = int(span[1].removeprefix("bytes=").removesuffix("-"))
@@ -430,25 +411,23 @@ def test_a_file_that_breaks_off_goes_on_where_it_broke(hub: Hub) -> None:
 
 
 def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo(sharded() | {"tokenizer.json": b"[]"})
+    files = sharded() | {"tokenizer.json": b"[]"}
+    commit = hub.put("org/name", files, lfs=()).oid
     last = "model-00002-of-00002.safetensors"
     # The answer to the last shard comes when the others are there, and then never.
     asked = threading.Event()
     go_on = threading.Event()
 
-    def wait(name: str) -> None:
-        if name == last:
-            asked.set()
-            go_on.wait(60)
+    def wait() -> None:
+        asked.set()
+        go_on.wait(60)
 
-    hub.wait = wait
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    process = subprocess.Popen([sys.executable, "-c", LISTEN, "org/name"], env=env)
+    hub.fail("resolve", name=last, call=wait)
+    command = [sys.executable, "-c", LISTEN, "org/name"]
+    process = subprocess.Popen(command, env=environment(hub.url))
     assert asked.wait(60)
-    snapshot = Path(os.environ["HF_HOME"], "hub", "models--org--name", "snapshots", COMMIT)
-    others = [
-        name for name in hub.repos["org/name"].files if name not in (last, "pytorch_model.bin")
-    ]
+    snapshot = Path(os.environ["HF_HOME"], "hub", "models--org--name", "snapshots", commit)
+    others = [name for name in files if name not in (last, "pytorch_model.bin")]
     end = time.monotonic() + 60
     while not all((snapshot / name).exists() for name in others):
         assert time.monotonic() < end, "the other files do not come"
@@ -456,7 +435,6 @@ def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
     process.kill()
     process.wait()
     go_on.set()
-    hub.wait = lambda name: None
     hub.requests.clear()
     assert look(hub.url, "org/name")["tensors"] == ["t1", "t2"]
     assert hub.fetched() == [last]
@@ -464,7 +442,7 @@ def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
 
 def test_a_download_tells_how_far_it_is(hub: Hub) -> None:
     files = {"model.safetensors": large(CHUNK), "config.json": b"{}", "vocab.txt": b"abc"}
-    hub.repos["org/name"] = Repo(files, lfs=("model.safetensors",))
+    hub.put("org/name", files, lfs=("model.safetensors",))
     heard, stderr = listen(hub.url, "org/name")
     whole = sum(map(len, files.values()))
     assert (heard["started"], heard["advanced"], heard["done"]) == ([whole], whole, 1)
@@ -475,15 +453,8 @@ def test_a_download_tells_how_far_it_is(hub: Hub) -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_command_in_a_log_draws_nothing(hub: Hub, quiet: bool) -> None:
-    hub.repos["org/name"] = Repo({"model.safetensors": weights("a"), "config.json": b"{}"})
-    done = subprocess.run(
-        [sys.executable, "-m", "prunectl", "analyze", "org/name", *(["-q"] if quiet else [])],
-        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
+    hub.put("org/name", {"model.safetensors": weights("a"), "config.json": b"{}"}, lfs=())
+    done = python(hub.url, "-m", "prunectl", "analyze", "org/name", *(["-q"] if quiet else []))
     assert not re.search(r"\r|\x1b|%\|", done.stdout + done.stderr)
     told = done.stderr.splitlines()
     if quiet:
@@ -504,19 +475,11 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_a_long_download_leaves_lines_in_a_log(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo({"model.safetensors": large(2 * CHUNK)})
+    hub.put("org/name", {"model.safetensors": large(2 * CHUNK)}, lfs=())
     for options, lines in ((), 2), (("-q",), 0):
         shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, "-c", IMPATIENT, "prune", "org/name", "-s", "0.3", "--dry-run",
-             *options],
-            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0",
-                              "NO_PROXY": "127.0.0.1"},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )  # fmt: skip
+        command = ["-c", IMPATIENT, "prune", "org/name", "-s", "0.3", "--dry-run", *options]
+        done = python(hub.url, *command, code=None)
         assert "nothing to prune" in done.stderr, "bytes are no weights of a block"
         told = re.findall(r"^downloading: (.*)$", done.stderr, re.MULTILINE)
         assert len(told) == lines

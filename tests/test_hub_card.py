@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sink_card import FACTS, HOSTILE, LOCAL, SOURCE, own_text
 
-from prunectl.output.card import END, START, model_card
-from prunectl.output.hub_card import hub_card, merged_card, same_text
+from prunectl.output.card import END, START, hub_card, merged_card, model_card, same_text
 from prunectl.output.records import Count
 
 OURS = hub_card(model_card(SOURCE, FACTS), "org/new", patterns=("2:4",), library="transformers")

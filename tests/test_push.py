@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from hubserver import READER, WRITER, Hub, Worker, worker
+from hubserver import READER, SECRETS, WRITER, Hub, Worker
 from hubserver.cards import check_card
 
 import prunectl
 from prunectl.output.card import END, START
 
 MINILM = "org/all-MiniLM-L6-v2"
-SECRETS = (READER, WRITER)
-
-
-@pytest.fixture(scope="module")
-def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
-        yield running
-        assert not [secret for secret in SECRETS if secret in running.said]
-
-
-@pytest.fixture
-def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses; the Hub has forgotten what it was asked before."""
-    hub.requests.clear()
-    return "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +56,7 @@ def on_hub(hub: Hub, repo: str, revision: str = "main") -> dict[str, bytes]:
 
 def changed(hub: Hub) -> list[str]:
     """Requests that put something on the Hub."""
-    return [name for name, _ in hub.requests if name in ("put", "commit", "branch")]
+    return [one.route for one in hub.requests if one.route in ("put", "commit", "branch")]
 
 
 # --- what goes up -----------------------------------------------------------------------------
@@ -99,7 +83,7 @@ def test_a_folder_goes_up_as_one_commit_and_a_second_push_makes_none(
     again = pusher.push(outputs["three"], repo, WRITER)
     assert (again["changed"], again["commit"], again["uploaded"]) == (False, head.oid, [])
     assert changed(hub) == []
-    assert "preupload" not in [name for name, _ in hub.requests]
+    assert not hub.asked("preupload")
 
 
 def test_a_new_output_replaces_the_old_one_and_leaves_the_rest(

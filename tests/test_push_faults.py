@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -17,39 +16,13 @@ from typing import Any
 
 import pytest
 import tiny_models
-from hubserver import READER, STRANGER, WRITER, Hub, Worker, serve, worker
+from hubserver import PLAIN, READER, SECRETS, STRANGER, UNKNOWN, WRITER, Hub, Worker, worker
 from hubserver.server import ROUTES
 
 import prunectl
 
-UNKNOWN = "hf_anExpiredSecretOfTheTests0004"
-PLAIN = "no-prefix-but-secret-all-the-same"
-SECRETS = (READER, STRANGER, WRITER, UNKNOWN, PLAIN)
 # The client waits a second longer than it is told to.
 AT_ONCE = {"Retry-After": "0"}
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub; at the end, nothing that it stored holds a token."""
-    with serve(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-        for path in running.store.folder.rglob("*"):
-            data = path.read_bytes() if path.is_file() else b""
-            assert not [secret for secret in SECRETS if secret.encode() in data], path
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pushers")
-
-
-@pytest.fixture(scope="module")
-def pusher(hub: Hub, home: Path) -> Iterator[Worker]:
-    with worker(hub, home / "one") as running:
-        yield running
-        # Tracebacks and all that huggingface_hub has printed.
-        assert not [secret for secret in SECRETS if secret in running.said]
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +82,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def case(
-    hub: Hub, pusher: Worker, outputs: tuple[Path, Path], request: pytest.FixtureRequest
-) -> Iterator[Case]:
-    name = hashlib.sha1(request.node.name.encode()).hexdigest()[:12]
-    yield Case(hub, pusher, outputs, f"org/t{name}")
+def case(hub: Hub, pusher: Worker, outputs: tuple[Path, Path], repo: str) -> Iterator[Case]:
+    yield Case(hub, pusher, outputs, repo)
     hub.faults.clear()
 
 
@@ -227,7 +197,7 @@ def test_a_name_that_something_else_has(case: Case, kind: str) -> None:
 # --- the connection ---------------------------------------------------------------------------
 
 # The client repeats these by itself.
-REPEATED = ["tree", "preupload", "batch", "put", "verify"]
+REPEATED = ["preupload", "batch", "put", "verify"]
 ONCE = ["create", "info", "resolve", "validate", "commit"]
 CUTS = [
     *((route, cut) for route in ONCE for cut in ("before", "after")),
@@ -256,7 +226,7 @@ def test_the_connection_dies(case: Case, route: str, cut: Any) -> None:
 
 def test_every_route_of_a_push_is_cut_somewhere(case: Case) -> None:
     case.push()
-    used = {name for name, _ in case.hub.requests}
+    used = {one.route for one in case.hub.requests}
     assert used <= {route for route, _ in CUTS} <= set(ROUTES)
 
 
@@ -396,11 +366,11 @@ def test_a_branch_that_somebody_deletes_in_between(case: Case) -> None:
     case.check_retry()
 
 
-def test_two_pushes_at_once(case: Case, home: Path) -> None:
+def test_two_pushes_at_once(case: Case, tmp_path: Path) -> None:
     """Both reach the commit with the same parent: one wins, the other one is told."""
     together = threading.Barrier(2, timeout=60)
     case.hub.fail("commit", times=2, call=together.wait)
-    with worker(case.hub, home / "two") as other:
+    with worker(case.hub, tmp_path / "two") as other:
         other.start(case.new, case.repo, WRITER)
         case.pusher.start(case.new, case.repo, WRITER)
         found = sorted((other.result(), case.pusher.result()), key=lambda one: "error" in one)

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,17 +18,17 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hub_server import TOKEN, Hub, Repo, serve
+from hubserver import STRANGER, WRITER, Hub, python, serve
 from safetensors.torch import save as to_safetensors
 
 from prunectl.analysis.remote import remote_space
-from prunectl.checkpoint.hub_files import HubFile, HubListing
-from prunectl.checkpoint.hub_remote import FIRST_BYTES, LARGE_HEADER, REQUESTS, RemoteModel
+from prunectl.checkpoint.remote import FIRST_BYTES, LARGE_HEADER, REQUESTS, RemoteModel
 from prunectl.cli.run import run
+from prunectl.hub.files import HubFile, HubListing
 
 LOOK = """
 import json, sys
-from prunectl.checkpoint.hub_remote import open_remote
+from prunectl.checkpoint.remote import open_remote
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import PrunectlError
 def described(c):
@@ -63,35 +61,14 @@ for line in sys.stdin:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with serve() as running:
+    with serve(tmp_path / "served") as running:
         yield running
 
 
-def environment(hub_url: str, offline: bool = False) -> dict[str, str]:
-    return os.environ | {
-        "HF_ENDPOINT": hub_url,
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
 def looks(hub_url: str, *asked: tuple[str, str, dict[str, Any]], offline: bool = False) -> Any:
-    """Open models in a new process: ``remote`` or ``local``, the model, and keyword arguments.
-
-    Its output must never show the token, not even in a log line or traceback.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK],
-        input="\n".join(json.dumps(one) for one in asked),
-        env=environment(hub_url, offline),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert TOKEN not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
+    """Open models in a new process: ``remote`` or ``local``, the model, and keyword arguments."""
+    given = "\n".join(json.dumps(one) for one in asked)
+    done = python(hub_url, "-c", LOOK, offline=offline, input=given)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -102,16 +79,7 @@ def look(hub_url: str, model: str, offline: bool = False, **kwargs: Any) -> dict
 
 def prunectl(hub_url: str, *arguments: str, code: int = 0, cwd: Path | None = None) -> Any:
     """Run a command; what it prints on stdout, read as JSON if it is some, and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prunectl", *arguments],
-        env=environment(hub_url),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
+    done = python(hub_url, "-m", "prunectl", *arguments, code=code, cwd=cwd)
     printed = json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
     return printed, done.stderr
 
@@ -158,7 +126,7 @@ def test_a_real_model_is_described_from_its_first_bytes(
     hub: Hub, real_model: Callable[[str], Path]
 ) -> None:
     folder = real_model("minilm")
-    hub.repos["org/minilm"] = Repo(files_of(folder), lfs=("model.safetensors",))
+    commit = hub.put("org/minilm", files_of(folder), lfs=("model.safetensors",)).oid
     remote, stderr = prunectl(hub.url, "analyze", "org/minilm", "--remote", "--json")
     assert hub.ranges == [("model.safetensors", f"bytes=0-{FIRST_BYTES - 1}")]
     assert hub.sent["model.safetensors"] == FIRST_BYTES
@@ -175,7 +143,7 @@ def test_a_real_model_is_described_from_its_first_bytes(
         key: local["source"][key] for key in same
     }
     assert remote["schema"] == "prunectl.remote/1"
-    assert (remote["repo_id"], remote["commit"]) == ("org/minilm", Repo({}).commit)
+    assert (remote["repo_id"], remote["commit"]) == ("org/minilm", commit)
     for role, group in local["roles"].items():
         if role != "position":  # it has a tensor of integers, which analyze does not measure
             fields = ("tensors", "weights", "prunable_weights", "nbytes")
@@ -190,7 +158,7 @@ def test_a_real_model_is_described_from_its_first_bytes(
 
 def test_the_plan_is_that_of_a_download_and_the_sizes_come_true(hub: Hub, tmp_path: Path) -> None:
     tiny_models.build("llama", tmp_path / "model")
-    hub.repos["org/tiny"] = Repo(files_of(tmp_path / "model"), lfs=("model.safetensors",))
+    hub.put("org/tiny", files_of(tmp_path / "model"), lfs=("model.safetensors",))
     arguments = ("prune", "org/tiny", "-s", "0.3", "--exclude", "*.down_proj.weight")
     plan, _ = prunectl(hub.url, *arguments, "--dry-run", "--remote", "--json", cwd=tmp_path)
     space = plan.pop("space")
@@ -208,13 +176,13 @@ def test_the_plan_is_that_of_a_download_and_the_sizes_come_true(hub: Hub, tmp_pa
         path.stat().st_size for path in (tmp_path / "hf").rglob("blobs/*") if path.is_file()
     )
     assert space["hub_bytes"] == blobs
-    config = len(hub.repos["org/tiny"].files["config.json"])
+    config = len(hub.files("org/tiny")["config.json"])
     assert space["download_bytes"] == blobs - config
 
 
 def test_the_library_says_what_the_command_line_says(hub: Hub, tmp_path: Path) -> None:
     tiny_models.build("llama", tmp_path / "model")
-    hub.repos["org/tiny"] = Repo(files_of(tmp_path / "model"), lfs=("model.safetensors",))
+    hub.put("org/tiny", files_of(tmp_path / "model"), lfs=("model.safetensors",))
     code = """
 import json, prunectl
 remote = prunectl.open_remote("org/tiny")
@@ -223,14 +191,7 @@ plan = prunectl.plan_prune(remote.headers(), settings).to_json()
 plan["space"] = prunectl.remote_space(remote, "out", 20_000).to_json()
 print(json.dumps([prunectl.analyze_remote(remote).to_json(), plan]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(hub.url),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(hub.url, "-c", code, cwd=tmp_path)
     analysis, _ = prunectl(hub.url, "analyze", "org/tiny", "--remote", "--json", cwd=tmp_path)
     words = "prune org/tiny -s 0.3 -o out --max-shard-size 20KB --dry-run --remote --json"
     plan, _ = prunectl(hub.url, *words.split(), cwd=tmp_path)
@@ -243,7 +204,7 @@ print(json.dumps([prunectl.analyze_remote(remote).to_json(), plan]))
 
 
 def test_screens_say_what_is_there_and_what_it_takes(hub: Hub, tmp_path: Path) -> None:
-    hub.repos["org/many"] = Repo(sharded(20))
+    hub.put("org/many", sharded(20), lfs=())
     shown, stderr = prunectl(hub.url, "analyze", "org/many", "--remote", cwd=tmp_path)
     assert "reading the headers of org/many on the Hub" in stderr
     assert "60 tensors" in shown
@@ -260,11 +221,12 @@ def test_screens_say_what_is_there_and_what_it_takes(hub: Hub, tmp_path: Path) -
 
 
 def test_what_the_cache_has_is_not_counted_again(hub: Hub) -> None:
-    repo = hub.repos["org/name"] = Repo(sharded(2), lfs=("model-00001-of-00002.safetensors",))
+    files = sharded(2)
+    hub.put("org/name", files, lfs=("model-00001-of-00002.safetensors",))
     first, local, second = looks(
         hub.url, ("remote", "org/name", {}), ("local", "org/name", {}), ("remote", "org/name", {})
     )
-    sizes = {name: len(data) for name, data in repo.files.items()}
+    sizes = {name: len(data) for name, data in files.items()}
     fetched = ["config.json", "model.safetensors.index.json"]
     assert first["cached"] == fetched
     assert first["download"] == sum(sizes.values()) - sum(sizes[name] for name in fetched)
@@ -272,8 +234,7 @@ def test_what_the_cache_has_is_not_counted_again(hub: Hub) -> None:
     assert second["download"] == 0
     assert first["headers"] == local
     # Another commit: what has not changed is in the cache under its content.
-    repo.commit = "beef" * 10
-    repo.files["tokenizer.json"] = b"[]"
+    hub.put("org/name", {"tokenizer.json": b"[]"})
     assert set(sizes) - set(look(hub.url, "org/name")["cached"]) == {"tokenizer.json"}
 
 
@@ -283,8 +244,8 @@ def test_mirrors_that_can_less(hub: Hub, lists_sizes: bool, knows_ranges: bool) 
     files = sharded(3) | {"model-00002-of-00003.safetensors": wide(FIRST_BYTES * 2, seed=1)}
     huge = 64 << 20
     raw = {"big": {"dtype": "U8", "shape": [huge], "data_offsets": [0, huge]}}
-    hub.repos["org/name"] = Repo(files)
-    hub.repos["org/huge"] = Repo({"model.safetensors": framed(raw, bytes(huge))})
+    hub.put("org/name", files, lfs=())
+    hub.put("org/huge", {"model.safetensors": framed(raw, bytes(huge))}, lfs=())
     hub.lists_sizes, hub.knows_ranges = lists_sizes, knows_ranges
     name, local, big = looks(
         hub.url, ("remote", "org/name", {}), ("local", "org/name", {}), ("remote", "org/huge", {})
@@ -301,7 +262,7 @@ def test_mirrors_that_can_less(hub: Hub, lists_sizes: bool, knows_ranges: bool) 
 def test_a_longer_header_is_read_by_exactly_one_more_request(hub: Hub, header: int) -> None:
     body = wide(header)
     length = int.from_bytes(body[:8], "little")
-    hub.repos["org/name"] = Repo({"model.safetensors": body})
+    hub.put("org/name", {"model.safetensors": body}, lfs=())
     (remote, local) = looks(hub.url, ("remote", "org/name", {}), ("local", "org/name", {}))
     assert remote["headers"] == local
     more = [] if header < FIRST_BYTES else [f"bytes={FIRST_BYTES}-{length + 7}"]
@@ -311,24 +272,23 @@ def test_a_longer_header_is_read_by_exactly_one_more_request(hub: Hub, header: i
 
 def test_shards_are_read_side_by_side_and_not_all_at_once(hub: Hub) -> None:
     shards = 3 * REQUESTS
-    hub.repos["org/name"] = Repo(sharded(shards))
+    hub.put("org/name", sharded(shards), lfs=())
     # Nobody is answered before as many ask as may ask at the same time.
     together = threading.Barrier(REQUESTS)
     lock, waiting, most = threading.Lock(), [0], [0]
 
-    def wait(name: str) -> None:
-        if name.endswith(".safetensors"):
-            with lock:
-                waiting[0] += 1
-                most[0] = max(most[0], waiting[0])
-            together.wait(timeout=60)
-            with lock:
-                waiting[0] -= 1
+    def wait() -> None:
+        with lock:
+            waiting[0] += 1
+            most[0] = max(most[0], waiting[0])
+        together.wait(timeout=60)
+        with lock:
+            waiting[0] -= 1
 
-    hub.wait = wait
+    hub.fail("resolve", name=".safetensors", call=wait, times=shards)
     found = look(hub.url, "org/name")
     assert [file[0] for file in found["headers"]["files"]] == sorted(
-        name for name in hub.repos["org/name"].files if name.endswith(".safetensors")
+        name for name in hub.files("org/name") if name.endswith(".safetensors")
     )
     assert len(hub.ranges) == shards
     assert most[0] == REQUESTS
@@ -337,8 +297,7 @@ def test_shards_are_read_side_by_side_and_not_all_at_once(hub: Hub) -> None:
 def test_connections_are_kept_for_the_next_request(hub: Hub) -> None:
     names = [f"model-{i:05}-of-00040.safetensors" for i in range(1, 41)]
     shards = {name: wide(FIRST_BYTES, seed=i) for i, name in enumerate(names)}
-    hub.repos["org/name"] = Repo(shards, lfs=tuple(names))
-    hub.cdn = hub.url.replace("127.0.0.1", "localhost")
+    hub.put("org/name", shards, lfs=tuple(names))
     assert len(look(hub.url, "org/name")["headers"]["tensors"]) == 120
     assert len(hub.ranges) == 2 * len(names)
     # One of each kind for each that asks at the same time, and a few.
@@ -347,8 +306,8 @@ def test_connections_are_kept_for_the_next_request(hub: Hub) -> None:
 
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_connection_that_breaks_off_is_tried_again(hub: Hub, times: int) -> None:
-    hub.repos["org/name"] = Repo({"model.safetensors": wide(50_000)})
-    hub.cut_ranges = {"model.safetensors": times}
+    hub.put("org/name", {"model.safetensors": wide(50_000)}, lfs=())
+    hub.fail("resolve", name="model.safetensors", cut="answer", times=times)
     found = look(hub.url, "org/name")
     if times == 2:
         assert len(found["headers"]["tensors"]) == 3
@@ -359,38 +318,37 @@ def test_a_connection_that_breaks_off_is_tried_again(hub: Hub, times: int) -> No
 
 
 def test_the_token_goes_to_the_hub_and_not_to_where_it_sends_us(hub: Hub) -> None:
-    hub.repos["org/private"] = Repo(
-        {"model.safetensors": wide(10), "config.json": b"{}"},
-        private=True,
-        lfs=("model.safetensors",),
-    )
-    hub.cdn = hub.url.replace("127.0.0.1", "localhost")
-    found = look(hub.url, "org/private", token=TOKEN)
+    files = {"model.safetensors": wide(10), "config.json": b"{}"}
+    hub.put("org/private", files, private=True, lfs=("model.safetensors",))
+    found = look(hub.url, "org/private", token=WRITER)
     assert len(found["headers"]["tensors"]) == 3
-    assert {token for _, _, token in hub.requests} == {TOKEN}
-    assert hub.tokens_at_cdn == [""]
-    digest = hashlib.sha256(hub.repos["org/private"].files["model.safetensors"]).hexdigest()
+    at_cdn = [one.token for one in hub.requests if one.route == "cdn"]
+    assert {one.token for one in hub.requests if one.route != "cdn"} == {WRITER}
+    assert at_cdn == [""]
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
     assert found["headers"]["files"][0][2] == digest
 
 
-@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", Repo({}).commit])
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", "commit"])
 def test_a_revision_is_pinned_to_its_commit(hub: Hub, revision: str) -> None:
     files = {"model.safetensors": wide(10)}
-    hub.repos["org/name"] = Repo(files, branches=("main", "v1", "refs/pr/4"))
+    commit = hub.put("org/name", files, lfs=()).oid
+    hub.repo("org/name").refs |= {"refs/heads/v1": commit, "refs/pr/4": commit}
+    revision = commit if revision == "commit" else revision
     for found in looks(
         hub.url,
         ("remote", f"org/name@{revision}", {}),
         ("remote", "org/name", {"revision": revision}),
     ):
         assert found["headers"]["revision"] == revision
-        assert found["headers"]["commit"] == Repo({}).commit
-    resolved = [path for _, path, _ in hub.requests if "/resolve/" in path]
-    assert {path.split("/")[4] for path in resolved} == {Repo({}).commit}
+        assert found["headers"]["commit"] == commit
+    resolved = [one.path for one in hub.requests if one.route == "resolve"]
+    assert {path.split("/")[4] for path in resolved} == {commit}
 
 
 def test_code_that_comes_with_a_model_is_fetched_where_it_is_trusted(hub: Hub) -> None:
     files = {"model.safetensors": wide(10), "config.json": b"{}", "modeling_x.py": b"x = 1"}
-    hub.repos["org/name"] = Repo(files)
+    hub.put("org/name", files, lfs=())
     look(hub.url, "org/name")
     assert "modeling_x.py" not in hub.fetched()
     look(hub.url, "org/name", trust_remote_code=True)
@@ -441,8 +399,9 @@ HOSTILE: dict[str, dict[str, bytes]] = {
 
 def test_what_a_download_would_refuse_is_refused_in_the_same_words(hub: Hub) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = []
+    commits: list[str] = []
     for number, files in enumerate(HOSTILE.values()):
-        hub.repos[f"org/h{number}"] = Repo(files)
+        commits.append(hub.put(f"org/h{number}", files, lfs=()).oid)
         asked += [("remote", f"org/h{number}", {}), ("local", f"org/h{number}", {})]
     answers = looks(hub.url, *asked)
     for number, what in enumerate(HOSTILE):
@@ -451,7 +410,7 @@ def test_what_a_download_would_refuse_is_refused_in_the_same_words(hub: Hub) -> 
         snapshot = Path(os.environ["HF_HOME"], "hub", f"models--org--h{number}", "snapshots")
         # An index is fetched to be read, so its own faults are told of the file that was fetched.
         texts = [
-            answer["text"].replace(str(snapshot / Repo({}).commit), f"org/h{number}")
+            answer["text"].replace(str(snapshot / commits[number]), f"org/h{number}")
             for answer in (remote, local)
         ]
         assert (remote["error"], texts[0]) == (local["error"], texts[1]), what
@@ -460,7 +419,7 @@ def test_what_a_download_would_refuse_is_refused_in_the_same_words(hub: Hub) -> 
 
 def test_pickles_are_not_read_and_their_sizes_are_shown(hub: Hub, tmp_path: Path) -> None:
     files = {"config.json": b"{}", "pytorch_model.bin": b"p" * 4321, "vocab.txt": b"v"}
-    hub.repos["org/name"] = Repo(files)
+    hub.put("org/name", files, lfs=())
     found, _ = prunectl(hub.url, "analyze", "org/name", "--remote", "--json")
     assert found["format"] == "pickle"
     assert found["source"] is None
@@ -479,16 +438,17 @@ def test_pickles_are_not_read_and_their_sizes_are_shown(hub: Hub, tmp_path: Path
 
 def test_access_revisions_and_names(hub: Hub) -> None:
     files = {"model.safetensors": wide(10)}
-    hub.repos["org/name"] = Repo(files)
-    hub.repos["org/private"] = Repo(files, private=True)
-    hub.repos["org/gated"] = Repo(files, gated=True)
+    hub.put("org/name", files, lfs=())
+    hub.put("org/private", files, private=True, lfs=())
+    hub.put("org/gated", files, lfs=())
+    hub.repo("org/gated").gated = True
     expected = [
         ("org/private", {}, "AccessDenied", "not on the Hub, or private"),
         ("org/private", {"token": "hf_ofSomebodyElse"}, "AccessDenied", "org/private: "),
         ("org/gated", {}, "AccessDenied", "gated"),
-        ("org/gated", {"token": TOKEN}, "AccessDenied", "gated"),
+        ("org/gated", {"token": STRANGER}, "AccessDenied", "gated"),
         ("org/name", {"token": "hf_\n"}, "AccessDenied", "characters that no token has"),
-        ("org/missing", {"token": TOKEN}, "ModelNotFound", "org/missing: neither"),
+        ("org/missing", {"token": WRITER}, "ModelNotFound", "org/missing: neither"),
         ("org/name@v9", {}, "ModelNotFound", "org/name@v9: the repository has no such revision"),
         ("org/name@v1", {"revision": "v2"}, "ModelNotFound", "names revision v1"),
         ("a/b/c", {}, "ModelNotFound", "not a Hub id either"),
@@ -503,10 +463,12 @@ def test_access_revisions_and_names(hub: Hub) -> None:
 
 @pytest.mark.parametrize("how", ["offline", "refused", "500", "html"])
 def test_without_the_hub_there_is_nothing_to_say(hub: Hub, how: str) -> None:
-    hub.repos["org/name"] = Repo({"model.safetensors": wide(10)})
+    hub.put("org/name", {"model.safetensors": wide(10)}, lfs=())
     # A copy in the cache is no help: what is asked for is what the Hub has.
     assert looks(hub.url, ("local", "org/name", {}))[0]["commit"]
-    hub.fail, hub.html = int(how) if how.isdecimal() else 0, how == "html"
+    if how in ("500", "html"):
+        status = 200 if how == "html" else int(how)
+        hub.fail("*", status=status, message="<html>please log in</html>", times=99)
     url = "http://127.0.0.1:9" if how == "refused" else hub.url
     found = look(url, "org/name", offline=how == "offline")
     assert found["error"] == "HubUnreachable"
@@ -516,8 +478,8 @@ def test_without_the_hub_there_is_nothing_to_say(hub: Hub, how: str) -> None:
 
 
 def test_a_file_that_the_hub_cannot_give(hub: Hub) -> None:
-    hub.repos["org/name"] = Repo({"model.safetensors": wide(10)})
-    hub.fail_files = {"model.safetensors": 403}
+    hub.put("org/name", {"model.safetensors": wide(10)}, lfs=())
+    hub.fail("resolve", name="model.safetensors", status=403)
     found = look(hub.url, "org/name")
     assert (found["error"], found["text"]) == (
         "AccessDenied",

@@ -17,7 +17,7 @@ import make_checkpoint
 import measuring
 import prunectl
 import scale
-from prunectl.checkpoint.hub_remote import FIRST_BYTES
+from prunectl.checkpoint.remote import FIRST_BYTES
 from prunectl.plan.job import plan_prune
 
 

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from prunectl.benchmarking.settings import BenchSettings as BenchSettings
     from prunectl.benchmarking.verb import bench as bench
     from prunectl.checkpoint.checkpoint import Checkpoint as Checkpoint
-    from prunectl.checkpoint.hub_remote import RemoteModel as RemoteModel
-    from prunectl.checkpoint.hub_remote import open_remote as open_remote
     from prunectl.checkpoint.opening import open_checkpoint as open_checkpoint
+    from prunectl.checkpoint.remote import RemoteModel as RemoteModel
+    from prunectl.checkpoint.remote import open_remote as open_remote
     from prunectl.errors import PrunectlError as PrunectlError
     from prunectl.evaluation.result import Evaluation as Evaluation
     from prunectl.evaluation.settings import EvalSettings as EvalSettings
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from prunectl.plan.settings import Scope as Scope
     from prunectl.pruning.result import PruneResult as PruneResult
     from prunectl.pruning.verb import prune as prune
-    from prunectl.publishing.result import PushResult as PushResult
+    from prunectl.publishing.verb import PushResult as PushResult
     from prunectl.publishing.verb import push as push
     from prunectl.report.analyze_page import analyze_page as analyze_page
     from prunectl.report.compare_page import compare_page as compare_page

@@ -299,6 +299,24 @@ class CannotWrite(OutputError):
         self.path, self.why = str(path), why
 
 
+class NotVerified(OutputError):
+    """A folder that is not what its manifest says, and therefore is not published.
+
+    Attributes:
+        problems: a sentence a difference.
+    """
+
+    exit_code = 3
+
+    def __init__(self, folder: Path | str, problems: tuple[str, ...]) -> None:
+        more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        super().__init__(
+            f"{folder}: not pushed, since verification failed: {'; '.join(problems[:3])}{more}",
+            hint=f"prunectl verify {folder} lists all; prune or export it again, or undo the edits",
+        )
+        self.folder, self.problems = str(folder), problems
+
+
 class DamagedWork(OutputError):
     """Calibrated weights stored next to an unfinished output changed on the disk."""
 

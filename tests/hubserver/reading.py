@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -27,6 +28,7 @@ def whoami(at: Handler) -> None:
 def info(at: Handler, type: str, repo: str, revision: str = "main") -> None:
     found = at.visible(repo, type)
     commit = at.commit_of(found, revision)
+    wants_sizes = at.query.get("blobs", "").lower() == "true" and at.hub.lists_sizes
     at.answer_json(
         {
             "_id": "1",
@@ -39,10 +41,22 @@ def info(at: Handler, type: str, repo: str, revision: str = "main") -> None:
             "tags": [],
             "downloads": 0,
             "likes": 0,
-            "siblings": [{"rfilename": name} for name in sorted(commit.files)],
+            "siblings": [
+                {"rfilename": name} | (facts(entry) if wants_sizes else {})
+                for name, entry in sorted(commit.files.items())
+            ],
         },
         X_Repo_Commit=commit.oid,
     )
+
+
+def facts(entry: Entry) -> dict[str, Any]:
+    """What a listing says about a file, where it is asked to."""
+    found: dict[str, Any] = {"size": entry.size, "blobId": entry.oid}
+    if entry.sha256:
+        lfs = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+        found["lfs"] = lfs
+    return found
 
 
 def tree(at: Handler, type: str, repo: str, revision: str, path: str = "") -> None:
@@ -132,10 +146,10 @@ def resolve(at: Handler, repo: str, revision: str, path: str, type: str = "model
     if entry is None:
         raise Refusal(404, "Entry not found", "EntryNotFound", headers)
     if entry.sha256 is None:
-        _send(at, at.hub.store.path_of(entry).read_bytes(), headers | {"ETag": f'"{entry.oid}"'})
+        _send(at, at.hub.store.path_of(entry), path, headers | {"ETag": f'"{entry.oid}"'})
         return
     # Another host, as the real storage is: a client that sends its token there too is refused.
-    address = at.link(f"/cdn/{entry.sha256}", Signature=SIGNATURE)
+    address = at.link(f"/cdn/{entry.sha256}", Signature=SIGNATURE, name=path)
     headers |= {
         "X-Linked-Size": str(entry.size),
         "X-Linked-Etag": f'"{entry.sha256}"',
@@ -153,19 +167,19 @@ def cdn(at: Handler, oid: str) -> None:
     path = at.hub.store.lfs_path(oid)
     if not path.exists():
         raise Refusal(404, "no such object")
-    _send(at, path.read_bytes(), {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+    _send(at, path, at.query["name"], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
 
 
-def _send(at: Handler, data: bytes, headers: dict[str, str]) -> None:
+def _send(at: Handler, path: Path, name: str, headers: dict[str, str]) -> None:
     asked = at.headers.get("Range", "")
-    span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
-    if span is None:
-        at.answer(200, data, headers)
-        return
-    first = int(span[1])
-    last = min(int(span[2]) if span[2] else len(data) - 1, len(data) - 1)
-    if first > last:
-        total = {"Content-Range": f"bytes */{len(data)}"}
-        raise Refusal(416, "the range is beyond the end", headers=total)
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-    at.answer(206, data[first : last + 1], headers)
+    span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if at.hub.knows_ranges else None
+    status, first, last, size = 200, 0, path.stat().st_size, path.stat().st_size
+    if span is not None:
+        at.hub.ranges.append((name, asked))
+        status, first, last = 206, int(span[1]), min(int(span[2] or size) + 1, size)
+        if first >= last:
+            total = {"Content-Range": f"bytes */{size}"}
+            raise Refusal(416, "the range is beyond the end", headers=total)
+        headers["Content-Range"] = f"bytes {first}-{last - 1}/{size}"
+    for count in at.answer_file(status, path, first, last, headers):
+        at.hub.count(name, count)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from hubserver import reading, writing
 from hubserver.faults import Fault, Faults
-from hubserver.store import Account, Commit, Repo, Store
+from hubserver.store import Account, Commit, Entry, Repo, Store
 from hubserver.wire import Dead, Refusal, Wire
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -47,34 +48,73 @@ ROUTES: dict[str, tuple[str, str, Callable[..., None]]] = {
 """Method, path and handler by name; the names are those that faults are given for."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """One request: ``route`` is ``unknown`` where there is none, ``name`` that of the file whose
+    bytes it asks for."""
+
+    route: str
+    token: str
+    path: str
+    name: str
+
+
 @dataclass
 class Hub:
     """The running server, its state, and what it has been asked for.
 
     Attributes:
-        requests: name of the route and token of each request, in order; ``unknown`` where there is
-            no such route.
+        requests: in order.
         part_size: LFS files that are larger go up in parts of so many bytes.
         page_size: entries on a page of a tree.
+        lists_sizes: False: what is said about a repository has only the names of its files.
+        knows_ranges: False: each answer is the whole file, as from a plain mirror.
+        sent: bytes of each file that have been sent, and ('') of other answers. A piece counts
+            before it goes out, so that a client that has read everything finds it counted.
+        ranges: name and Range header of each request for bytes that has one.
+        connections: where each connection that was opened comes from.
     """
 
     store: Store
     url: str = ""
     faults: Faults = field(default_factory=Faults)
-    requests: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     part_size: int = 1 << 40
     page_size: int = 4
+    lists_sizes: bool = True
+    knows_ranges: bool = True
+    sent: Counter[str] = field(default_factory=Counter)
+    ranges: list[tuple[str, str]] = field(default_factory=list)
+    connections: list[tuple[str, int]] = field(default_factory=list)
 
     def fail(self, route: str, **what: Any) -> Fault:
         """Let something go wrong; see :class:`Fault`."""
-        assert route in ROUTES
+        assert route in (*ROUTES, "*")
         fault = Fault(route, **what)
         self.faults.add(fault)
         return fault
 
     def asked(self, route: str) -> int:
         """How often a route was asked."""
-        return sum(name == route for name, _ in self.requests)
+        return sum(request.route == route for request in self.requests)
+
+    def fetched(self) -> list[str]:
+        """Names of the files whose bytes were asked for, sorted; each request counts."""
+        elsewhere = {one.name for one in self.requests if one.route == "cdn"}
+        asked = (one for one in self.requests if one.route == "cdn" or one.name not in elsewhere)
+        return sorted(one.name for one in asked if one.name)
+
+    def count(self, name: str, size: int) -> None:
+        """Add to ``sent``; requests are answered side by side."""
+        with self.store.lock:
+            self.sent[name] += size
+
+    def take_sent(self) -> dict[str, int]:
+        """``sent``, which starts again at nothing."""
+        with self.store.lock:
+            taken = dict(self.sent)
+            self.sent.clear()
+        return taken
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """Variables that let a process use this Hub, and only this one."""
@@ -96,17 +136,24 @@ class Hub:
     def put(
         self,
         repo_id: str,
-        files: dict[str, bytes | Path | None],
+        files: Mapping[str, bytes | Path | Entry | None],
         *,
         ref: str = "refs/heads/main",
         private: bool = False,
         title: str = "by hand",
         type_: str = "model",
+        lfs: Collection[str] | None = None,
     ) -> Commit:
-        """Commit files as somebody else would; None deletes one. A new branch begins at main."""
+        """Commit files as somebody else would; None deletes one. A new branch begins at main.
+
+        Args:
+            lfs: files that are kept in LFS, in a repository without the Hub's own .gitattributes;
+                by default it is the rules there that say so.
+        """
         with self.store.lock:
             repo = self.store.repos.get((type_, repo_id))
-            repo = repo or self.store.create(repo_id, type_, private=private)
+            bare = lfs is not None
+            repo = repo or self.store.create(repo_id, type_, private=private, bare=bare)
             repo.refs.setdefault(ref, repo.refs["refs/heads/main"])
             head = repo.resolve(ref)
             assert head is not None
@@ -115,7 +162,9 @@ class Hub:
                 entries.pop(name, None)
                 if data is not None:
                     data = data.read_bytes() if isinstance(data, Path) else data
-                    if self.store.is_lfs(head, name):
+                    if isinstance(data, Entry):
+                        entries[name] = data
+                    elif self.store.is_lfs(head, name) if lfs is None else name in lfs:
                         entries[name] = self.store.add_lfs(repo, data)
                     else:
                         entries[name] = self.store.add_git(data)
@@ -155,6 +204,10 @@ class Handler(Wire):
 
     hub: Hub
 
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.client_address)
+
     def do_GET(self) -> None:
         self.is_read = False
         try:
@@ -163,6 +216,11 @@ class Handler(Wire):
             self.refuse(refusal)
         except (Dead, ConnectionError, TimeoutError):
             self.close_connection = True
+
+    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        if body:
+            self.hub.count("", len(body))
+        super().answer(status, body, headers)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -176,13 +234,15 @@ class Handler(Wire):
             found = re.fullmatch(pattern, self.path_only) if verb == method else None
             if found is None:
                 continue
-            self.hub.requests.append((name, self.token))
-            self.fault = self.hub.faults.take(name)
-            self._fail_first()
             parts = {key: unquote(text) for key, text in found.groupdict().items() if text}
+            has_bytes = name in ("resolve", "cdn") and self.command == "GET"
+            file = self.query.get("name", parts.get("path", "")) if has_bytes else ""
+            self.hub.requests.append(Request(name, self.token, self.path_only, file))
+            self.fault = self.hub.faults.take(name, file)
+            self._fail_first()
             handle(self, **parts)
             return
-        self.hub.requests.append(("unknown", self.token))
+        self.hub.requests.append(Request("unknown", self.token, self.path_only, ""))
         raise Refusal(404, f"no route {self.command} {self.path_only}")
 
     def _fail_first(self) -> None:

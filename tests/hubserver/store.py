@@ -15,6 +15,9 @@ ORG = "org"
 WRITER = "hf_writerSecretOfTheTests0001"
 READER = "hf_readerSecretOfTheTests0002"
 STRANGER = "hf_strangerSecretOfTheTests0003"
+UNKNOWN = "hf_anExpiredSecretOfTheTests0004"
+PLAIN = "no-prefix-but-secret-all-the-same"
+SECRETS = (READER, STRANGER, WRITER, UNKNOWN, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,15 @@ class Store:
         repo.large.add(sha256)
         return self.lfs_entry(sha256)
 
+    def add_link(self, repo: Repo, path: Path) -> Entry:
+        """A large file that stays where it is. Its digest is one of its name and size: the true one
+        would take reading all of it."""
+        sha256 = hashlib.sha256(f"{path.name} {path.stat().st_size}".encode()).hexdigest()
+        self.lfs_path(sha256).symlink_to(path.absolute())
+        repo.large.add(sha256)
+        size = path.stat().st_size
+        return Entry(git_oid(pointer(sha256, size)), size, sha256)
+
     def lfs_entry(self, sha256: str) -> Entry:
         """The entry of an object that is stored; its bytes are hashed again."""
         path = self.lfs_path(sha256)
@@ -130,15 +142,18 @@ class Store:
 
     # --- repositories ---------------------------------------------------------------------------
 
-    def create(self, repo_id: str, type_: str = "model", *, private: bool = False) -> Repo:
-        """A new repository, with the first commit that the Hub makes itself."""
+    def create(
+        self, repo_id: str, type_: str = "model", *, private: bool = False, bare: bool = False
+    ) -> Repo:
+        """A new repository, with the first commit that the Hub makes itself; ``bare``: an empty
+        one."""
         repo = Repo(repo_id, type_, private)
         self.repos[type_, repo_id] = repo
         attributes = "".join(
             f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
             for pattern in ("*.bin", "*.h5", "*.onnx", "*.pt", "*.safetensors")
         )
-        files = {".gitattributes": self.add_git(attributes.encode())}
+        files = {} if bare else {".gitattributes": self.add_git(attributes.encode())}
         self.add_commit(repo, "refs/heads/main", files, "initial commit")
         return repo
 

@@ -9,12 +9,14 @@ import struct
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hubserver.faults import Fault
 
 BLOCK = 1 << 16
+_PIECE = 1 << 20
 
 
 class Refusal(Exception):
@@ -97,19 +99,38 @@ class Wire(BaseHTTPRequestHandler):
     # --- out ------------------------------------------------------------------------------------
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        self._answer_head(status, len(body), headers or {})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def answer_file(
+        self, status: int, path: Path, first: int, last: int, headers: dict[str, str]
+    ) -> Iterator[int]:
+        """Send bytes of a file; yields how many, each time before they go out."""
+        self._answer_head(status, last - first, headers)
+        is_cut = self.fault is not None and self.fault.cut == "answer"
+        left = (last - first) // 2 if is_cut else last - first
+        self.close_connection |= is_cut
+        with path.open("rb") as file, contextlib.suppress(ConnectionError):  # who has enough leaves
+            file.seek(first)
+            while left and self.command != "HEAD":
+                piece = file.read(min(_PIECE, left))
+                yield len(piece)
+                self.wfile.write(piece)
+                left -= len(piece)
+
+    def _answer_head(self, status: int, length: int, headers: dict[str, str]) -> None:
         if self.fault and self.fault.cut == "after":
             self.die()
         if not getattr(self, "is_read", False) and self.length:
             self.close_connection = True  # what was not read would be taken for a request
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(length))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def answer_json(self, value: object, status: int = 200, **headers: str) -> None:
         named = {name.replace("_", "-"): text for name, text in headers.items()}

@@ -1,7 +1,7 @@
-"""A process that pushes what it is told to, so that huggingface_hub and torch load only once.
+"""Processes that use a test's Hub; one of them pushes what it is told to, and loads torch once.
 
-huggingface_hub reads its settings when it is imported, so a push to a test's Hub cannot run in the
-test's own process.
+huggingface_hub reads its settings when it is imported, so none of it can run in the test's own
+process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubserver.server import Hub
+from hubserver.store import SECRETS
 
 _LOOP = """
 import json, os, sys, traceback
@@ -70,6 +71,37 @@ class Worker:
     def said(self) -> str:
         """All that came on stderr so far: tracebacks, and whatever a library printed."""
         return self._errors.read_text()
+
+
+def python(
+    url: str, *args: str | Path, offline: bool = False, code: int | None = 0, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process, as huggingface_hub reads its settings once: its Hub is at
+    ``url``.
+
+    It must never show a token, not even in a log line or traceback.
+
+    Args:
+        code: what it must end with; None is anything. options: of ``subprocess.run``.
+    """
+    done = subprocess.run(
+        [sys.executable, *args], env=environment(url, offline=offline), capture_output=True,
+        text=True, timeout=200, check=False, **options,
+    )  # fmt: skip
+    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+    assert code is None or done.returncode == code, done.stderr
+    return done
+
+
+def environment(url: str, *, offline: bool = False) -> dict[str, str]:
+    """Variables of a process that reads from the Hub at ``url``, in this test's HF_HOME."""
+    return os.environ | {
+        "HF_ENDPOINT": url,
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+    }
 
 
 @contextlib.contextmanager

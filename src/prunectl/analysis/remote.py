@@ -11,7 +11,7 @@ from typing import Any
 from prunectl.analysis.result import SourceFacts, TensorStats
 from prunectl.analysis.summary import source_facts
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.hub_remote import RemoteModel
+from prunectl.checkpoint.remote import RemoteModel
 from prunectl.checkpoint.roles import TensorRole
 from prunectl.output.osfiles import free_bytes
 from prunectl.output.shards import parse_size, plan_shards

@@ -6,12 +6,12 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from prunectl import demo
-from prunectl.checkpoint import hub
 from prunectl.checkpoint.checkpoint import Checkpoint, read_config
 from prunectl.checkpoint.headers import check_headers, shard_names
 from prunectl.checkpoint.index import (
@@ -24,6 +24,7 @@ from prunectl.checkpoint.index import (
 from prunectl.checkpoint.model_kind import quantization_of
 from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.sidefiles import (
+    beside_weights,
     is_own_file,
     link_notes,
     list_folder,
@@ -40,6 +41,7 @@ from prunectl.errors import (
     UnsupportedCheckpoint,
 )
 from prunectl.events import OnEvent
+from prunectl.hub.snapshot import HubSnapshot, fetch, is_repo_id, split_revision
 from prunectl.userdirs import expanded
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -123,14 +125,23 @@ def open_stored(
     if path is not None:
         return _open_file(text, path, trust_remote_code=trust_remote_code)
     repo_id, revision = hub_id(text, revision)
-    snapshot = hub.fetch(
+    snapshot = fetch(
         repo_id,
         revision,
+        partial(_wanted, text),
         token=token,
         cache_dir=Path(cache_dir) if cache_dir else None,
         on_event=on_event,
     )
     return _open_folder(text, "hub", snapshot.folder, snapshot, trust_remote_code=trust_remote_code)
+
+
+def _wanted(model: str, names: Sequence[str], get: Callable[[str], Path]) -> list[str]:
+    """Files of a repository that make up a checkpoint; see :data:`prunectl.hub.snapshot.Select`."""
+    weights = find_weights(names, model)
+    index = read_index(get(weights.index)) if weights.index else {}
+    shards = sorted(set(index.values())) or weights.files
+    return [*shards, *beside_weights(names, weights)]
 
 
 def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
@@ -139,10 +150,10 @@ def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
     Raises:
         ModelNotFound: no Hub id, or two revisions.
     """
-    repo_id, inline = hub.split_revision(text)
+    repo_id, inline = split_revision(text)
     if inline and revision and inline != revision:
         raise ModelNotFound(text, f"names revision {inline}, --revision says {revision}")
-    if not hub.is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
+    if not is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
         raise ModelNotFound(
             text,
             "no such file or folder, and not a Hub id either",
@@ -180,7 +191,7 @@ def _open_folder(
     model: str,
     kind: str,
     folder: Path,
-    snapshot: hub.HubSnapshot | None = None,
+    snapshot: HubSnapshot | None = None,
     *,
     trust_remote_code: bool,
 ) -> Checkpoint:
@@ -232,7 +243,7 @@ def _assemble(
     folder: Path,
     weights: WeightSet,
     sides: tuple[str, ...],
-    snapshot: hub.HubSnapshot | None,
+    snapshot: HubSnapshot | None,
     trust_remote_code: bool,
 ) -> Checkpoint:
     names, weight_map = shard_names(folder, folder, weights, lambda n: (folder / n).is_file())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from prunectl.checkpoint.index import is_training_state, is_weights_name
+from prunectl.checkpoint.index import WeightSet, is_training_state, is_weights_name
 
 _OTHER_FRAMEWORKS = (
     ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".ckpt", ".tflite", ".mlmodel",
@@ -71,6 +71,12 @@ def is_model_file(name: str) -> bool:
 def side_files(names: Iterable[str]) -> tuple[str, ...]:
     """The side files among ``names``, sorted."""
     return tuple(sorted(name for name in names if is_side_file(name)))
+
+
+def beside_weights(names: Collection[str], weights: WeightSet) -> list[str]:
+    """Files of a repository that go with its weight files: index, side files, card, manifest."""
+    index = [weights.index] if weights.index else []
+    return [*index, *side_files(names), *(name for name in sorted(_REPLACED) if name in names)]
 
 
 def side_files_beside(names: Iterable[str]) -> tuple[str, ...]:

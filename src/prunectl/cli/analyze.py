@@ -17,7 +17,7 @@ from prunectl.pattern import NM, distinct_nms
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
-    from prunectl.checkpoint.hub_remote import RemoteModel
+    from prunectl.checkpoint.remote import RemoteModel
 
 EPILOG = options.examples(
     "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",

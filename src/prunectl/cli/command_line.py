@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
+
+from prunectl.hub.errors import without_tokens
 
 ARGV = "argv"
 """Key of the arguments, as they were typed, in the object of typer's context."""
 RANKS = "ranks"
 """Key of the processes that share the command, there too."""
-
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
-_HIDDEN = "***"
 
 
 def recorded_command(argv: Sequence[str]) -> str:
@@ -26,11 +24,7 @@ def recorded_command(argv: Sequence[str]) -> str:
 
 def redact(text: str, argv: Sequence[str]) -> str:
     """``text`` with Hub tokens, and whatever was given as ``--token``, replaced by ``***``."""
-    for token in sorted(_split_tokens(argv)[1], key=len, reverse=True):
-        # A shorter value is no token; replacing it would only garble the text.
-        if len(token) >= 8:
-            text = text.replace(token, _HIDDEN)
-    return _HUB_TOKEN.sub(_HIDDEN, text)
+    return without_tokens(text, _split_tokens(argv)[1])
 
 
 def visible(text: str) -> str:

@@ -21,8 +21,8 @@ from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
-    from prunectl.checkpoint.hub_remote import RemoteModel
     from prunectl.checkpoint.mask_file import MaskFile
+    from prunectl.checkpoint.remote import RemoteModel
     from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
     from prunectl.events import OnEvent
@@ -149,8 +149,8 @@ def open_source(
     Raises:
         SourceError: as :func:`prunectl.open_checkpoint`.
     """
-    from prunectl.checkpoint.hub import is_repo_id, split_revision
     from prunectl.checkpoint.opening import open_checkpoint, open_stored
+    from prunectl.hub.snapshot import is_repo_id, split_revision
     from prunectl.loading.compressed import dense_view
 
     if trust_remote_code:
@@ -222,9 +222,9 @@ def open_headers(
     """Read the headers of the chosen model on the Hub, with a word on what takes time or trust.
 
     Raises:
-        SourceError, InvalidOption: as :func:`prunectl.checkpoint.hub_remote.open_remote`.
+        SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
     """
-    from prunectl.checkpoint.hub_remote import REQUESTS, open_remote
+    from prunectl.checkpoint.remote import REQUESTS, open_remote
 
     if trust_remote_code:
         out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")

@@ -19,7 +19,7 @@ from prunectl.userdirs import expanded
 if TYPE_CHECKING:
     from prunectl.analysis.remote import RemoteSpace
     from prunectl.checkpoint.checkpoint import Checkpoint
-    from prunectl.checkpoint.hub_remote import RemoteModel
+    from prunectl.checkpoint.remote import RemoteModel
 
 EPILOG = options.examples(
     "prunectl prune org/name --sparsity 0.4 -o out/",

@@ -75,36 +75,29 @@ def push(
 ) -> None:
     """Verify an output and publish it as one commit on the Hub.
 
-    What its manifest lists goes up, with the manifest, the model card, and the results of bench,
-    evaluate and sweep beside them, but for those that measure other weights; nothing else does. A
-    second push of the same folder commits nothing; one that was cut off goes on where it stopped.
-    A model card that was edited on the Hub keeps its text: only the section of prunectl is
+    The manifest and the files that it lists go up, with the model card and the results of bench,
+    evaluate and sweep next to them; results that measure other weights do not, nor does anything
+    else. A second push of the same folder commits nothing; an interrupted push goes on where it
+    stopped. A model card that was edited on the Hub keeps its text: only prunectl's section is
     replaced.
 
     Exit code 3: verification found a difference, and nothing was pushed.
     """
     out = Output(json=json, quiet=quiet, verbose=verbose)
-    from prunectl.publishing.verb import push
-
-    with out.progress() as on_event:
-        result = push(
-            folder,
-            repo_id,
-            revision=revision,
-            private=private,
-            exist_ok=exist_ok,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            delete=delete or (),
-            token=token,
-            trust_remote_code=trust_remote_code,
-            jobs=jobs,
-            on_event=on_event,
-        )
+    result = push_options.publish(
+        folder,
+        repo_id,
+        out,
+        revision=revision,
+        private=private,
+        exist_ok=exist_ok,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        delete=delete or (),
+        token=token,
+        trust_remote_code=trust_remote_code,
+        jobs=jobs,
+    )
     if json:
         out.data(result.to_json())
-        return
-    from prunectl.cli.push_screen import push_screen
-
-    out.show(*push_screen(result, everything=verbose))

@@ -1,19 +1,24 @@
-"""The options of a push, for ``prunectl push`` and for commands that end with one."""
+"""A push from the command line, by ``prunectl push`` and by commands that end with one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunectl import numbers
+from prunectl.cli.command_line import visible
 from prunectl.errors import InvalidOption, PrunectlError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.cli.output import Output
-    from prunectl.publishing.result import PushResult
+    from prunectl.publishing.verb import PushResult
 
 Push = Annotated[
     str | None,
@@ -44,10 +49,12 @@ CommitMessage = Annotated[
     ),
 ]
 
+_MOST_FILES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class PushAfter:
-    """What shall be done with an output once it is written; ``repo_id`` None is nothing."""
+    """Where to push an output once it is written; ``repo_id`` None is nowhere."""
 
     repo_id: str | None
     revision: str | None
@@ -59,7 +66,7 @@ class PushAfter:
     jobs: int | None
 
     def check(self) -> None:
-        """Find out before the work what cannot be.
+        """Check the options before the work.
 
         Raises:
             InvalidOption: options of a push without ``--push``, or that contradict each other.
@@ -94,37 +101,82 @@ class PushAfter:
         """Publish the finished output, if that was asked for.
 
         Args:
-            source: the open checkpoint that it is compared with first.
+            source: the open checkpoint that the output is compared with first.
         """
         if self.repo_id is None:
             return None
-        from prunectl.publishing.verb import push
-
         try:
-            with out.progress() as on_event:
-                result = push(
-                    folder,
-                    self.repo_id,
-                    revision=self.revision,
-                    private=self.private,
-                    create_pr=self.create_pr,
-                    commit_message=self.commit_message,
-                    source=source,
-                    token=self.token,
-                    trust_remote_code=self.trust_remote_code,
-                    jobs=self.jobs,
-                    on_event=on_event,
-                )
+            return publish(
+                folder,
+                self.repo_id,
+                out,
+                revision=self.revision,
+                private=self.private,
+                create_pr=self.create_pr,
+                commit_message=self.commit_message,
+                source=source,
+                token=self.token,
+                trust_remote_code=self.trust_remote_code,
+                jobs=self.jobs,
+            )
         except PrunectlError:
             out.warn(f"{folder} is complete, and not pushed; prunectl push would do that alone")
             raise
-        if not out.json:
-            from prunectl.cli.push_screen import push_screen
-
-            out.show(*push_screen(result, everything=out.verbose))
-        return result
 
 
 def document(pushed: PushResult | None) -> dict[str, Any]:
     """What a push adds to the document of the command before it."""
     return {} if pushed is None else {"push": pushed.to_json()}
+
+
+def publish(folder: Path, repo_id: str, out: Output, **options: Any) -> PushResult:
+    """Push with progress, and show what was done, unless the command prints JSON.
+
+    Args:
+        options: as for :func:`prunectl.push`.
+    """
+    from prunectl.publishing.verb import push
+
+    with out.progress() as on_event:
+        result = push(folder, repo_id, on_event=on_event, **options)
+    if not out.json:
+        out.show(*push_screen(result, everything=out.verbose))
+    return result
+
+
+def push_screen(result: PushResult, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: all changed files instead of the first five.
+    """
+    from prunectl.cli.tables import facts, heading, sentence
+
+    branch = f"@{result.revision}" if result.revision else ""
+    yield heading(f"{result.folder} -> {result.repo_id}{branch}")
+    limit = None if everything else _MOST_FILES
+    yield facts(
+        [
+            ("", " "),
+            ("changed", _names(result.uploaded, limit)),
+            ("size", numbers.size(result.nbytes) if result.changed else ""),
+            ("deleted", _names(result.deleted, limit)),
+            ("commit", result.commit_url),
+            ("pull request", result.pull_request or ""),
+            ("time", numbers.duration(result.seconds)),
+        ]
+    )
+    if not result.changed:
+        there = "The pull request" if result.pull_request else "The Hub"
+        yield sentence(f"{there} has all {result.files:,} files already: nothing was committed.")
+    elif result.pull_request:
+        yield sentence(f"Suggested: {result.pull_request}")
+    else:
+        model = f"{result.repo_id}{branch}"
+        yield sentence(f"Published: prunectl analyze {model} reads it from there.")
+
+
+def _names(names: tuple[str, ...], limit: int | None) -> str:
+    shown = visible(", ".join(names[:limit]))
+    more = len(names) - len(names[:limit])
+    return f"{shown} and {more:,} more" if more else shown

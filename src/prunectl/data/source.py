@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from prunectl.checkpoint.hub import is_repo_id
 from prunectl.errors import InvalidOption
+from prunectl.hub.snapshot import is_repo_id
 from prunectl.userdirs import expanded
 
 FORMS = (

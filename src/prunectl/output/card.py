@@ -1,15 +1,18 @@
-"""The model card: the source's own card, kept, with metadata and a section on what was done."""
+"""The model card: the source's own card, kept, with metadata and a section on what was done.
+
+An output's card loads the model from a folder. On its way to the Hub it names the repository, and
+is merged with the card there, whose text belongs to the people who write it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from prunectl.output.frontmatter import SplitCard, split_card, update_yaml
-from prunectl.output.markdown import code, fenced, plain
 from prunectl.output.records import Count
 from prunectl.output.target import MANIFEST_NAME
 
@@ -17,8 +20,8 @@ START = "<!-- prunectl:start -->"
 END = "<!-- prunectl:end -->"
 _HEADING = "## Pruned with prunectl"
 
-THIS_FOLDER = "path/to/this/folder"
-"""Stands for the folder in the lines that load it; the Hub's name of it replaces it there."""
+_FOLDER = "path/to/this/folder"
+"""Stands for the folder in the lines that load it; on the Hub, the repository replaces it."""
 
 # Only a section with our heading right after the marker is ours; a card may talk about the markers.
 SECTION = re.compile(
@@ -28,7 +31,11 @@ SECTION = re.compile(
 )
 _MADE_WITH = "Made with:"
 _BASH = re.compile(r"(`{3,})bash")
-SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+(-rows)?)?|unstructured)")
+_SPARSITY_TAG = re.compile(r"sparsity-([0-9]+(-[0-9]+(-rows)?)?|unstructured)")
+_COMPRESSED = (
+    "The weights are compressed; nothing is lost. prunectl decodes them, and teaches transformers "
+    "to:"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class RoleRow:
 
 
 class CountedTensor(Protocol):
-    """What a row is summed up from: a tensor's role and its weights."""
+    """What a row sums up: a tensor's role and its weights."""
 
     @property
     def role(self) -> str: ...
@@ -55,19 +62,11 @@ class CountedTensor(Protocol):
 
 def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
     """A row for each role, in the order in which they come."""
-    roles: dict[str, list[CountedTensor]] = {}
+    roles: dict[str, list[tuple[int, int, int]]] = {}
     for one in tensors:
-        roles.setdefault(one.role, []).append(one)
+        roles.setdefault(one.role, []).append((one.numel, one.zeros_before, one.zeros))
     return [
-        RoleRow(
-            role,
-            len(members),
-            Count(
-                sum(one.numel for one in members),
-                sum(one.zeros_before for one in members),
-                sum(one.zeros for one in members),
-            ),
-        )
+        RoleRow(role, len(members), Count(*map(sum, zip(*members, strict=True))))
         for role, members in roles.items()
     ]
 
@@ -108,14 +107,43 @@ class CardFacts:
     stored_bytes: int = 0
 
 
+# --- the card of an output ------------------------------------------------------------------------
+
+
+def model_card(source_card: str | None, facts: CardFacts) -> str:
+    """The text of README.md for the output.
+
+    The source's text stays byte for byte, apart from a byte order mark. Our section stands between
+    markers before it, or where an earlier one stood. In the metadata ``tags`` grow, ``base_model``
+    names a Hub source, and ``model-index`` goes, since its scores are of the dense model. A front
+    matter that is not valid YAML stays in the text, and the metadata starts anew.
+
+    Args:
+        source_card: the source's README.md, read with ``newline=""``; None if it has none.
+        facts: what was done.
+    """
+    card = split_card(source_card or "")
+    newline = _newline(source_card or "")
+    changes: dict[str, Any] = {}
+    remove = {"model-index"}
+    if facts.repo_id is not None:
+        changes["base_model"] = facts.repo_id
+        # The Hub knows the relations adapter, merge, quantized and finetune; pruning is none of
+        # them, and the source's own value is about another base.
+        remove.add("base_model_relation")
+    tags = _tags(card)
+    if "prunectl" in tags:  # of an earlier run
+        tags = [tag for tag in tags if not _SPARSITY_TAG.fullmatch(tag)]
+    if facts.method:
+        tags += ["pruned", "prunectl", f"sparsity-{round(100 * facts.prunable.achieved)}"]
+    changes["tags"] = list(dict.fromkeys([*tags, "prunectl"]))
+    body = _placed(_section(facts, card), card.body, newline)
+    return _joined(update_yaml(card, changes, remove), body, newline)
+
+
 def earlier_commands(source_card: str | None) -> tuple[str, ...]:
     """The commands in our own section of a card: those that led to these weights, in order."""
-    earlier = SECTION.search(split_card(source_card or "").body)
-    return _commands(earlier[0].splitlines()) if earlier else ()
-
-
-def _commands(lines: Sequence[str]) -> tuple[str, ...]:
-    """What stands in the fence under the first line that announces commands."""
+    lines = section_of(source_card or "").splitlines()
     announced = (number for number, line in enumerate(lines) if line.rstrip() == _MADE_WITH)
     start = next(announced, len(lines)) + 1
     while start < len(lines) and not lines[start].strip():
@@ -129,73 +157,12 @@ def _commands(lines: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def model_card(source_card: str | None, facts: CardFacts) -> str:
-    """The text of README.md for the output.
-
-    The source's text stays byte for byte, apart from a byte order mark; our section stands between
-    markers before it, or where an earlier one stood. In the metadata ``tags`` grow, ``base_model``
-    names a Hub source, and ``model-index`` goes, since its scores are of the dense model. A front
-    matter that is not valid YAML stays in the text, and the metadata starts anew.
-
-    Args:
-        source_card: the source's README.md, read with ``newline=""``; None if it has none.
-        facts: what was done.
-    """
-    card = split_card(source_card or "")
-    newline = "\r\n" if "\r\n" in (source_card or "") else "\n"
-    changes: dict[str, object] = {}
-    remove = {"model-index"}
-    if facts.repo_id is not None:
-        changes["base_model"] = facts.repo_id
-        # The Hub knows the relations adapter, merge, quantized and finetune; pruning is none of
-        # them, and the source's own value is about another base.
-        remove.add("base_model_relation")
-    changes["tags"] = _tags(card, facts)
-    front = update_yaml(card, changes, remove)
-    section = _section(facts, card)
-    if newline != "\n":
-        front = re.sub(r"\r?\n", newline, front)
-        section = section.replace("\n", newline)
-    return f"---{newline}{front}---{newline}{place(section, card.body, newline)}"
-
-
-def written_tags(card: SplitCard) -> list[str]:
-    """The tags as they are written: YAML 1.1 takes ``no`` for False and ``2024`` for a number."""
-    import yaml
-
-    members = yaml.load(card.yaml, Loader=yaml.BaseLoader) if "tags" in card.members else {}
-    given = members.get("tags")
-    tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    return [tag for tag in tags if isinstance(tag, str) and tag]
-
-
-def _tags(card: SplitCard, facts: CardFacts) -> list[str]:
-    kept = written_tags(card)
-    if "prunectl" in kept:  # ours, of an earlier run
-        kept = [tag for tag in kept if not SPARSITY_TAG.fullmatch(tag)]
-    ours = ["prunectl"]
-    if facts.method:
-        ours = ["pruned", "prunectl", f"sparsity-{round(100 * facts.prunable.achieved)}"]
-    return list(dict.fromkeys(kept + ours))
-
-
-def place(section: str, body: str, newline: str) -> str:
-    """The text with our section where an earlier one stood, else before everything."""
-    earlier = SECTION.search(body)
-    if earlier is not None:
-        return body[: earlier.start()] + section + body[earlier.end() :]
-    # The blank line belongs to our front matter, not to the section: a later run keeps it.
-    gap = "" if not body or body.startswith(("\n", "\r")) else newline
-    return newline + section + gap + body
-
-
 def _section(facts: CardFacts, card: SplitCard) -> str:
-    source = code(facts.model) if facts.repo_id is None else _hub_link(facts)
     lines = [
         START,
         _HEADING,
         "",
-        _what(facts, source),
+        _summary(facts),
         "",
         "| sparsity | requested | achieved | zeros | weights |",
         "|---|---:|---:|---:|---:|",
@@ -208,11 +175,11 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         "",
         _MADE_WITH,
         "",
-        *fenced("bash", facts.command),
+        *_fenced("bash", facts.command),
         "",
         _COMPRESSED if facts.layout else "Load it as any other checkpoint:",
         "",
-        *fenced("python", _load_snippet(facts)),
+        *_fenced("python", _load_snippet(facts)),
         "",
         _limits(facts),
     ]
@@ -220,40 +187,35 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
         lines += [
             "",
             "The metadata of the source's card could not be read "
-            f"({plain(card.broken)}); it is kept as text below.",
+            f"({_plain(card.broken)}); it is kept as text below.",
         ]
     if "model-index" in card.members:
         lines += ["", "The source's evaluation metadata (`model-index`) was left out."]
     return "\n".join([*lines, END, ""])
 
 
-_COMPRESSED = (
-    "The weights are compressed; nothing is lost. prunectl decodes them, and teaches transformers "
-    "to:"
-)
-
-
-def _what(facts: CardFacts, source: str) -> str:
+def _summary(facts: CardFacts) -> str:
     """The first sentences: what these weights are."""
-    version = f"prunectl {plain(facts.version)}"
-    lists = f"`{MANIFEST_NAME}` lists what was done to every tensor."
-    stored = ""
+    source = code(facts.model)
+    if facts.repo_id is not None:
+        commit = f" at commit {code(facts.commit)}" if facts.commit else ""
+        address = f"https://huggingface.co/{quote(facts.repo_id)}"
+        source = f"[{_plain(facts.repo_id)}]({address}){commit}"
+    version = f"prunectl {_plain(facts.version)}"
+    end = f" `{MANIFEST_NAME}` lists what was done to every tensor."
     if facts.layout:
         share = facts.stored_bytes / facts.dense_bytes if facts.dense_bytes else 1.0
-        stored = (
+        end = (
             f" They are stored in layout {code(facts.layout)}: {facts.stored_bytes:,} bytes, "
-            f"{share:.1%} of the {facts.dense_bytes:,} that they take densely."
+            f"{share:.1%} of the {facts.dense_bytes:,} that they take densely.{end}"
         )
     if not facts.method:
-        return f"These are the weights of {source}, bit for bit ({version}).{stored} {lists}"
-    details = "".join(
-        f"{sign} {name} {code(value)}"
-        for sign, name, value in ((";", "pattern", facts.pattern), (",", "scope", facts.scope))
-        if value
-    )
+        return f"These are the weights of {source}, bit for bit ({version}).{end}"
+    pattern = f"; pattern {code(facts.pattern)}" if facts.pattern else ""
+    scope = f", scope {code(facts.scope)}" if facts.scope else ""
     return (
-        f"These are the weights of {source} after {plain(facts.method)}, without any training "
-        f"({version}{details}).{stored} {lists}"
+        f"These are the weights of {source} after {_plain(facts.method)}, without any training "
+        f"({version}{pattern}{scope}).{end}"
     )
 
 
@@ -270,12 +232,6 @@ def _limits(facts: CardFacts) -> str:
     )
 
 
-def _hub_link(facts: CardFacts) -> str:
-    commit = f" at commit {code(facts.commit)}" if facts.commit else ""
-    repo_id = facts.repo_id or ""
-    return f"[{plain(repo_id)}](https://huggingface.co/{quote(repo_id)}){commit}"
-
-
 def _total_row(label: str, count: Count) -> str:
     requested = "" if count.requested is None else f"{count.requested:.4%}"
     return f"| {label} | {requested} | {count.achieved:.4%} | {count.zeros:,} | {count.weights:,} |"
@@ -284,7 +240,7 @@ def _total_row(label: str, count: Count) -> str:
 def _role_row(row: RoleRow) -> str:
     count = row.count
     return (
-        f"| {plain(row.role)} | {row.tensors:,} | {count.weights:,} | {count.zeros:,} "
+        f"| {_plain(row.role)} | {row.tensors:,} | {count.weights:,} | {count.zeros:,} "
         f"| {count.achieved:.2%} |"
     )
 
@@ -294,5 +250,175 @@ def _load_snippet(facts: CardFacts) -> str:
     plug_in = "import prunectl  # registers with transformers\n" if facts.layout else ""
     return (
         f"{plug_in}from transformers import {auto_class}\n\n"
-        f'model = {auto_class}.from_pretrained("{THIS_FOLDER}", dtype="auto")'
+        f'model = {auto_class}.from_pretrained("{_FOLDER}", dtype="auto")'
     )
+
+
+# --- the card on the Hub --------------------------------------------------------------------------
+
+
+def hub_card(
+    ours: str,
+    repo_id: str,
+    *,
+    patterns: Iterable[str],
+    library: str | None,
+    measured: Sequence[str] = (),
+) -> str:
+    """The card of an output, with what only matters on the Hub.
+
+    The section loads from the repository instead of from a folder; ``tags`` name the patterns, and
+    ``library_name`` is set where the source's card had none.
+
+    Args:
+        ours: README.md of the folder.
+        repo_id: where it goes.
+        patterns: what tensors follow: ``unstructured``, ``2:4``; ``2:4-rows`` where only some of
+            their rows do.
+        library: what loads the model, in the Hub's words; None if that is not known.
+        measured: lines that end the section: results next to the weights.
+    """
+    card = split_card(ours)
+    # A colon in a tag means something else to the Hub.
+    wanted = [f"sparsity-{pattern.replace(':', '-')}" for pattern in sorted(patterns)]
+    changes: dict[str, Any] = {"tags": list(dict.fromkeys(_tags(card) + wanted))}
+    if library is not None and "library_name" not in card.members:
+        changes["library_name"] = library
+
+    def on_hub(section: re.Match[str]) -> str:
+        head, end, tail = section[0].replace(f'"{_FOLDER}"', f'"{repo_id}"').rpartition(END)
+        added = _newline(section[0]).join(["", *measured, "", ""]) if measured else ""
+        return head + added + end + tail
+
+    return _updated(ours, card, SECTION.sub(on_hub, card.body, count=1), changes)
+
+
+def merged_card(ours: str, theirs: str | None) -> str:
+    """The card on the Hub with our section and metadata brought up to date.
+
+    The text there stays byte for byte, except for our section, which is replaced where it stands,
+    or put before everything. In the metadata, ``tags`` grow (those of an earlier sparsity go) and
+    ``base_model`` names the source. Where there was no section yet, members that only our card
+    has, such as ``license``, are added too; later, somebody may have deleted them on purpose.
+
+    Args:
+        ours: from :func:`hub_card`.
+        theirs: README.md on the Hub; None if there is none.
+    """
+    section = section_of(ours)
+    if theirs is None or not section:
+        return ours if theirs is None else theirs
+    new, old, newline = split_card(ours), split_card(theirs), _newline(theirs)
+    is_first = SECTION.search(old.body) is None
+    changes: dict[str, Any] = {"tags": _merged_tags(_tags(new), _tags(old), is_first)}
+    base, there = new.members.get("base_model"), old.members.get("base_model")
+    if base is not None and base != there and not (isinstance(there, list) and base in there):
+        changes["base_model"] = base
+    body = _placed(section, old.body, newline)
+    if is_first:
+        changes |= {key: new.members[key] for key in new.members.keys() - old.members.keys()}
+        body = body.removeprefix(newline)  # _updated adds the blank line
+    return _updated(theirs, old, body, changes)
+
+
+def section_of(card: str) -> str:
+    """Our own section of a card; '' if there is none."""
+    found = SECTION.search(split_card(card).body)
+    return found[0] if found else ""
+
+
+def sections(card: str) -> int:
+    """How many sections of ours a card has: somebody may have put two cards together."""
+    return len(SECTION.findall(split_card(card).body))
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two cards say the same outside of metadata and our section."""
+    bodies = [SECTION.sub("", split_card(card).body) for card in (one, other)]
+    return bodies[0].split() == bodies[1].split()
+
+
+def _merged_tags(ours: list[str], theirs: list[str], is_first: bool) -> list[str]:
+    if not is_first:
+        ours = [tag for tag in ours if tag in ("pruned", "prunectl") or _SPARSITY_TAG.match(tag)]
+    if "prunectl" in theirs:
+        theirs = [tag for tag in theirs if not _SPARSITY_TAG.fullmatch(tag) or tag in ours]
+    return list(dict.fromkeys(theirs + ours))
+
+
+# --- parts of a card ------------------------------------------------------------------------------
+
+
+def _tags(card: SplitCard) -> list[str]:
+    """The tags as they are written: YAML 1.1 takes ``no`` for False and ``2024`` for a number."""
+    import yaml
+
+    members = yaml.load(card.yaml, Loader=yaml.BaseLoader) if "tags" in card.members else {}
+    given = members.get("tags")
+    tags = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    return [tag for tag in tags if isinstance(tag, str) and tag]
+
+
+def _placed(section: str, body: str, newline: str) -> str:
+    """The text with our section where an earlier one stood, else before everything."""
+    section = re.sub(r"\r?\n", newline, section)
+    earlier = SECTION.search(body)
+    if earlier is not None:
+        return body[: earlier.start()] + section + body[earlier.end() :]
+    # The blank line belongs to our front matter, not to the section: a later run keeps it.
+    return newline + section + _gap(body, newline) + body
+
+
+def _updated(text: str, card: SplitCard, body: str, changes: dict[str, Any]) -> str:
+    """A card with members changed; where they already are what they should be, byte for byte."""
+    changes = {key: value for key, value in changes.items() if card.members.get(key) != value}
+    if not changes:
+        return text[: len(text) - len(card.body)] + body
+    newline = _newline(text)
+    front = update_yaml(card, dict(sorted(changes.items())), set())
+    return _joined(front, _gap(body, newline) + body, newline)
+
+
+def _joined(front: str, body: str, newline: str) -> str:
+    front = re.sub(r"\r?\n", newline, front)
+    return f"---{newline}{front}---{newline}{body}"
+
+
+def _gap(body: str, newline: str) -> str:
+    """The blank line before a text that does not begin with one."""
+    return "" if not body or body.startswith(("\n", "\r")) else newline
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+# --- text from elsewhere in Markdown: it is shown, and does nothing -------------------------------
+
+
+def code(text: str) -> str:
+    """Inline code, whatever the text holds."""
+    flat = " ".join(text.split())
+    longest = max((len(run) for run in re.findall(r"`+", flat)), default=0)
+    fence, pad = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{pad}{flat.replace('<!--', '< !--')}{pad}{fence}"
+
+
+def cell(text: str, longest: int = 60) -> str:
+    """Inline code in a table, on one line and of bounded length."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    short = flat if len(flat) <= longest else f"{flat[: longest - 1]}\u2026"
+    return code(short).replace("|", "\\|") if short else ""
+
+
+def _plain(text: str) -> str:
+    """One line of text that cannot end a table cell, a comment or our section."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    return flat.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """A fenced block, whatever the text holds; it cannot hold one of our markers."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text.replace("<!-- prunectl:", "<!-- prunectl :"), fence]

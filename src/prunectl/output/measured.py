@@ -14,9 +14,9 @@ from pathlib import Path
 import blake3
 
 from prunectl.errors import BadManifest
+from prunectl.output.card import cell
 from prunectl.output.fields import Fields
 from prunectl.output.manifest import Manifest
-from prunectl.output.markdown import cell
 from prunectl.output.records import FileRecord
 
 _NAME = re.compile(r"(bench|evaluate|sweep)([._-][\w.-]*)?\.json", re.ASCII)

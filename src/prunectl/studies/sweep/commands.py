@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.hub import is_repo_id, split_revision
+from prunectl.hub.snapshot import is_repo_id, split_revision
 from prunectl.layouts.table import DENSE
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import NM, Pattern

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from prunectl.checkpoint.hub import split_revision
 from prunectl.checkpoint.index import find_weights
 from prunectl.checkpoint.opening import local_path
 from prunectl.errors import PrunectlError
+from prunectl.hub.snapshot import split_revision
 from prunectl.studies.errors import SameStep, TooFewCheckpoints
 
 LEAST = 2

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.hub import drop_commit, is_in_cache
 from prunectl.checkpoint.opening import hub_id, local_path
 from prunectl.events import OnEvent, ignore_events
+from prunectl.hub.snapshot import drop_commit, is_in_cache
 from prunectl.loading.compressed import open_model
 from prunectl.measure.cache import measured_of
 from prunectl.measure.model_stats import model_stats

@@ -1,7 +1,7 @@
-"""A model on the Hub, known from its headers: they are read by range requests, and no weights.
+"""A model on the Hub by its headers, which are read by range requests: no weights are downloaded.
 
-Of the repository, only the listing, config.json and an index are fetched besides. Roles, plans and
-sizes are then what they would be after a download.
+Besides the headers, only the repository's listing, config.json and an index are fetched. Roles,
+plans and sizes are then what they would be after a download.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from typing import NoReturn
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint, read_config
 from prunectl.checkpoint.headers import Header, check_headers, shard_names
-from prunectl.checkpoint.hub import files_to_fetch
-from prunectl.checkpoint.hub_files import (
+from prunectl.checkpoint.index import WeightSet, find_weights
+from prunectl.checkpoint.model_kind import quantization_of
+from prunectl.checkpoint.opening import compressed_error, hub_id, local_path
+from prunectl.checkpoint.safetensors_file import parse_safetensors
+from prunectl.checkpoint.sidefiles import beside_weights, side_files
+from prunectl.checkpoint.stored import WeightFile
+from prunectl.errors import InvalidOption, UnsupportedCheckpoint
+from prunectl.hub.files import (
     HubFile,
     HubListing,
     cache_root,
@@ -29,20 +35,13 @@ from prunectl.checkpoint.hub_files import (
     read_range,
     snapshot_folder,
 )
-from prunectl.checkpoint.index import WeightSet, find_weights
-from prunectl.checkpoint.model_kind import quantization_of
-from prunectl.checkpoint.opening import compressed_error, hub_id, local_path
-from prunectl.checkpoint.safetensors_file import parse_safetensors
-from prunectl.checkpoint.sidefiles import side_files
-from prunectl.checkpoint.stored import WeightFile
-from prunectl.errors import InvalidOption, UnsupportedCheckpoint
 
 FIRST_BYTES = 100_000
-"""Read of every file at once: it holds the header of nearly every file."""
+"""Bytes that the first request for a file asks for: nearly every header ends before."""
 
 LARGE_HEADER = 1_000_000
-"""Headers over this size are read one at a time, so that a hostile repository of many that are as
-large as the format allows does not fill the memory."""
+"""Longer headers are read one at a time: a hostile repository may hold many, each as long as the
+format allows."""
 
 REQUESTS = 8
 """Files whose headers are read at the same time."""
@@ -50,18 +49,18 @@ REQUESTS = 8
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """What is known of a model on the Hub without its weights.
+    """What is known about a model on the Hub without its weights.
 
     Attributes:
         model: as the user named it.
         listing: all files of the repository, at the commit that the revision stands for.
         format: ``safetensors`` or ``pickle``.
         weights: the weight files.
-        files: all that opening the model would have in the cache, the weights among them.
+        files: the files that opening the model would have in the cache, weights included.
         cached: names of those that are there already.
         cache: the folder of the cache.
-        checkpoint: as :func:`open_checkpoint` would give it, but that no weight can be read, and
-            that its folder lacks most side files; None for pickles, which have no header.
+        checkpoint: as :func:`open_checkpoint` gives it, except that no weight can be read and that
+            its folder lacks most side files; None for pickles, which have no header.
     """
 
     model: str
@@ -75,7 +74,7 @@ class RemoteModel:
 
     @property
     def download_bytes(self) -> int:
-        """What a download would still have to fetch."""
+        """Bytes that a download would still have to fetch."""
         return sum(file.size for file in self.files if file.name not in self.cached)
 
     def headers(self) -> Checkpoint:
@@ -108,7 +107,7 @@ def open_remote(
     Args:
         model: ``org/name`` or ``org/name@revision``.
         revision, token, cache_dir, trust_remote_code: as for :func:`open_checkpoint`.
-        requests: at most so many at the same time.
+        requests: most requests at the same time.
 
     Raises:
         InvalidOption: a local path, or the embedded model.
@@ -135,7 +134,8 @@ def open_remote(
         headers = _read_headers(listing, names, Path(text), token, requests)
         checkpoint = _checkpoint(text, listing, folder, weights, weight_map, headers)
         checkpoint = replace(checkpoint, trust_remote_code=trust_remote_code)
-    files = files_to_fetch(listing, weights, names)
+    wanted = {*names, *beside_weights(listing.files, weights)}
+    files = [file for name, file in sorted(listing.files.items()) if name in wanted]
     return RemoteModel(
         model=text,
         listing=listing,
@@ -156,7 +156,7 @@ def _checkpoint(
     weight_map: dict[str, str] | None,
     headers: dict[str, Header],
 ) -> Checkpoint:
-    """The checkpoint that the headers describe; its folder is the snapshot, as far as it is there.
+    """The checkpoint that the headers describe; its folder is the snapshot, which lacks most files.
 
     Raises:
         BadCheckpoint: the headers contradict each other or the index.
@@ -184,7 +184,7 @@ def _fetch_metadata(
     *,
     with_code: bool,
 ) -> Path:
-    """Have the files in the cache that tell what the tensors are; returns the snapshot."""
+    """Fetch the files that tell what the tensors are: config, index, code; returns the snapshot."""
     wanted = [name for name in ("config.json", weights.index) if name in listing.files]
     if with_code:
         wanted += [name for name in side_files(listing.files) if name.endswith(".py")]

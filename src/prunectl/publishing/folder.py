@@ -1,4 +1,4 @@
-"""What of a folder is published, and as what."""
+"""Which files of an output are published, and its model card as it goes to the Hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from prunectl.errors import BadManifest
 from prunectl.events import Note, OnEvent
-from prunectl.output.hub_card import hub_card
-from prunectl.output.hub_state import Content
+from prunectl.hub.upload import Content
+from prunectl.output.card import hub_card
 from prunectl.output.manifest import Manifest
 from prunectl.output.measured import ResultFile, results_in, weights_of
 from prunectl.output.osfiles import read_regular
@@ -19,13 +19,13 @@ ATTRIBUTES = ".gitattributes"
 
 
 def local_files(folder: Path, manifest: Manifest) -> dict[str, Content]:
-    """The files that the manifest lists, and itself; the model card is :func:`card_of`."""
+    """The manifest and the files that it lists; :func:`card_of` makes the model card."""
     names = {file.name for file in manifest.files} | {tensor.file for tensor in manifest.tensors}
     return {name: folder / name for name in sorted(names | {MANIFEST_NAME})}
 
 
 def published_results(folder: Path, manifest: Manifest, on_event: OnEvent) -> list[ResultFile]:
-    """Results in the folder that are about its weights; it is said which are not."""
+    """Results in the folder that are about its weights; a warning names each that is not."""
     results = results_in(folder, manifest.files)
     read = [result for result in results.values() if isinstance(result, ResultFile)]
     weights = weights_of(folder, manifest)
@@ -37,7 +37,7 @@ def published_results(folder: Path, manifest: Manifest, on_event: OnEvent) -> li
 
 
 Stamps = dict[str, tuple[int, ...] | None]
-"""Of files by name: what changes when somebody writes to one; None where there is none."""
+"""By file name: values that change when somebody writes to the file; None without a file."""
 
 
 def stamps(folder: Path, names: Iterable[str]) -> Stamps:
@@ -75,10 +75,10 @@ def card_of(
 
     Args:
         text: from :func:`local_card`.
-        results: what it says besides of measurements.
+        results: measurements to show.
     """
     patterns = {
-        # N:M kernels take whole matrices: of one that is partly so, the tag must not speak.
+        # The tag of a pattern promises whole matrices, which N:M kernels need.
         tensor.pattern if tensor.pattern_rows is None else f"{tensor.pattern}-rows"
         for tensor in manifest.tensors
         if tensor.pattern
@@ -90,7 +90,7 @@ def card_of(
 def listed_names(manifest: bytes) -> set[str]:
     """Files that a manifest on the Hub lists; none if it cannot be read.
 
-    The names are all that is asked for: the manifest may be that of another prunectl.
+    Nothing but the names is read: another version of prunectl may have written the manifest.
     """
     try:
         document = json.loads(manifest)

@@ -1,7 +1,4 @@
-"""Requests to the Hugging Face Hub: which files a repository has, and their bytes.
-
-The library huggingface_hub makes them all; its errors become ours here.
-"""
+"""Requests for files on the Hub: which files a repository has, and their bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prunectl.checkpoint.hub_errors import (
-    hub_errors,
-    is_connection_error,
-    not_the_hub,
-    why_no_answer,
-)
 from prunectl.errors import AccessDenied, BadCheckpoint, HubUnreachable
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
+from prunectl.hub.errors import is_sendable, not_the_hub, reading
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm
@@ -31,18 +23,19 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _DIGEST = re.compile(r"[0-9a-f]+")
 
 _ATTEMPTS = 3
-"""So often a range is asked for when the connection breaks off."""
+"""How often a range is asked for when the connection breaks off."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as the repository's listing names it.
+    """A file as the listing of its repository names it.
 
     Attributes:
         name: relative to the repository.
         size: in bytes.
         sha256: where the Hub states it (files kept in LFS or Xet); else None.
-        blob: what the cache calls its content; '' where the listing does not say.
+        blob: what the cache calls its content: the SHA-256, or git's SHA-1 of files that are not
+            kept in LFS; '' where the listing does not say.
     """
 
     name: str
@@ -56,37 +49,39 @@ class HubListing:
     """The files of a repository at one commit.
 
     Attributes:
-        repo_id, revision, commit: as in :class:`HubSnapshot`.
+        repo_id: ``org/name``.
+        revision: as the user named it; None is the default branch.
+        commit: what the revision stands for.
         files: by name.
+        private: whether only members see the repository.
     """
 
     repo_id: str
     revision: str | None
     commit: str
     files: dict[str, HubFile]
+    private: bool = False
 
     @property
     def model(self) -> str:
-        """As the user would name it, for messages."""
-        return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+        """The repository and revision as the user names them, for messages."""
+        return named(self.repo_id, self.revision)
+
+
+def named(repo_id: str, revision: str | None) -> str:
+    """``org/name``, or ``org/name@revision``."""
+    return f"{repo_id}@{revision}" if revision else repo_id
 
 
 def list_files(repo_id: str, revision: str | None, token: str | None = None) -> HubListing:
     """Ask the Hub which files a repository has at a revision; nothing is downloaded.
 
     Raises:
-        ModelNotFound: no such repository or revision.
-        AccessDenied: private or gated, and no token that opens it.
-        HubUnreachable: no connection, or offline mode.
+        BadCheckpoint: a name in the listing leads out of the repository.
+        ModelNotFound, AccessDenied, HubUnreachable: as :func:`prunectl.hub.errors.reading`.
     """
-    model = f"{repo_id}@{revision}" if revision else repo_id
-    with hub_errors(model):
-        try:
-            return ask_listing(repo_id, revision, token)
-        except Exception as error:
-            if not is_connection_error(error):
-                raise
-            raise HubUnreachable(model, why_no_answer(error)) from None
+    with reading(named(repo_id, revision)):
+        return ask_listing(repo_id, revision, token)
 
 
 def ask_listing(repo_id: str, revision: str | None, token: str | None) -> HubListing:
@@ -94,28 +89,26 @@ def ask_listing(repo_id: str, revision: str | None, token: str | None) -> HubLis
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    if token is not None and not (token.isascii() and token.isprintable()):
-        model = f"{repo_id}@{revision}" if revision else repo_id
+    model = named(repo_id, revision)
+    if not is_sendable(token):
         raise AccessDenied(model, "the token holds characters that no token has")
     info = HfApi().model_info(repo_id, revision=revision, token=token, files_metadata=True)
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise not_the_hub(model)
     found: Iterable[Any] = info.siblings or []
     if any(sibling.size is None for sibling in found):  # a mirror that lists only names there
         entries = HfApi().list_repo_tree(repo_id, recursive=True, revision=info.sha, token=token)
         found = [entry for entry in entries if isinstance(entry, RepoFile)]
-    listing = HubListing(repo_id, revision, info.sha or "", {})
-    if not _COMMIT.fullmatch(listing.commit):
-        raise not_the_hub(listing.model)
-    for file in found:
-        listing.files[file.rfilename] = _listed(file, listing.model)
-    return listing
+    files = {file.rfilename: _listed(file, model) for file in found}
+    return HubListing(repo_id, revision, info.sha or "", files, bool(info.private))
 
 
 def _listed(file: Any, model: str) -> HubFile:
-    """An entry of a listing, which may be that of anybody's server.
+    """An entry of a listing. The server may be anybody's.
 
     Raises:
-        BadCheckpoint: a name that leads out of the repository.
-        HubUnreachable: what no Hub would say.
+        BadCheckpoint: the name leads out of the repository.
+        HubUnreachable: no Hub lists such an entry.
     """
     name, sha256 = file.rfilename, file.lfs.sha256 if file.lfs else None
     if not isinstance(name, str) or type(file.size) is not int or file.size < 0:
@@ -124,13 +117,13 @@ def _listed(file: Any, model: str) -> HubFile:
     if path.is_absolute() or ".." in path.parts or name != str(path) or not name.isprintable():
         why = f"its listing names {name[:80]!a}, which is no file inside of it"
         raise BadCheckpoint(model, why, hint="whoever serves it is not to be trusted")
-    # The cache has a file of this name.
+    # The cache has a file by the name of the blob.
     blob = sha256 or file.blob_id or ""
     return HubFile(name, file.size, sha256, blob if _DIGEST.fullmatch(str(blob)) else "")
 
 
 def cache_root(cache_dir: Path | None) -> Path:
-    """The Hub cache that is used."""
+    """The folder of the Hub cache: ``cache_dir``, or huggingface_hub's own."""
     from huggingface_hub import constants
 
     return cache_dir or Path(constants.HF_HUB_CACHE)
@@ -159,18 +152,20 @@ def fetch_files(
     cache_dir: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> Path:
-    """Have these files of a commit in the cache; returns the snapshot's folder.
+    """Download files of a commit into the cache, unless they are there; returns the snapshot.
 
-    What was fetched whole stays when the rest fails; a connection that breaks off inside of a file
-    is taken up again where it broke.
+    Finished files stay when the rest fails. A file whose connection breaks off goes on where it
+    broke.
+
+    Args:
+        on_event: receives progress; None leaves it to huggingface_hub's own bars.
 
     Raises:
-        AccessDenied, HubUnreachable: as :func:`list_files`.
-        SourceError: the download cannot be stored.
+        AccessDenied, HubUnreachable, SourceError: as :func:`prunectl.hub.errors.reading`.
     """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(listing.model):
+    with reading(listing.model):
         missing = [
             listing.files[name].size
             for name in names
@@ -193,14 +188,14 @@ def fetch_files(
 
 
 def _listener(on_event: OnEvent) -> type[tqdm]:
-    """A bar that draws nothing, and tells of the bytes that it would draw."""
+    """A class of bars that draw nothing and report their bytes as events."""
     from huggingface_hub.utils.tqdm import tqdm
 
     lock = threading.Lock()
 
     class Listener(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # Of its bars, this one counts the bytes that are on the disk.
+            # Of huggingface_hub's bars, this one counts the bytes that are on the disk.
             self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
@@ -216,28 +211,29 @@ def _listener(on_event: OnEvent) -> type[tqdm]:
 def read_range(
     listing: HubListing, name: str, start: int, count: int, *, token: str | None = None
 ) -> bytes:
-    """Read a part of a file on the Hub, without the rest of it and without the cache.
+    """Read a part of a file on the Hub, past the cache.
 
     Args:
         start: position of the first byte. count: bytes wanted; fewer come at the file's end.
 
     Raises:
-        AccessDenied, HubUnreachable: as :func:`list_files`.
+        AccessDenied, HubUnreachable: as :func:`prunectl.hub.errors.reading`.
     """
     from huggingface_hub import errors
 
-    with hub_errors(listing.model):
+    with reading(listing.model):
         for _ in range(_ATTEMPTS - 1):
             try:
-                return _read_range(listing, name, start, count, token)
+                return ask_range(listing, name, start, count, token)
             except errors.HfHubHTTPError:
                 raise
             except (errors.HTTPError, ConnectionError, TimeoutError):  # type: ignore[attr-defined]
                 continue
-        return _read_range(listing, name, start, count, token)
+        return ask_range(listing, name, start, count, token)
 
 
-def _read_range(listing: HubListing, name: str, start: int, count: int, token: str | None) -> bytes:
+def ask_range(listing: HubListing, name: str, start: int, count: int, token: str | None) -> bytes:
+    """As :func:`read_range`, once and with huggingface_hub's own errors."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -249,7 +245,7 @@ def _read_range(listing: HubListing, name: str, start: int, count: int, token: s
         "Range": f"bytes={start}-{start + count - 1}",
         "Accept-Encoding": "identity",
     }
-    # What breaks off inside of the block must not be tried again by the generator itself.
+    # The generator must not repeat the request when the connection breaks inside of the block.
     request = http_stream_backoff(
         "GET",
         hf_hub_url(listing.repo_id, name, revision=listing.commit),
@@ -265,11 +261,11 @@ def _read_range(listing: HubListing, name: str, start: int, count: int, token: s
         skip = start if response.status_code == 200 else 0  # a server that knows no ranges
         span = response.headers.get("Content-Range", "")
         if response.status_code != 200 and not span.startswith(f"bytes {start}-"):
-            raise HubUnreachable(listing.model, f"{name}: not the range that was asked for came")
+            raise HubUnreachable(listing.model, f"{name}: the Hub sent another range")
         body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk
-            # Who hangs up as soon as all is there cannot ask for more on the same connection.
+            # Hanging up as soon as all bytes are there would cost the connection.
             if len(body) > skip + count:
                 break
         return bytes(body[skip : skip + count])

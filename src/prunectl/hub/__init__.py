@@ -1,0 +1,1 @@
+"""The Hugging Face Hub, both ways: nothing else talks to it."""

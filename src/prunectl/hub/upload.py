@@ -1,0 +1,355 @@
+"""A repository on the Hub as a place to publish to: what a branch holds, and one commit on top.
+
+Large files go up first, where nobody sees them; the commit then shows all files at once. What an
+interrupted push has uploaded is found the next time, and not sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
+from prunectl.hub.errors import (
+    InvalidRepository,
+    PushDenied,
+    PushError,
+    bad_endpoint,
+    is_sendable,
+    logged_as_notes,
+    server_words,
+    shown_address,
+    without_secrets,
+    writing,
+)
+from prunectl.hub.files import HubListing, ask_listing, ask_range
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+Content = Path | bytes
+"""A file to publish: where it is, or what it holds."""
+
+COMPARING, UPLOADING = "comparing", "uploading"
+
+_BATCH = 1 << 30
+"""About so many bytes go up together, or one larger file; progress is reported after each batch."""
+_LARGEST_READ = 64 << 20
+"""A model card or manifest on the Hub is smaller."""
+_PULLS = 10
+"""Open pull requests, from the newest on, that are searched for the same change."""
+_NOTHING_IGNORED = "# everything that prunectl.json lists belongs here\n"
+"""Stands in for the .gitignore on the Hub, which could leave weights out silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A commit to make.
+
+    Attributes:
+        files: to add or replace. deleted: names of files on the Hub.
+        revision: the branch; None is main. create_pr: suggest it as a pull request to main.
+    """
+
+    files: Mapping[str, Content]
+    deleted: Sequence[str]
+    revision: str | None
+    create_pr: bool
+    message: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A commit, the page that shows it, and that of its pull request if it is one.
+
+    Attributes:
+        is_new: False where the Hub had it already.
+    """
+
+    commit: str
+    url: str
+    pull: str | None = None
+    is_new: bool = True
+
+
+class HubRepository:
+    """One repository; made by :func:`hub_repository`.
+
+    Attributes:
+        repo_id: after :meth:`create`, with its owner.
+    """
+
+    def __init__(self, repo_id: str, token: str | None, secret: str | None, on_event: OnEvent):
+        from huggingface_hub import HfApi
+
+        self.repo_id = repo_id
+        self._api, self._token, self._secret = HfApi(token=token), token, secret
+        self._on_event = on_event
+        self._adds: dict[str, CommitOperationAdd] = {}
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def create(self, *, private: bool, exist_ok: bool) -> None:
+        """Make the repository, unless it exists.
+
+        Raises:
+            InvalidRepository: it exists and ``exist_ok`` is false, or the Hub refuses the name.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            url = self._api.create_repo(self.repo_id, private=private or None, exist_ok=exist_ok)
+        except HfHubHTTPError as error:
+            if error.response.status_code == 400:
+                why = f"the Hub refuses the name: {server_words(error, self._secret)}"
+                raise InvalidRepository(self.repo_id, why) from None
+            if error.response.status_code == 409:
+                hint = "choose another name, or leave --no-exist-ok out"
+                raise InvalidRepository(self.repo_id, "exists already", hint=hint) from None
+            raise
+        self.repo_id = url.repo_id
+
+    def listing(self, revision: str | None) -> HubListing | None:
+        """What a branch, pull request or commit holds; None if there is no such revision.
+
+        Raises:
+            InvalidRepository: the name is that of a dataset or Space.
+        """
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        try:
+            return ask_listing(self.repo_id, revision, self._token)
+        except RevisionNotFoundError:
+            return None
+        except RepositoryNotFoundError:
+            why = "the name is taken on the Hub, and not by a model that this token can see"
+            raise InvalidRepository(self.repo_id, why, hint="choose another name") from None
+
+    def branch(self, revision: str | None) -> HubListing:
+        """What a branch holds; a branch that is missing is made from main.
+
+        Raises:
+            InvalidRepository: a tag or commit, or a name that no branch can have.
+        """
+        from huggingface_hub.errors import BadRequestError
+
+        found, hint = self.listing(revision), "choose another --revision"
+        if found is None and revision is not None and revision != "main":
+            try:
+                self._api.create_branch(self.repo_id, branch=revision, exist_ok=True)
+            except BadRequestError:
+                why = f"no branch can be called '{revision}'"
+                raise InvalidRepository(self.repo_id, why, hint=hint) from None
+            found = self.listing(revision)
+        elif revision is not None and not revision.startswith("refs/pr/"):
+            branches = self._api.list_repo_refs(self.repo_id).branches
+            if revision not in (branch.name for branch in branches):
+                why = f"'{revision}' is a tag or a commit there, not a branch"
+                raise InvalidRepository(self.repo_id, why, hint=hint)
+        if found is None:
+            raise PushError(self.repo_id, f"the Hub has no revision {revision or 'main'}")
+        return found
+
+    def read(self, listing: HubListing, name: str) -> bytes | None:
+        """A small file's bytes at that commit; None if there is no such file."""
+        file = listing.files.get(name)
+        if file is None:
+            return None
+        if file.size > _LARGEST_READ:
+            why = f"{name} on the Hub has {file.size:,} bytes, too many for such a file"
+            raise PushError(self.repo_id, why, hint="delete it there")
+        return ask_range(listing, name, 0, file.size, self._token)
+
+    def lacking(self, files: Mapping[str, Content], listing: HubListing) -> dict[str, Content]:
+        """The files that a commit lacks or holds with other bytes.
+
+        Only files of equal size are hashed, and large files once.
+        """
+        sizes = {name: self._add(name, content).upload_info.size for name, content in files.items()}
+        known = {
+            name
+            for name in files
+            if name in listing.files and listing.files[name].size == sizes[name]
+        }
+        self._on_event(PhaseStarted(COMPARING, sum(sizes[name] for name in known)))
+        found = {}
+        for name, content in files.items():
+            if name not in known or not self._is_same(name, content, listing):
+                found[name] = content
+            if name in known:
+                self._on_event(Advanced(COMPARING, sizes[name], name))
+        self._on_event(PhaseDone(COMPARING))
+        return found
+
+    def _is_same(self, name: str, content: Content, listing: HubListing) -> bool:
+        there, add = listing.files[name], self._add(name, content)
+        if there.sha256 is not None:
+            return add.upload_info.sha256.hex() == there.sha256
+        blob = hashlib.sha1(b"blob %d\0" % there.size)
+        with add.as_file() as file:
+            hashlib.file_digest(file, lambda: blob)  # type: ignore[arg-type]
+        return blob.hexdigest() == there.blob
+
+    def _add(self, name: str, content: Content) -> CommitOperationAdd:
+        """The file for huggingface_hub, which keeps the SHA-256 of a file on disk."""
+        from huggingface_hub import CommitOperationAdd
+
+        if isinstance(content, bytes):
+            return CommitOperationAdd(name, content)
+        if name not in self._adds:
+            content.stat()  # its error says what is wrong with the file
+            self._adds[name] = CommitOperationAdd(name, content.absolute())
+        return self._adds[name]
+
+    def pulls(self) -> Iterator[tuple[str, str]]:
+        """Revisions and addresses of the newest open pull requests."""
+        found = self._api.get_repo_discussions(
+            self.repo_id, discussion_type="pull_request", discussion_status="open"
+        )
+        for pull in islice(found, _PULLS):
+            yield f"refs/pr/{pull.num}", shown_address(pull.url)
+
+    def address(self, commit: str) -> str:
+        """The page that shows a commit."""
+        return shown_address(f"{self._api.endpoint}/{self.repo_id}/commit/{commit}")
+
+    # --- changing -------------------------------------------------------------------------------
+
+    def check_card(self, text: str) -> None:
+        """Have the Hub check a card's metadata, before anything large is uploaded.
+
+        Raises:
+            PushError: the Hub would refuse the card.
+        """
+        from huggingface_hub import ModelCard
+
+        try:
+            ModelCard(text).validate()
+        except ValueError as error:
+            said = without_secrets(str(error), self._secret)[:300]
+            why = f"the Hub does not take the metadata of README.md: {said}"
+            hint = "correct the lines between --- at its top, here or on the Hub"
+            raise PushError(self.repo_id, why, hint=hint) from None
+
+    def commit(
+        self, parent: HubListing, change: Change, last_look: Callable[[], None]
+    ) -> Published:
+        """Upload files and make one commit on top of ``parent``.
+
+        Args:
+            last_look: called once all files are uploaded; an error of it prevents the commit.
+
+        Raises:
+            PushConflict: the branch has moved on meanwhile.
+        """
+        from huggingface_hub import CommitOperationDelete
+
+        adds = [self._add(name, content) for name, content in change.files.items()]
+        self._upload(adds, change)
+        last_look()
+        with warnings.catch_warnings(record=True) as caught:
+            made = self._api.create_commit(
+                self.repo_id,
+                [*adds, *(CommitOperationDelete(name, is_folder=False) for name in change.deleted)],
+                commit_message=change.message,
+                commit_description=change.description,
+                revision=change.revision,
+                create_pr=change.create_pr,
+                parent_commit=parent.commit,
+            )
+        for warning in caught:
+            self._on_event(Note(without_secrets(str(warning.message), self._secret), warning=True))
+        pull = shown_address(made.pr_url) if made.pr_url else None
+        return Published(made.oid, shown_address(made.commit_url), pull)
+
+    def _upload(self, adds: Sequence[CommitOperationAdd], change: Change) -> None:
+        ends = list(accumulate(add.upload_info.size for add in adds))
+        self._on_event(PhaseStarted(UPLOADING, ends[-1] if ends else 0))
+        for _, group in groupby(zip(adds, ends, strict=True), lambda pair: pair[1] // _BATCH):
+            batch = [add for add, _ in group]
+            self._api.preupload_lfs_files(
+                self.repo_id,
+                batch,
+                revision=None if change.create_pr else change.revision,
+                create_pr=change.create_pr,
+                free_memory=False,
+                gitignore_content=_NOTHING_IGNORED,
+            )
+            for add in batch:
+                self._on_event(Advanced(UPLOADING, add.upload_info.size, add.path_in_repo))
+        self._on_event(PhaseDone(UPLOADING))
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """Names that match one of the globs, as in ``hf upload --delete``; ``folder/`` is all of it."""
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    return set(filter_repo_objects(names, allow_patterns=list(patterns)))
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Check a name without asking the Hub.
+
+    Raises:
+        InvalidRepository: no repository can have it.
+    """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with writing(repo_id, None):
+        validate_repo_id(repo_id)
+
+
+@contextmanager
+def hub_repository(
+    repo_id: str, *, token: str | None, on_event: OnEvent
+) -> Iterator[HubRepository]:
+    """A repository. Inside of the block, errors of the Hub are :class:`PushError`, and
+    huggingface_hub draws no bars.
+
+    Args:
+        repo_id: ``org/name``; or ``name`` alone, which is the user's own.
+        token: None is the one that hf uses.
+        on_event: receives progress, and what huggingface_hub logs as notes.
+
+    Raises:
+        PushDenied: the token holds characters that no token has.
+        PushError: as the methods.
+    """
+    try:
+        from huggingface_hub import get_token
+    except ValueError:  # HF_ENDPOINT is looked at when the library is imported
+        raise bad_endpoint(repo_id) from None
+    token = (token or "").strip() or None
+    secret = token or get_token()
+    if not is_sendable(secret):
+        hint = "see --token and HF_TOKEN: a token is a line of letters, digits and signs"
+        raise PushDenied(repo_id, "the token holds characters that no token has", hint=hint)
+    with _without_bars(), logged_as_notes(secret, on_event), writing(repo_id, secret):
+        yield HubRepository(repo_id, token, secret, on_event)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    # Bars that the environment asks for cannot be switched off.
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
