@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from hubserver import serve
 from PIL import Image
 
 from prunectl import demo
@@ -23,11 +26,10 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, ModelKind, model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.data.datasets import Rows, read_images
+from prunectl.data.datasets import Rows, read_images, table_rows
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.images import find_images, open_image
-from prunectl.data.samples import Samples
-from prunectl.data.source import parse_source
+from prunectl.data.source import Samples, parse_source
 from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 
 TEXTS = demo.calibration_text().read_text(encoding="utf-8").splitlines()[:40]
@@ -156,6 +158,64 @@ def test_bad_datasets(
         windows_of(f"hf:{source}{more}", text_model)
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_a_pipe_is_no_dataset(text_model: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(BadData, match="no regular file"):
+        windows_of(f"hf:{tmp_path / 'pipe.csv'}", text_model)
+
+
+def test_a_file_that_changes_is_read_again(
+    text_model: tuple[Checkpoint, ModelKind], tmp_path: Path
+) -> None:
+    path = save_rows(tmp_path / "a.jsonl")
+    first = windows_of(f"hf:{path}", text_model, sequence_length=64)
+    save_rows(path, TEXTS[::-1])
+    again = windows_of(f"hf:{path}", text_model, sequence_length=64)
+    assert first.record["blake3"] != again.record["blake3"]
+    assert [one.name for one in tmp_path.iterdir()] == ["a.jsonl"], "nothing beside the data"
+
+
+HUB_IMAGES = """
+from pathlib import Path
+from sys import argv
+from prunectl.data import datasets
+from prunectl.data.errors import BadData
+from prunectl.data.source import parse_source
+source = parse_source("hf:org/pictures", "--calibration")
+rows = datasets.open_rows(source, 0, datasets.IMAGE_COLUMNS)
+found = list(datasets.read_images(rows, source))
+splits, commit = datasets.open_splits(source)
+again = [row["image"] for row in datasets.table_rows(splits["train"], source, "train")]
+wanted = [path.read_bytes() for path in sorted(Path(argv[1]).iterdir())]
+assert sorted(found) == sorted(again) == sorted(wanted), (found, again)
+assert rows.facts() == {"split": "train", "column": "image", "revision": commit}
+try:
+    datasets.open_splits(parse_source("hf:org/script", "--calibration"))
+except BadData as error:
+    assert "scripts are no longer supported" in str(error), error
+"""
+
+
+def test_images_of_the_hub_stay_encoded_and_no_code_of_a_dataset_is_run(tmp_path: Path) -> None:
+    paths = save_images(tmp_path / "own", 3)
+    ran = tmp_path / "ran"
+    with serve(tmp_path / "hub") as hub:
+        files = {f"train/cat/{path.name}": path.read_bytes() for path in paths}
+        hub.put("org/pictures", files, type_="dataset")
+        script = f"import pathlib; pathlib.Path({str(ran)!r}).touch()"
+        hub.put("org/script", {"script.py": script.encode()}, type_="dataset")
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_IMAGES, tmp_path / "own"],
+            env={**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not ran.exists()
 
 
 def test_offline(text_model: tuple[Checkpoint, ModelKind]) -> None:
@@ -315,6 +375,13 @@ def test_a_row_cannot_name_a_file_of_the_users_or_a_server(
     found = list(read_images(Rows(rows, ("image",), "image", "train", None), source))
     local = inside if source.local_dataset else b""
     assert found == [b""] * len(addresses) + [local] * 2 + [inside]
+    for value, expected in zip([v for v in values if v], found, strict=True):
+        one = datasets.Dataset.from_dict({"image": [value]}, image).to_iterable_dataset()
+        if expected:
+            assert list(table_rows(one, source, "train")) == [{"image": expected}]
+        else:
+            with pytest.raises(BadData, match="a row has no image"):
+                list(table_rows(one, source, "train"))
 
 
 def test_random_pixels(vit: tuple[Checkpoint, ModelKind]) -> None:

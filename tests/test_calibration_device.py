@@ -18,7 +18,7 @@ from prunectl import NM, PruneSettings, prune
 from prunectl.calibration.errors import DeviceFull
 from prunectl.calibration.store import CalibratedStore
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.data.samples import Samples
+from prunectl.data.source import Samples
 from prunectl.events import Event, Note
 from prunectl.parallel.run import Run
 from prunectl.plan import job as plan_job

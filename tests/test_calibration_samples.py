@@ -30,9 +30,9 @@ from prunectl.checkpoint.model_kind import (
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
-from prunectl.data.samples import Samples
-from prunectl.data.source import parse_source
-from prunectl.data.text import PIECE, lines, paragraphs, read_files, read_pairs
+from prunectl.data.source import Samples, parse_source
+from prunectl.data.table_files import read_pairs
+from prunectl.data.text import PIECE, lines, paragraphs, read_files
 from prunectl.data.tokens import windows
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Event, PhaseDone, PhaseStarted
@@ -404,9 +404,15 @@ def test_pairs_are_two_sequences_or_one(made: Made, tmp_path: Path) -> None:
         ("a.csv", b"", "no pair"),
         ("a.csv", b"only one\n", "no two columns of text"),
         ("a.csv", b"1,2\n", "no two columns of text"),
-        ("a.csv", b"\xff\xfe,b\n", "not a table"),
-        ("a.jsonl", b'{"a": "b", \n', "not a table"),
-        ("a.jsonl", b"[" * 100_000, "not a table"),
+        ("a.csv", b"\xff\xfe,b\n", "not UTF-8 text .byte 0xff."),
+        ("a.csv", b"a b,c\0d\n", "zero bytes"),
+        ("a.csv", b'a b,"c d\n' + b"x" * (17 << 20), "a line of more than 16,777,216 characters"),
+        (
+            "a.jsonl",
+            b'{"a": "b", "c": "d"}\n{"a": "b", \n',
+            "line 2 is no JSON: Expecting property name",
+        ),
+        ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: maximum recursion"),
     ],
 )
 def test_bad_pairs(tmp_path: Path, name: str, data: bytes, message: str) -> None:

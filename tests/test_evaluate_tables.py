@@ -18,9 +18,9 @@ from prunectl import demo
 from prunectl.checkpoint.model_kind import ModelKind, model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.data import table_datasets, tables
+from prunectl.data import table_files, tables
 from prunectl.data.errors import BadData, MissingColumn
-from prunectl.data.source import DataSource, SourceKind, parse_source
+from prunectl.data.source import parse_source
 from prunectl.data.tables import Table, column, digest_rows, pick
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption, MissingLibrary
 from prunectl.evaluation.errors import NoData
@@ -267,10 +267,10 @@ def test_no_more_is_held_than_the_caps(
     assert request_.notes == [
         f"{path}: only its first 5 rows are read", f"{path}: only its first 2 rows are read",
     ]  # fmt: skip
-    monkeypatch.setattr(tables.table_files, "LINE", 8)
+    monkeypatch.setattr(table_files, "LINE", 8)
     with pytest.raises(BadData, match="a line of more than 8 characters"):
         splits_of(request_, str(path))
-    monkeypatch.setattr(tables.table_files, "DOCUMENT", 8)
+    monkeypatch.setattr(table_files, "DOCUMENT", 8)
     with pytest.raises(BadData, match="too much for one JSON document"):
         splits_of(request_, str(write(tmp_path / "a.json")))
 
@@ -385,18 +385,6 @@ def test_the_hash_is_of_the_cells_that_are_used(tmp_path: Path) -> None:
     stood = blake3(f'["{blake3(b"png").hexdigest()}"]\n'.encode()).hexdigest()
     assert digest_rows([{"image": picture}], ["image"]) == stood
     assert digest_rows([{"image": b"png"}], ["image"]) == stood
-
-
-@pytest.mark.parametrize("address", ["file://{}", "local://{}", "http://127.0.0.1:9/a.png"])
-def test_a_row_of_the_hub_names_no_file_of_the_user_and_no_server(
-    tmp_path: Path, address: str
-) -> None:
-    own = tmp_path / "private.png"
-    own.write_bytes(b"private")
-    source = DataSource(SourceKind.HF, (), "org/images")
-    with pytest.raises(BadData, match="a row has no image"):
-        table_datasets._image({"bytes": None, "path": address.format(own)}, source)
-    assert table_datasets._image({"bytes": b"inside", "path": f"file://{own}"}, source) == b"inside"
 
 
 def test_what_is_wrong_with_data_is_said_of_the_option_that_named_them(

@@ -15,8 +15,7 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, ModelKind
 from prunectl.data import datasets, images
 from prunectl.data.errors import BadData
-from prunectl.data.samples import Samples
-from prunectl.data.source import DataSource, SourceKind
+from prunectl.data.source import DataSource, Samples, SourceKind
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.plan.job import device_of, dtype_of
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from prunectl.checkpoint.model_kind import ModelKind
-    from prunectl.data.samples import Samples
 
 
 def load_samples(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import Kind, ModelKind, accepted_inputs
-from prunectl.data import datasets, text
+from prunectl.data import datasets, table_files, text
 from prunectl.data.errors import BadData
 from prunectl.data.source import DataSource, SourceKind
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
@@ -162,7 +162,7 @@ def _of_paragraphs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
 
 
 def _of_pairs(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
-    pairs, total = text.read_pairs(request.source.files[0], request.samples, request.seed)
+    pairs, total = table_files.read_pairs(request.source.files[0], request.samples, request.seed)
     request.facts["pairs"] = total
     if request.model_kind.kind is Kind.SEQ2SEQ:
         ids = [[tokenizer.encode(one, length=request.length)["input_ids"] for one in pair]

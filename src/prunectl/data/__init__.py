@@ -1,1 +1,1 @@
-"""What models read: text, tables, images and tokens, named by a source and opened with care."""
+"""Data that models read: text, tables, datasets, images and tokens, by the names users give."""

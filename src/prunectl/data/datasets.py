@@ -1,10 +1,12 @@
-"""Rows of a dataset, by the optional library ``datasets``: of the Hub, or local files.
+"""Datasets of the Hub and local ones, by the optional library ``datasets``.
 
-Rows are streamed: no more of them are fetched than are needed.
+Rows are streamed: no more of them are fetched than are needed, and none are copied to a cache. No
+code of a dataset's repository is run. Images stay encoded until they are asked for.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +22,14 @@ from prunectl.data.text import READING, Documents
 from prunectl.errors import AccessDenied, HubUnreachable, MissingLibrary, PrunectlError
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
-SHUFFLED = 1_000
-"""Rows that are held to be drawn from; files ("shards") are shuffled as a whole."""
-
 TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "body", "passage", "prompt",
                 "question", "premise")  # fmt: skip
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 
+_BUFFER = 1_000
+"""Rows that the next one is drawn from; files of a dataset are shuffled as a whole."""
+_STEP = 1_000
+"""Rows between two events of progress."""
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -36,6 +39,8 @@ _FORMATS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+_ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
+"""Protocols by which ``datasets`` names a file inside another."""
 _NO_ANSWER = ("OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ReadTimeout",
               "HfHubHTTPError", "UnsupportedProtocol")  # fmt: skip
 _COMMIT = re.compile(r"@([0-9a-f]{40})\b")
@@ -44,13 +49,13 @@ _SECRET = re.compile(r"hf_\w+|\w+://\S+|\?\S+=\S+")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A dataset that is open.
+    """One split of a dataset, of which one column is read.
 
     Attributes:
-        rows: an ``IterableDataset``, shuffled by the seed if there was one.
-        columns: their names.
-        column: the one that holds the data.
-        split: the one that is read.
+        rows: an ``IterableDataset``, shuffled if there is a seed.
+        columns: names of all columns.
+        column: name of the one that holds the data.
+        split: name of the split.
         revision: commit on the Hub; None for local data.
     """
 
@@ -61,37 +66,97 @@ class Rows:
     revision: str | None
 
     def facts(self) -> dict[str, Any]:
-        """What was taken where the user named nothing; unset fields are left out."""
+        """The split, column and commit for the record, also where the user named none."""
         facts = {"split": self.split, "column": self.column, "revision": self.revision}
         return {key: value for key, value in facts.items() if value}
 
 
-def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Rows:
-    """Open a dataset; the split is ``train``, or the first, where none is named.
+# --- opening ------------------------------------------------------------------------------------
 
-    Args:
-        seed: of the order; None leaves rows in their own.
-        known: names of columns that are taken where none is named, the first that is there.
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    # os.path says False of a folder that may not be read, where Path raises.
+    one = all(os.path.isfile(path / name) for name in ("state.json", "dataset_info.json"))  # noqa: PTH113
+    return one or os.path.isfile(path / "dataset_dict.json")  # noqa: PTH113
+
+
+def open_splits(source: DataSource) -> tuple[dict[str, Any], str | None]:
+    """Open a dataset of the Hub, a local folder or file, or what ``save_to_disk`` wrote.
+
+    Returns an ``IterableDataset`` by the name of each split, and the commit on the Hub or None.
 
     Raises:
         MissingLibrary: ``datasets`` is not installed.
-        BadData: no such dataset, config or split, or it cannot be read.
-        MissingColumn: the column is missing; or none is named and none is known.
+        BadData: there is no such dataset or config, or it cannot be opened.
         AccessDenied, HubUnreachable: as for a model.
     """
+    local = source.local_dataset
+    revision = None
+    with dataset_errors(source) as datasets:
+        if local is not None and is_saved(local):
+            found = datasets.load_from_disk(str(local))
+            if not isinstance(found, dict):
+                found = {found.split or "train": found}
+            splits = {name: one.to_iterable_dataset() for name, one in found.items()}
+        else:
+            builder = _builder(datasets, source, local)
+            splits = builder.as_streaming_dataset()
+            if local is None and (at := _COMMIT.search(str(builder.base_path))):
+                revision = at[1]
+        # Text formats have no features yet, and nothing to decode. Images of the Hub are decoded by
+        # threads of the library, which a cast to encoded images does not stop.
+        splits = {name: one.decode(False) if one.features else one for name, one in splits.items()}
+    return {str(name): one for name, one in splits.items()}, revision
+
+
+def _builder(datasets: Any, source: DataSource, local: Path | None) -> Any:
+    if local is None or local.is_dir():
+        path = str(local.resolve()) if local else source.dataset
+        return datasets.load_dataset_builder(path, source.config)
+    suffix = local.suffix.lower()
+    if not local.is_file():  # a pipe or a device may have no end
+        raise BadData(source.name, "no regular file")
+    if suffix not in _FORMATS:
+        raise BadData(source.name, f"a file that ends in '{local.suffix}' is no dataset")
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    return datasets.load_dataset_builder(
+        _FORMATS[suffix], source.config, data_files=str(local.resolve()), **options
+    )
+
+
+def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Rows:
+    """Open one split: the one that is named, else ``train``, else the first.
+
+    Args:
+        seed: shuffles the rows; None leaves them in their own order.
+        known: names of columns; the first that is there is taken where the source names none.
+
+    Raises:
+        MissingColumn: the column is missing; or none is named and none is known.
+        MissingLibrary, BadData, AccessDenied, HubUnreachable: see :func:`open_splits`.
+    """
+    splits, revision = open_splits(source)
+    if not splits:
+        raise BadData(source.name, "it has no splits")
+    split = source.split or ("train" if "train" in splits else next(iter(splits)))
+    if split not in splits:
+        raise BadData(
+            source.name,
+            f"no split '{split}'; it has {', '.join(splits)}",
+            hint="name one of them: hf:DATASET:CONFIG:SPLIT, where CONFIG may be empty",
+        )
+    rows = splits[split]
     with dataset_errors(source):
-        rows, split, revision = _open(source)
         columns = tuple(rows.column_names or next(iter(rows), ()))
+        if seed is not None:
+            # Files read at the same time have threads that take 5 seconds to end for Parquet.
+            rows = rows.shuffle(seed=seed, buffer_size=_BUFFER, max_buffer_input_shards=1)
     if not columns:
         raise BadData(source.name, f"split '{split}' has no rows")
-    if seed is not None:
-        with dataset_errors(source):
-            # With files read side by side, threads are waited for: 5 seconds more for Parquet.
-            rows = rows.shuffle(seed=seed, buffer_size=SHUFFLED, max_buffer_input_shards=1)
-    wanted = [source.column] if source.column else known
+    only = columns if len(columns) == 1 else ()
+    wanted = [source.column] if source.column else [*known, *only]
     column = next((name for name in wanted if name in columns), None)
-    if column is None and not source.column and len(columns) == 1:
-        column = columns[0]
     if column is None:
         hint = (
             "name the column: hf:DATASET:CONFIG:SPLIT:COLUMN, where CONFIG and SPLIT may be empty"
@@ -100,68 +165,7 @@ def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Row
     return Rows(rows, columns, column, split, revision)
 
 
-def _open(source: DataSource) -> tuple[Any, str, str | None]:
-    """The dataset, the name of its split, and its commit."""
-    datasets = library(source.name)
-    local = source.local_dataset
-    if local is not None and (splits := _saved(local)) is not None:
-        return *_split_of(splits, source), None
-    options: dict[str, Any] = {}
-    path = str(local.resolve()) if local else source.dataset
-    if local is not None and local.is_file():
-        if local.suffix.lower() not in _FORMATS:
-            raise BadData(source.name, f"a file that ends in '{local.suffix}' is no dataset")
-        path, options = _FORMATS[local.suffix.lower()], {"data_files": path}
-        if local.suffix.lower() == ".tsv":
-            options["sep"] = "\t"
-    builder = datasets.load_dataset_builder(path, source.config, **options)
-    rows, split = _split_of(builder.as_streaming_dataset(), source)
-    return rows, split, None if local else commit_of(builder)
-
-
-def library(name: str) -> Any:
-    """The module ``datasets``, for data of this name.
-
-    Raises:
-        MissingLibrary: it is not installed.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise MissingLibrary("datasets", f"data {name}") from None
-    return datasets
-
-
-def commit_of(builder: Any) -> str | None:
-    """The commit on the Hub that a dataset's builder reads; None where there is none."""
-    found = _COMMIT.search(str(builder.base_path))
-    return found[1] if found else None
-
-
-def _saved(folder: Path) -> dict[str, Any] | None:
-    """The splits of what ``save_to_disk`` wrote; None for any other folder."""
-    import datasets
-
-    if (folder / "dataset_dict.json").is_file():
-        found = datasets.load_from_disk(str(folder))
-        return {name: one.to_iterable_dataset() for name, one in found.items()}
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        found = datasets.load_from_disk(str(folder))
-        return {str(found.split or "train"): found.to_iterable_dataset()}
-    return None
-
-
-def _split_of(splits: dict[str, Any], source: DataSource) -> tuple[Any, str]:
-    if not splits:
-        raise BadData(source.name, "it has no splits")
-    name = source.split or ("train" if "train" in splits else next(iter(splits)))
-    if name not in splits:
-        raise BadData(
-            source.name,
-            f"no split '{name}'; it has {', '.join(map(str, splits))}",
-            hint="name one of them: hf:DATASET:CONFIG:SPLIT, where CONFIG may be empty",
-        )
-    return splits[name], name
+# --- reading ------------------------------------------------------------------------------------
 
 
 def read_rows(
@@ -172,13 +176,13 @@ def read_rows(
     *,
     blank: bool = False,
 ) -> Documents:
-    """Texts of rows, one document each, until there are ``budget`` bytes of them.
+    """Texts of rows, one document each, until they have ``budget`` bytes.
 
     Args:
-        blank: whether rows count that hold no text, such as the empty lines of WikiText.
+        blank: keep rows without text, such as the empty lines of WikiText.
 
     Raises:
-        BadData: the column holds something else than text, or a file is broken.
+        BadData: the column holds something other than text, or a file is broken.
     """
     on_event(PhaseStarted(READING, budget))
     texts: list[str] = []
@@ -188,12 +192,7 @@ def read_rows(
         if value is None:
             continue
         if not isinstance(value, str):
-            raise BadData(
-                source.name,
-                f"column '{rows.column}' holds {type(value).__name__}, not text; "
-                f"its columns are {', '.join(rows.columns)}",
-                hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
-            )
+            raise _other_column(rows, source, f"{type(value).__name__}, not text")
         if not blank and not value.strip():
             continue
         texts.append(value)
@@ -208,41 +207,81 @@ def read_rows(
 
 
 def read_images(rows: Rows, source: DataSource) -> Iterator[bytes]:
-    """The bytes of image files, row by row; they are not decoded here, and b"" is none.
+    """The bytes of image files, row by row, not decoded; b"" where a row leads to none.
 
     Raises:
         BadData: the column holds no images.
     """
-    import datasets
-
-    # A dataset of somebody else's may hold text that is the path of a file of the user's.
-    if not isinstance((rows.rows.features or {}).get(rows.column), datasets.Image):
-        raise BadData(
-            source.name,
-            f"column '{rows.column}' holds no images; its columns are {', '.join(rows.columns)}",
-            hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
-        )
-    with dataset_errors(source):
-        undecoded = rows.rows.cast_column(rows.column, datasets.Image(decode=False))
-    for row in _each(undecoded, source):
+    # A column of text is not read as paths: it could name any file of the user's.
+    if rows.column not in _image_columns(rows.rows):
+        raise _other_column(rows, source, "no images")
+    for row in _each(rows.rows, source):
         value = row[rows.column]
         if value is not None:
             yield image_bytes(value, source)
 
 
-def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
-    """What an image's file holds: the bytes of a row, or what its path leads to; b"" if neither.
+def _other_column(rows: Rows, source: DataSource, held: str) -> BadData:
+    return BadData(
+        source.name,
+        f"column '{rows.column}' holds {held}; its columns are {', '.join(rows.columns)}",
+        hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
+    )
 
-    A row is somebody else's: of a dataset of the Hub, only a path that leads there is followed, and
-    of a local one only a path that is no address. Any other could name a file of the user's, or a
-    server that only the user can reach.
+
+def table_rows(
+    rows: Any, source: DataSource, split: str, on_event: OnEvent = ignore_events
+) -> Iterator[dict[str, Any]]:
+    """All columns of a split, row by row; an image is the bytes of its file.
+
+    Raises:
+        BadData: a file is broken, or a row has no image.
+    """
+    images = _image_columns(rows)
+    known = (rows.info.splits or {}).get(split)
+    total = int(getattr(known, "num_examples", 0) or 0)
+    if total:
+        on_event(PhaseStarted(READING, total, "rows"))
+    try:
+        for number, row in enumerate(_each(rows, source), 1):
+            for name in images:
+                row[name] = image_bytes(row[name] or {}, source)
+                if not row[name]:
+                    raise BadData(source.name, "a row has no image")
+            yield row
+            if total and not number % _STEP:
+                on_event(Advanced(READING, _STEP, split))
+    finally:  # also where no more rows are wanted
+        if total:
+            on_event(PhaseDone(READING))
+
+
+def _image_columns(rows: Any) -> list[str]:
+    import datasets
+
+    features = rows.features or {}
+    return [name for name, one in features.items() if isinstance(one, datasets.Image)]
+
+
+def classes_of(rows: Any) -> dict[str, list[str]]:
+    """Names of the classes, by column, of columns that hold the number of a class."""
+    named = {name: getattr(one, "names", None) for name, one in (rows.features or {}).items()}
+    return {name: list(names) for name, names in named.items() if names}
+
+
+def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
+    """The content of an image's file: the row's own bytes, or the file at its path; else b"".
+
+    A row is somebody else's, and its path could name a private file of the user's or a server that
+    only the user can reach. So a path of a Hub dataset is followed only to the Hub, and that of a
+    local dataset only if it is not a URL.
     """
     import fsspec
 
     data, path = value.get("bytes"), value.get("path")
     if data or not path:
         return bytes(data or b"")
-    # "zip://inside.png::hf://datasets/..." is a file in an archive that is there.
+    # "zip://inside.png::hf://datasets/..." is a file in an archive on the Hub.
     *archives, place = str(path).split("::")
     known = all(one.partition("://")[0] in _ARCHIVES for one in archives)
     here = "://" not in place if source.local_dataset else place.startswith("hf://datasets/")
@@ -253,12 +292,8 @@ def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
     return read
 
 
-_ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
-"""Protocols by which ``datasets`` names a file inside of another."""
-
-
 def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
-    """Row by row; what silences the library is not held while somebody works on a row."""
+    """Row by row; logging and progress bars are silenced only while a row is fetched."""
     iterator = iter(rows)
     while True:
         with dataset_errors(source):
@@ -268,36 +303,36 @@ def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
         yield row
 
 
-@contextmanager
-def dataset_errors(source: DataSource) -> Iterator[None]:
-    """Turn what ``datasets`` raises into ours, without addresses or tokens, and keep it quiet."""
-    try:
-        with quiet_transformers(), _quiet():
-            yield
-    except (PrunectlError, MemoryError):
-        raise
-    except Exception as error:  # it reads files of many formats, each with its own library
-        raise _translated(error, source) from None
+# --- the library --------------------------------------------------------------------------------
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def dataset_errors(source: DataSource) -> Iterator[Any]:
+    """Give the module ``datasets``, silenced, and turn its errors into ours.
+
+    Messages have no addresses or tokens.
+
+    Raises:
+        MissingLibrary: ``datasets`` is not installed.
+    """
     try:
         import datasets
         from datasets.utils import logging
     except ImportError:
-        yield
-        return
-    hub = getLogger("huggingface_hub")  # which warns of each retry
-    levels, had_bars = (
-        (logging.get_verbosity(), hub.level),
-        not datasets.are_progress_bars_disabled(),
-    )
+        raise MissingLibrary("datasets", f"data {source.name}") from None
+    hub = getLogger("huggingface_hub")  # warns of each retry
+    levels = logging.get_verbosity(), hub.level
+    had_bars = not datasets.are_progress_bars_disabled()
     logging.set_verbosity(CRITICAL + 1)
     hub.setLevel(CRITICAL + 1)
     datasets.disable_progress_bars()
     try:
-        yield
+        with quiet_transformers():
+            yield datasets
+    except (PrunectlError, MemoryError):
+        raise
+    except Exception as error:  # each format has a library of its own, with errors of its own
+        raise _translated(error, source) from None
     finally:
         logging.set_verbosity(levels[0])
         hub.setLevel(levels[1])
@@ -307,8 +342,7 @@ def _quiet() -> Iterator[None]:
 
 def _translated(error: Exception, source: DataSource) -> PrunectlError:
     name, text = type(error).__name__, str(error)
-    # The library wraps what it met; the innermost error says what that was.
-    inner = error.__cause__ or error.__context__
+    inner = error.__cause__ or error.__context__  # what the library's own error stands for
     if source.local_dataset is None:
         if name == "DatasetNotFoundError" and ("gated" in text or "401" in f"{inner}"):
             return AccessDenied(source.name, "not on the Hub, or private or gated")
@@ -322,9 +356,8 @@ def _translated(error: Exception, source: DataSource) -> PrunectlError:
             offline = "Offline" in text or name == "OfflineModeIsEnabled"
             why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
             return HubUnreachable(source.name, why)
-    if isinstance(error, StopIteration):  # of an empty file
+    if isinstance(error, StopIteration):  # an empty file
         return BadData(source.name, "it has no rows")
-    first = " ".join(_SECRET.sub("...", text).split()) or name
     if name == "DatasetGenerationError" and inner is not None:
-        first = " ".join(_SECRET.sub("...", str(inner)).split()) or first
-    return BadData(source.name, first[:300])
+        text = str(inner) or text
+    return BadData(source.name, (" ".join(_SECRET.sub("...", text).split()) or name)[:300])

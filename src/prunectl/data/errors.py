@@ -1,9 +1,10 @@
-"""Errors of data that a model is to read, raised on purpose."""
+"""Errors of data, raised on purpose; and what turns the errors of files and libraries into them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from prunectl.errors import PrunectlError
 
@@ -11,7 +12,7 @@ TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) b
 
 
 class BadData(PrunectlError):
-    """Data that cannot be read, or that nothing can be made of."""
+    """Data that cannot be read, or that no sample can be made of."""
 
     def __init__(self, source: str, why: str, *, hint: str = "") -> None:
         super().__init__(f"data {source}: {why}", hint=hint)
@@ -19,8 +20,7 @@ class BadData(PrunectlError):
 
 
 class MissingColumn(BadData):
-    """A table or dataset without a column that is needed; ``wanted`` is empty where any known name
-    would do."""
+    """A table without a column that is needed; ``wanted`` is empty if any known name would do."""
 
     def __init__(
         self,
@@ -62,22 +62,33 @@ class WrongTokenizer(PrunectlError):
             f"{model}: the wrong tokenizer, or text that it was not made for: {why}",
             hint="put the model's own tokenizer beside the weights, or give text in its language",
         )
-        self.model, self.largest, self.vocabulary, self.unknown = (
-            model,
-            largest,
-            vocabulary,
-            unknown,
-        )
+        self.model, self.largest = model, largest
+        self.vocabulary, self.unknown = vocabulary, unknown
 
 
 def first_line(error: Exception) -> str:
-    """What a library said, in short; the name of the error where it said nothing."""
+    """The first line of a library's message, cut to 200 characters; else the error's name."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 @contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Raise :class:`BadData` where a file or folder cannot be read, or is not UTF-8 text."""
+    try:
+        yield
+    except OSError as error:
+        raise BadData(str(error.filename or path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadData(
+            str(path),
+            f"not UTF-8 text (byte {error.object[error.start]:#04x})",
+            hint="convert it: iconv -f ENCODING -t UTF-8 FILE",
+        ) from None
+
+
+@contextmanager
 def other_data(forms: str) -> Iterator[None]:
-    """Where data are of no use, and no better hint is known, say what may be given instead."""
+    """Name the forms that data may have in each :class:`BadData` that has no hint."""
     try:
         yield
     except BadData as error:

@@ -1,4 +1,4 @@
-"""Names of data as users write them: a text becomes a source. Nothing is read but names."""
+"""Where data come from: a source, as users name it; and the samples that are made of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunectl.errors import InvalidOption
 from prunectl.hub.snapshot import is_repo_id
 from prunectl.userdirs import expanded
+
+if TYPE_CHECKING:
+    import torch
 
 FORMS = (
     "text:FILE[,FILE...], hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, demo "
@@ -19,6 +22,11 @@ FORMS = (
 )
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
 PAIRS = (".csv", ".tsv", ".jsonl")
+SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "dev",
+          "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
+"""Splits by the words that name them in files and folders."""
+_PATHS = ("/", "./", "../", "~")
+"""A text that begins with one of these is a path, even of a file that does not exist."""
 
 
 class SourceKind(StrEnum):
@@ -27,9 +35,9 @@ class SourceKind(StrEnum):
     TEXT = "text"
     """Files of UTF-8 text."""
     HF = "hf"
-    """A dataset that the library ``datasets`` reads: of the Hub, or a local folder or file."""
+    """A dataset of the Hub, or a local folder or file, that the library ``datasets`` reads."""
     RANDOM = "random"
-    """Random tokens or pixels: a stand-in, not data."""
+    """Random tokens or pixels, which stand in for data."""
     IMAGES = "images"
     """A folder of images."""
     PAIRS = "pairs"
@@ -40,7 +48,7 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where data come from.
+    """Data that a user has named.
 
     Attributes:
         kind: which of the fields below are set.
@@ -69,12 +77,12 @@ class DataSource:
 
     @property
     def local_dataset(self) -> Path | None:
-        """The folder or file of a dataset that is not on the Hub."""
+        """The folder or file of a local dataset; None for a dataset of the Hub."""
         path = expanded(self.dataset) if self.dataset else None
         return path if path is not None and path.exists() else None
 
     def to_json(self) -> dict[str, Any]:
-        """What was named, without the folders of the user's machine; unset fields are left out."""
+        """The fields that are set, without the folders of the user's machine."""
         local = self.local_dataset
         fields = {
             "kind": str(self.kind),
@@ -87,11 +95,34 @@ class DataSource:
         return {key: value for key, value in fields.items() if value}
 
 
-def parse_source(texts: Sequence[str] | str, option: str) -> DataSource:
-    """The source that one or several texts name.
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Samples that a model is run on to gather statistics.
 
-    Several ``text:`` are one source, in the order given; of the other kinds there is one.
-    ``option`` is what messages call it: ``--calibration``.
+    Attributes:
+        inputs: arguments of ``model.forward``, one sample each, of batch size 1 on the CPU:
+            ``input_ids`` (1, tokens) int64 and what else the model takes of its tokenizer;
+            ``decoder_input_ids`` (1, tokens) int64; ``pixel_values`` (1, channels, height, width)
+            float32. Nothing is padded, so there is no mask; lengths may differ.
+        record: for the manifest, ready for JSON: ``kind``, what was read (names without folders),
+            ``samples``, ``sequence_length``, ``tokens``, ``seed`` and ``blake3``
+            (:func:`prunectl.calibration.samples.digest`).
+        notes: sentences for people on what differs from what was asked for.
+    """
+
+    inputs: tuple[dict[str, torch.Tensor], ...]
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+# --- parsing ------------------------------------------------------------------------------------
+
+
+def parse_source(texts: Sequence[str] | str, option: str) -> DataSource:
+    """The source that one text names, or several ``text:`` in the order given.
+
+    Args:
+        option: what messages call it: ``--calibration``.
 
     Raises:
         InvalidOption: a form that is not known, a file that is not there, or kinds that are mixed.
@@ -112,7 +143,7 @@ def parse_source(texts: Sequence[str] | str, option: str) -> DataSource:
 
 
 def without_folders(text: str) -> str:
-    """A source or a path without the folders of the user's machine, for others to read."""
+    """A source or a path as text, without the folders of the user's machine."""
 
     def short(name: str) -> str:
         return Path(name).name or Path(name).resolve().name
@@ -125,10 +156,6 @@ def without_folders(text: str) -> str:
         dataset, *others = rest.split(":")
         return ":".join([kind, short(dataset) if _exists(dataset) else dataset, *others])
     return short(text) if text.startswith(_PATHS) or _exists(text) else text
-
-
-_PATHS = ("/", "./", "../", "~")
-"""What begins with these is a path, whether it is there or not yet."""
 
 
 def _parse_one(text: str, option: str) -> DataSource:
@@ -162,7 +189,7 @@ def _exists(text: str) -> bool:
 
 
 def _text(rest: str, option: str) -> DataSource:
-    # A name may hold a comma or a bracket: what is there as it stands is meant as it stands.
+    # A name may hold a comma or a bracket, so a file of the whole name comes first.
     names = [rest] if _exists(rest) else [name for name in rest.split(",") if name]
     files = dict.fromkeys(path for name in names for path in _text_files(name, option))
     if not files:
@@ -181,20 +208,20 @@ def _text_files(name: str, option: str) -> list[Path]:
             )
         return found
     path = expanded(name)
-    if path.is_dir():
-        try:
-            inside = sorted(o for o in path.iterdir() if o.name.endswith(".txt") and o.is_file())
-        except OSError as error:
-            raise InvalidOption(
-                f"{option} text:{name}: cannot be read: {error.strerror}", hint="check the path"
-            ) from None
-        if not inside:
-            raise InvalidOption(
-                f"{option} text:{name}: the folder holds no *.txt",
-                hint=f"name the files, for example 'text:{name}/*.md'",
-            )
-        return inside
-    return [path]
+    if not path.is_dir():
+        return [path]
+    try:
+        inside = sorted(o for o in path.iterdir() if o.name.endswith(".txt") and o.is_file())
+    except OSError as error:
+        raise InvalidOption(
+            f"{option} text:{name}: cannot be read: {error.strerror}", hint="check the path"
+        ) from None
+    if not inside:
+        raise InvalidOption(
+            f"{option} text:{name}: the folder holds no *.txt",
+            hint=f"name the files, for example 'text:{name}/*.md'",
+        )
+    return inside
 
 
 def _dataset(rest: str, option: str) -> DataSource:

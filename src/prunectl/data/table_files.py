@@ -1,4 +1,10 @@
-"""Rows of CSV, TSV, JSONL and JSON files, and which split a file is of."""
+"""Rows of local CSV, TSV, JSONL and JSON files, pairs of texts in them, and the splits of a folder.
+
+``datasets`` reads these formats too, and is not used, as it changes what a file holds: a CSV row
+with too few cells is filled up and one with too many shifts its columns, the text "02" becomes a
+number and "2020-01-02" a time, a long line is held in memory several times, and JSON that is nested
+20,000 deep ends the process.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +12,66 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from prunectl.data.errors import BadData
-from prunectl.data.source import TABLES
-from prunectl.data.text import LINE
+import numpy as np
+
+from prunectl.data.errors import BadData, file_errors, first_line
+from prunectl.data.source import SPLITS, TABLES
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
 
+LINE = 16 << 20
+"""Characters of a line of a table at most."""
 DOCUMENT = 256 << 20
 """Bytes at most of a JSON document, which is read as a whole."""
+# A limit of the whole process: 131,072 characters of a cell, unless it is raised.
+csv.field_size_limit(max(LINE, csv.field_size_limit()))
+
 _BAD_SHARE = 100
 """One row of so many may have too few or too many cells, as in some sets of GLUE."""
-
-_SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "dev",
-           "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_WORDS = re.compile(r"[-_. ]+")
+_SEPARATORS = re.compile(r"[-_. ]+")
+_WORD = re.compile(r"[A-Za-z_][\w-]{0,40}")
 _VARIANTS = ("matched", "mismatched")
 _LISTS = ("data", "rows", "examples", "instances")
 _LETTERS = ("A", "B", "C", "D")
 
 
+# --- splits -------------------------------------------------------------------------------------
+
+
 def split_of(path: Path) -> str | None:
-    """The split that a file is of by its first or last word, or the folder it is in.
+    """The split that the first or last word of a file's name says, else its folder's name.
 
     ``dev_matched.tsv`` (MNLI) is ``validation_matched``.
     """
-    words = _WORDS.split(_SHARD.sub("", path.stem).casefold())
-    if words[0] in _SPLITS:
-        split = _SPLITS[words[0]]
+    words = _SEPARATORS.split(_SHARD.sub("", path.stem).casefold())
+    if words[0] in SPLITS:
+        split = SPLITS[words[0]]
         if words[1:2] and words[1] in _VARIANTS:
             return f"{'validation' if split == 'dev' else split}_{words[1]}"
         return split
-    return _SPLITS.get(words[-1]) or _SPLITS.get(path.parent.name.casefold())
+    return SPLITS.get(words[-1]) or SPLITS.get(path.parent.name.casefold())
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
-    """Files of tables in a folder by their splits: on top, and in folders that are named for one.
+    """Tables of a folder by split: those in the folder, and in folders named for a split.
 
-    A folder ``data`` is looked into where there is nothing else. Empty where there are no tables.
+    If there are neither, the folder ``data`` in it is searched. Empty without tables.
 
     Raises:
         BadData: it cannot be read, or which file is of which split is not clear.
     """
-    try:
+    with file_errors(folder):
         inside = sorted(folder.iterdir())
-        folders = [one for one in inside if one.is_dir() and one.name.casefold() in _SPLITS]
+        folders = [one for one in inside if one.is_dir() and one.name.casefold() in SPLITS]
         tables = _tables(inside) + [path for one in folders for path in _tables(one.iterdir())]
-    except OSError as error:
-        raise BadData(str(folder), f"cannot be read: {error.strerror}") from None
-    if not tables and not folders and (folder / "data").is_dir():
-        return find_splits(folder / "data")
+        if not tables and not folders and (folder / "data").is_dir():
+            return find_splits(folder / "data")
     found: dict[str, list[Path]] = {}
     for path in tables:
         if split := split_of(path):
@@ -74,9 +86,11 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
             )
         found["all"] = tables
     for split, files in found.items():
-        kinds = {path.suffix.lower() for path in files}
-        if len(kinds) > 1:
-            raise BadData(str(folder), f"its split '{split}' is there as {' and as '.join(kinds)}")
+        suffixes = dict.fromkeys(path.suffix.lower() for path in files)
+        if len(suffixes) > 1:
+            raise BadData(
+                str(folder), f"its split '{split}' is there as {' and as '.join(suffixes)}"
+            )
     return found
 
 
@@ -84,50 +98,44 @@ def _tables(paths: Any) -> list[Path]:
     return sorted(one for one in paths if one.suffix.lower() in TABLES and one.is_file())
 
 
-def rows_of(path: Path, note: Note) -> Iterator[Row]:
-    """Rows of a file in its order; ``note`` is told of what was left out.
+# --- rows ---------------------------------------------------------------------------------------
 
-    In a TSV, quotes are characters like others.
+
+def rows_of(path: Path, note: Note) -> Iterator[Row]:
+    """Rows of a file in its order; cells of a CSV or TSV are text.
+
+    Quotes in a TSV are plain characters.
+
+    Args:
+        note: called with a sentence on rows that are left out.
 
     Raises:
-        BadData: it is not the table that its name says, or is too large.
+        BadData: the file is not the table that its name says, or is too large.
     """
     kind = path.suffix.lower()
-    if not path.is_file():  # a pipe would never end
+    with _opened(path) as file:
+        if kind in (".csv", ".tsv"):
+            yield from _table(file, path, note)
+        elif kind in (".jsonl", ".json"):
+            values = _json_lines(file, path) if kind == ".jsonl" else _document(file, path)
+            for where, value in values:
+                if not isinstance(value, dict):
+                    why = f"{where} is no object: a row is an object with its columns"
+                    raise BadData(str(path), why)
+                yield value
+        else:
+            raise BadData(str(path), f"a file that ends in '{path.suffix}' is no table")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    if not path.is_file():  # a pipe or a device may have no end
         raise BadData(str(path), "no regular file")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind in (".csv", ".tsv"):
-                yield from _cells(file, path, note)
-            elif kind == ".jsonl":
-                yield from _json_lines(file, path)
-            elif kind == ".json":
-                yield from _document(file, path)
-            else:
-                raise BadData(str(path), f"a file that ends in '{path.suffix}' is no table")
-    except OSError as error:
-        raise BadData(str(path), f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadData(
-            str(path),
-            f"not UTF-8 text (byte {error.object[error.start]:#04x})",
-            hint="convert it: iconv -f ENCODING -t UTF-8 FILE",
-        ) from None
+        with file_errors(path), path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
     except (ValueError, RecursionError) as error:
-        first = str(error).split("\n")[0]
-        raise BadData(str(path), f"not a table that can be read: {first[:200]}") from None
-
-
-def _json_lines(file: TextIO, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(file, path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise BadData(str(path), f"line {number:,} is no JSON: {why[:200]}") from None
-        yield _an_object(row, path, f"line {number:,}")
+        raise BadData(str(path), f"not a table that can be read: {first_line(error)}") from None
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -139,66 +147,21 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
         yield line
 
 
-def _cells(file: TextIO, path: Path, note: Note) -> Iterator[Row]:
-    is_tsv = path.suffix.lower() == ".tsv"
-    reader = csv.reader(
-        _lines(file, path),
-        delimiter="\t" if is_tsv else ",",
-        quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    header: list[str] = []
-    more: Row = {}
-    good, bad, first = 0, 0, 0
-    for cells in _records(reader, path):
-        if not cells:
+def _json_lines(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    """Values of a JSONL file, each with its place."""
+    for number, line in enumerate(_lines(file, path), 1):
+        if not line.strip():
             continue
-        if not header and _is_bare(cells):
-            header, more = ["question", *_LETTERS, "answer"], {"subject": _subject(path)}
-        elif not header:
-            header = [one.strip() for one in cells]
-            twice = {one for one in header if header.count(one) > 1}
-            if twice:
-                raise BadData(str(path), f"it has several columns '{min(twice)}'")
-            continue
-        if len(cells) == len(header):
-            good += 1
-            yield dict(zip(header, cells, strict=True)) | more
-        else:
-            bad, first = bad + 1, first or reader.line_num
-    if bad * _BAD_SHARE > good:
-        raise BadData(
-            str(path), f"line {first:,} has another number of cells than the header's {len(header)}"
-        )
-    if bad:
-        note(f"{path.name}: {bad:,} rows with too few or too many cells are left out")
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise BadData(str(path), f"line {number:,} is no JSON: {why[:200]}") from None
+        yield f"line {number:,}", value
 
 
-def _records(reader: Any, path: Path) -> Iterator[list[str]]:
-    """What csv reads, with the line that it fails at."""
-    begun = 0
-    try:
-        for cells in reader:
-            yield cells
-            begun = reader.line_num
-    except csv.Error as error:
-        where = f"the row that begins in line {begun + 1:,}"
-        raise BadData(str(path), f"{where} cannot be read: {error}") from None
-
-
-def _is_bare(cells: list[str]) -> bool:
-    """Whether the first row is a question of MMLU's own files, which have no header."""
-    return len(cells) == 6 and cells[5] in _LETTERS and not {"A", "B"} <= set(cells)
-
-
-def _subject(path: Path) -> str:
-    name = path.stem
-    for split in _SPLITS:
-        name = name.removesuffix(f"_{split}")
-    return name
-
-
-def _document(file: TextIO, path: Path) -> Iterator[Row]:
+def _document(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    """Values of the list that a JSON document is or holds, each with its place."""
     if path.stat().st_size > DOCUMENT:
         raise BadData(
             str(path),
@@ -213,11 +176,122 @@ def _document(file: TextIO, path: Path) -> Iterator[Row]:
         document = found
     if not isinstance(document, list):
         raise BadData(str(path), "not a list of objects")
-    for number, row in enumerate(document, 1):
-        yield _an_object(row, path, f"entry {number:,}")
+    return ((f"entry {number:,}", value) for number, value in enumerate(document, 1))
 
 
-def _an_object(row: Any, path: Path, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise BadData(str(path), f"{where} is no object: a row is an object with its columns")
-    return row
+def _table(file: TextIO, path: Path, note: Note) -> Iterator[Row]:
+    quoting = csv.QUOTE_NONE if path.suffix.lower() == ".tsv" else csv.QUOTE_MINIMAL
+    header: list[str] = []
+    more: Row = {}
+    good, bad, first = 0, 0, 0
+    for line, cells in _cells(file, path, quoting=quoting, strict=True):
+        if not header:
+            # MMLU's own files have no header: a question, four choices and a letter.
+            if len(cells) == 6 and cells[5] in _LETTERS and not {"A", "B"} <= set(cells):
+                header, more = ["question", *_LETTERS, "answer"], {"subject": _subject(path)}
+            else:
+                header = [one.strip() for one in cells]
+                twice = {one for one in header if header.count(one) > 1}
+                if twice:
+                    raise BadData(str(path), f"it has several columns '{min(twice)}'")
+                continue
+        if len(cells) == len(header):
+            good += 1
+            yield dict(zip(header, cells, strict=True)) | more
+        else:
+            bad, first = bad + 1, first or line
+    if bad * _BAD_SHARE > good:
+        raise BadData(
+            str(path), f"line {first:,} has another number of cells than the header's {len(header)}"
+        )
+    if bad:
+        note(f"{path.name}: {bad:,} rows with too few or too many cells are left out")
+
+
+def _cells(file: TextIO, path: Path, **options: Any) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row that is not empty, and the line that the row ends in."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(_lines(file, path), delimiter=delimiter, **options)
+    ended = 0
+    try:
+        for cells in reader:
+            ended = reader.line_num
+            if cells:
+                yield ended, cells
+    except csv.Error as error:
+        where = f"the row that begins in line {ended + 1:,}"
+        raise BadData(str(path), f"{where} cannot be read: {error}") from None
+
+
+def _subject(path: Path) -> str:
+    name = path.stem
+    for split in SPLITS:
+        name = name.removesuffix(f"_{split}")
+    return name
+
+
+# --- pairs --------------------------------------------------------------------------------------
+
+
+def read_pairs(path: Path, count: int, seed: int) -> tuple[list[tuple[str, str]], int]:
+    """Up to ``count`` pairs of texts of a table, in its order, and how many pairs it has.
+
+    A pair are the first two columns that hold text, no numbers, in the first row. A first row of
+    single words in a CSV or TSV is a header. Rows that lack one of the two texts are left out.
+
+    Args:
+        seed: draws the pairs, if there are more than ``count``.
+
+    Raises:
+        BadData: the table cannot be read, or has no two columns of text.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, tuple[str, str]]] = []
+    seen = 0
+    for pair in _all_pairs(path):
+        # Reservoir sampling: every row is kept with the same chance, in one pass.
+        at = seen if seen < count else int(rng.integers(0, seen + 1))
+        if at < count:
+            kept[at:at + 1] = [(seen, pair)]  # fmt: skip
+        seen += 1
+    if not kept:
+        raise BadData(str(path), "it holds no pair of texts")
+    return [pair for _, pair in sorted(kept)], seen
+
+
+def _all_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    columns: list[Any] = []
+    for row in _bare_rows(path):
+        if not columns:
+            columns = [key for key, value in row.items() if _is_text(value)][:2]
+            if len(columns) < 2:
+                raise BadData(
+                    str(path),
+                    "its first row has no two columns of text",
+                    hint="a pair is two columns of a CSV, TSV or JSONL",
+                )
+        first, second = (row.get(column) for column in columns)
+        if _is_text(first) and _is_text(second):
+            yield str(first), str(second)
+
+
+def _bare_rows(path: Path) -> Iterator[dict[Any, Any]]:
+    """Rows of a table that need not have a header: columns of a CSV are numbers."""
+    with _opened(path) as file:
+        if path.suffix.lower() == ".jsonl":
+            for _, value in _json_lines(file, path):
+                yield value if isinstance(value, dict) else {}
+            return
+        for number, (_, cells) in enumerate(_cells(file, path)):
+            if number or not all(_WORD.fullmatch(cell) for cell in cells):
+                yield dict(enumerate(cells))
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False

@@ -1,23 +1,23 @@
-"""Tables: files, folders, datasets; each split of them as rows.
+"""Tables: rows of the splits of a file, a folder or a dataset.
 
-Only what is data is read: no code of a dataset runs, and of each split no more than ``ROWS`` rows
-or ``BYTES`` of text are held.
+No code of a dataset runs, and no more than ``ROWS`` rows or ``BYTES`` of a split are held.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from prunectl.data import table_datasets, table_files, table_images
-from prunectl.data.errors import BadData, MissingColumn
+from prunectl.data import datasets, images, table_files
+from prunectl.data.errors import BadData, MissingColumn, file_errors
 from prunectl.data.source import DataSource, SourceKind, parse_source
-from prunectl.data.table_files import Note
+from prunectl.data.table_files import Note, Row
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent, ignore_events
 
@@ -30,18 +30,18 @@ TABLE_FORMS = (
     "a CSV, TSV, JSONL, JSON or Parquet file, a folder with such files, or "
     "hf:DATASET[:CONFIG[:SPLIT]]"
 )
-"""What names a table."""
+"""What names a table, for messages and help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows that were read.
+    """Rows of one split.
 
     Attributes:
         name: what messages call it.
-        columns: all names that a row has, in order.
-        rows: by column; cells of a CSV are text. A column that a row lacks is not in it. Images
-            are a path, or the bytes of an image file.
+        columns: names of all columns that a row has, in order.
+        rows: values by column; cells of a CSV are text, an image is a path or the bytes of its
+            file. A JSON row has only the columns that it names.
         facts: for a metric's record: what was named (``kind``, ``files``, ``dataset`` ...),
             ``split``, ``rows``, and, where they are known, ``revision`` and, of columns of classes,
             ``classes``.
@@ -49,7 +49,7 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,20 +61,23 @@ def read_splits(
     note: Note = lambda text: None,
     on_event: OnEvent = ignore_events,
 ) -> dict[str, Table]:
-    """All splits that ``text`` names, by their names.
+    """Read all splits of the data that ``text`` names.
 
-    ``all`` is a split whose name does not say what it is for.
+    ``text`` is one of:
 
-    ``text`` is a CSV, TSV, JSONL, JSON or Parquet file, which is a split of
-    its own name (``train.csv``, ``dev-v1.1.json``), else ``all``; a folder with such files, or with
-    folders of them named for splits; a folder of images, in a folder a class, with folders of the
-    splits above them or not; or ``hf:DATASET[:CONFIG[:SPLIT]]``. Files named ``val`` or ``valid``
-    are of ``validation``, and so are those named ``dev``, unless there are both.
+    - a CSV, TSV, JSONL, JSON or Parquet file: the split that its name says (``train.csv``,
+      ``dev-v1.1.json``), else ``all``;
+    - a folder with such files, or with folders of them named for splits;
+    - a folder of images with a folder for each class, or with such folders for each split;
+    - ``hf:DATASET[:CONFIG[:SPLIT]]``.
+
+    Files named ``val`` or ``valid`` are of the split ``validation``, and so are those named
+    ``dev``, unless there are both.
 
     Args:
         option: what messages call it: ``--data``.
-        skip: names of splits that are not wanted, and left unread.
-        note: told of what is left out.
+        skip: names of splits to leave unread.
+        note: called with a sentence on what is left out.
 
     Raises:
         InvalidOption: a form that is not known, or a file that is not there.
@@ -89,7 +92,7 @@ def read_splits(
         is_path = ":" not in text
         why = "there is no such file or folder" if is_path else "it names no table"
         raise InvalidOption(f"{option} {text}: {why}", hint=f"it takes {TABLE_FORMS}")
-    if path is None or table_datasets.is_saved(path):
+    if path is None or datasets.is_saved(path):
         found = _of_dataset(source, skip, note, on_event)
     elif not path.is_dir():
         found = {table_files.split_of(path) or "all": _of_files(text, [path], note)}
@@ -106,75 +109,25 @@ def read_splits(
     return found
 
 
-def pick(splits: Mapping[str, Table], wanted: Sequence[str], name: str) -> Table:
-    """The first split that is there of those wanted, or the only one.
-
-    Raises:
-        BadData: several are there, and none of them is wanted.
-    """
-    found = next((splits[one] for one in wanted if one in splits), None)
-    if found is None and len(splits) != 1:
-        raise BadData(name, f"no split {' or '.join(wanted)}; it has {', '.join(splits)}")
-    return found or next(iter(splits.values()))
-
-
-def column(table: Table, wanted: str | None, known: Sequence[str]) -> str:
-    """The column that was asked for, or the first that is there of those ``known``.
-
-    Upper and lower case are one where no name is the same to the letter.
-
-    Raises:
-        MissingColumn: there is none.
-    """
-    names = [wanted] if wanted else list(known)
-    folded = {one.casefold(): one for one in reversed(table.columns)}
-    for name in names:
-        if name in table.columns:
-            return name
-        if name.casefold() in folded:
-            return folded[name.casefold()]
-    raise MissingColumn(table.name, names, table.columns)
-
-
-def has_column(table: Table, known: Sequence[str]) -> bool:
-    """Whether :func:`column` finds one."""
-    return bool({one.casefold() for one in known} & {one.casefold() for one in table.columns})
-
-
-def digest_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """BLAKE3 of rows in order: each the JSON list of its cells, with a line feed behind it.
-
-    An image is stood for by the hash of its file.
-    """
-    hasher = blake3()
-    for row in rows:
-        cells = [row.get(one) for one in columns]
-        text = json.dumps(cells, ensure_ascii=False, default=_stand_in)
-        hasher.update(text.encode("utf-8", "surrogatepass") + b"\n")
-    return hasher.hexdigest()
-
-
-def _stand_in(value: Any) -> str:
-    """What JSON does not know, as text."""
-    if isinstance(value, Path):
-        try:
-            value = value.read_bytes()
-        except OSError as error:
-            raise BadData(str(value), f"cannot be read: {error.strerror}") from None
-    return blake3(value).hexdigest() if isinstance(value, bytes) else str(value)
-
-
-def _of_files(name: str, files: Sequence[Path], note: Note) -> Table:
-    facts = {"kind": "table", "files": [path.name for path in files]}
-
-    def rows() -> Iterable[dict[str, Any]]:
-        for path in files:
-            if path.suffix.lower() in table_datasets.BINARY:
-                yield from table_datasets.file_rows(path)
-            else:
-                yield from table_files.rows_of(path, note)
-
-    return _gather(name, rows(), facts, note)
+def _of_dataset(
+    source: DataSource, skip: Collection[str], note: Note, on_event: OnEvent
+) -> dict[str, Table]:
+    splits, revision = datasets.open_splits(source)
+    found = {}
+    for split, rows in splits.items():
+        if split != source.split if source.split else split in skip:
+            continue
+        facts = source.to_json()
+        if revision:
+            facts["revision"] = revision
+        if classes := datasets.classes_of(rows):
+            facts["classes"] = classes
+        each = datasets.table_rows(rows, source, split, on_event)
+        found[split] = _gather(f"{source.name} ({split})", each, facts, note)
+    if not found:
+        wanted = source.split or "of use"
+        raise BadData(source.name, f"no split '{wanted}'; it has {', '.join(splits)}")
+    return found
 
 
 def _of_folder(name: str, folder: Path, skip: Collection[str], note: Note) -> dict[str, Table]:
@@ -188,42 +141,32 @@ def _of_folder(name: str, folder: Path, skip: Collection[str], note: Note) -> di
     facts = {"kind": "images", "folder": folder.resolve().name}
     return {
         split: _gather(f"{name} ({split})", rows, dict(facts), note)
-        for split, rows in table_images.find_splits(folder).items()
+        for split, rows in images.find_classes(folder).items()
         if split not in skip
     }
 
 
-def _of_dataset(
-    source: DataSource, skip: Collection[str], note: Note, on_event: OnEvent
-) -> dict[str, Table]:
-    assert source.kind is SourceKind.HF
-    opened = table_datasets.open_splits(source)
-    if source.split:
-        opened.splits = {key: one for key, one in opened.splits.items() if key == source.split}
-    found = {}
-    for split, rows in opened.splits.items():
-        if split in skip and split != source.split:
-            continue
-        facts = source.to_json()
-        if opened.revision:
-            facts["revision"] = opened.revision
-        if classes := table_datasets.classes_of(rows):
-            facts["classes"] = classes
-        name = f"{source.name} ({split})"
-        each = table_datasets.rows_of(rows, source, split, on_event)
-        found[split] = _gather(name, each, facts, note)
-    if not found:
-        raise BadData(source.name, f"no split '{source.split or 'of use'}'")
-    return found
+def _of_files(name: str, files: Sequence[Path], note: Note) -> Table:
+    facts = {"kind": "table", "files": [path.name for path in files]}
+    rows = chain.from_iterable(_rows_of_file(path, note) for path in files)
+    return _gather(name, rows, facts, note)
 
 
-def _gather(name: str, rows: Iterable[dict[str, Any]], facts: dict[str, Any], note: Note) -> Table:
-    """Rows up to the caps.
+def _rows_of_file(path: Path, note: Note) -> Iterator[Row]:
+    if path.suffix.lower() not in (".parquet", ".arrow"):
+        return table_files.rows_of(path, note)
+    source = DataSource(SourceKind.HF, (), str(path))
+    splits, _ = datasets.open_splits(source)
+    return datasets.table_rows(splits["train"], source, "train")  # as a single file is called
+
+
+def _gather(name: str, rows: Iterable[Row], facts: dict[str, Any], note: Note) -> Table:
+    """Rows up to the limits.
 
     Raises:
         BadData: there are none.
     """
-    kept: list[dict[str, Any]] = []
+    kept: list[Row] = []
     columns: dict[str, None] = {}
     size = 0
     for row in rows:
@@ -247,7 +190,7 @@ def _size(value: Any) -> int:
     """Bytes of texts and files in a value, others as 8 each.
 
     Raises:
-        UnicodeEncodeError: a text that is none.
+        UnicodeEncodeError: half of a surrogate pair.
     """
     if isinstance(value, str):
         return len(value.encode())
@@ -256,3 +199,62 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(_size(str(key)) + _size(one) for key, one in value.items())
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
+
+
+# --- what metrics ask of tables -----------------------------------------------------------------
+
+
+def pick(splits: Mapping[str, Table], wanted: Sequence[str], name: str) -> Table:
+    """The first split of those ``wanted`` that is there, or the only split.
+
+    Raises:
+        BadData: there are several splits, and none of them is wanted.
+    """
+    found = next((splits[one] for one in wanted if one in splits), None)
+    if found is None and len(splits) != 1:
+        raise BadData(name, f"no split {' or '.join(wanted)}; it has {', '.join(splits)}")
+    return found or next(iter(splits.values()))
+
+
+def column(table: Table, wanted: str | None, known: Sequence[str]) -> str:
+    """The column that is asked for, or the first that is there of those ``known``.
+
+    Case is ignored where no name matches exactly.
+
+    Raises:
+        MissingColumn: there is none.
+    """
+    names = [wanted] if wanted else list(known)
+    folded = {one.casefold(): one for one in reversed(table.columns)}
+    for name in names:
+        if name in table.columns:
+            return name
+        if name.casefold() in folded:
+            return folded[name.casefold()]
+    raise MissingColumn(table.name, names, table.columns)
+
+
+def has_column(table: Table, known: Sequence[str]) -> bool:
+    """Whether :func:`column` finds one."""
+    return bool({one.casefold() for one in known} & {one.casefold() for one in table.columns})
+
+
+def digest_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """BLAKE3 of rows in order: of each, the JSON list of its cells and a line feed.
+
+    In place of an image stands the hash of its file.
+    """
+    hasher = blake3()
+    for row in rows:
+        cells = [row.get(one) for one in columns]
+        text = json.dumps(cells, ensure_ascii=False, default=_stand_in)
+        hasher.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return hasher.hexdigest()
+
+
+def _stand_in(value: Any) -> str:
+    """Text for a value that JSON has no form for."""
+    if isinstance(value, Path):
+        with file_errors(value):
+            value = value.read_bytes()
+    return blake3(value).hexdigest() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: loaded, asked, and checked against the model's vocabulary."""
+"""A checkpoint's tokenizer: loaded, called, and checked against the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from prunectl.data.errors import BadTokenizer, WrongTokenizer, first_line
 Ids = NDArray[np.int64]
 
 JOINER = "\n\n"
-"""Stands between the documents that windows are cut from."""
+"""Text between two documents."""
 MOST_UNKNOWN = 0.5
-"""Share of unknown tokens above which a text is not one that the tokenizer was made for."""
+"""Share of unknown tokens above which a text is in a language that the tokenizer does not know."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".spm", ".bpe", ".tiktoken", ".vocab")
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
-"""Modules by which transformers reads a ``.model``, and the packages that bring them."""
+"""Modules by which transformers reads a ``.model``, and the packages that hold them."""
 _PROBE = "a"
 _SANE = 1 << 24
-"""A tokenizer that knows no limit says 10^30."""
+"""Lengths below this are limits; a tokenizer without one says 10^30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Tokenizer:
     """A model's tokenizer.
 
     Attributes:
-        inner: of transformers.
-        model: what messages call it.
-        prefix, suffix: the special tokens that it puts before and after a text.
+        inner: the tokenizer of transformers.
+        model: what messages call the model.
+        prefix, suffix: ids of the special tokens before and after each text.
     """
 
     inner: Any
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @property
     def longest(self) -> int | None:
-        """The length that it says its model takes, if it says one."""
+        """The longest sequence of its model in tokens, if it states one."""
         value = self.inner.model_max_length
         return value if isinstance(value, int) and 0 < value < _SANE else None
 
@@ -60,9 +60,9 @@ class Tokenizer:
         return np.concatenate([np.asarray(one, np.int64) for one in found])
 
     def encode(self, first: str, second: str | None = None, *, length: int) -> dict[str, Ids]:
-        """All that the tokenizer makes of a text, or of two in one sequence: arrays (tokens,).
+        """The model's inputs for a text, or two in one sequence: arrays of shape (tokens,).
 
-        It is cut to ``length``. The mask is left out, as nothing is padded.
+        The sequence is cut to ``length`` tokens. There is no mask, as nothing is padded.
         """
         made = self._call(first, second, truncation=True, max_length=length)
         return {
@@ -79,10 +79,10 @@ class Tokenizer:
             raise BadTokenizer(self.model, f"which fails: {first_line(error)}") from None
 
     def check(self, samples: Iterable[Ids], vocabulary: int) -> None:
-        """Refuse ids that the model does not have, and text of another language or script.
+        """Refuse ids that the model does not have, and text in another language or script.
 
         Raises:
-            WrongTokenizer: with the numbers.
+            WrongTokenizer: an id is too large, or over half of the text's tokens are unknown.
         """
         joined = np.concatenate([one.reshape(-1) for one in samples])
         unknown_id = self.inner.unk_token_id
@@ -98,13 +98,13 @@ class Tokenizer:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer in a checkpoint's folder.
+    """Load the tokenizer in a checkpoint's folder.
 
     Raises:
         BadTokenizer: there is none, or it does not load.
     """
     if not _has_vocabulary(checkpoint):
-        # transformers would make one up that knows nothing, from the type of model alone.
+        # transformers would make an empty one of the model's type.
         raise BadTokenizer(checkpoint.model, f"and {checkpoint.folder} has none")
     try:
         with quiet_transformers():
@@ -139,9 +139,9 @@ def _has_vocabulary(checkpoint: Checkpoint) -> bool:
 
 
 def _missing(checkpoint: Checkpoint) -> list[str]:
-    """Packages that are not there, of those that read the only kind of tokenizer that is.
+    """Packages that are not installed and that a folder's only tokenizer, a ``.model``, needs.
 
-    transformers itself then takes the file for one of tiktoken, and asks for that.
+    Without them transformers takes the file for one of tiktoken, and asks for that.
     """
     names = [path.name for path in checkpoint.folder.iterdir()]
     if "tokenizer.json" in names or not any(name.endswith((".model", ".spm")) for name in names):
@@ -157,7 +157,7 @@ def _is_there(module: str) -> bool:
 
 
 def _around(bare: list[int], dressed: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before and after ``bare`` inside of ``dressed``."""
+    """The parts of ``dressed`` before and after ``bare``."""
     for at in range(len(dressed) - len(bare) + 1):
         if bare and dressed[at : at + len(bare)] == bare:
             return tuple(dressed[:at]), tuple(dressed[at + len(bare) :])
@@ -165,17 +165,16 @@ def _around(bare: list[int], dressed: list[int]) -> tuple[tuple[int, ...], tuple
 
 
 def windows(count: int, length: int, tokens: int, rng: np.random.Generator) -> list[slice]:
-    """Where windows are cut from a text of ``tokens`` tokens; no two overlap.
+    """Windows of ``length`` tokens of a text of ``tokens`` tokens, in order; no two overlap.
 
-    Of a text that is long enough, ``count`` windows at random places: every way to place them is
-    drawn with the same chance. Of a shorter one all of it, in order, the last window as long as
-    what is left.
+    If the text is long enough, there are ``count`` windows, and each way to place them is equally
+    likely. If not, windows cover all of the text, and the last one is as long as what is left.
     """
     slack = tokens - count * length
     if slack <= 0:
         return [slice(at, min(at + length, tokens)) for at in range(0, tokens, length)]
-    # Shrunk to one token each, windows and the tokens between them are slack + count places, and
-    # each choice of the windows' places stands for one way to put them.
+    # With each window shrunk to one token, the text has slack + count tokens, and each choice of
+    # count of them is one way to place the windows.
     places = np.sort(rng.choice(slack + count, count, replace=False))
     starts = places - np.arange(count) + np.arange(count) * length
     return [slice(int(at), int(at) + length) for at in starts]

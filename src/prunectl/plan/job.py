@@ -30,7 +30,7 @@ from prunectl.to_json import to_json
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.data.samples import Samples
+    from prunectl.data.source import Samples
 
 
 @dataclass(frozen=True)
