@@ -62,7 +62,7 @@ def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
         RoleRow(
             role,
             len(members),
-            Count(
+            Count.of(
                 sum(one.numel for one in members),
                 sum(one.zeros_before for one in members),
                 sum(one.zeros for one in members),
