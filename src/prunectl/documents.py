@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from prunectl.errors import shortened
+from prunectl.errors import InvalidPattern, shortened
+from prunectl.pattern import parse_pattern
 from prunectl.tensorspec import name_fault
 
 T = TypeVar("T")
@@ -118,6 +119,14 @@ def _name_fault(value: str) -> str:
     return (fault := name_fault(value)) and f"{shortened(value, 80)!r} {fault}"
 
 
+def _pattern_fault(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except InvalidPattern as error:
+        return f"'{text[:40]}' is not valid: {error.why}"
+    return ""
+
+
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Positive = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
@@ -133,3 +142,9 @@ TensorName = Annotated[str, Check(_name_fault)]
 """A name that a tensor of a safetensors file can have."""
 Sizes = Annotated[tuple[Whole, ...], Meta(max_length=64)]
 """The shape of a tensor."""
+PatternText = Annotated[
+    str,
+    Check(_pattern_fault),
+    Meta(extra_json_schema={"pattern": "^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"}),
+]
+"""``unstructured``, or N:M."""

@@ -16,6 +16,7 @@ from prunectl.documents import (
     Line,
     Number,
     PathText,
+    PatternText,
     Positive,
     Share,
     Sizes,
@@ -23,13 +24,10 @@ from prunectl.documents import (
     Whole,
     fault_in,
 )
-from prunectl.errors import InvalidPattern
 from prunectl.output.osfiles import is_safe_relative
-from prunectl.pattern import parse_pattern
 from prunectl.tensorspec import DTYPES
 
 _SAFE_NAME = r"^(?!/)(?!.*\\)(?!(.*/)?\.{1,2}(/|$))(?!.*//).*[^/]$"
-_PATTERN = "^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
 
 
 def _schema(**members: Any) -> Meta:
@@ -43,14 +41,6 @@ def _file_fault(name: str) -> str:
 
 def _dtype_fault(name: str) -> str:
     return "" if name in DTYPES else f"'{name[:40]}' is not a dtype of safetensors"
-
-
-def _pattern_fault(text: str) -> str:
-    try:
-        parse_pattern(text)
-    except InvalidPattern as error:
-        return f"is not valid: {error.why}"
-    return ""
 
 
 def _endpoint_fault(url: str) -> str:
@@ -181,7 +171,7 @@ class TensorRecord(Document, frozen=True):
     shape: Sizes
     role: Line
     layer: Whole | None
-    pattern: Annotated[str, Check(_pattern_fault), _schema(pattern=_PATTERN)] | None
+    pattern: PatternText | None
     sparsity: Share | None
     zeros: Whole
     zeros_before: Whole
