@@ -58,8 +58,9 @@ $(VENV)/.docs: $(READY)
 docs: $(VENV)/.docs ## build the site into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-screens: $(READY) ## write what is generated in docs: the command reference and the pictures
+screens: $(READY) ## write what is generated in docs: the command reference, the schemas and the pictures
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_schemas.py
 	$(BIN)/python scripts/make_screens.py
 
 clean: ## remove .venv, caches and build output; the fetched models stay

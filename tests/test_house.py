@@ -45,6 +45,7 @@ FLOORS: dict[str, set[str]] = {
         "jit",
         "numbers",
         "to_json",
+        "documents",
         "userdirs",
         "_version",
         "lazy",

@@ -17,7 +17,7 @@ from prunectl.output.records import Count
 
 OURS = hub_card(model_card(SOURCE, FACTS), "org/new", patterns=("2:4",), library="transformers")
 LATER = hub_card(
-    model_card(SOURCE, dataclasses.replace(FACTS, prunable=Count(1000, 3, 700, 0.7))),
+    model_card(SOURCE, dataclasses.replace(FACTS, prunable=Count.of(1000, 3, 700, 0.7))),
     "org/new",
     patterns=("unstructured", "4:8"),
     library="transformers",

@@ -129,11 +129,11 @@ def _set(path: str, value: object) -> Change:
         (_set("schema", "prunectl.bench/99"), "is not known"),
         (_set("schema", 1), "schema is not a string"),
         (_set("runs", {}), "runs is not a list"),
-        (_set("runs.0", 3), "is not a JSON object"),
+        (_set("runs.0", 3), "is not an object"),
         (_set("runs.0.seconds.median", "NaN"), "median is not a number"),
         (_set("runs.1.against.low", True), "low is not a number"),
         (_set("machine.threads", -1), "threads is not a whole number"),
-        (_set("sides.0.zeros", None), "is not a JSON object"),
+        (_set("sides.0.zeros", None), "is not an object"),
         (_set("ok", "yes"), "ok is not true or false"),
     ],
 )

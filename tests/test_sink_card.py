@@ -22,9 +22,12 @@ FACTS = CardFacts(
     method="one-shot magnitude pruning",
     pattern="2:4",
     scope="global",
-    prunable=Count(1000, 3, 400, 0.4),
-    overall=Count(2500, 5, 402),
-    roles=(RoleRow("block linear", 8, Count(1000, 3, 400)), RoleRow("norm", 9, Count(10, 0, 2))),
+    prunable=Count.of(1000, 3, 400, 0.4),
+    overall=Count.of(2500, 5, 402),
+    roles=(
+        RoleRow("block linear", 8, Count.of(1000, 3, 400)),
+        RoleRow("norm", 9, Count.of(10, 0, 2)),
+    ),
     command="prunectl prune org/name@v1 --sparsity 0.4 --pattern 2:4 -o out",
     repo_id="org/name",
     commit="c" * 40,
@@ -150,7 +153,7 @@ def test_hostile_cards_survive_and_a_second_run_replaces(
     found = metadata(once, tmp_path)
     assert "sparsity-40" in found["tags"]  # type: ignore[operator]
     assert once.endswith(own_text(source))
-    other = dataclasses.replace(facts, prunable=Count(1000, 3, 700, 0.7), version="0.2.0")
+    other = dataclasses.replace(facts, prunable=Count.of(1000, 3, 700, 0.7), version="0.2.0")
     twice = model_card(once, other)
     assert twice.endswith(own_text(source))
     tags = metadata(twice, tmp_path)["tags"]
@@ -237,7 +240,7 @@ def test_hostile_facts_cannot_leave_their_place(evil: str, repo_id: str | None) 
         model=evil,
         command=evil,
         pattern=evil,
-        roles=(RoleRow(evil, 1, Count(1, 0, 1)),),
+        roles=(RoleRow(evil, 1, Count.of(1, 0, 1)),),
         repo_id=repo_id and evil,
         commit=repo_id and evil,
     )

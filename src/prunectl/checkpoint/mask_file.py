@@ -11,14 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import blake3
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.safetensors_file import read_safetensors, strict_json
 from prunectl.checkpoint.stored import StoredTensor, declared_spec
+from prunectl.documents import Document, Sizes, Whole, convert
 from prunectl.errors import BadCheckpoint, BadMaskFile, InvalidPattern
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM, parse_nm
@@ -28,7 +31,35 @@ VERSION = 1
 
 _FORMAT = re.compile(r"prunectl\.masks/([0-9]{1,9})")
 _BLOCK = 1 << 20
-_MOST_TEXT = 1024
+
+T = TypeVar("T")
+Short = Annotated[str, Meta(max_length=1024)]
+"""Text that a manifest will repeat."""
+
+
+class _Described(Document, frozen=True):
+    """What the metadata say of a mask, under the tensor's name."""
+
+    shape: Sizes
+    zeros: Whole
+    pattern: str | None = None
+    input_axis: Whole | None = None
+
+
+class _SourceFile(Document, frozen=True):
+    name: Short
+    size: Whole
+    sha256: Short | None = None
+
+
+class _Source(Document, frozen=True):
+    """What the metadata say of the model that the masks were made from."""
+
+    model: Short | None = None
+    kind: Short | None = None
+    repo_id: Short | None = None
+    commit: Short | None = None
+    files: tuple[_SourceFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +131,7 @@ def read_masks(path: Path) -> MaskFile:
             f"has format version {int(version[1])}; this prunectl reads {VERSION}",
             hint="a newer prunectl is needed: pip install -U prunectl",
         )
-    described = _object(path, metadata, "masks")
+    described = _metadata(path, metadata, "masks", dict[str, Any])
     stored = {tensor.name: tensor for tensor in tensors}
     for name in sorted(stored.keys() ^ described.keys()):
         where = "bits" if name in stored else "a description"
@@ -108,7 +139,8 @@ def read_masks(path: Path) -> MaskFile:
     if not stored:
         raise BadMaskFile(path, "holds no mask")
     masks = {name: _mask(path, tensor, described[name]) for name, tensor in stored.items()}
-    return MaskFile(path, masks, _source(path, _object(path, metadata, "source")))
+    source = _metadata(path, metadata, "source", _Source)
+    return MaskFile(path, masks, msgspec.to_builtins(source))
 
 
 def check_bits(file: MaskFile, reader: TensorReader, on_event: OnEvent) -> str:
@@ -180,76 +212,42 @@ def _header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         raise BadMaskFile(path, error.why) from None
 
 
-def _object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+def _metadata(path: Path, metadata: Mapping[str, str], key: str, kind: type[T]) -> T:
     """A member of the metadata, which is JSON in a string."""
     try:
         value = strict_json(metadata.get(key, ""))
     except (ValueError, RecursionError):
         raise BadMaskFile(path, f"the header's '{key}' is not JSON") from None
-    if not isinstance(value, dict):
-        raise BadMaskFile(path, f"the header's '{key}' is not a JSON object")
-    return value
+    return _converted(path, value, kind, key)
 
 
-def _mask(path: Path, bits: StoredTensor, described: object) -> Mask:
+def _converted(path: Path, value: object, kind: type[T], place: str) -> T:
+    try:
+        return convert(value, kind, place)
+    except ValueError as error:
+        raise BadMaskFile(path, str(error)) from None
+
+
+def _mask(path: Path, bits: StoredTensor, value: object) -> Mask:
     def bad(why: str) -> BadMaskFile:
         return BadMaskFile(path, f"'{bits.name}': {why}")
 
-    if not isinstance(described, dict):
-        raise bad("its description is not an object")
-    spec = bits.spec
+    described = _converted(path, value, _Described, f"masks.{bits.name}")
+    spec, sizes, axis = bits.spec, described.shape, described.input_axis
     try:
-        sizes = declared_spec(path, bits.name, spec.dtype, described.get("shape")).shape
+        numel = declared_spec(path, bits.name, spec.dtype, sizes).numel
+        pattern = None if described.pattern is None else parse_nm(described.pattern[:20])
     except BadCheckpoint as error:
         raise BadMaskFile(path, error.why) from None
-    numel = math.prod(sizes)
+    except InvalidPattern:
+        raise bad("its pattern is neither N:M nor null") from None
     if spec.dtype.name != "U8" or spec.shape != (-(-numel // 8),):
         shapes = f"{list(spec.shape)} is not one bit for each weight of {list(sizes)}"
         raise bad(f"{spec.dtype.label} {shapes}")
-    zeros: Any = described.get("zeros")
-    if not _is_count(zeros) or zeros > numel:
-        raise bad("its zeros are not a number of weights")
-    axis: Any = described.get("input_axis")
-    if axis is not None and not (_is_count(axis) and axis < len(sizes)):
+    if described.zeros > numel:
+        raise bad(f"its {described.zeros:,} zeros are more than its weights")
+    if axis is not None and axis >= len(sizes):
         raise bad("its input_axis is not an axis of its shape")
-    pattern = _pattern(described.get("pattern"), bad)
     if pattern is not None and (axis is None or sizes[axis] % pattern.m):
         raise bad(f"its shape has no input axis of whole groups of {pattern}")
-    return Mask(bits.name, sizes, zeros, pattern, axis, bits)
-
-
-def _pattern(value: object, bad: Any) -> NM | None:
-    if value is None:
-        return None
-    try:
-        return parse_nm(value[:20] if isinstance(value, str) else "")
-    except InvalidPattern:
-        raise bad("its pattern is neither N:M nor null") from None
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _source(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    texts = {key: given.get(key) for key in ("model", "kind", "repo_id", "commit")}
-    files = given.get("files", [])
-    sound = all(value is None or _is_text(value) for value in texts.values())
-    if not sound or not isinstance(files, list) or not all(map(_is_file, files)):
-        raise BadMaskFile(path, "the header's 'source' is not what a source is described by")
-    kept = [{key: file.get(key) for key in ("name", "size", "sha256")} for file in files]
-    return {**texts, "files": kept}
-
-
-def _is_file(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_text(value.get("name"))
-        and _is_count(value.get("size"))
-        and (value.get("sha256") is None or _is_text(value["sha256"]))
-    )
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is text, and short: a manifest will repeat it."""
-    return isinstance(value, str) and len(value) <= _MOST_TEXT
+    return Mask(bits.name, sizes, described.zeros, pattern, axis, bits)

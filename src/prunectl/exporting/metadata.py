@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunectl._version import __version__
 from prunectl.exporting.job import Job
@@ -14,7 +15,7 @@ from prunectl.exporting.writing import Stored
 from prunectl.output.card import CardFacts, earlier_commands, model_card, role_rows
 from prunectl.output.config_json import CONFIG_NAME, is_markable, mark, unmark
 from prunectl.output.folder import OutputFolder
-from prunectl.output.manifest import SCHEMA_VERSION, Manifest
+from prunectl.output.manifest import SCHEMA_VERSION, Manifest, Totals
 from prunectl.output.parts import PARTS_INDEX, parts_index
 from prunectl.output.records import Count, FileRecord, TensorRecord
 from prunectl.output.shards import INDEX_NAME
@@ -146,11 +147,11 @@ def _fresh_records(job: Job, result: ExportResult) -> dict[str, TensorRecord]:
 def _fresh_manifest(job: Job, result: ExportResult) -> Manifest:
     records = list(_fresh_records(job, result).values())
     return Manifest(
+        tool="prunectl",
         version=__version__,
         source=source_record(job.checkpoint),
         arguments={"method": None},
-        prunable=_count([record for record in records if record.prunable]),
-        overall=_count(records),
+        totals=Totals(_count([one for one in records if one.prunable]), _count(records)),
         tensors=(),
         files=(),
     )
@@ -159,7 +160,7 @@ def _fresh_manifest(job: Job, result: ExportResult) -> Manifest:
 def _count(records: Iterable[TensorRecord]) -> Count:
     """Totals of float tensors; tied ones count once."""
     own = [r for r in records if r.tied_to is None and DTYPES[r.dtype].is_float]
-    return Count(
+    return Count.of(
         sum(record.numel for record in own),
         sum(record.zeros_before for record in own),
         sum(record.zeros for record in own),

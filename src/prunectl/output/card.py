@@ -66,7 +66,7 @@ def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
     for one in tensors:
         roles.setdefault(one.role, []).append((one.numel, one.zeros_before, one.zeros))
     return [
-        RoleRow(role, len(members), Count(*map(sum, zip(*members, strict=True))))
+        RoleRow(role, len(members), Count.of(*map(sum, zip(*members, strict=True))))
         for role, members in roles.items()
     ]
 

@@ -1,21 +1,31 @@
 """``prunectl.json``: what was done to every tensor, from what source, and how each is stored.
 
-docs/manifest.md explains every field; docs/manifest.schema.json is its JSON Schema. There is no
-time and no machine in it: the same source and arguments give the same bytes.
+docs/manifest.md explains every field; docs/manifest.schema.json is its JSON Schema, which
+scripts/make_schemas.py writes from the records. There is no time and no machine in the manifest:
+the same source and arguments give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from msgspec import Meta, structs
+
+from prunectl.documents import Check, Document, convert, fault_in
 from prunectl.errors import BadManifest
-from prunectl.output.fields import Fields
 from prunectl.output.osfiles import read_regular
-from prunectl.output.records import Count, FileRecord, SourceRecord, TensorRecord, record_object
+from prunectl.output.records import (
+    Asked,
+    Count,
+    FileRecord,
+    SourceRecord,
+    TensorRecord,
+    without_credentials,
+)
 from prunectl.output.target import MANIFEST_NAME
 
 SCHEMA_VERSION = "1.2"
@@ -24,29 +34,74 @@ _LINE = 600
 """Bytes that a tensor takes, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The whole document.
+def _json_fault(value: object) -> str:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        return f"cannot be written again ({error})"
+    return ""
+
+
+def _version_fault(value: str) -> str:
+    is_version = re.fullmatch("[0-9]{1,9}[.][0-9]{1,9}", value)
+    return "" if is_version else f"'{value[:40]}' is not a version"
+
+
+Plain = Annotated[dict[str, Any], Check(_json_fault)]
+"""A JSON object that is written again as it was read."""
+
+
+class Totals(Document, frozen=True):
+    """Counts over the prunable weights and over all of them."""
+
+    prunable: Count
+    overall: Count
+
+
+class _Versioned(Document, frozen=True):
+    schema: Annotated[str, Check(_version_fault)]
+
+
+class Manifest(Document, frozen=True, kw_only=True):
+    """The whole document, its members in their order.
 
     Attributes:
         version: of the prunectl that wrote it.
         arguments: what was asked for, JSON-ready; the caller keeps tokens out of it.
-        prunable, overall: totals over the prunable weights and over all of them.
-        tensors: in the order of the weight files.
-        files: side files and the index; not the model card, which people edit, nor this manifest.
         export: what was asked of the export that wrote the folder; None if none did.
+        files: side files and the index; not the model card, which people edit, nor this manifest.
+        tensors: in the order of the weight files.
     """
 
-    version: str
+    schema: Annotated[str, Meta(extra_json_schema={"const": SCHEMA_VERSION})] = SCHEMA_VERSION
+    tool: Annotated[str, Meta(extra_json_schema={"const": "prunectl"})]
+    version: Annotated[str, Meta(extra_json_schema={"minLength": 1})]
     source: SourceRecord
-    arguments: dict[str, Any]
-    prunable: Count
-    overall: Count
-    tensors: tuple[TensorRecord, ...]
+    arguments: Plain
+    export: Plain | None = None
+    totals: Totals
     files: tuple[FileRecord, ...]
-    export: dict[str, Any] | None = None
-    tool: str = "prunectl"
-    schema: str = field(default=SCHEMA_VERSION)
+    tensors: tuple[TensorRecord, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        records: tuple[Sequence[FileRecord | TensorRecord], ...] = (self.files, self.tensors)
+        for key, listed in zip(("files", "tensors"), records, strict=True):
+            seen: set[str] = set()
+            for record in listed:
+                if record.name in seen:
+                    raise fault_in(key, f"has the name '{record.name}' twice")
+                seen.add(record.name)
+
+    @property
+    def prunable(self) -> Count:
+        """Totals over the prunable weights."""
+        return self.totals.prunable
+
+    @property
+    def overall(self) -> Count:
+        """Totals over all weights."""
+        return self.totals.overall
 
     def to_json(self) -> bytes:
         """The file's bytes, see :meth:`parts`."""
@@ -65,24 +120,19 @@ class Manifest:
         Raises:
             ValueError: a number is NaN or infinite, which JSON cannot hold.
         """
-        members: dict[str, Any] = {
-            "schema": self.schema,
-            "tool": self.tool,
-            "version": self.version,
-            "source": self.source.to_object(),
-            "arguments": self.arguments,
-            "export": self.export,
-            "totals": {
-                "prunable": self.prunable.to_object(),
-                "overall": self.overall.to_object(),
-            },
-        }
-        yield b"{\n"
-        for key, value in members.items():
-            yield f' "{key}": {_line(value)},\n'.encode()
-        yield from _list("files", self.files)
-        yield b",\n"
-        yield from _list("tensors", self.tensors)
+        members = structs.asdict(self)
+        if endpoint := self.source.endpoint:
+            public = without_credentials(endpoint)
+            members["source"] = structs.replace(self.source, endpoint=public)
+        yield b"{"
+        for number, (key, value) in enumerate(members.items()):
+            yield f'{"," if number else ""}\n "{key}": '.encode()
+            if isinstance(value, tuple):
+                for position, record in enumerate(value):
+                    yield f"{',' if position else '['}\n  {_line(record)}".encode()
+                yield b"\n ]" if value else b"[]"
+            else:
+                yield _line(value).encode()
         yield b"\n}\n"
 
     @classmethod
@@ -97,23 +147,19 @@ class Manifest:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise BadManifest(path, f"is not JSON ({error})") from error
-        fields = Fields(document, path)
-        _check_schema(fields)
-        totals = fields.member("totals")
-        manifest = cls(
-            schema=fields.text("schema"),
-            tool=fields.text("tool"),
-            version=fields.text("version"),
-            source=SourceRecord.from_fields(fields.member("source")),
-            arguments=_arguments(fields),
-            export=fields.given("export", fields.written_again),
-            prunable=Count.from_fields(totals.member("prunable")),
-            overall=Count.from_fields(totals.member("overall")),
-            tensors=tuple(TensorRecord.from_fields(item) for item in fields.objects("tensors")),
-            files=tuple(FileRecord.from_fields(item) for item in fields.objects("files")),
-        )
-        _check_unique(fields, "tensors", [tensor.name for tensor in manifest.tensors])
-        _check_unique(fields, "files", [file.name for file in manifest.files])
+        try:
+            version = convert(document, _Versioned).schema
+            if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+                raise BadManifest(
+                    path,
+                    f"has schema version {version}; this prunectl reads {SCHEMA_VERSION}",
+                    hint="a newer prunectl is needed: pip install -U prunectl",
+                )
+            manifest = convert(document, cls)
+            convert(manifest.arguments, Asked, "arguments")
+        except ValueError as error:
+            hint = "the file was changed or damaged"
+            raise BadManifest(path, str(error), hint=hint) from None
         return manifest
 
 
@@ -131,48 +177,5 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(data, path)
 
 
-def _list(key: str, records: Sequence[FileRecord | TensorRecord]) -> Iterator[bytes]:
-    """A member that is a list, one line a record."""
-    yield f' "{key}": ['.encode()
-    for number, record in enumerate(records):
-        yield f"{',' if number else ''}\n  {_line(record_object(record))}".encode()
-    yield b"\n ]" if records else b"]"
-
-
 def _line(value: object) -> str:
-    return json.dumps(value, allow_nan=False)
-
-
-def _check_schema(fields: Fields) -> None:
-    schema = fields.text("schema")
-    major, _, minor = schema.partition(".")
-    if not (major.isdecimal() and minor.isdecimal()):
-        fields.fail("schema", f"'{schema[:40]}' is not a version")
-    if major != SCHEMA_VERSION.partition(".")[0]:
-        raise BadManifest(
-            fields.path,
-            f"has schema version {schema[:40]}; this prunectl reads {SCHEMA_VERSION}",
-            hint="a newer prunectl is needed: pip install -U prunectl",
-        )
-
-
-def _arguments(fields: Fields) -> dict[str, Any]:
-    """What was asked for. Cards and checks read some of it; what they read is checked here."""
-    asked = fields.member("arguments")
-    for key in ("method", "pattern", "scope", "budget"):
-        asked.given(key, asked.line)
-    asked.given("sparsity", asked.number)
-    for rule in asked.given("rules", asked.objects) or ():
-        rule.given("skip", rule.flag)
-    if (calibration := asked.given("calibration", asked.member)) is not None:
-        calibration.given("kind", calibration.line)
-        calibration.given("samples", calibration.count)
-    return fields.written_again("arguments")
-
-
-def _check_unique(fields: Fields, key: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            fields.fail(key, f"name '{name}' twice")
-        seen.add(name)
+    return json.dumps(value, allow_nan=False, default=structs.asdict)

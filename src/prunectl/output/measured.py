@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blake3
 
-from prunectl.errors import BadManifest
+from prunectl.documents import Number, Whole, convert
 from prunectl.output.card import cell
-from prunectl.output.fields import Fields
 from prunectl.output.manifest import Manifest
 from prunectl.output.records import FileRecord
 
@@ -98,35 +98,69 @@ def named_results(section: str) -> set[str]:
 
 def _read(path: Path, data: bytes) -> ResultFile | str:
     try:
-        fields = Fields(json.loads(data), path)
-        schema = fields.text("schema")
-        if schema not in _READERS:
-            return f"its schema {schema[:40]!a} is not known"
-        lines, of = _READERS[schema](fields)
-    except BadManifest as error:
-        return error.why
+        document = json.loads(data)
     except (ValueError, RecursionError):
         return "it is not JSON"
-    head, *rest = lines
+    try:
+        result = _Part(document)
+        schema = result("schema")
+        if schema not in _READERS:
+            return f"its schema {schema[:40]!a} is not known"
+        (head, *rest), of = _READERS[schema](result)
+    except ValueError as error:
+        return str(error)
     return ResultFile(path.name, (f"[`{path.name}`]({path.name}): {head}", *rest), of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An object in a document, few members of which are read: ``part("seconds.median", Number)``.
+
+    Raises:
+        ValueError: a member is missing or of another type.
+    """
+
+    value: object
+    where: str = ""
+
+    def __call__(self, place: str, kind: Any = str) -> Any:
+        value, where = self.value, self.where
+        for key in place.split("."):
+            members = convert(value, dict[str, Any], where)
+            where = f"{where}.{key}".removeprefix(".")
+            if key not in members:
+                raise ValueError(f"{where} is missing")
+            value = members[key]
+        return convert(value, kind, where)
+
+    def has(self, key: str) -> bool:
+        """Whether a member is there and not null."""
+        return convert(self.value, dict[str, Any], self.where).get(key) is not None
+
+    def parts(self, key: str) -> list[_Part]:
+        """The items of a list."""
+        where = f"{self.where}.{key}".removeprefix(".")
+        return [_Part(item, f"{where}[{n}]") for n, item in enumerate(self(key, list[Any]))]
 
 
 _Read = tuple[list[str], tuple[tuple[Weights, int], ...] | None]
 
 
-def _bench(fields: Fields) -> _Read:
+def _bench(result: _Part) -> _Read:
     """A result of ``prunectl bench``: time and speed of each model in each workload."""
-    machine, sides = fields.member("machine"), fields.objects("sides")
-    versions = machine.member("versions")
-    used = [f"{name} {cell(versions.text(name))}" for name in ("prunectl", "torch", "transformers")]
-    dtypes = dict.fromkeys(side.text("dtype") for side in sides)
-    threads = f", {machine.count('threads')} threads" if machine.text("device") == "cpu" else ""
-    rows = [_bench_row(run) for run in fields.objects("runs")]
-    trusted = "" if fields.flag("ok") else (
+    sides, device = result.parts("sides"), result("machine.device")
+    used = [
+        f"{name} {cell(result(f'machine.versions.{name}'))}"
+        for name in ("prunectl", "torch", "transformers")
+    ]
+    dtypes = dict.fromkeys(side("dtype") for side in sides)
+    threads = f", {result('machine.threads', Whole)} threads" if device == "cpu" else ""
+    rows = [_bench_row(run) for run in result.parts("runs")]
+    trusted = "" if result("ok", bool) else (
         " **The outputs of sparse and dense kernels differ: these speeds are not to be trusted.**"
     )  # fmt: skip
     lines = [
-        f"measured on {cell(machine.text('device'))} ({cell(machine.text('name'))}{threads}), "
+        f"measured on {cell(device)} ({cell(result('machine.name'))}{threads}), "
         f"dtype {', '.join(map(cell, dtypes))}, with {', '.join(used)}.{trusted}",
         "",
         "| model | workload | phase | time of a step | speed | 95% interval | verdict |",
@@ -135,63 +169,58 @@ def _bench(fields: Fields) -> _Read:
     ]
     if len(rows) > _MOST_ROWS:
         lines += ["", f"{len(rows) - _MOST_ROWS:,} more rows are in the file."]
-    return lines, tuple(_bench_weights(side) for side in sides if side.members.get("disk_bytes"))
+    return lines, tuple(_weights(side, "zeros.") for side in sides if side.has("disk_bytes"))
 
 
-def _bench_row(run: Fields) -> str:
+def _bench_row(run: _Part) -> str:
     speed, interval, verdict = "baseline", "", ""
-    if run.members.get("against") is not None:
-        ratio = run.member("against")
-        speed = _times(ratio.number("ratio"))
-        verdict = cell(run.text("verdict"))
-        interval = f"{_times(ratio.number('low'))} to {_times(ratio.number('high'))}"
-    seconds = run.member("seconds").number("median")
+    if run.has("against"):
+        ratio, low, high = (
+            _times(run(f"against.{key}", Number)) for key in ("ratio", "low", "high")
+        )
+        speed, interval, verdict = ratio, f"{low} to {high}", cell(run("verdict"))
+    seconds = run("seconds.median", Number)
     time = f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-    texts = " | ".join(cell(run.text(key)) for key in ("side", "workload", "phase"))
+    texts = " | ".join(cell(run(key)) for key in ("side", "workload", "phase"))
     return f"| {texts} | {time} | {speed} | {interval} | {verdict} |"
 
 
-def _bench_weights(side: Fields) -> tuple[Weights, int]:
-    zeros = side.member("zeros")
-    return Weights(side.count("disk_bytes"), zeros.count("zeros")), zeros.count("weights")
+def _weights(of: _Part, counts: str = "") -> tuple[Weights, int]:
+    """What was measured, and how many weights there are in the blocks."""
+    zeros, weights = of(f"{counts}zeros", Whole), of(f"{counts}weights", Whole)
+    return Weights(of("disk_bytes", Whole), zeros), weights
 
 
 def _times(ratio: float) -> str:
     return f"{ratio:.2f}x" if abs(ratio) < 1000 else f"{ratio:.3g}x"
 
 
-def _evaluation(fields: Fields) -> _Read:
+def _evaluation(result: _Part) -> _Read:
     """A result of ``prunectl evaluate``: one score, with what it was measured on."""
-    way = "higher" if fields.flag("higher_is_better") else "lower"
-    score = f"**{fields.number('score'):.4g}**"
-    if fields.members.get("interval") is not None:
-        around = fields.member("interval")
-        score += f" (95% interval {around.number('low'):.4g} to {around.number('high'):.4g})"
+    way = "higher" if result("higher_is_better", bool) else "lower"
+    score = f"**{result('score', Number):.4g}**"
+    if result.has("interval"):
+        low, high = (result(f"interval.{end}", Number) for end in ("low", "high"))
+        score += f" (95% interval {low:.4g} to {high:.4g})"
     line = (
-        f"{cell(fields.text('metric'))} {score}, {way} is better, on {fields.count('samples'):,} "
-        f"{cell(fields.text('unit'))}, run on {cell(fields.text('device'))} in "
-        f"{cell(fields.text('dtype'))}."
+        f"{cell(result('metric'))} {score}, {way} is better, on {result('samples', Whole):,} "
+        f"{cell(result('unit'))}, run on {cell(result('device'))} in {cell(result('dtype'))}."
     )
-    weights = Weights(fields.count("disk_bytes"), fields.count("zeros"))
-    return [line], ((weights, fields.count("weights")),)
+    return [line], (_weights(result),)
 
 
-def _sweep(fields: Fields) -> _Read:
+def _sweep(result: _Part) -> _Read:
     """A result of ``prunectl sweep``: what was free, of each curve; not of one set of weights."""
-    metric = fields.member("metric")
     rows = []
-    for curve in fields.objects("curves"):
-        found = curve.member("essential")
-        sparsity = found.optional("sparsity", found.number)
-        rows.append(
-            f"| {cell(curve.text('label'))} | {'none' if sparsity is None else f'{sparsity:.1%}'} "
-            f"| {cell(found.text('status'))} | {cell(found.text('text'), 160)} |"
-        )
-    settings = fields.member("settings")
+    for curve in result.parts("curves"):
+        sparsity = curve("essential.sparsity", Number | None)
+        found = "none" if sparsity is None else f"{sparsity:.1%}"
+        status, text = cell(curve("essential.status")), cell(curve("essential.text"), 160)
+        rows.append(f"| {cell(curve('label'))} | {found} | {status} | {text} |")
     lines = [
-        f"{cell(metric.text('name'))} measured along rising sparsity, {metric.count('samples'):,} "
-        f"samples, tolerance {settings.number('epsilon'):.3g} "
-        f"{cell(settings.text('epsilon_mode'))}.",
+        f"{cell(result('metric.name'))} measured along rising sparsity, "
+        f"{result('metric.samples', Whole):,} samples, tolerance "
+        f"{result('settings.epsilon', Number):.3g} {cell(result('settings.epsilon_mode'))}.",
         "",
         "| curve | essential sparsity | | what was found |",
         "|---|---:|---|---|",
@@ -200,7 +229,7 @@ def _sweep(fields: Fields) -> _Read:
     return lines, None
 
 
-_READERS: dict[str, Callable[[Fields], _Read]] = {
+_READERS: dict[str, Callable[[_Part], _Read]] = {
     "prunectl.bench/1": _bench,
     "prunectl.evaluate/1": _evaluation,
     "prunectl.sweep/1": _sweep,

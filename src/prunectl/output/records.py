@@ -4,47 +4,76 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from prunectl.output.fields import Fields
+from msgspec import Meta
 
-SourceKind = Literal["hub", "folder", "file", "demo"]
+from prunectl.documents import (
+    Check,
+    Digest,
+    Document,
+    Line,
+    Number,
+    PathText,
+    PatternText,
+    Positive,
+    Share,
+    Sizes,
+    TensorName,
+    Whole,
+    fault_in,
+)
+from prunectl.output.osfiles import is_safe_relative
+from prunectl.tensorspec import DTYPES
+
+_SAFE_NAME = r"^(?!/)(?!.*\\)(?!(.*/)?\.{1,2}(/|$))(?!.*//).*[^/]$"
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+def _schema(**members: Any) -> Meta:
+    """What the JSON Schema says of a field, where only a :class:`Check` can say all of it."""
+    return Meta(extra_json_schema=members)
+
+
+def _file_fault(name: str) -> str:
+    return "" if is_safe_relative(name) else f"'{name[:80]}' leaves the folder"
+
+
+def _dtype_fault(name: str) -> str:
+    return "" if name in DTYPES else f"'{name[:40]}' is not a dtype of safetensors"
+
+
+def _endpoint_fault(url: str) -> str:
+    try:
+        without_credentials(url)
+    except ValueError:
+        return "is not a URL"
+    return ""
+
+
+FileName = Annotated[str, Check(_file_fault), _schema(minLength=1, pattern=_SAFE_NAME)]
+"""A relative path that stays inside the folder."""
+RepoId = Annotated[Line, Meta(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+"""A repository on the Hub: ``org/name`` or ``name``."""
+
+
+class FileRecord(Document, frozen=True):
     """A side file of the output: its relative name, size in bytes and BLAKE3 digest."""
 
-    name: str
-    size: int
-    blake3: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(fields.file_name("name"), fields.count("size"), fields.digest("blake3"))
+    name: FileName
+    size: Whole
+    blake3: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(Document, frozen=True):
     """A weights file of the source: name, size in bytes, SHA-256 where the Hub states it."""
 
-    name: str
-    size: int
-    sha256: str | None
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        return cls(
-            fields.file_name("name"),
-            fields.count("size"),
-            fields.optional("sha256", fields.text),
-        )
+    name: FileName
+    size: Whole
+    sha256: Digest | None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRecord:
+class SourceRecord(Document, frozen=True):
     """Where the weights came from.
 
     Attributes:
@@ -55,78 +84,62 @@ class SourceRecord:
         files: the weight files that were read.
     """
 
-    model: str
-    kind: SourceKind
-    repo_id: str | None = None
-    revision: str | None = None
-    commit: str | None = None
-    endpoint: str | None = None
-    files: tuple[SourceFile, ...] = ()
-
-    def to_object(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "kind": self.kind,
-            "repo_id": self.repo_id,
-            "revision": self.revision,
-            "commit": self.commit,
-            "endpoint": self.endpoint and _without_credentials(self.endpoint),
-            "files": [record_object(file) for file in self.files],
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        kind: SourceKind
-        match fields.text("kind"):
-            case "hub" | "folder" | "file" | "demo" as kind:
-                pass
-            case other:
-                fields.fail("kind", f"'{other[:40]}' is none of {', '.join(get_args(SourceKind))}")
-        return cls(
-            model=fields.path_text("model"),
-            kind=kind,
-            repo_id=fields.optional("repo_id", fields.repo_id),
-            revision=fields.optional("revision", fields.line),
-            commit=fields.optional("commit", fields.line),
-            endpoint=fields.optional("endpoint", fields.path_text),
-            files=tuple(SourceFile.from_fields(file) for file in fields.objects("files")),
-        )
+    model: PathText
+    kind: Literal["hub", "folder", "file", "demo"]
+    repo_id: RepoId | None
+    revision: Line | None
+    commit: Line | None
+    endpoint: Annotated[PathText, Check(_endpoint_fault)] | None
+    files: tuple[SourceFile, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Zeros among some weights, before and after; ``requested`` is a sparsity, 0..1, or None."""
+class Count(Document, frozen=True):
+    """Zeros among some weights, before and after.
 
-    weights: int
-    zeros_before: int
-    zeros: int
-    requested: float | None = None
+    Attributes:
+        requested: a sparsity, 0..1, or None.
+        achieved: sparsity afterwards, zeros / weights; 0 where there are no weights.
+    """
 
-    @property
-    def achieved(self) -> float:
-        """Sparsity afterwards: zeros / weights, 0..1; 0 where there are no weights."""
-        return self.zeros / self.weights if self.weights else 0.0
+    weights: Whole
+    zeros_before: Whole
+    zeros: Whole
+    requested: Share | None
+    achieved: Share
 
-    def to_object(self) -> dict[str, Any]:
-        return {**record_object(self), "achieved": self.achieved}
+    def __post_init__(self) -> None:
+        if max(self.zeros, self.zeros_before) > self.weights:
+            raise fault_in("zeros", "is more than there are weights")
+        if self.achieved != _share(self.zeros, self.weights):
+            raise fault_in("achieved", "is not zeros / weights")
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        count = cls(
-            fields.count("weights"),
-            fields.count("zeros_before"),
-            fields.count("zeros"),
-            fields.optional("requested", fields.number),
-        )
-        if max(count.zeros, count.zeros_before) > count.weights:
-            fields.fail("zeros", "is more than there are weights")
-        if fields.number("achieved") != count.achieved:
-            fields.fail("achieved", "is not zeros / weights")
-        return count
+    def of(
+        cls, weights: int, zeros_before: int, zeros: int, requested: float | None = None
+    ) -> Count:
+        """The count of these numbers, with the sparsity that they make."""
+        return cls(weights, zeros_before, zeros, requested, _share(zeros, weights))
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
+def _share(zeros: int, weights: int) -> float:
+    return zeros / weights if weights else 0.0
+
+
+class Calibrated(Document, frozen=True):
+    """What calibration did to a tensor; docs/manifest.md says what each number is."""
+
+    survivors: Literal["kept", "updated"]
+    tokens: Whole
+    skipped: Whole
+    error: Positive | None
+    error_before_refine: Positive | None
+    damping: Positive
+    raised: Whole
+    dead_inputs: Whole
+    by_magnitude: Whole
+
+
+class TensorRecord(Document, frozen=True):
     """One tensor of the output.
 
     Attributes:
@@ -137,41 +150,41 @@ class TensorRecord:
         sparsity: what was asked of this tensor alone (scope tensor or row, or a recipe), else None.
         zeros, zeros_before: exact counts of +0.0 and -0.0 in output and source.
         threshold: largest magnitude that was pruned by comparing magnitudes, else None.
-        layout: how it is stored.
-        stored_bytes: what it takes in the weights file; None in manifests before schema 1.1, where
-            every tensor is dense.
         blake3: digest of its dense bytes, whatever the layout.
+        layout: how it is stored.
         reason: why it was not pruned; None if it was.
         prunable: whether it counts among the prunable weights, pruned or not.
         tied_to: name of the tensor above that it repeats (one tensor in the source, under two
             names); it counts once in the totals.
         input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
-        calibrated: what calibration did to it: ``survivors`` is ``kept`` or ``updated``; None where
-            magnitudes or a mask decided, and in manifests before schema 1.2.
+        stored_bytes: what it takes in the weights file; None in manifests before schema 1.1, where
+            every tensor is dense.
+        calibrated: what calibration did to it; None where magnitudes or a mask decided, and in
+            manifests before schema 1.2.
         pattern_rows: rows [start, stop) that follow the N:M pattern, numbered through the tensor's
             matrices, sorted and apart; None where all do, and in manifests before schema 1.2.
     """
 
-    name: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    role: str
-    layer: int | None
-    pattern: str | None
-    sparsity: float | None
-    zeros: int
-    zeros_before: int
-    threshold: float | None
-    blake3: str
-    layout: str
-    reason: str | None = None
-    prunable: bool = False
-    tied_to: str | None = None
-    input_axis: int | None = None
-    stored_bytes: int | None = None
-    calibrated: dict[str, Any] | None = None
-    pattern_rows: tuple[tuple[int, int], ...] | None = None
+    name: TensorName
+    file: FileName
+    dtype: Annotated[str, Check(_dtype_fault), _schema(pattern="^[A-Z0-9_]+$")]
+    shape: Sizes
+    role: Line
+    layer: Whole | None
+    pattern: PatternText | None
+    sparsity: Share | None
+    zeros: Whole
+    zeros_before: Whole
+    threshold: Positive | None
+    blake3: Digest
+    layout: Line
+    reason: str | None
+    prunable: bool
+    tied_to: TensorName | None
+    input_axis: Whole | None
+    stored_bytes: Whole | None = None
+    calibrated: Calibrated | None = None
+    pattern_rows: Annotated[tuple[tuple[Whole, Whole], ...], Meta(min_length=1)] | None = None
 
     @property
     def numel(self) -> int:
@@ -180,99 +193,65 @@ class TensorRecord:
     @property
     def is_updated(self) -> bool:
         """Whether calibration changed the weights that stay."""
-        return self.calibrated is not None and self.calibrated["survivors"] == "updated"
+        return self.calibrated is not None and self.calibrated.survivors == "updated"
 
     @property
     def by_magnitude(self) -> int:
         """Matrices of the tensor that calibration did not reach."""
-        return 0 if self.calibrated is None else int(self.calibrated["by_magnitude"])
+        return 0 if self.calibrated is None else self.calibrated.by_magnitude
 
     @property
     def matrices(self) -> int:
         """How many it is: more than one where it is a stack of them."""
         return math.prod(self.shape[:-2])
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        record = cls(
-            name=fields.tensor_name("name"),
-            file=fields.file_name("file"),
-            dtype=fields.dtype("dtype"),
-            shape=fields.shape("shape"),
-            role=fields.line("role"),
-            layer=fields.optional("layer", fields.count),
-            pattern=fields.optional("pattern", fields.pattern),
-            sparsity=fields.optional("sparsity", fields.number),
-            zeros=fields.count("zeros"),
-            zeros_before=fields.count("zeros_before"),
-            threshold=fields.optional("threshold", fields.number),
-            layout=fields.line("layout"),
-            blake3=fields.digest("blake3"),
-            reason=fields.optional("reason", fields.text),
-            prunable=fields.flag("prunable"),
-            tied_to=fields.optional("tied_to", fields.tensor_name),
-            input_axis=fields.optional("input_axis", fields.count),
-            stored_bytes=fields.given("stored_bytes", fields.count),
-            calibrated=_calibrated(fields),
-            pattern_rows=_row_ranges(fields),
-        )
-        if record.input_axis is not None and record.input_axis >= len(record.shape):
-            fields.fail("input_axis", f"is not an axis of a shape of {len(record.shape)} sizes")
-        if max(record.zeros, record.zeros_before) > math.prod(record.shape):
-            fields.fail("zeros", "is more than there are weights")
-        _check_rows(record, fields)
-        return record
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_axis is not None and self.input_axis >= len(self.shape):
+            raise fault_in("input_axis", f"is not an axis of a shape of {len(self.shape)} sizes")
+        if max(self.zeros, self.zeros_before) > self.numel:
+            raise fault_in("zeros", "is more than there are weights")
+        if self.pattern_rows is not None and (fault := self._rows_fault(self.pattern_rows)):
+            raise fault_in("pattern_rows", fault)
+
+    def _rows_fault(self, rows: tuple[tuple[int, int], ...]) -> str:
+        if self.pattern in (None, "unstructured") or not self.shape:
+            return "is given for a tensor without an N:M pattern"
+        ends = [end for pair in rows for end in pair]
+        if any(a >= b for a, b in itertools.pairwise(ends)):
+            return "is not sorted"
+        length = self.shape[-1 if self.input_axis is None else self.input_axis]
+        if ends[-1] > (self.numel // length if length else 0):
+            return "names rows that the tensor does not have"
+        return ""
 
 
-def _row_ranges(fields: Fields) -> tuple[tuple[int, int], ...] | None:
-    if fields.members.get("pattern_rows") is None:
-        return None
-    ranges: list[tuple[int, int]] = []
-    for item in fields.items("pattern_rows"):
-        if not (
-            isinstance(item, list) and len(item) == 2 and all(type(end) is int for end in item)
-        ):
-            fields.fail("pattern_rows", "is not a list of [start, stop]")
-        ranges.append((item[0], item[1]))
-    return tuple(ranges)
-
-
-def _check_rows(record: TensorRecord, fields: Fields) -> None:
-    """The rows of a record are rows of its tensor, and it has a pattern that they can follow."""
-    if record.pattern_rows is None:
-        return
-    if record.pattern is None or record.pattern == "unstructured" or not record.shape:
-        fields.fail("pattern_rows", "is given for a tensor without an N:M pattern")
-    ends = [end for pair in record.pattern_rows for end in pair]
-    if not ends or any(a >= b for a, b in itertools.pairwise(ends)):
-        fields.fail("pattern_rows", "is not sorted, or is empty")
-    length = record.shape[-1 if record.input_axis is None else record.input_axis]
-    if ends[0] < 0 or ends[-1] > (record.numel // length if length else 0):
-        fields.fail("pattern_rows", "names rows that the tensor does not have")
-
-
-def _calibrated(fields: Fields) -> dict[str, Any] | None:
-    if fields.members.get("calibrated") is None:
-        return None
-    member = fields.member("calibrated")
-    if member.text("survivors") not in ("kept", "updated"):
-        member.fail("survivors", "is neither 'kept' nor 'updated'")
-    for key in ("tokens", "skipped", "raised", "dead_inputs", "by_magnitude"):
-        member.count(key)
-    if member.number("damping") < 0:
-        member.fail("damping", "is below 0")
-    for key in ("error", "error_before_refine"):
-        error = member.optional(key, member.number)
-        if error is not None and error < 0:
-            member.fail(key, "is below 0")
-    return fields.written_again("calibrated")
-
-
-def record_object(record: Any) -> dict[str, Any]:
-    """The fields of a record, a dataclass with slots, as JSON has them."""
-    return {key: getattr(record, key) for key in record.__slots__}
-
-
-def _without_credentials(url: str) -> str:
+def without_credentials(url: str) -> str:
+    """A URL without the user, password and query that it may hold."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+class AskedRule(Document, frozen=True):
+    """A recipe's rule in ``arguments``, as far as it is read again."""
+
+    skip: bool | None = None
+
+
+class AskedCalibration(Document, frozen=True):
+    """A calibration in ``arguments``, as far as it is read again."""
+
+    kind: Line | None = None
+    samples: Whole | None = None
+
+
+class Asked(Document, frozen=True):
+    """``arguments``: what was asked for, as far as cards and checks read it again."""
+
+    method: Line | None = None
+    pattern: Line | None = None
+    scope: Line | None = None
+    budget: Line | None = None
+    sparsity: Number | None = None
+    rules: tuple[AskedRule, ...] | None = None
+    calibration: AskedCalibration | None = None

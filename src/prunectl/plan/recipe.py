@@ -16,12 +16,14 @@ Example::
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from prunectl.errors import InvalidOption, PrunectlError, RecipeError
+from prunectl.documents import Check, Document, PatternText, convert, fault_in
+from prunectl.errors import InvalidOption, RecipeError
 from prunectl.methods.table import DEFAULT
 from prunectl.pattern import Pattern, Unstructured, parse_pattern
 from prunectl.plan.settings import (
@@ -34,8 +36,6 @@ from prunectl.plan.settings import (
 )
 
 _MOST_BYTES = 1 << 20
-_TOP = {"sparsity", "pattern", "scope", "include", "exclude", "rules"}
-_RULE = {"match", "sparsity", "pattern", "scope", "skip"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +66,67 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(path, f"not valid TOML: {error}") from None
-    _check_keys(path, table, _TOP, "the recipe")
-    rules = table.get("rules", [])
-    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise RecipeError(path, "'rules' must be written as [[rules]] tables")
+    try:
+        top = convert(table, _Top)
+    except ValueError as error:
+        raise RecipeError(path, _in_words(str(error))) from None
     return Recipe(
-        sparsity=_sparsity(path, table, "the recipe"),
-        pattern=_pattern(path, table, "the recipe"),
-        scope=_scope(path, table, "the recipe"),
-        include=_selectors(path, table, "include"),
-        exclude=_selectors(path, table, "exclude"),
-        rules=tuple(_rule(path, rule, number) for number, rule in enumerate(rules, 1)),
+        sparsity=top.sparsity,
+        pattern=_pattern(top),
+        scope=top.scope,
+        include=_selectors(top.include),
+        exclude=_selectors(top.exclude),
+        rules=tuple(
+            Rule(_selectors(rule.match), rule.sparsity, _pattern(rule), rule.scope, rule.skip)
+            for rule in top.rules
+        ),
     )
+
+
+class _Table(Document, frozen=True, kw_only=True):
+    sparsity: float | None = None
+    pattern: PatternText | None = None
+    scope: Scope | None = None
+
+
+class _Rule(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    match: Annotated[str | list[str], Check(lambda match: "is empty" if match == [] else "")]
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = [key for key in _Table.__struct_fields__ if getattr(self, key) is not None]
+        if self.skip and others:
+            raise fault_in("skip", f"is true, so the rule cannot set {', '.join(others)} too")
+
+
+class _Top(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    include: str | list[str] = ()  # type: ignore[assignment]
+    exclude: str | list[str] = ()  # type: ignore[assignment]
+    rules: tuple[_Rule, ...] = ()
+
+
+def _in_words(why: str) -> str:
+    """A fault as somebody who wrote TOML reads it: rules count from 1, and there is no null."""
+    is_rule = re.match(r"rules\[([0-9]+)\](?:\.|:? )", why)
+    where = f"rule {int(is_rule[1]) + 1}: " if is_rule else ""
+    why = where + why[is_rule.end() if is_rule else 0 :].replace(" or null", "")
+    if match := re.search("unknown field `(.*)`", why):
+        known = ", ".join(sorted((_Rule if is_rule else _Top).__struct_fields__))
+        return f"{where}unknown key '{match[1]}' (known: {known})"
+    if "invalid enum value" in why:
+        return f"{why}; it is one of {', '.join(Scope)}"
+    if why.startswith("rules ") or why.endswith("is not an object"):
+        return f"{why}: write the rules as [[rules]] tables"
+    return why
+
+
+def _pattern(table: _Table) -> Pattern | None:
+    return None if table.pattern is None else parse_pattern(table.pattern)
+
+
+def _selectors(given: str | list[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def load_recipe(path: str | os.PathLike[str]) -> PruneSettings:
@@ -137,75 +186,3 @@ def combine(
         exclude=exclude or recipe.exclude,
         rules=recipe.rules,
     )
-
-
-def _rule(path: Path, table: dict[str, Any], number: int) -> Rule:
-    where = f"rule {number}"
-    _check_keys(path, table, _RULE, where)
-    match = _selectors(path, table, "match")
-    if not match:
-        raise RecipeError(path, f"{where} has no 'match'")
-    skip = table.get("skip", False)
-    if not isinstance(skip, bool):
-        raise RecipeError(path, f"{where}: 'skip' is true or false")
-    others = set(table) - {"match", "skip"}
-    if skip and others:
-        raise RecipeError(
-            path, f"{where} skips its tensors and also sets {', '.join(sorted(others))}"
-        )
-    return Rule(
-        match,
-        sparsity=_sparsity(path, table, where),
-        pattern=_pattern(path, table, where),
-        scope=_scope(path, table, where),
-        skip=skip,
-    )
-
-
-def _check_keys(path: Path, table: dict[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise RecipeError(
-            path, f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(known))})"
-        )
-
-
-def _sparsity(path: Path, table: dict[str, Any], where: str) -> float | None:
-    value = table.get("sparsity")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(path, f"{where}: 'sparsity' must be a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RecipeError(path, f"{where}: 'sparsity' is far too large") from None
-
-
-def _pattern(path: Path, table: dict[str, Any], where: str) -> Pattern | None:
-    value = table.get("pattern")
-    if value is None:
-        return None
-    try:
-        return parse_pattern(str(value))
-    except PrunectlError as error:
-        raise RecipeError(path, f"{where}: {error.message}") from None
-
-
-def _scope(path: Path, table: dict[str, Any], where: str) -> Scope | None:
-    value = table.get("scope")
-    if value is None:
-        return None
-    try:
-        return Scope(str(value))
-    except ValueError:
-        raise RecipeError(path, f"{where}: 'scope' is one of {', '.join(Scope)}") from None
-
-
-def _selectors(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
-    value = table.get(key, [])
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise RecipeError(path, f"'{key}' must be a string or a list of strings")
-    return tuple(value)

@@ -17,9 +17,9 @@ from prunectl.layouts.table import DENSE
 from prunectl.methods.table import Method
 from prunectl.output.card import CardFacts, model_card, role_rows
 from prunectl.output.folder import OutputFolder
-from prunectl.output.manifest import Manifest
+from prunectl.output.manifest import Manifest, Totals
 from prunectl.output.osfiles import read_regular
-from prunectl.output.records import Count, SourceFile, SourceRecord, TensorRecord
+from prunectl.output.records import Calibrated, Count, SourceFile, SourceRecord, TensorRecord
 from prunectl.output.shards import INDEX_NAME, ShardLayout
 from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 from prunectl.plan.settings import ROW_BLOCK, Budget
@@ -46,11 +46,11 @@ def write_metadata(
     # Users edit cards, so verify does not check their bytes.
     sink.write_bytes(CARD_NAME, card.encode("utf-8", "surrogateescape"))
     manifest = Manifest(
+        tool="prunectl",
         version=__version__,
         source=source_record(checkpoint),
         arguments=arguments,
-        prunable=prunable,
-        overall=overall,
+        totals=Totals(prunable, overall),
         tensors=tuple(_tensor_record(one) for one in result.tensors),
         files=tuple(files),
     )
@@ -62,10 +62,10 @@ def _counts(result: PruneResult) -> tuple[Count, Count]:
     """Totals over the prunable weights, and over all weights."""
     requested = result.pools[0].requested if len(result.pools) == 1 else None
     return (
-        Count(
+        Count.of(
             result.prunable_weights, result.prunable_zeros_before, result.prunable_zeros, requested
         ),
-        Count(result.weights, result.zeros_before, result.zeros),
+        Count.of(result.weights, result.zeros_before, result.zeros),
     )
 
 
@@ -90,7 +90,7 @@ def _tensor_record(one: TensorOutcome) -> TensorRecord:
         tied_to=one.tied_to,
         input_axis=one.input_axis,
         stored_bytes=one.numel * DTYPES[one.dtype].bits // 8,
-        calibrated=None if one.calibrated is None else dict(one.calibrated),
+        calibrated=None if one.calibrated is None else Calibrated(**one.calibrated),
         pattern_rows=one.pattern_rows,
     )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.loading.finished import check_finished
-from prunectl.output.records import record_object
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.parallel.run import Run
@@ -65,7 +64,7 @@ def write_weights(
             advance(size, batch.shard.name)
             if batch.last:
                 names = [spec.name for spec in batch.shard.specs]
-                sink.finish(batch.writer, [record_object(ours[name]) for name in names])
+                sink.finish(batch.writer, [asdict(ours[name]) for name in names])
     if run.ranks.count > 1:
         sink.wait()  # only durable shards are reported to other ranks
     written.update((result.name, result) for result in run.ranks.all_gather(ours.values()))

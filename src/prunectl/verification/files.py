@@ -162,9 +162,9 @@ def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) 
             detail = "its weights were changed, and no sample reached it"
             findings.add("calibrated", record.name, detail)
     errors = {
-        record.name: float(record.calibrated["error"])
+        record.name: record.calibrated.error
         for record in updated
-        if record.calibrated is not None and record.calibrated["error"] is not None
+        if record.calibrated is not None and record.calibrated.error is not None
     }
     worse = [name for name, error in errors.items() if error > 1]
     if worse:

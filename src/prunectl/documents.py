@@ -1,0 +1,150 @@
+"""Documents that anybody may have written: msgspec Structs whose fields say what they take.
+
+A reader checks a document against the types of the fields, and scripts/make_schemas.py writes the
+JSON Schemas from the same types. What no constraint of msgspec can state is a :class:`Check`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from prunectl.errors import InvalidPattern, shortened
+from prunectl.pattern import parse_pattern
+from prunectl.tensorspec import name_fault
+
+T = TypeVar("T")
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A rule of a field. ``fault`` returns what is wrong with a value that is not None, or ''."""
+
+    fault: Callable[[Any], str]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A JSON object, or a table of TOML. Members that a reader does not know are ignored.
+
+    Raises:
+        ValueError: a field breaks its :class:`Check`.
+    """
+
+    def __post_init__(self) -> None:
+        for key, fault_of in _checks(type(self)):
+            value = getattr(self, key)
+            if value is not None and (fault := fault_of(value)):
+                raise fault_in(key, fault)
+
+
+@functools.cache
+def _checks(kind: type[Document]) -> tuple[tuple[str, Callable[[Any], str]], ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple((key, check.fault) for key, hint in hints.items() for check in _checks_in(hint))
+
+
+def _checks_in(hint: Any) -> Iterator[Check]:
+    """Those of ``Annotated[...]`` and ``Annotated[...] | None``, not those of a list's items."""
+    for part in (hint, *get_args(hint)):
+        yield from (note for note in getattr(part, "__metadata__", ()) if isinstance(note, Check))
+
+
+def fault_in(key: str, fault: str) -> ValueError:
+    """The error of a member for ``__post_init__``; :func:`convert` adds where the object is."""
+    return ValueError(f".{key} {fault}")
+
+
+def convert(value: object, kind: type[T], place: str = "") -> T:
+    """The Struct ``kind`` of a value that json or tomllib has read.
+
+    Args:
+        place: of the value in its document, for the message.
+
+    Raises:
+        ValueError: the value does not fit. The text names the place: ``files[3].name is missing``.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        why, inner = str(error), ""
+        if match := re.fullmatch(r"(.*) - at `\$\.?(.*)`", why, re.DOTALL):
+            why, inner = match.groups()
+        where = ".".join(part for part in (place, inner) if part)
+    raise ValueError(_in_words(why, where))
+
+
+def _in_words(why: str, where: str) -> str:
+    if why.startswith("."):
+        return (where + why).removeprefix(".")
+    if match := re.fullmatch(r"Object missing required field `(.*)`", why):
+        return f"{where}.{match[1]} is missing".removeprefix(".")
+    where = where or "the document"
+    if match := re.fullmatch(r"Expected `([^`]*)`(?:, got `[^`]*`)?(.*)", why):
+        kinds = " or ".join(_KINDS.get(kind, kind) for kind in match[1].split(" | "))
+        return f"{where} is not {kinds}{match[2]}"
+    return f"{where}: {why[0].lower()}{why[1:]}"
+
+
+def _line_fault(value: str) -> str:
+    return "" if value.isprintable() else "holds characters that cannot be printed"
+
+
+def _path_fault(value: str) -> str:
+    if "\0" in value:
+        return "holds a zero byte"
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "holds characters that cannot be written"
+    return ""
+
+
+def _name_fault(value: str) -> str:
+    return (fault := name_fault(value)) and f"{shortened(value, 80)!r} {fault}"
+
+
+def _pattern_fault(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except InvalidPattern as error:
+        return f"'{text[:40]}' is not valid: {error.why}"
+    return ""
+
+
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Positive = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+"""BLAKE3 or SHA-256, in lower-case hexadecimal digits."""
+Line = Annotated[str, Meta(max_length=300), Check(_line_fault)]
+"""Text that can be shown: printable, on one line, and not long."""
+PathText = Annotated[str, Meta(max_length=4096), Check(_path_fault)]
+"""Text that a system may take for a path. Bytes that are no UTF-8 stand in it as Python has them
+(``surrogateescape``)."""
+TensorName = Annotated[str, Check(_name_fault)]
+"""A name that a tensor of a safetensors file can have."""
+Sizes = Annotated[tuple[Whole, ...], Meta(max_length=64)]
+"""The shape of a tensor."""
+PatternText = Annotated[
+    str,
+    Check(_pattern_fault),
+    Meta(extra_json_schema={"pattern": "^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"}),
+]
+"""``unstructured``, or N:M."""
