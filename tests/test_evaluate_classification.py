@@ -238,7 +238,7 @@ def test_an_interrupted_evaluation_goes_on(model: Model, data: Path, tmp_path: P
         pass
 
     def stop(event: Event) -> None:
-        if states.exists() and list(states.glob("*/epoch-0002")):
+        if states.exists() and list(states.glob("*/checkpoint-20/trainer_state.json")):
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -252,7 +252,7 @@ def test_an_interrupted_evaluation_goes_on(model: Model, data: Path, tmp_path: P
     assert len(list(states.iterdir())) == 1
     result = evaluate(model(), settings_of(data, training=training), on_event=notes.append)
     assert [one.text for one in notes if isinstance(one, Note)] == [
-        "fine-tuning goes on behind epoch 2 of 4"
+        "fine-tuning resumes after epoch 2 of 4"
     ]
     assert result.score == expected.score
     assert list(states.iterdir()) == []

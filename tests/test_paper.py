@@ -32,8 +32,7 @@ from test_evaluate_choice import mmlu_prompt, rows_of
 from test_lottery import bits_of
 from transformers.utils import is_sentencepiece_available
 
-from prunectl.evaluation.recipes import RECIPES
-from prunectl.evaluation.tasks import CLASSIFICATION, QA
+from prunectl.evaluation.tasks import CLASSIFICATION, QA, RECIPES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "paper.md").read_text(encoding="utf-8")
 LINES = [

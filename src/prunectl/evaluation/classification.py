@@ -21,6 +21,7 @@ from prunectl.evaluation import classes_data, labels
 from prunectl.evaluation.classes_data import Data, Rows
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.examples import HELD_OUT, facts_of
+from prunectl.evaluation.heads import HeadClass, head_class
 from prunectl.evaluation.inputs import (
     Floats,
     ImageSamples,
@@ -32,9 +33,8 @@ from prunectl.evaluation.inputs import (
     tokens_of,
 )
 from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
-from prunectl.evaluation.recipes import Recipe
-from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, task_of
-from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
+from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, Recipe, task_of
+from prunectl.evaluation.tuning import recipe_of, tuned
 from prunectl.events import Note, OnEvent, ignore_events
 
 if TYPE_CHECKING:

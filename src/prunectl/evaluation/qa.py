@@ -21,6 +21,7 @@ from prunectl.data.tables import Table, digest_rows
 from prunectl.evaluation import squad, tasks
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.examples import HELD_OUT, choose, drawn, facts_of, held_out
+from prunectl.evaluation.heads import HeadClass, head_class
 from prunectl.evaluation.inputs import (
     Floats,
     TextSamples,
@@ -30,11 +31,10 @@ from prunectl.evaluation.inputs import (
 )
 from prunectl.evaluation.metric import Head, Request, Score
 from prunectl.evaluation.qa_windows import ANSWER, Window, windows_of
-from prunectl.evaluation.recipes import Recipe
 from prunectl.evaluation.settings import Training
 from prunectl.evaluation.squad import Question, questions_of
-from prunectl.evaluation.tasks import UNNAMED_QUESTIONS, Task, task_of
-from prunectl.evaluation.tuning import HeadClass, head_class, recipe_of, tuned
+from prunectl.evaluation.tasks import UNNAMED_QUESTIONS, Recipe, Task, task_of
+from prunectl.evaluation.tuning import recipe_of, tuned
 from prunectl.events import OnEvent, ignore_events
 
 if TYPE_CHECKING:

@@ -1,15 +1,71 @@
-"""Tasks that are known by their names: where their data are, and which columns and splits count."""
+"""Tasks that are known by their names: where their data are, which columns and splits count, and
+how a model is fine-tuned for them.
+
+The recipes are those of "The Emergence of Essential Sparsity in Large Pre-trained Models" (arXiv
+2306.03805): AdamW, linear decay to zero. The paper states neither weight decay nor warm-up nor
+clipping: these are the defaults of transformers' Trainer, on which such recipes run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.recipes import IMAGES, QUESTIONS, RECIPES, TEXT, Recipe
 
 SCORED = ("test", "validation", "all")
 """Splits that are scored on where no task says which: the first that is there and has answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A fine-tuning by AdamW with a learning rate that decays linearly to zero.
+
+    Attributes:
+        epochs: passes over the data; 0 leaves the model as it is.
+        learning_rate: the highest.
+        train_batch_size: samples in an optimizer step, on all devices together.
+        weight_decay: of matrices; biases and norms have none.
+        warmup: share of the steps, 0..1, over which the learning rate grows from zero.
+        gradient_accumulation: passes that a step's samples are run in, to need less memory.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+        max_grad_norm: gradients are scaled down to it; 0 leaves them as they are.
+        max_steps: most optimizer steps; the decay ends with them.
+    """
+
+    epochs: int
+    learning_rate: float
+    train_batch_size: int
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    gradient_accumulation: int = 1
+    mixed_precision: str = "no"
+    max_grad_norm: float = 1.0
+    max_steps: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+TEXT = Recipe(epochs=3, learning_rate=2e-5, train_batch_size=32)
+QUESTIONS = Recipe(epochs=3, learning_rate=3e-5, train_batch_size=16)
+IMAGES = Recipe(epochs=8, learning_rate=2e-5, train_batch_size=64)
+
+RECIPES = {
+    "mnli": TEXT,
+    "qqp": TEXT,
+    "rte": TEXT,
+    "qnli": replace(TEXT, epochs=4),
+    "sst2": replace(TEXT, epochs=5),
+    "squad": QUESTIONS,
+    "cifar10": IMAGES,
+    "cifar100": IMAGES,
+    "fashion-mnist": IMAGES,
+    "tiny-imagenet": replace(IMAGES, epochs=5),
+}
+"""The paper's recipes by task."""
 
 
 @dataclass(frozen=True, slots=True)
