@@ -41,7 +41,7 @@ from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.training import order
 from prunectl.evaluation.verb import evaluate
-from prunectl.events import Event, Note, ignore_events
+from prunectl.events import Event, Note
 
 RECIPE = Training(epochs=4, learning_rate=3e-3, train_batch_size=8)
 QUICK = replace(RECIPE, epochs=6, learning_rate=1e-2)
@@ -280,7 +280,7 @@ def test_what_a_model_refuses_is_said_in_its_words(model: Model, data: Path) -> 
         opened(folder, settings_of(data)) as (metric, loaded),
         pytest.raises(EvaluationFailed, match=f"classification: {why}"),
     ):
-        metric._told(loaded.model, metric.scored, ignore_events)
+        metric.outputs(loaded.model, metric.scored)
 
 
 def test_a_tokenizer_without_padding_pads_by_what_ends_a_text(model: Model, data: Path) -> None:
@@ -743,7 +743,7 @@ def test_outputs_that_are_nan(model: Model, data: Path) -> None:
     with opened(model(), settings_of(data)) as (metric, loaded):
         loaded.model.classifier.bias.data[1] = np.nan
         with pytest.raises(EvaluationFailed, match="outputs of 41 rows are NaN"):
-            metric._told(loaded.model, metric.scored, lambda event: None)
+            metric.outputs(loaded.model, metric.scored)
 
 
 # --- the command ----------------------------------------------------------------------------------

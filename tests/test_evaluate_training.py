@@ -35,7 +35,7 @@ from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.loaded_model import Held, LoadedModel
 from prunectl.evaluation.metric import Head
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.tasks import RECIPES, TEXT, Recipe
+from prunectl.evaluation.tasks import CLASSIFICATION, QA, TEXT, Recipe
 from prunectl.evaluation.training import order, train
 from prunectl.evaluation.tuning import fingerprint, resolve
 from prunectl.events import Advanced, Event, Note, OnEvent, PhaseDone, PhaseStarted
@@ -605,7 +605,7 @@ from dataclasses import replace
 from pathlib import Path
 import test_evaluate_training as t
 from prunectl.cli.run import run
-from prunectl.evaluation.processes import shared
+from prunectl.evaluation.batches import shared
 from prunectl.evaluation.training import train
 
 recipe = replace(t.RECIPE, train_batch_size=3, epochs=2)
@@ -677,11 +677,12 @@ def test_recipes_are_those_of_the_paper() -> None:
     expected = {name: (epochs, 32, 2e-5) for name, epochs in text.items()}
     expected |= {name: (epochs, 64, 2e-5) for name, epochs in images.items()}
     expected["squad"] = (3, 16, 3e-5)
+    recipes = {name: task.recipe for name, task in (CLASSIFICATION | QA).items()}
     found = {
-        name: (one.epochs, one.train_batch_size, one.learning_rate) for name, one in RECIPES.items()
+        name: (one.epochs, one.train_batch_size, one.learning_rate) for name, one in recipes.items()
     }
     assert found == expected
-    assert {(one.weight_decay, one.warmup, one.max_grad_norm) for one in RECIPES.values()} == {
+    assert {(one.weight_decay, one.warmup, one.max_grad_norm) for one in recipes.values()} == {
         (0.0, 0.0, 1.0)
     }
 

@@ -18,9 +18,8 @@ from prunectl.data.errors import BadData, BadTokenizer, first_line
 from prunectl.data.images import Process, open_image
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.batches import in_batches, refusals
+from prunectl.evaluation.batches import in_batches, refusals, shared
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.processes import shared
 from prunectl.events import OnEvent
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ def train(
             model.eval()
 
 
-class _MaskTrainer(Trainer):
+class _MaskTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that holds a mask, and runs each step's samples in as many passes as memory needs.
 
     The gradient is that of the mean loss of the step's samples, whatever the passes. The Trainer's
