@@ -113,7 +113,8 @@ def prepare(request: Request) -> Classification:
     wanted = settings.label_column or task.label
     chosen = choose(request, task, [wanted] if wanted else LABELS, trains=trains)
     columns = _columns(request, task, chosen.scored, images=images)
-    reader = Reader(partial(_examples, request, columns), lambda one: one.name, id, "rows")
+    rows = partial(_examples, request, columns)
+    reader = Reader("rows", rows, _digest, group=lambda one: one.name, unit=id, units="rows")
     data = read(request, chosen, reader, trains=trains)
     names, known = _classes(request, data, columns)
     make, pad, facts = _images(request) if images else _texts(request, head)
@@ -128,6 +129,7 @@ def prepare(request: Request) -> Classification:
     for one in (scored, *further.values()) if train else ():
         if isinstance(one, ImageSamples):
             one.check()
+    named = {"columns": [*columns.inputs, columns.label]}
     common = Counter(one.name for one in data.scored).most_common(1)[0][1]
     facts = {
         "classes": list(names) if len(names) <= MOST_NAMED else len(names),
@@ -144,16 +146,7 @@ def prepare(request: Request) -> Classification:
         head=head.head(
             request, pad, num_labels=len(names), problem_type="single_label_classification"
         ),
-        record=record_of(
-            request,
-            data,
-            "rows",
-            _digest,
-            recipe,
-            available=len(chosen.scored.rows),
-            columns={"columns": [*columns.inputs, columns.label]},
-            facts=facts,
-        ),
+        record=record_of(request, data, reader, recipe, len(chosen.scored.rows), facts, named),
         notes=tuple(request.notes),
         classes=names,
     )

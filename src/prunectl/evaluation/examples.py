@@ -41,14 +41,18 @@ class Reader(Generic[One]):
     """How a metric reads tables.
 
     Attributes:
-        rows: what it makes of a table's rows; the second argument says whether it trains on them.
+        name: what rows are called, in the plural.
+        rows: what the metric makes of a table's rows; the second argument says whether they are
+            trained on.
+        digest: a hash of rows; of rows to train on, if the second argument is true.
         group: where rows are drawn, each group keeps its share.
-        unit: rows of one unit are all trained on or all scored on.
-        units: what units are called, in the plural.
+        unit: rows of one unit are all trained on or all scored on. units: what units are called.
         usable: those that can be trained on.
     """
 
+    name: str
     rows: Callable[[Table, bool], list[One]]
+    digest: Callable[[Sequence[One], bool], str]
     group: Callable[[One], Hashable]
     unit: Callable[[One], Hashable]
     units: str

@@ -94,11 +94,13 @@ def prepare(request: Request) -> QA:
     trains = recipe.epochs > 0
     chosen = choose(request, task, squad.ANSWERS, trains=trains)
     reader = Reader(
-        lambda table, trained: questions_of(request, table),
-        lambda one: 0,
-        lambda one: one.context,
-        "texts",
-        partial(_with_answer, request),
+        name="questions",
+        rows=lambda table, trained: questions_of(request, table),
+        digest=_digest,
+        group=lambda one: 0,
+        unit=lambda one: one.context,
+        units="texts",
+        usable=partial(_with_answer, request),
     )
     data = read(request, chosen, reader, trains=trains)
     tokenizer = padding_tokenizer(request)
@@ -114,7 +116,12 @@ def prepare(request: Request) -> QA:
         spans = np.array([one.span(data.train[one.question]) for one in own], np.int64)
         labels = {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
         train = TextSamples(tokenizer.inner, [one.tokens for one in own], labels)
-    facts = {"sequence_length": length, "overlap": length // 3, "longest_answer": ANSWER}
+    facts = {
+        "sequence_length": length,
+        "overlap": length // 3,
+        "longest_answer": ANSWER,
+        "windows": len(windows),
+    }
     return QA(
         train=train,
         scored=TextSamples(tokenizer.inner, [one.tokens for one in windows], {}),
@@ -123,16 +130,7 @@ def prepare(request: Request) -> QA:
         recipe=recipe,
         head_class=head,
         head=head.head(request, tokenizer.inner.pad_token_id, num_labels=2),
-        record=record_of(
-            request,
-            data,
-            "questions",
-            _digest,
-            recipe,
-            available=data.available,
-            facts=facts | {"windows": len(windows)},
-            held_out={"of": "texts"},
-        ),
+        record=record_of(request, data, reader, recipe, data.available, facts),
         notes=tuple(request.notes),
         questions=data.scored,
         windows=windows,

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
+from safetensors.torch import save_model
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, logging
 
-from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.data.errors import first_line
 from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption
@@ -80,7 +80,7 @@ def train(
         return
     device = next(model.parameters()).device
     trainable = [parameter.requires_grad for parameter in model.parameters()]
-    with os_errors(folder) if folder else nullcontext(), quiet_transformers(), _isolated(device):
+    with os_errors(folder) if folder else nullcontext(), _isolated(device):
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -124,11 +124,9 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         self._on_event = on_event if launched()[0] == 0 else ignore_events
         self._passes, self._has_begun = recipe.gradient_accumulation, False
         self._per_epoch = math.ceil(len(data) / recipe.train_batch_size)
-        total = self._per_epoch * recipe.epochs
-        total = min(total, recipe.max_steps or total)
         self._mask = Mask(model, held, self._on_event)
-        args = _arguments(recipe, total, seed, next(model.parameters()).device, folder)
-        args.save_steps = self._per_epoch
+        device = next(model.parameters()).device
+        args = _arguments(recipe, self._per_epoch, seed, device, folder)
         groups = [
             {
                 "params": [p for p in model.parameters() if (p.ndim > 1) == is_matrix],
@@ -212,7 +210,10 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights by the names that a resume looks for: ``save_pretrained`` gives some of
         them the names of the Hub's files, and the Trainer passes over those."""
-        self.accelerator.save_model(self.model, output_dir, max_shard_size=1 << 62)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(folder / "model.safetensors"))
 
     def _gradients(self, model: Any, indices: Sequence[int]) -> torch.Tensor:
         """Run this process's samples in passes, in twice as many where memory is full."""
@@ -246,9 +247,10 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         for number, (part, weight) in enumerate(parts, 1):
             is_last = number == len(parts)
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                batch = self._prepare_inputs(self._data.batch(part))
+                batch = self._data.batch(part)
+                inputs = {name: one.to(self.args.device) for name, one in batch.items()}
                 with refusals(PHASE):
-                    loss = model(**batch).loss
+                    loss = model(**inputs).loss
                 # Gradients are averaged over processes.
                 self.accelerator.backward(loss * (weight * self.args.world_size))
             losses.append(loss.detach().float() * weight)
@@ -320,13 +322,15 @@ class _OneDevice(TrainingArguments):  # type: ignore[misc]
 
 
 def _arguments(
-    recipe: Recipe, total: int, seed: int, device: torch.device, folder: Path | None
+    recipe: Recipe, per_epoch: int, seed: int, device: torch.device, folder: Path | None
 ) -> TrainingArguments:
     """The Trainer's settings: silent, and writing nothing but checkpoints.
 
     Raises:
         InvalidOption: the device does not support the precision.
     """
+    total = per_epoch * recipe.epochs
+    total = min(total, recipe.max_steps or total)
     precision = recipe.mixed_precision
     if precision == "fp16" and device.type == "cpu":  # accelerate would do without a word
         raise InvalidOption(
@@ -337,6 +341,7 @@ def _arguments(
             # The Trainer makes this folder. That of temporary files is there, and nothing is added.
             output_dir=str(folder or tempfile.gettempdir()),
             save_strategy="steps" if folder else "no",
+            save_steps=per_epoch,
             save_total_limit=1,
             max_steps=total,
             learning_rate=recipe.learning_rate,
@@ -350,6 +355,8 @@ def _arguments(
             logging_nan_inf_filter=False,
             report_to="none",
             disable_tqdm=True,
+            log_level="critical",
+            log_level_replica="critical",
         )
     except ValueError as error:
         raise InvalidOption(f"--mixed-precision {precision}: {error}") from None
@@ -376,13 +383,12 @@ def _last_checkpoint(folder: Path) -> tuple[int, str | None]:
 
 @contextmanager
 def _isolated(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers, current device and accelerator as they are.
-
-    accelerate has one state for the whole process, which the Trainer resets.
+    """Leave the caller's random numbers, current device, accelerator and level of logging as they
+    are: accelerate has one state for the whole process, which the Trainer resets.
     """
     states = [one._shared_state for one in (PartialState, AcceleratorState, GradientState)]
     before = [dict(one) for one in states]
-    drawn = random.getstate(), np.random.get_state()
+    drawn, level = (random.getstate(), np.random.get_state()), logging.get_verbosity()
     devices = [device] if device.type == "cuda" else []
     try:
         with (
@@ -393,6 +399,7 @@ def _isolated(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
+        logging.set_verbosity(level)
         for one, values in zip(states, before, strict=True):
             one.clear()
             one.update(values)

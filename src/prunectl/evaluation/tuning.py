@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
-from prunectl.evaluation.examples import HELD_OUT, Data, One, facts_of
+from prunectl.evaluation.examples import HELD_OUT, Data, One, Reader, facts_of
 from prunectl.evaluation.heads import HeadClass
 from prunectl.evaluation.inputs import Floats, ImageSamples, TextSamples, outputs
 from prunectl.evaluation.metric import Head, Request, Score
@@ -165,21 +165,17 @@ def resolve(recipe: Recipe, training: Training | None) -> Recipe:
 def record_of(
     request: Request,
     data: Data[One],
-    unit: str,
-    digest: Callable[[Sequence[One], bool], str],
+    reader: Reader[One],
     recipe: Recipe,
-    *,
     available: int,
     facts: Mapping[str, Any],
     columns: Mapping[str, Any] = MappingProxyType({}),
-    held_out: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The record of a metric: see :class:`prunectl.evaluation.metric.Metric`.
 
     Args:
-        digest: a hash of samples; of samples to train on, if the second argument is true.
-        available: samples that the scored ones were drawn from.
-        facts, columns, held_out: what the metric adds, of its protocol and of held-out samples.
+        available: rows that the scored ones were drawn from.
+        facts, columns: what the metric adds, about its protocol and about the data.
     """
     settings, chosen = request.settings, data.chosen
     record: dict[str, Any] = {
@@ -187,21 +183,23 @@ def record_of(
         "task": settings.task,
         **facts_of(chosen.scored),
         **request.facts,
-        "blake3": digest(data.scored, False),
+        "blake3": reader.digest(data.scored, False),
         **columns,
-        unit: len(data.scored),
-        f"{unit}_available": available,
+        reader.name: len(data.scored),
+        f"{reader.name}_available": available,
         **facts,
     }
     if data.train is not None:
         record["train"] = {
             **facts_of(chosen.train or chosen.scored),
-            "blake3": digest(data.train, True),
-            unit: len(data.train),
+            "blake3": reader.digest(data.train, True),
+            reader.name: len(data.train),
         }
         record["recipe"] = recipe.to_json()
     if data.divided:
-        record["held_out"] = {"share": HELD_OUT, "seed": settings.seed, **held_out}
+        record["held_out"] = {"share": HELD_OUT, "seed": settings.seed}
+        if reader.units != reader.name:
+            record["held_out"]["of"] = reader.units
     return record
 
 
