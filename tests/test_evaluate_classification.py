@@ -380,15 +380,6 @@ def test_a_checkpoint_without_a_head_has_to_be_trained(model: Model, tmp_path: P
 # --- real data ------------------------------------------------------------------------------------
 
 
-def test_mails_are_told_apart_by_a_real_model(real_model: Model) -> None:
-    """80 mails of SpamAssassin's corpus (Apache-2.0), cut to 250 characters, addresses replaced."""
-    training = Training(epochs=4, learning_rate=2e-4, train_batch_size=8, warmup=0.2)
-    options = {"sequence_length": 48, "training": training}
-    result = scored(real_model("minilm"), Path(__file__).parent / "data" / "mails", **options)
-    assert result.score > 0.8
-    assert result.samples == 32
-
-
 def test_handwritten_digits_are_told_apart(tiny: Model, tmp_path: Path) -> None:
     digits = load_digits()
     for at, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):

@@ -59,12 +59,9 @@ def trained(model: str | Path, settings: EvalSettings) -> dict[str, Any]:
 
 
 def on_mails(minilm: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """The dense model, and half of its weights pruned and held."""
+    """Half of the weights are pruned and held."""
     prune(minilm, folder / "half", PruneSettings(sparsity=0.5), force=True)
-    return {
-        "minilm dense": trained(minilm, mails("minilm", seed)),
-        "minilm half": trained(folder / "half", mails("minilm", seed)),
-    }
+    return {"minilm half": trained(folder / "half", mails("minilm", seed))}
 
 
 def on_questions(folder: Path, seed: int) -> dict[str, Any]:
@@ -100,11 +97,8 @@ def test_questions_are_answered_as_before(tmp_path: Path) -> None:
     check(on_questions(tmp_path / "qa", 0), 0)
 
 
-def test_a_lottery_on_the_demo_model_is_as_before(tmp_path: Path) -> None:
-    check(by_lottery(tmp_path, 1), 1)
-
-
 def test_mails_are_told_apart_as_before(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """80 mails of SpamAssassin's corpus (Apache-2.0), cut to 250 characters, addresses replaced."""
     check(on_mails(real_model("minilm"), tmp_path, 2), 2)
 
 
@@ -112,6 +106,7 @@ def measured(minilm: Path, folder: Path, seed: int) -> dict[str, Any]:
     return (
         on_questions(folder / "qa", seed)
         | by_lottery(folder, seed)
+        | {"minilm dense": trained(minilm, mails("minilm", seed))}
         | on_mails(minilm, folder, seed)
     )
 
