@@ -477,10 +477,11 @@ def test_mnli_is_scored_on_matched_and_mismatched(model: Model, tmp_path: Path) 
     settings = settings_of(tmp_path, task="mnli", samples=25)
     with opened(model(), settings) as (metric, loaded):
         score = metric.score(loaded)
-        told = metric._told(loaded.model, metric.beside["mismatched"], lambda event: None)
+        found = metric.outputs(loaded.model, metric.further["mismatched"])
+        told = np.array([logits.argmax() for (logits,) in found])
     assert metric.record["split"] == "validation_matched"
     assert score.values.shape == (25, 2)
-    there = metric.beside["mismatched"].labels["labels"]
+    there = metric.further["mismatched"].labels["labels"]
     assert len(there) == 20
     assert score.parts["mismatched"] == float((there == told).mean())
     assert set(score.parts) == {"macro f1", "mcc", "majority", "mismatched"}
