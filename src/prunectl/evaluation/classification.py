@@ -29,6 +29,7 @@ from prunectl.evaluation.inputs import (
     Floats,
     ImageSamples,
     Ints,
+    Samples,
     TextSamples,
     length_of,
     padding_tokenizer,
@@ -36,7 +37,7 @@ from prunectl.evaluation.inputs import (
 )
 from prunectl.evaluation.metric import MAJORITY, Request, Score, majority
 from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, Task, task_of
-from prunectl.evaluation.tuning import Samples, TunedMetric, recipe_of, record_of
+from prunectl.evaluation.tuning import TunedMetric, recipe_of, record_of
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import refusals
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.inputs import Samples
 from prunectl.evaluation.loaded_model import Held
 from prunectl.evaluation.tasks import Recipe
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
@@ -34,17 +35,6 @@ from prunectl.output.osfiles import os_errors
 from prunectl.parallel.launched import launched
 
 PHASE = "fine-tuning"
-
-
-class Samples(Protocol):
-    """Inputs and labels to train on."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Inputs and labels of the samples at these indices, on the CPU. Given both, the model
-        returns the mean of the samples' losses."""
-        ...
 
 
 def train(
@@ -64,7 +54,7 @@ def train(
     Args:
         model: a transformers model on its device, in a dtype that can be trained.
         held: weights whose zeros stay zero.
-        data: at least one sample.
+        data: at least one sample, with labels: given them, the model returns the mean loss.
         seed: of the order of samples and of dropout.
         folder: takes the Trainer's checkpoint after each epoch. Training resumes from a checkpoint
             that is there. The folder is not removed.

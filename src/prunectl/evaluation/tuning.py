@@ -20,7 +20,7 @@ from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.examples import HELD_OUT, Data, One, Reader, facts_of
 from prunectl.evaluation.heads import HeadClass
-from prunectl.evaluation.inputs import Floats, ImageSamples, TextSamples, outputs
+from prunectl.evaluation.inputs import Floats, Samples, outputs
 from prunectl.evaluation.metric import Head, Request, Score
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.tasks import Recipe, Task
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
-
-Samples = TextSamples | ImageSamples
 
 _INPUTS = ("train", "classes", "sequence_length", "overlap", "image")
 """Parts of a record that decide what a model is fed in training."""
