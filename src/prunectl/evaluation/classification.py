@@ -24,7 +24,6 @@ from prunectl.data.tables import Table, column, digest_rows, has_column
 from prunectl.evaluation import labels
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.examples import Data, Reader, choose, read
-from prunectl.evaluation.heads import HeadClass, head_class
 from prunectl.evaluation.inputs import (
     Floats,
     ImageSamples,
@@ -37,7 +36,7 @@ from prunectl.evaluation.inputs import (
 )
 from prunectl.evaluation.metric import MAJORITY, Request, Score, majority
 from prunectl.evaluation.tasks import CLASSIFICATION, UNNAMED_IMAGES, UNNAMED_TEXT, Task, task_of
-from prunectl.evaluation.tuning import TunedMetric, recipe_of, record_of
+from prunectl.evaluation.tuning import HeadClass, TunedMetric, head_class, recipe_of, record_of
 from prunectl.events import Note, OnEvent
 
 if TYPE_CHECKING:

@@ -20,13 +20,12 @@ from prunectl.data.errors import BadData
 from prunectl.data.tables import Table, digest_rows
 from prunectl.evaluation import squad, tasks
 from prunectl.evaluation.examples import Reader, choose, read
-from prunectl.evaluation.heads import head_class
 from prunectl.evaluation.inputs import Floats, TextSamples, length_of, padding_tokenizer
 from prunectl.evaluation.metric import Request, Score
 from prunectl.evaluation.qa_windows import ANSWER, Window, windows_of
 from prunectl.evaluation.squad import Question, questions_of
 from prunectl.evaluation.tasks import UNNAMED_QUESTIONS, task_of
-from prunectl.evaluation.tuning import TunedMetric, recipe_of, record_of
+from prunectl.evaluation.tuning import TunedMetric, head_class, recipe_of, record_of
 from prunectl.events import OnEvent
 
 if TYPE_CHECKING:

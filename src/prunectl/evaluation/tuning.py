@@ -6,6 +6,7 @@ trained on, and scored. A metric adds what it reads of the model's outputs, and 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from blake3 import blake3
 
+from prunectl.checkpoint.model_kind import Kind
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
 from prunectl.evaluation.examples import HELD_OUT, Data, One, Reader, facts_of
-from prunectl.evaluation.heads import HeadClass
+from prunectl.evaluation.heads import Head, NoSuchHead, class_with_head
 from prunectl.evaluation.inputs import Floats, Samples, outputs
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import Request, Score
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.tasks import Recipe, Task
 from prunectl.events import OnEvent, ignore_events
@@ -33,8 +35,59 @@ if TYPE_CHECKING:
     from prunectl.evaluation.loaded_model import LoadedModel
     from prunectl.evaluation.metric import Values
 
+_POOLER = ".pooler."
 _INPUTS = ("train", "classes", "sequence_length", "overlap", "image")
 """Parts of a record that decide what a model is fed in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadClass:
+    """A model class with a head for a task.
+
+    Attributes:
+        auto: name of transformers' class that chooses it.
+        base: how the names of parameters outside the head begin.
+        accepted: names of its inputs.
+        config: of the model, as the checkpoint has it.
+    """
+
+    auto: str
+    base: str
+    accepted: frozenset[str]
+    config: Any
+
+    def is_head(self, parameter: str) -> bool:
+        """Whether a parameter that the checkpoint lacks is initialized and trained."""
+        return not parameter.startswith(f"{self.base}.") or _POOLER in parameter
+
+    def head(self, request: Request, pad: int | None, **config: Any) -> Head:
+        """The head of a model that pads by the token ``pad``."""
+        own = self.config
+        # An encoder may count positions from its own padding token; the others look for that token
+        # to find where a sequence ends.
+        is_encoder = request.model_kind.kind is Kind.ENCODER
+        if pad is not None and not (is_encoder and getattr(own, "pad_token_id", None) is not None):
+            config["pad_token_id"] = pad
+        starts = getattr(own, "decoder_start_token_id", None) is not None
+        if pad is not None and request.model_kind.kind is Kind.SEQ2SEQ and not starts:
+            config["decoder_start_token_id"] = pad  # as T5 has it
+        return Head(self.auto, {"use_cache": False, **config})
+
+
+def head_class(request: Request, auto: str) -> HeadClass:
+    """The class that transformers has for a task and this model.
+
+    Raises:
+        UnknownArchitecture: config.json cannot be used.
+        MetricMismatch: there is none.
+    """
+    try:
+        cls, config = class_with_head(request.checkpoint, auto)
+    except NoSuchHead as error:
+        settings, model = request.settings, request.checkpoint.model
+        raise MetricMismatch(settings.metric, model, error.why) from None
+    names = inspect.signature(cls.forward).parameters
+    return HeadClass(auto, cls.base_model_prefix, frozenset(names), config)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
