@@ -27,11 +27,10 @@ from prunectl import demo
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
-from prunectl.evaluation.batches import in_batches
+from prunectl.evaluation.batches import in_batches, tell_unshared
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
-from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate

@@ -32,7 +32,6 @@ from test_evaluate_choice import mmlu_prompt, rows_of
 from test_lottery import bits_of
 from transformers.utils import is_sentencepiece_available
 
-from prunectl.evaluation.recipes import RECIPES
 from prunectl.evaluation.tasks import CLASSIFICATION, QA
 
 PAGE = (Path(__file__).parents[1] / "docs" / "paper.md").read_text(encoding="utf-8")
@@ -194,7 +193,7 @@ def test_every_model_task_and_claim_of_the_page_is_here() -> None:
     # Whatever has the form of a Hub id, wherever it stands, is a model or data that are served.
     ids = set(re.findall(r"(?<![\w/.-])([\w-]+/[\w.-]+)(?=[\s:]|$)", "\n".join(LINES)))
     assert ids == {*CONFIGS, "cais/mmlu", "ChilleD/SVAMP", "allenai/c4"}
-    assert {one["--task"] for _, _, one in parsed if "--task" in one} == set(RECIPES)
+    assert {one["--task"] for _, _, one in parsed if "--task" in one} == {*CLASSIFICATION, *QA}
     verbs = {verb for verb, _, _ in parsed}
     assert verbs == {verb for verb, _ in CHEAPER} == {"sweep", "lottery", "compare", "trace"}
     table = PAGE.partition("## Sweeps")[0]

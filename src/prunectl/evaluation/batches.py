@@ -1,4 +1,5 @@
-"""Samples through a model in batches, fewer at once where memory is full."""
+"""Samples run through a model in batches, fewer at once where memory is full; and shared out where
+``accelerate launch`` or ``torchrun`` has started several processes, each with the model."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from prunectl.data.errors import first_line
 from prunectl.device import is_out_of_memory
 from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted
+from prunectl.parallel.launched import launched
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +33,11 @@ def in_batches(
     unit: str,
     on_event: OnEvent,
 ) -> list[Result]:
-    """``work`` on ``size`` items at a time; half as many, and so on, while memory does not suffice.
+    """``work`` on ``size`` items at a time; where memory is full, on half as many, and so on.
 
     Args:
-        work: takes items, and gives a result for each, in order.
-        phase: what the progress is called; unit: what it counts.
+        work: takes items and returns a result for each, in order.
+        phase: name of the progress. unit: what it counts.
 
     Raises:
         RuntimeError, MemoryError: there is no memory for a single one.
@@ -66,10 +68,11 @@ def in_batches(
 
 @contextmanager
 def refusals(phase: str) -> Iterator[None]:
-    """What a model's own code finds wrong with its inputs, in its words.
+    """Report what a model's own code finds wrong with its inputs, in its words.
 
     Raises:
-        EvaluationFailed: such as for a T5, which classifies by a token that the tokenizer lacks.
+        EvaluationFailed: it does, as T5's does, which classifies by a token that the tokenizer may
+            lack.
     """
     try:
         yield
@@ -85,8 +88,8 @@ def refusals(phase: str) -> Iterator[None]:
 def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torch.Tensor, ...]:
     """Rows of tokens as one batch, on the model's device: ids, and the mask (0 = padding).
 
-    Both are int64 [rows, tokens]. What a padding token is does not matter behind the mask, but for
-    models that count positions by it; where the model names none it is 0.
+    Both are int64 [rows, tokens]. Under the mask, the padding token matters only to models that
+    count positions from it; where the model names none, it is 0.
     """
     import torch
 
@@ -100,3 +103,28 @@ def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torc
         mask[at, where] = 1
     device = next(model.parameters()).device
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def tell_unshared(on_event: OnEvent, *, trains: bool) -> None:
+    """Warn where each of several processes does all of the work: only metrics that train share it
+    out."""
+    rank, count = launched()
+    if count > 1 and not rank and not trains:
+        text = f"each of the {count} processes does all of it: only training is shared out"
+        on_event(Note(text, warning=True))
+
+
+def shared(items: Sequence[One], work: Callable[[Sequence[One]], Sequence[Result]]) -> list[Result]:
+    """``work`` on the items, each process on its share; every process gets all results, in order.
+
+    Args:
+        work: takes items and returns a result for each, in order.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return list(work(items))
+    rank, count = dist.get_rank(), dist.get_world_size()
+    parts: list[list[Result]] = [[] for _ in range(count)]
+    dist.all_gather_object(parts, list(work(items[rank::count])))
+    return [parts[index % count][index // count] for index in range(len(items))]

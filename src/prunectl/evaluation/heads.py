@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import model_class, quiet_transformers, unknown_if_it_fails
 from prunectl.errors import UnknownArchitecture
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model class with a head that the checkpoint may lack, and is trained.
+
+    Attributes:
+        auto: name of the class of transformers that chooses it:
+            ``AutoModelForSequenceClassification``.
+        config: entries of the config that it needs, such as ``num_labels``.
+    """
+
+    auto: str
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 class NoSuchHead(UnknownArchitecture):

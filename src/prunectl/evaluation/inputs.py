@@ -18,9 +18,8 @@ from prunectl.data.errors import BadData, BadTokenizer, first_line
 from prunectl.data.images import Process, open_image
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.batches import in_batches, refusals
+from prunectl.evaluation.batches import in_batches, refusals, shared
 from prunectl.evaluation.metric import Request
-from prunectl.evaluation.processes import shared
 from prunectl.events import OnEvent
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class TextSamples:
 
     @property
     def sizes(self) -> list[int]:
-        """How long each is."""
+        """The length of each, in tokens."""
         return [len(one["input_ids"]) for one in self.rows]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -76,9 +75,10 @@ class ImageSamples:
 
     Attributes:
         name: of the data, for messages.
-        rows: a path, or the bytes of an image file.
-        process: makes the model's inputs of an image, with a batch of 1.
-        channels: that the model takes.
+        rows: paths, or the bytes of image files.
+        process: makes the model's inputs of an image, as a batch of 1.
+        channels: how many the model takes.
+        labels: by the names that the model knows them by, one number a sample.
     """
 
     name: str
@@ -112,7 +112,7 @@ class ImageSamples:
         return {key: torch.from_numpy(one) for key, one in (inputs | labels).items()}
 
     def check(self) -> None:
-        """Open each image, so that a broken one is found before a training and not behind it.
+        """Open each image, so that a broken one is found before training and not after.
 
         Raises:
             BadData: an image is broken.
@@ -138,9 +138,12 @@ class ImageSamples:
         return image
 
 
+Samples = TextSamples | ImageSamples
+
+
 def outputs(
     model: Any,
-    samples: TextSamples | ImageSamples,
+    samples: Samples,
     read: Callable[[Any], tuple[Floats, ...]],
     *,
     batch_size: int,
@@ -148,10 +151,10 @@ def outputs(
     unit: str,
     on_event: OnEvent,
 ) -> list[tuple[Floats, ...]]:
-    """What the model makes of each sample, in order; long ones are run first, like beside like.
+    """What the model puts out for each sample, in order; long samples are run first, and together.
 
     Args:
-        read: takes the model's outputs, and gives arrays with a row for each sample of the batch.
+        read: takes the model's outputs, and returns arrays with a row for each sample of the batch.
     """
     sizes = samples.sizes
     inputs = sorted(range(len(samples)), key=lambda index: -sizes[index])
@@ -168,7 +171,7 @@ def outputs(
 
 def _run(
     model: Any,
-    samples: TextSamples | ImageSamples,
+    samples: Samples,
     read: Callable[[Any], tuple[Floats, ...]],
     phase: str,
     indices: Sequence[int],
@@ -191,7 +194,7 @@ def _run(
 
 
 def padding_tokenizer(request: Request) -> Tokenizer:
-    """The model's tokenizer, which pads by the token that ends a text if it has none for that.
+    """The model's tokenizer; without a padding token, it pads by the token that ends a text.
 
     Raises:
         BadTokenizer: there is none, it does not load, or it has neither of the two tokens.
@@ -215,7 +218,7 @@ def length_of(request: Request, tokenizer: Tokenizer, usual: int) -> int:
     """Tokens of a row at most: as asked for, or ``usual``, and no more than the model takes.
 
     Raises:
-        InvalidOption: no room is left beside special tokens.
+        InvalidOption: special tokens leave no room.
     """
     # The tokenizer's own limit is often wrong; it is asked where the model states none.
     context = (
@@ -273,7 +276,7 @@ def call(request: Request, tokenizer: Tokenizer, *texts: list[str], **options: A
 
 
 def rows_of(made: Any, accepted: frozenset[str]) -> list[Tokens]:
-    """Each row of what a tokenizer made, as far as the model takes that; padding makes the mask."""
+    """Rows of what a tokenizer made: the inputs that the model takes. Padding makes the mask."""
     names = [one for one in made if one in accepted | {"input_ids"} and one != "attention_mask"]
     return [
         {name: np.asarray(made[name][row], np.int32) for name in names}

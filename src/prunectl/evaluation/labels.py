@@ -1,4 +1,4 @@
-"""Classes: read from cells, checked, put in order; and how well they were told."""
+"""Classes: read from cells, checked, put in order; and scores of predicted classes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from prunectl.evaluation.metric import Request
 Ints = NDArray[np.int64]
 
 MOST = 0.5
-"""Share of different values above which a column of many is one of numbers or texts, no classes."""
+"""Where a column has many values, more than this share of them different, they are no classes."""
 _MANY = 50
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def read_label(table: Table, column: str, value: Any) -> str | None:
-    """A cell's class by its name; None where it has none (empty, or the -1 of a test split).
+    """The name of a cell's class; None where it has none (empty, or the -1 of a test split).
 
     Raises:
         BadData: it is no class.
@@ -53,8 +53,8 @@ def read_label(table: Table, column: str, value: Any) -> str | None:
 def class_names(
     table: Table, column: str, found: Sequence[str], config: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The classes in order: the model's own where it knows the same ones, else the dataset's, else
-    by number or name.
+    """The classes in order: in the model's own where it has the same ones, else in the dataset's,
+    else by number or name.
 
     Args:
         found: class of each row.
@@ -70,10 +70,10 @@ def class_names(
 
 
 def check_classes(table: Table, column: str, found: Sequence[str]) -> None:
-    """Refuse what cannot be told apart.
+    """Refuse a column that holds no classes.
 
     Raises:
-        BadData: there is one class only, or so many that the column holds something else.
+        BadData: it has one value only, or so many that they are something else.
     """
     counts = Counter(found)
     if len(counts) < 2:
@@ -88,9 +88,9 @@ def check_classes(table: Table, column: str, found: Sequence[str]) -> None:
 
 
 def own_names(request: Request, table: Table, column: str, found: Sequence[str]) -> tuple[str, ...]:
-    """The classes of a model that is not trained, as the data spell them, in its order.
+    """The classes of a model that is not trained, in its order and as the data spell them.
 
-    They are told apart by name, or by number where the model or the data have no names.
+    They are matched by name, or by number where the model or the data have no names.
 
     Raises:
         MetricMismatch: the model has other classes.
@@ -132,7 +132,7 @@ def numbered(table: Table, found: Sequence[str], names: Sequence[str], trained: 
         trained: classes that are trained on.
 
     Raises:
-        BadData: a class is there that is not.
+        BadData: a class is not trained on.
     """
     strange = Counter(one for one in found if one not in trained)
     if strange:
@@ -155,33 +155,33 @@ def _by_number(text: str) -> int:
     return int(text)
 
 
-# --- how well they were told ----------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def accuracy(labels: Ints, told: Ints) -> float:
-    """Share of samples whose class was told."""
-    return float((labels == told).mean())
+def accuracy(labels: Ints, predicted: Ints) -> float:
+    """Share of samples whose class is predicted."""
+    return float((labels == predicted).mean())
 
 
-def f1(labels: Ints, told: Ints, classes: int) -> float:
+def f1(labels: Ints, predicted: Ints, classes: int) -> float:
     """F1 of the second class where there are two, as GLUE has it for QQP; else the mean over all
-    classes ("macro"). A class that is neither there nor told counts as 0.
+    classes ("macro"). A class that is neither there nor predicted counts as 0.
     """
     scores = []
     for one in [1] if classes == 2 else range(classes):
-        both = int(((labels == one) & (told == one)).sum())
-        all_of = int((labels == one).sum()) + int((told == one).sum())
+        both = int(((labels == one) & (predicted == one)).sum())
+        all_of = int((labels == one).sum()) + int((predicted == one).sum())
         scores.append(2 * both / all_of if all_of else 0.0)
     return float(np.mean(scores))
 
 
-def matthews(labels: Ints, told: Ints, classes: int) -> float:
+def matthews(labels: Ints, predicted: Ints, classes: int) -> float:
     """Matthews correlation of several classes (Gorodkin, 2004): 1 all right, 0 as by chance.
 
-    0 where only one class is there or is told.
+    0 where there is only one class, or only one is predicted.
     """
     table = np.zeros((classes, classes))
-    np.add.at(table, (labels, told), 1)
+    np.add.at(table, (labels, predicted), 1)
     total, right = table.sum(), np.trace(table)
     there, said = table.sum(1), table.sum(0)
     spread = math.sqrt((total**2 - (said**2).sum()) * (total**2 - (there**2).sum()))

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import choose_device, is_out_of_memory, names_of, other_devices
 from prunectl.errors import BadCheckpoint, PrunectlError, UnknownArchitecture
-from prunectl.evaluation.heads import class_with_head
-from prunectl.evaluation.metric import Head
+from prunectl.evaluation.heads import Head, class_with_head
 from prunectl.events import Note
 from prunectl.parallel.launched import launched
 from prunectl.plan.prunable import prunable_tensors, recorded_prunable
@@ -23,7 +22,18 @@ if TYPE_CHECKING:
 
     from prunectl.checkpoint.block_model import BlockModel
     from prunectl.checkpoint.reader import TensorReader
-    from prunectl.evaluation.metric import Metric
+
+
+class Wanted(Protocol):
+    """What a metric wants of a model; see :class:`prunectl.evaluation.metric.Metric`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def trains(self) -> bool: ...
+    @property
+    def head(self) -> Head | None: ...
+    def tolerates(self, parameter: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +196,7 @@ def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[
 
 @contextmanager
 def open_loaded_model(
-    checkpoint: Checkpoint, metric: Metric, *, device: str, dtype: str, seed: int = 0
+    checkpoint: Checkpoint, metric: Wanted, *, device: str, dtype: str, seed: int = 0
 ) -> Iterator[tuple[LoadedModel, TensorReader]]:
     """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
 
@@ -234,7 +244,7 @@ def open_loaded_model(
 
 
 def _too_large(
-    model: str, devices: Sequence[torch.device], metric: Metric, wanted: str
+    model: str, devices: Sequence[torch.device], metric: Wanted, wanted: str
 ) -> PrunectlError:
     """What to say where memory was full while the model was loaded."""
     text = f"{model} does not fit into the memory of {names_of(devices)}"
@@ -250,7 +260,7 @@ def _too_large(
 
 
 def dtype_of(
-    checkpoint: Checkpoint, metric: Metric, device: torch.device, wanted: str
+    checkpoint: Checkpoint, metric: Wanted, device: torch.device, wanted: str
 ) -> torch.dtype:
     """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
     see :func:`prunectl.plan.job.dtype_of`.

@@ -19,6 +19,7 @@ from prunectl.checkpoint.module_tree import (
 from prunectl.data.errors import other_data
 from prunectl.errors import UnsupportedCheckpoint
 from prunectl.evaluation.errors import FORMS
+from prunectl.evaluation.heads import Head as Head
 from prunectl.evaluation.metrics import spec_of
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.events import Note, OnEvent, ignore_events
@@ -70,20 +71,6 @@ class Request:
     on_event: OnEvent = ignore_events
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A model class with a head that the checkpoint may lack, and is trained.
-
-    Attributes:
-        auto: name of the class of transformers that chooses it:
-            ``AutoModelForSequenceClassification``.
-        config: entries of the config that it needs, such as ``num_labels``.
-    """
-
-    auto: str
-    config: dict[str, Any] = field(default_factory=dict)
 
 
 class Metric(Protocol):

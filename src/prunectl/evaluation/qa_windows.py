@@ -1,4 +1,4 @@
-"""Questions and windows of their texts as sequences of tokens, and answers as spans of them."""
+"""Questions and windows of their texts as sequences of tokens, and answers as spans of tokens."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Window:
     begin: int
 
     def span(self, question: Question) -> tuple[int, int]:
-        """The first and last token of the answer, in the sequence; twice the token that begins it
-        where the answer is not in this window as a whole."""
+        """The first and last token of the answer, in the sequence; both are the token that begins
+        the sequence where this window does not hold the whole answer."""
         assert question.start is not None
         start, end = question.start, question.start + len(question.answers[0])
         starts, ends = self.offsets[:, 0], self.offsets[:, 1]
@@ -54,7 +54,8 @@ class Window:
         return self.first + low, self.first + max(low, high)
 
     def best(self, starts: Floats, ends: Floats) -> tuple[float, int, int]:
-        """The span of the text with the largest sum of scores: the sum, and its characters.
+        """The span of the text with the largest sum of scores: the sum, and where it begins and
+        ends, in characters.
 
         Args:
             starts, ends: [tokens of the sequence or more], scores of each to be the first and the
@@ -62,7 +63,7 @@ class Window:
         """
         count = len(self.offsets)
         starts, ends = (one[self.first : self.first + count] for one in (starts, ends))
-        # Rows: the first token; columns: how many tokens are behind it.
+        # Rows: the first token; columns: how many tokens follow it.
         later = np.arange(count)[:, None] + np.arange(min(ANSWER, count))[None]
         sums = np.where(
             later < count, starts[:, None] + ends[np.minimum(later, count - 1)], -np.inf
@@ -82,17 +83,17 @@ def windows_of(
     length: int,
     accepted: frozenset[str],
 ) -> list[Window]:
-    """Windows of all texts, in order; those of one text overlap by a third of ``length``.
+    """The windows of all texts, in order; windows of one text overlap by a third of ``length``.
 
     Raises:
         InvalidOption: windows are too short.
-        MetricMismatch: the tokenizer does not tell where in the text a token is.
+        MetricMismatch: the tokenizer does not say where in the text a token is.
         BadTokenizer, WrongTokenizer: it fails, or is another model's.
     """
     if length < LEAST:
         raise InvalidOption(f"--sequence-length {length} is too short for --metric qa: {LEAST}")
     if not tokenizer.inner.is_fast:
-        why = "its tokenizer does not tell where in a text its tokens are"
+        why = "its tokenizer does not say where in a text its tokens are"
         raise MetricMismatch(request.settings.metric, request.checkpoint.model, why)
     found: list[Window] = []
     for at in range(0, len(questions), AT_ONCE):
@@ -122,7 +123,7 @@ def windows_of(
 
 
 def _cut(request: Request, tokenizer: Tokenizer, texts: list[str], most: int) -> list[str]:
-    """Texts up to so many tokens."""
+    """The texts, cut to so many tokens."""
     made = call(
         request,
         tokenizer,
@@ -137,6 +138,6 @@ def _cut(request: Request, tokenizer: Tokenizer, texts: list[str], most: int) ->
 
 
 def _begin(inner: Any, ids: NDArray[np.int32]) -> int:
-    """Where the token is that stands for a whole sequence; the first, where there is none."""
+    """Where the token is that stands for the whole sequence; 0 where there is none."""
     found = [] if inner.cls_token_id is None else np.flatnonzero(ids == inner.cls_token_id).tolist()
     return int(found[0]) if found else 0

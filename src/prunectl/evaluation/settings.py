@@ -20,7 +20,7 @@ class Training:
     Attributes:
         epochs, learning_rate, train_batch_size, weight_decay, warmup, gradient_accumulation,
             mixed_precision, max_grad_norm, max_steps: see
-            :class:`prunectl.evaluation.recipes.Recipe`.
+            :class:`prunectl.evaluation.tasks.Recipe`.
         train_samples: rows to train on, at most, drawn by the seed with each class's share kept.
         checkpoints: a folder that takes the state after each epoch, for an interrupted training to
             go on from; a run of other weights, data or settings does not touch it.

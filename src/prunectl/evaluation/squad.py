@@ -1,4 +1,4 @@
-"""Questions on a text that holds the answer, as SQuAD 1.1 has them; and its scores of an answer.
+"""Questions about a text that holds the answer, as in SQuAD 1.1, and its scores of answers.
 
 Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text" (arXiv 1606.05250).
 """
@@ -25,12 +25,11 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question on a text.
+    """A question about a text.
 
     Attributes:
         answers: texts that are right, one at least.
-        start: where the first of them begins in ``context``, in characters; None where it is not
-            there.
+        start: where the first answer begins in ``context``, in characters; None if it is not there.
     """
 
     question: str
@@ -45,7 +44,7 @@ def questions_of(request: Request, table: Table) -> list[Question]:
 
     Raises:
         MissingColumn: a column is not there.
-        BadData: no question has an answer, or a cell holds something else than it should.
+        BadData: no question has an answer, or a cell holds something else.
     """
     rows = list(_rows(table))
     found = [one for row in rows if (one := _question(table, row)) is not None]
@@ -93,7 +92,7 @@ def _question(table: Table, row: dict[str, Any]) -> Question | None:
 
 
 def _answers(table: Table, value: Any) -> tuple[list[str], list[Any]]:
-    """Texts, and where they begin; empty where that is not said."""
+    """Texts, and where each begins; no places where the data name none."""
     texts: Any = value
     starts: Any = []
     if isinstance(value, dict):
@@ -121,16 +120,16 @@ def normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(told: str, answers: Sequence[str]) -> float:
-    """1 if an answer is right to the letter, when normalized."""
-    return float(any(normalized(told) == normalized(one) for one in answers))
+def exact_match(answer: str, answers: Sequence[str]) -> float:
+    """1 if an answer equals a right one, when both are normalized."""
+    return float(any(normalized(answer) == normalized(one) for one in answers))
 
 
-def f1(told: str, answers: Sequence[str]) -> float:
-    """The largest F1 of words that an answer and a right one share, 0..1."""
-    return max(_f1(normalized(told).split(), normalized(one).split()) for one in answers)
+def f1(answer: str, answers: Sequence[str]) -> float:
+    """The largest F1 of the words that an answer shares with a right one, 0..1."""
+    return max(_f1(normalized(answer).split(), normalized(one).split()) for one in answers)
 
 
-def _f1(told: list[str], right: list[str]) -> float:
-    shared = sum((Counter(told) & Counter(right)).values())
-    return 2 * shared / (len(told) + len(right)) if shared else 0.0
+def _f1(answer: list[str], right: list[str]) -> float:
+    shared = sum((Counter(answer) & Counter(right)).values())
+    return 2 * shared / (len(answer) + len(right)) if shared else 0.0

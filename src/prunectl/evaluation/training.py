@@ -1,67 +1,40 @@
-"""Fine-tuning with the pruned weights held at zero: a loop on accelerate.
+"""Fine-tuning with the pruned weights held at zero: transformers' Trainer, and a mask.
 
-Each optimizer step is computed on the samples that the seed gives it, in as many passes as memory
-makes necessary and by as many processes as there are; the step is the same but for rounding and
-what dropout draws. Pruned weights have no gradient and are set to zero again after each step, so
-that neither the optimizer's moments nor its decay move them.
+Importing this module takes seconds, as the Trainer does: it is imported where a model is trained.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import save_model
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, logging
 
+from prunectl.data.errors import first_line
 from prunectl.device import is_out_of_memory
+from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import refusals
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.inputs import Samples
 from prunectl.evaluation.loaded_model import Held
-from prunectl.evaluation.recipes import Recipe
-from prunectl.evaluation.training_state import States, accelerated, own_randomness
+from prunectl.evaluation.tasks import Recipe
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
-
+from prunectl.output.osfiles import os_errors
+from prunectl.parallel.launched import launched
 
 PHASE = "fine-tuning"
-
-
-class Samples(Protocol):
-    """What is trained on."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Inputs and labels of some samples, on the CPU; with them the model computes the mean of
-        their losses."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """What a training did.
-
-    Attributes:
-        steps: of the optimizer, those before an interruption included.
-        losses: mean loss of a sample in each epoch.
-        passes: that a step's samples were run in at the end; more than asked for where memory
-            was full.
-        resumed: epochs that were there already.
-        skipped: steps that mixed precision skipped, since gradients were not finite.
-    """
-
-    steps: int
-    losses: tuple[float, ...]
-    passes: int
-    resumed: int = 0
-    skipped: int = 0
 
 
 def train(
@@ -72,51 +45,60 @@ def train(
     seed: int,
     on_event: OnEvent = ignore_events,
     *,
-    after_step: Callable[[int], None] | None = None,
     folder: Path | None = None,
-) -> TrainingRecord:
+) -> None:
     """Train a model in place; it is in evaluation mode afterwards.
+
+    Under ``accelerate launch`` or ``torchrun``, each process computes its share of every step.
 
     Args:
         model: a transformers model on its device, in a dtype that can be trained.
-        held: weights of which the zeros stay.
-        data: at least one sample.
-        seed: of the order of samples and of what dropout draws.
-        after_step: called with the number of each optimizer step, from 1 on, when it is done.
-        folder: takes the state after each epoch; what is there is gone on from. It is not removed.
+        held: weights whose zeros stay zero.
+        data: at least one sample, with labels: given them, the model returns the mean loss.
+        seed: of the order of samples and of dropout.
+        folder: takes the Trainer's checkpoint after each epoch. Training resumes from a checkpoint
+            that is there. The folder is not removed.
 
     Raises:
-        EvaluationFailed: the loss is not finite, or memory does not suffice for a single sample.
-        InvalidOption: the device does not know the precision.
-        NoSpace, CannotWrite: the state cannot be saved.
+        EvaluationFailed: the loss is not finite, memory does not suffice for a single sample, or a
+            checkpoint cannot be loaded.
+        InvalidOption: the device does not support the precision, or accelerate was told to share
+            out the model itself.
+        NoSpace, CannotWrite: a checkpoint cannot be saved.
     """
-    import torch
-
     if not recipe.epochs:
-        return TrainingRecord(0, (), recipe.gradient_accumulation)
+        return
     device = next(model.parameters()).device
-    wanted = [p.requires_grad for p in model.parameters()]
-    with own_randomness(device), accelerated(device, recipe.mixed_precision) as accelerator:
-        listener = on_event if accelerator.is_main_process else ignore_events
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    with os_errors(folder) if folder else nullcontext(), _isolated(device):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             model.requires_grad_(True)
             with torch.enable_grad():
-                loop = _Loop(model, held, data, recipe, seed, accelerator, listener)
-                return loop.run(after_step or (lambda step: None), folder)
+                _MaskTrainer(model, held, data, recipe, seed, on_event, folder).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise _no_memory(device) from None
+            raise EvaluationFailed(
+                PHASE,
+                f"the memory of {device} does not suffice",
+                hint="a lower --sequence-length or --mixed-precision bf16 takes less of it",
+            ) from None
         finally:
-            _undress(model)
             model.zero_grad(set_to_none=True)
-            for parameter, before in zip(model.parameters(), wanted, strict=True):
+            for parameter, before in zip(model.parameters(), trainable, strict=True):
                 parameter.requires_grad_(before)
             model.eval()
 
 
-class _Loop:
-    """One training."""
+class _MaskTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that holds a mask, and runs each step's samples in as many passes as memory needs.
+
+    The gradient is that of the mean loss of the step's samples, whatever the passes. The Trainer's
+    own gradient accumulation weighs a smaller last pass like the others, and where memory is full
+    it begins again with another batch size.
+    """
 
     def __init__(
         self,
@@ -125,93 +107,117 @@ class _Loop:
         data: Samples,
         recipe: Recipe,
         seed: int,
-        accelerator: Accelerator,
         on_event: OnEvent,
+        folder: Path | None,
     ) -> None:
-        import torch
-        from accelerate.utils import set_seed
-
-        self._data, self._recipe, self._seed = data, recipe, seed
-        self._accelerator, self._on_event = accelerator, on_event
-        self._passes, self._skipped = recipe.gradient_accumulation, 0
-        self._zeros = Zeros(model, held)
-        self._optimizer: Any = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate)
-        set_seed(seed, device_specific=True)
-        self._parameters = list(model.parameters())
-        self._model, self._optimizer = accelerator.prepare(model.train(), self._optimizer)
-        self._zeros.moved()
+        self._data, self._recipe, self._seed, self._folder = data, recipe, seed, folder
+        self._on_event = on_event if launched()[0] == 0 else ignore_events
+        self._passes, self._has_begun = recipe.gradient_accumulation, False
         self._per_epoch = math.ceil(len(data) / recipe.train_batch_size)
-        self._total = self._per_epoch * recipe.epochs
-        if recipe.max_steps is not None:
-            self._total = min(self._total, recipe.max_steps)
+        self._mask = Mask(model, held, self._on_event)
+        device = next(model.parameters()).device
+        args = _arguments(recipe, self._per_epoch, seed, device, folder)
+        groups = [
+            {
+                "params": [p for p in model.parameters() if (p.ndim > 1) == is_matrix],
+                "weight_decay": recipe.weight_decay if is_matrix else 0.0,
+            }
+            for is_matrix in (True, False)
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        super().__init__(model, args, callbacks=[self._mask], optimizers=(optimizer, None))
+        self.remove_callback(PrinterCallback)
+        kind = self.accelerator.distributed_type
+        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            raise InvalidOption(
+                f"training with accelerate's {kind.value} is not known",
+                hint="each process holds the whole model: accelerate launch --multi_gpu",
+            )
 
-    def run(self, after_step: Callable[[int], None], folder: Path | None) -> TrainingRecord:
-        recipe = self._recipe
-        states = States(folder, self._accelerator) if folder else None
-        resumed, facts = states.load() if states else (0, {})
-        losses = list(facts.get("losses", ()))
-        self._passes = facts.get("passes", self._passes)
-        self._skipped = facts.get("skipped", 0)
-        step = min(resumed * self._per_epoch, self._total)
-        if resumed:
-            self._on_event(Note(f"{PHASE} goes on behind epoch {resumed} of {recipe.epochs}"))
-        self._on_event(PhaseStarted(PHASE, self._total, "steps"))
+    def run(self) -> None:
+        """Train, from the last checkpoint on if there is one."""
+        step, checkpoint = _last_checkpoint(self._folder) if self._folder else (0, None)
+        if step:
+            done = math.ceil(step / self._per_epoch)
+            self._on_event(Note(f"{PHASE} resumes after epoch {done} of {self._recipe.epochs}"))
+        self._on_event(PhaseStarted(PHASE, self.args.max_steps, "steps"))
         self._on_event(Advanced(PHASE, step))
-        for epoch in range(resumed, recipe.epochs):
-            loss, seen = 0.0, 0
-            for indices in order(len(self._data), recipe.train_batch_size, self._seed, epoch):
-                if step == self._total:
-                    break
-                loss += self._step(step, indices) * len(indices)
-                seen += len(indices)
-                step += 1
-                after_step(step)
-                self._on_event(Advanced(PHASE, 1))
-            if seen:
-                losses.append(loss / seen)
-                if states:
-                    facts = {"losses": losses, "passes": self._passes, "skipped": self._skipped}
-                    states.save(epoch + 1, facts)
-        self._on_event(PhaseDone(PHASE))
-        return TrainingRecord(step, tuple(losses), self._passes, resumed, self._skipped)
-
-    def _step(self, step: int, indices: Sequence[int]) -> float:
-        """One optimizer step; returns the mean loss before it."""
-        recipe = self._recipe
-        factor = decay(step, self._total, round(recipe.warmup * self._total))
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * factor
-        loss = self._gradients(indices)
-        if not math.isfinite(loss):
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except Exception as error:  # torch, safetensors and json raise many kinds
+            if checkpoint is None or self._has_begun:
+                raise
             raise EvaluationFailed(
                 PHASE,
-                f"the loss is {loss} in step {step + 1:,} of {self._total:,}",
+                f"its state in {checkpoint} cannot be loaded: {first_line(error)}",
+                hint="delete this folder to begin anew",
+            ) from None
+        finally:  # without mixed precision, as it was
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self._on_event(PhaseDone(PHASE))
+
+    def get_train_dataloader(self) -> Any:
+        """Indices of each step's samples, the same in all processes: to the Trainer, all epochs
+        are one."""
+        count, size = len(self._data), self._recipe.train_batch_size
+        steps = (
+            step
+            for epoch in range(self._recipe.epochs)
+            for step in order(count, size, self._seed, epoch)
+        )
+        return DataLoader(
+            range(count),  # type: ignore[arg-type]
+            batch_sampler=list(itertools.islice(steps, self.args.max_steps)),
+            collate_fn=list,
+            generator=torch.Generator(),  # what the loader draws is not taken from dropout's
+        )
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Gradients of the mean loss of a step's samples, none for pruned weights; and the loss.
+
+        Args:
+            inputs: indices of the samples, of all processes together.
+
+        Raises:
+            EvaluationFailed: the loss is not finite.
+        """
+        self._has_begun = True
+        model.train()
+        loss = self._gradients(model, inputs)
+        if self.args.world_size > 1:
+            loss = self.accelerator.reduce(loss, "sum")
+        if not loss.isfinite():
+            step, total = self.state.global_step + 1, self.state.max_steps
+            raise EvaluationFailed(
+                PHASE,
+                f"the loss is {loss.item()} in step {step:,} of {total:,}",
                 hint="try a lower --learning-rate, --warmup 0.1, or --mixed-precision no",
             )
-        self._zeros.clear_gradients()
-        if recipe.max_grad_norm:
-            self._accelerator.clip_grad_norm_(self._parameters, recipe.max_grad_norm)
-        self._optimizer.step()
-        self._skipped += bool(self._accelerator.optimizer_step_was_skipped)
-        self._zeros.clear_weights()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._mask.clear_gradients()
         return loss
 
-    def _gradients(self, indices: Sequence[int]) -> float:
-        """Gradients of the mean loss of samples, and the loss; in more passes if memory is full."""
-        import torch
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights by the names that a resume looks for: ``save_pretrained`` gives some of
+        them the names of the Hub's files, and the Trainer passes over those."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(folder / "model.safetensors"))
 
-        process, processes = self._accelerator.process_index, self._accelerator.num_processes
-        own = indices[process::processes]
+    def _gradients(self, model: Any, indices: Sequence[int]) -> torch.Tensor:
+        """Run this process's samples in passes, in twice as many where memory is full."""
+        own = indices[self.args.process_index :: self.args.world_size]
         while True:
             try:
-                return self._passes_over(own, indices)
+                return self._passes_over(model, own, indices)
             except (RuntimeError, MemoryError) as error:
                 # Other processes would wait for this one: they cannot go back.
-                if not is_out_of_memory(error) or processes > 1 or self._passes >= len(own):
+                is_alone = self.args.world_size == 1
+                if not is_out_of_memory(error) or not is_alone or self._passes >= len(own):
                     raise
-            # What the exception held is gone by now.
-            self._optimizer.zero_grad(set_to_none=True)
+            # Only here is what the exception held gone.
+            model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._passes *= 2
@@ -219,28 +225,70 @@ class _Loop:
             text = f"memory is full: {size} samples at once from here on"
             self._on_event(Note(f"{text}, {self._passes} passes a step", warning=True))
 
-    def _passes_over(self, own: Sequence[int], indices: Sequence[int]) -> float:
-        accelerator = self._accelerator
-        # A process without samples of its own has to take part all the same, with no weight.
+    def _passes_over(self, model: Any, own: Sequence[int], every: Sequence[int]) -> torch.Tensor:
+        """This process's part of the mean loss; its gradients are added to those of the others."""
         parts = [
-            (part.tolist(), len(part) / len(indices))
+            (part.tolist(), len(part) / len(every))
             for part in np.array_split(np.asarray(own), min(self._passes, len(own)) or 1)
         ]
-        parts = parts if len(own) else [([indices[0]], 0.0)]
+        # A process without samples has to take part all the same, with no weight.
+        parts = parts if len(own) else [([every[0]], 0.0)]
         losses = []
         for number, (part, weight) in enumerate(parts, 1):
-            with nullcontext() if number == len(parts) else accelerator.no_sync(self._model):
+            is_last = number == len(parts)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
                 batch = self._data.batch(part)
-                inputs = {name: one.to(accelerator.device) for name, one in batch.items()}
+                inputs = {name: one.to(self.args.device) for name, one in batch.items()}
                 with refusals(PHASE):
-                    loss = self._model(**inputs).loss
+                    loss = model(**inputs).loss
                 # Gradients are averaged over processes.
-                accelerator.backward(loss * (weight * accelerator.num_processes))
+                self.accelerator.backward(loss * (weight * self.args.world_size))
             losses.append(loss.detach().float() * weight)
-        loss = sum(losses[1:], losses[0])
-        if accelerator.num_processes > 1:
-            loss = accelerator.reduce(loss, "sum")
-        return float(loss)
+        return torch.stack(losses).sum()
+
+
+class Mask(TrainerCallback):  # type: ignore[misc]
+    """Keeps pruned weights at zero, and reports each step that is done.
+
+    The mask is kept by parameter and not by view: a gradient has the parameter's layout.
+
+    Args:
+        model: the module that the views are into.
+        held: as :meth:`prunectl.evaluation.loaded_model.LoadedModel.held` finds them.
+    """
+
+    def __init__(self, model: torch.nn.Module, held: Sequence[Held], on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._gone: dict[torch.nn.Parameter, torch.Tensor] = {}
+        for one in held:
+            parameter = next(p for p in model.parameters() if _holds(p, one.weight))
+            if parameter not in self._gone:
+                self._gone[parameter] = torch.zeros_like(parameter, dtype=torch.bool)
+            mask = self._gone[parameter]
+            offset = one.weight.storage_offset() - parameter.storage_offset()
+            mask.as_strided(one.weight.shape, one.weight.stride(), offset).copy_(one.gone)
+
+    def clear_gradients(self) -> None:
+        """Pruned weights have no gradient, NaN and Inf included."""
+        for parameter, mask in self._gone.items():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(mask, 0.0)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pruned weights are +0.0, whatever the optimizer's moments and decay have made of them."""
+        for parameter, mask in self._gone.items():
+            parameter.data.masked_fill_(mask, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Progress."""
+        self._on_event(Advanced(PHASE, 1))
+
+
+def _holds(parameter: torch.Tensor, view: torch.Tensor) -> bool:
+    """Whether a view's first element is one of a (dense) parameter."""
+    if parameter.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
+        return False
+    return 0 <= view.storage_offset() - parameter.storage_offset() < parameter.numel()
 
 
 def order(samples: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
@@ -249,84 +297,99 @@ def order(samples: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
     return [drawn[at : at + batch] for at in range(0, samples, batch)]
 
 
-def decay(step: int, total: int, warmup: int) -> float:
-    """The learning rate of a step (counted from 0), as a share of the highest: linear from 0 over
-    ``warmup`` steps, then linear to 0, which is that of a step behind the last."""
-    if step < warmup:
-        return step / warmup
-    return (total - step) / max(1, total - warmup)
+class _OneDevice(TrainingArguments):  # type: ignore[misc]
+    """Training on one device, and on no other of those that the process sees."""
+
+    place: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.place or super().device
+
+    @property
+    def n_gpu(self) -> int:
+        return int(self.device.type == "cuda")
 
 
-def _groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters with decay and, biases and norms, without."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+def _arguments(
+    recipe: Recipe, per_epoch: int, seed: int, device: torch.device, folder: Path | None
+) -> TrainingArguments:
+    """The Trainer's settings: silent, and writing nothing but checkpoints.
 
-
-def _undress(model: Any) -> None:
-    """Take off what accelerate put on the model, so that it can be trained again."""
-    model.__dict__.pop("_is_accelerate_prepared", None)
-    original = model.__dict__.pop("_original_forward", None)  # there with mixed precision
-    if original is not None:
-        del model.forward
-        if model.forward != original:
-            model.forward = original
-
-
-def _no_memory(device: torch.device) -> EvaluationFailed:
-    return EvaluationFailed(
-        PHASE,
-        f"the memory of {device} does not suffice",
-        hint="a lower --sequence-length or --mixed-precision bf16 takes less of it",
-    )
-
-
-class Zeros:
-    """What is pruned of each parameter that holds pruned weights.
-
-    Kept by parameter and not by view: moving a model to another device or dtype gives its
-    parameters new memory, which a view does not follow.
-
-    Args:
-        model: the module that the views are into.
-        held: as :meth:`prunectl.evaluation.loaded_model.LoadedModel.held` finds them.
+    Raises:
+        InvalidOption: the device does not support the precision.
     """
+    total = per_epoch * recipe.epochs
+    total = min(total, recipe.max_steps or total)
+    precision = recipe.mixed_precision
+    if precision == "fp16" and device.type == "cpu":  # accelerate would do without a word
+        raise InvalidOption(
+            "--mixed-precision fp16: the CPU does not compute in it", hint="bf16, or no"
+        )
+    try:
+        args = _OneDevice(
+            # The Trainer makes this folder. That of temporary files is there, and nothing is added.
+            output_dir=str(folder or tempfile.gettempdir()),
+            save_strategy="steps" if folder else "no",
+            save_steps=per_epoch,
+            save_total_limit=1,
+            max_steps=total,
+            learning_rate=recipe.learning_rate,
+            warmup_steps=round(recipe.warmup * total),
+            max_grad_norm=recipe.max_grad_norm,
+            bf16=precision == "bf16",
+            fp16=precision == "fp16",
+            seed=seed + launched()[0],  # of dropout, which differs from process to process
+            use_cpu=device.type == "cpu",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            log_level="critical",
+            log_level_replica="critical",
+        )
+    except ValueError as error:
+        raise InvalidOption(f"--mixed-precision {precision}: {error}") from None
+    args.mixed_precision = precision  # whatever accelerate launch was told
+    args.place = device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return args
 
-    def __init__(self, model: torch.nn.Module, held: Sequence[Held]) -> None:
-        import torch
 
-        owners = list(model.parameters())
-        self._gone: dict[torch.nn.Parameter, torch.Tensor] = {}
-        for one in held:
-            parameter = next(p for p in owners if _holds(p, one.weight))
-            if parameter not in self._gone:
-                self._gone[parameter] = torch.zeros_like(parameter, dtype=torch.bool)
-            mask = self._gone[parameter]
-            offset = one.weight.storage_offset() - parameter.storage_offset()
-            mask.as_strided(one.weight.shape, one.weight.stride(), offset).copy_(one.gone)
+def _last_checkpoint(folder: Path) -> tuple[int, str | None]:
+    """The steps before the last checkpoint, and its path; (0, None) if there is none.
 
-    def moved(self) -> None:
-        """Follow parameters that were moved to another device."""
-        self._gone = {p: mask.to(p.device) for p, mask in self._gone.items()}
-
-    def clear_gradients(self) -> None:
-        """Pruned weights have no gradient, NaN and Inf included."""
-        for parameter, mask in self._gone.items():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(mask, 0.0)
-
-    def clear_weights(self) -> None:
-        """Pruned weights are +0.0."""
-        for parameter, mask in self._gone.items():
-            parameter.data.masked_fill_(mask, 0.0)
+    The Trainer's state is the last file of a checkpoint that it writes: without it, the checkpoint
+    is not complete.
+    """
+    found = {
+        int(number): str(state.parent)
+        for state in folder.glob("checkpoint-*/trainer_state.json")
+        if (number := state.parent.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    return max(found.items(), default=(0, None))
 
 
-def _holds(parameter: torch.Tensor, view: torch.Tensor) -> bool:
-    """Whether a view's first element is one of a (dense) parameter."""
-    if parameter.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
-        return False
-    return 0 <= view.storage_offset() - parameter.storage_offset() < parameter.numel()
+@contextmanager
+def _isolated(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random numbers, current device, accelerator and level of logging as they
+    are: accelerate has one state for the whole process, which the Trainer resets.
+    """
+    states = [one._shared_state for one in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(one) for one in states]
+    drawn, level = (random.getstate(), np.random.get_state()), logging.get_verbosity()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.cuda.device(device) if devices else nullcontext(),
+        ):
+            yield
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+        logging.set_verbosity(level)
+        for one, values in zip(states, before, strict=True):
+            one.clear()
+            one.update(values)

@@ -7,9 +7,9 @@ import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device
+from prunectl.evaluation.batches import tell_unshared
 from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Metric, Score, prepare
-from prunectl.evaluation.processes import tell_unshared
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings

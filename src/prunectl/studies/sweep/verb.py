@@ -16,9 +16,9 @@ from prunectl.benchmarking.machine import machine_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device, choose_device
 from prunectl.errors import CannotWrite
+from prunectl.evaluation.batches import tell_unshared
 from prunectl.evaluation.loaded_model import dtype_of
 from prunectl.evaluation.metric import Metric, prepare
-from prunectl.evaluation.processes import tell_unshared
 from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.output.target import MANIFEST_NAME
