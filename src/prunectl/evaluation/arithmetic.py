@@ -10,28 +10,23 @@ NAACL 2016), ASDiv (Miao et al., arXiv 2106.15772), SVAMP (Patel et al., arXiv 2
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import yaml
 
 from prunectl.data.errors import BadData
 from prunectl.data.tables import digest_rows
-from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
 from prunectl.evaluation.examples import facts_of
 from prunectl.evaluation.harness_run import (
-    BATCH,
     OWN_TASKS,
-    UNLIMITED,
     HarnessMetric,
     Part,
-    check_prompts,
-    open_tokenizer,
+    own_metric,
     own_task,
     quiet_harness,
 )
-from prunectl.evaluation.metric import MAJORITY, Request, majority
+from prunectl.evaluation.metric import Request
 from prunectl.evaluation.sources import splits_of, the_data
 from prunectl.evaluation.word_problems import ANSWER, EQUATION, columns_of, problems_of
 
@@ -60,8 +55,6 @@ def _prepared(request: Request) -> HarnessMetric:
     generation = config["generation_kwargs"]
     generation["max_gen_toks"] = settings.max_new_tokens or generation["max_gen_toks"]
     record: dict[str, Any] = {
-        "metric": settings.metric,
-        "harness": importlib.metadata.version("lm_eval"),
         **facts_of(table),
         "blake3": digest_rows(table.rows, columns_of(table)),
         "prompt": config["doc_to_text"],
@@ -80,25 +73,12 @@ def _prepared(request: Request) -> HarnessMetric:
             raise BadData(source.name, what)
         record["examples"] = f"the first of {source.facts['split']}"
         record["examples_blake3"] = digest_rows(source.rows, columns_of(source))
-    tokenizer = open_tokenizer(request)
-    room = prompts.room(request, tokenizer)
-    if room is not None and room <= generation["max_gen_toks"]:
-        raise InvalidOption(
-            f"--max-new-tokens {generation['max_gen_toks']} leaves no room for a question in "
-            f"{room:,} tokens",
-            hint=f"fewer, such as --max-new-tokens {max(1, room // 2)}",
-        )
     task = own_task(config, problems, examples)
-    record |= counts
-    record |= check_prompts(request, tokenizer, [task], "problems", generation["max_gen_toks"])
-    return HarnessMetric(
-        settings.metric,
+    return own_metric(
+        request,
         "problems",
         {"problems": Part(task, "exact_match", tuple(one["kind"] for one in problems))},
-        tokenizer,
-        room or UNLIMITED,
-        settings.batch_size or BATCH,
-        record,
-        tuple(request.notes),
-        more={MAJORITY: majority([one["answer"] for one in problems])},
+        [one["answer"] for one in problems],
+        record | counts,
+        new_tokens=generation["max_gen_toks"],
     )

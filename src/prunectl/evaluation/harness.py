@@ -8,7 +8,6 @@ Tasks that were named count alike; inside a group, samples count alike.
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from prunectl.evaluation.harness_run import (
     OWN_TASKS,
     HarnessMetric,
     Part,
+    harness_version,
     open_tokenizer,
     quiet_harness,
 )
@@ -72,7 +72,7 @@ def prepare(request: Request) -> HarnessMetric:
     room = prompts.room(request, tokenizer)
     record = {
         "metric": settings.metric,
-        "harness": importlib.metadata.version("lm_eval"),
+        "harness": harness_version(),
         "tasks": {key: _described(part) for key, part in parts.items()},
         "sequence_length": room,
         "seed": settings.seed,

@@ -8,9 +8,10 @@ from them.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,10 +24,10 @@ from prunectl.checkpoint.module_tree import quiet_transformers
 from prunectl.data.errors import BadData, BadTokenizer, first_line
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer
 from prunectl.device import is_out_of_memory
-from prunectl.errors import MissingLibrary
+from prunectl.errors import InvalidOption, MissingLibrary
 from prunectl.evaluation import prompts
 from prunectl.evaluation.errors import EvaluationFailed
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import MAJORITY, Head, Request, Score, majority
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
 
 if TYPE_CHECKING:
@@ -214,39 +215,81 @@ def open_tokenizer(request: Request) -> Tokenizer:
     return tokenizer
 
 
-def check_prompts(
-    request: Request, tokenizer: Tokenizer, tasks: Iterable[Any], unit: str, new_tokens: int = 0
-) -> dict[str, int | None]:
-    """Tokenize the prompts of own tasks, and count those from which the harness cuts the beginning.
+def own_metric(
+    request: Request,
+    unit: str,
+    parts: Mapping[str, Part],
+    answers: Sequence[Hashable],
+    record: Mapping[str, Any],
+    *,
+    order: tuple[str, ...] = (),
+    new_tokens: int = 0,
+) -> HarnessMetric:
+    """A metric of own tasks, whose prompts were checked.
 
     Args:
-        unit: what a sample is, in the plural.
+        unit: what a sample is, in the plural. answers: the right one of each.
+        record: what fixes the score, except how prompts fit the model.
         new_tokens: tokens that the model writes.
 
+    Raises:
+        BadTokenizer, WrongTokenizer, BadData, InvalidOption: see :func:`_check_prompts`.
+    """
+    tokenizer = open_tokenizer(request)
+    tasks = [part.task for part in parts.values()]
+    counts = _check_prompts(request, tokenizer, tasks, unit, new_tokens)
+    return HarnessMetric(
+        request.settings.metric,
+        unit,
+        parts,
+        tokenizer,
+        counts["sequence_length"] or UNLIMITED,
+        request.settings.batch_size or BATCH,
+        {"metric": request.settings.metric, "harness": harness_version(), **record, **counts},
+        tuple(request.notes),
+        order,
+        {MAJORITY: majority(answers)},
+    )
+
+
+def harness_version() -> str:
+    """The installed release, for a record."""
+    return importlib.metadata.version("lm_eval")
+
+
+def _check_prompts(
+    request: Request, tokenizer: Tokenizer, tasks: Iterable[Any], unit: str, new_tokens: int
+) -> dict[str, int | None]:
+    """Tokenize the prompts, and count those from which the harness cuts the beginning.
+
     Returns:
-        for a record: tokens that fit, prompts that lose examples only, and prompts that lose part
-        of the question.
+        for a record: tokens that the model takes, prompts that lose examples only, and prompts that
+        lose part of the question.
 
     Raises:
         BadTokenizer, WrongTokenizer: the tokenizer fails, or is another model's.
         BadData: an option alone is too long.
+        InvalidOption: the answer leaves no room for the question.
     """
     room, shots = prompts.room(request, tokenizer), request.settings.shots
+    if room is not None and room <= new_tokens:
+        raise InvalidOption(
+            f"--max-new-tokens {new_tokens} leaves no room for a question in {room:,} tokens",
+            hint=f"fewer, such as --max-new-tokens {max(1, room // 2)}",
+        )
     contexts, fewer, cut = [], 0, 0
-    for task in tasks:
-        for doc in task.eval_docs:
-            context, end = _encoded(tokenizer, task, doc, shots)
-            contexts.append(context)
-            if room is None or len(context) + end + new_tokens <= room:
-                continue
-            if end >= room:
-                what = f"an option has more than the {room:,} tokens there are"
-                raise BadData(request.settings.data[0], what)
-            alone = _encoded(tokenizer, task, doc, 0)[0] if shots else context
-            if len(alone) + end + new_tokens <= room:
-                fewer += 1
-            else:
-                cut += 1
+    pairs = [(task, doc) for task in tasks for doc in task.eval_docs]
+    for task, doc in pairs:
+        context, end = _encoded(tokenizer, task, doc, shots)
+        contexts.append(context)
+        if room is None or len(context) + end + new_tokens <= room:
+            continue
+        if end >= room:
+            what = f"an option has more than the {room:,} tokens there are"
+            raise BadData(request.settings.data[0], what)
+        alone = _encoded(tokenizer, task, doc, 0)[0] if shots else context
+        fits = len(alone) + end + new_tokens <= room
+        fewer, cut = fewer + fits, cut + (not fits)
     if fewer:
         request.notes.append(f"{fewer:,} {unit} lose examples: the model takes {room:,} tokens")
     if cut:

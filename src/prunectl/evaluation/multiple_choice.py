@@ -9,7 +9,6 @@ questions become tasks of lm-evaluation-harness, one for each subject, with the 
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import defaultdict
 from typing import Any
 
@@ -18,16 +17,13 @@ from prunectl.data.tables import Table, digest_rows
 from prunectl.evaluation import prompts
 from prunectl.evaluation.examples import facts_of
 from prunectl.evaluation.harness_run import (
-    BATCH,
-    UNLIMITED,
     HarnessMetric,
     Part,
-    check_prompts,
-    open_tokenizer,
+    own_metric,
     own_task,
     quiet_harness,
 )
-from prunectl.evaluation.metric import MAJORITY, Request, majority
+from prunectl.evaluation.metric import Request
 from prunectl.evaluation.questions import (
     ANSWER,
     GROUPS,
@@ -84,8 +80,6 @@ def _prepared(request: Request) -> HarnessMetric:
         return _posed(question, by_letters=by_letters, continues=shape.continues)
 
     record: dict[str, Any] = {
-        "metric": settings.metric,
-        "harness": importlib.metadata.version("lm_eval"),
         **facts_of(table),
         "blake3": digest_rows(table.rows, shape.columns),
         "protocol": "letters" if by_letters else "text",
@@ -119,21 +113,8 @@ def _prepared(request: Request) -> HarnessMetric:
         )
         for subject, rows in by_subject.items()
     }
-    tokenizer = open_tokenizer(request)
-    tasks = [part.task for part in parts.values()]
-    record |= counts | check_prompts(request, tokenizer, tasks, "questions")
-    return HarnessMetric(
-        settings.metric,
-        "questions",
-        parts,
-        tokenizer,
-        record["sequence_length"] or UNLIMITED,
-        settings.batch_size or BATCH,
-        record,
-        tuple(request.notes),
-        order=GROUPS,
-        more={MAJORITY: majority([one["answer"] for one in questions])},
-    )
+    answers = [one["answer"] for one in questions]
+    return own_metric(request, "questions", parts, answers, record | counts, order=GROUPS)
 
 
 def _posed(question: Question, *, by_letters: bool, continues: bool) -> dict[str, Any]:
