@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from prunectl import demo
@@ -245,22 +246,31 @@ def test_metrics_are_the_harness_own_tasks(
 ) -> None:
     """Sample by sample: what the model gives, and the score."""
     name, where, metric, rows, shots = SHIPPED[case]
+    data = tmp_path / "data"
+    data.mkdir()
     for split in ("train", "dev", "test"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{split}.jsonl").write_text(text)
-    files = {one: str(tmp_path / f"{one}.jsonl") for one in ("train", "dev", "test")}
-    local = {"task": name, "dataset_path": "json", "dataset_name": None}
-    local["dataset_kwargs"] = {"data_files": files | {"validation": files["dev"]}}
+        (data / f"{split}.jsonl").write_text(text)
+    files = {one: str(data / f"{one}.jsonl") for one in ("train", "dev", "test")}
+    folder = Path(lm_eval.__file__).parent / "tasks" / where if where else OWN_TASKS
+    local = {
+        "include": str(folder / f"{name}.yaml"),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files | {"validation": files["dev"]}},
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local.yaml").write_text(yaml.safe_dump(local))
     model_folder = demo.model_folder() if model == "demo" else real_model(model)
     plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    folder = Path(lm_eval.__file__).parent / "tasks" / where if where else OWN_TASKS
     limits: dict[str, Any] = {"max_new_tokens": 6} if metric == "arithmetic" else {}
     theirs = own_run(
-        plain, [local], [folder], num_fewshot=shots,
+        plain, [name], [tmp_path / "tasks"], num_fewshot=shots,
         gen_kwargs={"max_gen_toks": 6, "do_sample": False} if limits else None,
     )["samples"][name]  # fmt: skip
 
-    settings = EvalSettings(metric, (str(tmp_path),), shots=shots, batch_size=3, **limits)
+    settings = EvalSettings(metric, (str(data),), shots=shots, batch_size=3, **limits)
     ours = prepare(open_checkpoint(model_folder), settings)
     assert isinstance(ours, HarnessMetric)
     ((key, part),) = ours.parts.items()
