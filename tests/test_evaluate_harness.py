@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on local data, against its own totals and our own metrics."""
+"""Tasks of lm-evaluation-harness on local data, and metrics made of such tasks, as it runs them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from prunectl import demo
@@ -20,9 +21,9 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData
 from prunectl.errors import InvalidOption, MissingLibrary
-from prunectl.evaluation import harness
+from prunectl.evaluation import harness_run
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
-from prunectl.evaluation.harness import Harness
+from prunectl.evaluation.harness_run import OWN_TASKS, HarnessMetric
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -161,42 +162,141 @@ def only_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = lm_eval.tasks.TaskManager
 
-    def manager(include_path: str | None) -> Any:
-        return real(include_path=include_path, include_defaults=include_path is None)
+    def manager(include_path: list[str]) -> Any:
+        return real(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
 
 
-def prepared(checkpoint: Checkpoint, tasks: Path, names: str, **options: Any) -> Harness:
+def prepared(checkpoint: Checkpoint, tasks: Path, names: str, **options: Any) -> HarnessMetric:
     settings = EvalSettings(f"harness:{names}", (str(tasks),), **options)
     metric = prepare(checkpoint, settings)
-    assert isinstance(metric, Harness)
+    assert isinstance(metric, HarnessMetric)
     return metric
 
 
-@pytest.mark.parametrize("shots", [0, 1])
-def test_a_task_agrees_with_the_metric_of_the_same_protocol(
-    checkpoint: Checkpoint, tasks: Path, loaded: Any, tmp_path: Path, shots: int
-) -> None:
-    for split in ("dev", "test"):
-        header, *rows = (MMLU / f"{split}.csv").read_text().splitlines()
-        own = [header, *(row for row in rows if row.startswith("philosophy"))]
-        (tmp_path / f"{split}.csv").write_text("\n".join(own) + "\n")
-    choice = prepare(checkpoint, EvalSettings("choice", (str(tmp_path),), shots=shots))
-    theirs = prepared(checkpoint, tasks, "own_philosophy", shots=shots).score(loaded)
-    ours = choice.score(loaded, seed=0)
-    assert theirs.values[:, 0].tolist() == ours.values[:, 0].tolist()
-    assert theirs.value == ours.value
+def own_run(model: Any, specs: list[Any], folders: list[Path], **options: Any) -> dict[str, Any]:
+    """The harness' own results on a model that transformers loaded."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    found: dict[str, Any] = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=2048),
+        tasks=specs,
+        task_manager=TaskManager(include_path=list(map(str, folders))),
+        bootstrap_iters=0,
+        log_samples=True,
+        **options,
+    )
+    return found
 
 
-def test_scores_are_those_that_the_harness_totals(
-    checkpoint: Checkpoint, tasks: Path, loaded: Any
+def compact(samples: list[dict[str, Any]], score: str) -> list[tuple[Any, float]]:
+    """What the model gave each sample, and its score by the last filter."""
+    last = [one for one in samples if one["filter"] == samples[-1]["filter"]]
+    return [(one["resps"], float(one[score])) for one in sorted(last, key=lambda s: s["doc_id"])]
+
+
+_ASKED = {"question": "Sam had 9 apples and lost 4. How many are left?", "subject": "philosophy"}
+_CHOSEN = [
+    _ASKED | {"choices": ["3", "four", "5", "13"], "answer": 2},
+    _ASKED | {"question": "Who wrote it?", "choices": ["Hume", "Plato", "Kant", "Me"], "answer": 0},
+    _ASKED | {"question": "In the beginning was", "choices": ["the word", "x", "a", "b"],
+              "answer": 0},
+]  # fmt: skip
+_LABELLED = [
+    {"question": one["question"], "answerKey": "ABCD"[one["answer"]],
+     "choices": {"text": one["choices"], "label": list("ABCD")}}
+    for one in _CHOSEN
+]  # fmt: skip
+_SOLVED = [
+    {"question": "A box holds 6 eggs. How many eggs are in 7 boxes?", "answer": "6*7=42\n#### 42"},
+    {"question": _ASKED["question"], "answer": "9-4=5\n#### 5"},
+    {"question": "What is $2.50 and $2.50?", "answer": "#### 5"},
+]
+_SVAMP = [json.loads(line) for line in (SVAMP / "test.jsonl").read_text().splitlines()[:3]]
+_MAWPS = [
+    {"question": one["question"], "result_float": float(one["answer"].rpartition(" ")[2]),
+     "result": one["answer"].rpartition(" ")[2], "equation": "x=1"}
+    for one in _SOLVED
+]  # fmt: skip
+SHIPPED = {
+    # Task, its folder, our metric, rows, examples.
+    "mmlu": ("mmlu_philosophy", "mmlu/default", "choice", _CHOSEN, 0),
+    "mmlu, 2 shots": ("mmlu_philosophy", "mmlu/default", "choice", _CHOSEN, 2),
+    "arc": ("arc_easy", "arc", "choice", _LABELLED, 0),
+    "gsm8k": ("gsm8k", "gsm8k", "arithmetic", _SOLVED, 0),
+    "svamp": ("svamp", None, "arithmetic", _SVAMP, 0),
+    "mawps": ("mawps", None, "arithmetic", _MAWPS, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "case"),
+    [
+        *(("demo", case) for case in SHIPPED),
+        *(pytest.param("smollm2", case, marks=pytest.mark.real) for case in SHIPPED),
+    ],
+)
+def test_metrics_are_the_harness_own_tasks(
+    real_model: Callable[[str], Path], tmp_path: Path, model: str, case: str
 ) -> None:
+    """Sample by sample: what the model gives, and the score."""
+    name, where, metric, rows, shots = SHIPPED[case]
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "dev", "test"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (data / f"{split}.jsonl").write_text(text)
+    files = {one: str(data / f"{one}.jsonl") for one in ("train", "dev", "test")}
+    folder = Path(lm_eval.__file__).parent / "tasks" / where if where else OWN_TASKS
+    local = {
+        "include": str(folder / f"{name}.yaml"),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files | {"validation": files["dev"]}},
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local.yaml").write_text(yaml.safe_dump(local))
+    model_folder = demo.model_folder() if model == "demo" else real_model(model)
+    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    limits: dict[str, Any] = {"max_new_tokens": 6} if metric == "arithmetic" else {}
+    theirs = own_run(
+        plain, [name], [tmp_path / "tasks"], num_fewshot=shots,
+        gen_kwargs={"max_gen_toks": 6, "do_sample": False} if limits else None,
+    )["samples"][name]  # fmt: skip
+
+    settings = EvalSettings(metric, (str(data),), shots=shots, batch_size=3, **limits)
+    ours = prepare(open_checkpoint(model_folder), settings)
+    assert isinstance(ours, HarnessMetric)
+    ((key, part),) = ours.parts.items()
+    found = compact(ours.run(plain)["samples"][key], part.score)
+    want = compact(theirs, part.score)
+    assert [score for _, score in found] == [score for _, score in want]
+    for (one, _), (other, _) in zip(found, want, strict=True):
+        if metric == "arithmetic":
+            assert one == other
+        else:  # (log likelihood, whether it is the likeliest) of each option
+            assert np.array(one) == pytest.approx(np.array(other), abs=1e-4)
+
+
+def test_scores_are_those_of_the_harness(checkpoint: Checkpoint, tasks: Path, loaded: Any) -> None:
     metric = prepared(checkpoint, tasks, "own_group,own_texts,own_written")
-    results = metric._run(loaded.model, lambda event: None)["results"]
+    own = own_run(loaded.model, ["own_group", "own_texts", "own_written"], [tasks])
+    results = own["results"]
     score = metric.score(loaded)
     again = metric.score(loaded)
     assert again.values.tolist() == score.values.tolist(), "tasks can be run again"
+    scored = {"own_philosophy": "acc", "own_nutrition": "acc", "own_texts": "acc_norm"}
+    values = [
+        float(one[key]) for name, key in scored.items()
+        for one in sorted(own["samples"][name], key=lambda one: one["doc_id"])
+    ]  # fmt: skip
+    assert score.values[: len(values), 0].tolist() == values
     assert score.parts == {
         "own_philosophy": pytest.approx(results["own_philosophy"]["acc,none"]),
         "own_nutrition": pytest.approx(results["own_nutrition"]["acc,none"]),
@@ -210,6 +310,16 @@ def test_scores_are_those_that_the_harness_totals(
     ]
     assert score.value == pytest.approx(np.mean(named))
     assert metric.samples == len(score.values) == 5 + 3 + 5 + 8
+
+
+def test_a_head_of_its_own_stays(tasks: Path, tmp_path: Path) -> None:
+    """The harness ties weights by the config; a checkpoint's own head is not tied again."""
+    model = AutoModelForCausalLM.from_pretrained(demo.model_folder(), dtype=torch.float32)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0))
+    before = model.lm_head.weight.clone()
+    prepared(open_checkpoint("demo", trust_remote_code=True), tasks, "own_texts").run(model)
+    assert model.config.tie_word_embeddings
+    assert torch.equal(model.lm_head.weight, before)
 
 
 def test_the_whole_verb(checkpoint: Checkpoint, tasks: Path) -> None:
@@ -251,6 +361,9 @@ def test_nothing_is_printed(
     checkpoint: Checkpoint, tasks: Path, loaded: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     prepared(checkpoint, tasks, "own_philosophy,own_written").score(loaded)
+    for metric, data in (("choice", MMLU), ("arithmetic", SVAMP)):
+        settings = EvalSettings(metric, (str(data),), samples=2)
+        prepare(checkpoint, settings).score(loaded, seed=0)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
@@ -325,7 +438,9 @@ def test_without_the_harness(
     for name in [one for one in sys.modules if one.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MissingLibrary, match="lm-eval") as caught:
-        prepared(checkpoint, tasks, "own_texts")
-    assert caught.value.hint == "pip install 'prunectl[harness]'"
-    assert harness.BATCH == 8
+    for name in ("harness:own_texts", "choice", "arithmetic"):
+        data = tasks if name.startswith("harness") else MMLU
+        with pytest.raises(MissingLibrary, match=f"^--metric {name} needs .*'lm-eval'") as caught:
+            prepare(checkpoint, EvalSettings(name, (str(data),)))
+        assert caught.value.hint == "pip install 'prunectl[harness]'"
+    assert harness_run.BATCH == 8

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 from conftest import is_required
-from test_evaluate_arithmetic import Plain, prepared, prompt_of
+from test_evaluate_arithmetic import Plain, answers, prepared, problems_of, prompt_of
 
 import lee
 from prunectl import open_checkpoint
-from prunectl.evaluation.mmlu import GROUPS, group_of
+from prunectl.evaluation.questions import GROUPS, group_of
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
 
@@ -103,9 +103,8 @@ def test_word_problems_of_gsm8k(real_model: Callable[[str], Path], tmp_path: Pat
     data.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
     plain = Plain(real_model("smollm2"))
     metric = prepared(open_checkpoint(real_model("smollm2")), data, max_new_tokens=5)
-    told = metric.answers(plain.model)
-    assert told == [plain.greedy(prompt_of(row, 0), 5) for row in asked]
-    assert [float(one.answer) for one in metric.problems] == [row["Answer"] for row in asked]
+    assert answers(metric, plain.model) == [plain.greedy(prompt_of(row, 0), 5) for row in asked]
+    assert [float(one["answer"]) for one in problems_of(metric)] == [row["Answer"] for row in asked]
 
 
 def test_pairs_of_news(real_model: Callable[[str], Path], tmp_path: Path) -> None:

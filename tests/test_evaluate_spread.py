@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import own_words
 import pytest
+import tiny_tokenizers
 import torch
 from pretend_device import CUDA, PretendDevice
 
@@ -25,8 +26,6 @@ from prunectl.device import names_of
 from prunectl.errors import PrunectlError
 from prunectl.evaluation import loaded_model as subjects
 from prunectl.evaluation import similarity
-from prunectl.evaluation.batches import padded
-from prunectl.evaluation.likelihood import Continued, log_likelihoods
 from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import Metric
 from prunectl.evaluation.perplexity import Perplexity
@@ -207,23 +206,26 @@ def test_evaluate_and_sweep_are_those_of_the_cpu(
 
 @pytest.mark.parametrize("name", ["llama_untied", "bert"])
 def test_what_metrics_do_with_a_spread_model(
-    tiny: Tiny, pretended: Callable[..., PretendDevice], name: str
+    tiny: Tiny, pretended: Callable[..., PretendDevice], tmp_path: Path, name: str
 ) -> None:
     """Vectors of the encoder alone, log probabilities, and what it goes on to write."""
+    from lm_eval.models.huggingface import HFLM
+
     folder = tiny(name)
+    tokenizer = tiny_tokenizers.save(tmp_path)
     rows = [np.arange(3 + 4 * at, dtype=np.int64) % 59 + 1 for at in range(3)]
 
     def work(loaded: LoadedModel) -> tuple[Any, ...]:
         vectors = similarity._vectors(loaded.model, Pooling(), rows)
         if name == "bert":
             return (np.array(vectors),)
-        texts = [Continued(row, (row[:2], row[1:3])) for row in rows]
-        known = log_likelihoods(
-            loaded.model, texts, batch_size=4, phase="", on_event=lambda event: None
-        )
-        ids, mask = padded(loaded.model, rows, left=True)
+        harness = HFLM(pretrained=loaded.model, tokenizer=tokenizer, batch_size=4)
+        pairs = [(None, row.tolist(), end.tolist()) for row in rows for end in (row[:2], row[1:3])]
+        known = harness._loglikelihood_tokens(pairs, disable_tqdm=True)
+        ids = torch.from_numpy(np.stack([row[-3:] for row in rows]))
+        ids = ids.to(next(loaded.model.parameters()).device)
         made = loaded.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0
+            input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0
         )
         return np.array(vectors), np.array(known), made.cpu().numpy()
 

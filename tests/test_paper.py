@@ -28,7 +28,7 @@ from docs_pages import blocks_of
 from hubserver import Hub
 from paper_models import CONFIGS, matrices, reduced
 from test_evaluate_arithmetic import SVAMP, Plain
-from test_evaluate_choice import mmlu_prompt, rows_of
+from test_evaluate_multiple_choice import mmlu_prompt, rows_of
 from test_lottery import bits_of
 from transformers.utils import is_sentencepiece_available
 

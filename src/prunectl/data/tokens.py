@@ -59,6 +59,11 @@ class Tokenizer:
         found = self._call(texts, add_special_tokens=False)["input_ids"]
         return np.concatenate([np.asarray(one, np.int64) for one in found])
 
+    def each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, with special tokens."""
+        found: list[list[int]] = self._call(list(texts))["input_ids"]
+        return found
+
     def encode(self, first: str, second: str | None = None, *, length: int) -> dict[str, Ids]:
         """The model's inputs for a text, or two in one sequence: arrays of shape (tokens,).
 

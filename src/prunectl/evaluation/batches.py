@@ -85,7 +85,7 @@ def refusals(phase: str) -> Iterator[None]:
         ) from error
 
 
-def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torch.Tensor, ...]:
+def padded(model: Any, rows: Sequence[Ids]) -> tuple[torch.Tensor, ...]:
     """Rows of tokens as one batch, on the model's device: ids, and the mask (0 = padding).
 
     Both are int64 [rows, tokens]. Under the mask, the padding token matters only to models that
@@ -98,9 +98,8 @@ def padded(model: Any, rows: Sequence[Ids], *, left: bool = False) -> tuple[torc
     ids = np.full((len(rows), width), padding if isinstance(padding, int) else 0, np.int64)
     mask = np.zeros_like(ids)
     for at, one in enumerate(rows):
-        where = slice(width - len(one), width) if left else slice(len(one))
-        ids[at, where] = one
-        mask[at, where] = 1
+        ids[at, : len(one)] = one
+        mask[at, : len(one)] = 1
     device = next(model.parameters()).device
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 

@@ -1,167 +1,48 @@
-"""Tasks of lm-evaluation-harness, on the model in memory.
+"""Tasks of lm-evaluation-harness by their names, and users' own tasks.
 
-The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) builds the prompts, runs the
-model and scores its answers; its scores are taken sample by sample, so that they can be drawn
-again. Of a task that has several metrics, the first of ``acc_norm``, ``acc`` and ``exact_match`` is
-taken, else the first that is a mean over samples and better if higher; of several filters, the
-first. Tasks that were named count alike; of a group, samples count alike.
+Of a task with several metrics, the first of ``acc_norm``, ``acc`` and ``exact_match`` is taken,
+else the first that is a mean over samples and better if higher; of several filters, the first.
+Tasks that were named count alike; inside a group, samples count alike.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from blake3 import blake3
 
 from prunectl.checkpoint.model_kind import Kind
-from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.data.errors import first_line
-from prunectl.data.tokens import Tokenizer, load_tokenizer
-from prunectl.device import is_out_of_memory
-from prunectl.errors import InvalidOption, MissingLibrary
+from prunectl.data.datasets import dataset_errors
+from prunectl.data.errors import BadData
+from prunectl.data.source import DataSource, SourceKind
+from prunectl.data.tables import digest_rows
+from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
-from prunectl.evaluation.harness_tasks import (
+from prunectl.evaluation.errors import MetricMismatch
+from prunectl.evaluation.harness_run import (
+    BATCH,
+    OWN_TASKS,
+    HarnessMetric,
     Part,
-    check_names,
-    described,
-    load,
-    part_of,
-    task_folder,
-    values_of,
+    harness_version,
+    open_tokenizer,
+    quiet_harness,
 )
-from prunectl.evaluation.metric import Head, Request, Score
+from prunectl.evaluation.metric import Request
 from prunectl.evaluation.metrics import suggested
-from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
+from prunectl.userdirs import expanded
 
-if TYPE_CHECKING:
-    from prunectl.evaluation.loaded_model import LoadedModel
-    from prunectl.evaluation.metric import Values
-
-
-BATCH = 8
+PREFERRED = ("acc_norm", "acc", "exact_match")
+SEED = 1234
+"""The harness' own seed of few-shot examples."""
+_WHERE = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Harness:
-    """See :class:`prunectl.evaluation.metric.Metric`; a sample is one of the harness: (its score,
-    place of the task that was named)."""
-
-    parts: Mapping[str, Part]
-    loaded: Mapping[str, Any]
-    tokenizer: Tokenizer
-    room: int | None
-    batch_size: int
-    record: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    name: str = "harness"
-    unit: str = "samples"
-    higher_is_better: bool = True
-    trains: bool = False
-    head: Head | None = None
-
-    @property
-    def samples(self) -> int:
-        return sum(one.samples for one in self.parts.values())
-
-    def tolerates(self, parameter: str) -> bool:
-        return False
-
-    def statistic(self, values: Values) -> float:
-        """The mean of the named tasks' means, of those that there are samples of."""
-        named = np.unique(values[:, 1])
-        return float(np.mean([values[values[:, 1] == one, 0].mean() for one in named]))
-
-    def score(
-        self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
-    ) -> Score:
-        """Have the harness run its tasks.
-
-        Raises:
-            EvaluationFailed: the harness fails, or a score is NaN.
-        """
-        results = self._run(loaded.model, on_event)
-        rows: list[tuple[float, float]] = []
-        parts = {}
-        for name, part in self.parts.items():
-            found = values_of(results["samples"][name], part.metric)
-            if bad := sum(map(math.isnan, found)):
-                raise EvaluationFailed(self.name, f"{name}: the scores of {bad} samples are NaN")
-            rows += [(value, part.named) for value in found]
-            parts[name] = float(np.mean(found))
-        values = np.array(rows, np.float64)
-        shown = parts if 2 <= len(parts) <= prompts.MOST_GROUPS else {}
-        return Score(self.statistic(values), values, shown)
-
-    def _run(self, model: Any, on_event: OnEvent) -> dict[str, Any]:
-        """The harness's results; fewer samples at once where memory is full."""
-        size = self.batch_size
-        while True:
-            try:
-                return self._run_once(model, size, on_event)
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-            size //= 2
-            on_event(Note(f"memory is full: {size} samples at once from here on", warning=True))
-
-    def _run_once(self, model: Any, size: int, on_event: OnEvent) -> dict[str, Any]:
-        chosen = {name: list(p.indices) for name, p in self.parts.items() if p.indices is not None}
-        with quiet_harness(on_event), _numbers_only(model):
-            from lm_eval.evaluator import evaluate
-            from lm_eval.models.huggingface import HFLM
-
-            try:
-                found: dict[str, Any] = evaluate(
-                    lm=HFLM(
-                        pretrained=model,
-                        tokenizer=self.tokenizer.inner,
-                        batch_size=size,
-                        max_length=self.room,
-                    ),
-                    task_dict=dict(self.loaded),
-                    samples=chosen or None,
-                    bootstrap_iters=0,
-                )
-            except (ValueError, AssertionError, KeyError, TypeError) as error:
-                raise EvaluationFailed(
-                    self.name, f"lm-evaluation-harness: {first_line(error)}"
-                ) from None
-        return found
-
-
-@contextmanager
-def _numbers_only(model: Any) -> Iterator[None]:
-    """The harness takes the first of options that are all NaN, so outputs are watched here.
-
-    Raises:
-        EvaluationFailed: inside of it, the model gave one that is NaN.
-    """
-    import torch
-
-    largest: list[torch.Tensor] = []
-
-    def watch(module: Any, arguments: Any, output: Any) -> None:
-        most = output.logits.detach().amax().float()  # NaN, if there is one among them
-        largest[:] = [torch.maximum(largest[0], most) if largest else most]
-
-    hook = model.register_forward_hook(watch)
-    try:
-        yield
-    finally:
-        hook.remove()
-    if largest and bool(largest[0].isnan()):
-        raise EvaluationFailed("harness", "the model's outputs are NaN")
-
-
-def prepare(request: Request) -> Harness:
+def prepare(request: Request) -> HarnessMetric:
     """Load the tasks and their data.
 
     Raises:
@@ -170,118 +51,157 @@ def prepare(request: Request) -> Harness:
         InvalidOption: no task, or one that is not known.
         BadData, HubUnreachable, AccessDenied: a task's data cannot be read.
     """
-    settings = request.settings
+    settings, kind = request.settings, request.model_kind.kind
     names = [one.strip() for one in settings.metric.partition(":")[2].split(",") if one.strip()]
     if not names:
         raise InvalidOption(
             f"--metric {settings.metric} names no task",
             hint="for example --metric harness:arc_easy",
         )
-    if request.model_kind.kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
+    if kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
         raise MetricMismatch(
             settings.metric,
             request.checkpoint.model,
-            f"tasks of the harness are for models that write text, and this one is of kind "
-            f"{request.model_kind.kind}",
-            hint=suggested(request.model_kind.kind),
+            f"tasks of the harness are for models that write text, and this one is of kind {kind}",
+            hint=suggested(kind),
         )
-    folder = task_folder(request)
-    with quiet_harness():
-        try:
-            from lm_eval.tasks import TaskManager
-        except ImportError:
-            raise MissingLibrary(
-                "lm-eval", f"--metric {settings.metric}", extra="harness"
-            ) from None
-        manager = TaskManager(include_path=str(folder) if folder else None)
-        check_names(names, manager.all_tasks)
-        loaded = {name: load(manager, name) for name in names}
-    parts: dict[str, Part] = {}
-    for place, found in enumerate(loaded.values()):
-        for key, task in found["tasks"].items():
-            if key in parts:
-                raise InvalidOption(f"--metric {settings.metric}: task '{key}' is in it twice")
-            parts[key] = part_of(request, key, task, place)
-    merged = {
-        kind: {key: one for found in loaded.values() for key, one in found[kind].items()}
-        for kind in ("tasks", "groups", "group_map")
-    }
-    tokenizer = load_tokenizer(request.checkpoint)
+    folder = _task_folder(request)
+    with quiet_harness(settings.metric):
+        parts = _parts(request, names, [OWN_TASKS, *folder])
+    tokenizer = open_tokenizer(request)
     room = prompts.room(request, tokenizer)
     record = {
         "metric": settings.metric,
-        "harness": importlib.metadata.version("lm_eval"),
-        "tasks": {key: described(part) for key, part in parts.items()},
+        "harness": harness_version(),
+        "tasks": {key: _described(part) for key, part in parts.items()},
         "sequence_length": room,
         "seed": settings.seed,
     }
-    return Harness(
+    return HarnessMetric(
+        "harness",
+        "samples",
         parts,
-        merged,
         tokenizer,
         room,
         settings.batch_size or BATCH,
         record,
         tuple(request.notes),
+        order=tuple(parts),
     )
 
 
-_WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
-_PHASE = "harness"
+def _task_folder(request: Request) -> list[Path]:
+    """A folder of the user's own tasks, if one is named.
 
-
-class _Bar:
-    """As much of a bar of tqdm as the harness uses."""
-
-    def __init__(
-        self,
-        iterable: Iterable[Any] | None = None,
-        *,
-        total: int | None = None,
-        on_event: OnEvent,
-        **options: Any,
-    ) -> None:
-        self._iterable, self._on_event, self._open = iterable, on_event, True
-        if total is None:
-            total = len(iterable) if hasattr(iterable, "__len__") else 0  # type: ignore[arg-type]
-        on_event(PhaseStarted(_PHASE, total, "requests"))
-
-    def __iter__(self) -> Iterator[Any]:
-        for one in self._iterable or ():
-            yield one
-            self.update(1)
-        self.close()
-
-    def update(self, count: int = 1) -> None:
-        self._on_event(Advanced(_PHASE, count))
-
-    def close(self) -> None:
-        if self._open:
-            self._on_event(PhaseDone(_PHASE))
-        self._open = False
-
-
-@contextmanager
-def quiet_harness(on_event: OnEvent = ignore_events) -> Iterator[None]:
-    """Inside of it, the harness shows nothing, and ``on_event`` hears how far it is."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    with quiet_transformers():
-        modules = _modules()
-        before = [module.tqdm for module in modules]
-        for module in modules:
-            module.tqdm = lambda *rest, **options: _Bar(*rest, **options, on_event=on_event)
-        try:
-            yield
-        finally:
-            for module, bar in zip(modules, before, strict=True):
-                module.tqdm = bar
-            logger.setLevel(level)
-
-
-def _modules() -> list[Any]:
-    try:
-        return [importlib.import_module(name) for name in _WITH_BARS]
-    except ImportError:  # whoever needs it will say so
+    Raises:
+        InvalidOption: it is no folder, or its code is not trusted.
+    """
+    data = request.settings.data
+    if not data:
         return []
+    folder = expanded(data[0])
+    if len(data) > 1 or not folder.is_dir():
+        raise InvalidOption(
+            f"--data {' and '.join(data)} is no folder of tasks",
+            hint="tasks of the harness bring their own data; --data names a folder of own tasks",
+        )
+    if not request.checkpoint.trust_remote_code:
+        raise InvalidOption(
+            f"--data {data[0]}: a task of the harness is a program, and may run any code",
+            hint="--trust-remote-code, if you trust those who wrote it",
+        )
+    return [folder]
+
+
+def _parts(request: Request, names: Sequence[str], folders: Sequence[Path]) -> dict[str, Part]:
+    """The tasks behind the names, with their data; later folders come first.
+
+    Raises:
+        InvalidOption: a name is not known, or a task is named twice.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[str(one) for one in folders])
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, 3)
+            raise InvalidOption(
+                f"lm-evaluation-harness has no task '{name}'",
+                hint=f"did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks names all",
+            )
+    parts: dict[str, Part] = {}
+    for place, name in enumerate(dict.fromkeys(names)):
+        with dataset_errors(DataSource(SourceKind.HF, (), f"{name} (harness)")):
+            tasks = manager.load([name])["tasks"]
+        for key, task in tasks.items():
+            if key in parts:
+                raise InvalidOption(
+                    f"--metric {request.settings.metric}: task '{key}' is in it twice"
+                )
+            parts[key] = _part(request, key, task, place)
+    return parts
+
+
+def _part(request: Request, name: str, task: Any, named: int) -> Part:
+    """A task with the number of its examples set, and what of it is scored.
+
+    Raises:
+        MetricMismatch: none of its metrics is a mean over samples.
+    """
+    settings = request.settings
+    own = task.get_config("num_fewshot")
+    if settings.shots and own != 0:
+        task.set_config(key="num_fewshot", value=settings.shots)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=SEED)
+    better = task.higher_is_better()
+    fit = [
+        key
+        for key, combine in task.aggregation().items()
+        if better.get(key) and getattr(combine, "__name__", "") == "mean"
+    ]
+    metric = next((one for one in (*PREFERRED, *fit) if one in fit), None)
+    if metric is None:
+        raise MetricMismatch(
+            settings.metric,
+            request.checkpoint.model,
+            f"no score of task '{name}' is a mean over samples and better if higher "
+            f"({', '.join(task.aggregation())})",
+            hint="run the harness itself on the pruned folder: lm-eval run --model hf "
+            "--model_args pretrained=DIR --tasks ...",
+        )
+    available = len(task.eval_docs)
+    if not available:
+        raise BadData(f"{name} (harness)", "it has no rows")
+    indices = prompts.drawn(request, range(available))
+    every = len(indices) == available
+    return Part(task, metric, (name,) * len(indices), named, None if every else tuple(indices))
+
+
+def _described(part: Part) -> dict[str, Any]:
+    task = part.task
+    docs = task.eval_docs
+    columns = sorted({key for doc in docs for key in doc})
+    return {
+        "score": part.score,
+        "version": str((task.get_config("metadata") or {}).get("version", "")),
+        "shots": task.get_config("num_fewshot"),
+        "samples": len(part.groups),
+        "samples_available": len(docs),
+        "blake3": digest_rows(docs, columns),
+        "config_blake3": _digest_of_config(task),
+    }
+
+
+def _digest_of_config(task: Any) -> str:
+    """A hash of how prompts are made and answers scored.
+
+    Where the rows lie is left out: their own hash says which they are.
+    """
+    config = {key: one for key, one in task.dump_config().items() if key not in _WHERE}
+    # The harness writes functions as their source, but those deep inside as addresses.
+    text = json.dumps(
+        config, sort_keys=True, default=lambda one: str(getattr(one, "__qualname__", type(one)))
+    )
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()

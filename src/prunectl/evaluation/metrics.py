@@ -46,7 +46,7 @@ METRICS = {
         options=("stride",),
     ),
     "choice": MetricSpec(
-        "prunectl.evaluation.choice",
+        "prunectl.evaluation.multiple_choice",
         "multiple choice, by log likelihood",
         (Kind.CAUSAL_LM,),
         options=("shots", "protocol"),

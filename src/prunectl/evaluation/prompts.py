@@ -3,7 +3,7 @@ are taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,6 @@ from prunectl.evaluation.metric import Request
 from prunectl.evaluation.metrics import suggested
 
 Row = TypeVar("Row")
-Made = TypeVar("Made")
 
 LEAST = 2
 """Fewer samples than this say nothing of how sure a score is."""
@@ -133,31 +132,6 @@ def enough(samples: int, unit: str, name: str) -> None:
     """
     if samples < LEAST:
         raise BadData(name, f"{samples} {unit}, and at least {LEAST} are needed")
-
-
-def with_examples_that_fit(
-    count: int,
-    shots: int,
-    room: int | None,
-    make: Callable[[Sequence[int], int], Sequence[Made]],
-    length: Callable[[Made], int],
-) -> tuple[list[Made], int]:
-    """``count`` prompts, each with as many of its ``shots`` examples as leave it ``room`` tokens;
-    and how many have fewer. One that is too long without any stays so.
-
-    Args:
-        make: prompts of some indices, with so many examples.
-        length: tokens of one.
-    """
-    texts: dict[int, Made] = {}
-    fewer = 0
-    for examples in range(shots, -1, -1):
-        pending = [index for index in range(count) if index not in texts]
-        fewer = len(pending) if examples == shots - 1 else fewer
-        for index, one in zip(pending, make(pending, examples), strict=True):
-            if not examples or room is None or length(one) <= room:
-                texts[index] = one
-    return [texts[index] for index in range(count)], fewer
 
 
 def shares(

@@ -1,4 +1,4 @@
-"""Multiple choice questions of a table, whatever its columns are called."""
+"""Multiple choice questions of a table, whatever its columns are called, and MMLU's subjects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.tables import Table, column, has_column
@@ -19,14 +19,48 @@ SUBJECT = ("subject",)
 LETTERS = string.ascii_uppercase
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question, its options, which of them is right (0 is the first), and what it is about."""
+_GROUPS = {
+    "humanities": """formal_logic high_school_european_history high_school_us_history
+        high_school_world_history international_law jurisprudence logical_fallacies moral_disputes
+        moral_scenarios philosophy prehistory professional_law world_religions""",
+    "social sciences": """econometrics high_school_geography high_school_government_and_politics
+        high_school_macroeconomics high_school_microeconomics high_school_psychology
+        human_sexuality professional_psychology public_relations security_studies sociology
+        us_foreign_policy""",
+    "STEM": """abstract_algebra astronomy college_biology college_chemistry
+        college_computer_science college_mathematics college_physics computer_security
+        conceptual_physics electrical_engineering elementary_mathematics high_school_biology
+        high_school_chemistry high_school_computer_science high_school_mathematics
+        high_school_physics high_school_statistics machine_learning""",
+    "other": """anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging
+        management marketing medical_genetics miscellaneous nutrition professional_accounting
+        professional_medicine virology""",
+}
+"""MMLU's authors' own map (``categories.py``); the harness counts anatomy as STEM."""
 
-    text: str
-    options: tuple[str, ...]
+GROUP_OF = {subject: group for group, names in _GROUPS.items() for subject in names.split()}
+"""The group of each of MMLU's 57 subjects."""
+GROUPS = tuple(_GROUPS)
+
+
+def group_of(subject: str) -> str:
+    """The group of a subject of MMLU; any other subject is a group of its own."""
+    return GROUP_OF.get("_".join(subject.casefold().split()), subject)
+
+
+class Question(TypedDict):
+    """A question.
+
+    Attributes:
+        letters: the names of the choices. answer: position of the right one.
+        subject: '' where there is none.
+    """
+
+    question: str
+    choices: list[str]
+    letters: list[str]
     answer: int
-    subject: str | None = None
+    subject: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +90,7 @@ class Shape:
 
     @property
     def continues(self) -> bool:
-        """Whether options end the question's text, and do not answer it."""
+        """Whether the options complete the question's text instead of answering it."""
         return self.choices[0].casefold() == "endings"
 
 
@@ -81,7 +115,7 @@ def questions_of(table: Table, shape: Shape) -> list[Question]:
     """The questions of a table, in its order.
 
     An answer is the label of an option (ARC), its number from 0, its letter, or its text: the first
-    of these that holds for all rows.
+    of these that fits all rows.
 
     Raises:
         BadData: a row without a question, with fewer than two options, or with an answer that is
@@ -102,7 +136,7 @@ def questions_of(table: Table, shape: Shape) -> list[Question]:
     ]  # fmt: skip
     found = next((one for one in tried if None not in one), None)
     if found is None:
-        # The way that holds for most rows is the one that was meant.
+        # The reading that fits most rows is the one that was meant.
         number = min(tried, key=lambda one: one.count(None)).index(None)
         raise BadData(
             table.name,
@@ -111,18 +145,23 @@ def questions_of(table: Table, shape: Shape) -> list[Question]:
             hint="an answer is an option's number from 0, its letter or its text, the same way in "
             "all rows",
         )
-    subjects = [_subject(row, shape) for _, _, _, row in rows]
     return [
-        Question(text, options, answer, subject)
-        for (text, _, options, _), answer, subject in zip(rows, found, subjects, strict=True)
+        Question(
+            question=text,
+            choices=options,
+            letters=list(LETTERS[: len(options)]),
+            answer=answer,
+            subject=str((row.get(shape.subject) if shape.subject else None) or "").strip(),
+        )
+        for (text, _, options, row), answer in zip(rows, found, strict=True)
         if answer is not None
     ]
 
 
 def _options(
     table: Table, shape: Shape, row: dict[str, Any], number: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The labels and the texts of a row's options; no labels where they have none of their own."""
+) -> tuple[tuple[str, ...], list[str]]:
+    """The labels and the texts of a row's options; no labels where the data give none."""
     labels: tuple[str, ...] = ()
     found: Any = [row.get(one) for one in shape.choices]
     if not shape.is_lettered:
@@ -137,7 +176,7 @@ def _options(
             f"row {number:,}: '{shape.choices[0]}' is no list of options",
             hint='write them as a JSON list, ["one", "two"], or in columns A, B, C and D',
         )
-    options = tuple("" if one is None else str(one) for one in found)
+    options = ["" if one is None else str(one) for one in found]
     if shape.is_lettered:  # a question may have fewer than the others
         while options and not options[-1].strip():
             options = options[:-1]
@@ -150,7 +189,7 @@ def _options(
 
 
 def _parsed(value: Any) -> Any:
-    """A list that a CSV holds as text: of JSON, or as Python writes it."""
+    """A list that a CSV holds as text: JSON, or as Python writes it."""
     if not isinstance(value, str):
         return value
     readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
@@ -189,8 +228,3 @@ def _by_text(answer: str, labels: Sequence[str], options: Sequence[str]) -> int 
 
 
 _WAYS = (_by_label, _by_number, _by_letter, _by_text)
-
-
-def _subject(row: dict[str, Any], shape: Shape) -> str | None:
-    value = row.get(shape.subject) if shape.subject else None
-    return None if value is None else str(value).strip()

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
+import tiny_tokenizers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunectl import demo
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.data.errors import BadData, BadTokenizer, MissingColumn
+from prunectl.data.errors import BadData, BadTokenizer, MissingColumn, WrongTokenizer
 from prunectl.data.tokens import load_tokenizer
 from prunectl.errors import InvalidOption
-from prunectl.evaluation import likelihood
-from prunectl.evaluation.choice import Choice
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
+from prunectl.evaluation.harness_run import HarnessMetric
 from prunectl.evaluation.metric import prepare
-from prunectl.evaluation.mmlu import GROUP_OF, group_of
+from prunectl.evaluation.questions import GROUP_OF, group_of
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
-from prunectl.events import Note
 
 MMLU = Path(__file__).parent / "data" / "mmlu"
 GROUPS = {
@@ -44,10 +44,30 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint("demo")
 
 
-def prepared(checkpoint: Checkpoint, data: Path | str, **options: Any) -> Choice:
+def prepared(checkpoint: Checkpoint, data: Path | str, **options: Any) -> HarnessMetric:
     metric = prepare(checkpoint, EvalSettings("choice", data=(str(data),), **options))
-    assert isinstance(metric, Choice)
+    assert isinstance(metric, HarnessMetric)
     return metric
+
+
+def docs_of(metric: HarnessMetric) -> list[dict[str, Any]]:
+    return [doc for part in metric.parts.values() for doc in part.task.eval_docs]
+
+
+def prompts_of(metric: HarnessMetric) -> list[str]:
+    return [
+        part.task.fewshot_context(doc=doc, num_fewshot=part.task.config.num_fewshot)
+        for part in metric.parts.values()
+        for doc in part.task.eval_docs
+    ]
+
+
+def likelihoods(metric: HarnessMetric, model: Any) -> list[list[float]]:
+    """Log likelihoods of each question's options."""
+    samples = metric.run(model)["samples"]
+    return [
+        [resps[0][0] for resps in one["resps"]] for name in metric.parts for one in samples[name]
+    ]
 
 
 class Reference:
@@ -139,15 +159,29 @@ def test_letters_are_scored_as_a_plain_loop_does(
 
 def test_the_prompt_is_that_of_mmlu_to_the_letter(checkpoint: Checkpoint) -> None:
     metric = prepared(checkpoint, MMLU, shots=1)
-    at = next(i for i, one in enumerate(metric.questions) if one.subject == "philosophy")
-    inner = load_tokenizer(checkpoint).inner
-    assert inner.decode(metric.texts[at].context) == (
+    at = next(i for i, one in enumerate(docs_of(metric)) if one["subject"] == "philosophy")
+    assert prompts_of(metric)[at] == (
         "The following are multiple choice questions (with answers) about philosophy.\n\n"
         "Who wrote the Critique of Pure Reason?\nA. Hume\nB. Plato\nC. Kant\nD. Mill\n"
         'Answer: C\n\n"I think, therefore I am" was written by\nA. Descartes\nB. Aristotle\n'
         "C. Locke\nD. Nietzsche\nAnswer:"
     )
-    assert [inner.decode(one) for one in metric.texts[at].ends] == [" A", " B", " C", " D"]
+    assert docs_of(metric)[at]["letters"] == ["A", "B", "C", "D"]
+    assert metric.record["prompt"] == (
+        "The following are multiple choice questions (with answers) about {subject}.\n\n"
+        "{question}\nA. {option}\nB. {option}\nAnswer:"
+    )
+
+
+def test_texts_of_the_data_are_no_templates(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The harness' own templates could run code."""
+    text = "{{ 1 // 0 }}{% for x in y %}"
+    row = {"question": text, "choices": [text, "{{a}}"], "answer": 0, "subject": text}
+    for protocol in ("letters", "text"):
+        for prompt in prompts_of(
+            prepared(checkpoint, write(tmp_path, [row] * 2), protocol=protocol)
+        ):
+            assert text in prompt
 
 
 ARC = [
@@ -183,30 +217,26 @@ def test_texts_of_options_are_scored_by_their_characters(
         else:
             context, options = row["ctx"], row["endings"]
         want.append([reference.log_likelihood(context, f" {one}") for one in options])
-    found = likelihood.log_likelihoods(
-        reference.model, metric.texts, batch_size=batch_size, phase="", on_event=lambda event: None
-    )
-    for have, expected in zip(found, want, strict=True):
+    for have, expected in zip(likelihoods(metric, reference.model), want, strict=True):
         np.testing.assert_allclose(have, expected, atol=1e-4)
     normalised = [
-        int(np.argmax([value / len(one) for value, one in zip(v, q.options, strict=True)]))
-        for v, q in zip(want, metric.questions, strict=True)
+        int(np.argmax([value / len(one) for value, one in zip(v, q["choices"], strict=True)]))
+        for v, q in zip(want, docs_of(metric), strict=True)
     ]
-    right = [a == q.answer for a, q in zip(normalised, metric.questions, strict=True)]
-    assert [q.answer for q in metric.questions] == [1, 0]
+    right = [a == q["answer"] for a, q in zip(normalised, docs_of(metric), strict=True)]
+    assert [q["answer"] for q in docs_of(metric)] == [1, 0]
     result = evaluate(checkpoint, EvalSettings("choice", data=(str(tmp_path / "a.jsonl"),)))
     assert result.score == np.mean(right)
 
 
 def test_the_protocol_can_be_chosen(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    inner = load_tokenizer(checkpoint).inner
     letters = prepared(checkpoint, write(tmp_path, ENDINGS), protocol="letters")
-    assert inner.decode(letters.texts[1].context) == (
+    assert prompts_of(letters)[1] == (
         "The following are multiple choice questions (with answers).\n\nShe looked at him for a "
         "long time, and then she\nA. turned and walked away.\nB. seven of the is a.\nAnswer:"
     )
     text = prepared(checkpoint, MMLU, protocol="text", shots=1)
-    assert inner.decode(text.texts[0].context) == (
+    assert prompts_of(text)[0] == (
         "Question: Which of these is the longest river in Africa?\nAnswer: Nile\n\n"
         "Question: The capital of France is\nAnswer:"
     )
@@ -239,7 +269,7 @@ def test_answers_are_numbers_letters_or_texts(
 ) -> None:
     rows = [{"question": "Colour?", "choices": CHOICES, "answer": one} for one in answers]
     metric = prepared(checkpoint, write(tmp_path, rows))
-    assert [one.answer for one in metric.questions] == [2, 0]
+    assert [one["answer"] for one in docs_of(metric)] == [2, 0]
 
 
 def test_a_table_has_its_lists_as_text_and_questions_of_fewer_options(
@@ -249,10 +279,10 @@ def test_a_table_has_its_lists_as_text_and_questions_of_fewer_options(
         'question,choices,answer\nOne?,"[""red"", ""it\'s""]",1\nTwo?,"[\'red\', \'green\']",0\n'
     )
     listed = prepared(checkpoint, tmp_path / "list.csv")
-    assert [one.options for one in listed.questions] == [("red", "it's"), ("red", "green")]
+    assert [one["choices"] for one in docs_of(listed)] == [["red", "it's"], ["red", "green"]]
     (tmp_path / "letters.csv").write_text("question,A,B,C,answer\nOne?,1,2,3,A\nTwo?,1,2,,B\n")
     lettered = prepared(checkpoint, tmp_path / "letters.csv")
-    assert [one.options for one in lettered.questions] == [("1", "2", "3"), ("1", "2")]
+    assert [one["choices"] for one in docs_of(lettered)] == [["1", "2", "3"], ["1", "2"]]
 
 
 def test_a_test_without_answers_is_passed_over(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -262,11 +292,11 @@ def test_a_test_without_answers_is_passed_over(checkpoint: Checkpoint, tmp_path:
 
 
 def test_fewer_questions_are_drawn_by_the_seed(checkpoint: Checkpoint) -> None:
-    every = prepared(checkpoint, MMLU).questions
+    every = docs_of(prepared(checkpoint, MMLU))
     first = prepared(checkpoint, MMLU, samples=5, seed=1)
-    assert first.questions == prepared(checkpoint, MMLU, samples=5, seed=1).questions
-    assert first.questions != prepared(checkpoint, MMLU, samples=5, seed=2).questions
-    places = [every.index(one) for one in first.questions]
+    again, other = (docs_of(prepared(checkpoint, MMLU, samples=5, seed=seed)) for seed in (1, 2))
+    assert docs_of(first) == again != other
+    places = [every.index(one) for one in again]
     assert places == sorted(places)
     assert first.record["questions"] == 5
     assert first.record["questions_available"] == 20
@@ -275,47 +305,43 @@ def test_fewer_questions_are_drawn_by_the_seed(checkpoint: Checkpoint) -> None:
     assert whole[0] == whole[1]  # nothing is drawn
 
 
-def test_examples_that_do_not_fit_are_left_out_and_long_questions_cut(
-    checkpoint: Checkpoint,
+def test_prompts_that_do_not_fit_lose_their_beginning(
+    checkpoint: Checkpoint, reference: Reference
 ) -> None:
-    lengths = {shots: prepared(checkpoint, MMLU, shots=shots).texts for shots in (0, 1, 2)}
-    room = max(one.longest for one in lengths[1])
-    assert room < max(one.longest for one in lengths[2])
+    def lengths(shots: int) -> list[int]:
+        """Tokens of prompts that the model is fed with a letter, of which the last is not."""
+        texts = prompts_of(prepared(checkpoint, MMLU, shots=shots))
+        return [len(reference.tokenizer(text)["input_ids"]) for text in texts]
+
+    alone, both = lengths(0), lengths(2)
+    room = max(alone)
     squeezed = prepared(checkpoint, MMLU, shots=2, sequence_length=room)
-    fewer = 0
-    for index, one in enumerate(squeezed.texts):
-        fits = lengths[2][index].longest <= room
-        want = lengths[2][index] if fits else lengths[1][index]
-        assert one.context.tolist() == want.context.tolist()
-        fewer += not fits
+    fewer = sum(one > room for one in both)
     assert squeezed.record["questions_with_fewer_examples"] == fewer > 0
     assert squeezed.record["questions_cut"] == 0
+    assert squeezed.notes == (f"{fewer} questions lose examples: the model takes {room} tokens",)
     cut = prepared(checkpoint, MMLU, sequence_length=16)
     assert cut.record["questions_cut"] == 20
-    for one, whole in zip(cut.texts, lengths[0], strict=True):
-        assert one.longest == 16
-        assert one.context.tolist() == whole.context[-16:].tolist()
-    assert prepared(checkpoint, MMLU, sequence_length=15).record != cut.record
     assert cut.notes == ("20 questions lose their beginning: the model takes 16",)
+    assert prepared(checkpoint, MMLU, sequence_length=15).record != cut.record
+    ids = reference.tokenizer(prompts_of(cut)[0])["input_ids"][-16:]
+    with torch.no_grad():
+        known = reference.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    letters = [reference.tokenizer(f" {one}")["input_ids"][0] for one in "ABCD"]
+    found = likelihoods(cut, reference.model)[0]
+    np.testing.assert_allclose(found, known[letters], atol=1e-4)
 
 
-def test_a_token_across_the_boundary_belongs_to_the_continuation(checkpoint: Checkpoint) -> None:
-    tokenizer = load_tokenizer(checkpoint)
-    whole = {end: tokenizer.ids([f"in th{end}"]).tolist() for end in ("e", "is")}
-    assert whole["e"][0] == whole["is"][0]
-    assert len(whole["e"]) == len(whole["is"]) == 2, "' the' and ' this' are tokens of the demo"
-    (one,) = likelihood.encode(tokenizer, [("in th", ["e", "is"])])
-    assert one.context.tolist() == whole["e"][:1]
-    assert [end.tolist() for end in one.ends] == [ids[1:] for ids in whole.values()]
-
-
-def test_a_text_begins_with_what_the_tokenizer_begins_it_with(checkpoint: Checkpoint) -> None:
-    tokenizer = load_tokenizer(checkpoint)
-    begun = replace(tokenizer, prefix=(7, 8))
-    (plain,) = likelihood.encode(tokenizer, [("in the", [" house"])])
-    (one,) = likelihood.encode(begun, [("in the", [" house"])])
-    assert one.context.tolist() == [7, 8, *plain.context.tolist()]
-    assert one.ends[0].tolist() == plain.ends[0].tolist()
+def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "llama")
+    row = {"question": "word1", "choices": ["word2", "word3"], "answer": 0}
+    data = write(tmp_path, [row] * 2)
+    tiny_tokenizers.save(tmp_path / "llama", bert=False, eos_token=None)
+    with pytest.raises(BadTokenizer, match="names no token that ends a text"):
+        prepared(open_checkpoint(tmp_path / "llama"), data)
+    tiny_tokenizers.save(tmp_path / "llama", bert=False)
+    with pytest.raises(WrongTokenizer):  # it knows none of the words of a prompt
+        prepared(open_checkpoint(tmp_path / "llama"), data, protocol="letters")
 
 
 def test_a_tokenizer_that_fails(checkpoint: Checkpoint) -> None:
@@ -324,19 +350,14 @@ def test_a_tokenizer_that_fails(checkpoint: Checkpoint) -> None:
 
     broken = replace(load_tokenizer(checkpoint), inner=fails)
     with pytest.raises(BadTokenizer, match=r"which fails: no such merge$"):
-        likelihood.encode(broken, [("in the", [" house"])])
+        broken.each(["in the"])
 
 
 def test_a_model_without_a_padding_token(checkpoint: Checkpoint, reference: Reference) -> None:
-    metric = prepared(checkpoint, MMLU, protocol="text", batch_size=7)
-    want = likelihood.log_likelihoods(
-        reference.model, metric.texts, batch_size=1, phase="", on_event=lambda event: None
-    )
+    want = likelihoods(prepared(checkpoint, MMLU, protocol="text", batch_size=1), reference.model)
     bare = Reference()
     bare.model.config.pad_token_id = None
-    found = likelihood.log_likelihoods(
-        bare.model, metric.texts, batch_size=7, phase="", on_event=lambda event: None
-    )
+    found = likelihoods(prepared(checkpoint, MMLU, protocol="text", batch_size=7), bare.model)
     for one, other in zip(found, want, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
@@ -401,38 +422,14 @@ def test_models_and_data_that_do_not_fit(
         prepared(checkpoint, MMLU, protocol="text", sequence_length=2)
 
 
-def test_outputs_that_are_no_numbers(checkpoint: Checkpoint, reference: Reference) -> None:
+def test_outputs_that_are_no_numbers(checkpoint: Checkpoint) -> None:
     metric = prepared(checkpoint, MMLU)
     broken: Any = Reference()
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[5] = math.nan
         broken.model.get_output_embeddings().weight[5] = math.nan
-    with pytest.raises(EvaluationFailed, match="the likelihoods of 20 questions are NaN"):
+    with pytest.raises(EvaluationFailed, match="choice: the model's outputs are NaN"):
         metric.score(broken)
-
-
-def test_memory_that_is_full_halves_the_batch(
-    checkpoint: Checkpoint, reference: Reference, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metric = prepared(checkpoint, MMLU, batch_size=8)
-    want = metric.score(reference)  # type: ignore[arg-type]
-    real = likelihood._run
-
-    def small(model: Any, passes: list[Any]) -> list[list[float]]:
-        if len(passes) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, passes)
-
-    monkeypatch.setattr(likelihood, "_run", small)
-    events: list[Any] = []
-    assert (
-        metric.score(reference, on_event=events.append).values.tolist()  # type: ignore[arg-type]
-        == want.values.tolist()
-    )
-    notes = [one.text for one in events if isinstance(one, Note)]
-    assert [text.split(":")[1] for text in notes] == [
-        " 4 inputs at once from here on", " 2 inputs at once from here on",
-    ]  # fmt: skip
 
 
 def test_the_57_subjects() -> None:
