@@ -729,7 +729,7 @@ def test_the_command_prints_the_verdict_and_one_table(
         (["demo", "--rounds", "2"], "--rounds 2 is too few"),
         (["demo", "--compare", "x", "--fail-below", "nan"], "--fail-below must be more than 0"),
         (["demo", "--compare", "x", "--fail-below", "-1"], "--fail-below must be more than 0"),
-        (["demo", "-o", "x.json", "--csv", "./x.json"], "-o and --csv would both be x.json"),
+        (["demo", "-o", "x.json", "--csv", "./x.json"], "x.json is named for two files"),
         (["demo", "--text", "empty.txt"], "--text empty.txt: it holds no words"),
         (["demo", "--threads", "100000000"], "--threads 100000000: this machine has"),
     ],
