@@ -24,9 +24,10 @@ from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemor
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
 from prunectl.benchmarking.machine import _kernel_module, torch_threads
-from prunectl.benchmarking.models import PRESETS, find_config
+from prunectl.benchmarking.models import find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
+from prunectl.benchmarking.settings import PRESETS
 from prunectl.benchmarking.timing import Ratio, WallClock, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload

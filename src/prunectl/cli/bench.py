@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.benchmarking.models import PRESETS
-from prunectl.benchmarking.settings import BenchSettings
+from prunectl.benchmarking.settings import PRESETS, BenchSettings
 from prunectl.cli import options
 from prunectl.cli.errors import DIFFERENCE, INTERRUPTED
 from prunectl.cli.output import Output
