@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from prunectl.benchmarking.timing import LEAST_ROUNDS
 from prunectl.errors import InvalidOption
 from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option
 from prunectl.pattern import COMMON_NMS, NM, parse_nm
 from prunectl.userdirs import expanded
 
+LEAST_ROUNDS = 7
+"""Fewer rounds give intervals that are too narrow."""
 KERNELS = {
     "auto": "dense ones, and sparse ones where they win",
     "dense": "ordinary kernels only",
