@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunectl.cli.shell_scripts import SCRIPTS, Shell
+from prunectl.cli.shells import SCRIPTS, Shell
 
 FOLDER = Path(__file__).parents[1] / "completions"
 

@@ -17,6 +17,7 @@ import typer  # noqa: TID251
 from typer.main import get_command  # noqa: TID251
 
 from prunectl.cli.app import app
+from prunectl.cli.help import rows_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 
@@ -68,11 +69,11 @@ def _section(command: Any, context: typer.Context) -> Iterator[str]:
     yield f"## {context.command_path}\n"
     yield f"{command.help.strip()}\n"
     yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
-    yield "| parameter | meaning |\n|---|---|"
-    for parameter in command.get_params(context):
-        name, text = parameter.get_help_record(context)
-        yield f"| {_parameter(name)} | {_cell(text)} |"
-    yield ""
+    for heading, rows in rows_of(command, context).items():
+        yield f"{heading}:\n\n| parameter | meaning |\n|---|---|"
+        for name, text in rows:
+            yield f"| {_parameter(name)} | {_cell(text)} |"
+        yield ""
     if commands := getattr(command, "commands", None):
         yield "| command | what for |\n|---|---|"
         for name, inner in commands.items():
@@ -86,8 +87,8 @@ def _section(command: Any, context: typer.Context) -> Iterator[str]:
 
 
 def _parameter(name: str) -> str:
-    """``-s, --sparsity S`` as two spans of code, and ``MODEL <str>`` without the type."""
-    spellings = name.removesuffix(" <str>").removesuffix(" <path>").split(", ")
+    """``-s, --sparsity S`` as two spans of code."""
+    spellings = name.split(", ")
     return ", ".join(f"`{spelling}`" for spelling in spellings).replace("|", "\\|")
 
 
@@ -98,8 +99,7 @@ def _cell(text: str) -> str:
 
 
 def _examples(epilog: str) -> list[str]:
-    _, _, lines = epilog.partition("\b\n")
-    return [line.strip() for line in lines.splitlines() if line.strip()]
+    return [line.strip() for line in epilog.splitlines() if line.strip().startswith("prunectl ")]
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def screens() -> dict[str, str]:
     import prunectl
     from prunectl.cli.analyze_screen import analysis_screen
     from prunectl.cli.prune_screen import prune_screen
-    from prunectl.cli.verify_screen import verify_screen
+    from prunectl.cli.verify import verify_screen
 
     checkpoint = prunectl.open_checkpoint(MODEL)
     analysis = prunectl.analyze(checkpoint)

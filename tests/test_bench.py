@@ -24,9 +24,10 @@ from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemor
 from prunectl.benchmarking.limits import Rates, Work, cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
 from prunectl.benchmarking.machine import _kernel_module, torch_threads
-from prunectl.benchmarking.models import PRESETS, find_config
+from prunectl.benchmarking.models import find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
+from prunectl.benchmarking.settings import PRESETS
 from prunectl.benchmarking.timing import Ratio, WallClock, summarize
 from prunectl.benchmarking.verb import _method_notes
 from prunectl.benchmarking.workloads import Workload
@@ -729,7 +730,7 @@ def test_the_command_prints_the_verdict_and_one_table(
         (["demo", "--rounds", "2"], "--rounds 2 is too few"),
         (["demo", "--compare", "x", "--fail-below", "nan"], "--fail-below must be more than 0"),
         (["demo", "--compare", "x", "--fail-below", "-1"], "--fail-below must be more than 0"),
-        (["demo", "-o", "x.json", "--csv", "./x.json"], "-o and --csv would both be x.json"),
+        (["demo", "-o", "x.json", "--csv", "./x.json"], "x.json is named for two files"),
         (["demo", "--text", "empty.txt"], "--text empty.txt: it holds no words"),
         (["demo", "--threads", "100000000"], "--threads 100000000: this machine has"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from prunectl._version import __version__
 from prunectl.checkpoint import opening as checkpoint_module
 from prunectl.cli.app import app
 from prunectl.data.source import parse_source
+from prunectl.option import HEADINGS
 from prunectl.userdirs import cache_dir
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,19 @@ def test_version_and_help() -> None:
 @pytest.mark.parametrize("command", ["bench", "compare", "lottery", "prune", "sweep", "trace"])
 def test_no_default_is_shown_in_parentheses(command: str) -> None:
     assert "default: (" not in " ".join(help_of(command).split())
+
+
+def test_help_stands_under_headings_and_is_as_it_was_written() -> None:
+    text = help_of("prune")
+    found = [line[:-1] for line in text.splitlines() if re.fullmatch(r"\w[^:]*:", line)]
+    assert found == ["Arguments", *(one for one in HEADINGS if one in found), "Examples"]
+    assert {"What to prune", "Calibration", "Output", "Publishing", "Hub", "Device"} <= set(found)
+    words = " ".join(text.split())
+    group: Any = get_command(app)
+    for option in group.commands["prune"].params:
+        assert " ".join(option.help.split()) in words
+        assert all(name in words for name in option.opts if name.startswith("-"))
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def examples_in(text: str) -> list[str]:

@@ -18,14 +18,13 @@ from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.cli import tables
 from prunectl.cli.analyze_screen import analysis_screen
 from prunectl.cli.bench_screen import bench_screen, comparison_screen
-from prunectl.cli.lottery_screen import lottery_screen
+from prunectl.cli.lottery import lottery_screen
 from prunectl.cli.output import Output, screen
-from prunectl.cli.plan_screen import plan_screen
 from prunectl.cli.progress import LineProgress
-from prunectl.cli.prune_screen import prune_screen
+from prunectl.cli.prune_screen import plan_screen, prune_screen
 from prunectl.cli.sweep_screen import sweep_screen
-from prunectl.cli.trace_screen import trace_screen
-from prunectl.cli.verify_screen import verify_screen
+from prunectl.cli.trace import trace_screen
+from prunectl.cli.verify import verify_screen
 from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted
 from prunectl.pattern import NM
 from prunectl.plan.plan import Plan, make_plan

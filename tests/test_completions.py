@@ -11,21 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from terminal import Terminal, is_installed
-from typer.core import TyperArgument, TyperGroup
+from typer.core import TyperArgument
 from typer.main import get_command
 
 import make_completions
 from prunectl.cli.app import app
-from prunectl.cli.completion import complete
-from prunectl.cli.completion_values import CHOICES, FINDERS, FREE, SOURCES
+from prunectl.cli.completion import SOURCES, complete
 from prunectl.cli.run import run
-from prunectl.cli.shell_line import bash_words, quoted_for_bash
-from prunectl.cli.shell_scripts import SCRIPTS, VARIABLE, Shell
+from prunectl.cli.shells import SCRIPTS, VARIABLE, Shell, bash_words, quoted_for_bash
 from prunectl.data.source import PAIRS, TABLES, SourceKind
 from prunectl.layouts.table import LAYOUTS
-from prunectl.pattern import parse_pattern
+from prunectl.pattern import COMMON_NMS_OR_NONE, COMMON_PATTERNS, parse_pattern
 from prunectl.plan.settings import Budget, Method, Scope
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +31,8 @@ REPOS: dict[str, dict[str, str]] = {
     "org/other": {},
     "gpt2": {"main": "d" * 40},
 }
+
+SCOPES = {str(one): one.meaning for one in Scope}
 
 TEXTS = ["a:b@c/", "my model/", "notes.txt", "out/", "recipes/"]
 
@@ -175,30 +174,32 @@ def test_a_loop_of_links_is_passed_over(here: Path) -> None:
 
 
 def test_values_mean_what_the_commands_accept() -> None:
-    for option, kind in (("--scope", Scope), ("--method", Method), ("--budget", Budget)):
-        assert list(CHOICES[option]) == list(kind)
     assert {name.rstrip(":") for name in SOURCES} == set(SourceKind)
     assert (SOURCES["hf:"][1], SOURCES["pairs:"][1]) == (TABLES, PAIRS)
-    assert set(CHOICES["LAYOUT"]) == {"auto", *LAYOUTS}
-    for pattern in [*CHOICES["PATTERN"], *CHOICES["N:M"], *CHOICES["analyze --pattern"]]:
-        assert pattern == "none" or str(parse_pattern(pattern)) == pattern
-    assert all(meaning for choices in CHOICES.values() for meaning in choices.values())
+    assert values("export", "--layout", "") == ["auto", *LAYOUTS]
+    for pattern in {*COMMON_PATTERNS, *COMMON_NMS_OR_NONE} - {"none"}:
+        assert str(parse_pattern(pattern)) == pattern
+    for option, kind in (("--scope", Scope), ("--method", Method), ("--budget", Budget)):
+        offered = complete(["prune", option, ""])
+        assert [(one.value, one.help) for one in offered] == [(k.value, k.meaning) for k in kind]
 
 
-def test_every_option_with_a_value_has_an_entry() -> None:
-    group = get_command(app)
-    assert isinstance(group, TyperGroup)
-    context = typer.Context(group)
-    missing = []
-    for command in (group, *(group.get_command(context, n) for n in group.list_commands(context))):
-        assert command is not None
+# Values that nobody can guess.
+FREE = {"S", "NAME", "SIZE", "N", "X", "SHARE", "N,N...", "N[,N]", "REV", "REV,REV...", "RATIO"}
+FREE |= {"TOKEN", "ORG/NAME", "BRANCH", "TEXT", "GLOB"}
+
+
+def test_every_option_with_a_value_offers_some_with_their_meanings(here: Path) -> None:
+    for ending in (".toml", ".txt", ".csv", ".html", ".png", ".svg"):
+        (here / f"file{ending}").touch()
+    for name, command in {"": get_command(app), **get_command(app).commands}.items():  # type: ignore[attr-defined]
         for option in command.params:
-            takes_value = isinstance(option, TyperArgument) or not option.is_flag
-            own = f"{command.name} {option.opts[0]}"
-            keys = {own, option.opts[0], option.metavar or ""}
-            if takes_value and not keys & {*CHOICES, *FINDERS, *FREE}:
-                missing.append(own)
-    assert not missing, "give these an entry in cli/completion_values.py"
+            if isinstance(option, TyperArgument) or option.is_flag or option.metavar in FREE:
+                continue
+            offered = complete([*filter(None, [name]), option.opts[0], ""])
+            assert offered, option.opts
+            named = option.metavar in ("MODEL", "DIR", "FILE")
+            assert named or all(one.help for one in offered), option.opts
 
 
 def test_help_is_one_line_and_as_it_was_written(
@@ -388,7 +389,7 @@ def test_bash_lists_what_is_possible(terminals: Callable[[str], Terminal]) -> No
 def test_zsh_says_what_the_values_mean(terminals: Callable[[str], Terminal]) -> None:
     terminal = terminals("zsh")
     terminal.press("prunectl prune --scope \t\t")
-    for value, meaning in CHOICES["--scope"].items():
+    for value, meaning in SCOPES.items():
         assert any(
             line.split() == [value, "--", *meaning.split()] for line in terminal.shown.splitlines()
         ), terminal.shown
@@ -422,4 +423,4 @@ def test_fish_says_what_the_values_mean(here: Path) -> None:
         timeout=120,
         check=True,
     )
-    assert dict(line.split("\t") for line in done.stdout.splitlines()) == CHOICES["--scope"]
+    assert dict(line.split("\t") for line in done.stdout.splitlines()) == SCOPES

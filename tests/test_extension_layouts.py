@@ -24,10 +24,10 @@ OTHER_DENSE = {
     "checkpoint/opening.py": "a hint, in a room that knows no layouts",
     "report": "the model that was not pruned",
     "studies/sweep/result.py": "the model that was not pruned",
-    "cli/export_screen.py": "a column of bytes",
+    "cli/export.py": "a column of bytes",
     "cli/bench_screen.py": "the kernels of a dense product",
-    "cli/completion_values.py": "the kernels of a dense product",
-    "cli/lottery_screen.py": "the model that was not pruned",
+    "benchmarking/settings.py": "the kernels of a dense product",
+    "cli/lottery.py": "the model that was not pruned",
     "cli/sweep_screen.py": "the model that was not pruned",
 }
 """Where ``dense`` is said for another reason."""

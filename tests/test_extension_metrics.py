@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 from extension_walk import HOUSE, foreign_mentions
 
-from prunectl.cli.completion_values import CHOICES
+from prunectl.cli.completion import complete
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import metrics
 from prunectl.evaluation.metric import Request
@@ -78,9 +78,10 @@ def test_an_entry_is_true(name: str) -> None:
 
 
 def test_completion_offers_what_the_table_has() -> None:
-    assert [word.removesuffix(":") for word in CHOICES["METRIC"]] == list(METRICS)
+    offered = [one.value for one in complete(["evaluate", "--metric", ""])]
+    assert [word.removesuffix(":") for word in offered] == list(METRICS)
     tasks = [task for spec in METRICS.values() for task in spec.tasks]
-    assert list(CHOICES["TASK"]) == tasks
+    assert [one.value for one in complete(["evaluate", "--task", ""])] == tasks
     assert all(task.help for spec in METRICS.values() for task in spec.tasks.values())
 
 

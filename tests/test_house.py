@@ -44,6 +44,7 @@ FLOORS: dict[str, set[str]] = {
         "disks",
         "jit",
         "numbers",
+        "option",
         "to_json",
         "documents",
         "userdirs",

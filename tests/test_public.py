@@ -33,7 +33,6 @@ ONLY_FOR_OPTIONS = {
     "check_libraries",  # before the work, what the pages check themselves
     "check_push",
     "is_mask_path",  # compare() takes the path of a file of masks itself
-    "taking",
     "dense_view",  # open_model() without the words on the screen
     "stored_as",  # a cell of a table
 }

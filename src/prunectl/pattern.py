@@ -10,23 +10,34 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 
 from prunectl.errors import InvalidPattern
+from prunectl.option import Explained
 
+COMMON_NMS = {
+    "2:4": "keeps 2 of every 4 weights: half are zero, as sparse tensor cores need it",
+    "4:8": "keeps 4 of every 8 weights: half are zero",
+    "1:2": "keeps 1 of every 2 weights: half are zero",
+    "1:4": "keeps 1 of every 4 weights: three quarters are zero",
+}
+"""The N:M patterns that are in use, and what they mean."""
+COMMON_PATTERNS = {"unstructured": "any weight may be zero", **COMMON_NMS}
+"""The same for options that take any pattern."""
+COMMON_NMS_OR_NONE = {**COMMON_NMS, "none": "leaves out 2:4, which is measured otherwise"}
+"""The same for :func:`parse_added_nms`."""
 MAX_GROUP = 64
 """Largest M accepted: hardware and papers stop at 32, and group ranks are counted in O(M^2)."""
 
 _NM = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
 
 
-class Scope(StrEnum):
+class Scope(Explained):
     """Which weights are compared with one another by unstructured pruning."""
 
-    GLOBAL = "global"
-    TENSOR = "tensor"
-    ROW = "row"
+    GLOBAL = "global", "one threshold for all prunable weights"
+    TENSOR = "tensor", "a threshold for each tensor"
+    ROW = "row", "a threshold for each row of each tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,17 @@ def distinct_patterns(given: Iterable[Pattern | str]) -> tuple[Pattern, ...]:
 def distinct_nms(given: Iterable[NM | str]) -> tuple[NM, ...]:
     """N:M patterns, or texts that :func:`parse_nm` reads: each once, in their order."""
     return tuple(dict.fromkeys(parse_nm(p) if isinstance(p, str) else p for p in given))
+
+
+def parse_added_nms(texts: Iterable[str]) -> tuple[NM, ...]:
+    """2:4 unless ``none`` is among the texts, then what they add: each once, in their order.
+
+    Raises:
+        InvalidPattern: neither N:M nor ``none``.
+    """
+    named = [text for text in texts if text.strip().lower() != "none"]
+    first = [NM(2, 4)] if named == list(texts) else []
+    return distinct_nms([*first, *named])
 
 
 def nearest_prefix(steps: Iterable[int], wanted: int) -> int:

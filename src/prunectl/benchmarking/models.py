@@ -13,7 +13,7 @@ from prunectl.benchmarking.errors import CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import weight_bytes
 from prunectl.benchmarking.loading import measure_loading
 from prunectl.benchmarking.result import LoadCost, Side, Skipped
-from prunectl.benchmarking.settings import BenchSettings
+from prunectl.benchmarking.settings import PRESETS, BenchSettings
 from prunectl.benchmarking.zeros import (
     Zeros,
     block_matrices,
@@ -31,40 +31,6 @@ if TYPE_CHECKING:
 
     from prunectl.checkpoint.checkpoint import Checkpoint
 
-
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "max_position_embeddings": 8192, "dtype": "bfloat16",
-}  # fmt: skip
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "llama-7b": _LLAMA | {
-        "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32,
-        "max_position_embeddings": 4096,
-    },
-    "llama-8b": _LLAMA | {"intermediate_size": 14336},
-    "llama-1b": _LLAMA | {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "bert-base": {
-        "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522,
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "max_position_embeddings": 512, "dtype": "float32",
-    },
-    "vit-base": {
-        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 768,
-        "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "image_size": 224, "patch_size": 16, "num_labels": 1000, "dtype": "float32",
-    },
-    "t5-base": {
-        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 32128,
-        "d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12,
-        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "dtype": "float32",
-    },
-}  # fmt: skip
-"""Configs as transformers writes them; missing values are the defaults of the architecture."""
 
 _MOST_LAYERS = 10_000
 

@@ -3,17 +3,100 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from prunectl.benchmarking.timing import LEAST_ROUNDS
 from prunectl.errors import InvalidOption
-from prunectl.pattern import NM
+from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option
+from prunectl.pattern import COMMON_NMS, NM, parse_nm
+from prunectl.userdirs import expanded
 
-KERNELS = ("auto", "dense", "sparse")
-COMPILE = ("none", "default", "reduce-overhead")
+LEAST_ROUNDS = 7
+"""Fewer rounds give intervals that are too narrow."""
+KERNELS = {
+    "auto": "dense ones, and sparse ones where they win",
+    "dense": "ordinary kernels only",
+    "sparse": "sparse ones wherever they can run",
+}
+COMPILE = {
+    "none": "no torch.compile",
+    "default": "torch.compile",
+    "reduce-overhead": "torch.compile with CUDA graphs",
+}
 PATTERN = NM(2, 4)
 _MOST = 2**63 - 1
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 8192, "dtype": "bfloat16",
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-7b": _LLAMA | {
+        "vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "llama-8b": _LLAMA | {"intermediate_size": 14336},
+    "llama-1b": _LLAMA | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "bert-base": {
+        "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522,
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "max_position_embeddings": 512, "dtype": "float32",
+    },
+    "vit-base": {
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 768,
+        "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 16, "num_labels": 1000, "dtype": "float32",
+    },
+    "t5-base": {
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 32128,
+        "d_model": 768, "d_ff": 3072, "d_kv": 64, "num_heads": 12, "num_layers": 12,
+        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "dtype": "float32",
+    },
+}  # fmt: skip
+"""Configs as transformers writes them; missing values are the defaults of the architecture."""
+
+
+def _whole_numbers(option: str) -> Callable[[str], tuple[int, ...]]:
+    """Reads ``1,8,32``; raises InvalidOption for anything else."""
+
+    def read(text: str) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in text.split(",") if text)
+        except ValueError:
+            raise InvalidOption(
+                f"{option} '{text}' is no list of whole numbers", hint=f"such as {option} 1,8,32"
+            ) from None
+
+    return read
+
+
+def _pattern_or_none(text: str) -> NM | None:
+    """``2:4``, or None for ``none``."""
+    return None if text.strip().lower() == "none" else parse_nm(text)
+
+
+def _words_in(name: str) -> str:
+    """The text of a file.
+
+    Raises:
+        InvalidOption: it cannot be read, is no text, or holds none.
+    """
+    path = expanded(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InvalidOption(f"--text {path}: {why}") from None
+    if not text.strip():
+        raise InvalidOption(f"--text {path}: it holds no words")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +121,87 @@ class BenchSettings:
         measure_loading: load each model in a process of its own first.
     """
 
-    batch_sizes: tuple[int, ...] = ()
-    prompt_tokens: tuple[int, ...] = ()
-    new_tokens: int | None = None
-    rounds: int = 15
-    seconds: float | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    kernels: str = "auto"
-    pattern: NM | None = PATTERN
-    compile: str = "none"
-    text: str = ""
-    seed: int = 0
+    batch_sizes: Annotated[
+        tuple[int, ...],
+        Option(
+            "Sequences or images at once.",
+            "N,N...",
+            MEASURING,
+            "--batch-size",
+            read=_whole_numbers("--batch-size"),
+        ),
+    ] = ()
+    prompt_tokens: Annotated[
+        tuple[int, ...],
+        Option(
+            "Lengths of the input.", "N,N...", MEASURING, read=_whole_numbers("--prompt-tokens")
+        ),
+    ] = ()
+    new_tokens: Annotated[int | None, Option("Tokens to generate after it.", "N", MEASURING)] = None
+    rounds: Annotated[int, Option("Samples of each model and workload.", "N", MEASURING)] = 15
+    seconds: Annotated[
+        float | None,
+        Option(
+            f"How long timing may take, about: fewer rounds are planned, at least {LEAST_ROUNDS}. "
+            "Default: 60, on CUDA 120.",
+            "S",
+            MEASURING,
+        ),
+    ] = None
+    device: Annotated[str, device_option("CUDA if there is any")] = "auto"
+    dtype: Annotated[
+        str,
+        Option(
+            "dtype of the weights in memory; auto: the checkpoint's.",
+            "DTYPE",
+            COMPUTING,
+            values=DTYPES,
+        ),
+    ] = "auto"
+    threads: Annotated[int | None, Option("Threads of torch on the CPU.", "N", COMPUTING)] = None
+    kernels: Annotated[
+        str,
+        Option(
+            "For 2:4 weights on CUDA: dense, sparse, or auto (also sparse, where it wins).",
+            "KERNELS",
+            COMPUTING,
+            values=KERNELS,
+        ),
+    ] = "auto"
+    pattern: Annotated[
+        NM | None,
+        Option(
+            "How a dense model that comes alone is pruned in memory, to compare it with; 'none' "
+            "times it alone.",
+            "N:M",
+            MEASURING,
+            short="-p",
+            values={**COMMON_NMS, "none": "times the model alone"},
+            read=_pattern_or_none,
+        ),
+    ] = PATTERN
+    compile: Annotated[
+        str,
+        Option(
+            "torch.compile for all models alike: none, default, or reduce-overhead (CUDA graphs).",
+            "MODE",
+            COMPUTING,
+            values=COMPILE,
+        ),
+    ] = "none"
+    text: Annotated[
+        str,
+        Option(
+            "Take the input from this text; default: random tokens.",
+            "FILE",
+            MEASURING,
+            suffix=".txt",
+            read=_words_in,
+        ),
+    ] = ""
+    seed: Annotated[
+        int, Option("Seed of random tokens and weights, and of the intervals.", "N", MEASURING)
+    ] = 0
     measure_loading: bool = True
 
     def __post_init__(self) -> None:

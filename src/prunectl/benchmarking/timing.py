@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prunectl.benchmarking.settings import LEAST_ROUNDS
 from prunectl.evaluation.resampling import LEVEL, Floats, Interval, interval
 
 if TYPE_CHECKING:
@@ -79,8 +80,6 @@ def clock_of(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else WallClock()
 
 
-LEAST_ROUNDS = 7
-"""Fewer rounds give intervals that are too narrow."""
 LEAST_RATIO = 1.03
 """Ratios closer to 1 count as no difference, however narrow the interval: models that do the same
 work were measured 2% apart, since the rounds of a process keep the places of weights in memory."""

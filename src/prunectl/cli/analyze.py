@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunectl import numbers
-from prunectl.cli import device_options, options
-from prunectl.cli.html import Html, check_page, save_page
-from prunectl.cli.model_argument import choose_model, remember_model
-from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.cli import options
+from prunectl.cli.model_argument import remember_model
+from prunectl.cli.output import Output
 from prunectl.errors import InvalidOption
-from prunectl.pattern import NM, distinct_nms
-from prunectl.userdirs import expanded
+from prunectl.option import MEASURING, OUTPUT, Fields, Option, device_option
+from prunectl.pattern import COMMON_NMS_OR_NONE, parse_added_nms
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.remote import RemoteModel
 
-EPILOG = options.examples(
+EXAMPLES = (
     "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
     "prunectl analyze ./my-model --all | less",
     "prunectl analyze org/name@v1.0 --pattern 4:8 --pattern 1:4",
@@ -31,64 +30,54 @@ EPILOG = options.examples(
 
 def analyze(
     context: typer.Context,
-    model: options.Model = None,
+    source: options.OneModel,
+    saved: Annotated[options.Saved, Fields(only=("output", "html"))],
+    out: Output,
     pattern: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pattern",
-            "-p",
-            metavar="N:M",
-            help="Also measure N kept of every M weights, besides 2:4 (repeatable); "
-            "'none' drops 2:4.",
+        tuple[str, ...],
+        Option(
+            "Also measure N kept of every M weights, besides 2:4 (repeatable); 'none' drops 2:4.",
+            "N:M",
+            MEASURING,
+            short="-p",
+            values=COMMON_NMS_OR_NONE,
         ),
-    ] = None,
-    all_: Annotated[
-        bool, typer.Option("--all", help="Show every layer, every threshold and every tensor.")
+    ] = (),
+    everything: Annotated[
+        bool,
+        Option("Show every layer, every threshold and every tensor.", heading=OUTPUT, name="--all"),
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            parser=expanded,
-            help="Save the analysis as JSON.",
-        ),
-    ] = None,
-    html: Html = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    cache_dir: options.CacheDir = None,
-    trust_remote_code: options.TrustRemoteCode = False,
     remote: options.Remote = False,
     no_cache: options.NoCache = False,
-    device: device_options.CountingDevice = "auto",
+    device: Annotated[
+        str,
+        device_option(
+            "the CPU",
+            "Where weights of 8 and 16 bits are counted, with the same results: auto (the CPU), "
+            "cpu, cuda or cuda:N. fp32 and fp64 stay with the CPU.",
+        ),
+    ] = "auto",
     jobs: options.Jobs = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Measure a checkpoint: magnitudes, thresholds, and what sparsity would cost.
 
     Reads the weights once, exactly and in little memory. The result is kept, so that a prune that
     follows need not read them again.
     """
-    out = Output(json=json, quiet=quiet, verbose=verbose)
-    patterns = wanted_patterns(pattern or [])
-    if output is not None:
-        check_file(output)
-    check_page(html, output)
+    patterns = parse_added_nms(pattern)
+    saved.check()
     if remote:
-        _refuse_weights(pattern, html, device)
-        chosen = choose_model(model, revision, out)
-        found = options.open_headers(chosen, token, cache_dir, trust_remote_code, jobs, out)
-        _show_remote(found, output, all_, out)
+        _refuse_weights(pattern, saved.html, device)
+        found = source.open_headers(source.choose(out), jobs, out)
+        _show_remote(found, saved, everything, out)
         return
-    chosen = choose_model(model, revision, out)
-    checkpoint = options.open_source(chosen, token, cache_dir, trust_remote_code, out)
-    options.keep_source(checkpoint, (output, html))
+    choice = source.choose(out)
+    checkpoint = source.open(choice, out)
+    options.keep_source(checkpoint, saved.named)
     options.warn_of(checkpoint, out)
     from prunectl.analysis.verb import analyze
+    from prunectl.cli.analyze_screen import analysis_screen
+    from prunectl.report.analyze_page import analyze_page
 
     ranks = options.ranks_of(context)
     with out.progress() as on_event:
@@ -104,28 +93,19 @@ def analyze(
     if not ranks.is_first:
         return
     remember_model(checkpoint)
-    if verbose:
+    if out.verbose:
         how = "kept from before" if analysis.from_cache else "from all weights"
         out.note(f"analysis {how}, {numbers.duration(analysis.seconds)}")
-    if output:
-        save_text(output, as_json(analysis.to_json()))
-        out.note(f"saved: {output}")
-    if html:
-        from prunectl.report.analyze_page import analyze_page
-
-        command = options.command_of(context, model, chosen, checkpoint)
-        save_page(html, analyze_page(analysis, command), out)
-    if json:
-        out.data(analysis.to_json())
-        return
-    from prunectl.cli.analyze_screen import analysis_screen
-
-    out.show(*analysis_screen(analysis, everything=all_, verbose=verbose))
-    for warning in analysis.warnings:
-        out.warn(warning)
+    command = source.command(context, choice, checkpoint)
+    saved.save(out, analysis.to_json(), html=lambda: analyze_page(analysis, command))
+    out.data(analysis.to_json())
+    out.show(*analysis_screen(analysis, everything=everything, verbose=out.verbose))
+    if not out.json:
+        for warning in analysis.warnings:
+            out.warn(warning)
 
 
-def _refuse_weights(pattern: list[str] | None, html: Path | None, device: str) -> None:
+def _refuse_weights(pattern: tuple[str, ...], html: Path | None, device: str) -> None:
     asked = (
         ("--pattern is", pattern),
         ("--html shows what is", html),
@@ -139,27 +119,13 @@ def _refuse_weights(pattern: list[str] | None, html: Path | None, device: str) -
             )
 
 
-def _show_remote(remote: RemoteModel, output: Path | None, all_: bool, out: Output) -> None:
+def _show_remote(remote: RemoteModel, saved: options.Saved, everything: bool, out: Output) -> None:
     from prunectl.analysis.remote import analyze_remote
-    from prunectl.cli.remote_screen import remote_screen
+    from prunectl.cli.analyze_screen import remote_screen
 
     analysis = analyze_remote(remote, Path.cwd())
-    if output:
-        save_text(output, as_json(analysis.to_json()))
-        out.note(f"saved: {output}")
-    if out.json:
-        out.data(analysis.to_json())
-    out.show(*remote_screen(analysis, everything=all_, verbose=out.verbose))
+    saved.save(out, analysis.to_json())
+    out.data(analysis.to_json())
+    out.show(*remote_screen(analysis, everything=everything, verbose=out.verbose))
     for warning in analysis.warnings:
         out.warn(warning)
-
-
-def wanted_patterns(texts: list[str]) -> tuple[NM, ...]:
-    """2:4 unless ``none`` is among the texts, then what they add, each once and in order.
-
-    Raises:
-        InvalidPattern: neither N:M nor ``none``.
-    """
-    named = [text for text in texts if text.strip().lower() != "none"]
-    first = [NM(2, 4)] if len(named) == len(texts) else []
-    return distinct_nms([*first, *named])

@@ -1,59 +1,87 @@
-"""The application: its commands and the options that stand before them."""
+"""The application: its commands, each of which is imported when it is asked for."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from prunectl._version import __version__
-from prunectl.cli import (
-    analyze,
-    bench,
-    compare,
-    evaluate,
-    export,
-    lottery,
-    prune,
-    push,
-    sweep,
-    trace,
-    verify,
-)
-from prunectl.cli.options import SETTINGS, examples
-from prunectl.cli.shell_scripts import SCRIPTS, Shell
+from prunectl.cli.shells import SCRIPTS, Shell
 
-# Without markup, help is plain text: it costs no import of rich and pipes well.
-app = typer.Typer(
-    name="prunectl",
-    rich_markup_mode=None,
-    add_completion=False,  # --show-completion prints our own scripts
-    pretty_exceptions_enable=False,
-    context_settings=SETTINGS,
-)
-app.command(epilog=analyze.EPILOG, short_help="Measure magnitudes, and what sparsity would cost.")(
-    analyze.analyze
-)
-app.command(epilog=prune.EPILOG, short_help="Write a pruned copy of a checkpoint.")(prune.prune)
-app.command(epilog=export.EPILOG, short_help="Store a checkpoint smaller, or dense again.")(
-    export.export
-)
-app.command(epilog=verify.EPILOG, short_help="Check that an output is what it should be.")(
-    verify.verify
-)
-app.command(epilog=evaluate.EPILOG, short_help="Score a model by a metric.")(evaluate.evaluate)
-app.command(epilog=sweep.EPILOG, short_help="Measure what sparsity costs, and how much is free.")(
-    sweep.sweep
-)
-app.command(epilog=compare.EPILOG, short_help="Compare two models: masks and magnitudes.")(
-    compare.compare
-)
-app.command(epilog=trace.EPILOG, short_help="Follow magnitudes over a training.")(trace.trace)
-app.command(epilog=lottery.EPILOG, short_help="Is a trained ticket better than one-shot pruning?")(
-    lottery.lottery
-)
-app.command(epilog=bench.EPILOG, short_help="Compare the speed of models.")(bench.bench)
-app.command(epilog=push.EPILOG, short_help="Publish an output on the Hub.")(push.push)
+COMMANDS = {
+    "analyze": "Measure magnitudes, and what sparsity would cost.",
+    "prune": "Write a pruned copy of a checkpoint.",
+    "export": "Store a checkpoint smaller, or dense again.",
+    "verify": "Check that an output is what it should be.",
+    "evaluate": "Score a model by a metric.",
+    "sweep": "Measure what sparsity costs, and how much is free.",
+    "compare": "Compare two models: masks and magnitudes.",
+    "trace": "Follow magnitudes over a training.",
+    "lottery": "Is a trained ticket better than one-shot pruning?",
+    "bench": "Compare the speed of models.",
+    "push": "Publish an output on the Hub.",
+}
+"""Each is a function of its name in a module of its name, beside its EXAMPLES."""
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_PLAIN: Any = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+"""Typer neither completes, nor draws, nor reports errors: prunectl does, in its own way."""
+
+
+@cache
+def command(name: str) -> TyperCommand:
+    """One of the commands, ready to be run, or to be asked for its options and help."""
+    from prunectl.cli.help import GroupedHelp
+    from prunectl.cli.signatures import with_options
+
+    module = import_module(f"prunectl.cli.{name}")
+    single = typer.Typer(**_PLAIN)
+    single.command(
+        name,
+        cls=GroupedHelp,
+        context_settings=_SETTINGS,
+        short_help=COMMANDS[name],
+        epilog=_lines(module.EXAMPLES),
+    )(with_options(getattr(module, name)))
+    found = get_command(single)
+    assert isinstance(found, TyperCommand)
+    return found
+
+
+class _Commands(Mapping[str, TyperCommand]):
+    """All commands by name."""
+
+    def __getitem__(self, name: str) -> TyperCommand:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Group(TyperGroup):
+    """The application as typer knows it. Its help imports no command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _lines(commands: tuple[str, ...]) -> str:
+    return "\n".join(f"  {one}" for one in commands)
 
 
 def _version(wanted: bool) -> None:
@@ -68,14 +96,16 @@ def _show_completion(shell: Shell | None) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    invoke_without_command=True,
-    epilog=examples(
-        "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
-        "prunectl prune --sparsity 0.4 -o out/",
-        "prunectl verify out/",
-    ),
+app = typer.Typer(name="prunectl", cls=_Group, context_settings=_SETTINGS, **_PLAIN)
+EXAMPLES = (
+    "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
+    "prunectl prune --sparsity 0.4 -o out/",
+    "prunectl verify out/",
 )
+
+
+# The backspace keeps typer from joining the lines of the examples.
+@app.callback(invoke_without_command=True, epilog=f"Examples:\n\n\b\n{_lines(EXAMPLES)}")
 def main(
     context: typer.Context,
     version: Annotated[
@@ -90,6 +120,7 @@ def main(
             "--show-completion",
             is_eager=True,
             callback=_show_completion,
+            autocompletion=lambda: [(shell, f"the script for {shell}") for shell in Shell],
             help="Print the script that completes prunectl in a shell, and exit.",
         ),
     ] = None,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import bench_options, device_options, options
+from prunectl.benchmarking.settings import PRESETS, BenchSettings
+from prunectl.cli import options
 from prunectl.cli.errors import DIFFERENCE, INTERRUPTED
-from prunectl.cli.model_argument import ModelChoice, choose_model
-from prunectl.cli.output import Output, as_json, save_text
+from prunectl.cli.output import Output
+from prunectl.cli.signatures import Given
 from prunectl.errors import InvalidOption
+from prunectl.option import MEASURING, OUTPUT, Fields, Option
 
 if TYPE_CHECKING:
     from prunectl.benchmarking.result import BenchResult
-    from prunectl.checkpoint.checkpoint import Checkpoint
 
-EPILOG = options.examples(
+EXAMPLES = (
     "prunectl bench demo --batch-size 1 --new-tokens 4 --seconds 2",
     "prunectl bench out/ --against org/name --prompt-tokens 8 --new-tokens 4 -o bench.json",
     "prunectl bench out/ --prompt-tokens 8 --new-tokens 4 --no-load --compare bench.json "
@@ -26,34 +28,42 @@ EPILOG = options.examples(
 
 
 def bench(
-    model: options.Model = None,
-    against: bench_options.Against = None,
-    random_weights: bench_options.RandomWeights = "",
-    batch_size: bench_options.BatchSize = "",
-    prompt_tokens: bench_options.PromptTokens = "",
-    new_tokens: bench_options.NewTokens = None,
-    pattern: bench_options.Pattern = "2:4",
-    kernels: bench_options.Kernels = "auto",
-    device: device_options.Device = "auto",
-    dtype: bench_options.Dtype = "auto",
-    threads: bench_options.Threads = None,
-    compile_: bench_options.Compile = "none",
-    text: bench_options.Text = None,
-    rounds: bench_options.Rounds = 15,
-    seconds: bench_options.Seconds = None,
-    seed: bench_options.Seed = 0,
-    no_load: bench_options.NoLoad = False,
-    output: bench_options.Output = None,
-    csv: bench_options.Csv = None,
-    compare: bench_options.Compare = None,
-    fail_below: bench_options.FailBelow = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    cache_dir: options.CacheDir = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    source: options.OneModel,
+    choices: Given[BenchSettings],
+    saved: Annotated[options.Saved, Fields(only=("output", "csv"))],
+    out: Output,
+    against: Annotated[
+        tuple[str, ...],
+        Option(
+            "Time this model too (repeatable); the first one is the baseline.", "MODEL", MEASURING
+        ),
+    ] = (),
+    random_weights: Annotated[
+        str,
+        Option(
+            "Instead of MODEL: an architecture without its weights, by a preset "
+            f"({', '.join(PRESETS)}) or a config.json.",
+            "PRESET|CONFIG",
+            MEASURING,
+            values={name: config["architectures"][0] for name, config in PRESETS.items()},
+        ),
+    ] = "",
+    no_load: Annotated[
+        bool, Option("Do not measure what loading takes.", heading=MEASURING)
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        Option("Show what changed since a result that -o saved.", "FILE", OUTPUT, suffix=".json"),
+    ] = None,
+    fail_below: Annotated[
+        float | None,
+        Option(
+            "With --compare: exit with 1 if the whole interval of the speed is below this share "
+            "of before.",
+            "RATIO",
+            OUTPUT,
+        ),
+    ] = None,
 ) -> None:
     """Time a model on this device: prompt, further tokens, memory, loading.
 
@@ -63,40 +73,18 @@ def bench(
     """
     from prunectl.benchmarking.compare import bench_csv, read_bench
     from prunectl.benchmarking.errors import Interrupted
-    from prunectl.benchmarking.settings import BenchSettings
     from prunectl.benchmarking.verb import bench
 
-    out = Output(json=json, quiet=quiet, verbose=verbose)
-    bench_options.check_files(output, csv, compare, fail_below)
+    _check_limit(compare, fail_below)
+    saved.check()
     old = read_bench(compare) if compare else None
-    settings = BenchSettings(
-        batch_sizes=bench_options.numbers("--batch-size", batch_size),
-        prompt_tokens=bench_options.numbers("--prompt-tokens", prompt_tokens),
-        new_tokens=new_tokens,
-        rounds=rounds,
-        seconds=seconds,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        kernels=kernels,
-        pattern=bench_options.block_pattern(pattern),
-        compile=compile_,
-        text=bench_options.text_of(text) if text else "",
-        seed=seed,
-        measure_loading=not no_load,
-    )
-
-    def opened(choice: ModelChoice) -> Checkpoint:
-        return options.open_source(
-            choice, token, cache_dir, trust_remote_code, out, compressed=True
-        )
-
-    if random_weights and model is not None:
+    settings = choices.make(measure_loading=not no_load)
+    if random_weights and source.model is not None:
         raise InvalidOption("MODEL and --random-weights are two models", hint="leave one out")
-    others = [opened(ModelChoice(one, None)) for one in against or []]
-    chosen = None if random_weights else opened(choose_model(model, revision, out))
+    others = [source.open(one, out, compressed=True) for one in against]
+    chosen = None if random_weights else source.open(source.choose(out), out, compressed=True)
     for one in (*others, *([chosen] if chosen else [])):
-        options.keep_source(one, (output, csv))
+        options.keep_source(one, saved.named)
     try:
         with out.progress() as on_event:
             result = bench(
@@ -104,12 +92,17 @@ def bench(
             )
     except Interrupted as stopped:
         result = stopped.result
-    if output:
-        save_text(output, as_json(result.to_json()))
-        out.note(f"saved: {output}")
-    if csv:
-        save_text(csv, bench_csv(result))
+    saved.save(out, result.to_json(), csv=lambda: bench_csv(result))
     _show(result, out, old, compare, fail_below)
+
+
+def _check_limit(compare: Path | None, fail_below: float | None) -> None:
+    if fail_below is not None and compare is None:
+        raise InvalidOption(
+            "--fail-below needs a result to compare with", hint="add --compare FILE"
+        )
+    if fail_below is not None and not 0 < fail_below < math.inf:
+        raise InvalidOption("--fail-below must be more than 0, and a number", hint="such as 0.9")
 
 
 def _show(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from prunectl import numbers
+from prunectl.cli import options
+from prunectl.cli.output import Output
+from prunectl.cli.tables import columns, facts, heading, sentence
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.option import Fields
 
-from prunectl.cli import device_options, evaluate_options, options, training_options
-from prunectl.cli.model_argument import choose_model
-from prunectl.cli.output import Output, as_json, check_file, save_text
-from prunectl.evaluation.metrics import DEFAULT
-from prunectl.userdirs import expanded
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-EPILOG = options.examples(
+    from prunectl.evaluation.result import Evaluation
+
+EXAMPLES = (
     "prunectl evaluate demo --samples 8",
     "prunectl evaluate org/name --data text:my-text.txt --sequence-length 128",
     "prunectl evaluate demo --samples 8 -o evaluate.json --json",
@@ -21,83 +25,75 @@ EPILOG = options.examples(
 
 
 def evaluate(
-    context: typer.Context,
-    model: options.Model = None,
-    metric: evaluate_options.Metric = DEFAULT,
-    data: evaluate_options.Data = None,
-    samples: evaluate_options.Samples = None,
-    sequence_length: evaluate_options.SequenceLength = None,
-    stride: evaluate_options.Stride = None,
-    shots: evaluate_options.Shots = 0,
-    protocol: evaluate_options.Protocol = "auto",
-    max_new_tokens: evaluate_options.MaxNewTokens = None,
-    batch_size: evaluate_options.BatchSize = None,
-    seed: evaluate_options.Seed = 0,
-    task: training_options.Task = None,
-    train_data: training_options.TrainData = None,
-    text_column: training_options.TextColumn = None,
-    label_column: training_options.LabelColumn = None,
-    train_samples: training_options.TrainSamples = None,
-    epochs: training_options.Epochs = None,
-    learning_rate: training_options.LearningRate = None,
-    train_batch_size: training_options.TrainBatchSize = None,
-    weight_decay: training_options.WeightDecay = None,
-    warmup: training_options.Warmup = None,
-    gradient_accumulation: training_options.GradientAccumulation = None,
-    mixed_precision: training_options.MixedPrecision = None,
-    max_grad_norm: training_options.MaxGradNorm = None,
-    max_steps: training_options.MaxSteps = None,
-    checkpoints: training_options.Checkpoints = None,
-    device: device_options.SpreadDevice = "auto",
-    dtype: evaluate_options.Dtype = "auto",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", parser=expanded, help="Save all as JSON."),
-    ] = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    cache_dir: options.CacheDir = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    settings: EvalSettings,
+    saved: Annotated[options.Saved, Fields(only=("output",))],
+    source: options.OneModel,
+    out: Output,
 ) -> None:
     """Score a dense, pruned or compressed model by one metric.
 
     The protocol is fixed, stated, and recorded with a hash of the data: scores with the same record
     can be compared. The interval is a bootstrap over samples.
     """
-    from prunectl.cli.evaluate_screen import evaluation_screen
-    from prunectl.evaluation.settings import EvalSettings
     from prunectl.evaluation.verb import evaluate
 
-    out = Output(json=json, quiet=quiet, verbose=verbose)
-    if output:
-        check_file(output)
-    settings = EvalSettings(
-        metric=metric,
-        data=tuple(data or ()),
-        samples=samples,
-        sequence_length=sequence_length,
-        stride=stride,
-        shots=shots,
-        protocol=protocol,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        **training_options.trained(context.params),
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
-    choice = choose_model(model, revision, out)
-    checkpoint = options.open_source(
-        choice, token, cache_dir, trust_remote_code, out, compressed=True
-    )
-    options.keep_source(checkpoint, [output])
+    saved.check()
+    checkpoint = source.open(source.choose(out), out, compressed=True)
+    options.keep_source(checkpoint, saved.named)
     with out.progress() as on_event:
         result = evaluate(checkpoint, settings, on_event=on_event)
     out.data(result.to_json())
-    out.show(*evaluation_screen(result, everything=verbose))
-    if output:
-        save_text(output, as_json(result.to_json()))
-        out.note(f"saved: {output}")
+    out.show(*evaluation_screen(result, everything=out.verbose))
+    saved.save(out, result.to_json())
+
+
+_LOWER = "lower is better"
+_HIGHER = "higher is better"
+_UNSAID = {"metric", "blake3", "joiner", "prefix"}
+"""Parts of a protocol that only machines compare; --verbose shows all."""
+
+
+def evaluation_screen(result: Evaluation, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Parts of the screen, in order.
+
+    Args:
+        everything: the whole protocol.
+    """
+    yield heading(result.model)
+    found = score(result.score)
+    if result.interval is not None:
+        found += f" ({score(result.interval.low)} to {score(result.interval.high)})"
+    way = _HIGHER if result.higher_is_better else _LOWER
+    yield sentence(f"  {result.metric}  {found}  {way}")
+    rows = [("measured on", f"{result.samples:,} {result.unit}")]
+    if result.interval is None:
+        rows.append(("interval", "none: these samples do not tell how sure the score is"))
+    rows += [
+        ("prunable weights", f"{numbers.share(result.sparsity)} zero"),
+        ("run on", f"{result.device}, {result.dtype}, {numbers.duration(result.seconds)}"),
+        *protocol_rows(result.record, everything=everything),
+    ]
+    yield facts(rows)
+    if result.parts:
+        yield columns(("", "score"), [(name, score(one)) for name, one in result.parts.items()])
+
+
+def protocol_rows(record: dict[str, Any], *, everything: bool = False) -> list[tuple[str, str]]:
+    """A metric's record, a line each."""
+    shown = ((k, v) for k, v in record.items() if everything or k not in _UNSAID)
+    return [(key.replace("_", " "), _words(value)) for key, value in shown]
+
+
+def score(value: float) -> str:
+    """Four significant digits, whole numbers from 1,000 on: ``26.83``, ``0.9123``, ``2,317``."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else repr(value) if value != str(value) else str(value)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import device_options, evaluate_options, options, training_options
-from prunectl.cli.command_line import ARGV, recorded_command
+from prunectl import numbers
+from prunectl.cli import options
+from prunectl.cli.command_line import ARGV, recorded_command, visible
 from prunectl.cli.errors import FAILED, INTERRUPTED
-from prunectl.cli.html import Html, check_page, save_page
-from prunectl.cli.lists import seeds_of
-from prunectl.cli.model_argument import choose_model
 from prunectl.cli.output import Output
-from prunectl.cli.sweep_options import Seeds
-from prunectl.evaluation.metrics import DEFAULT_TRAINED
-from prunectl.userdirs import expanded
+from prunectl.cli.tables import columns, facts, heading, line, sentence
+from prunectl.option import OUTPUT, Fields, Option
+from prunectl.studies.lottery.settings import LotterySettings
 
 if TYPE_CHECKING:
-    from prunectl.studies.lottery.result import LotteryResult
+    from rich.console import RenderableType
 
-EPILOG = options.examples(
+    from prunectl.studies.lottery.result import LotteryResult, Round, Scored
+
+EXAMPLES = (
     "prunectl lottery org/name --data mails.csv --sparsity 0.3 --rounds 2 -o ticket/",
     "prunectl lottery org/name --data mails.csv -s 0.5 --rate 0.3 --max-steps 2 -o ticket/",
 )
@@ -31,107 +32,35 @@ def lottery(
     context: typer.Context,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            parser=expanded,
-            help="Masks of all rounds, scores and lottery.json; the same command goes on from it.",
+        Option(
+            "Masks of all rounds, scores and lottery.json; the same command goes on from it.",
+            "DIR",
+            OUTPUT,
+            short="-o",
         ),
     ],
-    model: options.Model = None,
-    metric: evaluate_options.Metric = DEFAULT_TRAINED,
-    data: evaluate_options.Data = None,
-    sparsity: Annotated[
-        float,
-        typer.Option("--sparsity", "-s", metavar="SHARE", help="Of the ticket that is looked for."),
-    ] = 0.5,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            "--rounds",
-            metavar="N",
-            help="How many times to train and prune on the way to the sparsity. The share pruned "
-            "in each follows from it, unless --rate is given too.",
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            metavar="SHARE",
-            show_default=False,
-            help="Share of the weights still left that each round prunes. The number of rounds "
-            "follows from it; default: 0.1.",
-        ),
-    ] = None,
-    seeds: Seeds = "0",
-    samples: evaluate_options.Samples = None,
-    sequence_length: evaluate_options.SequenceLength = None,
-    batch_size: evaluate_options.BatchSize = None,
-    seed: evaluate_options.Seed = 0,
-    task: training_options.Task = None,
-    train_data: training_options.TrainData = None,
-    text_column: training_options.TextColumn = None,
-    label_column: training_options.LabelColumn = None,
-    train_samples: training_options.TrainSamples = None,
-    epochs: training_options.Epochs = None,
-    learning_rate: training_options.LearningRate = None,
-    train_batch_size: training_options.TrainBatchSize = None,
-    weight_decay: training_options.WeightDecay = None,
-    warmup: training_options.Warmup = None,
-    gradient_accumulation: training_options.GradientAccumulation = None,
-    mixed_precision: training_options.MixedPrecision = None,
-    max_grad_norm: training_options.MaxGradNorm = None,
-    max_steps: training_options.MaxSteps = None,
-    checkpoints: training_options.Checkpoints = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    html: Html = None,
-    device: device_options.Device = "auto",
-    dtype: evaluate_options.Dtype = "auto",
+    settings: LotterySettings,
+    saved: Annotated[options.Saved, Fields(only=("html",))],
+    source: options.OneModel,
+    out: Output,
     jobs: options.Jobs = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    cache_dir: options.CacheDir = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Search a lottery ticket by iterative magnitude pruning, and compare it with one-shot pruning.
 
     Each round trains, prunes the smallest of the trained weights, and rewinds the others to the
     pre-trained ones. Both masks are scored by the same recipe and seeds.
     """
-    from prunectl.evaluation.settings import EvalSettings
-    from prunectl.studies.lottery.settings import LotterySettings
+    from prunectl.report.lottery_page import lottery_page
     from prunectl.studies.lottery.verb import lottery
 
-    out = Output(json=json, quiet=quiet, verbose=verbose)
-    check_page(html)
-    settings = LotterySettings(
-        evaluation=EvalSettings(
-            metric=metric,
-            data=tuple(data or ()),
-            samples=samples,
-            sequence_length=sequence_length,
-            batch_size=batch_size,
-            **training_options.trained(context.params),
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        ),
-        sparsity=sparsity,
-        rounds=rounds,
-        rate=rate,
-        seeds=seeds_of(seeds),
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-    )
-    chosen = choose_model(model, revision, out)
-    checkpoint = options.open_source(chosen, token, cache_dir, trust_remote_code, out)
-    options.keep_source(checkpoint, [html])
+    saved.check()
+    checkpoint = source.open(source.choose(out), out)
+    options.keep_source(checkpoint, saved.named)
+
+    def say(found: LotteryResult) -> None:
+        if not out.draws_bars:
+            out.note(round_line(found))
+
     with out.progress() as on_event:
         result = lottery(
             checkpoint,
@@ -140,30 +69,81 @@ def lottery(
             jobs=jobs,
             command=recorded_command(context.obj[ARGV]),
             on_event=on_event,
-            on_result=lambda found: _say(out, found),
+            on_result=say,
         )
-    if html is not None:
-        from prunectl.report.lottery_page import lottery_page
-
-        save_page(html, lottery_page(result.to_json()), out)
-    _end(result, out)
-
-
-def _say(out: Output, found: LotteryResult) -> None:
-    """A line a round."""
-    from prunectl.cli.lottery_screen import round_line
-
-    if not out.draws_bars:
-        out.note(round_line(found))
-
-
-def _end(result: LotteryResult, out: Output) -> None:
-    from prunectl.cli.lottery_screen import lottery_screen
-
-    out.data(result.to_json())
+    document = result.to_json()
+    saved.save(out, document, html=lambda: lottery_page(document))
+    out.data(document)
     out.show(*lottery_screen(result))
     if result.interrupted:
         out.warn("what was measured is kept: the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
     if len(result.rounds) < len(result.planned) or result.rounds[-1].gain is None:
         raise typer.Exit(FAILED)
+
+
+def lottery_screen(result: LotteryResult) -> Iterator[RenderableType]:
+    """Parts of the screen, in order."""
+    yield heading(result.model)
+    better = "higher" if result.higher_is_better else "lower"
+    seeds = result.settings["seeds"]
+    yield facts(
+        [
+            ("score", f"{result.metric}, {better} is better"),
+            ("measured on", f"{result.samples:,} {result.unit}"),
+            ("seeds", ", ".join(map(str, seeds))),
+            ("dense", _score(result.dense)),
+        ]
+    )
+    if result.rounds:
+        yield heading("Each round's ticket, and one-shot pruning to the same sparsity")
+        yield columns(
+            ("sparsity", "ticket", "95% interval", "one-shot", "95% interval", "ticket gains",
+             "95% interval", "Jaccard", "chance"),
+            [_cells(one) for one in result.rounds],
+            joined=(2, 4, 6, 8),
+        )  # fmt: skip
+        yield from _failures(result.rounds)
+    if result.verdict:
+        yield sentence(visible(result.verdict))
+
+
+def round_line(result: LotteryResult) -> str:
+    """What the last round found, in a line."""
+    if not result.rounds:
+        return f"dense: {_score(result.dense)}"
+    last = result.rounds[-1]
+    return (
+        f"round {last.number} of {len(result.planned)}, {numbers.share(last.sparsity)}: ticket "
+        f"{_score(last.ticket)}, one-shot {_score(last.one_shot)}"
+    )
+
+
+def _cells(one: Round) -> tuple[str, ...]:
+    overlaps = list(one.overlaps.values())
+    return (
+        numbers.share(one.sparsity),
+        _cell(one.ticket),
+        numbers.span(one.ticket.low, one.ticket.high),
+        _cell(one.one_shot),
+        numbers.span(one.one_shot.low, one.one_shot.high),
+        "" if one.gain is None else f"{one.gain:+.4f}",
+        numbers.span(one.gain_low, one.gain_high, "+.4f"),
+        numbers.mean([own.jaccard for own in overlaps]),
+        numbers.mean([own.jaccard_chance_by_tensor for own in overlaps]),
+    )
+
+
+def _failures(rounds: tuple[Round, ...]) -> Iterator[RenderableType]:
+    for one in rounds:
+        for name, scored in (("ticket", one.ticket), ("one-shot", one.one_shot)):
+            if scored.failed:
+                yield line(f"  {numbers.share(one.sparsity)}, {name}: {visible(scored.failed)}")
+
+
+def _cell(one: Scored) -> str:
+    return "failed" if one.failed else _score(one)
+
+
+def _score(one: Scored) -> str:
+    return one.failed or "" if one.score is None else f"{one.score:.4f}"

@@ -1,176 +1,231 @@
-"""Options that several commands share, spelled once."""
+"""What several commands take: a model, how it is reached, files to save; each option once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunectl import demo
 from prunectl.cli.command_line import ARGV, RANKS, recorded_command
-from prunectl.cli.output import NO_BARS
+from prunectl.cli.model_argument import ModelChoice, choose_model
+from prunectl.cli.output import NO_BARS, as_json, check_file, save_text
 from prunectl.errors import InvalidOption
-from prunectl.methods.table import DEFAULT, Method
+from prunectl.methods.spec import Needs
+from prunectl.methods.table import needing
 from prunectl.numbers import listed
-from prunectl.plan.settings import Scope
+from prunectl.option import COMPUTING, HUB, OUTPUT, Option
+from prunectl.plan.settings import CALIBRATED_INSTEAD, Calibration, Method
 from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.checkpoint.mask_file import MaskFile
     from prunectl.checkpoint.remote import RemoteModel
-    from prunectl.cli.model_argument import ModelChoice
     from prunectl.cli.output import Output
+    from prunectl.cli.signatures import Given
     from prunectl.events import OnEvent
     from prunectl.parallel.ranks import Ranks
 
-SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-def examples(*commands: str) -> str:
-    """An epilog of one command a line; the backspace keeps typer from joining the lines."""
-    return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
-
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="Hub id (org/name or org/name@revision), folder, weights file, or demo (a small "
-        "model that is part of prunectl). Left out: "
-        "$PRUNECTL_MODEL, else the current folder if it holds a checkpoint, else the model "
-        "analyzed last.",
-    ),
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        "--token", metavar="TOKEN", help="Hub token; default: the one hf is logged in with."
-    ),
-]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache-dir",
-        metavar="DIR",
-        parser=expanded,
-        help="Hub cache to use; default: that of hf.",
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Let the model's own Python code run.",
-    ),
-]
 Remote = Annotated[
     bool,
-    typer.Option(
-        "--remote",
-        help="Of a model on the Hub, read only headers (by range requests); download no weights.",
+    Option(
+        "Read only the headers of a model on the Hub, by range requests; download no weights.",
+        heading=HUB,
     ),
 ]
 NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Read the weights even if their analysis is kept.")
-]
-
-
-def _usual_scopes() -> str:
-    """What methods compare together: the default's scope, and that of those that have another."""
-    others = dict.fromkeys(method.spec.scope for method in Method)
-    del others[DEFAULT.spec.scope]
-    users = {scope: [one for one in Method if one.spec.scope is scope] for scope in others}
-    of_others = [f"{scope} for {listed(methods, 'and')}" for scope, methods in users.items()]
-    return ", ".join([DEFAULT.spec.scope, *of_others])
-
-
-ScopeOption = Annotated[
-    Scope | None,
-    typer.Option(
-        "--scope",
-        help=f"What is compared together (unstructured only); default: {_usual_scopes()}.",
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--include",
-        metavar="NAME",
-        help="Also prune these tensors: a name, a module, a glob, re:EXPRESSION (repeatable).",
-    ),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option("--exclude", metavar="NAME", help="Leave these tensors as they are (repeatable)."),
+    bool, Option("Read the weights even if their analysis is kept.", heading=COMPUTING)
 ]
 Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs",
-        min=1,
-        metavar="N",
-        show_default=False,
-        help="Threads; default: one per core, up to 8.",
-    ),
+    int | None, Option("Threads; default: one per core, up to 8.", "N", COMPUTING, least=1)
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout, and no tables.")
+SHARD_SIZE = "5GB"
+MaxShardSize = Annotated[
+    str, Option("Largest weights file; of an export, before compression.", "SIZE", OUTPUT)
 ]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print only warnings and errors (and what --json prints)."),
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Force = Annotated[bool, Option("Replace what is at --output, once all is written.", heading=OUTPUT)]
 
 
-def open_source(
-    choice: ModelChoice,
-    token: str | None,
-    cache_dir: Path | None,
-    trust_remote_code: bool,
-    out: Output,
-    *,
-    compressed: bool = False,
-) -> Checkpoint:
-    """Open the chosen model, with a word on what takes time or trust.
+@dataclass(frozen=True)
+class Access:
+    """How models are reached, and what they may do."""
 
-    Args:
-        compressed: whether the folder may be one that ``prunectl export`` has written.
+    token: Annotated[
+        str | None, Option("Hub token; default: the one hf is logged in with.", "TOKEN", HUB)
+    ] = None
+    cache_dir: Annotated[
+        Path | None, Option("Hub cache to use; default: that of hf.", "DIR", HUB)
+    ] = None
+    trust_remote_code: Annotated[
+        bool, Option("Let the model's own Python code run.", heading=HUB)
+    ] = False
 
-    Raises:
-        SourceError: as :func:`prunectl.open_checkpoint`.
-    """
-    from prunectl.checkpoint.opening import open_checkpoint, open_stored
-    from prunectl.hub.snapshot import is_repo_id, split_revision
-    from prunectl.loading.compressed import dense_view
+    def open(
+        self, choice: ModelChoice | str, out: Output, *, compressed: bool = False
+    ) -> Checkpoint:
+        """Open a model, with a word on what takes time or trust.
 
-    if trust_remote_code:
-        out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
-    is_local = choice.model == demo.NAME or os.path.exists(expanded(choice.model))  # noqa: PTH110
-    if not is_local and is_repo_id(split_revision(choice.model)[0]):
-        out.note(f"looking for {choice.model} on the Hub and in its cache")
-    with _download_progress(out) as on_event:
-        found = (open_stored if compressed else open_checkpoint)(
-            choice.model,
-            revision=choice.revision,
-            token=token,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-            on_event=on_event,
-        )
-    return dense_view(found) if found.format == "compressed" else found
+        Args:
+            compressed: whether the folder may be one that ``prunectl export`` has written.
+
+        Raises:
+            SourceError: as :func:`prunectl.open_checkpoint`.
+        """
+        from prunectl.checkpoint.opening import open_checkpoint, open_stored
+        from prunectl.hub.snapshot import is_repo_id, split_revision
+        from prunectl.loading.compressed import dense_view
+
+        model, revision = (choice, None) if isinstance(choice, str) else choice
+        self._warn_of_code(model, out)
+        is_local = model == demo.NAME or os.path.exists(expanded(model))  # noqa: PTH110
+        if not is_local and is_repo_id(split_revision(model)[0]):
+            out.note(f"looking for {model} on the Hub and in its cache")
+        with _download_progress(out) as on_event:
+            found = (open_stored if compressed else open_checkpoint)(
+                model,
+                revision=revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                trust_remote_code=self.trust_remote_code,
+                on_event=on_event,
+            )
+        return dense_view(found) if found.format == "compressed" else found
+
+    def open_headers(self, choice: ModelChoice, jobs: int | None, out: Output) -> RemoteModel:
+        """Read the headers of a model on the Hub, with a word on what takes time or trust.
+
+        Raises:
+            SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
+        """
+        from prunectl.checkpoint.remote import REQUESTS, open_remote
+
+        self._warn_of_code(choice.model, out)
+        out.note(f"reading the headers of {choice.model} on the Hub")
+        with _no_download_bars():
+            return open_remote(
+                choice.model,
+                revision=choice.revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                trust_remote_code=self.trust_remote_code,
+                requests=jobs or REQUESTS,
+            )
+
+    def _warn_of_code(self, model: str, out: Output) -> None:
+        if self.trust_remote_code:
+            out.warn(f"--trust-remote-code lets Python code that comes with {model} run here")
 
 
-def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path | None]) -> None:
+@dataclass(frozen=True)
+class RevisionAccess(Access):
+    """The same, of a command whose one model may be an older one."""
+
+    revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.", "REV", HUB)] = None
+
+
+@dataclass(frozen=True)
+class OneModel(RevisionAccess):
+    """The model of a command, which may be left out."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "Hub id (org/name or org/name@revision), folder, weights file, or demo (a small model "
+            "that is part of prunectl). Left out: $PRUNECTL_MODEL, else the current folder if it "
+            "holds a checkpoint, else the model analyzed last.",
+            "MODEL",
+            is_argument=True,
+        ),
+    ] = None
+
+    def choose(self, out: Output) -> ModelChoice:
+        """Which model is meant; see :func:`choose_model`."""
+        return choose_model(self.model, self.revision, out)
+
+    def command(self, context: typer.Context, choice: ModelChoice, checkpoint: Checkpoint) -> str:
+        """The command as it is written down: it means the same to others, who lack our last model.
+
+        A local path that was not typed is left out: it says nothing to them.
+        """
+        typed = context.obj[ARGV]
+        if self.model is None and checkpoint.kind in ("hub", "demo"):
+            typed = [typed[0], choice.model, *typed[1:]]
+        return recorded_command(typed)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The files that a command saves its result to."""
+
+    output: Annotated[
+        Path | None, Option("Save all as JSON.", "FILE", OUTPUT, short="-o", suffix=".json")
+    ] = None
+    csv: Annotated[Path | None, Option("Save rows as CSV.", "FILE", OUTPUT, suffix=".csv")] = None
+    html: Annotated[
+        Path | None,
+        Option(
+            "Save a page with charts to look at in a browser; it needs no network "
+            "(pip install 'prunectl[report]').",
+            "FILE",
+            OUTPUT,
+            suffix=".html",
+        ),
+    ] = None
+    png: Annotated[Path | None, Option("Save the chart.", "FILE", OUTPUT, suffix=".png")] = None
+    svg: Annotated[Path | None, Option("Save the chart.", "FILE", OUTPUT, suffix=".svg")] = None
+
+    @property
+    def named(self) -> list[Path]:
+        """Those that are asked for."""
+        paths = (self.output, self.csv, self.html, self.png, self.svg)
+        return [path for path in paths if path is not None]
+
+    def check(self, *others: Path) -> None:
+        """Find out before the work whether all can be made and saved, and none over another.
+
+        Args:
+            others: more files that the command writes.
+
+        Raises:
+            InvalidOption: two are one. MissingLibrary, OutputError: one cannot be made.
+        """
+        for path in self.named:
+            check_file(path)
+        places = [path.resolve() for path in (*self.named, *others)]
+        if twice := next((path for path in places if places.count(path) > 1), None):
+            raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
+        drawn = [name for name in ("html", "png", "svg") if getattr(self, name)]
+        if drawn:
+            from prunectl.report.charts import check_libraries
+
+            check_libraries(f"--{drawn[0]}")
+
+    def save(
+        self, out: Output, document: Mapping[str, Any], **makers: Callable[[], str | bytes]
+    ) -> None:
+        """Make the files that are asked for, write them, and say so.
+
+        Args:
+            document: what ``--output`` takes. makers: what makes the others, by their fields.
+        """
+        made = [
+            (path, make())
+            for field, make in {"output": lambda: as_json(dict(document)), **makers}.items()
+            if (path := getattr(self, field)) is not None
+        ]
+        for path, content in made:
+            save_text(path, content)
+            out.note(f"saved: {path}")
+
+
+def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path]) -> None:
     """Refuse to put what a command writes in the place of a file of its model, or of its masks.
 
     Only what prunectl wrote is replaced in a model's folder: anything else may belong to the model.
@@ -179,7 +234,7 @@ def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path | None]) ->
         InvalidOption: one of ``writes`` is the model's.
     """
     for path in writes:
-        if path is not None and path.exists() and _is_of(source, path):
+        if path.exists() and _is_of(source, path):
             raise InvalidOption(
                 f"{path} is a file of the model, which is never changed", hint="give another name"
             )
@@ -211,35 +266,6 @@ _RESULTS = (".html", ".csv", ".png", ".svg")
 _OURS = b'{\n  "schema": "prunectl.'
 
 
-def open_headers(
-    choice: ModelChoice,
-    token: str | None,
-    cache_dir: Path | None,
-    trust_remote_code: bool,
-    jobs: int | None,
-    out: Output,
-) -> RemoteModel:
-    """Read the headers of the chosen model on the Hub, with a word on what takes time or trust.
-
-    Raises:
-        SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
-    """
-    from prunectl.checkpoint.remote import REQUESTS, open_remote
-
-    if trust_remote_code:
-        out.warn(f"--trust-remote-code lets Python code that comes with {choice.model} run here")
-    out.note(f"reading the headers of {choice.model} on the Hub")
-    with _no_download_bars():
-        return open_remote(
-            choice.model,
-            revision=choice.revision,
-            token=token,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-            requests=jobs or REQUESTS,
-        )
-
-
 def parsed_size(text: str) -> int:
     """A size such as ``5GB`` in bytes.
 
@@ -249,19 +275,6 @@ def parsed_size(text: str) -> int:
     from prunectl.output.shards import parse_size
 
     return parse_size(text)
-
-
-def command_of(
-    context: typer.Context, given: str | None, choice: ModelChoice, checkpoint: Checkpoint
-) -> str:
-    """The command as it is written down: it means the same to others, who lack our last model.
-
-    A local path that was not typed is left out: it says nothing to them.
-    """
-    typed = context.obj[ARGV]
-    if given is None and checkpoint.kind in ("hub", "demo"):
-        typed = [typed[0], choice.model, *typed[1:]]
-    return recorded_command(typed)
 
 
 def ranks_of(context: typer.Context) -> Ranks:
@@ -299,3 +312,43 @@ def _no_download_bars() -> Iterator[None]:
         yield
     finally:
         del os.environ[NO_BARS]
+
+
+def calibration_of(
+    given: Given[Calibration],
+    model: str,
+    method: Method,
+    refine: bool,
+    device: str | None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Calibration | None:
+    """The calibration that the options mean; None where there is none.
+
+    Args:
+        model: what is pruned: the model ``demo`` brings its own text.
+        device: where the samples are run, if that was said.
+        names: the options that have other names than their fields.
+
+    Raises:
+        InvalidOption: options of a calibration, and none is made, or none that uses them; or a
+            source that is not there, which is told before a model is fetched.
+    """
+    if not (method.spec.is_calibrated or refine):
+        for name in given.typed:
+            option = {"source": "calibration", **names}.get(name, name).replace("_", "-")
+            raise InvalidOption(
+                f"--{option} is about calibration, and method {method} has none",
+                hint=CALIBRATED_INSTEAD,
+            )
+        return None
+    if "damping" in given.typed and method.spec.needs is not Needs.MOMENTS and not refine:
+        raise InvalidOption(
+            f"--damping is added to second moments, which method {method} does without",
+            hint=f"choose --method {listed(needing(Needs.MOMENTS))}, or add --refine",
+        )
+    texts = given.values["source"] or (("demo",) if model == demo.NAME else ())
+    if texts:
+        from prunectl.data.source import parse_source
+
+        parse_source(texts, "--calibration")
+    return given.make(source=texts, device=device or "auto")

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from prunectl.cli.command_line import visible
 from prunectl.errors import CannotWrite
 from prunectl.events import Note, OnEvent
+from prunectl.option import Option
 from prunectl.parallel.launched import is_first_process
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _LEAST = 80
 """Columns that the tables need. A narrower terminal wraps the lines, and no number is cut off."""
 
 
+@dataclass(eq=False)
 class Output:
     """What a command says, and where.
 
@@ -39,13 +42,20 @@ class Output:
     Of several processes that work on one command, the first says it.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    json: Annotated[bool, Option("Print one JSON document on stdout, and no tables.")] = False
+    quiet: Annotated[
+        bool, Option("Print only warnings and errors (and what --json prints).", short="-q")
+    ] = False
+    verbose: Annotated[bool, Option("Say more.", short="-v")] = False
+
+    def __post_init__(self) -> None:
         self._speaks = is_first_process()
-        self.json, self.quiet = json and self._speaks, quiet or not self._speaks
-        self.verbose = verbose
         self._stdout = sys.stdout
-        if json:  # the document has stdout to itself: what a model's own code prints goes elsewhere
+        if (
+            self.json
+        ):  # the document has stdout to itself: what a model's own code prints goes elsewhere
             sys.stdout = sys.stderr
+        self.json, self.quiet = self.json and self._speaks, self.quiet or not self._speaks
 
     def note(self, text: str) -> None:
         """A sentence on stderr that may be missed."""

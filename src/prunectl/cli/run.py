@@ -11,7 +11,7 @@ from pathlib import Path
 from prunectl.cli.command_line import ARGV, RANKS
 from prunectl.cli.errors import FAILED, INTERRUPTED, NO_MEMORY, describe
 from prunectl.cli.several import joined, words_of_rank
-from prunectl.cli.shell_scripts import VARIABLE
+from prunectl.cli.shells import VARIABLE
 
 
 def run(argv: Sequence[str]) -> int:
@@ -63,11 +63,14 @@ def _report(error: BaseException, argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Run the application, with the other processes if it was started as one of several."""
-    from prunectl.cli.app import app
+    from prunectl.cli.app import COMMANDS, app, command
 
+    known = argv[0] if argv and argv[0] in COMMANDS else ""
+    main, name = (command(known), f"prunectl {known}") if known else (app, "prunectl")
     with joined(argv) as ranks:
         typed = {ARGV: list(argv), RANKS: ranks}
-        code = app(args=list(argv), prog_name="prunectl", standalone_mode=False, obj=typed)
+        left = list(argv[1:] if known else argv)
+        code = main(args=left, prog_name=name, standalone_mode=False, obj=typed)
         if ranks is not None and code == INTERRUPTED:  # typer has caught what the others must learn
             raise KeyboardInterrupt
     return int(code or 0)

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunectl.cli import (
-    calibration_options,
-    device_options,
-    evaluate_options,
-    options,
-    sweep_options,
-    training_options,
-)
+from prunectl.cli import options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
-from prunectl.cli.lists import parts_of, seeds_of
 from prunectl.cli.model_argument import choose_model
-from prunectl.cli.output import Output, as_json, check_file, save_text
+from prunectl.cli.output import Output
+from prunectl.cli.signatures import Given
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.metrics import DEFAULT as DEFAULT_METRIC
-from prunectl.methods.table import DEFAULT
+from prunectl.option import CALIBRATION, OUTPUT, Fields, Option
 from prunectl.output.osfiles import os_errors, real_path
-from prunectl.pattern import Pattern, parse_pattern
-from prunectl.plan.settings import Budget
-from prunectl.studies.sweep.settings import EpsilonMode, Tolerance
+from prunectl.plan.settings import Calibration, PruneSettings
+from prunectl.studies.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -34,74 +25,59 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.studies.sweep.result import SweepResult
 
-EPILOG = options.examples(
+EXAMPLES = (
     "prunectl sweep demo --sparsity 0.2,0.4 --samples 8",
     "prunectl sweep demo -s 0.1,0.3 --samples 8 --pattern unstructured,2:4 --html out.html",
     "prunectl sweep org/name --data text:my-text.txt -s 0:0.4:0.2 -o sweep.json",
     "prunectl sweep org/name my-model --data text:my-text.txt -s 0.3 --png curves.png",
 )
+_SAMPLES = Option("Samples to calibrate on.", "N", CALIBRATION, "--calibration-samples", least=1)
+_LENGTH = Option(
+    "Tokens in a calibration sample.", "N", CALIBRATION, "--calibration-length", least=1
+)
+_NAMES = {"samples": "calibration-samples", "sequence_length": "calibration-length"}
+"""Options of a calibration that have other names here, where a metric has samples too."""
 
 
 def sweep(
     context: typer.Context,
-    models: sweep_options.Models = None,
-    metric: evaluate_options.Metric = DEFAULT_METRIC,
-    data: evaluate_options.Data = None,
-    sparsity: sweep_options.Sparsity = "auto",
-    step: sweep_options.Step = None,
-    pattern: sweep_options.Pattern = None,
-    epsilon: sweep_options.Epsilon = 0.01,
-    epsilon_mode: sweep_options.Mode = EpsilonMode.RELATIVE,
-    seeds: sweep_options.Seeds = "0",
-    samples: evaluate_options.Samples = None,
-    sequence_length: evaluate_options.SequenceLength = None,
-    stride: evaluate_options.Stride = None,
-    shots: evaluate_options.Shots = 0,
-    protocol: evaluate_options.Protocol = "auto",
-    max_new_tokens: evaluate_options.MaxNewTokens = None,
-    batch_size: evaluate_options.BatchSize = None,
-    seed: evaluate_options.Seed = 0,
-    task: training_options.Task = None,
-    train_data: training_options.TrainData = None,
-    text_column: training_options.TextColumn = None,
-    label_column: training_options.LabelColumn = None,
-    train_samples: training_options.TrainSamples = None,
-    epochs: training_options.Epochs = None,
-    learning_rate: training_options.LearningRate = None,
-    train_batch_size: training_options.TrainBatchSize = None,
-    weight_decay: training_options.WeightDecay = None,
-    warmup: training_options.Warmup = None,
-    gradient_accumulation: training_options.GradientAccumulation = None,
-    mixed_precision: training_options.MixedPrecision = None,
-    max_grad_norm: training_options.MaxGradNorm = None,
-    max_steps: training_options.MaxSteps = None,
-    checkpoints: training_options.Checkpoints = None,
-    method: calibration_options.MethodOption = DEFAULT,
-    scope: options.ScopeOption = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    budget: calibration_options.BudgetOption = Budget.MATRIX,
-    refine: calibration_options.Refine = False,
-    calibration: calibration_options.Source = None,
-    calibration_samples: sweep_options.CalibrationSamples = None,
-    calibration_length: sweep_options.CalibrationLength = None,
-    device: device_options.SpreadDevice = "auto",
-    dtype: evaluate_options.Dtype = "auto",
+    curves: Given[SweepSettings],
+    pruning: Annotated[
+        Given[PruneSettings],
+        Fields(only=("method", "scope", "include", "exclude", "budget", "refine")),
+    ],
+    calibration: Annotated[
+        Given[Calibration],
+        Fields(
+            only=("source", "samples", "sequence_length"),
+            instead={"samples": _SAMPLES, "sequence_length": _LENGTH},
+        ),
+    ],
+    saved: options.Saved,
+    access: options.RevisionAccess,
+    out: Output,
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            "One or several: Hub id (org/name or org/name@revision), folder, or demo. Left out: "
+            "as for the other commands.",
+            "MODEL...",
+            is_argument=True,
+        ),
+    ] = (),
+    results: Annotated[
+        Path | None,
+        Option(
+            "Keep the measured points here, not in the user's cache.",
+            "FILE",
+            OUTPUT,
+            suffix=".json",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, Option("Measure every point anew, and keep none.", heading=OUTPUT)
+    ] = False,
     jobs: options.Jobs = None,
-    output: sweep_options.Output = None,
-    csv: sweep_options.Csv = None,
-    html: sweep_options.Html = None,
-    png: sweep_options.Png = None,
-    svg: sweep_options.Svg = None,
-    results: sweep_options.Results = None,
-    no_cache: sweep_options.NoCache = False,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    cache_dir: options.CacheDir = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Measure a model's score along rising sparsity, and its essential sparsity.
 
@@ -109,55 +85,25 @@ def sweep(
     these data, by this metric. Each point is kept as it is measured: the same command, given again
     after Ctrl-C, goes on.
     """
-    from prunectl.evaluation.settings import EvalSettings
-    from prunectl.plan.settings import PruneSettings
-    from prunectl.studies.sweep.settings import SweepSettings
+    from prunectl.report.sweep_page import sweep_page, sweep_picture
+    from prunectl.studies.sweep.result import sweep_csv
     from prunectl.studies.sweep.verb import sweep
 
-    out = Output(json=json, quiet=quiet, verbose=verbose)
-    saved = _Saved(output, csv, html, png, svg)
-    saved.check(results)
-    given: list[str | None] = list(dict.fromkeys(models)) if models else [None]
-    needed = {"device": device} if refine or method.spec.is_calibrated else {}
-    sources = calibration_options.calibration_of(
-        given[0] or "", method, refine, calibration, False, _CALLED,
-        samples=calibration_samples, sequence_length=calibration_length, **needed,
-    )  # fmt: skip
-    settings = SweepSettings(
-        evaluation=EvalSettings(
-            metric=metric,
-            data=tuple(data or ()),
-            samples=samples,
-            sequence_length=sequence_length,
-            stride=stride,
-            shots=shots,
-            protocol=protocol,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            **training_options.trained(context.params),
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        ),
-        sparsity=sparsity,
-        step=_step(step, sparsity),
-        patterns=_patterns(pattern or []),
-        pruning=PruneSettings(
-            method=method,
-            scope=scope,  # type: ignore[arg-type]  # None is the method's own
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            budget=budget,
-            refine=refine,
-            calibration=sources,
-        ),
-        tolerance=Tolerance(epsilon, epsilon_mode),
-        seeds=seeds_of(seeds),
-    )
-    opened = _open(given, revision, token, cache_dir, trust_remote_code, out)
+    _check_files(saved, results)
+    given: list[str | None] = list(dict.fromkeys(models)) or [None]
+    if "step" in curves.typed and curves.values["sparsity"].strip() != "auto":
+        raise InvalidOption(
+            "--step is how close --sparsity auto comes, and the points are given",
+            hint=f"leave one of them out, or write --sparsity 0:0.9:{curves.typed['step']:g}",
+        )
+    method, refine = pruning.values["method"], pruning.values["refine"]
+    device = curves.values["evaluation"].device
+    samples = options.calibration_of(calibration, given[0] or "", method, refine, device, _NAMES)
+    settings = curves.make(pruning=pruning.make(calibration=samples))
+    opened = _open(given, access, out)
     for one in opened:
         options.keep_source(one, saved.named)
-    screen = _Live(out, str(epsilon_mode))
+    screen = _Live(out, str(settings.tolerance.mode))
     with out.progress(above=screen.chart) as on_event:
         result = sweep(
             opened,
@@ -169,40 +115,36 @@ def sweep(
             on_event=on_event,
             on_result=screen.update,
         )
-    _show(result, out)
-    saved.write(result, out)
+    from prunectl.cli.sweep_screen import sweep_screen
+
+    document = result.to_json()
+    out.data(document)
+    out.show(*sweep_screen(result, everything=out.verbose))
+    saved.save(
+        out,
+        document,
+        csv=lambda: sweep_csv(result),
+        html=lambda: sweep_page(document),
+        png=lambda: sweep_picture(document, "png"),
+        svg=lambda: sweep_picture(document, "svg"),
+    )
     _end(result, out, kept=results is not None or not no_cache)
 
 
-_CALLED = {"samples": "calibration-samples", "sequence_length": "calibration-length"}
-"""Options of a calibration that have other names here, where a metric has samples too."""
-
-
-def _step(step: float | None, sparsity: str) -> float:
-    from prunectl.studies.sweep.settings import DEFAULT_STEP
-
-    if step is not None and sparsity.strip() != "auto":
-        raise InvalidOption(
-            "--step is how close --sparsity auto comes, and the points are given",
-            hint=f"leave one of them out, or write --sparsity 0:0.9:{step:g}",
-        )
-    return DEFAULT_STEP if step is None else step
+def _check_files(saved: options.Saved, results: Path | None) -> None:
+    if results is not None:
+        with os_errors(results):
+            real_path(results)
+    saved.check(*([results] if results else []))
 
 
 def _open(
-    models: list[str | None],
-    revision: str | None,
-    token: str | None,
-    cache_dir: Path | None,
-    trust_remote_code: bool,
-    out: Output,
+    models: list[str | None], access: options.RevisionAccess, out: Output
 ) -> list[Checkpoint]:
-    if revision is not None and len(models) > 1:
+    if access.revision is not None and len(models) > 1:
         raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
-    access = (token, cache_dir, trust_remote_code, out)
     return [
-        options.open_source(choose_model(one, revision, out), *access, compressed=True)
-        for one in models
+        access.open(choose_model(one, access.revision, out), out, compressed=True) for one in models
     ]
 
 
@@ -246,68 +188,3 @@ class _Live:
         from rich.text import Text
 
         return self._chart or Text("")
-
-
-class _Saved:
-    """The files that a sweep is saved to."""
-
-    def __init__(
-        self,
-        output: Path | None,
-        csv: Path | None,
-        html: Path | None,
-        png: Path | None,
-        svg: Path | None,
-    ) -> None:
-        self._output, self._csv, self._html, self._png, self._svg = output, csv, html, png, svg
-
-    @property
-    def named(self) -> list[Path]:
-        paths = (self._output, self._csv, self._html, self._png, self._svg)
-        return [path for path in paths if path is not None]
-
-    def check(self, results: Path | None) -> None:
-        """Find out before the work whether all can be written, and none over another."""
-        for path in self.named:
-            check_file(path)
-        if results is not None:
-            with os_errors(results):
-                real_path(results)
-        places = [path.resolve() for path in (*self.named, results) if path is not None]
-        if twice := next((path for path in places if places.count(path) > 1), None):
-            raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
-        if self._html or self._png or self._svg:
-            from prunectl.report.charts import check_libraries
-
-            check_libraries("a page or picture of a sweep")
-
-    def write(self, result: SweepResult, out: Output) -> None:
-        """Write those that were asked for."""
-        from prunectl.studies.sweep.result import sweep_csv
-
-        document = result.to_json()
-        files: list[tuple[Path, str | bytes]] = []
-        if self._output:
-            files.append((self._output, as_json(document)))
-        if self._csv:
-            files.append((self._csv, sweep_csv(result)))
-        if self._html or self._png or self._svg:
-            from prunectl.report.sweep_page import sweep_page, sweep_picture
-
-            files += [(self._html, sweep_page(document))] if self._html else []
-            files += [(self._png, sweep_picture(document, "png"))] if self._png else []
-            files += [(self._svg, sweep_picture(document, "svg"))] if self._svg else []
-        for path, content in files:
-            save_text(path, content)
-            out.note(f"saved: {path}")
-
-
-def _show(result: SweepResult, out: Output) -> None:
-    from prunectl.cli.sweep_screen import sweep_screen
-
-    out.data(result.to_json())
-    out.show(*sweep_screen(result, everything=out.verbose))
-
-
-def _patterns(texts: list[str]) -> tuple[Pattern, ...]:
-    return tuple(parse_pattern(one) for one in parts_of(texts) or ["unstructured"])

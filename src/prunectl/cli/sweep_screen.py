@@ -10,7 +10,7 @@ from rich.text import Text
 
 from prunectl import numbers
 from prunectl.cli.command_line import visible
-from prunectl.cli.evaluate_screen import protocol_rows, score
+from prunectl.cli.evaluate import protocol_rows, score
 from prunectl.cli.tables import columns, facts, heading, sentence
 
 if TYPE_CHECKING:

@@ -1,18 +1,22 @@
-"""The look of all screens: headings and plain columns, without lines, boxes or needed colours."""
+"""The look of all screens: headings and plain columns, without lines, boxes or needed colours.
+
+Rich is imported when something is drawn: completion reads the commands, and draws nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, JustifyMethod
-from rich.measure import Measurement
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from prunectl.cli.command_line import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, JustifyMethod
+    from rich.measure import Measurement
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
 
 _GAP = 2
 _NAME = 16
@@ -21,7 +25,14 @@ _NAME = 16
 
 def heading(text: str) -> Text:
     """A blank line and a bold line."""
-    return Text(f"\n{visible(text)}", style="bold")
+    return line(f"\n{visible(text)}", style="bold")
+
+
+def line(text: str, style: str = "") -> Text:
+    """A text as it is."""
+    from rich.text import Text
+
+    return Text(text, style=style)
 
 
 def columns(
@@ -41,6 +52,8 @@ def columns(
         keys: columns that each of these tables begins with.
         joined: columns that stay in the same table as the one before them.
     """
+    from rich.padding import Padding
+
     shown = [tuple(map(visible, row)) for row in rows]
     filled = [row + ("",) * (len(headers) - len(row)) for row in shown]
     table = _Columns(tuple(map(visible, headers)), filled, left, keys, joined)
@@ -64,6 +77,8 @@ class _Columns:
             yield self._table(chosen, options.max_width)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
         widths = [self._most(i) for i in range(len(self.headers))]
         most = min(_total(widths), options.max_width)
         return Measurement(most, most)
@@ -92,6 +107,8 @@ class _Columns:
         return groups
 
     def _table(self, chosen: list[int], room: int) -> Table:
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for i, width in zip(chosen, self._widths(chosen, room), strict=True):
             justify: JustifyMethod = "left" if i in self.left else "right"
@@ -113,13 +130,19 @@ class _Columns:
         return list(widths.values())
 
     def _cells(self, i: int) -> int:
+        from rich.cells import cell_len
+
         return max((cell_len(row[i]) for row in self.rows), default=0)
 
     def _most(self, i: int) -> int:
+        from rich.cells import cell_len
+
         return max(self._cells(i), cell_len(self.headers[i]), 1)
 
     def _least(self, i: int) -> int:
         """A number stays on one line, and so does each word of a header unless it is long."""
+        from rich.cells import cell_len
+
         word = max(map(cell_len, self.headers[i].split()), default=1)
         cells = self._cells(i)
         return max(min(cells, _NAME) if i in self.left else cells, min(word, _NAME), 1)
@@ -131,6 +154,9 @@ def _total(widths: Collection[int]) -> int:
 
 def facts(rows: Iterable[tuple[str, str]]) -> Padding:
     """Two columns: what, and its value; rows without a value are left out."""
+    from rich.padding import Padding
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -142,5 +168,4 @@ def facts(rows: Iterable[tuple[str, str]]) -> Padding:
 
 def sentence(text: str) -> Text:
     """Lines of words, set off by a blank line."""
-    lines = (visible(line) for line in text.split("\n"))
-    return Text("\n".join(("", *lines)))
+    return line("\n".join(("", *(visible(one) for one in text.split("\n")))))

@@ -5,12 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.metrics import DEFAULT, spec_of, taking
+from prunectl.evaluation.metrics import DEFAULT, METRICS, spec_of, taking
+from prunectl.numbers import listed
+from prunectl.option import COMPUTING, DTYPES, MEASURING, TRAINING, Fields, Option, device_option
 
-PRECISIONS = ("no", "bf16", "fp16")
-PROTOCOLS = ("auto", "letters", "text")
+PRECISIONS = {
+    "no": "that of the weights",
+    "bf16": "faster on most GPUs",
+    "fp16": "on GPUs without bf16",
+}
+PROTOCOLS = {
+    "auto": "what the data look like",
+    "letters": "A, B, C, D, as MMLU",
+    "text": "the options' own text, as ARC and HellaSwag",
+}
+
+
+def _for(field: str, text: str) -> str:
+    """The help of an option that only some metrics take."""
+    return f"{listed(taking(field))}: {text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +42,52 @@ class Training:
             go on from; a run of other weights, data or settings does not touch it.
     """
 
-    epochs: int | None = None
-    learning_rate: float | None = None
-    train_batch_size: int | None = None
-    weight_decay: float | None = None
-    warmup: float | None = None
-    gradient_accumulation: int | None = None
-    mixed_precision: str | None = None
-    max_grad_norm: float | None = None
-    max_steps: int | None = None
-    train_samples: int | None = None
-    checkpoints: Path | None = None
+    epochs: Annotated[
+        int | None,
+        Option("Passes over the data; 0 scores a trained model as it is.", "N", TRAINING),
+    ] = None
+    learning_rate: Annotated[
+        float | None, Option("Peak learning rate; it decays linearly to 0.", "X", TRAINING)
+    ] = None
+    train_batch_size: Annotated[
+        int | None, Option("Samples in a step, on all devices together.", "N", TRAINING)
+    ] = None
+    weight_decay: Annotated[
+        float | None, Option("AdamW's weight decay, for matrices.", "X", TRAINING)
+    ] = None
+    warmup: Annotated[
+        float | None,
+        Option("Share of the steps over which the learning rate rises.", "SHARE", TRAINING),
+    ] = None
+    gradient_accumulation: Annotated[
+        int | None,
+        Option("Forward passes in an optimizer step, to need less memory.", "N", TRAINING),
+    ] = None
+    mixed_precision: Annotated[
+        str | None,
+        Option(
+            "Precision of the training: no, bf16, or fp16 on a GPU.",
+            "PRECISION",
+            TRAINING,
+            values=PRECISIONS,
+        ),
+    ] = None
+    max_grad_norm: Annotated[
+        float | None,
+        Option("Clip the norm of the gradients to this; 0 does not clip.", "X", TRAINING),
+    ] = None
+    max_steps: Annotated[int | None, Option("Optimizer steps, at most.", "N", TRAINING)] = None
+    train_samples: Annotated[
+        int | None, Option("Rows to train on, at most; classes keep their shares.", "N", TRAINING)
+    ] = None
+    checkpoints: Annotated[
+        Path | None,
+        Option(
+            "Folder for the state after each epoch; the same command resumes from it.",
+            "DIR",
+            TRAINING,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -90,23 +141,100 @@ class EvalSettings:
             metric does not take.
     """
 
-    metric: str = DEFAULT
-    data: tuple[str, ...] = ()
-    samples: int | None = None
-    sequence_length: int | None = None
-    stride: int | None = None
-    shots: int = 0
-    protocol: str = "auto"
-    max_new_tokens: int | None = None
-    batch_size: int | None = None
-    task: str | None = None
-    train_data: str | None = None
-    text_columns: tuple[str, ...] = ()
-    label_column: str | None = None
-    training: Training | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
+    metric: Annotated[
+        str,
+        Option(
+            listed([f"{n}:{m.argument}" if m.argument else n for n, m in METRICS.items()]) + ".",
+            "METRIC",
+            MEASURING,
+            short="-m",
+            values={f"{n}:" if m.argument else n: m.help for n, m in METRICS.items()},
+        ),
+    ] = DEFAULT
+    data: Annotated[
+        tuple[str, ...],
+        Option(
+            "text:FILE (repeatable), hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], a table (CSV, JSONL, "
+            "Parquet) or a folder of them. The model demo has its own text.",
+            "SOURCE",
+            MEASURING,
+        ),
+    ] = ()
+    samples: Annotated[
+        int | None,
+        Option("Windows, questions or rows to measure on, at most; default: all.", "N", MEASURING),
+    ] = None
+    sequence_length: Annotated[
+        int | None,
+        Option("Tokens in a window or a row, at most what the model takes.", "N", MEASURING),
+    ] = None
+    stride: Annotated[
+        int | None,
+        Option(
+            _for("stride", "tokens from one window to the next; default: no overlap."),
+            "N",
+            MEASURING,
+        ),
+    ] = None
+    shots: Annotated[
+        int, Option(_for("shots", "solved examples in the prompt."), "N", MEASURING)
+    ] = 0
+    protocol: Annotated[
+        str,
+        Option(
+            _for("protocol", "letters (A to D, as MMLU), text (of the options, as ARC), or auto."),
+            "PROTOCOL",
+            MEASURING,
+            values=PROTOCOLS,
+        ),
+    ] = "auto"
+    max_new_tokens: Annotated[
+        int | None,
+        Option(_for("max_new_tokens", "tokens of an answer at most; default: 64."), "N", MEASURING),
+    ] = None
+    batch_size: Annotated[
+        int | None, Option("Samples at once; halved where memory is full.", "N", MEASURING)
+    ] = None
+    task: Annotated[
+        str | None,
+        Option(
+            ", ".join(task for spec in METRICS.values() for task in spec.tasks)
+            + ": its data, columns, split and recipe.",
+            "TASK",
+            TRAINING,
+            values={
+                name: f"{task.help} (--metric {metric})"
+                for metric, spec in METRICS.items()
+                for name, task in spec.tasks.items()
+            },
+        ),
+    ] = None
+    train_data: Annotated[
+        str | None,
+        Option("What to train on; default: the split train of --data.", "SOURCE", TRAINING),
+    ] = None
+    text_columns: Annotated[
+        tuple[str, ...],
+        Option(
+            "A column of text; given twice, texts are pairs.", "NAME", TRAINING, "--text-column"
+        ),
+    ] = ()
+    label_column: Annotated[str | None, Option("The column of classes.", "NAME", TRAINING)] = None
+    training: Annotated[Training | None, Fields()] = None
+    seed: Annotated[int, Option("Seed of every random choice.", "N", MEASURING)] = 0
+    device: Annotated[
+        str,
+        device_option("CUDA if there is any; all GPUs, where one does not hold the model"),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        Option(
+            "dtype of the weights in memory; auto: float32 on the CPU, else the checkpoint's.",
+            "DTYPE",
+            COMPUTING,
+            values=DTYPES,
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         given: object = self.data

@@ -24,6 +24,11 @@ class Method(StrEnum):
         member._value_, member.spec = spec.name, spec
         return member
 
+    @property
+    def meaning(self) -> str:
+        """A few words, for completion."""
+        return self.spec.help
+
     MAGNITUDE = magnitude.METHOD
     WANDA = wanda.METHOD
     SPARSEGPT = sparsegpt.METHOD

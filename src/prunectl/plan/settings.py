@@ -6,27 +6,50 @@ import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 from prunectl.errors import InvalidOption, InvalidPattern, InvalidSparsity
-from prunectl.methods.table import CALIBRATED, DEFAULT
+from prunectl.methods.table import CALIBRATED, DEFAULT, UPDATING
 from prunectl.methods.table import Method as Method
 from prunectl.numbers import listed
-from prunectl.pattern import NM, Pattern, Unstructured, parse_pattern
+from prunectl.option import CALIBRATION, DTYPES, PRUNING, Explained, Option
+from prunectl.pattern import COMMON_PATTERNS, NM, Pattern, Unstructured, parse_pattern
 from prunectl.pattern import Scope as Scope
 from prunectl.plan.selectors import check_selector
 
-
-class Budget(StrEnum):
-    """What takes an N:M pattern if the sparsity is below the pattern's own."""
-
-    MATRIX = "matrix"
-    ROWS = "rows"
-
-
 ROW_BLOCK = 16
 """Rows that take a pattern together or stay dense together, as sparse kernels need."""
+
+
+class Budget(Explained):
+    """What takes an N:M pattern if the sparsity is below the pattern's own."""
+
+    MATRIX = "matrix", "whole matrices take the pattern"
+    ROWS = "rows", f"blocks of {ROW_BLOCK} rows in every matrix take it"
+
+
+def _usual_scopes() -> str:
+    """The scope of the default method, and those of the methods that have another."""
+    others = dict.fromkeys(method.spec.scope for method in Method)
+    del others[DEFAULT.spec.scope]
+    users = {scope: [one for one in Method if one.spec.scope is scope] for scope in others}
+    of_others = [f"{scope} for {listed(methods, 'and')}" for scope, methods in users.items()]
+    return ", ".join([DEFAULT.spec.scope, *of_others])
+
+
+Include = Annotated[
+    tuple[str, ...],
+    Option(
+        "Also prune these tensors: a name, a module, a glob, re:EXPRESSION (repeatable).",
+        "NAME",
+        PRUNING,
+    ),
+]
+Exclude = Annotated[
+    tuple[str, ...],
+    Option("Leave these tensors as they are (repeatable).", "NAME", PRUNING),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +89,44 @@ class Calibration:
         InvalidOption: a number is out of range.
     """
 
-    source: tuple[str, ...] = ()
-    samples: int = 128
-    sequence_length: int = 2048
-    seed: int = 0
-    damping: float = 0.01
-    true_sequential: bool = False
+    source: Annotated[
+        tuple[str, ...],
+        Option(
+            "text:FILE, hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, random, "
+            "or demo (repeatable for text). The model demo has its own.",
+            "SOURCE",
+            CALIBRATION,
+            "--calibration",
+        ),
+    ] = ()
+    samples: Annotated[int, Option("Calibration samples.", "N", CALIBRATION)] = 128
+    sequence_length: Annotated[
+        int, Option("Tokens in a sample, at most what the model takes.", "N", CALIBRATION)
+    ] = 2048
+    seed: Annotated[int, Option("Seed for choosing the samples.", "N", CALIBRATION)] = 0
+    damping: Annotated[
+        float,
+        Option(
+            "Added to the inputs' second moments, as a share of their mean.", "RATIO", CALIBRATION
+        ),
+    ] = 0.01
+    true_sequential: Annotated[
+        bool,
+        Option(
+            "Measure each matrix after the ones before it in its block are pruned (slower).",
+            heading=CALIBRATION,
+        ),
+    ] = False
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Annotated[
+        str,
+        Option(
+            "dtype the samples are run in; auto: float32 on the CPU, else the checkpoint's.",
+            "DTYPE",
+            CALIBRATION,
+            values=DTYPES,
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         given: object = self.source
@@ -113,17 +166,71 @@ class PruneSettings:
         UsageError: a value is not known, or two of them contradict one another.
     """
 
-    sparsity: float | None = None
-    pattern: Pattern = field(default_factory=Unstructured)
-    scope: Scope = None  # type: ignore[assignment]  # the method's usual one
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    sparsity: Annotated[
+        float | None,
+        Option(
+            "Share of the prunable weights to be zero, 0 < S < 1. With N:M: only as many matrices "
+            "take the pattern as that share needs; left out, all that fit.",
+            "S",
+            PRUNING,
+            short="-s",
+        ),
+    ] = None
+    pattern: Annotated[
+        Pattern,
+        Option(
+            "'unstructured', or N:M: at most N kept of every M weights.",
+            "PATTERN",
+            PRUNING,
+            short="-p",
+            values=COMMON_PATTERNS,
+            read=parse_pattern,
+        ),
+    ] = field(default_factory=Unstructured)
+    scope: Annotated[
+        Scope,
+        Option(
+            f"What is compared together (unstructured only); default: {_usual_scopes()}.",
+            heading=PRUNING,
+        ),
+    ] = None  # type: ignore[assignment]  # the method's usual one
+    include: Include = ()
+    exclude: Exclude = ()
     rules: tuple[Rule, ...] = ()
-    mask: Path | None = None
-    method: Method = DEFAULT
-    refine: bool = False
+    mask: Annotated[
+        Path | None,
+        Option(
+            "Prune what the masks in FILE say, which 'prunectl export --masks-only' wrote.",
+            "FILE",
+            PRUNING,
+            suffix=".safetensors",
+        ),
+    ] = None
+    method: Annotated[
+        Method,
+        Option(
+            f"How weights are chosen: by {DEFAULT}, or with calibration samples by "
+            f"{listed(CALIBRATED)} ({listed(UPDATING, 'and')} also change the weights that stay).",
+            "METHOD",
+            PRUNING,
+        ),
+    ] = DEFAULT
+    refine: Annotated[
+        bool,
+        Option(
+            "Fit the weights that stay to the layers' outputs on the calibration samples, after "
+            "any method or mask.",
+            heading=CALIBRATION,
+        ),
+    ] = False
     calibration: Calibration | None = None
-    budget: Budget = Budget.MATRIX
+    budget: Annotated[
+        Budget,
+        Option(
+            "N:M with --sparsity: whole matrices take the pattern, or blocks of 16 rows in each.",
+            heading=PRUNING,
+        ),
+    ] = Budget.MATRIX
 
     def __post_init__(self) -> None:
         for name, kind in (("method", Method), ("budget", Budget)):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from prunectl.pattern import NM, distinct_nms
-from prunectl.plan.settings import PruneSettings, Scope, distinct_sparsities
+from prunectl.option import COMPARING, MEASURING, Option, parts_of, shares_of
+from prunectl.pattern import COMMON_NMS, COMMON_NMS_OR_NONE, NM, distinct_nms, parse_added_nms
+from prunectl.plan.settings import Exclude, Include, PruneSettings, Scope, distinct_sparsities
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4)
 """The sparsities at which the paper compares masks (arXiv 2306.03805)."""
+
+
+def _patterns_of(texts: list[str]) -> tuple[NM, ...]:
+    return distinct_nms(parts_of(texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +32,37 @@ class CompareSettings:
         InvalidSparsity, InvalidPattern, InvalidOption: a value that has no meaning.
     """
 
-    sparsities: tuple[float, ...] = ()
-    patterns: tuple[NM, ...] = ()
-    scope: Scope = Scope.GLOBAL
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    sparsities: Annotated[
+        tuple[float, ...],
+        Option(
+            "Compare the masks at these sparsities (repeatable, or with commas); default: 0.1 to "
+            "0.4, or that of the side that is pruned already.",
+            "SHARE",
+            COMPARING,
+            "--sparsity",
+            "-s",
+            read=shares_of,
+            repeats=True,
+        ),
+    ] = ()
+    patterns: Annotated[
+        tuple[NM, ...],
+        Option(
+            "Also compare the masks of this pattern (repeatable, or with commas).",
+            "N:M",
+            COMPARING,
+            "--pattern",
+            "-p",
+            values=COMMON_NMS,
+            read=_patterns_of,
+            repeats=True,
+        ),
+    ] = ()
+    scope: Annotated[
+        Scope, Option("What is compared together to make a mask.", heading=COMPARING)
+    ] = Scope.GLOBAL
+    include: Include = ()
+    exclude: Exclude = ()
 
     def __post_init__(self) -> None:
         _normalise(self)
@@ -55,10 +87,34 @@ class TraceSettings:
         InvalidSparsity, InvalidPattern: a value that has no meaning.
     """
 
-    sparsities: tuple[float, ...] = (0.2, 0.4, 0.6)
-    patterns: tuple[NM, ...] = (NM(2, 4),)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    sparsities: Annotated[
+        tuple[float, ...],
+        Option(
+            "Follow what global pruning to this takes (repeatable, or with commas).",
+            "SHARE",
+            MEASURING,
+            "--sparsity",
+            "-s",
+            read=shares_of,
+            repeats=True,
+        ),
+    ] = (0.2, 0.4, 0.6)
+    patterns: Annotated[
+        tuple[NM, ...],
+        Option(
+            "Also follow what this pattern takes, besides 2:4 (repeatable); 'none' drops 2:4.",
+            "N:M",
+            MEASURING,
+            "--pattern",
+            "-p",
+            values=COMMON_NMS_OR_NONE,
+            read=parse_added_nms,
+            repeats=True,
+            shows_default=False,
+        ),
+    ] = (NM(2, 4),)
+    include: Include = ()
+    exclude: Exclude = ()
 
     def __post_init__(self) -> None:
         _normalise(self)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.metrics import DEFAULT_TRAINED, spec_of, trained
 from prunectl.evaluation.settings import EvalSettings
+from prunectl.option import PRUNING, Fields, Option, device_option
 from prunectl.pattern import Unstructured
-from prunectl.plan.settings import PruneSettings, check_sparsity
+from prunectl.plan.settings import Exclude, Include, PruneSettings, check_sparsity
 from prunectl.studies.errors import NoSchedule
-from prunectl.studies.sweep.settings import SweepSettings
+from prunectl.studies.sweep.settings import Seeds, SweepSettings
 
 DEFAULT_RATE = 0.1
 """Share of the remaining weights that each round prunes; common, not given by arXiv 2306.03805."""
@@ -77,13 +79,37 @@ class LotterySettings:
         InvalidSparsity, NoSchedule, InvalidOption: values that have no meaning.
     """
 
-    evaluation: EvalSettings = field(default_factory=lambda: EvalSettings(DEFAULT_TRAINED))
-    sparsity: float = 0.5
-    rounds: int | None = None
-    rate: float | None = None
-    seeds: tuple[int, ...] = (0,)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    evaluation: Annotated[
+        EvalSettings,
+        Fields(
+            without=("stride", "shots", "protocol", "max_new_tokens"),
+            instead={"device": device_option("CUDA if there is any")},
+        ),
+    ] = field(default_factory=lambda: EvalSettings(DEFAULT_TRAINED))
+    sparsity: Annotated[float, Option("Sparsity of the ticket.", "SHARE", PRUNING, short="-s")] = (
+        0.5
+    )
+    rounds: Annotated[
+        int | None,
+        Option(
+            "How many times to train and prune on the way to the sparsity. The share pruned in "
+            "each follows from it, unless --rate is given too.",
+            "N",
+            PRUNING,
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        Option(
+            "Share of the weights still left that each round prunes. The number of rounds follows "
+            "from it; default: 0.1.",
+            "SHARE",
+            PRUNING,
+        ),
+    ] = None
+    seeds: Seeds = (0,)
+    include: Include = ()
+    exclude: Exclude = ()
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity, Unstructured())

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.pattern import NM, Pattern, Unstructured, distinct_patterns
+from prunectl.option import MEASURING, PRUNING, Explained, Fields, Option, parts_of, seeds_of
+from prunectl.pattern import COMMON_PATTERNS, NM, Pattern, Unstructured, distinct_patterns
 from prunectl.plan.settings import PruneSettings, check_complete
 
 if TYPE_CHECKING:
@@ -117,21 +117,27 @@ def _fraction(text: str, whole: str) -> Fraction:
         raise InvalidOption(f"--sparsity {whole}: '{text}' is no number", hint=_HINT) from None
 
 
-class EpsilonMode(StrEnum):
+class EpsilonMode(Explained):
     """The unit of a tolerance."""
 
-    RELATIVE = "relative"
-    """A share of the dense model's score."""
-    ABSOLUTE = "absolute"
-    """The score itself: for an accuracy, 0.01 is one point."""
+    RELATIVE = "relative", "a share of the dense model's score"
+    ABSOLUTE = "absolute", "in the metric's own units"
+    """For an accuracy, 0.01 is one point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """How much worse than the dense model counts as free."""
 
-    epsilon: float = 0.01
-    mode: EpsilonMode = EpsilonMode.RELATIVE
+    epsilon: Annotated[float, Option("The loss that counts as free.", "SHARE", MEASURING)] = 0.01
+    mode: Annotated[
+        EpsilonMode,
+        Option(
+            "Whether --epsilon is a share of the dense score, or in the metric's own units.",
+            heading=MEASURING,
+            name="--epsilon-mode",
+        ),
+    ] = EpsilonMode.RELATIVE
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
@@ -168,7 +174,19 @@ class Tolerance:
         return f"{self.epsilon:.3g}"
 
 
-DEFAULT_STEP = 0.01
+def _patterns_of(texts: list[str]) -> tuple[Pattern, ...]:
+    return distinct_patterns(parts_of(texts))
+
+
+Seeds = Annotated[
+    tuple[int, ...],
+    Option(
+        "Seeds of training and calibration; every point is measured with each.",
+        "N[,N]",
+        PRUNING,
+        read=seeds_of,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -187,13 +205,40 @@ class SweepSettings:
         seeds: of metrics that train, and of calibration; each point is measured with every seed.
     """
 
-    evaluation: EvalSettings = field(default_factory=EvalSettings)
-    sparsity: str = "auto"
-    step: float = DEFAULT_STEP
-    patterns: tuple[Pattern, ...] = (Unstructured(),)
+    evaluation: Annotated[EvalSettings, Fields()] = field(default_factory=EvalSettings)
+    sparsity: Annotated[
+        str,
+        Option(
+            "auto (steps of 10%, then a search around the turning point), START:STOP:STEP, or a "
+            "list such as 0.1,0.2,0.5.",
+            "GRID",
+            PRUNING,
+            short="-s",
+            values={
+                "auto": "steps of 10%, then a search around the turning point",
+                "0:0.9:0.1": "a range",
+            },
+        ),
+    ] = "auto"
+    step: Annotated[
+        float, Option("How close auto comes to the turning point.", "SHARE", PRUNING)
+    ] = 0.01
+    patterns: Annotated[
+        tuple[Pattern, ...],
+        Option(
+            "A curve each (repeatable, or with commas): unstructured, or N:M such as 2:4.",
+            "PATTERN",
+            PRUNING,
+            "--pattern",
+            "-p",
+            values=COMMON_PATTERNS,
+            read=_patterns_of,
+            repeats=True,
+        ),
+    ] = (Unstructured(),)
     pruning: PruneSettings = field(default_factory=PruneSettings)
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    seeds: tuple[int, ...] = (0,)
+    tolerance: Annotated[Tolerance, Fields()] = field(default_factory=Tolerance)
+    seeds: Seeds = (0,)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patterns", distinct_patterns(self.patterns))
