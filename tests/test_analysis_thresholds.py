@@ -23,7 +23,7 @@ from prunectl.magnitude.select import _owned
 from prunectl.measure import thresholds
 from prunectl.measure.cache import load_measured, store_measured
 from prunectl.measure.measured import Measured, measure, refine
-from prunectl.measure.thresholds import find_targets
+from prunectl.measure.thresholds import find_thresholds
 from prunectl.parallel.run import PLAIN_RUN
 from prunectl.pattern import NM
 from prunectl.plan.settings import PruneSettings
@@ -301,7 +301,7 @@ def test_refinements_alone_make_measurements_dirty(tmp_path: Path, dtype: str) -
         assert measured.dirty
         store_measured(checkpoint, measured)
         assert not measured.dirty
-        find_targets(checkpoint, measured, names, [1600], PLAIN_RUN, with_statistics=False)
+        find_thresholds(checkpoint, measured, names, [1600], PLAIN_RUN, with_statistics=False)
         assert measured.dirty
         store_measured(checkpoint, measured)
     finally:
@@ -309,7 +309,7 @@ def test_refinements_alone_make_measurements_dirty(tmp_path: Path, dtype: str) -
     loaded = load_measured(checkpoint)
     assert loaded is not None
     with loaded.histograms:
-        find_targets(checkpoint, loaded, names, [1600], PLAIN_RUN, with_statistics=False)
+        find_thresholds(checkpoint, loaded, names, [1600], PLAIN_RUN, with_statistics=False)
         assert not loaded.dirty
 
 
@@ -343,7 +343,9 @@ def test_tensors_refined_unequally_before_are_compared(tmp_path: Path) -> None:
         span = [(int(first.starts[at]), int(first.log2_widths[at]))]
         list(refine(checkpoint, {names[0]: span}, measured, PLAIN_RUN))
         k = 1 + int((values < first.format.value(span[0][0])).sum())
-        (target,) = find_targets(checkpoint, measured, names, [k], PLAIN_RUN, with_statistics=False)
+        (target,) = find_thresholds(
+            checkpoint, measured, names, [k], PLAIN_RUN, with_statistics=False
+        )
         assert target.selected is not None
         assert target.selected.value == np.sort(values)[k - 1]
     finally:

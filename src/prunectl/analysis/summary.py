@@ -26,7 +26,7 @@ from prunectl.checkpoint.roles import TensorRole
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.magnitude.select import quantiles
 from prunectl.measure.measured import Measured
-from prunectl.measure.thresholds import QUANTILES, Share, Target, shares, tolerances
+from prunectl.measure.thresholds import QUANTILES, ExactThreshold, Share, shares, tolerances
 from prunectl.pattern import NM
 from prunectl.plan.prunable import misfit_reason, not_prunable_reason
 from prunectl.tensorspec import BY_LABEL
@@ -38,7 +38,7 @@ def summarize(
     checkpoint: Checkpoint,
     measured: Measured,
     prunable: Sequence[str],
-    targets: Sequence[Target],
+    targets: Sequence[ExactThreshold],
     patterns: Sequence[NM],
 ) -> Analysis:
     """Put everything that was measured in order.
@@ -212,7 +212,7 @@ class _ThresholdTable:
             for groups, _, label in keys:
                 groups.setdefault(label, [0] * self.size)[i] += share.zeros
 
-    def rows(self, targets: Sequence[Target]) -> tuple[Threshold, ...]:
+    def rows(self, targets: Sequence[ExactThreshold]) -> tuple[Threshold, ...]:
         def part(groups: dict[str, list[int]], kind: str, i: int) -> dict[str, float]:
             return {
                 label: zeros[i] / self.weights[f"{kind} {label}"] for label, zeros in groups.items()

@@ -16,7 +16,7 @@ from prunectl.errors import UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import measure_missing, refuse_nans
-from prunectl.measure.thresholds import find_targets
+from prunectl.measure.thresholds import find_thresholds
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, distinct_nms, pruned_count
@@ -67,7 +67,7 @@ def analyze(
             measure_missing(checkpoint, measured, there, names=floats, patterns=chosen)
         refuse_nans(measured, prunable)
         weights = sum(measured.facts[name].numel for name in prunable)
-        targets = find_targets(
+        thresholds = find_thresholds(
             checkpoint,
             measured,
             prunable,
@@ -76,7 +76,7 @@ def analyze(
             with_statistics=True,
         )
         fresh = measured.dirty
-        result = summarize(checkpoint, measured, prunable, targets, chosen)
+        result = summarize(checkpoint, measured, prunable, thresholds, chosen)
     return replace(result, from_cache=not fresh, seconds=time.perf_counter() - started)
 
 

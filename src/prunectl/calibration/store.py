@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def sweep(target: Path) -> None:
+def clean_up(target: Path) -> None:
     """Remove what an interrupted calibration left beside an output that is whole by now.
 
     Best effort. One that goes on meanwhile, in another process, is left alone.

@@ -23,7 +23,7 @@ from prunectl.measure.measured import (
     refuse_nans,
     unresolved_bins,
 )
-from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES, find_targets, shares, tolerances
+from prunectl.measure.thresholds import NEAR_ZERO, QUANTILES, find_thresholds, shares, tolerances
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, pruned_count
 
@@ -96,7 +96,7 @@ def model_stats(
     mean = sum(one.sum for one in facts) / finite if finite else 0.0
     std = math.sqrt(max(0.0, norm / finite - mean * mean)) if finite else 0.0
     ranks = [quantile_rank(q, weights) for q in QUANTILES]
-    targets = find_targets(
+    thresholds = find_thresholds(
         checkpoint,
         measured,
         names,
@@ -104,9 +104,11 @@ def model_stats(
         run,
         with_statistics=False,
     )
-    values = [target.selected.value for target in targets if target.selected is not None]
-    lost = [0.0] * len(targets)
-    for _, found in shares(measured, names, targets):
+    values = [
+        threshold.selected.value for threshold in thresholds if threshold.selected is not None
+    ]
+    lost = [0.0] * len(thresholds)
+    for _, found in shares(measured, names, thresholds):
         for at, share in enumerate(found):
             lost[at] += share.lost
     return ModelStats(

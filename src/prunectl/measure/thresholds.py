@@ -27,7 +27,7 @@ _FIXED_TOLERANCES = {f"{value:g}": value for value in NEAR_ZERO}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExactThreshold:
     """The threshold at which ``zeros`` weights of some tensors are zero."""
 
     zeros: int
@@ -90,7 +90,7 @@ class _Unresolved:
         return found
 
 
-def find_targets(
+def find_thresholds(
     checkpoint: Checkpoint,
     measured: Measured,
     names: Sequence[str],
@@ -98,7 +98,7 @@ def find_targets(
     run: Run,
     *,
     with_statistics: bool,
-) -> list[Target]:
+) -> list[ExactThreshold]:
     """Find exact thresholds over ``names``; refined histograms stay in ``measured``.
 
     Args:
@@ -119,26 +119,26 @@ def find_targets(
 
     places = [count for count in zeros if count > 0]
     found = iter(resolve(Subset(measured.histograms, names), places, finer))
-    targets = [Target(count, next(found) if count > 0 else None) for count in zeros]
+    thresholds = [ExactThreshold(count, next(found) if count > 0 else None) for count in zeros]
     while unresolved and (needs := unresolved.spans()):
         for _ in refine(checkpoint, needs, measured, run):
             pass
-    return targets
+    return thresholds
 
 
-def find_own_targets(
+def find_own_thresholds(
     checkpoint: Checkpoint,
     measured: Measured,
     zeros: Mapping[str, int],
     run: Run,
-) -> dict[str, Target]:
+) -> dict[str, ExactThreshold]:
     """A threshold for each tensor alone (scope ``tensor``): its own k-th smallest magnitude."""
     places = {name: count for name, count in zeros.items() if count > 0}
     bins = {name: measured.histograms.get(name).select(count) for name, count in places.items()}
     while wide := {n: [(b.start, b.log2_width)] for n, b in bins.items() if b.log2_width}:
         for name, _ in refine(checkpoint, wide, measured, run):
             bins[name] = measured.histograms.get(name).select(places[name])
-    targets = {}
+    thresholds = {}
     for name, count in zeros.items():
         selected = None
         if count > 0:
@@ -150,8 +150,8 @@ def find_own_targets(
                 bins[name].below,
                 histogram.count_at(code),
             )
-        targets[name] = Target(count, selected)
-    return targets
+        thresholds[name] = ExactThreshold(count, selected)
+    return thresholds
 
 
 def tolerances(measured: Measured, name: str) -> dict[str, float]:
@@ -160,15 +160,15 @@ def tolerances(measured: Measured, name: str) -> dict[str, float]:
 
 
 def shares(
-    measured: Measured, names: Sequence[str], targets: Sequence[Target]
+    measured: Measured, names: Sequence[str], thresholds: Sequence[ExactThreshold]
 ) -> Iterator[tuple[str, list[Share]]]:
     """The effect of each threshold on each tensor, in order.
 
     Ties at a threshold are pruned in file order: each tensor takes what the ones before it left.
     One tensor is in memory at a time.
     """
-    left = [t.zeros - t.selected.below if t.selected else 0 for t in targets]
-    cuts_of = functools.cache(functools.partial(_cuts, targets))
+    left = [t.zeros - t.selected.below if t.selected else 0 for t in thresholds]
+    cuts_of = functools.cache(functools.partial(_cuts, thresholds))
     for name in names:
         histogram = measured.histograms.get(name)
         codes, with_ties, squares = cuts_of(histogram.format)
@@ -187,14 +187,14 @@ def shares(
 
 
 def _cuts(
-    targets: Sequence[Target], format: CodeFormat
+    thresholds: Sequence[ExactThreshold], format: CodeFormat
 ) -> tuple[NDArray[np.uint64], list[bool], list[float]]:
     """For each threshold in one format: its code, whether values equal to it are ties, its
     square.
 
     Inf adds nothing to squared norms.
     """
-    cuts = [cut_for(t.selected, format) if t.selected else (0, False) for t in targets]
+    cuts = [cut_for(t.selected, format) if t.selected else (0, False) for t in thresholds]
     values = [format.value(code) for code, _ in cuts]
     squares = [value * value if math.isfinite(value) else 0.0 for value in values]
     return np.array([code for code, _ in cuts], np.uint64), [ties for _, ties in cuts], squares

@@ -200,7 +200,7 @@ def has_entries(path: Path) -> bool:
         return False
 
 
-def sweep_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
+def clean_up_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
     """Remove what a run left beside its output when it was killed after the output was in place.
 
     The journal is of that run if it names the target's own inode: a rename keeps it. Best effort:

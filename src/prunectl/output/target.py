@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prunectl.errors import NoSpace, OutputConflict
-from prunectl.output.journal import check_free, sweep_finished
+from prunectl.output.journal import check_free, clean_up_finished
 from prunectl.output.osfiles import (
     free_bytes,
     is_mount_point,
@@ -102,7 +102,7 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
         _check_beside(target, real)
         for path in protected:
             _check_apart(target, real, path)
-        sweep_finished(journal_file(real), real, (work_folder(real), replaced_folder(real)))
+        clean_up_finished(journal_file(real), real, (work_folder(real), replaced_folder(real)))
         if real.exists() and any(real.iterdir()):
             _check_replaceable(target, real, force=force)
     return real

@@ -12,7 +12,7 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.geometry import Ranges
 from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import Measured, measure_missing, refuse_nans
-from prunectl.measure.thresholds import Target, find_own_targets, find_targets, shares
+from prunectl.measure.thresholds import ExactThreshold, find_own_thresholds, find_thresholds, shares
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, Unstructured, nearest_prefix, pruned_count
 from prunectl.plan.job import Job
@@ -132,7 +132,7 @@ def _cut(
     facts = measured.facts
     if pool.scope is Scope.TENSOR:
         counts = {name: pruned_count(pool.sparsity, facts[name].numel) for name in pool.members}
-        own = find_own_targets(checkpoint, measured, counts, run)
+        own = find_own_thresholds(checkpoint, measured, counts, run)
         cuts: dict[str, Cut] = {}
         forecasts: dict[str, Forecast] = {}
         for name, one in own.items():
@@ -140,7 +140,7 @@ def _cut(
             cuts |= cut
             forecasts |= forecast
         return cuts, forecasts
-    (target,) = find_targets(
+    (threshold,) = find_thresholds(
         checkpoint,
         measured,
         pool.members,
@@ -148,7 +148,7 @@ def _cut(
         run,
         with_statistics=False,
     )
-    return _cuts(measured, pool.members, target)
+    return _cuts(measured, pool.members, threshold)
 
 
 def _one_threshold(pool: Pool, cuts: dict[str, Cut]) -> float | None:
@@ -156,16 +156,16 @@ def _one_threshold(pool: Pool, cuts: dict[str, Cut]) -> float | None:
 
 
 def _cuts(
-    measured: Measured, names: Sequence[str], target: Target
+    measured: Measured, names: Sequence[str], threshold: ExactThreshold
 ) -> tuple[dict[str, Cut], dict[str, Forecast]]:
     """A cut for each tensor; an empty one where enough weights are zero already."""
     present = sum(measured.facts[name].zeros for name in names)
-    if target.selected is None or present >= target.zeros:
+    if threshold.selected is None or present >= threshold.zeros:
         stay = {name: Forecast(measured.facts[name].zeros, 0.0) for name in names}
         return {name: Cut(0, 0, None) for name in names}, stay
     cuts, forecasts = {}, {}
-    for name, (share,) in shares(measured, names, [target]):
-        cuts[name] = Cut(share.code, share.quota, target.selected.value)
+    for name, (share,) in shares(measured, names, [threshold]):
+        cuts[name] = Cut(share.code, share.quota, threshold.selected.value)
         forecasts[name] = _forecast(measured, name, share.zeros, share.lost)
     return cuts, forecasts
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from prunectl.calibration.store import sweep
+from prunectl.calibration.store import clean_up
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
@@ -96,7 +96,7 @@ def prune(
     ):
         result = _write(job, resolution, run, force=force)
     if ranks.is_first:
-        sweep(job.target)
+        clean_up(job.target)
     for text in result.warnings:
         run.note(text, warning=True)
     return replace(result, seconds=time.perf_counter() - started)
