@@ -61,7 +61,7 @@ HUB_OFFLINE = {
 }
 
 MAX_MODULE_LINES = 450
-MAX_FUNCTION_LINES = 66
+MAX_FUNCTION_LINES = 60
 
 
 def name_of(path: Path) -> str:
