@@ -43,9 +43,12 @@ for _name in PERSONAL:
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if IN_CI else "local")
+# Examples of each property test: `make test` takes a few, `make test-all` many.
+for _name, _examples in (("few", 12), ("full", 100)):
+    settings.register_profile(
+        _name, max_examples=_examples, deadline=None, derandomize=IN_CI, print_blob=IN_CI
+    )
+settings.load_profile("few")
 
 
 def pytest_unconfigure() -> None:
