@@ -38,7 +38,7 @@ test-all: test test-rest ## test, and then every case of everything
 
 # Property tests run a second time, with more examples.
 test-rest: models
-	$(PYTEST) --cov-append --hypothesis-profile full -m "(full or slow or hypothesis) and not wheel" $(ARGS)
+	$(PYTEST) --cov-append --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from full import few
 from terminal import Terminal, is_installed
 from typer.core import TyperArgument
 from typer.main import get_command
@@ -373,7 +374,10 @@ def terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
         one.close()
 
 
-@pytest.mark.parametrize(("shell", "keys", "line"), CASES)
+@pytest.mark.parametrize(
+    ("shell", "keys", "line"),
+    few(CASES, *CASES[:2], CASES[len(KEYS)], CASES[2 * len(KEYS)]),
+)
 def test_a_real_shell_completes_the_line(
     terminals: Callable[[str], Terminal], shell: str, keys: str, line: str
 ) -> None:

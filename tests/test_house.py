@@ -207,14 +207,15 @@ def loaded_by(code: str) -> set[str]:
         [sys.executable, "-c", report + code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
 
 
-HEAVY = {"torch", "transformers", "accelerate", "numba", "numpy", "huggingface_hub"} | {
+HEAVY = {
+    "torch", "transformers", "accelerate", "numba", "numpy", "huggingface_hub", "safetensors",
     "altair", "vl_convert", "jinja2",
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from test_remote import looks
 
 pytestmark = pytest.mark.real
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 CONFIG = """
 [basic]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full import few
 
 import experts
 import hub_folder
@@ -121,7 +122,7 @@ def test_a_hollow_checkpoint_takes_no_disk(tmp_path: Path) -> None:
     assert sum(tensor.spec.nbytes for tensor in checkpoint.tensors) == total
 
 
-@pytest.mark.parametrize("words", ["analyze --remote", "prune -s 0.4 --dry-run --remote"])
+@pytest.mark.parametrize("words", few(["analyze --remote", "prune -s 0.4 --dry-run --remote"]))
 def test_of_a_model_on_the_hub_headers_are_all_that_is_read(words: str, tmp_path: Path) -> None:
     shape = make_checkpoint.shape_for(10**9, tied=False)
     total = make_checkpoint.write_checkpoint(
@@ -174,6 +175,8 @@ def test_a_folder_is_served_as_it_is(tmp_path: Path) -> None:
 
 TREE = """
 import subprocess, sys
+
+pytestmark = pytest.mark.full
 child = "import time; block = bytearray({} << 20); time.sleep(1)"
 both = [subprocess.Popen([sys.executable, "-c", child.format(size)]) for size in (40, 80)]
 assert not any(process.wait() for process in both)

@@ -221,6 +221,9 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 NAMES = tuple(_MODELS)
 
+FEW = ("bert", "gpt2", "llama", "mixtral", "t5")
+"""An encoder, a decoder with Conv1D, one with a tied head, one with experts, and both halves."""
+
 
 def make(name: str) -> PreTrainedModel:
     """A new model with random weights (seed 0) in fp32."""
