@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pytest
 from test_remote import looks
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.full]
 
 PATIENCE_S = 300
 

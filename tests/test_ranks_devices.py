@@ -21,6 +21,8 @@ from test_ranks import BIN, SECONDS
 
 from prunectl.parallel.devices import Place, errors_are_raised, name_of, why_by_host
 
+pytestmark = pytest.mark.full
+
 HERE = Path(__file__).parent
 Said = list[dict[str, Any]]
 
@@ -100,7 +102,6 @@ NOTES = {
 }
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("case", NOTES)
 def test_tensors_pass_where_they_are_or_through_the_host(said: Said, case: str) -> None:
     """And where a rank does not get to the others by nccl, none uses it, and all go on."""
@@ -122,7 +123,6 @@ def test_tensors_pass_where_they_are_or_through_the_host(said: Said, case: str) 
         assert seen["reduced"] == ([own] if is_joined else [])
 
 
-@pytest.mark.full
 def test_calibration_adds_up_on_the_devices(said: Said, folder: Path) -> None:
     """And its output is that of the CPU, but for what is recorded of it."""
     assert [one["cuda"] for one in said] == [["cuda:0"], ["cuda:1"]]
@@ -134,7 +134,6 @@ def test_calibration_adds_up_on_the_devices(said: Said, folder: Path) -> None:
     assert all(found[name] == want[name] for name in weights)
 
 
-@pytest.mark.full
 def test_a_rank_that_waits_on_its_device_ends_with_the_other(said: Said) -> None:
     waiting, wrong = (one["fails"] for one in said)
     assert waiting[0] == "RankFailed"
@@ -143,7 +142,6 @@ def test_a_rank_that_waits_on_its_device_ends_with_the_other(said: Said) -> None
     assert max(waiting[2], wrong[2]) < 50
 
 
-@pytest.mark.full
 def test_what_is_cut_off_ends(said: Said) -> None:
     waiting, cut = (one["is cut"] for one in said)
     assert cut[:2] == ["RanksLost", "the processes lost one another: this one was cut off"]

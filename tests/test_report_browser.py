@@ -32,7 +32,10 @@ ARGUMENTS = [
 
 WIDE, NARROW = 1400, 400
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+    pytest.mark.full,
+]
 
 
 @dataclass

@@ -21,6 +21,8 @@ import scale
 from prunectl.checkpoint.remote import FIRST_BYTES
 from prunectl.plan.job import plan_prune
 
+pytestmark = pytest.mark.full
+
 
 def arguments_of(bench: scale.Bench, part: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines of a part, none of which is run; on a folder that is not there."""
@@ -175,8 +177,6 @@ def test_a_folder_is_served_as_it_is(tmp_path: Path) -> None:
 
 TREE = """
 import subprocess, sys
-
-pytestmark = pytest.mark.full
 child = "import time; block = bytearray({} << 20); time.sleep(1)"
 both = [subprocess.Popen([sys.executable, "-c", child.format(size)]) for size in (40, 80)]
 assert not any(process.wait() for process in both)
