@@ -120,7 +120,7 @@ def assert_records(folder: Path, source: Tensors, rows: dict[str, set[int]]) -> 
             assert as_rows(record.pattern_rows) == taken
 
 
-@pytest.mark.parametrize("sparsity", [0.2, 0.43])
+@pytest.mark.parametrize("sparsity", few([0.2, 0.43]))
 @pytest.mark.parametrize(
     "model", few(["bert", "gpt2", "gpt_oss", "mixtral", "granitemoe"], "bert", "gpt_oss")
 )
@@ -144,7 +144,7 @@ def test_blocks_of_rows_of_every_kind_of_matrix(
 
 
 @pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16, torch.float64]))
-@pytest.mark.parametrize(("n", "m", "sparsity"), [(2, 4, 0.24), (1, 8, 0.4)])
+@pytest.mark.parametrize(("n", "m", "sparsity"), few([(2, 4, 0.24), (1, 8, 0.4)]))
 def test_earlier_zeros_inf_and_what_does_not_fit(
     tmp_path: Path, dtype: torch.dtype, n: int, m: int, sparsity: float
 ) -> None:
@@ -406,7 +406,7 @@ def test_no_tensor_of_blocks_is_stored_as_nm(tmp_path: Path) -> None:
     assert not (tmp_path / "nm").exists()
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", few([False, True], True))
 def test_masks_only_and_back(made: Path, rows: Path, tmp_path: Path, compressed: bool) -> None:
     if compressed:
         export(rows, tmp_path / "stored")

@@ -185,7 +185,9 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "suffix"), PARTS)
+@pytest.mark.parametrize(
+    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "mask"), ("nm", "positions"))
+)
 @pytest.mark.parametrize("where", few(["first", "middle"]))
 def test_a_flipped_bit(small: Small, typed: Typed, layout: str, suffix: str, where: str) -> None:
     folder = small(layout)
@@ -525,7 +527,7 @@ EDITS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "edit"), EDITS, ids=str)
+@pytest.mark.parametrize(("field", "edit"), few(EDITS, *EDITS[::4]), ids=str)
 def test_a_manifest_that_was_edited_by_hand(
     small: Small, typed: Typed, field: str, edit: dict[str, dict[str, Any]]
 ) -> None:
@@ -750,7 +752,9 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "says"), FIELDS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("fields", "says"), few(FIELDS, *FIELDS[::4]), ids=lambda value: str(value)[:30]
+)
 def test_a_description_that_is_none(
     small: Small, typed: Typed, fields: dict[str, Any], says: str
 ) -> None:
@@ -789,7 +793,7 @@ EXTRAS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("extra", EXTRAS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("extra", few(EXTRAS, *EXTRAS[::4]), ids=lambda value: str(value)[:30])
 def test_parameters_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
     folder = small("packed")
     edit_tensor(folder, lambda one: one["extra"].update(extra))

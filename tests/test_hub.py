@@ -144,6 +144,7 @@ def test_the_cache_is_hf_s_own_and_the_given_one(hub: Hub, tmp_path: Path) -> No
     assert Path(found["folder"]) == other
 
 
+@pytest.mark.full
 def test_shards_are_those_of_the_index(hub: Hub) -> None:
     files = sharded() | {"model-00003-of-00003.safetensors": b"stray"}
     hub.put("org/name", files, lfs=())
@@ -246,6 +247,7 @@ def test_an_unknown_repository(hub: Hub) -> None:
     assert "HF_TOKEN" in found["hint"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("given", ["inline", "option"])
 def test_an_unknown_revision(hub: Hub, given: str) -> None:
     hub.put("org/name", single(), lfs=())
@@ -453,6 +455,7 @@ def test_a_download_that_was_killed_keeps_its_finished_files(hub: Hub) -> None:
     assert hub.fetched() == [last]
 
 
+@pytest.mark.full
 def test_a_download_tells_how_far_it_is(hub: Hub) -> None:
     files = {"model.safetensors": large(CHUNK), "config.json": b"{}", "vocab.txt": b"abc"}
     hub.put("org/name", files, lfs=("model.safetensors",))

@@ -302,6 +302,7 @@ def test_from_pretrained(made: Made, model: str) -> None:
         assert_same_model(found, wanted)
 
 
+@pytest.mark.full
 def test_the_auto_classes(made: Made) -> None:
     for model, kind in (
         ("llama", transformers.AutoModelForCausalLM),
@@ -382,6 +383,7 @@ def test_a_loaded_model_is_saved_plain(made: Made, tmp_path: Path) -> None:
     assert b"prunectl" not in (tmp_path / "saved" / "config.json").read_bytes()
 
 
+@pytest.mark.full
 def test_a_loaded_model_can_be_trained(made: Made) -> None:
     loaded = load_model(made("llama") / "auto", dtype=torch.float32).train()
     tokens = torch.arange(6)[None]
@@ -491,7 +493,8 @@ assert "prunectl" not in type(auto.__loader__).__module__
 """
 
 
-@pytest.mark.parametrize("order", few(ORDERS))
+@pytest.mark.full
+@pytest.mark.parametrize("order", ORDERS)
 def test_either_may_be_imported_first(made: Made, order: str) -> None:
     done = child(ORDERS[order] + LOAD, made("llama") / "shards")
     assert done.returncode == 0, done.stderr

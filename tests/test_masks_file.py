@@ -176,7 +176,7 @@ def test_a_tensor_of_several_blocks_and_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "layout"), [("half", "bitmask"), ("half", "packed"), ("groups", "nm")]
+    ("output", "layout"), few([("half", "bitmask"), ("half", "packed"), ("groups", "nm")])
 )
 def test_a_compressed_folder_has_the_same_masks(
     made: Path, tmp_path: Path, output: str, layout: str

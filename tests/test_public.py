@@ -161,6 +161,7 @@ def test_registered_by_hand_without_the_hook(small: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_registered_by_hand_and_by_the_hook(small: Path) -> None:
     """The hook runs inside of the explicit call, which is what imports transformers."""
     code = "import sys, prunectl\nassert 'transformers' not in sys.modules\nprunectl.register()\n"

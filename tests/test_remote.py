@@ -122,6 +122,7 @@ def sharded(count: int) -> dict[str, bytes]:
 # --- what is said is what a download would have shown -------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_a_real_model_is_described_from_its_first_bytes(
     hub: Hub, real_model: Callable[[str], Path]
