@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder / name
 
     return get
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 128 KiB, in memory; needs to be root."""
+    folder = tmp_path_factory.mktemp("disk")
+    options = ["-t", "tmpfs", "-o", "size=131072", "tmpfs"]
+    if os.geteuid() or subprocess.run(["mount", *options, folder], check=False).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

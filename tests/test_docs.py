@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import tiny_models
-import torch
 import yaml
 from docs_pages import Reader, blocks_of, call
 from full import few
@@ -110,15 +109,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert call(command)[0] == 0
     shutil.rmtree(folder / "prepared")
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: where other tests run too, several wait minutes for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

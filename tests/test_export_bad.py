@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -108,16 +107,6 @@ def typed(
     return type_it
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """All below a folder: mode, mtime and bytes, hidden files and folders too."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        data = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
-        found[path.relative_to(folder).as_posix()] = (status.st_mode, status.st_mtime_ns, data)
-    return found
-
-
 def refused(
     typed: Typed,
     kind: type[PrunectlError],
@@ -131,7 +120,7 @@ def refused(
 ) -> PrunectlError:
     """The library raises, the command ends with ``code`` and one or two lines; nothing is left."""
     place = Path.cwd()
-    before = snapshot(place)
+    before = reference.snapshot(place)
     with pytest.raises(PrunectlError) as caught:
         export(model, place / out, layout, **options)
     assert type(caught.value) is kind, caught.value
@@ -141,7 +130,7 @@ def refused(
     assert found == code == caught.value.exit_code
     assert names in text
     assert 1 <= len(text.strip().splitlines()) <= 2
-    assert snapshot(place) == before
+    assert reference.snapshot(place) == before
     return caught.value
 
 
@@ -947,11 +936,11 @@ def test_a_pattern_that_the_weights_do_not_follow(made: Path, typed: Typed) -> N
 
 @pytest.mark.parametrize("pattern", ["unstructured", "4:2", "2:", "x", "0:4"])
 def test_a_pattern_that_is_none(source: Path, typed: Typed, pattern: str) -> None:
-    before = snapshot(source.parent)
+    before = reference.snapshot(source.parent)
     code, text = typed("export", source, "-o", "out", f"--pattern={pattern}")
     assert code == 2
     assert pattern in text
-    assert snapshot(source.parent) == before
+    assert reference.snapshot(source.parent) == before
 
 
 def test_a_pattern_for_dense(source: Path, typed: Typed) -> None:
@@ -1123,26 +1112,13 @@ def test_no_space_found_beforehand(
     assert error.needed > 12_345
 
 
-@pytest.fixture
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of 128 KiB, in memory; needs to be root."""
-    folder = tmp_path_factory.mktemp("disk")
-    options = ["-t", "tmpfs", "-o", "size=131072", "tmpfs"]
-    if os.geteuid() or subprocess.run(["mount", *options, folder], check=False).returncode:
-        pytest.skip("a small file system can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("layout", ["packed", "dense"])
 def test_a_disk_that_fills_up_on_the_way(
     made: Path, source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     # The check passes, as if another program took the space after it.
     (source / "vocab.txt").write_bytes(bytes(110_000))
-    before = snapshot(source)
+    before = reference.snapshot(source)
     with monkeypatch.context() as patched:
         patched.setattr(target, "free_bytes", lambda path: 1 << 40)
         with pytest.raises(NoSpace, match="are free") as caught:
@@ -1152,7 +1128,7 @@ def test_a_disk_that_fills_up_on_the_way(
         ".out.prunectl-partial",
         ".out.prunectl-journal",
     }
-    assert snapshot(source) == before
+    assert reference.snapshot(source) == before
     subprocess.run(["mount", "-o", "remount,size=4194304", small_disk], check=True)
     result = export(source, small_disk / "out", layout, max_shard_size=9_000)
     assert result.resumed_shards > 0

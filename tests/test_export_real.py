@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 import reference
 import torch
 import transformers
+from children import child
 from export_cases import LAYOUTS, WEIGHTS
 from full import few
 
@@ -151,17 +149,6 @@ assert model.lm_head.weight is model.model.embed_tokens.weight
 assert_same(model)
 print(tokenizer.decode(expected[0]))
 """
-
-
-def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(

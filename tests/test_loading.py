@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ import reference
 import tiny_models
 import torch
 import transformers
+from children import child
 from export_cases import LAYOUTS, WEIGHTS
 from full import few
 
-import prunectl
 from prunectl import (
     NM,
     PruneSettings,
@@ -459,17 +457,6 @@ def test_slices(made: Made, layout: str) -> None:
 # --- the import hook ----------------------------------------------------------------------------
 
 
-def child(code: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code, *map(str, args)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")} | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 ORDERS = {
     "prunectl first": "import prunectl\nimport transformers\n",
     "transformers first": "import transformers\nimport prunectl\n",
@@ -559,9 +546,3 @@ def test_transformers_alone_refuses(made: Made, tmp_path: Path) -> None:
         assert f"no file named{name}" in answer, what
     assert "prunectl" in done.stderr  # an unknown quantization method
     assert "newly initialized" not in done.stderr
-
-
-def test_the_public_names_are_there() -> None:
-    for name in ("export", "load_model", "load_state_dict", "open_weights", "ExportResult"):
-        assert name in prunectl.__all__
-        assert getattr(prunectl, name) is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import child
 
 import prunectl
 from prunectl.cli.run import run
@@ -37,16 +38,6 @@ ONLY_FOR_OPTIONS = {
     "stored_as",  # a cell of a table
 }
 """What the command line does for its screens and for early errors."""
-
-
-def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def _room(module: str | None) -> str:
