@@ -199,7 +199,7 @@ PATTERNS = [parse_nm(text) for text in ("2:4", "1:2", "4:8", "1:4", "3:7", "5:16
     seed=seeds,
     inf=st.booleans(),
 )
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
     tensors = {
         LINEAR.format(i): (

@@ -90,7 +90,8 @@ def least_bytes(tensors: reference.Tensors) -> float:
     return bits / 8
 
 
-@pytest.mark.parametrize("how", few(SETTINGS))
+@pytest.mark.full
+@pytest.mark.parametrize("how", SETTINGS)
 def test_smollm2_packed_is_as_small_as_its_entropy(
     pruned: Pruned, tmp_path: Path, how: str
 ) -> None:
@@ -151,6 +152,7 @@ print(tokenizer.decode(expected[0]))
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "layout", "limit"),
     few(
@@ -195,7 +197,8 @@ else:
 """
 
 
-@pytest.mark.parametrize("limit", few(["5GB", "100MB"]))
+@pytest.mark.full
+@pytest.mark.parametrize("limit", ["5GB", "100MB"])
 def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path, limit: str) -> None:
     export(pruned("smollm2", "2:4"), tmp_path / "out", "packed", max_shard_size=limit)
     done = child(PLAIN, tmp_path / "out")

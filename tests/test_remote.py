@@ -182,6 +182,7 @@ def test_the_plan_is_that_of_a_download_and_the_sizes_come_true(hub: Hub, tmp_pa
     assert space["download_bytes"] == blobs - config
 
 
+@pytest.mark.full
 def test_the_library_says_what_the_command_line_says(hub: Hub, tmp_path: Path) -> None:
     tiny_models.build("llama", tmp_path / "model")
     hub.put("org/tiny", files_of(tmp_path / "model"), lfs=("model.safetensors",))
