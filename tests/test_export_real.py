@@ -155,14 +155,12 @@ print(tokenizer.decode(expected[0]))
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "layout", "limit"),
-    few(
-        [
-            ("40%", "packed", "5GB"),
-            ("40%", "bitmask", "100MB"),
-            ("2:4", "packed", "100MB"),
-            ("2:4", "nm", "5GB"),
-        ]
-    ),
+    [
+        ("40%", "packed", "5GB"),
+        ("40%", "bitmask", "100MB"),
+        ("2:4", "packed", "100MB"),
+        ("2:4", "nm", "5GB"),
+    ],
 )
 def test_smollm2_says_the_same_by_every_loader(
     pruned: Pruned, tmp_path: Path, how: str, layout: str, limit: str

@@ -293,7 +293,7 @@ def one_stopped(rank: int, folder: Path, program: str) -> list[subprocess.Popen[
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rank", few([0, 1]))
+@pytest.mark.parametrize("rank", [0, 1])
 def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -> None:
     """Neither for its part, nor when they end: gloo would, until the other's host is back, and so
     would every call of the store, which the first rank holds."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from full import few
 
 import experts
 import hub_folder
@@ -124,7 +123,7 @@ def test_a_hollow_checkpoint_takes_no_disk(tmp_path: Path) -> None:
     assert sum(tensor.spec.nbytes for tensor in checkpoint.tensors) == total
 
 
-@pytest.mark.parametrize("words", few(["analyze --remote", "prune -s 0.4 --dry-run --remote"]))
+@pytest.mark.parametrize("words", ["analyze --remote", "prune -s 0.4 --dry-run --remote"])
 def test_of_a_model_on_the_hub_headers_are_all_that_is_read(words: str, tmp_path: Path) -> None:
     shape = make_checkpoint.shape_for(10**9, tied=False)
     total = make_checkpoint.write_checkpoint(
