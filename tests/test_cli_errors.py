@@ -279,7 +279,7 @@ def test_a_closed_pipe_is_no_error_message(argv: list[str]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        timeout=60,
+        timeout=300,
         check=False,
     )
     os.close(writer)
@@ -294,7 +294,7 @@ def with_closed(closing: str, *argv: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -235,7 +235,7 @@ def test_completing_loads_nothing_heavy(here: Path) -> None:
         env=os.environ | {VARIABLE: "zsh"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     *offered, loaded = done.stdout.splitlines()
@@ -424,7 +424,7 @@ def test_fish_says_what_the_values_mean(here: Path) -> None:
         env=os.environ | {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     assert dict(line.split("\t") for line in done.stdout.splitlines()) == SCOPES
