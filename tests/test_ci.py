@@ -44,6 +44,7 @@ def check_schema(file: Path, schema: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_files_follow_the_schemas_of_their_systems(name: str, tmp_path: Path) -> None:
     done = check_schema(ROOT / name, SCHEMAS[name])

@@ -112,7 +112,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("page", few(PAGES, ROOT / "README.md"), ids=name_of)
+@pytest.mark.parametrize("page", few(PAGES, ROOT / "docs" / "automation.md"), ids=name_of)
 def test_a_page_can_be_followed(
     page: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import reference
 import torch
-from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks_script import parsed
@@ -118,7 +117,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", few([2, 3]))
+@pytest.mark.full
+@pytest.mark.parametrize("count", [2, 3])
 def test_ranks_write_the_bytes_that_one_process_writes(
     count: int, models: Path, tmp_path: Path
 ) -> None:
