@@ -189,7 +189,7 @@ def check_pattern(analysis: Analysis, tensors: dict[str, np.ndarray], axes, patt
 PATTERNS = [parse_nm(text) for text in ("2:4", "1:2", "4:8", "1:4", "3:7", "5:16", "6:8", "20:40")]
 
 
-@pytest.mark.parametrize("dtype", few(FLOATS, DTYPES["BF16"], DTYPES["F32"]), ids=str)
+@pytest.mark.parametrize("dtype", few(FLOATS, DTYPES["BF16"]), ids=str)
 @given(
     shapes=st.lists(
         st.tuples(st.sampled_from([1, 5, 30]), st.sampled_from([2, 6, 7, 40, 56, 560])),
@@ -215,7 +215,7 @@ def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
         check_pattern(analysis, values, dict.fromkeys(tensors, 1), pattern)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("name", "matrix_axis", "stacked_axis"),
     [("gpt2", 0, None), ("gpt_oss", 1, 1), ("llama4", 1, 1), ("granitemoe", 1, 2)],

@@ -94,11 +94,12 @@ def test_opening_a_known_class_imports_no_torch(tiny: Callable[[str], Path]) -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "types",
     [
         pytest.param(("llama", "gpt2"), id="some"),
-        pytest.param((), id="all", marks=pytest.mark.full),
+        pytest.param((), id="all"),
     ],
 )
 def test_the_table_is_that_of_this_transformers(
@@ -109,6 +110,7 @@ def test_the_table_is_that_of_this_transformers(
     assert make_known_trees.main() == 0
 
 
+@pytest.mark.full
 def test_a_table_that_says_otherwise_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
 ) -> None:
