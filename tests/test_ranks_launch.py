@@ -196,6 +196,7 @@ def test_all_ranks_end_with_what_verify_has_found(folder: Path, alone: Path) -> 
     assert (other_out, other_err) == ("", "")
 
 
+@pytest.mark.full
 def test_a_usage_error_of_all_ranks_is_said_once(folder: Path) -> None:
     (code, out, err), other = by_hand(["prune", "model", "--sparsty", "0.4"], folder)
     assert (code, out) == (2, "")
