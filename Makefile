@@ -6,10 +6,10 @@ READY := $(VENV)/.installed
 CODE := src tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo models test lint format wheel bench completions docs screens clean
+.PHONY: help install demo models test test-all test-rest lint format wheel bench completions docs screens clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1@\2/' | column -t -s @
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s @
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,10 +27,18 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 	$(BIN)/prunectl prune demo --sparsity 0.4 --pattern 2:4 -o .demo/pruned --force
 	$(BIN)/prunectl verify .demo/pruned
 
-# Processes run side by side; with threads of torch's own in each, they would wait for one another.
+# Tests run side by side, with one thread each: more threads than cores would wait for one another.
 # Files are handed out in the order that tests/conftest.py puts them in.
-test: models ## run all tests, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
-	PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS) --cov
+PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov
+
+test: models ## test all behaviour, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
+	$(PYTEST) $(ARGS)
+
+test-all: test test-rest ## test, and then every case of everything
+
+# Property tests run a second time, with more examples.
+test-rest: models
+	$(PYTEST) --cov-append --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

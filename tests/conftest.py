@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,9 +44,12 @@ for _name in PERSONAL:
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if IN_CI else "local")
+# Examples of each property test: `make test` takes a few, `make test-all` many.
+for _name, _examples in (("few", 12), ("full", 100)):
+    settings.register_profile(
+        _name, max_examples=_examples, deadline=None, derandomize=IN_CI, print_blob=IN_CI
+    )
+settings.load_profile("few")
 
 
 def pytest_unconfigure() -> None:
@@ -147,6 +151,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder / name
 
     return get
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 128 KiB, in memory; needs to be root."""
+    folder = tmp_path_factory.mktemp("disk")
+    options = ["-t", "tmpfs", "-o", "size=131072", "tmpfs"]
+    if os.geteuid() or subprocess.run(["mount", *options, folder], check=False).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +46,16 @@ def _safetensors(path: Path) -> Tensors:
     names = sorted(header, key=lambda name: header[name]["data_offsets"])
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in names}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All below a folder: mode, time of change and bytes, hidden files and folders too."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        data = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[path.relative_to(folder).as_posix()] = (status.st_mode, status.st_mtime_ns, data)
+    return found
 
 
 def save(folder: Path, tensors: Mapping[str, torch.Tensor]) -> Path:

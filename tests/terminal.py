@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 # A shell needs a controlling terminal; a new session takes the one on its stdin.
 _START = """

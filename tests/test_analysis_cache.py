@@ -296,6 +296,7 @@ def _analyze_often(folder: Path, home: str, queue: multiprocessing.Queue[set[str
     queue.put(results)
 
 
+@pytest.mark.full
 def test_two_processes_at_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     big = {

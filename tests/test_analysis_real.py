@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_reference import BytesRead, exact_count, facts, finite_energy
+from full import few
 from safetensors.torch import load_file
 
 from prunectl.analysis.result import Analysis, TensorStats
@@ -71,7 +72,7 @@ def kept_by_2_4(tensor: torch.Tensor) -> float:
     return float(kept.square().sum() / groups.square().sum())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, "minilm"))
 def test_real_model(
     real_model: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def check_tensor(got: TensorStats, tensor: torch.Tensor) -> None:
         assert got.patterns["2:4"].norm_kept == pytest.approx(kept_by_2_4(tensor), abs=1e-12)
 
 
+@pytest.mark.full
 def test_the_same_weights_in_two_formats(real_model: Callable[[str], Path]) -> None:
     one, other = (analyze(real_model(n), patterns=[NM(1, 2)]) for n in ("smollm2", "smollm2-bin"))
     # Ties go in file order, and the order of the two files' tensors differs; nothing else may.

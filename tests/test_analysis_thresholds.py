@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from analysis_reference import BytesRead, check_thresholds, facts, stored, values_of, write
+from full import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, seeds, weights
@@ -57,7 +58,7 @@ def check(folder: Path, tensors, **options) -> None:
 side = st.sampled_from([1, 2, 3, 7, 16, 60])
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", few(FLOATS, DTYPES["BF16"], DTYPES["F32"]), ids=str)
 @given(sides=st.lists(st.tuples(side, side), min_size=1, max_size=5), seed=seeds, inf=st.booleans())
 @settings(max_examples=15)
 def test_one_dtype(tmp_path_factory, dtype, sides, seed, inf) -> None:
@@ -70,7 +71,6 @@ def test_one_dtype(tmp_path_factory, dtype, sides, seed, inf) -> None:
     seed=seeds,
     inf=st.booleans(),
 )
-@settings(max_examples=50)
 def test_mixed_dtypes(tmp_path_factory, kinds, seed, inf) -> None:
     tensors = linears(kinds, seed, inf=inf)
     check(tmp_path_factory.mktemp("model"), tensors, patterns=(NM(1, 2),))

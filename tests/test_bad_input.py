@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -72,24 +71,14 @@ def typed(
     return type_it
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """All below a folder: mode, mtime and bytes, hidden files and folders too."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        data = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
-        found[path.relative_to(folder).as_posix()] = (status.st_mode, status.st_mtime_ns, data)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Whatever a test tries must leave its folder as the test's own preparation left it."""
     before: list[dict[str, tuple[int, int, bytes]]] = []
-    request.node.prepared = lambda: before.append(snapshot(tmp_path))
+    request.node.prepared = lambda: before.append(reference.snapshot(tmp_path))
     yield
     assert before, "the test has not said when it was prepared"
-    assert snapshot(tmp_path) == before[0]
+    assert reference.snapshot(tmp_path) == before[0]
 
 
 @pytest.fixture
@@ -402,19 +391,6 @@ def test_no_space_found_beforehand(
     assert isinstance(error, NoSpace)
     size = (source / "model.safetensors").stat().st_size
     assert error.needed > size
-
-
-@pytest.fixture
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of 128 KiB, in memory; needs to be root."""
-    folder = tmp_path_factory.mktemp("disk")
-    options = ["-t", "tmpfs", "-o", "size=131072", "tmpfs"]
-    if os.geteuid() or subprocess.run(["mount", *options, folder], check=False).returncode:
-        pytest.skip("a small file system can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_small_disk(source: Path, small_disk: Path, prepared: Prepared) -> None:

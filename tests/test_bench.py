@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from full import few
 
 import gpu
 import prunectl
@@ -121,7 +122,7 @@ def test_the_document_is_strict_json_and_names_no_host(demo_result: BenchResult)
     assert len(platform.node()) < 4 or platform.node() not in text
 
 
-@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("layout", few(["dense", "packed"], "packed"))
 def test_a_pruned_model_against_its_source(tmp_path: Path, layout: str, tiny: Model) -> None:
     pruned = tmp_path / "pruned"
     prunectl.prune(tiny("llama"), pruned, prunectl.PruneSettings(sparsity=0.5), use_cache=False)
@@ -176,12 +177,15 @@ def test_without_a_pattern_a_model_is_timed_alone(tiny: Model) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "phases"),
-    [
-        ("bert", "encoder", ("forward",)),
+    few(
+        [
+            ("bert", "encoder", ("forward",)),
+            ("gpt2", "causal-lm", ("prefill", "decode")),
+            ("t5", "encoder-decoder", ("prefill", "decode")),
+            ("vit", "vision", ("forward",)),
+        ],
         ("gpt2", "causal-lm", ("prefill", "decode")),
-        ("t5", "encoder-decoder", ("prefill", "decode")),
-        ("vit", "vision", ("forward",)),
-    ],
+    ),
 )
 def test_every_kind_of_model(tiny: Model, name: str, kind: str, phases: tuple[str, ...]) -> None:
     settings = QUICK if len(phases) == 2 else FORWARD

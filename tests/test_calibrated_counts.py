@@ -12,6 +12,7 @@ import pytest
 import reference
 import tiny_models
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import Tensors
@@ -58,7 +59,7 @@ def changed(folder: Path, name: str, change: Callable[[Tensors], object]) -> Pat
 
 # --- inputs that never fire -----------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
-@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+@pytest.mark.parametrize("scope", few(["tensor", "row", "global"]))
 def test_dead_inputs_change_no_count_and_are_told(
     tiny: Tiny, out: Path, method: str, scope: str
 ) -> None:
@@ -260,7 +261,7 @@ def test_a_head_that_is_not_loaded_may_be_pruned(tiny: Tiny, out: Path) -> None:
 
 # --- blocks of rows -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["gpt_oss", "llama"])
-@pytest.mark.parametrize("sparsity", [0.1, 0.15, 0.2, 0.4])
+@pytest.mark.parametrize("sparsity", few([0.1, 0.15, 0.2, 0.4]))
 def test_blocks_of_rows_come_as_near_as_one_block(
     tiny: Tiny, out: Path, name: str, sparsity: float
 ) -> None:
@@ -281,7 +282,7 @@ def test_zeros_of_a_stack_are_what_it_has_reached(tiny: Tiny) -> None:
     assert shares.of_next(200) == 500 - 150 - 260
 
 
-@pytest.mark.parametrize("sparsity", [0.05, 0.15, 0.25, 0.45])
+@pytest.mark.parametrize("sparsity", few([0.05, 0.15, 0.25, 0.45]))
 def test_rows_are_refined(tiny: Tiny, out: Path, sparsity: float) -> None:
     """Calibration chooses other rows than magnitudes alone do, which is no changed source."""
     choice = settings("magnitude", sparsity, pattern="2:4", budget="rows", refine=True)
@@ -321,7 +322,7 @@ def test_weights_that_fp16_cannot_hold_stay_as_they_were_and_are_told(
         assert verify(out / method).ok
 
 
-@pytest.mark.parametrize("value", [4e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", few([4e300, float("inf"), float("nan")]))
 def test_weights_beyond_fp32_are_refused_by_name(tmp_path: Path, out: Path, value: float) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
 

@@ -14,6 +14,7 @@ import pytest
 import reference
 import torch
 import transformers
+from full import few
 from safetensors import safe_open
 
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
@@ -107,7 +108,7 @@ def block_file(out: Path, block: int) -> Path:
 
 # --- damage -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("block", "damage"), [(0, "a bit"), (1, "header"), (1, "cut"), (1, "gone"), (2, "a bit")]
+    ("block", "damage"), few([(0, "a bit"), (1, "header"), (1, "cut"), (1, "gone"), (2, "a bit")])
 )
 def test_a_damaged_block_is_computed_anew_and_no_other(
     source: Path, out: Path, whole: dict[str, bytes], block: int, damage: str
@@ -186,7 +187,7 @@ def test_a_damaged_journal_counts_up_to_the_damage(
     assert reference.contents(out) == whole
 
 
-@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("complete", few([False, True]))
 def test_what_is_damaged_before_it_is_in_the_output(
     source: Path, out: Path, whole: dict[str, bytes], complete: bool
 ) -> None:
@@ -227,7 +228,7 @@ def phases(events: Sequence[Event]) -> list[str]:
     return [event.phase for event in events if isinstance(event, PhaseStarted)]
 
 
-@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("blocks", few([0, 2], 2))
 @pytest.mark.parametrize(("options", "phase"), MEASURED.values(), ids=MEASURED)
 def test_a_measuring_pass_is_not_repeated(
     source: Path, out: Path, options: dict[str, Any], phase: str, blocks: int
@@ -395,7 +396,7 @@ def test_what_a_calibration_left_is_swept_with_the_output(source: Path, out: Pat
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", few([False, True], True))
 def test_shares_of_a_row_budget_are_those_of_a_run_that_nothing_interrupts(
     source: Path, tmp_path: Path, damaged: bool
 ) -> None:

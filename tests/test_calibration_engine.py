@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from full import few
 
 from prunectl.calibration.engine import Captured, Wanted, calibrate
 from prunectl.calibration.forward import Inputs
@@ -22,17 +23,10 @@ from prunectl.events import Advanced, Event, PhaseStarted
 from prunectl.methods.statistics import Gram
 from prunectl.parallel.run import PLAIN_RUN, Run
 
-QUICK = (
-    "bert", "albert", "gpt2", "llama", "mixtral", "gpt_oss", "llama4", "jetmoe", "t5", "whisper",
-    "vit", "dinov2", "clip", "qwen3_vl_moe", "deberta",
-)  # fmt: skip
 SPLIT = "dinov2_swiglu"  # its files hold one matrix that transformers takes apart
 
 
-def _named(names: Sequence[str]) -> list[Any]:
-    return [
-        pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in names
-    ]
+MODELS = few([name for name in tiny_models.NAMES if name != SPLIT], *tiny_models.FEW)
 
 
 def inputs_of(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -106,7 +100,7 @@ def run(
     return block_model
 
 
-@pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
+@pytest.mark.parametrize("name", MODELS)
 def test_the_weights_are_those_of_the_files_in_the_shapes_of_the_files(
     name: str, tmp_path: Path
 ) -> None:
@@ -131,7 +125,7 @@ def test_the_weights_are_those_of_the_files_in_the_shapes_of_the_files(
             block_model.unload(block)
 
 
-@pytest.mark.parametrize("name", _named([n for n in tiny_models.NAMES if n != SPLIT]))
+@pytest.mark.parametrize("name", MODELS)
 def test_moments_are_those_that_hooks_on_the_whole_model_see(name: str, tmp_path: Path) -> None:
     model = tiny_models.build(name, tmp_path)
     samples = samples_of(name)
@@ -161,7 +155,7 @@ def test_moments_are_those_that_hooks_on_the_whole_model_see(name: str, tmp_path
         assert sum(step.count for step in steps if isinstance(step, Advanced)) == started.total
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "albert", "mixtral"])
+@pytest.mark.parametrize("name", few(["llama", "t5", "albert", "mixtral"], "llama"))
 def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
     name: str, tmp_path: Path
 ) -> None:

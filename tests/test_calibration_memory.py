@@ -74,6 +74,7 @@ json.dump(found, sys.stdout)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Linux counts the peak")
 def test_the_peak_is_about_what_was_foretold(tmp_path: Path) -> None:
     child = subprocess.run(

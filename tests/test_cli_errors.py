@@ -279,7 +279,7 @@ def test_a_closed_pipe_is_no_error_message(argv: list[str]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        timeout=60,
+        timeout=300,
         check=False,
     )
     os.close(writer)
@@ -294,7 +294,7 @@ def with_closed(closing: str, *argv: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -305,6 +305,7 @@ def small_model() -> None:
     save_file({"layers.0.up.weight": weight}, "m/model.safetensors")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs sh")
 def test_with_stderr_closed_only_the_document_is_on_stdout(
     monkeypatch: pytest.MonkeyPatch,
@@ -320,6 +321,7 @@ def test_with_stderr_closed_only_the_document_is_on_stdout(
     assert (failed.returncode, failed.stdout) == (1, "")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs sh")
 @pytest.mark.parametrize("closing", [">&-", ">&- <&-"])
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -82,6 +82,7 @@ def peak_kib(source: Path, output: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:
     peaks = []
     for name, inputs in (("small", 64), ("large", 4096)):

@@ -479,6 +479,7 @@ def test_sentences(llama: tuple[Path, Path], tmp_path: Path) -> None:
     assert found.findings[0] == "Masks as they are: they are the same."
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_bert_and_its_descendants(real_model: Callable[[str], Path]) -> None:
     """rxnfp's pre-trained BERT and what was fine-tuned from it: far above chance."""

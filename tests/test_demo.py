@@ -122,6 +122,7 @@ def plain_loss(model: Any, tokens: list[int], context: int) -> float:
     return math.fsum(losses) / len(losses)
 
 
+@pytest.mark.full
 def test_the_card_tells_the_perplexity_that_a_plain_loop_finds(
     model: Any, tokenizer: Any, card: str
 ) -> None:

@@ -230,6 +230,7 @@ def test_answers_are_those_of_a_plain_loop(
     assert [float(one["answer"]) for one in problems_of(metric)] == [row["Answer"] for row in rows]
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_a_real_model_writes_numbers(real_model: Callable[[str], Path]) -> None:
     folder = real_model("smollm2")

@@ -47,6 +47,7 @@ def mmlu() -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.full
 def test_questions_of_mmlu(real_model: Callable[[str], Path], tmp_path: Path) -> None:
     """The model's answers, its score and those of the four groups are those of a plain loop."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,6 +95,7 @@ def word_problems() -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.full
 def test_word_problems_of_gsm8k(real_model: Callable[[str], Path], tmp_path: Path) -> None:
     """What the model writes is what it writes in a plain loop, and the right ones are counted."""
     rows = word_problems()

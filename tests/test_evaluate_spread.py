@@ -17,6 +17,7 @@ import own_words
 import pytest
 import tiny_tokenizers
 import torch
+from full import few
 from pretend_device import CUDA, PretendDevice
 
 from prunectl.checkpoint import device_map
@@ -123,8 +124,21 @@ def outputs(loaded: LoadedModel, name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "llama_untied", "gpt2", "opt", "gemma2", "mixtral", "gpt_oss", "t5", "bert", "vit"],
-)  # fmt: skip
+    few(
+        [
+            "llama",
+            "llama_untied",
+            "gpt2",
+            "opt",
+            "gemma2",
+            "mixtral",
+            "gpt_oss",
+            "t5",
+            "bert",
+            "vit",
+        ]
+    ),
+)
 def test_a_spread_model_is_the_same_model(
     tiny: Tiny, pretended: Callable[..., PretendDevice], name: str
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from full import few
 from reference import Tensors
 
 from prunectl import NM, PruneSettings, Scope, prune, verify
@@ -101,14 +102,14 @@ def check(folder: Path, weights: list[torch.Tensor], choice: PruneSettings) -> N
     assert verify(folder / "out").ok
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", few(DTYPES), ids=str)
 def test_edges_of_a_dtype_together(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = [edge(kind, dtype) for kind in KINDS]
     for number, choice in enumerate(CHOICES):
         check(tmp_path / str(number), weights, choice)
 
 
-@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("sparsity", few([0.2, 0.5, 0.8]))
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -130,7 +131,7 @@ def test_dtypes_in_one_scope_are_compared_by_value(
     check(tmp_path / "one", weights, PruneSettings(sparsity=sparsity))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_edge_alone(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import transformers
 import yaml
 from blake3 import blake3
 from export_cases import LAYOUTS, WEIGHTS
+from full import few
 from hubserver import python, serve
 from reference import Tensors
 
@@ -66,7 +67,7 @@ def there_and_back(source: Path, place: Path, layout: str, **options: Any) -> tu
 # --- every architecture -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_there_and_back(pruned: Pruned, tmp_path: Path, model: str) -> None:
     source = pruned(model, "2:4")
     before = reference.contents(source)
@@ -80,8 +81,8 @@ def test_there_and_back(pruned: Pruned, tmp_path: Path, model: str) -> None:
     assert reference.contents(source) == before
 
 
-@pytest.mark.parametrize("model", ["albert", "bert", "gpt2", "mixtral", "t5", "vit"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("model", few(["albert", "bert", "gpt2", "mixtral", "t5", "vit"], "gpt2"))
+@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_half_precision(tmp_path: Path, model: str, dtype: torch.dtype) -> None:
     tiny_models.build(model, tmp_path / "source", dtype)
     prune(tmp_path / "source", tmp_path / "pruned", SETTINGS["half"])
@@ -92,7 +93,9 @@ def test_half_precision(tmp_path: Path, model: str, dtype: torch.dtype) -> None:
         assert_verified(verify(there))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "llama4", "gpt_oss", "mixtral", "bert"])
+@pytest.mark.parametrize(
+    "model", few(["gpt2", "llama4", "gpt_oss", "mixtral", "bert"], "gpt2", "gpt_oss")
+)
 def test_groups_run_along_the_inputs(pruned: Pruned, tmp_path: Path, model: str) -> None:
     source = pruned(model, "2:4")
     record = {t["name"]: t for t in json.loads((source / "prunectl.json").read_bytes())["tensors"]}
@@ -157,7 +160,9 @@ def test_odd_groups(tmp_path: Path) -> None:
     assert orders["groups.F32"] == "plain"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", few([torch.float32, torch.float16, torch.bfloat16], torch.bfloat16)
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tensors_of_many_blocks(tmp_path: Path, dtype: torch.dtype, layout: str) -> None:
     torch.manual_seed(1)
@@ -174,7 +179,9 @@ def test_tensors_of_many_blocks(tmp_path: Path, dtype: torch.dtype, layout: str)
     cases.assert_same(cases.raw(back), cases.as_raw(tensors))
 
 
-@pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), NM(8, 16), NM(3, 5), NM(1, 16)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", few([NM(2, 4), NM(4, 8), NM(8, 16), NM(3, 5), NM(1, 16)]), ids=str
+)
 def test_groups_along_axis_0_over_many_blocks(tmp_path: Path, pattern: NM) -> None:
     config = transformers.GPT2Config(
         vocab_size=11, n_embd=480, n_layer=1, n_head=4, n_positions=8, n_inner=1120
@@ -227,7 +234,7 @@ def as_pickle(model: str, folder: Path, state: Tensors) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", few(LAYOUTS, "packed"))
 def test_a_tied_head_of_a_pickle_is_stored_once(tmp_path: Path, layout: str) -> None:
     state = dict(tiny_models.make("llama").state_dict())
     assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
@@ -283,7 +290,7 @@ def test_a_pickle_of_mixed_dtypes_odd_strides_and_buffers(tmp_path: Path) -> Non
 # --- files --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [5_000, 30_000])
+@pytest.mark.parametrize("limit", few([5_000, 30_000]))
 def test_shards_and_their_index(pruned: Pruned, tmp_path: Path, limit: int) -> None:
     source = pruned("llama", "half")
     result = export(source, tmp_path / "out", "auto", max_shard_size=limit)
@@ -447,7 +454,7 @@ def test_the_card(full: Path, tmp_path: Path) -> None:
 # --- the same bytes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "dense"])
+@pytest.mark.parametrize("layout", few([*LAYOUTS, "dense"], "packed", "dense"))
 def test_the_same_bytes_whatever_the_threads(tmp_path: Path, layout: str) -> None:
     torch.manual_seed(2)
     tensors = {
@@ -522,7 +529,7 @@ print(json.dumps({name: t.untyped_storage().nbytes() for name, t in state.items(
 """
 
 
-@pytest.mark.parametrize("limit", [10**9, 20_000])
+@pytest.mark.parametrize("limit", few([10**9, 20_000], 20_000))
 def test_from_the_hub(
     pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

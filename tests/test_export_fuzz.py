@@ -18,6 +18,8 @@ from reference import Tensors
 
 from prunectl import PrunectlError, export, load_state_dict, open_weights, verify
 
+pytestmark = pytest.mark.full
+
 FOLDERS = ("bitmask", "nm", "packed", "shards")
 Damage = Callable[[random.Random, bytes], bytes]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,9 @@ import pytest
 import reference
 import torch
 import transformers
+from children import child
 from export_cases import LAYOUTS, WEIGHTS
+from full import few
 
 from prunectl import NM, PruneSettings, export, load_model, load_state_dict, prune, verify
 
@@ -63,7 +62,7 @@ def assert_verified(folder: Path) -> None:
 # --- SmolLM2, bf16 ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), BOTH)
+@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("2:4", "packed")))
 def test_smollm2_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     source = pruned("smollm2", how)
     there = assert_there_and_back(source, tmp_path, layout)
@@ -91,6 +90,7 @@ def least_bytes(tensors: reference.Tensors) -> float:
     return bits / 8
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", SETTINGS)
 def test_smollm2_packed_is_as_small_as_its_entropy(
     pruned: Pruned, tmp_path: Path, how: str
@@ -101,6 +101,7 @@ def test_smollm2_packed_is_as_small_as_its_entropy(
     assert size <= 1.015 * least_bytes(reference.stored(source))
 
 
+@pytest.mark.full
 def test_smollm2_auto_is_no_larger_than_any_layout(pruned: Pruned, tmp_path: Path) -> None:
     sizes = {}
     for layout in LAYOUTS:
@@ -151,24 +152,14 @@ print(tokenizer.decode(expected[0]))
 """
 
 
-def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-
-
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "layout", "limit"),
     [
         ("40%", "packed", "5GB"),
-        pytest.param("40%", "bitmask", "100MB", marks=pytest.mark.slow),
-        pytest.param("2:4", "packed", "100MB", marks=pytest.mark.slow),
-        pytest.param("2:4", "nm", "5GB", marks=pytest.mark.slow),
+        ("40%", "bitmask", "100MB"),
+        ("2:4", "packed", "100MB"),
+        ("2:4", "nm", "5GB"),
     ],
 )
 def test_smollm2_says_the_same_by_every_loader(
@@ -182,6 +173,7 @@ def test_smollm2_says_the_same_by_every_loader(
     assert done.stdout.startswith("The capital of France is")
 
 
+@pytest.mark.full
 def test_smollm2_from_pickle_shards(real_model: RealModel, pruned: Pruned, tmp_path: Path) -> None:
     source = real_model("smollm2-bin")
     export(source, tmp_path / "out", "packed")
@@ -203,6 +195,7 @@ else:
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("limit", ["5GB", "100MB"])
 def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path, limit: str) -> None:
     export(pruned("smollm2", "2:4"), tmp_path / "out", "packed", max_shard_size=limit)
@@ -217,7 +210,7 @@ def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path, limit: str) 
 # --- all-MiniLM-L6-v2, fp32 ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), BOTH)
+@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("40%", "packed"), ("2:4", "nm")))
 def test_minilm_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     source = pruned("minilm", how)
     there = assert_there_and_back(source, tmp_path, layout, max_shard_size="30MB")
@@ -225,7 +218,7 @@ def test_minilm_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout:
     assert_verified(there)
 
 
-@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize("how", few(SETTINGS))
 def test_minilm_embeds_the_same(pruned: Pruned, tmp_path: Path, how: str) -> None:
     source = pruned("minilm", how)
     export(source, tmp_path / "out", "auto")
@@ -258,7 +251,7 @@ def test_minilm_keeps_every_file_of_sentence_transformers(pruned: Pruned, tmp_pa
 # --- rxnmapper, an ALBERT in a pickle -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), BOTH)
+@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("2:4", "packed")))
 def test_rxnmapper_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     there = assert_there_and_back(pruned("rxnmapper", how), tmp_path, layout)
     report = verify(there)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from extension_walk import HOUSE, foreign_mentions, package_with
 
 from prunectl.layouts.table import DENSE, LAYOUTS
@@ -67,6 +68,7 @@ print(json.dumps([pruned["predicted_bytes"], exported["tensors"], same, *screens
 """
 
 
+@pytest.mark.full
 def test_a_layout_is_one_file_and_one_table_entry(tmp_path: Path) -> None:
     copy = package_with(tmp_path, "## Add a layout")
     done = subprocess.run(

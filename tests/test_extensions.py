@@ -87,6 +87,7 @@ assert (zeros == weight.shape[1] // 2).all(), zeros
 """
 
 
+@pytest.mark.full
 def test_a_method_is_added_as_contributing_says(tmp_path: Path) -> None:
     package = package_with(tmp_path, "## Add a method")
     done = subprocess.run(

@@ -24,6 +24,7 @@ import tiny_models
 import torch
 import zstandard
 from docs_pages import blocks_of
+from full import few
 from layouts_reference import Part
 
 from prunectl import NM, PruneSettings, export, prune
@@ -111,10 +112,8 @@ def test_the_reader_is_short() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(
-    "model", [pytest.param("smollm2", marks=pytest.mark.slow), "minilm", "rxnmapper"]
-)
-@pytest.mark.parametrize("pruning", PRUNINGS)
+@pytest.mark.parametrize("model", few(["minilm", "rxnmapper", "smollm2"]))
+@pytest.mark.parametrize("pruning", few(PRUNINGS))
 def test_reads_real_models(
     model: str, pruning: str, real_model: RealModel, libraries: Path, tmp_path: Path
 ) -> None:
@@ -134,13 +133,15 @@ def test_reads_real_models(
 
 @pytest.mark.parametrize(
     ("dtype", "pattern"),
-    [
-        ("bfloat16", NM(2, 4)),
-        ("float16", NM(1, 2)),
-        ("float32", NM(2, 4)),
-        ("float32", NM(3, 8)),
-        ("float64", NM(8, 16)),
-    ],
+    few(
+        [
+            ("bfloat16", NM(2, 4)),
+            ("float16", NM(1, 2)),
+            ("float32", NM(2, 4)),
+            ("float32", NM(3, 8)),
+            ("float64", NM(8, 16)),
+        ]
+    ),
     ids=str,
 )
 def test_reads_groups_along_axis_0(
@@ -156,7 +157,7 @@ def test_reads_groups_along_axis_0(
         assert_reads(tmp_path / "dense", tmp_path / layout, libraries)
 
 
-@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm", "auto"])
+@pytest.mark.parametrize("layout", few(["packed", "bitmask", "nm", "auto"], "packed"))
 def test_reads_every_type_and_shape(layout: str, libraries: Path, tmp_path: Path) -> None:
     source = cases.save_raw(tmp_path / "source", cases.odd_tensors())
     export(source, tmp_path / "compressed", layout)

@@ -20,6 +20,8 @@ from hubserver.cards import check_card
 from hubserver.store import git_oid
 from hubserver.writing import LFS_JSON
 
+pytestmark = pytest.mark.full
+
 REPO = "org/model"
 FILES = {"a.txt": b"text", "sub/b.safetensors": b"weights" * 1000}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from full import few
 
 import make_known_trees
 import prunectl
@@ -31,7 +32,7 @@ def opened(folder: Path) -> tuple[dict[str, Any], list[TensorSpec]]:
     return dict(checkpoint.config), [tensor.spec for tensor in checkpoint.tensors]
 
 
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_the_table_says_what_the_module_tree_says(name: str, tiny: Callable[[str], Path]) -> None:
     config, specs = opened(tiny(name))
     found = roles_from_table(config, specs)
@@ -93,11 +94,12 @@ def test_opening_a_known_class_imports_no_torch(tiny: Callable[[str], Path]) -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "types",
     [
         pytest.param(("llama", "gpt2"), id="some"),
-        pytest.param((), id="all", marks=pytest.mark.slow),
+        pytest.param((), id="all"),
     ],
 )
 def test_the_table_is_that_of_this_transformers(
@@ -108,6 +110,7 @@ def test_the_table_is_that_of_this_transformers(
     assert make_known_trees.main() == 0
 
 
+@pytest.mark.full
 def test_a_table_that_says_otherwise_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
 ) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from layouts_reference import DECODERS, Part, array, grouped, keep_n, survey, weights
 from layouts_shipped import Encoded, decode, encode, opened
@@ -64,7 +64,6 @@ def some_rows(shape: tuple[int, ...], seed: int) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize("layout", ["bitmask", "packed"])
-@settings(max_examples=60)
 @given(dtype=dtypes, shape=shapes, density=densities, seed=seeds)
 def test_any_tensor_comes_back(layout, dtype, shape, density, seed) -> None:
     codes = weights(dtype, shape, density, seed)
@@ -75,7 +74,6 @@ def test_any_tensor_comes_back(layout, dtype, shape, density, seed) -> None:
 
 
 @pytest.mark.parametrize("layout", ["nm", "packed"])
-@settings(max_examples=80)
 @given(
     dtype=dtypes,
     pattern=st.sampled_from(PATTERNS),
@@ -226,7 +224,6 @@ def test_the_smallest_layout_is_taken_and_dense_for_a_norm() -> None:
 
 
 @pytest.mark.parametrize("layout", ["nm", "packed"])
-@settings(max_examples=60)
 @given(
     pattern=st.sampled_from(PATTERNS),
     outer=st.integers(1, 3),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from layouts_reference import Part, keep_n, weights
 from layouts_shipped import Encoded, decode, encode
@@ -70,7 +70,6 @@ def damage(part: Part, how: str, place: int, value: int) -> Part:
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=150)
 @given(
     suffix=st.integers(0, 1),
     how=st.sampled_from(["flip", "flip", "truncate", "extend", "dtype", "shape"]),
@@ -94,7 +93,6 @@ anything = st.one_of(
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=100)
 @given(place=st.integers(0, 6), value=anything, drop=st.booleans())
 def test_damaged_parameters_are_refused_or_give_a_tensor(case, place, value, drop) -> None:
     found, _ = encoded(case)

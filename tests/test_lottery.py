@@ -241,6 +241,7 @@ def test_folders_of_something_else(
         lottery(model, ticket, settings_of(data, seeds=(0, 3)), on_result=second)
 
 
+@pytest.mark.full
 def test_a_mask_that_was_spoilt_or_put_there_is_made_again(
     model: Path, data: Path, found: tuple[Path, LotteryResult], tmp_path: Path
 ) -> None:
@@ -388,6 +389,7 @@ def test_one_seed_is_said_to_be_one(
         assert ("what another seed would change" in verdict(result)) == (len(seeds) == 1)
 
 
+@pytest.mark.full
 def test_a_training_that_fails_ends_the_search(model: Path, data: Path, tmp_path: Path) -> None:
     """The learning rate explodes: what is known is kept, and said."""
     wild = Training(epochs=1, learning_rate=1e30, train_batch_size=8, max_grad_norm=0)

@@ -89,7 +89,6 @@ def test_narrow_measurements_do_not_depend_on_blocks(dtype, size, seed) -> None:
 
 
 @given(dtype=dtypes, size=sizes, seed=seeds, inf=st.booleans(), nan=st.booleans())
-@settings(max_examples=50)
 def test_refining_ends_in_exact_counts(dtype, size, seed, inf, nan) -> None:
     codes = weights(dtype, size, seed, inf=inf, nan=nan)
     f = code_format(dtype)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from methods_reference import errors, keep, layer, precedence, second_moments, sparsegpt_reference
@@ -207,7 +208,9 @@ def test_wanda_and_magnitude_are_their_loops(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("block", [128, 20])
-@pytest.mark.parametrize(("dead", "zeros"), [(0, 0), (6, 0), (0, 0.2), (6, 0.2), (30, 0.4)])
+@pytest.mark.parametrize(
+    ("dead", "zeros"), few([(0, 0), (6, 0), (0, 0.2), (6, 0.2), (30, 0.4)], (6, 0.2))
+)
 def test_sparsegpt_is_its_definition(target: Target, block: int, dead: int, zeros: float) -> None:
     weight, x = layer(20, 64, 4, dead=dead)
     weight[:, ::3].masked_fill_(
@@ -274,7 +277,7 @@ def hard_layers() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("name", hard_layers())
-@pytest.mark.parametrize("damping", [0.01, 0.0])
+@pytest.mark.parametrize("damping", few([0.01, 0.0]))
 def test_hard_layers_are_pruned_exactly_and_the_same_twice(name: str, damping: float) -> None:
     weight, hessian = hard_layers()[name]
     everything = weight.numel()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from full import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods_reference import errors, layer, optimal, second_moments
@@ -100,7 +101,7 @@ def demo_layer() -> tuple[torch.Tensor, torch.Tensor]:
     return tensors["model.layers.2.self_attn.q_proj.weight"].float(), second_moments(x)
 
 
-@pytest.mark.parametrize("source", ["demo", 0, 1, 2])
+@pytest.mark.parametrize("source", few(["demo", 0, 1, 2]))
 @pytest.mark.parametrize("pattern", ["50%", "50% per row", "2:4", "4:8"])
 def test_admm_is_below_sparsegpt_refined(source: str | int, pattern: str) -> None:
     if isinstance(source, str):

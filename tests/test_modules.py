@@ -16,6 +16,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from full import few
 from headers import specs_of
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -181,7 +182,7 @@ def test_every_tiny_model_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("origin", ["modules", "headers"])
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_exactly_the_linear_layers_of_blocks_are_prunable(
     tiny: Tiny, model: str, origin: str
 ) -> None:
@@ -194,7 +195,7 @@ def test_exactly_the_linear_layers_of_blocks_are_prunable(
 
 
 @pytest.mark.parametrize("origin", ["modules", "headers"])
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_input_axes_are_those_of_the_live_model(tiny: Tiny, model: str, origin: str) -> None:
     folder = tiny(model)
     specs = specs_of(folder)
@@ -216,7 +217,7 @@ def test_input_axes_are_those_of_the_live_model(tiny: Tiny, model: str, origin: 
         assert weights[name].shape[role.input_axis] == width, name
 
 
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_headers_and_modules_agree_on_every_tensor(tiny: Tiny, model: str) -> None:
     folder = tiny(model)
     specs = specs_of(folder)
@@ -394,7 +395,7 @@ def config_folder(source: Path, target: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("architectures", [None, ["MyOwnBertForSomething"], []])
-@pytest.mark.parametrize("model", ["bert", "llama", "mixtral", "t5", "gpt2"])
+@pytest.mark.parametrize("model", few(["bert", "llama", "mixtral", "t5", "gpt2"], "bert", "gpt2"))
 def test_without_a_known_architecture_the_base_model_serves(
     tiny: Tiny, tmp_path: Path, model: str, architectures: list[str] | None
 ) -> None:
@@ -582,7 +583,7 @@ def test_transformers_is_silent_and_its_settings_come_back(
 # --- would it load? ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_what_transformers_saved_is_clean(tiny: Tiny, model: str) -> None:
     check = check_loadable(tiny(model), specs_of(tiny(model)))
     assert check.is_clean, check
@@ -619,7 +620,7 @@ def reshaped(weights: Weights, name: str) -> Weights:
 
 
 @pytest.mark.parametrize("damage", [removed, misnamed, reshaped])
-@pytest.mark.parametrize("model", ["bert", "gpt2", "llama", "mixtral", "dinov2", "t5"])
+@pytest.mark.parametrize("model", few(["bert", "gpt2", "llama", "mixtral", "dinov2", "t5"], "bert"))
 def test_damage_is_reported_as_from_pretrained_reports_it(
     tiny: Tiny, tmp_path: Path, model: str, damage: Callable[[Weights, str], Weights]
 ) -> None:

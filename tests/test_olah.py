@@ -22,9 +22,9 @@ from typing import NamedTuple
 import pytest
 from test_remote import looks
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.full]
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 CONFIG = """
 [basic]

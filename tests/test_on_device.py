@@ -17,6 +17,7 @@ import pytest
 import reference
 import tiny_models
 import torch
+from full import few
 from hypothesis import example, given
 from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, weights
@@ -348,7 +349,7 @@ CHOICES = [
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16, torch.float32]), ids=str)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_prune_writes_the_same_bytes(
     name: str, dtype: torch.dtype, torch_cpu: list[OnDevice], tmp_path: Path,
@@ -380,7 +381,7 @@ def test_prune_writes_the_same_bytes(
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16, torch.float32]), ids=str)
 def test_analyze_finds_the_same(
     dtype: torch.dtype, torch_cpu: list[OnDevice], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ import paper_models
 import pytest
 import torch
 from docs_pages import blocks_of
+from full import few
 from hubserver import Hub
 from paper_models import CONFIGS, matrices, reduced
 from test_evaluate_arithmetic import SVAMP, Plain
@@ -208,7 +209,7 @@ def test_every_model_task_and_claim_of_the_page_is_here() -> None:
 # --- what is prunable ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repo_id", CONFIGS)
+@pytest.mark.parametrize("repo_id", few(CONFIGS))
 def test_what_is_prunable_follows_from_the_config(
     repo_id: str, typist: Typist, tmp_path: Path
 ) -> None:
@@ -311,6 +312,7 @@ def check_points(curve: dict[str, Any], seeds: list[str]) -> None:
             assert abs(zeros - asked * weights) <= max(sizes) / 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("line", lines_of("lottery"))
 def test_lotteries(line: str, typist: Typist, tmp_path: Path) -> None:
     _, (model,), options = words_of(line)
@@ -340,6 +342,7 @@ def test_lotteries(line: str, typist: Typist, tmp_path: Path) -> None:
             assert sum(int(mask.sum()) for mask in masks.values()) == zeros
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("line", lines_of("compare"))
 def test_comparisons(line: str, typist: Typist, tmp_path: Path) -> None:
     _, models, _ = words_of(line)
@@ -358,6 +361,7 @@ def test_comparisons(line: str, typist: Typist, tmp_path: Path) -> None:
     assert found["findings"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("line", lines_of("trace"))
 def test_traces(line: str, typist: Typist, tmp_path: Path) -> None:
     _, (model,), options = words_of(line)

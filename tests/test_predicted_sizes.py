@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full import few
 
 import prunectl
 from prunectl.analysis.sizes import in_groups, largest
@@ -43,7 +44,7 @@ def test_the_demo(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["smollm2", "minilm"])
+@pytest.mark.parametrize("name", few(["smollm2", "minilm"], "minilm"))
 def test_real_models(
     real_model: Callable[[str], Path], tmp_path: Path, name: str, case: str
 ) -> None:

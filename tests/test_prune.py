@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import Tensors
 
@@ -77,7 +77,6 @@ def pruned(tensors: Tensors, settings: PruneSettings) -> tuple[Tensors, Tensors,
 # --- the same zeros, the same bits --------------------------------------------------------------
 
 
-@settings(max_examples=60)
 @given(checkpoints(), sparsities)
 def test_one_threshold_for_all_weights(tensors: Tensors, sparsity: float) -> None:
     source, output, result = pruned(tensors, PruneSettings(sparsity=sparsity))
@@ -93,7 +92,6 @@ def test_one_threshold_for_all_weights(tensors: Tensors, sparsity: float) -> Non
         assert result.pools[0].threshold == gone.max().item()
 
 
-@settings(max_examples=30)
 @given(checkpoints(), sparsities)
 def test_each_tensor_on_its_own(tensors: Tensors, sparsity: float) -> None:
     source, output, _ = pruned(tensors, PruneSettings(sparsity=sparsity, scope=Scope.TENSOR))
@@ -101,7 +99,6 @@ def test_each_tensor_on_its_own(tensors: Tensors, sparsity: float) -> None:
     reference.assert_same(output, {**source, **expected})
 
 
-@settings(max_examples=30)
 @given(checkpoints(), sparsities)
 def test_each_row_on_its_own(tensors: Tensors, sparsity: float) -> None:
     source, output, _ = pruned(tensors, PruneSettings(sparsity=sparsity, scope=Scope.ROW))
@@ -109,7 +106,6 @@ def test_each_row_on_its_own(tensors: Tensors, sparsity: float) -> None:
     reference.assert_same(output, {**source, **expected})
 
 
-@settings(max_examples=40)
 @given(st.sampled_from([(2, 4), (1, 2), (4, 8), (1, 4), (2, 3), (6, 8), (5, 7)]), st.data())
 def test_n_of_every_m(pattern: tuple[int, int], data: st.DataObject) -> None:
     n, m = pattern
@@ -120,7 +116,6 @@ def test_n_of_every_m(pattern: tuple[int, int], data: st.DataObject) -> None:
     assert result.prunable_zeros == reference.zeros(expected.values())
 
 
-@settings(max_examples=40)
 @given(
     st.sampled_from([(2, 4, 0.4), (2, 4, 0.1), (2, 4, 0.5), (1, 4, 0.6), (4, 8, 0.25)]), st.data()
 )
@@ -170,7 +165,6 @@ def test_every_weight_is_equal() -> None:
     assert flat.tolist() == [0.0] * 53 + [-0.5] * 67
 
 
-@settings(max_examples=25)
 @given(checkpoints(), st.lists(st.floats(0.01, 0.99), min_size=2, max_size=4, unique=True))
 def test_zeros_of_a_higher_sparsity_contain_those_of_a_lower_one(
     tensors: Tensors, chosen: list[float]

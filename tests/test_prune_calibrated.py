@@ -20,6 +20,7 @@ import reference
 import tiny_models
 import torch
 import transformers
+from full import few
 from methods_reference import errors, keep, optimal, second_moments, sparsegpt_reference
 from PIL import Image
 from reference import Tensors
@@ -224,7 +225,7 @@ def test_refine_finds_the_best_weights_for_the_mask_of_magnitudes(tiny: Tiny, ou
 
 # --- counts ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scope", ["global", "tensor", "row"])
+@pytest.mark.parametrize("scope", few(["global", "tensor", "row"]))
 def test_zeros_are_exactly_as_many_as_asked_for(
     tiny: Tiny, out: Path, method: str, scope: str
 ) -> None:
@@ -267,7 +268,7 @@ def test_the_global_threshold_is_on_shares_of_the_outputs(tiny: Tiny, out: Path)
             assert (share <= cut * 0.99).sum() <= one.zeros <= (share <= cut * 1.01).sum()
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e22, 1e30])
+@pytest.mark.parametrize("factor", few([1e-30, 1e-20, 1e22, 1e30]))
 def test_shares_do_not_change_with_the_size_of_a_matrix_or_its_inputs(factor: float) -> None:
     """Even where squares leave fp32's range."""
     generator = torch.Generator().manual_seed(0)
@@ -417,8 +418,8 @@ def test_models_load_again_with_half_of_each_matrix(
         assert live.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16]))
+@pytest.mark.parametrize("form", few(["safetensors", "pickle"], "pickle"))
 def test_other_types_and_pickles(tmp_path: Path, out: Path, dtype: torch.dtype, form: str) -> None:
     source = tmp_path / "source"
     tiny_models.build("llama", source, dtype)
@@ -494,7 +495,7 @@ def test_a_vision_tower_that_text_does_not_reach_is_named(tiny: Tiny, out: Path)
     assert_sound(out)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("name", few(["mixtral", "gpt_oss"]))
 def test_experts_without_tokens_are_named(tiny: Tiny, out: Path, name: str) -> None:
     """Two tokens reach some of the experts; the others go by magnitude, each as half of itself."""
     few = Calibration("random", samples=1, sequence_length=2)  # type: ignore[arg-type]
@@ -558,7 +559,7 @@ def test_verify_finds_a_weight_that_was_changed(
     assert {check, "hashes"} <= found
 
 
-@pytest.mark.parametrize("layout", ["nm", "packed", "bitmask"])
+@pytest.mark.parametrize("layout", few(["nm", "packed", "bitmask"], "packed"))
 def test_an_export_comes_back_bit_for_bit(tiny: Tiny, tmp_path: Path, layout: str) -> None:
     prune(tiny("llama"), tmp_path / "out", settings("sparsegpt", None, pattern="2:4"))
     export(tmp_path / "out", tmp_path / layout, layout=layout)

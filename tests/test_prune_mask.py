@@ -18,6 +18,7 @@ import reference
 import tiny_models
 import torch
 from blake3 import blake3
+from full import few
 from reference import Tensors
 
 from prunectl import (
@@ -136,7 +137,7 @@ def as_pickle(source: Path, target: Path, state: Tensors) -> Path:
     return target
 
 
-@pytest.mark.parametrize("model", ["bert", "llama", "gpt2", "t5", "albert"])
+@pytest.mark.parametrize("model", few(["bert", "llama", "gpt2", "t5", "albert"]))
 def test_pickles_with_tied_weights(tiny: Tiny, tmp_path: Path, model: str) -> None:
     source = as_pickle(tiny(model), tmp_path / "source", dict(tiny_models.make(model).state_dict()))
     prune(source, tmp_path / "first", HALF)
@@ -186,7 +187,12 @@ def weights(dtype: torch.dtype) -> Tensors:
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    few(
+        [torch.float32, torch.float16, torch.bfloat16, torch.float64], torch.float32, torch.bfloat16
+    ),
+)
 def test_handmade_masks(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = weights(dtype)
     source = reference.save(tmp_path / "source", tensors)
@@ -430,6 +436,7 @@ prune(source, out, PruneSettings(mask=mask), max_shard_size=500, jobs=1)
 """
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_with_the_same_masks_only(source: Path, tmp_path: Path) -> None:
     tensors = weights(torch.float32)
     made = {seed: masks.random_masks(tensors, [EMBED, UP, DOWN], seed) for seed in (1, 2)}
@@ -437,7 +444,7 @@ def test_a_killed_run_goes_on_with_the_same_masks_only(source: Path, tmp_path: P
     for seed, kept in ((1, 2), (2, 0)):
         out = tmp_path / "out"
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, source, out, paths[1]], check=False, timeout=120
+            [sys.executable, "-c", CHILD, source, out, paths[1]], check=False, timeout=300
         )
         assert done.returncode == -9
         assert not out.exists()
@@ -580,13 +587,17 @@ def test_exit_codes_of_export(source: Path, tiny: Tiny, typed: Typed) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        ("minilm", PruneSettings(sparsity=0.4)),
+    few(
+        [
+            ("minilm", PruneSettings(sparsity=0.4)),
+            ("minilm", GROUPS),
+            ("rxnfp/bert_ft", PruneSettings(sparsity=0.4)),
+            ("rxnmapper", GROUPS),
+            ("smollm2-bin", PruneSettings(sparsity=0.4)),
+        ],
         ("minilm", GROUPS),
-        ("rxnfp/bert_ft", PruneSettings(sparsity=0.4)),
         ("rxnmapper", GROUPS),
-        ("smollm2-bin", PruneSettings(sparsity=0.4)),
-    ],
+    ),
 )
 def test_real_models_there_and_back(
     real_model: Callable[[str], Path], tmp_path: Path, name: str, settings: PruneSettings

@@ -11,6 +11,7 @@ import pytest
 import reference
 import torch
 import transformers
+from full import few
 from reference import Tensors
 
 from prunectl import NM, PruneSettings, Scope, prune, verify
@@ -68,7 +69,7 @@ def minilm(real_model: RealModel) -> tuple[Path, Tensors, list[str]]:
 Model = tuple[Path, Tensors, list[str]]
 
 
-@pytest.mark.parametrize("sparsity", [0.4, 0.9])
+@pytest.mark.parametrize("sparsity", few([0.4, 0.9]))
 def test_minilm_global(minilm: Model, tmp_path: Path, sparsity: float) -> None:
     folder, tensors, names = minilm
     result = prune(folder, tmp_path / "out", PruneSettings(sparsity=sparsity))
@@ -79,7 +80,7 @@ def test_minilm_global(minilm: Model, tmp_path: Path, sparsity: float) -> None:
     assert_verified(tmp_path / "out")
 
 
-@pytest.mark.parametrize("pattern", [(2, 4), (4, 8)])
+@pytest.mark.parametrize("pattern", [(2, 4), pytest.param((4, 8), marks=pytest.mark.full)])
 def test_minilm_n_of_m(minilm: Model, tmp_path: Path, pattern: tuple[int, int]) -> None:
     folder, tensors, names = minilm
     prune(folder, tmp_path / "out", PruneSettings(pattern=NM(*pattern)))
@@ -145,7 +146,7 @@ def test_minilm_at_30_percent_still_ranks_related_pairs_first(
 # --- rxnfp, rxnmapper: pickles ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["bert_pretrained", "bert_ft", "bert_ft_10k_25s"])
+@pytest.mark.parametrize("name", few(["bert_pretrained", "bert_ft", "bert_ft_10k_25s"]))
 def test_rxnfp_pickles(real_model: RealModel, tmp_path: Path, name: str) -> None:
     folder = real_model(f"rxnfp/{name}")
     tensors = reference.stored(folder)
@@ -192,6 +193,7 @@ def test_rxnmapper_shares_its_layers(real_model: RealModel, tmp_path: Path) -> N
 # --- SmolLM2 --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_smollm2_safetensors_and_pickle_shards_give_the_same_tensors(
     real_model: RealModel, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import tiny_models
 import torch
 import transformers
 import yaml
+from full import few
 from reference import Tensors
 from test_modules import expected_prunable
 from torch import nn
@@ -65,7 +66,7 @@ def assert_loads(folder: Path, expected: Tensors, source: Path) -> None:
     reference.assert_same(model.state_dict(), wanted)
 
 
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_half_of_every_architecture(tiny: Tiny, tmp_path: Path, model: str) -> None:
     source = reference.stored(tiny(model))
     names = [name for name in source if name in expected_prunable(model, list(source))]
@@ -79,7 +80,7 @@ def test_half_of_every_architecture(tiny: Tiny, tmp_path: Path, model: str) -> N
     assert all(check.passed for check in report.checks)
 
 
-@pytest.mark.parametrize("model", tiny_models.NAMES)
+@pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
 def test_2_4_of_every_architecture(tiny: Tiny, tmp_path: Path, model: str) -> None:
     source = reference.stored(tiny(model))
     names = [name for name in source if name in expected_prunable(model, list(source))]
@@ -98,7 +99,7 @@ def test_2_4_of_every_architecture(tiny: Tiny, tmp_path: Path, model: str) -> No
     assert report.ok, report.differences
 
 
-@pytest.mark.parametrize("model", ["gpt2", "gpt_oss", "llama4", "mixtral"])
+@pytest.mark.parametrize("model", few(["gpt2", "gpt_oss", "llama4", "mixtral"], "gpt2", "gpt_oss"))
 def test_rows_run_along_the_inputs(tiny: Tiny, tmp_path: Path, model: str) -> None:
     source = reference.stored(tiny(model))
     names = [name for name in source if name in expected_prunable(model, list(source))]
@@ -117,7 +118,7 @@ def test_a_budget_of_conv1d_matrices(tiny: Tiny, tmp_path: Path) -> None:
     reference.assert_same(reference.stored(tmp_path / "out"), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_16_bit_models(tmp_path: Path, dtype: torch.dtype) -> None:
     tiny_models.build("llama", tmp_path / "source", dtype)
     source = reference.stored(tmp_path / "source")
@@ -140,13 +141,16 @@ def as_pickle(source: Path, target: Path, state: Tensors) -> Path:
 
 @pytest.mark.parametrize(
     ("model", "further"),
-    [
-        ("bert", "cls.predictions.decoder.weight"),
+    few(
+        [
+            ("bert", "cls.predictions.decoder.weight"),
+            ("llama", "lm_head.weight"),
+            ("gpt2", "lm_head.weight"),
+            ("t5", "lm_head.weight"),
+            ("albert", "predictions.decoder.weight"),
+        ],
         ("llama", "lm_head.weight"),
-        ("gpt2", "lm_head.weight"),
-        ("t5", "lm_head.weight"),
-        ("albert", "predictions.decoder.weight"),
-    ],
+    ),
 )
 def test_tied_weights_of_a_pickle_are_written_once_and_hold(
     tiny: Tiny, tmp_path: Path, model: str, further: str
@@ -277,7 +281,7 @@ def test_side_files_are_copied_byte_for_byte(full: Path, tmp_path: Path) -> None
         assert output[name] == source[name], name
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("umask", few([0o022, 0o077, 0o002], 0o077))
 def test_modes_follow_the_umask(full: Path, tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
@@ -356,7 +360,7 @@ def test_a_model_without_a_card_gets_one(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [5_000, 30_000])
-@pytest.mark.parametrize("model", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("model", few(["llama", "bert", "gpt2"]))
 def test_shards_and_index_are_those_of_transformers(
     tiny: Tiny, tmp_path: Path, model: str, limit: int
 ) -> None:
@@ -374,7 +378,9 @@ def test_shards_and_index_are_those_of_transformers(
     assert not load(tmp_path / "out")[1]["missing_keys"]
 
 
-@pytest.mark.parametrize("choice", [PruneSettings(sparsity=0.5), PruneSettings(pattern=NM(2, 4))])
+@pytest.mark.parametrize(
+    "choice", few([PruneSettings(sparsity=0.5), PruneSettings(pattern=NM(2, 4))])
+)
 def test_two_runs_write_the_same_bytes(full: Path, tmp_path: Path, choice: PruneSettings) -> None:
     folders = []
     for i, jobs in enumerate((1, 4, None)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import child
 
 import prunectl
 from prunectl.cli.run import run
@@ -39,16 +40,6 @@ ONLY_FOR_OPTIONS = {
 """What the command line does for its screens and for early errors."""
 
 
-def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def _room(module: str | None) -> str:
     return (module or "").removeprefix("prunectl.").partition(".")[0]
 
@@ -70,7 +61,7 @@ def test_a_name_that_is_not_there() -> None:
         exec("from prunectl import prnue")
 
 
-@pytest.mark.slow  # mypy reads the whole package
+@pytest.mark.full
 def test_type_checkers_see_the_names_and_no_others(tmp_path: Path) -> None:
     """Every name has its own type, and a name that is not there is an error."""
     names = [name for name in prunectl.__all__ if name != "__version__"]
@@ -144,6 +135,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "small"
 
 
+@pytest.mark.full
 def test_registered_by_hand_without_the_hook(small: Path) -> None:
     code = (
         NO_HOOK
@@ -160,6 +152,7 @@ def test_registered_by_hand_without_the_hook(small: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_registered_by_hand_and_by_the_hook(small: Path) -> None:
     """The hook runs inside of the explicit call, which is what imports transformers."""
     code = "import sys, prunectl\nassert 'transformers' not in sys.modules\nprunectl.register()\n"
@@ -167,11 +160,13 @@ def test_registered_by_hand_and_by_the_hook(small: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_our_own_loader_needs_no_hook(small: Path) -> None:
     done = child(NO_HOOK + "prunectl.load_model(sys.argv[1])", small)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_by_hand_errors_are_raised() -> None:
     code = (
         "import transformers.quantizers.auto as auto\n"

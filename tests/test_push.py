@@ -145,6 +145,7 @@ def test_what_does_not_verify_is_not_pushed(
     assert hub.requests == []
 
 
+@pytest.mark.full
 def test_other_weights_on_the_hub_are_in_the_way_until_they_are_deleted(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
 ) -> None:
@@ -171,6 +172,7 @@ def test_files_in_parts_arrive_whole(
     assert on_hub(hub, repo) == expected(outputs["two"])
 
 
+@pytest.mark.full
 def test_the_repository_s_own_git_files_do_not_hide_weights(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_the_repository_s_own_git_files_do_not_hide_weights(
     }
 
 
+@pytest.mark.full
 def test_rules_that_the_hub_adds_to_gitattributes_stay(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -263,6 +266,7 @@ def test_private_is_private_or_nothing(
     assert (found["error"], "exists already" in found["text"]) == ("InvalidRepository", True)
 
 
+@pytest.mark.full
 def test_a_name_alone_is_the_user_s_own(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
 ) -> None:
@@ -312,6 +316,7 @@ def test_what_people_wrote_into_the_card_stays(
     assert "- sparsity-50\n" not in front
 
 
+@pytest.mark.full
 def test_a_card_that_was_there_first_stays_below(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
 ) -> None:
@@ -326,6 +331,7 @@ def test_a_card_that_was_there_first_stays_below(
     assert not pusher.push(outputs["two"], repo, WRITER)["changed"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("card", "said"),
     [
@@ -443,6 +449,7 @@ torch.save(model.eval()(ids).last_hidden_state, path)
 """
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_a_real_model_goes_the_whole_way_twice(
     hub: Hub,

@@ -21,6 +21,8 @@ from hubserver.server import ROUTES
 
 import prunectl
 
+pytestmark = pytest.mark.full
+
 # The client waits a second longer than it is told to.
 AT_ONCE = {"Retry-After": "0"}
 

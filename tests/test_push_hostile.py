@@ -18,6 +18,8 @@ from hubserver.server import ROUTES
 import prunectl
 from prunectl.output.card import END, SECTION, START
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:

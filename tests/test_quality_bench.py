@@ -25,6 +25,8 @@ import quality
 import ranking
 from prunectl import demo
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[1]
 PROTOCOL = quality.Protocol("m", "perplexity", "these", "those", 32, 256)
 

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from prunectl.parallel.ranks import piles, slices
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 BIN = Path(sys.executable).parent
 SIZES = st.lists(st.integers(0, 10**6), max_size=60)
-SECONDS = 120
+SECONDS = 300
 
 
 # --- shares -----------------------------------------------------------------------------------
@@ -118,6 +117,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_write_the_bytes_that_one_process_writes(
     count: int, models: Path, tmp_path: Path
@@ -196,6 +196,7 @@ OTHERS: list[dict[str, Any]] = [
 """Commands of which one rank is given another than the first."""
 
 
+@pytest.mark.full
 def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path) -> None:
     """In one launch after another way to fail; what is left behind is gone on from."""
     model = str(models / "llama")
@@ -259,6 +260,7 @@ def _put_nan(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("rank", "at"),
     [
@@ -271,9 +273,7 @@ def test_after_a_kill_the_same_command_goes_on(
     rank: int, at: str, models: Path, tmp_path: Path
 ) -> None:
     job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}
-    began = time.monotonic()
     killed(job, {"rank": rank, "at": at, "time": 2 if at.startswith("Adv") else 1}, tmp_path)
-    assert time.monotonic() - began < SECONDS / 2
     # Another number of processes goes on: the shards are the same.
     settings = prunectl.PruneSettings(sparsity=0.4)
     more: dict[str, Any] = {"max_shard_size": "20KB", "use_cache": False}
@@ -286,6 +286,7 @@ def test_after_a_kill_the_same_command_goes_on(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.full
 def test_each_finished_shard_is_checked_by_one_rank(models: Path, tmp_path: Path) -> None:
     """One of them holds a flipped bit; what two ranks made is gone on from by two."""
     job = WHOLE | {"model": str(models / "wide"), "output": "out", "settings": {"sparsity": 0.4}}

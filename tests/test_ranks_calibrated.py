@@ -163,6 +163,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [one["output"] for one in SHARED])
 def test_shared_samples_give_what_one_process_makes_of_them(
     name: str, folders: tuple[Path, Path]
@@ -200,6 +201,7 @@ def test_shared_samples_give_what_one_process_makes_of_them(
     assert prunectl.verify(ours).ok
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [one["output"] for one in (*ALIKE, GOES_ON)])
 def test_where_one_rank_has_all_samples_every_bit_is_the_same(
     name: str, folders: tuple[Path, Path]
@@ -210,10 +212,12 @@ def test_where_one_rank_has_all_samples_every_bit_is_the_same(
     assert [file for file in ours if ours[file] != alone[file]] == []
 
 
+@pytest.mark.full
 def test_nothing_is_left_beside_the_outputs(folders: tuple[Path, Path]) -> None:
     assert not [path for path in folders[0].iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.full
 def test_some_experts_were_reached_by_one_rank_only(
     models: Path, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -326,6 +330,7 @@ def test_what_is_shared_in_one_process_only_is_shared_in_none() -> None:
 # --- a kill -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_another_number_of_processes_goes_on_after_a_kill(models: Path, tmp_path: Path) -> None:
     """Rank 1 is killed at its second sign of progress: then the first block is done."""
     one = job(str(models / "deep"), "out", "sparsegpt", ONE)

@@ -21,6 +21,8 @@ from test_ranks import BIN, SECONDS
 
 from prunectl.parallel.devices import Place, errors_are_raised, name_of, why_by_host
 
+pytestmark = pytest.mark.full
+
 HERE = Path(__file__).parent
 Said = list[dict[str, Any]]
 
@@ -137,7 +139,7 @@ def test_a_rank_that_waits_on_its_device_ends_with_the_other(said: Said) -> None
     assert waiting[0] == "RankFailed"
     assert waiting[1].endswith("ValueError: an error of one rank")
     assert wrong[0] == "ValueError"
-    assert max(waiting[2], wrong[2]) < 15
+    assert max(waiting[2], wrong[2]) < 50
 
 
 def test_what_is_cut_off_ends(said: Said) -> None:
@@ -145,7 +147,7 @@ def test_what_is_cut_off_ends(said: Said) -> None:
     assert cut[:2] == ["RanksLost", "the processes lost one another: this one was cut off"]
     assert waiting[0] == "RankFailed"
     assert waiting[1].endswith("this one was cut off")
-    assert max(waiting[2], cut[2]) < 15
+    assert max(waiting[2], cut[2]) < 50
 
 
 @pytest.mark.gpu

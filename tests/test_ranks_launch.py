@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from full import few
 from test_ranks import bytes_in
 
 from prunectl.cli.app import COMMANDS
@@ -30,7 +31,7 @@ from prunectl.parallel.link import INTERFACE, _interface, on_their_network
 from prunectl.parallel.rendezvous import NoAnswer, _listens, _roll_call, answer_to
 
 BIN = Path(sys.executable).parent
-SECONDS = 120
+SECONDS = 300
 PRUNE = ("prune", "model", "--sparsity", "0.4", "-o", "out", "--max-shard-size", "20KB", "--json")
 HOSTS = ("10.83.61.1", "10.83.61.2")
 
@@ -89,7 +90,7 @@ def folder(alone: Path, tmp_path: Path) -> Path:
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=SECONDS)
 
 
 @pytest.fixture
@@ -117,6 +118,7 @@ def hosts() -> Iterator[list[str]]:
                 subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
+@pytest.mark.full
 def test_two_hosts_write_the_bytes_that_one_process_writes(
     hosts: list[str], folder: Path, alone: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_the_interface_is_that_of_the_address(monkeypatch: pytest.MonkeyPatch) -
 # --- accelerate ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> None:
     """With --multi_gpu, which needs no GPU; with --cpu it starts one process, or MPI's."""
     launcher = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes=2"]
@@ -166,6 +169,7 @@ def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> 
     assert bytes_in(folder / "out") == bytes_in(alone / "out")
 
 
+@pytest.mark.full
 def test_masks_of_an_output_are_written_by_the_first_alone(folder: Path, alone: Path) -> None:
     words = ["export", str(alone / "out"), "--masks-only", "-o"]
     both = by_hand([*words, "masks.safetensors", "--json"], folder)
@@ -192,6 +196,7 @@ def test_all_ranks_end_with_what_verify_has_found(folder: Path, alone: Path) -> 
     assert (other_out, other_err) == ("", "")
 
 
+@pytest.mark.full
 def test_a_usage_error_of_all_ranks_is_said_once(folder: Path) -> None:
     (code, out, err), other = by_hand(["prune", "model", "--sparsty", "0.4"], folder)
     assert (code, out) == (2, "")
@@ -199,7 +204,7 @@ def test_a_usage_error_of_all_ranks_is_said_once(folder: Path) -> None:
     assert other == (2, "", "")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", few([0, 1]))
 def test_a_command_for_one_process_is_refused_once(
     rank: int, typed: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +271,7 @@ sys.exit(run(sys.argv[3:]))
 """
 
 
+@pytest.mark.full
 def test_of_one_that_is_interrupted_the_others_learn(folder: Path) -> None:
     """typer makes an exit code of the interrupt, which once was taken for an end of the work."""
     first, second = by_hand(["1", str(int(signal.SIGTERM)), *PRUNE], folder, ("-c", STOPS))
@@ -287,6 +293,7 @@ def one_stopped(rank: int, folder: Path, program: str) -> list[subprocess.Popen[
     return both
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1])
 def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -> None:
     """Neither for its part, nor when they end: gloo would, until the other's host is back, and so
@@ -294,7 +301,7 @@ def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -
     both = one_stopped(rank, folder, STOPS)
     silent, other = both[rank], both[1 - rank]
     try:
-        out, err = other.communicate(timeout=30)
+        out, err = other.communicate(timeout=SECONDS)
         assert silent.poll() is None, "it is silent, and not gone"
     finally:
         for process in both:
@@ -306,12 +313,13 @@ def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -
     assert re.match(f"{said} 2 s\n(rank 1: )?hint: ", err), err
 
 
+@pytest.mark.full
 def test_while_the_first_is_silent_another_can_be_interrupted(folder: Path) -> None:
     both = one_stopped(0, folder, STOPS.replace("_SILENT = 2.0", "_SILENT = 600.0"))
     try:
         time.sleep(1.0)  # it asks the store for something every half second
         both[1].send_signal(signal.SIGINT)
-        said = both[1].communicate(timeout=30)
+        said = both[1].communicate(timeout=SECONDS)
     finally:
         for process in both:
             process.kill()
@@ -364,7 +372,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("quiet", few([False, True]))
 def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path, quiet: bool) -> None:
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     process = start([sys.executable, "-c", WAITS, *PRUNE, *["-q"] * quiet], folder, **place)
@@ -376,7 +384,7 @@ def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path, qui
             assert process.stderr is not None
             assert process.stderr.readline() == told
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20) == ("", "interrupted\n")
+        assert process.communicate(timeout=SECONDS) == ("", "interrupted\n")
     finally:
         process.kill()
     assert process.returncode == 130
@@ -420,6 +428,7 @@ print("\\n".join(said))
 """
 
 
+@pytest.mark.full
 def test_ways_to_leave_the_block(folder: Path) -> None:
     first, second = by_hand([], folder, ("-c", SCRIPT))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
@@ -442,6 +451,7 @@ with prunectl.joined_ranks() as ranks:
 """
 
 
+@pytest.mark.full
 def test_what_torchrun_starts_again_meets_anew(tmp_path: Path) -> None:
     """In the same store, which holds who came the first time, and how they failed."""
     (tmp_path / "script.py").write_text(RESTARTED)

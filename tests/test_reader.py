@@ -52,7 +52,7 @@ def turned(tmp_path: Path) -> StoredTensor:
     return found
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, 1000), length=st.integers(0, 1000), view=st.booleans())
 def test_any_range_of_elements(
     tmp_path: Path, plain: StoredTensor, turned: StoredTensor, start: int, length: int, view: bool
@@ -147,7 +147,7 @@ def test_a_file_that_is_gone(
         reader.read(tensor, 0, np.empty(2000, np.uint8))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     order=st.randoms(use_true_random=False),
@@ -191,13 +191,13 @@ def peak():
 
 folder = Path(sys.argv[1])
 (tensor,) = read_torch_file(folder / "m.bin", "m.bin")
-out, before, start, right = np.empty(2**18, np.uint8), peak(), time.perf_counter(), True
+out, before, start, right = np.empty(2**18, np.uint8), peak(), time.process_time(), True
 with WeightReader(folder) as reader:
     for at in range(0, tensor.spec.nbytes, 2**18):
         reader.read(tensor, at, out)
         i = np.arange(at // 4, at // 4 + 2**16)
         right &= np.array_equal(out.view(np.int32), i % 4096 * 6144 + i // 4096)
-print(int(right), time.perf_counter() - start, peak() - before)
+print(int(right), time.process_time() - start, peak() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", read_in_a_small_process, str(tmp_path)],
@@ -205,7 +205,7 @@ print(int(right), time.perf_counter() - start, peak() - before)
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=300,
     )
     right, seconds, kib = done.stdout.split()
     assert right == "1"

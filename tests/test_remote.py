@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from full import few
 from hubserver import STRANGER, WRITER, Hub, python, serve
 from safetensors.torch import save as to_safetensors
 
@@ -121,6 +122,7 @@ def sharded(count: int) -> dict[str, bytes]:
 # --- what is said is what a download would have shown -------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_a_real_model_is_described_from_its_first_bytes(
     hub: Hub, real_model: Callable[[str], Path]
@@ -180,6 +182,7 @@ def test_the_plan_is_that_of_a_download_and_the_sizes_come_true(hub: Hub, tmp_pa
     assert space["download_bytes"] == blobs - config
 
 
+@pytest.mark.full
 def test_the_library_says_what_the_command_line_says(hub: Hub, tmp_path: Path) -> None:
     tiny_models.build("llama", tmp_path / "model")
     hub.put("org/tiny", files_of(tmp_path / "model"), lfs=("model.safetensors",))
@@ -203,6 +206,7 @@ print(json.dumps([prunectl.analyze_remote(remote).to_json(), plan]))
     assert {"dry_run": True, "model": "org/tiny", **found[1]} == plan
 
 
+@pytest.mark.full
 def test_screens_say_what_is_there_and_what_it_takes(hub: Hub, tmp_path: Path) -> None:
     hub.put("org/many", sharded(20), lfs=())
     shown, stderr = prunectl(hub.url, "analyze", "org/many", "--remote", cwd=tmp_path)
@@ -220,6 +224,7 @@ def test_screens_say_what_is_there_and_what_it_takes(hub: Hub, tmp_path: Path) -
     assert json.loads((tmp_path / "x.json").read_text())["schema"] == "prunectl.remote/1"
 
 
+@pytest.mark.full
 def test_what_the_cache_has_is_not_counted_again(hub: Hub) -> None:
     files = sharded(2)
     hub.put("org/name", files, lfs=("model-00001-of-00002.safetensors",))
@@ -238,6 +243,7 @@ def test_what_the_cache_has_is_not_counted_again(hub: Hub) -> None:
     assert set(sizes) - set(look(hub.url, "org/name")["cached"]) == {"tokenizer.json"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lists_sizes", [True, False])
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_mirrors_that_can_less(hub: Hub, lists_sizes: bool, knows_ranges: bool) -> None:
@@ -258,7 +264,7 @@ def test_mirrors_that_can_less(hub: Hub, lists_sizes: bool, knows_ranges: bool) 
 # --- requests -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("header", [10, FIRST_BYTES, LARGE_HEADER + 10])
+@pytest.mark.parametrize("header", few([10, FIRST_BYTES, LARGE_HEADER + 10]))
 def test_a_longer_header_is_read_by_exactly_one_more_request(hub: Hub, header: int) -> None:
     body = wide(header)
     length = int.from_bytes(body[:8], "little")
@@ -270,6 +276,7 @@ def test_a_longer_header_is_read_by_exactly_one_more_request(hub: Hub, header: i
     assert [span for _, span in hub.ranges] == asked
 
 
+@pytest.mark.full
 def test_shards_are_read_side_by_side_and_not_all_at_once(hub: Hub) -> None:
     shards = 3 * REQUESTS
     hub.put("org/name", sharded(shards), lfs=())
@@ -294,6 +301,7 @@ def test_shards_are_read_side_by_side_and_not_all_at_once(hub: Hub) -> None:
     assert most[0] == REQUESTS
 
 
+@pytest.mark.full
 def test_connections_are_kept_for_the_next_request(hub: Hub) -> None:
     names = [f"model-{i:05}-of-00040.safetensors" for i in range(1, 41)]
     shards = {name: wide(FIRST_BYTES, seed=i) for i, name in enumerate(names)}
@@ -304,6 +312,7 @@ def test_connections_are_kept_for_the_next_request(hub: Hub) -> None:
     assert len(hub.connections) < len(names)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_connection_that_breaks_off_is_tried_again(hub: Hub, times: int) -> None:
     hub.put("org/name", {"model.safetensors": wide(50_000)}, lfs=())
@@ -317,6 +326,7 @@ def test_a_connection_that_breaks_off_is_tried_again(hub: Hub, times: int) -> No
         assert len(look(hub.url, "org/name")["headers"]["tensors"]) == 3
 
 
+@pytest.mark.full
 def test_the_token_goes_to_the_hub_and_not_to_where_it_sends_us(hub: Hub) -> None:
     files = {"model.safetensors": wide(10), "config.json": b"{}"}
     hub.put("org/private", files, private=True, lfs=("model.safetensors",))
@@ -329,7 +339,7 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_sends_us(hub: Hub) -> Non
     assert found["headers"]["files"][0][2] == digest
 
 
-@pytest.mark.parametrize("revision", ["v1", "refs/pr/4", "commit"])
+@pytest.mark.parametrize("revision", few(["v1", "refs/pr/4", "commit"]))
 def test_a_revision_is_pinned_to_its_commit(hub: Hub, revision: str) -> None:
     files = {"model.safetensors": wide(10)}
     commit = hub.put("org/name", files, lfs=()).oid
@@ -346,6 +356,7 @@ def test_a_revision_is_pinned_to_its_commit(hub: Hub, revision: str) -> None:
     assert {path.split("/")[4] for path in resolved} == {commit}
 
 
+@pytest.mark.full
 def test_code_that_comes_with_a_model_is_fetched_where_it_is_trusted(hub: Hub) -> None:
     files = {"model.safetensors": wide(10), "config.json": b"{}", "modeling_x.py": b"x = 1"}
     hub.put("org/name", files, lfs=())
@@ -397,6 +408,7 @@ HOSTILE: dict[str, dict[str, bytes]] = {
 }
 
 
+@pytest.mark.full
 def test_what_a_download_would_refuse_is_refused_in_the_same_words(hub: Hub) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = []
     commits: list[str] = []
@@ -417,6 +429,7 @@ def test_what_a_download_would_refuse_is_refused_in_the_same_words(hub: Hub) -> 
         assert len(texts[0]) < 1000
 
 
+@pytest.mark.full
 def test_pickles_are_not_read_and_their_sizes_are_shown(hub: Hub, tmp_path: Path) -> None:
     files = {"config.json": b"{}", "pytorch_model.bin": b"p" * 4321, "vocab.txt": b"v"}
     hub.put("org/name", files, lfs=())
@@ -461,6 +474,7 @@ def test_access_revisions_and_names(hub: Hub) -> None:
         assert answer["hint"] or "names revision" in answer["text"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["offline", "refused", "500", "html"])
 def test_without_the_hub_there_is_nothing_to_say(hub: Hub, how: str) -> None:
     hub.put("org/name", {"model.safetensors": wide(10)}, lfs=())
@@ -477,6 +491,7 @@ def test_without_the_hub_there_is_nothing_to_say(hub: Hub, how: str) -> None:
     assert expected.get(how, "org/name: the Hub cannot be reached") in found["text"]
 
 
+@pytest.mark.full
 def test_a_file_that_the_hub_cannot_give(hub: Hub) -> None:
     hub.put("org/name", {"model.safetensors": wide(10)}, lfs=())
     hub.fail("resolve", name="model.safetensors", status=403)

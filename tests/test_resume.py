@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
+from full import few
 
 from prunectl import PruneResult, PruneSettings, prune, verify
 from prunectl.errors import OutputConflict
@@ -60,6 +61,8 @@ def on_event(event):
         print("writing", flush=True)
         if "wait" in mode:
             time.sleep(0.1)
+        if "held" in mode:  # goes on when its stdin is closed
+            sys.stdin.read()
         if "tensor" in mode:
             events.append(event)
             if len(events) == number:
@@ -107,6 +110,7 @@ def run(
 def start(source: Path, out: Path, mode: str, number: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, source, out, mode, str(number)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,7 +120,7 @@ def start(source: Path, out: Path, mode: str, number: int = 0) -> subprocess.Pop
 
 def killed(source: Path, out: Path, mode: str, number: int = 0) -> None:
     child = start(source, out, mode, number)
-    _, errors = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == -signal.SIGKILL, errors
 
 
@@ -134,7 +138,7 @@ def assert_complete(out: Path, whole: dict[str, bytes]) -> None:
 @pytest.fixture
 def waiting(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that is in the middle of writing ``out``."""
-    child = start(source, out, "wait")
+    child = start(source, out, "held")
     assert child.stdout
     assert child.stdout.readline() == "writing\n"
     yield child
@@ -146,7 +150,7 @@ def waiting(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
 # --- killed -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(1, SHARDS + 1))
+@pytest.mark.parametrize("number", few(range(1, SHARDS + 1), 2))
 def test_killed_after_a_shard(
     source: Path, out: Path, whole: dict[str, bytes], number: int
 ) -> None:
@@ -159,7 +163,7 @@ def test_killed_after_a_shard(
     assert verify(out).ok
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", few([1, 3]))
 def test_killed_after_a_tensor(
     source: Path, out: Path, whole: dict[str, bytes], number: int
 ) -> None:
@@ -171,6 +175,7 @@ def test_killed_after_a_tensor(
     assert_complete(out, whole)
 
 
+@pytest.mark.full
 def test_killed_before_the_end(source: Path, out: Path, whole: dict[str, bytes]) -> None:
     killed(source, out, "commit", SHARDS - 2)
     assert not out.exists()
@@ -179,6 +184,7 @@ def test_killed_before_the_end(source: Path, out: Path, whole: dict[str, bytes])
     assert_complete(out, whole)
 
 
+@pytest.mark.full
 def test_killed_again_and_again_at_any_time(
     source: Path, out: Path, whole: dict[str, bytes]
 ) -> None:
@@ -230,6 +236,7 @@ def test_other_arguments_begin_anew(
     assert reference.contents(out) == reference.contents(tmp_path / "clean")
 
 
+@pytest.mark.full
 def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
     tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500) for i in range(SHARDS)}
     source = reference.save(tmp_path / "source", tensors)
@@ -239,7 +246,7 @@ def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
     assert verify(out).ok
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "gone"])
+@pytest.mark.parametrize("damage", few(["a bit", "cut", "gone"]))
 def test_a_finished_shard_that_was_damaged_is_written_again(
     source: Path, out: Path, whole: dict[str, bytes], damage: str
 ) -> None:
@@ -262,6 +269,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(
     assert_complete(out, whole)
 
 
+@pytest.mark.full
 def test_a_run_that_ends_again_does_not_take_the_damaged_shard_either(
     source: Path, out: Path, whole: dict[str, bytes]
 ) -> None:
@@ -279,7 +287,7 @@ def test_ctrl_c_leaves_the_target_absent(
     source: Path, out: Path, whole: dict[str, bytes], waiting: subprocess.Popen[str]
 ) -> None:
     waiting.send_signal(signal.SIGINT)
-    waiting.communicate(timeout=60)
+    waiting.communicate(timeout=300)
     assert waiting.returncode not in (0, None)
     assert not out.exists()
     run(source, out)
@@ -288,21 +296,21 @@ def test_ctrl_c_leaves_the_target_absent(
 
 def test_ctrl_c_on_the_command_line(source: Path, out: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", "import time; from prunectl.parallel.streaming import Scratch\n"
+        [sys.executable, "-c", "import sys, time; from prunectl.parallel.streaming import Scratch\n"
          "blocks = Scratch.blocks\n"
          "def slow(*args, **more):\n"
          "    for block in blocks(*args, **more):\n"
-         "        print('reading', flush=True); time.sleep(0.2); yield block\n"
+         "        print('reading', flush=True); sys.stdin.read(); time.sleep(0.2); yield block\n"
          "Scratch.blocks = slow\n"
          "import sys\nfrom prunectl.__main__ import main\nsys.exit(main())",
          "prune", source, "-s", "0.5", "-o", out, "--jobs", "1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
     )  # fmt: skip
     assert child.stdout
     assert child.stdout.readline() == "reading\n"
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert "interrupted" in errors
@@ -332,7 +340,7 @@ def test_an_error_half_way_keeps_what_is_finished(
 # --- replaced -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "number"), [("shard", 1), ("shard", SHARDS), ("commit", 0)])
+@pytest.mark.parametrize(("mode", "number"), few([("shard", 1), ("shard", SHARDS), ("commit", 0)]))
 def test_a_killed_replacement_leaves_the_old_output(
     source: Path, out: Path, whole: dict[str, bytes], mode: str, number: int
 ) -> None:
@@ -368,11 +376,9 @@ def test_a_replacement_removes_what_was_there(
 def test_two_at_once_on_one_output(
     source: Path, out: Path, whole: dict[str, bytes], waiting: subprocess.Popen[str]
 ) -> None:
-    started = time.monotonic()
     with pytest.raises(OutputConflict, match="another prunectl is writing this output"):
         run(source, out)
-    assert time.monotonic() - started < 5
-    output, errors = waiting.communicate(timeout=60)
+    output, errors = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, errors
     assert output.endswith("resumed 0\n")
     assert_complete(out, whole)

@@ -163,9 +163,9 @@ def test_separate_experts_need_the_width(experts: int, hidden: int, inner: int) 
 
 def test_header_rules_stay_linear() -> None:
     def seconds(*tensors: tuple[str, tuple[int, ...]]) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         roles(*tensors)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     deep = [(f"{i}." + "a." * 60 + "gate.weight", (2, 2)) for i in range(2000)]
     experts = [(f"layers.0.mlp.{word}{i}", (2, 8, 2 * i)) for i in range(4000)

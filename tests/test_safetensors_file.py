@@ -89,7 +89,7 @@ def test_every_dtype_and_shape_is_found_where_its_bytes_are(tmp_path: Path) -> N
         assert raw[found.offset : found.offset + found.spec.nbytes] == expected
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=6),
     sizes=st.data(),
@@ -216,7 +216,7 @@ def test_files_of_other_kinds_are_refused(
         read_safetensors(path, path.name)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_one_damaged_byte_never_escapes_as_another_error(
     good: Path, tmp_path: Path, at: int, value: int

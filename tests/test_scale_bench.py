@@ -20,6 +20,8 @@ import scale
 from prunectl.checkpoint.remote import FIRST_BYTES
 from prunectl.plan.job import plan_prune
 
+pytestmark = pytest.mark.full
+
 
 def arguments_of(bench: scale.Bench, part: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines of a part, none of which is run; on a folder that is not there."""

@@ -277,7 +277,7 @@ def test_buffers_of_many_threads_are_not_kept(on_disk: Path) -> None:
     file = PartialFile(on_disk, "weights", len(_DATA))
     writer = file._direct
     assert writer is not None
-    at_once = threading.Barrier(16, timeout=20)
+    at_once = threading.Barrier(16, timeout=120)
 
     def put(number: int) -> None:
         for begin in range(0, _CHUNK, _CHUNK // 2):
@@ -316,9 +316,9 @@ def test_who_waits_when_it_is_closed_gets_an_error(tmp_path: Path) -> None:
     """As after a second Ctrl-C: the program could not end as long as a thread waits."""
     fd = os.open(tmp_path / "weights", os.O_RDWR | os.O_CREAT)
     writer = DirectWriter(os.dup(fd), fd)
-    go_on, busy = threading.Event(), threading.Barrier(3, timeout=20)
+    go_on, busy = threading.Event(), threading.Barrier(3, timeout=120)
     for _ in range(2):
-        writer._writers.submit(lambda: (busy.wait(), go_on.wait(20)))
+        writer._writers.submit(lambda: (busy.wait(), go_on.wait(120)))
     busy.wait()  # what is handed on from now on waits behind these
 
     def put(first: int) -> None:
@@ -333,10 +333,10 @@ def test_who_waits_when_it_is_closed_gets_an_error(tmp_path: Path) -> None:
         while writer._writers._work_queue.qsize() >= 4:  # until those are cancelled
             time.sleep(0.01)
         go_on.set()
-        closing.result(timeout=20)
+        closing.result(timeout=120)
         for one in waiting:
             with pytest.raises(RuntimeError, match="shutdown"):
-                one.result(timeout=20)
+                one.result(timeout=120)
     os.close(fd)
 
 
@@ -403,7 +403,7 @@ def test_dropping_a_file_waits_for_who_writes(
 
     def pwrite(fd: int, data: memoryview, at: int) -> int:
         writing.set()
-        go_on.wait(20)
+        go_on.wait(120)
         wrote.append(os.fstat(fd).st_size)
         return whole(fd, data, at)
 
@@ -411,7 +411,7 @@ def test_dropping_a_file_waits_for_who_writes(
     file = PartialFile(tmp_path, "weights", 100)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(file.write, b"x" * 100, 0)
-        writing.wait(20)
+        writing.wait(120)
         dropping = pool.submit(file.abort)
         time.sleep(0.05)
         assert not dropping.done()

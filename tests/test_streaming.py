@@ -79,7 +79,7 @@ def test_few_items_are_in_flight(jobs: int) -> None:
 
 
 def test_work_really_is_in_several_threads() -> None:
-    barrier = threading.Barrier(3, timeout=10)
+    barrier = threading.Barrier(3, timeout=120)
 
     def work(_: int, scratch: Scratch) -> int:
         barrier.wait()
@@ -94,7 +94,7 @@ def test_an_error_surfaces_and_stops_the_others(tmp_path: Path) -> None:
 
     def work(item: int, scratch: Scratch) -> None:
         if item == 0:
-            started.wait(10)
+            started.wait(120)
             raise ZeroDivisionError("of item 0")
         with checkpoint.open() as reader:
             while True:

@@ -21,6 +21,7 @@ import pytest
 import tiny_models
 import tiny_tokenizers
 import torch
+from full import few
 
 from prunectl.errors import CannotWrite, InvalidOption, NothingPrunable
 from prunectl.evaluation.errors import MetricMismatch
@@ -274,7 +275,7 @@ def test_the_command_of_a_compressed_folder_that_is_worked_in_runs(
 # --- going on -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", [1, 2, 7, 12, 25, 40, 61])
+@pytest.mark.parametrize("moment", few([1, 2, 7, 12, 25, 40, 61], 25))
 def test_an_interrupted_sweep_goes_on(
     speaker: Path, whole: SweepResult, tmp_path: Path, moment: int
 ) -> None:

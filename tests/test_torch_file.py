@@ -107,7 +107,7 @@ def test_dtypes_have_their_safetensors_names(tmp_path: Path, form: str) -> None:
     assert [(name, dtype) for name, (dtype, _, _) in found.items()] == [(n, n) for n in names]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(0, 5), max_size=4),
     order=st.randoms(use_true_random=False),
@@ -302,7 +302,7 @@ def test_truncated_at_any_byte_is_refused(tmp_path: Path, form: str) -> None:
             assert "truncated" in caught.value.why
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_one_damaged_byte_never_escapes_as_another_error(
     tmp_path: Path, form: str, at: int, value: int

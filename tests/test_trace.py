@@ -17,6 +17,7 @@ import pytest
 import reference
 import tiny_models
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,7 +237,7 @@ def test_a_jump_a_ramp_a_line_and_noise() -> None:
     assert abrupt(steps, [0.5] * len(steps)) is None
 
 
-@pytest.mark.parametrize(("count", "most"), [(8, 0.1), (12, 0.06), (30, 0.02)])
+@pytest.mark.parametrize(("count", "most"), few([(8, 0.1), (12, 0.06), (30, 0.02)]))
 def test_noise_is_rarely_called_a_change(count: int, most: float) -> None:
     """Noise around a line has none; noise alone has one rarely, and with few checkpoints more."""
     rng = np.random.default_rng(1)
@@ -338,6 +339,7 @@ def test_the_command(
         assert "--revisions is of one MODEL" in err
 
 
+@pytest.mark.full
 def test_revisions_of_the_hub_are_dropped_in_turn(training: Path, hub: Hub, tmp_path: Path) -> None:
     """What was in the cache before stays; what is downloaded for the trace goes, if asked."""
     commits = []

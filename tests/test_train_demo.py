@@ -27,6 +27,8 @@ from demo_lm import windows
 from demo_training import Run, Shape
 from prunectl import demo
 
+pytestmark = pytest.mark.full
+
 SCRIPT = Path(train_demo.__file__)
 # One thread: the same bytes on any number of cores, and no waiting for each other on a busy one.
 TINY = (

@@ -221,6 +221,9 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 NAMES = tuple(_MODELS)
 
+FEW = ("gpt2", "mixtral", "t5")
+"""One with Conv1D, one with experts, one of both halves; many tests have bert and llama."""
+
 
 def make(name: str) -> PreTrainedModel:
     """A new model with random weights (seed 0) in fp32."""
