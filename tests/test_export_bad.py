@@ -227,7 +227,7 @@ def test_parts_of_two_tensors_exchanged(small: Small, typed: Typed, layout: str)
         one["extra"], other["extra"] = other["extra"], one["extra"]
 
     cases.edit_described(folder / WEIGHTS, exchange)
-    with pytest.raises(BadCheckpoint, match="hash is not the one that was stored"):
+    with pytest.raises(BadCheckpoint, match="does not match its stored hash"):
         load_state_dict(folder)
     damaged(typed, folder, gate)
 

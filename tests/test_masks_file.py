@@ -228,7 +228,11 @@ def tensor_of(document: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda d: tensor_of(d, UP).update(name="gone"), BadManifest, "'gone' as pruned"),
         (lambda d: tensor_of(d, UP).update(shape=[32, 48]), BadManifest, "another shape"),
         (lambda d: tensor_of(d, UP).update(pattern="1:4"), BadManifest, "do not follow"),
-        (lambda d: tensor_of(d, UP).update(pattern="2:5"), BadManifest, "which it cannot be"),
+        (
+            lambda d: tensor_of(d, UP).update(pattern="2:5"),
+            BadManifest,
+            "which its shape rules out",
+        ),
         (lambda d: d.pop("tensors"), BadManifest, "tensors is missing"),
     ],
 )

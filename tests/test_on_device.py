@@ -533,9 +533,7 @@ def test_a_full_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(on_event=notes.append).on_device("cuda") as run:
         assert run.device is not None
         run.device.was_full = run.device.was_used = True
-    assert notes == [
-        Note("cuda:0 was full: the CPU worked on the tensors that found no room there")
-    ]
+    assert notes == [Note("cuda:0 was full: the CPU processed the tensors that did not fit")]
 
 
 @pytest.fixture
@@ -562,7 +560,7 @@ def test_a_device_that_gets_nothing_is_said(tmp_path: Path) -> None:
     ):
         events: list[Event] = []
         work(events.append)
-        assert "nothing went to cuda:0" in said(events)
+        assert "cuda:0 was not used" in said(events)
     events = []
     with Run(on_event=events.append).on_device("cuda", tells_unused=False):
         pass

@@ -86,19 +86,19 @@ def test_the_settings_of_nccl_are_as_they_were(monkeypatch: pytest.MonkeyPatch) 
 
 
 NOTES = {
-    "own": ["sums pass by NCCL"],
-    "lacking": ["sums pass through the host: rank 1 computes on cpu"],
-    "shared": ["sums pass through the host: ranks 0 and 1 share cuda:1"],
-    "own again": ["sums pass by NCCL"],
+    "own": ["sums are computed by NCCL"],
+    "lacking": ["sums are computed through the host: rank 1 computes on cpu"],
+    "shared": ["sums are computed through the host: ranks 0 and 1 share cuda:1"],
+    "own again": ["sums are computed by NCCL"],
     "broken": [
-        "! sums pass through the host: NCCL does not connect rank 1 (no way); NCCL_DEBUG=INFO "
-        "shows more"
-    ],
-    "silent": [
-        "! sums pass through the host: NCCL does not connect rank N (no answer for 1 s); "
+        "! sums are computed through the host: NCCL cannot connect rank 1 (no way); "
         "NCCL_DEBUG=INFO shows more"
     ],
-    "own at last": ["sums pass by NCCL"],
+    "silent": [
+        "! sums are computed through the host: NCCL cannot connect rank N (no answer for 1 s); "
+        "NCCL_DEBUG=INFO shows more"
+    ],
+    "own at last": ["sums are computed by NCCL"],
 }
 
 

@@ -308,8 +308,10 @@ def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -
             process.kill()
             process.communicate()
     assert (other.returncode, out) == (1, "")
-    lost = "rank 1: error: the processes lost one another: their meeting place has not answered for"
-    said = "error: rank 1 on its host: has not been heard of for" if rank else lost
+    lost = (
+        "rank 1: error: the processes lost one another: the rendezvous store has not answered for"
+    )
+    said = "error: rank 1 on its host: has sent no heartbeat for" if rank else lost
     assert re.match(f"{said} 2 s\n(rank 1: )?hint: ", err), err
 
 

@@ -25,15 +25,15 @@ from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
 
 @dataclass(frozen=True)
 class Job:
-    """What is exported, to where, and how it is split into files.
+    """The source, output and split into files of an export.
 
     Attributes:
-        checkpoint: the source; a compressed one is seen as the dense one that it stands for.
+        checkpoint: the source; a compressed one appears dense.
         target: the folder to write.
-        layout, pattern, max_shard_size, command: as asked for.
+        layout, pattern, max_shard_size, command: as given.
         manifest: of the source's folder, or None.
         expected: the N:M that tensors should follow, by name.
-        axes: the input axis of tensors of which nobody says so, by name, where it is not the last.
+        axes: input axes by tensor name, where not the last, for tensors without a stated pattern.
         outputs: the tensors to write, by name, in file order.
         shards: compressed files; empty for a dense export.
         dense: the files of a dense export, else None.
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What was asked for, as the manifest records it."""
+        """The arguments, as the manifest records them."""
         return {
             "layout": self.layout,
             "pattern": str(self.pattern) if self.pattern else None,
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that decides the output's weight bytes."""
+        """Digest of everything that decides the output's weight bytes."""
         shards = self.dense.shards if self.dense else self.shards
         facts = {
             "export": self.arguments,
@@ -84,13 +84,13 @@ def prepare(
     force: bool,
     command: str,
 ) -> Job:
-    """Everything that can be refused before a weight is read.
+    """Decide everything that can be decided, and refused, before a weight is read.
 
     Raises:
         InvalidOption: an unknown layout; a pattern for the dense one.
-        UnsupportedCheckpoint: the source is quantized by somebody else.
-        BadManifest: the source's manifest is not about these tensors.
-        OutputConflict: something is in the way at the target.
+        UnsupportedCheckpoint: the source is quantized, and not by prunectl.
+        BadManifest: the source's manifest lists other tensors.
+        OutputConflict: something exists at the target.
     """
     is_dense = layout == DENSE
     if layout not in (AUTO, *LAYOUTS):
@@ -102,7 +102,7 @@ def prepare(
         raise UnsupportedCheckpoint(
             checkpoint.model,
             f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="it is stored in few bits already; export the one from before quantization",
+            hint="export the checkpoint from before quantization",
         )
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     if size < 1:
@@ -129,7 +129,7 @@ def prepare(
 
 
 def _manifest_of(checkpoint: Checkpoint) -> Manifest | None:
-    """The manifest beside the weights, which must be about them."""
+    """The manifest of the source's folder; refuse one that lists other tensors."""
     path = checkpoint.folder / MANIFEST_NAME
     if checkpoint.kind == "file" or not path.exists():
         return None
@@ -149,9 +149,9 @@ def _manifest_of(checkpoint: Checkpoint) -> Manifest | None:
 def _expected(
     checkpoint: Checkpoint, manifest: Manifest | None, pattern: NM | None
 ) -> dict[str, Expected]:
-    """The pattern of every tensor that should follow one: as told, else as the manifest says.
+    """The N:M pattern of each tensor that should follow one: the given, else the manifest's.
 
-    A tensor of which some rows only follow one is like one that was pruned without a pattern.
+    A tensor whose pattern covers only some rows counts as pruned without a pattern.
     """
     if pattern is not None:
         return _as_told(checkpoint, pattern)
@@ -168,7 +168,7 @@ def _expected(
 
 
 def _axes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Input axes that are not the last: along them, N:M groups are looked for."""
+    """Input axes other than the last, along which N:M groups are looked for."""
     roles = checkpoint.roles.roles
     axes = {t.name: input_axis(t.spec, roles[t.name]) for t in checkpoint.tensors}
     last = {t.name: len(t.spec.shape) - 1 for t in checkpoint.tensors}

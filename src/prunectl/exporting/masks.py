@@ -1,4 +1,4 @@
-"""``export --masks-only``: which weights of a pruned checkpoint stay, one bit a weight."""
+"""``export --masks-only``: which weights of a pruned checkpoint are kept, one bit a weight."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from prunectl.plan.prunable import input_axis, prunable_tensors
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
-    """A tensor to write a mask of: under its name, the bytes of ``stored``."""
+    """A tensor to write a mask of: its name, and where its bytes are stored."""
 
     name: str
     stored: StoredTensor
@@ -58,10 +58,10 @@ def export_masks(
     jobs: int | None = None,
     on_event: OnEvent = ignore_events,
 ) -> MasksResult:
-    """Write which weights of the pruned tensors stay: all whose bits are not those of +0.0.
+    """Write a mask of each pruned tensor: every weight whose bits are not those of +0.0 is kept.
 
-    The tensors are those that the folder's manifest says were pruned; without a manifest, the
-    prunable ones that hold a +0.0. docs/masks.md specifies the file.
+    The pruned tensors are those of the folder's manifest; without a manifest, the prunable tensors
+    that hold a +0.0. docs/masks.md specifies the file.
 
     Args:
         model: an open checkpoint, dense or compressed, or what :func:`open_checkpoint` takes.
@@ -72,8 +72,8 @@ def export_masks(
 
     Raises:
         NothingMasked: no tensor was pruned.
-        BadManifest: the manifest cannot be used, or is not that of these weights.
-        OutputConflict: something else is at ``output``, or it lies in the model's folder.
+        BadManifest: the manifest cannot be used, or lists other weights.
+        OutputConflict: something else is at ``output``, or ``output`` lies in the model's folder.
         SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def _check_target(output: Path, sources: Sequence[Path], *, force: bool) -> Path
     """The real path to write, if it may be written.
 
     Raises:
-        OutputConflict, CannotWrite: it may not.
+        OutputConflict, CannotWrite: it may not be written.
     """
     with os_errors(output):
         target = real_path(output)
@@ -139,11 +139,11 @@ def _manifest(checkpoint: Checkpoint) -> Manifest | None:
 
 
 def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
-    """The tensors that the manifest says were pruned.
+    """The tensors that the manifest lists as pruned.
 
     Raises:
-        BadManifest: the weights are not those that it lists.
-        NothingMasked: there are none.
+        BadManifest: it lists other weights.
+        NothingMasked: it lists none.
     """
     path = checkpoint.folder / MANIFEST_NAME
     own = checkpoint.by_any_name
@@ -160,21 +160,21 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
         if (spec.shape, spec.dtype.name) != (record.shape, record.dtype):
             raise BadManifest(path, f"lists '{record.name}' with another shape or dtype")
         pattern = parse_pattern(record.pattern)
-        partly = record.pattern_rows is not None  # then the whole tensor follows no pattern
+        partly = record.pattern_rows is not None  # then the tensor as a whole follows no pattern
         groups = None if isinstance(pattern, Unstructured) or partly else pattern
         if groups is not None and Rows.of(spec.shape, record.input_axis).length % groups.m:
-            raise BadManifest(path, f"lists '{record.name}' as {groups}, which it cannot be")
+            raise BadManifest(path, f"lists '{record.name}' as {groups}, which its shape rules out")
         axis = record.input_axis
         if groups is not None and axis is None:
             axis = len(spec.shape) - 1
         found.append(_Masked(record.name, stored, groups, axis))
     if not found:
-        raise NothingMasked(checkpoint.model, f"{MANIFEST_NAME} lists no tensor that was pruned")
+        raise NothingMasked(checkpoint.model, f"{MANIFEST_NAME} lists no pruned tensor")
     return found
 
 
 def _holding_zeros(checkpoint: Checkpoint, reader: TensorReader, run: Run) -> list[_Masked]:
-    """The prunable tensors that hold a +0.0; of a pruned one little has to be read to tell.
+    """The prunable tensors that hold a +0.0; the read of a pruned tensor stops early.
 
     Raises:
         NothingMasked: there are none.
@@ -201,7 +201,7 @@ def _holding_zeros(checkpoint: Checkpoint, reader: TensorReader, run: Run) -> li
     return found
 
 
-# --- what of them -----------------------------------------------------------------------------
+# --- their bits ------------------------------------------------------------------------------
 
 
 def _write(
@@ -211,7 +211,7 @@ def _write(
     writer: MaskWriter,
     run: Run,
 ) -> dict[str, int]:
-    """Write the bits of all masks; returns zeros by tensor name."""
+    """Write the bits of all masks; return zeros by tensor name."""
     zeros = {}
 
     def work(one: _Masked, scratch: Scratch) -> tuple[_Masked, int]:
@@ -244,7 +244,7 @@ def _write_one(
                 raise BadManifest(
                     checkpoint.folder / MANIFEST_NAME,
                     f"lists '{one.name}' as {groups}, which its weights do not follow",
-                    hint="they were changed after they were pruned",
+                    hint="the weights were changed after pruning",
                 )
         zeros += codes.size - int(np.count_nonzero(codes))
         writer.write(one.name, offset // uint.itemsize // 8, kept_bits(codes).data)
@@ -257,14 +257,14 @@ def _uint(tensor: StoredTensor) -> np.dtype[Any]:
 
 
 def source_of(checkpoint: Checkpoint, manifest: Manifest | None) -> Mapping[str, Any]:
-    """What the masks are of: the source in the manifest, or the checkpoint itself.
+    """The checkpoint that the masks belong to: the manifest's source, or the checkpoint itself.
 
-    The file is for others: of a local path only the last part is written, which says what it was.
+    Of a local path only the last component is written, since the file is made to be shared.
     """
     of = checkpoint if manifest is None else manifest.source
     model = of.model
     if manifest is None and checkpoint.kind == "folder":
-        model = str(checkpoint.folder.resolve())  # "." says nothing
+        model = str(checkpoint.folder.resolve())  # "." names nothing
     return {
         "model": Path(model).name if of.kind in ("folder", "file") else model,
         "kind": of.kind,

@@ -36,7 +36,7 @@ from prunectl.userdirs import expanded
 def write_metadata(
     sink: OutputFolder, job: Job, result: ExportResult, stored: Mapping[str, Stored]
 ) -> tuple[str, ...]:
-    """Write side files, index, model card and, last, the manifest; returns warnings."""
+    """Write side files, index, model card and, last, the manifest; return warnings."""
     weights = PARTS_INDEX if result.shards > 1 else result.tensors[0].file
     files, warnings = _side_files(sink, job, weights)
     index = _index(job, result, stored)
@@ -51,7 +51,7 @@ def write_metadata(
         schema=SCHEMA_VERSION,
     )
     source, notes = source_card(job.checkpoint)
-    # Whoever reads the card wants to know how the weights were pruned, and not only exported.
+    # the card states how the weights were pruned, and not only that they were exported
     earlier = earlier_commands(source) if job.manifest else ()
     text = model_card(source, _card_facts(job, result, manifest, earlier))
     sink.write_bytes(CARD_NAME, text.encode("utf-8", "surrogateescape"))
@@ -62,7 +62,7 @@ def write_metadata(
 def _side_files(
     sink: OutputFolder, job: Job, weights: str
 ) -> tuple[list[FileRecord], tuple[str, ...]]:
-    """Copy them; config.json names our loader in a compressed folder, and nowhere else."""
+    """Copy side files; config.json names our loader if the folder is compressed."""
     files, warnings = [], []
     for name in job.checkpoint.side_files:
         path = job.checkpoint.folder / name
@@ -73,7 +73,7 @@ def _side_files(
         if not job.dense and is_markable(config):
             config = mark(config, weights)
         elif not job.dense:
-            warnings.append(_no_loader(f"{CONFIG_NAME} is not a JSON object of its own"))
+            warnings.append(_no_loader(f"{CONFIG_NAME} is not a JSON object"))
         files.append(sink.write_bytes(name, config))
     if not job.dense and CONFIG_NAME not in job.checkpoint.side_files:
         warnings.append(_no_loader(f"there is no {CONFIG_NAME}"))
@@ -81,7 +81,7 @@ def _side_files(
 
 
 def _no_loader(why: str) -> str:
-    return f"{why}: transformers cannot load this folder, prunectl.load_state_dict can."
+    return f"{why}: transformers cannot load this folder; prunectl.load_state_dict can."
 
 
 def _index(job: Job, result: ExportResult, stored: Mapping[str, Stored]) -> bytes | None:
@@ -96,7 +96,7 @@ def _index(job: Job, result: ExportResult, stored: Mapping[str, Stored]) -> byte
 
 
 def _records(job: Job, result: ExportResult) -> tuple[TensorRecord, ...]:
-    """A record for every tensor: the source's own, with what this export changed."""
+    """A record of every tensor: the source's own, with the changes of this export."""
     known = {record.name: record for record in job.manifest.tensors} if job.manifest else {}
     fresh = {} if job.manifest else _fresh_records(job, result)
     return tuple(
@@ -112,7 +112,7 @@ def _records(job: Job, result: ExportResult) -> tuple[TensorRecord, ...]:
 
 
 def _fresh_records(job: Job, result: ExportResult) -> dict[str, TensorRecord]:
-    """Records of a checkpoint that prunectl has not written: nothing of it was pruned here."""
+    """Records of a checkpoint that prunectl did not write: nothing is recorded as pruned."""
     names = prunable_tensors(job.checkpoint)
     records: dict[str, TensorRecord] = {}
     first: dict[str, str] = {}
@@ -158,7 +158,7 @@ def _fresh_manifest(job: Job, result: ExportResult) -> Manifest:
 
 
 def _count(records: Iterable[TensorRecord]) -> Count:
-    """Totals of float tensors; tied ones count once."""
+    """Totals of float tensors; tied tensors count once."""
     own = [r for r in records if r.tied_to is None and DTYPES[r.dtype].is_float]
     return Count.of(
         sum(record.numel for record in own),
@@ -174,7 +174,7 @@ def _card_facts(
     arguments = manifest.arguments
     pattern, scope = pattern_and_scope(arguments)
     return CardFacts(
-        # The card is for others: of a local path only the last part, which says what it was.
+        # of a local path only the last component, since the card is made to be shared
         model=source.repo_id or _last_part(source.model),
         version=__version__,
         method=_method(arguments),
@@ -194,7 +194,7 @@ def _card_facts(
 
 
 def _last_part(path: str) -> str:
-    """Of a path that may lead nowhere, or in circles."""
+    """Resolve a path, which may be broken or circular."""
     return os.path.basename(os.path.realpath(expanded(path)))  # noqa: PTH119
 
 

@@ -1,4 +1,4 @@
-"""What ``export`` did."""
+"""The result of ``export``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class ExportedTensor:
     Attributes:
         name, dtype, shape: as in the source.
         file: the weights file that holds it.
-        layout: how it is stored; ``dense`` where nothing else is smaller, or fits.
-        pattern: the N:M that its layout makes use of, or None.
+        layout: how it is stored; ``dense`` where no other layout fits or is smaller.
+        pattern: the N:M that its layout uses, or None.
         zeros: weights that are +0.0 or -0.0.
-        dense_bytes: of all its weights. stored_bytes: of its parts.
-        blake3: of its dense bytes.
+        dense_bytes: size stored densely.
+        stored_bytes: size of its parts.
+        blake3: hash of its dense bytes.
     """
 
     name: str
@@ -41,7 +42,7 @@ class ExportedTensor:
 
 @dataclass(frozen=True, slots=True)
 class LayoutTotal:
-    """All tensors that are stored in one layout: how many, and their bytes before and after."""
+    """Count of the tensors stored in one layout, and their bytes before and after."""
 
     layout: str
     tensors: int
@@ -51,15 +52,19 @@ class LayoutTotal:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """The whole outcome.
+    """The result of an export.
 
     Attributes:
-        output: the folder. model: the source as given. layout: as asked for.
+        output: the folder.
+        model: the source, as given.
+        layout: as requested.
         tensors: in file order.
         source_bytes: of the source's weight files. dense_bytes: of all tensors, dense.
-        nbytes: of the weight files written, headers included. shards: files.
-        resumed_shards: taken over from an interrupted run.
-        seconds: wall time. warnings: sentences.
+        nbytes: of the weight files written, headers included.
+        shards: number of weight files.
+        resumed_shards: finished by an interrupted run.
+        seconds: wall time.
+        warnings: sentences.
     """
 
     output: Path
@@ -97,7 +102,7 @@ class ExportResult:
         return self.nbytes / self.dense_bytes if self.dense_bytes else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The result as JSON values."""
         from prunectl.to_json import to_json
 
         return {
@@ -110,7 +115,7 @@ class ExportResult:
 
 @dataclass(frozen=True, slots=True)
 class MasksResult:
-    """What ``export --masks-only`` wrote: a file with a mask for each of ``tensors`` tensors."""
+    """The file of ``export --masks-only``, with a mask for each of ``tensors`` tensors."""
 
     output: Path
     model: str
@@ -121,7 +126,7 @@ class MasksResult:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The result as JSON values."""
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.masks/1", **to_json(self)}

@@ -1,4 +1,4 @@
-"""The first pass of an export: each tensor is counted and hashed, and its layout chosen."""
+"""The first pass of an export: count and hash each tensor, and choose its layout."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from prunectl.layouts.groups import Grid
 
 DETECTED = (NM(1, 4), NM(1, 2), NM(2, 4), NM(4, 8))
-"""Patterns that are looked for where nobody says which one a tensor follows."""
+"""Patterns to look for in a tensor without a stated pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The N:M that a tensor should follow, and along which axis."""
+    """The N:M that a tensor should follow, and its axis."""
 
     pattern: NM
     axis: int
@@ -43,12 +43,12 @@ class Choice:
     """How one tensor will be stored.
 
     Attributes:
-        spec: which tensor.
+        spec: the tensor.
         layout: its layout.
         extra: the parameters of the layout.
         zeros: weights that are +0.0 or -0.0.
-        blake3: of its dense bytes.
-        sizes: bytes in each layout that can hold it, header left out, as its ``nbytes`` says.
+        blake3: hash of its dense bytes.
+        sizes: bytes in each layout that can hold it, without the header.
     """
 
     spec: TensorSpec
@@ -60,7 +60,7 @@ class Choice:
 
     @property
     def pattern(self) -> NM | None:
-        """The N:M that the layout makes use of."""
+        """The N:M that the layout uses."""
         return pattern_of(self.extra)
 
     @property
@@ -69,7 +69,7 @@ class Choice:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in its layout, about."""
+        """Approximate bytes in its layout."""
         return self.sizes[self.layout]
 
 
@@ -81,18 +81,18 @@ def choose_layouts(
     axes: Mapping[str, int],
     run: Run,
 ) -> dict[str, Choice]:
-    """Read every tensor once and decide how each is stored; by name.
+    """Read every tensor once and choose its layout; by name.
 
     Args:
         checkpoint: the source.
-        tensors: which of its tensors.
-        layout: what was asked for; ``auto`` is the smallest. What would grow stays dense.
-        expected: N:M patterns by tensor name; tensors without one are looked at for the usual ones.
-        axes: along which these are looked for, by name; the last axis where nothing is said.
+        tensors: those to read.
+        layout: the requested one; ``auto`` is the smallest. A tensor that would grow stays dense.
+        expected: N:M patterns by tensor name; other tensors are checked for the usual patterns.
+        axes: axes of that check by tensor name; by default the last.
 
     Raises:
-        BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
-        PatternMismatch: a tensor does not follow the pattern that is expected of it.
+        BadCheckpoint: a tensor's bytes do not match its stored hash.
+        PatternMismatch: a tensor does not follow its expected pattern.
     """
     found: dict[str, Choice] = {}
     with checkpoint.open() as reader:
@@ -100,7 +100,7 @@ def choose_layouts(
         def work(tensor: StoredTensor, scratch: Scratch) -> Choice:
             axis = axes.get(tensor.name, max(0, len(tensor.spec.shape) - 1))
             counted = _count(tensor, reader, scratch, expected.get(tensor.name), axis)
-            # In this order: what is damaged follows no pattern either, and that is not the news.
+            # hash first: a damaged tensor follows no pattern either, and the damage is the cause
             check_digest(checkpoint, tensor, counted.blake3)
             if counted.broken is not None:
                 raise PatternMismatch(tensor.name, str(counted.broken))
@@ -114,7 +114,7 @@ def choose_layouts(
 def held_to(checkpoint: Checkpoint, manifest: Manifest | None) -> Checkpoint:
     """The checkpoint with the hashes of its manifest, if it has one.
 
-    Bytes that changed since then must not get a new, right hash in what is written from them.
+    Bytes that changed since must not get a new, matching hash in the output.
     """
     if manifest is None:
         return checkpoint
@@ -123,7 +123,7 @@ def held_to(checkpoint: Checkpoint, manifest: Manifest | None) -> Checkpoint:
 
 
 def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> None:
-    """Compare the hash of a tensor's dense bytes with the one that is stored, if any is.
+    """Compare the hash of a tensor's dense bytes with the stored one, if there is one.
 
     Raises:
         BadCheckpoint: they differ.
@@ -131,13 +131,13 @@ def check_digest(checkpoint: Checkpoint, tensor: StoredTensor, found: str) -> No
     if checkpoint.digests.get(tensor.name, found) != found:
         raise BadCheckpoint(
             checkpoint.folder / tensor.file,
-            f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
+            f"tensor '{tensor.name}' is damaged: it does not match its stored hash",
         )
 
 
 def _choose(spec: TensorSpec, counted: _Counted, layout: str) -> Choice:
     survey, name, extra, nbytes = counted.survey, DENSE, {}, {DENSE: spec.nbytes}
-    # A name may leave no room for those of parts.
+    # The name may leave no room for suffixes of parts.
     if any(name_fault(f"{spec.name}.{suffix}") for suffix in SUFFIXES):
         survey = None
     if survey is not None:
@@ -151,10 +151,10 @@ def _choose(spec: TensorSpec, counted: _Counted, layout: str) -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What one pass over a tensor tells.
+    """The facts of one pass over a tensor.
 
-    ``survey`` is None for types that are always dense; ``broken`` is the pattern that was expected
-    and does not hold.
+    ``survey`` is None for types that are always dense; ``broken`` is an expected pattern that does
+    not hold.
     """
 
     survey: Survey | None
@@ -199,7 +199,7 @@ def _count(
 
 
 def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[tuple[NM, Grid]]:
-    """Groups of the patterns that a tensor may follow."""
+    """The groups of each pattern that a tensor may follow."""
     from prunectl.layouts.groups import Grid
 
     if expected is not None:
@@ -215,7 +215,7 @@ def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[t
 
 
 def _tightest(grids: Mapping[NM, Grid]) -> NM | None:
-    """The pattern with fewest places left empty, of those that hold; None if none does."""
+    """The pattern that keeps the smallest share, of those that hold; None if none does."""
     return min(grids, key=lambda p: (p.n / p.m, p.m), default=None)
 
 

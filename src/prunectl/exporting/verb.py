@@ -47,19 +47,19 @@ def export(
     command: str | None = None,
     on_event: OnEvent = ignore_events,
 ) -> ExportResult:
-    """Store a checkpoint in another layout, bit for bit; ``dense`` is the way back.
+    """Store a checkpoint in another layout, bit for bit; layout ``dense`` reverses it.
 
-    The output is complete or absent; an interrupted run is resumed by the same call.
+    The output is complete or absent; the same call resumes an interrupted run.
 
     Args:
         model: what :func:`prunectl.open_checkpoint` takes, compressed folders included; or an open
             checkpoint.
-        output: folder to write; must be absent or empty, unless ``force``.
-        layout: a name of :data:`prunectl.layouts.table.LAYOUTS`, or ``auto``: the smallest for
-            each tensor. A tensor that would grow, or does not fit, stays dense.
-        pattern: the N:M that the prunable tensors follow; default: what the manifest says of each,
-            else whether one of the usual patterns holds is found out.
-        max_shard_size: bytes of the tensors in one file, stored densely; a number, or ``5GB``.
+        output: folder to write; absent or empty, unless ``force``.
+        layout: a name of :data:`prunectl.layouts.table.LAYOUTS`, or ``auto``: the smallest for each
+            tensor. A tensor that would grow, or does not fit, stays dense.
+        pattern: the N:M that the prunable tensors follow; default: each tensor's in the manifest,
+            else one of the usual patterns, if it holds.
+        max_shard_size: dense bytes of the tensors in one file; a number, or ``5GB``.
         force: replace an existing checkpoint at ``output``, once everything is written.
         jobs: threads; default one per core, eight at most.
         ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
@@ -67,7 +67,7 @@ def export(
         on_event: receives progress.
 
     Raises:
-        PatternMismatch: a tensor does not follow the pattern that it should.
+        PatternMismatch: a tensor does not follow its expected pattern.
         UsageError, SourceError, OutputError: see :mod:`prunectl.errors`; nothing is written then.
     """
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def export(
             stored, resumed = _write(job, sink, run)
             checkpoint.check_unchanged()
         except (BadCheckpoint, PatternMismatch, InvalidOption):
-            sink.discard()  # a later run would only go on towards the same error
+            sink.discard()  # a later run would only meet the same error
             raise
         result = _result(job, stored, sink, ranks, resumed)
         warnings: tuple[str, ...] = ()
@@ -105,10 +105,10 @@ def export(
 
 
 def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored], int]:
-    """Write all files that an earlier run has not finished, each rank its own.
+    """Write the files that an earlier run has not finished, each rank its own.
 
     Returns:
-        Facts by tensor, and how many files were finished before: on every rank those of all.
+        Facts by tensor, and the number of files that were finished before, of all ranks.
     """
     check_finished(sink, run)
     stored: dict[str, Stored] = {}
@@ -144,7 +144,7 @@ def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored]
             sink.finish(writer, [to_json(one) for one in written])
             ours += written
     if run.ranks.count > 1:
-        sink.wait()  # what others are told is durable
+        sink.wait()  # flushed before other ranks hear of it
     stored |= {one.name: one for one in run.ranks.all_gather(ours)}
     return stored, len(shards) - len(todo)
 
@@ -154,11 +154,11 @@ def _dense_bytes(shard: Shard | PartsShard) -> int:
 
 
 def _choices(job: Job, finished: set[str], run: Run) -> Mapping[str, Choice]:
-    """The layout of every tensor to write.
+    """Choose the layout of every tensor to write.
 
     Raises:
-        InvalidOption: the layout that was asked for fits no tensor at all.
-        BadCheckpoint: bytes are not those that a stored hash is of.
+        InvalidOption: the requested layout fits no tensor.
+        BadCheckpoint: bytes do not match a stored hash.
         NoSpace: the output will not fit.
     """
     todo = {name: tensor for name, tensor in job.outputs.items() if name not in finished}
@@ -175,9 +175,9 @@ def _choices(job: Job, finished: set[str], run: Run) -> Mapping[str, Choice]:
     if needs_groups and not finished and all(c.is_dense for c in found.values()):
         records = job.manifest.tensors if job.manifest else ()
         partly = any(record.pattern_rows is not None for record in records)
-        where = ", but for blocks of rows" if partly else ", or that takes less space in it"
+        where = " in all its rows" if partly else ", or none gets smaller by it"
         raise InvalidOption(
-            f"--layout {job.layout}: no tensor follows an N:M pattern that is known of it{where}",
+            f"--layout {job.layout}: no tensor follows a known N:M pattern{where}",
             hint="prune with --pattern 2:4 first, or choose --layout auto",
         )
     choices = {
@@ -190,7 +190,7 @@ def _choices(job: Job, finished: set[str], run: Run) -> Mapping[str, Choice]:
 
 
 def _placed(choice: Choice, names: Collection[str]) -> Choice:
-    """The choice; dense where a part would take the name of another tensor."""
+    """The choice; dense where a part would have the name of another tensor."""
     if any(f"{choice.spec.name}.{suffix}" in names for suffix in SUFFIXES):
         return replace(choice, layout=DENSE, extra={})
     return choice

@@ -1,4 +1,4 @@
-"""The second pass of an export to a compressed layout: blocks are encoded by a few threads."""
+"""The second pass of an export to a compressed layout: threads encode blocks of tensors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from prunectl.plan.job import OutputTensor
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _ITEM_BYTES = 4 << 20
-"""Dense bytes that a thread works on before it hands over what it has encoded."""
+"""Dense bytes that a thread encodes before it hands over the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What was written for one tensor: its facts, and the names of what is in the file for it."""
+    """The facts of a written tensor, and its names in the file."""
 
     name: str
     layout: str
@@ -46,7 +46,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Some ranges of one tensor: of its encoder, or blocks of bytes where it stays dense."""
+    """Some ranges of a tensor's encoder; of a tensor that stays dense, some blocks of its bytes."""
 
     choice: Choice
     source: StoredTensor
@@ -64,18 +64,17 @@ def write_parts(
     run: Run,
     advance: Advance,
 ) -> list[Stored]:
-    """Write all tensors of one compressed file; returns what was written, in the shard's order.
+    """Write all tensors of one compressed file; return their facts in the shard's order.
 
-    Tensors that stay dense come last, wide types first: their sizes are no multiples of what the
-    tensor after them may have to be aligned to.
+    Dense tensors come last, wide types first, so that each is aligned for its type.
 
     Args:
         shard: the file.
-        choices: how each of its tensors is stored, by name.
-        sources: where the bytes of each are.
+        choices: layouts by tensor name.
+        sources: the stored source of each tensor.
         reader: of the source.
         writer: of the file.
-        advance: receives dense bytes as they are done.
+        advance: receives dense bytes as they are written.
     """
 
     def work(item: _Item, scratch: Scratch) -> tuple[_Item, list[Pieces]]:
@@ -121,7 +120,7 @@ def _encoder_of(choice: Choice) -> Encoder:
 
 
 def _share(item: _Item) -> int:
-    """Dense bytes of an item, so that those of a tensor's items add up to its own."""
+    """Dense bytes of an item; those of all items of a tensor add up to its size."""
     total = item.choice.spec.nbytes
     count = len(item.encoder.ranges) if item.encoder else max(1, -(-total // _ITEM_BYTES))
     return total * item.numbers.stop // count - total * item.numbers.start // count
@@ -143,7 +142,7 @@ def _encode(item: _Item, number: int, reader: TensorReader, scratch: Scratch) ->
 
 @dataclass(slots=True)
 class _Tensor:
-    """One tensor on its way into the file, from position ``begin`` on."""
+    """A tensor being written to the file, from position ``begin`` on."""
 
     choice: Choice
     encoder: Encoder | None
@@ -153,7 +152,7 @@ class _Tensor:
     small: list[Bytes] = field(default_factory=list)
 
     def append(self, pieces: Pieces) -> None:
-        """Write the next bytes of the large part, and keep those of the small one."""
+        """Write the next bytes of the large part, and collect those of the small one."""
         start = self._large_begin() + self.large
         for piece in pieces.large:
             self.writer.write(piece.data, start)
@@ -166,7 +165,7 @@ class _Tensor:
         return self.begin + ((self.encoder.lead or 0) if self.encoder else 0)
 
     def close(self) -> tuple[Stored, int]:
-        """List the tensor in the header; returns where the next one may begin."""
+        """List the tensor in the header; return where the next one may begin."""
         choice, encoder = self.choice, self.encoder
         spec = choice.spec
         if encoder is None:
@@ -207,7 +206,7 @@ class _Tensor:
 
 
 def _description(choice: Choice, parts: Sequence[StoredPart]) -> dict[str, Any]:
-    """What a header says of a tensor in parts."""
+    """A tensor's description in the file header."""
     return {
         "layout": choice.layout,
         "dtype": choice.spec.dtype.name,
@@ -219,10 +218,10 @@ def _description(choice: Choice, parts: Sequence[StoredPart]) -> dict[str, Any]:
 
 
 def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
-    """Bytes to keep for the header of a compressed file, before its sizes are known.
+    """Bytes to reserve for the header of a compressed file, before its sizes are known.
 
     Raises:
-        OutputError: more than a header can hold.
+        OutputError: a header cannot hold them.
     """
     entries: list[TensorSpec] = []
     described: dict[str, Any] = {}
@@ -243,7 +242,8 @@ def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
     return header_room(entries, described, digests)
 
 
-# --- dense files: the way back from a compressed folder, or new shards ----------------------------
+# --- dense files: a compressed folder stored densely again, or new shards
+# --------------------------
 
 
 def write_dense(
@@ -255,12 +255,12 @@ def write_dense(
     run: Run,
     advance: Advance,
 ) -> list[Stored]:
-    """Write all tensors of one dense file; returns what was written, in the shard's order.
+    """Write all tensors of one dense file; return their facts in the shard's order.
 
     Raises:
-        BadCheckpoint: a tensor's bytes are not those that its stored hash is of.
+        BadCheckpoint: a tensor's bytes do not match its stored hash.
     """
-    # Two outputs may be one tensor of the source, so that work is told apart by output.
+    # keyed by output, since two outputs may be one tensor of the source
     tensors = [
         StoredTensor(spec, outputs[spec.name].source.file, outputs[spec.name].source.offset)
         for spec in shard.specs

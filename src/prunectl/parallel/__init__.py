@@ -1,1 +1,1 @@
-"""Several processes that work on one command, as torchrun and accelerate start them."""
+"""Several processes that work on one command, started by torchrun or ``accelerate launch``."""

@@ -1,5 +1,7 @@
-"""Whether every rank has a CUDA device of its own, so that nccl can join them: two that share one
-would wait for each other for ever."""
+"""CUDA devices of the ranks. NCCL can join them only if each rank has its own.
+
+Two ranks that share a device would wait for each other forever.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,18 @@ if TYPE_CHECKING:
 
 BACKEND = "nccl"
 _SETTINGS = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
-"""Without these a thread of torch's ends the process when nccl fails, and says nothing that a user
-can make use of. With them, waiting raises an error, and what to do then is decided here."""
+"""Without these settings, a thread of torch ends the process when NCCL fails, with no usable
+message. With them, waiting raises an error, which is handled here.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a rank computes.
+    """The device that a rank computes on.
 
     Attributes:
-        device: as torch writes it, such as ``cuda:0``. name: by :func:`name_of`.
+        device: in torch's notation, such as ``cuda:0``.
+        name: from :func:`name_of`.
     """
 
     device: str
@@ -32,8 +36,8 @@ class Place:
 
 
 def name_of(device: torch.device) -> str:
-    """What a CUDA device is called that no other is; '' for one that nccl cannot use."""
-    if device.type != "cuda":  # and CUDA is left alone
+    """A name that no other CUDA device has; '' for one that NCCL cannot use."""
+    if device.type != "cuda":  # do not initialize CUDA
         return ""
     import torch
     import torch.distributed as dist
@@ -41,7 +45,7 @@ def name_of(device: torch.device) -> str:
     if not dist.is_nccl_available():
         return ""
     try:
-        torch.empty(1, device=device)  # what cannot be begun is known before it is counted on
+        torch.empty(1, device=device)  # fails here if CUDA cannot be initialized
         uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
     except RuntimeError:
         return ""
@@ -49,7 +53,7 @@ def name_of(device: torch.device) -> str:
 
 
 def why_by_host(places: Sequence[Place]) -> str:
-    """Why nccl cannot join the ranks' places; '' if every one has a device of its own."""
+    """Why NCCL cannot join the ranks; '' if every rank has a device of its own."""
     seen: dict[str, int] = {}
     for rank, place in enumerate(places):
         if not place.device.startswith("cuda"):
@@ -64,7 +68,7 @@ def why_by_host(places: Sequence[Place]) -> str:
 
 @contextmanager
 def errors_are_raised() -> Iterator[None]:
-    """A group of nccl that is made inside has its errors raised where one waits for it."""
+    """Make NCCL groups created in the ``with`` block raise their errors in the waiting thread."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
     os.environ.update(_SETTINGS)
     try:
@@ -78,8 +82,8 @@ def errors_are_raised() -> Iterator[None]:
 
 
 def abort(group: Any) -> None:
-    """End what waits in a group, on the device too; nothing can be sent by it afterwards."""
+    """Abort a group's pending work, also on the device; the group is unusable afterwards."""
     try:
         group.abort()
-    except RuntimeError:  # it is no group of nccl, or is gone already
+    except RuntimeError:  # not an NCCL group, or already gone
         return

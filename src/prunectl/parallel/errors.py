@@ -8,12 +8,11 @@ from prunectl.errors import PrunectlError
 
 
 class RankFailed(PrunectlError):
-    """Another process could not go on, so that this one cannot either.
-
-    It ends with that one's exit code.
+    """Another process failed, so this one ends too, with the other's exit code.
 
     Attributes:
-        rank, host: which. why: in its words.
+        rank, host: the process that failed.
+        why: its error message.
     """
 
     def __init__(self, rank: int, host: str, why: str, *, hint: str = "", code: int = 1) -> None:
@@ -22,19 +21,19 @@ class RankFailed(PrunectlError):
 
 
 class RanksLost(PrunectlError):
-    """The processes cannot find, or no longer hear, one another."""
+    """The processes cannot find each other, or lost contact."""
 
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(
             f"the processes lost one another: {why}",
             hint=hint
-            or "see what ended the first of them; the same command goes on from what is done",
+            or "see what ended the first one; the same command resumes from the finished work",
         )
         self.why = why
 
 
 class RanksDiffer(PrunectlError):
-    """Two processes do not see the same."""
+    """Two processes see different files or settings."""
 
     def __init__(self, what: str, rank: int, *, hint: str) -> None:
         super().__init__(f"rank {rank} and rank 0 do not see the same {what}", hint=hint)
@@ -42,6 +41,6 @@ class RanksDiffer(PrunectlError):
 
 
 def in_short(error: BaseException) -> str:
-    """The first sentence of what torch says, without the place in its source."""
+    """The first sentence of torch's message, without the source location."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return re.sub(r"^\[[^\]]*\]\s*", "", line).split(". ")[0].rstrip(".")

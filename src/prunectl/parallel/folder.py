@@ -12,10 +12,7 @@ from prunectl.output.resumable import ResumableFolder
 from prunectl.output.secondary_rank import SecondaryFolder
 from prunectl.parallel.run import Run
 
-SAME = (
-    "all need the same files, the same command and the same versions of prunectl, torch and "
-    "transformers"
-)
+SAME = "all need the same files, command and versions of prunectl, torch and transformers"
 SHARED_DISK = "give -o a folder on a disk that all hosts share"
 
 
@@ -28,11 +25,11 @@ def shared_folder(
     force: bool,
     protected: Sequence[Path],
 ) -> Iterator[ResumableFolder]:
-    """The output folder; on the first rank an :class:`OutputFolder`, which alone is committed.
+    """The output folder. On rank 0 an :class:`OutputFolder`; only rank 0 commits it.
 
     Raises:
-        RanksDiffer: a rank sees another source, was asked for something else, or does not see the
-            folder. OutputConflict, CannotWrite, NoSpace: as :class:`OutputFolder`.
+        RanksDiffer: a rank has another source or other settings, or does not see the folder.
+            OutputConflict, CannotWrite, NoSpace: as :class:`OutputFolder`.
     """
     ranks = run.ranks
     ranks.check_same("weights and settings", fingerprint, hint=SAME)

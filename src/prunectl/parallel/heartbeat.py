@@ -1,8 +1,8 @@
-"""Sees to it that all processes end when one cannot go on: each watches the others meanwhile.
+"""Ends all processes when one fails: each watches the others in a thread.
 
-What a rank that fails says of it, and its sign of life, are keys of the store that torch's
-processes meet at. A rank that finds another failed interrupts itself as Ctrl-C does, so that what
-is half done is dropped, and what is done is kept, by the same code.
+A rank's error and its heartbeats are keys of the store of torch's rendezvous. A rank that finds
+another one failed interrupts itself as Ctrl-C does: the same code drops unfinished work and keeps
+finished work.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from prunectl.parallel.errors import RankFailed, RanksLost, in_short
 from prunectl.parallel.rendezvous import Answer, NoAnswer, answer_to
 
 _EVERY = 0.5
-"""Seconds from one look at the others to the next."""
+"""Seconds between two looks at the other ranks."""
 _SILENT = 30.0
-"""Seconds without a sign of life after which a process, or the store, is given up."""
+"""Seconds without a heartbeat after which a process, or the store, counts as lost."""
 _PARTING = 2.0
-"""Seconds that a process takes to tell the others of its end, and to see theirs."""
+"""Seconds that a failing process spends on reporting its end and on waiting for the others."""
 _GLANCE = 0.5
-"""Seconds in which it is found out whether another one's end is behind this one's."""
+"""Seconds to find out whether another rank's failure caused this one's."""
 _FAILED = "failed"
 
 
 class Watch:
-    """A thread that looks after the other ranks, and shows them that this one lives.
+    """A thread that watches the other ranks and sends this rank's heartbeat.
 
     Args:
-        store: of torch.distributed, with a connection of its own. rank, count: of the processes.
-        cut: ends what the main thread waits for where an interrupt does not; called in this thread.
+        store: of torch.distributed, with a connection of its own.
+        rank, count: of the processes.
+        cut: ends waits of the main thread that an interrupt does not end; called in this thread.
 
     Attributes:
-        lost: what made this process stop; None while all is well.
+        lost: the error that made this process stop; None while nothing failed.
     """
 
     def __init__(self, store: Any, rank: int, count: int, cut: Callable[[], None]) -> None:
@@ -52,23 +53,23 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="prunectl-watch", daemon=True)
         self._thread.start()
 
-    # --- in the main thread, which never waits for the store without end ------------------------
+    # --- in the main thread, which never waits for the store without a limit --------------------
 
     def fail(self, why: str, hint: str, code: int) -> None:
-        """Tell the others that this rank cannot go on; the first to say so is believed."""
+        """Report to the other ranks that this one failed; only the first report counts."""
         self._said = True
         text = json.dumps([self._rank, socket.gethostname(), why, hint, code])
         self._tell(lambda: self._store.compare_set(_FAILED, "", text))
 
     def failure(self) -> RankFailed | RanksLost | None:
-        """What another rank has said of its end, or of this one's; None if that is not known."""
+        """The failure that another rank reported, of itself or of this rank; None if unknown."""
         if self._answers:
             with contextlib.suppress(RuntimeError):
                 return answer_to(self._failure, _GLANCE)
         return None
 
     def end(self) -> None:
-        """Stop watching; nobody waits for a sign of life of this rank any more."""
+        """Stop watching, and mark this rank as ended: no heartbeat is expected from it."""
         self._stop.set()
         self._thread.join()
         self._tell(lambda: self._store.set(f"ended/{self._rank}", "1"))
@@ -79,16 +80,16 @@ class Watch:
         keys = [f"ended/{rank}" for rank in range(self._count)]
         while self._tell(lambda: self._store.check(keys)) is False and time.monotonic() < until:
             time.sleep(0.05)
-        time.sleep(0.2)  # what they have to say of it comes after that
+        time.sleep(0.2)  # they print their errors after marking themselves ended
 
     def _tell(self, what: Callable[[], Answer]) -> Answer | None:
-        """What the store answers; None if it does not, after which it is not asked again."""
+        """Call the store; None if it does not answer, and then it is not called again."""
         if self._answers:
             try:
                 return answer_to(what, _PARTING)
             except NoAnswer:
                 self._answers = False
-            except RuntimeError:  # it is gone
+            except RuntimeError:  # the store is gone
                 pass
         return None
 
@@ -103,11 +104,11 @@ class Watch:
                 self.lost = lost
                 if self._main is not None:
                     signal.pthread_kill(self._main, signal.SIGINT)
-                self._cut()  # after the interrupt: what is cut off may look as if it were done
+                self._cut()  # after the interrupt: aborted work may look finished
                 return
 
     def _look(self, look: int) -> RankFailed | RanksLost | None:
-        """Show a sign of life, and see what has become of the others."""
+        """Send a heartbeat and check the other ranks."""
 
         def ask() -> RankFailed | RanksLost | None:
             self._store.add(f"alive/{self._rank}", 1)
@@ -119,10 +120,10 @@ class Watch:
             if not self._stop.is_set():
                 self._answers = False
             return RanksLost(
-                f"their meeting place has not answered for {_SILENT:.0f} s", hint=_HUNG
+                f"the rendezvous store has not answered for {_SILENT:.0f} s", hint=_HUNG
             )
         except RuntimeError as error:
-            return RanksLost(f"their meeting place is gone ({in_short(error)})")
+            return RanksLost(f"the rendezvous store is gone ({in_short(error)})")
 
     def _failure(self) -> RankFailed | RanksLost | None:
         if self._store.check([_FAILED]):
@@ -130,13 +131,13 @@ class Watch:
             if rank != self._rank:
                 return RankFailed(rank, host, why, hint=hint, code=code)
             if not self._said:
-                return RanksLost(f"this one {why}, the others have given it up")
+                return RanksLost(f"this one {why}; the others gave it up")
         return None
 
     def _neighbour(self, look: int) -> RankFailed | RanksLost | None:
-        """The next rank's end, if it has not been heard of for long.
+        """The failure of the next rank, if its heartbeats stopped for long.
 
-        That is told by our own looks, not by a clock, which goes on while all are suspended.
+        Time is counted in looks: a clock would go on while all processes are suspended.
         """
         other = (self._rank + 1) % self._count
         if other == self._rank or self._store.check([f"ended/{other}"]):
@@ -146,11 +147,11 @@ class Watch:
         if found != beats:
             self._heard = (found, look)
         elif (look - since) * _EVERY > _SILENT:
-            why = f"has not been heard of for {_SILENT:.0f} s"
+            why = f"has sent no heartbeat for {_SILENT:.0f} s"
             self._store.compare_set(_FAILED, "", json.dumps([other, "its host", why, _HINT, 1]))
             return self._failure()
         return None
 
 
-_HINT = "it was killed, or its host is gone; the same command goes on from what is done"
-_HUNG = "its host, that of rank 0, hangs or is cut off; the same command goes on from what is done"
+_HINT = "it was killed, or its host is gone; the same command resumes from the finished work"
+_HUNG = "rank 0's host hangs or is cut off; the same command resumes from the finished work"

@@ -1,4 +1,4 @@
-"""How the processes of one command find one another, and how they part."""
+"""How the processes of one command meet, and how they part."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.rendezvous import meet
 
 _FIRST_SPEAKS = 0.5
-"""Seconds that another rank waits with its error: often all of them meet the same one."""
+"""Seconds that a rank other than 0 holds back its error: often all ranks raise the same one."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _AT_ONCE = 5.0
-"""Seconds in which one signal after another is the same one: the terminal sends Ctrl-C to all, and
-torchrun to those that it has started. What is half done is dropped meanwhile, undisturbed."""
+"""Seconds within which repeated signals count as one. The terminal sends Ctrl-C to all processes,
+and torchrun sends another signal to those that it started; cleaning up must not be interrupted.
+"""
 
 
 _groups = itertools.count()
-"""Every time that processes join, they meet under another name in the same store."""
+"""Numbers the meetings of these processes: each uses its own name in the store."""
 
 
 @contextmanager
 def joined_ranks(on_event: OnEvent = ignore_events) -> Iterator[Ranks]:
-    """The processes that torchrun or ``accelerate launch`` has started for one command.
+    """The processes that torchrun or ``accelerate launch`` started for one command.
 
-    One that was started alone is alone. When a process leaves the block by an error, the others
-    leave it within seconds, with :class:`RankFailed` saying why; and so they do if one is killed.
-    It is entered in the main thread: others' errors arrive there as Ctrl-C does.
+    A process that was started alone gets :data:`ALONE`. When a process leaves the ``with`` block by
+    an error or is killed, the others leave within seconds, with :class:`RankFailed` stating why.
+    Enter the block in the main thread: errors of other ranks arrive there as Ctrl-C does.
 
     Args:
-        on_event: told, as :class:`Note`, for whom is waited if one does not start soon.
+        on_event: receives a :class:`Note` with the missing rank if one does not start soon.
 
     Raises:
-        RankFailed: another process could not go on. RanksLost: the processes cannot be joined.
+        RankFailed: another process failed.
+        RanksLost: the processes cannot be joined.
         ValueError: not the main thread.
     """
     rank, count = launched()
@@ -62,7 +64,7 @@ def joined_ranks(on_event: OnEvent = ignore_events) -> Iterator[Ranks]:
             except SystemExit as error:
                 if error.code:
                     raise
-                left = error  # as well as by the end of the block
+                left = error  # counts as the end of the block
             ranks.check_same("end", None, hint="")  # nobody leaves before all are done
         except BaseException as error:
             interruptible.clear()
@@ -70,7 +72,7 @@ def joined_ranks(on_event: OnEvent = ignore_events) -> Iterator[Ranks]:
             if other is None and not isinstance(error, RanksDiffer):
                 watch.fail(*_words(error))
             watch.end()
-            link.cut()  # or the process may not end
+            link.cut()  # or pending work would keep the process alive
             watch.wait_for_others()
             link.abandon()
             if other is not None:
@@ -86,8 +88,10 @@ def joined_ranks(on_event: OnEvent = ignore_events) -> Iterator[Ranks]:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """While the event is set: Ctrl-C, what torchrun sends when another process has ended, and what
-    our own watch sends raise KeyboardInterrupt, also where a shell has these ignored."""
+    """Raise KeyboardInterrupt for signals while the event is set, also where a shell ignores them.
+
+    The signals are Ctrl-C, torchrun's when another process ended, and that of our own watch.
+    """
     wanted = threading.Event()
     wanted.set()
     last = -math.inf
@@ -107,7 +111,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _other(watch: Watch, error: BaseException, rank: int) -> PrunectlError | None:
-    """The error that is behind this one, in another process; None if this one is the first."""
+    """Another process's error that caused this one; None if this one is the first."""
     waits = rank != 0 or isinstance(error, RanksLost)
     until = time.monotonic() + (_FIRST_SPEAKS if waits else 0.0)
     while True:
@@ -118,7 +122,7 @@ def _other(watch: Watch, error: BaseException, rank: int) -> PrunectlError | Non
 
 
 def _words(error: BaseException) -> tuple[str, str, int]:
-    """What the others are told of an error: what happened, what to do, and the exit code."""
+    """The report of an error to the other ranks: message, hint and exit code."""
     if isinstance(error, PrunectlError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -126,5 +130,5 @@ def _words(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
         return f"has ended by itself ({error.code})", "", code
-    code = getattr(error, "exit_code", 1)  # as that of a mistyped option
+    code = getattr(error, "exit_code", 1)  # as for a mistyped option
     return f"{type(error).__name__}: {error}", "", code

@@ -1,4 +1,4 @@
-"""Whether this process is one of several: torchrun and ``accelerate launch`` say so to each."""
+"""Whether torchrun or ``accelerate launch`` started this process as one of several."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and how many there are; (0, 1) for one that was started alone.
+    """This process's rank and the number of processes; (0, 1) for a process started alone.
 
-    A cluster's batch system may set WORLD_SIZE for all it starts; only where there is also an
-    address to meet at are these processes one another's.
+    A batch system may set WORLD_SIZE for everything it starts; the processes belong together only
+    if a rendezvous address is set too.
     """
     rank, count = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (rank.isdecimal() and count.isdecimal() and "MASTER_ADDR" in os.environ):
@@ -18,11 +18,11 @@ def launched() -> tuple[int, int]:
 
 
 def on_this_host() -> int:
-    """How many of these processes share this host's memory; torchrun and accelerate say so."""
+    """How many of these processes share this host's memory, from torchrun or accelerate."""
     told = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(told)) if launched()[1] > 1 and told.isdecimal() else 1
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that speaks: no further process of torchrun's or accelerate's."""
+    """Whether this process prints: it is not a further process of torchrun or accelerate."""
     return launched()[0] == 0

@@ -1,4 +1,4 @@
-"""What passes between the processes: bytes and sums, by torch.distributed."""
+"""Messages and sums between the processes, by torch.distributed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,31 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST = datetime.timedelta(days=7)
-"""A rank waits for the others as long as their part takes; that they live is seen to elsewhere."""
+"""Timeout of collective operations, since ranks may work for long. The heartbeat notices dead
+ranks.
+"""
 _CONNECTING = datetime.timedelta(seconds=30)
-"""For which a rank that has met the others tries to reach them."""
+"""Timeout of connecting to a rank that has arrived at the rendezvous."""
 _PIECE = 64 << 20
 _ANSWERING = 120.0
-"""Seconds for which nccl may connect: what it does then has no limit of its own."""
+"""Seconds for NCCL to connect, which has no timeout of its own."""
 _CUTTING = 5.0
-"""Seconds for which the end of what waits in nccl is waited for."""
+"""Seconds to wait for NCCL to abort."""
 
 
 class Link:
-    """A process group of gloo, and one of nccl where :meth:`join` has made it.
+    """A process group of gloo, and one of NCCL after :meth:`join`.
 
-    Every method but :meth:`cut` is called by all ranks alike, and in the same order. Waiting can be
-    interrupted: it is done here, not in torch.
+    All ranks call every method but :meth:`cut`, in the same order. Waiting happens here, not in
+    torch, so that it can be interrupted.
 
     Args:
-        store: that the processes meet at. rank, count: of them.
+        store: of the rendezvous.
+        rank, count: of the processes.
 
     Attributes:
-        device: this rank's own, whose tensors go by nccl; None where they go through the host.
+        device: this rank's device, whose tensors are sent by NCCL; None where all are sent through
+            the host.
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
@@ -48,7 +52,7 @@ class Link:
 
         self.rank, self.count = rank, count
         self.device: torch.device | None = None
-        self._direct: Any = None  # the group of nccl
+        self._direct: Any = None  # the NCCL group
         self._is_cut = False
         self._is_stuck = False
         self._own = not dist.is_initialized()
@@ -63,7 +67,7 @@ class Link:
         dist.distributed_c10d._set_pg_timeout(_LONGEST, self._group)
 
     def bytes_of(self, source: int, data: bytes = b"") -> bytes:
-        """What ``source`` gives as ``data``, on every rank."""
+        """Broadcast the ``data`` of rank ``source``."""
         import numpy as np
         import torch
 
@@ -78,13 +82,13 @@ class Link:
         return whole.numpy().tobytes()
 
     def join(self, device: torch.device) -> str:
-        """Have tensors on the ranks' devices pass from one to the other directly from now on.
+        """Send tensors directly between the ranks' devices from now on.
 
-        Every rank does its part to the end, whatever comes of it elsewhere: that all of them have
-        been joined is for the caller to ask, and to :meth:`leave` again if not.
+        Every rank does its part to the end, even if another rank fails. The caller asks whether all
+        have joined, and calls :meth:`leave` if not.
 
         Args:
-            device: this rank's, which is no other's.
+            device: of this rank only.
 
         Returns:
             Why this rank has not been joined to the others; '' if it has.
@@ -106,9 +110,9 @@ class Link:
         return ""
 
     def _connect(self, probe: torch.Tensor) -> None:
-        """Pass a tensor for the first time, which connects the devices, while all ranks are here.
+        """Connect the devices, by sending a first tensor while all ranks are here.
 
-        By another thread, since no interrupt ends what nccl does meanwhile.
+        Runs in another thread, since an interrupt does not end NCCL's connecting.
         """
         import torch.distributed as dist
 
@@ -117,7 +121,7 @@ class Link:
         def run() -> None:
             try:
                 dist.broadcast(probe, 0, group=self._direct)
-                probe.cpu()  # on a device, it is over only now
+                probe.cpu()  # waits for the device
             except RuntimeError as error:
                 failed.append(error)
 
@@ -133,11 +137,11 @@ class Link:
             raise failed[0]
 
     def sum(self, tensor: torch.Tensor) -> None:
-        """Add up the ranks' tensors, in place and contiguous; every rank gets the same bits."""
+        """All-reduce contiguous tensors by a sum, in place; every rank gets the same bits."""
         import torch.distributed as dist
 
         if self._all_on_devices(tensor):
-            # That all get the same bits, nccl says of what it broadcasts.
+            # NCCL guarantees the same bits on all ranks for a broadcast, not for a sum.
             self._wait(partial(dist.reduce, tensor, 0, group=self._direct))
             self._broadcast(tensor, 0)
             return
@@ -147,7 +151,7 @@ class Link:
             tensor.copy_(total)
 
     def _all_on_devices(self, tensor: torch.Tensor) -> bool:
-        """Whether every rank has its tensor on its device; one may have had no room for it."""
+        """Whether every rank has its tensor on its device; a rank may have had no room for it."""
         import torch
         import torch.distributed as dist
 
@@ -158,9 +162,9 @@ class Link:
         return bool(least.item())
 
     def tensor_of(self, source: int, tensor: torch.Tensor) -> None:
-        """Put what ``source`` has in ``tensor`` in every rank's.
+        """Broadcast ``tensor`` of rank ``source`` in place.
 
-        It is contiguous, of any dtype, and on the CPU.
+        The tensor is contiguous, of any dtype, and on the CPU.
         """
         import torch
 
@@ -169,18 +173,18 @@ class Link:
                 self._broadcast(piece, source)
 
     def cut(self) -> None:
-        """End what waits in nccl, which an interrupt alone does not; called in any thread."""
+        """Abort pending work of NCCL, which an interrupt does not end; called in any thread."""
         self._is_cut = True
         if self._direct is not None:
             _within(_CUTTING, devices.abort, self._direct)
 
     def leave(self) -> None:
-        """Have all tensors go through the host again."""
+        """Send all tensors through the host again."""
         import torch.distributed as dist
 
         group, self._direct, self.device = self._direct, None, None
         if group is not None and not _within(_CUTTING, dist.destroy_process_group, group):
-            self._is_stuck = True  # it has not connected, and nccl does not give that up
+            self._is_stuck = True  # not connected yet, and NCCL does not give up
             _keep(group)
 
     def close(self) -> None:
@@ -194,9 +198,9 @@ class Link:
             dist.destroy_process_group()
 
     def abandon(self) -> None:
-        """Let the process end without what the others still owe it: they may be silent for ever.
+        """Let the process end without waiting for other ranks, which may never answer.
 
-        gloo's group, when it goes, waits for what was begun, and nothing ends that waiting.
+        The destructor of gloo's group waits for pending operations without a limit.
         """
         import torch
 
@@ -211,12 +215,12 @@ class Link:
         self._wait(partial(dist.broadcast, tensor, source, group=group))
 
     def _wait(self, start: Any) -> None:
-        """Start what is to be done together, and wait for the others.
+        """Start a collective operation, and wait for the other ranks.
 
-        Of nccl, a work that has failed counts as completed: waiting for it raises why.
+        NCCL reports failed work as completed; waiting for it raises the error.
 
         Raises:
-            RanksLost: one of them is gone.
+            RanksLost: a rank is gone.
         """
         try:
             work = start(async_op=True)
@@ -228,7 +232,7 @@ class Link:
             work.wait()
         except RuntimeError as error:
             raise RanksLost(in_short(error)) from error
-        self._check()  # what was cut off may look as if it had succeeded
+        self._check()  # aborted work may look successful
 
     def _check(self) -> None:
         if self._is_cut:
@@ -236,7 +240,7 @@ class Link:
 
 
 def _within(seconds: float, what: Callable[[Any], None], group: Any) -> bool:
-    """Whether something that may wait for ever has come to its end, or an error, in time."""
+    """Whether a call that may block forever returned, or raised, in time."""
 
     def run() -> None:
         with contextlib.suppress(RuntimeError, ValueError):
@@ -249,7 +253,7 @@ def _within(seconds: float, what: Callable[[Any], None], group: Any) -> bool:
 
 
 def _keep(held: object) -> None:
-    """With a reference too many it stays when the process ends."""
+    """Leak a reference, so that the object is not destroyed when the process ends."""
     import ctypes
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
@@ -262,11 +266,11 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @contextmanager
 def on_their_network() -> Iterator[None]:
-    """Have gloo tell the others an address of this host that they can reach.
+    """Make gloo advertise an address of this host that the other ranks can reach.
 
-    By itself it takes what the host's own name stands for, which on many systems is the loopback
-    address. Inside the block, and unless the user has chosen one, it takes the network interface
-    that leads to where the processes meet.
+    By default, gloo uses the address of the host's name, which is the loopback address on many
+    systems. In the ``with`` block, unless the user has chosen an interface, gloo uses the one that
+    leads to the rendezvous address.
     """
     name = None if os.environ.get(INTERFACE) else _interface(_own_address())
     if name is None:
@@ -280,18 +284,18 @@ def on_their_network() -> Iterator[None]:
 
 
 def _own_address() -> str:
-    """This host's address as the meeting place sees it; '' if that is not known."""
+    """This host's address as seen from the rendezvous host; '' if unknown."""
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     with contextlib.suppress(OSError):
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.connect(place)  # of datagrams: nothing is sent
+            probe.connect(place)  # a datagram socket sends nothing here
             return str(probe.getsockname()[0])
     return ""
 
 
 def _interface(address: str) -> str | None:
-    """The interface that has an address; None for the loopback, which is no way to other hosts."""
+    """The interface that has an address; None for the loopback, which other hosts cannot reach."""
     import psutil
 
     for name, addresses in psutil.net_if_addrs().items():

@@ -1,4 +1,4 @@
-"""The processes that work on one command, as the verbs see them."""
+"""The processes that work on one command, as the verbs use them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _MESSAGE = 16 << 20
-"""Bytes of results that are sent together, and of those that wait in memory to be sent."""
+"""Bytes of results that are sent together, and the limit of those that wait in memory."""
 
 SAME_CALLS = (
     "all make the same calls with ranks=; whether it is the first is asked for what follows, such "
@@ -37,15 +37,14 @@ SAME_COMMAND = "all need the same command, with the same options, and the same v
 
 
 class Ranks:
-    """This process and those that work on the same command; alone without a link.
+    """This process and the others that work on the same command; alone without a link.
 
-    All of them run the same code on the same input. What they share out, each does a part of, and
-    every one gets the results of all, in the same order: whatever is decided by these is decided
-    alike everywhere, and nothing depends on how many there are. Every method is called by all ranks
-    alike, and in the same order.
+    All ranks run the same code on the same input. Each does its part of shared work, and every rank
+    gets all results in the same order. Decisions that depend on results are therefore the same on
+    every rank, whatever their number. All ranks call every method, in the same order.
 
     Attributes:
-        number, count: this process's rank, and how many there are.
+        number, count: this process's rank, and the number of ranks.
     """
 
     def __init__(self, link: Link | None = None) -> None:
@@ -56,26 +55,26 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes what there is once: index, manifest, the screen."""
+        """Whether this rank writes what exists once: index, manifest, the screen."""
         return self.number == 0
 
     def part(self, tensors: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
-        """This rank's part: a run of neighbours, about as many bytes as every other's."""
+        """This rank's part: consecutive items, about as many bytes as every other rank's."""
         if self._link is None:
             return tensors
         mine = slices([tensor.spec.nbytes for tensor in tensors], self.count)[self.number]
         return tensors[mine.start : mine.stop]
 
     def share(self, items: Sequence[Item], size: Callable[[Item], int]) -> list[Item]:
-        """The items that this rank does: dealt out by size, the largest first."""
+        """The items of this rank: distributed by size, the largest first."""
         if self._link is None:
             return list(items)
         return [items[i] for i in piles([size(item) for item in items], self.count)[self.number]]
 
     def all_gather(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items of all ranks on every rank, in the order of ranks.
+        """All-gather the items of all ranks, in the order of ranks.
 
-        A rank makes all its items before it sends any; they wait in a temporary file.
+        A rank makes all its items before it sends any; until then they are in a temporary file.
         """
         if self._link is None:
             yield from items
@@ -97,11 +96,13 @@ class Ranks:
         return first
 
     def use(self, device: torch.device, on_event: OnEvent = ignore_events) -> None:
-        """Say where this rank computes. Where all do so on CUDA devices, each on one of its own,
-        and nccl connects these, sums pass by it; else by gloo, through the host's memory.
+        """Set this rank's device.
+
+        Sums use NCCL if every rank has a CUDA device of its own and NCCL connects them; otherwise
+        gloo, through the host's memory.
 
         Args:
-            on_event: told on the first rank, as :class:`Note`, which it is, if there are GPUs.
+            on_event: on rank 0, receives a :class:`Note` with the choice if there are GPUs.
         """
         if self._link is None:
             return
@@ -114,10 +115,10 @@ class Ranks:
         failed = "" if why else self._join(self._link, device)
         if self.is_first and any(place.device.startswith("cuda") for place in places):
             way = f"through the host: {why or failed}" if why or failed else "by NCCL"
-            on_event(Note(f"sums pass {way}", warning=bool(failed)))
+            on_event(Note(f"sums are computed {way}", warning=bool(failed)))
 
     def _join(self, link: Link, device: torch.device) -> str:
-        """Connect all ranks' devices; why that has failed, in which case none is."""
+        """Connect all ranks' devices; on failure return why, and connect none."""
         began = time.monotonic()
         why = link.join(device)
         answers = self.all_gather([(time.monotonic() - began, self.number, why)])
@@ -125,11 +126,11 @@ class Ranks:
         if not failed:
             return ""
         link.leave()
-        _, rank, why = min(failed)  # the others have waited for it
-        return f"NCCL does not connect rank {rank} ({why}); NCCL_DEBUG=INFO shows more"
+        _, rank, why = min(failed)  # the rank that failed first: the others waited for it
+        return f"NCCL cannot connect rank {rank} ({why}); NCCL_DEBUG=INFO shows more"
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
-        """Replace each rank's contiguous tensor by the sum over ranks; the same bits everywhere."""
+        """All-reduce a contiguous tensor by a sum, in place; the same bits on every rank."""
         if self._link is not None:
             self._link.sum(tensor)
 
@@ -151,9 +152,9 @@ class Ranks:
         return held
 
     def file_of_first(self, file: IO[bytes] | None) -> IO[bytes] | None:
-        """The bytes of a file that the first rank has open, to read from here; None if it has none.
+        """The bytes of a file that rank 0 has open, to read from here; None if it has none.
 
-        On the first rank it is the file itself.
+        Rank 0 gets its own file back.
         """
         if self._link is None or not self.broadcast(file is not None):
             return file
@@ -165,10 +166,10 @@ class Ranks:
         return copy
 
     def check_same(self, what: str, value: object, *, hint: str) -> None:
-        """See to it that every rank has the same value, and has come to the same place.
+        """Check that every rank has the same value, at the same point of the program.
 
         Raises:
-            RanksDiffer: on all ranks, naming the first that has another.
+            RanksDiffer: on all ranks; the message names the first rank that differs.
         """
         if self._link is None:
             return
@@ -180,11 +181,11 @@ class Ranks:
                 raise RanksDiffer(what, rank, hint=hint)
 
     def check_source(self, checkpoint: Checkpoint, verb: str, *arguments: object) -> None:
-        """See to it that every rank has opened the same weights, takes them for the same, and is
-        to do the same with them.
+        """Check that every rank has opened the same weights with the same roles, for the same work.
 
         Args:
-            verb: what is done. arguments: of it, that decide what passes between the ranks.
+            verb: the verb that runs.
+            arguments: those that decide what the ranks exchange.
 
         Raises:
             RanksDiffer: as :meth:`check_same`.
@@ -202,7 +203,7 @@ ALONE = Ranks()
 
 
 def _messages(items: Iterable[Item]) -> Iterator[bytes]:
-    """Pickles one after another, about ``_MESSAGE`` bytes of them at a time."""
+    """Pickle items one after another, in messages of about ``_MESSAGE`` bytes."""
     batch = bytearray()
     for item in items:
         batch += pickle.dumps(item)
@@ -227,14 +228,14 @@ def _next(spool: IO[bytes], sizes: Iterator[int] | None) -> bytes:
 
 
 def slices(sizes: Sequence[int], count: int) -> list[range]:
-    """Cut items into ``count`` runs of neighbours, about as large as one another.
+    """Cut items into ``count`` runs of consecutive items, about equal in size.
 
-    Where a run ends is decided by its items' middles, so that no item is in two of them and a rank
+    An item belongs to the run that its middle falls into, so no item is in two runs, and a rank
     reads files from one end to the other.
 
     Args:
         sizes: of the items, at least 0; the same on every rank.
-        count: runs; some are empty where there are fewer items.
+        count: number of runs; some are empty where there are fewer items.
     """
     total = sum(sizes)
     ends = list(accumulate(sizes))
@@ -250,12 +251,12 @@ def slices(sizes: Sequence[int], count: int) -> list[range]:
 
 
 def piles(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal items out into ``count`` piles, the largest first, each to the pile with least.
+    """Distribute items over ``count`` piles, the largest first, each to the smallest pile.
 
-    Of equal items the earlier goes first, and of equal piles the first gets it.
+    Of equal items the earlier is placed first, and of equal piles the first receives it.
 
     Returns:
-        The items' indices in each pile, rising.
+        The items' indices in each pile, ascending.
     """
     heap = [(0, number) for number in range(count)]
     found: list[list[int]] = [[] for _ in range(count)]

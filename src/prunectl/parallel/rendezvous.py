@@ -1,4 +1,4 @@
-"""Where the processes of one command come together, each when it has started."""
+"""Where the processes of one command meet, each when it has started."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 
 _MEETING = datetime.timedelta(minutes=10)
-"""How long a process waits for the others to start."""
+"""Timeout of waiting for the others to start."""
 _PATIENCE = 10.0
-"""Seconds after which it is said who is waited for."""
-_NETWORK = "each host must reach the others; GLOO_SOCKET_IFNAME=NAME says by which network"
+"""Seconds after which a note names the missing ranks."""
+_NETWORK = "each host must reach the others; GLOO_SOCKET_IFNAME=NAME chooses the network"
 _ENVIRONMENT = (
     "torchrun and accelerate launch set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a process "
-    "that is to be alone has none of them"
+    "that runs alone has none of them"
 )
 
 
 def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, Link]:
-    """Wait for all, and connect them.
+    """Wait for all ranks, and connect them.
 
     Args:
-        group: the same number on every rank, another one each time.
-        on_event: told after a while who is waited for.
+        group: number of the meeting, the same on every rank, new each time.
+        on_event: receives a note on missing ranks after a while.
 
     Returns:
-        What they tell one another of themselves, with a connection of its own; and the link.
+        The store for heartbeats and errors, with a connection of its own; and the link.
 
     Raises:
-        RanksLost: they do not meet.
+        RanksLost: the processes do not meet.
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -64,9 +64,9 @@ def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, L
 
 
 def _store(rank: int, count: int, on_event: OnEvent) -> Store:
-    """What torch keeps for all of them.
+    """Open torch's store that all ranks share.
 
-    It is waited for in a thread: inside of torch, no Ctrl-C would end the waiting.
+    Waits in a thread: Ctrl-C does not end a wait in torch.
     """
     from torch.distributed.rendezvous import rendezvous
 
@@ -89,23 +89,23 @@ def _store(rank: int, count: int, on_event: OnEvent) -> Store:
 
 
 def _listens(host: str, port: str) -> bool:
-    """Whether the first rank is at the meeting place, and says itself who is waited for."""
+    """Whether rank 0 has arrived, and so reports missing ranks itself."""
     with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), 1.0):
         return True
     return False
 
 
 def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
-    """Wait until all have come, so that from then on they need no patience with one another.
+    """Wait until all ranks have arrived, so that connecting them needs no long timeout.
 
-    torchrun starts failed processes again with the store that they had, and what they left in it.
-    So each calls a name of its own; rank 0 reads them out, and all answer to the ones that count.
+    torchrun restarts failed processes with the same store and its old contents. So each rank writes
+    a new name, rank 0 publishes the names that it reads, and every rank confirms those that count.
 
     Returns:
-        A name for this meeting, as no other has it.
+        A name that only this meeting has.
 
     Raises:
-        RuntimeError: one does not come.
+        RuntimeError: a rank does not arrive.
     """
     own, began, longest = uuid.uuid4().hex, time.monotonic(), _MEETING.total_seconds()
     answer_to(lambda: store.set(f"here/{rank}", own), longest)
@@ -119,14 +119,14 @@ def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
             missing = answer_to(partial(_missing, store, count), longest)
             if waited > longest:
                 raise RuntimeError(f"rank {missing} did not come")
-            if not told and 0 in (rank, missing):  # one speaks, if it came
+            if not told and 0 in (rank, missing):  # only one rank reports, if it has arrived
                 on_event(Note(f"rank {rank} of {count} waits for rank {missing} to start"))
                 told = True
         time.sleep(0.05)
 
 
 def _answered(store: Store, rank: int, count: int, own: str) -> str:
-    """Do this rank's part of the roll call; the names that have all answered, '' until then."""
+    """Do this rank's part of the roll call; return the confirmed names, '' until then."""
     calls = [f"here/{other}" for other in range(count)]
     if rank == 0 and store.check(calls):
         names = ",".join(name.decode() for name in store.multi_get(calls))
@@ -142,12 +142,12 @@ def _answered(store: Store, rank: int, count: int, own: str) -> str:
 
 
 def _missing(store: Store, count: int) -> int:
-    """The first rank that has not come; 0 if all have."""
+    """The first rank that has not arrived; 0 if all have."""
     return next((one for one in range(count) if not store.check([f"here/{one}"])), 0)
 
 
 def _get(store: Store, key: str) -> str:
-    """A value that may not be there yet."""
+    """A value that may not exist yet."""
     return store.get(key).decode() if store.check([key]) else ""
 
 
@@ -157,24 +157,24 @@ _STEP = 0.1
 
 
 class NoAnswer(RuntimeError):
-    """The store has not answered in time."""
+    """The store did not answer in time."""
 
 
 def answer_to(
     question: Callable[[], Answer], patience: float, stop: threading.Event | None = None
 ) -> Answer:
-    """What a call of torch's store returns.
+    """Call torch's store, and return its answer.
 
-    When the store's host hangs, no call of it comes back, and neither its timeout nor a signal ends
-    it. So it is made by a thread of its own, which then is left behind.
+    When the store's host hangs, no call returns, and neither its timeout nor a signal ends it. So
+    the call runs in a thread of its own, which is abandoned then.
 
     Args:
-        patience: seconds. Those in which this process stands still do not count, as when all of
-            them are suspended together.
-        stop: when set, an answer that does not come soon is not waited for.
+        patience: seconds. Time in which this process is suspended does not count.
+        stop: when set, wait only briefly.
 
     Raises:
-        NoAnswer: not in time. RuntimeError: what the store raises.
+        NoAnswer: no answer in time.
+        RuntimeError: raised by the store.
     """
     found: Future[Answer] = Future()
 

@@ -1,4 +1,4 @@
-"""What every step of a command works with, chosen once where the command begins."""
+"""Resources of a command, chosen once where it begins: threads, ranks, device, listener."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Advance = Callable[[int, str], None]
-"""Reports bytes as done, and the tensor or file they belong to."""
+"""Reports bytes as done, and the tensor or file that they belong to."""
 
 MAX_JOBS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The threads, processes, device and listener of one command.
+    """The threads, ranks, device and listener of one command.
 
     Attributes:
-        jobs: threads; None is one for each core, eight at most.
+        jobs: threads; None is one per core, eight at most.
         ranks: the processes that share the work.
-        device: the CUDA device that works on the magnitudes of large tensors; None is the CPU.
+        device: the CUDA device for magnitudes of large tensors; None is the CPU.
         on_event: receives progress.
 
     Raises:
@@ -49,12 +49,12 @@ class Run:
             raise InvalidOption(f"jobs: {self.jobs} is not 1 to {MAX_JOBS}", hint="leave it out")
 
     def note(self, text: str, *, warning: bool = False) -> None:
-        """Tell the user a sentence."""
+        """Report a sentence to the user."""
         self.on_event(Note(text, warning))
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Advance]:
-        """A step of ``total`` bytes."""
+        """Report a step of ``total`` bytes."""
         self.on_event(PhaseStarted(name, total))
         yield lambda count, item: self.on_event(Advanced(name, count, item))
         self.on_event(PhaseDone(name))
@@ -70,7 +70,7 @@ class Run:
         tensors: Iterable[StoredTensor],
         work: Callable[[StoredTensor, Scratch], Result],
     ) -> Iterator[tuple[StoredTensor, Result]]:
-        """:meth:`ordered` over tensors, small ones in batches; yields each with its result."""
+        """:meth:`ordered` over tensors, small ones in batches; yields tensors and their results."""
 
         def work_batch(
             batch: list[StoredTensor], scratch: Scratch
@@ -86,13 +86,13 @@ class Run:
         tensors: Sequence[StoredTensor],
         work: Callable[[StoredTensor, Scratch], Result],
     ) -> Iterator[tuple[StoredTensor, Result]]:
-        """:meth:`tensors` as a phase, each rank on a run of neighbours.
+        """:meth:`tensors` as a phase; each rank works on consecutive tensors.
 
-        The phase advances with this rank's own part. The results come after it, all at once.
+        The phase advances with this rank's own part. The results follow all at once.
 
         Yields:
-            All tensors with their results, in the order of ``tensors``, on every rank. What
-            ``work`` returns must pickle.
+            All tensors with their results, in the order of ``tensors``, on every rank. Results must
+            pickle.
         """
         own = self.ranks.part(tensors)
         with self.phase(phase, sum(tensor.spec.nbytes for tensor in own)) as advance:
@@ -106,19 +106,19 @@ class Run:
 
     @contextmanager
     def on_device(self, wanted: str, *, tells_unused: bool = True) -> Iterator[Run]:
-        """This run with the CUDA device that is asked for.
+        """This run with the requested CUDA device.
 
-        ``auto`` is the CPU: its kernels keep up with disks, and weights would have to go to the
-        device and back. At the end a note says whether the device was full, or unused.
+        ``auto`` is the CPU: its kernels keep up with disks, and a device would add a transfer in
+        both directions. At the end, a note reports a device that was full or unused.
 
         Args:
             wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            tells_unused: False where the device has other work too.
+            tells_unused: whether to report an unused device; False where it has other work too.
 
         Raises:
             InvalidOption: no such device.
         """
-        if wanted in ("auto", "cpu"):  # without torch, which takes a second to load
+        if wanted in ("auto", "cpu"):  # do not import torch, which takes a second
             yield self
             return
         from prunectl.device import choose_device
@@ -128,13 +128,13 @@ class Run:
         device = OnDevice(place) if place.type == "cuda" else None
         yield replace(self, device=device)
         if device is not None and device.was_full:
-            self.note(f"{place} was full: the CPU worked on the tensors that found no room there")
+            self.note(f"{place} was full: the CPU processed the tensors that did not fit")
         if device is not None and not device.was_used and tells_unused:
             self.note(
-                f"nothing went to {place}: it has no part in masks, in cached measurements, in "
-                "tensors of up to 1 MiB, and in measuring fp32"
+                f"{place} was not used: it has no part in masks, cached measurements, "
+                "tensors of up to 1 MiB, or measuring fp32"
             )
 
 
 PLAIN_RUN = Run()
-"""One process, a thread for each core, on the CPU; nobody listens."""
+"""One process, one thread per core, on the CPU, without a listener."""

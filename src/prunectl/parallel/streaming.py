@@ -1,7 +1,7 @@
 """Work over a checkpoint's tensors in bounded memory: a few threads, one small buffer each.
 
 Kernels, hashing and positional reads and writes release the interpreter lock, so threads use all
-cores. Results come back in file order whatever thread finished first, which keeps sums of floats,
+cores. Results come back in file order whichever thread finished first, which keeps sums of floats,
 journals and progress deterministic.
 """
 
@@ -29,17 +29,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BLOCK_BYTES = 1 << 20
-"""Bytes that are read, worked on, hashed and written at a time: they stay in a core's L2 cache."""
+"""Bytes that are read, processed, hashed and written at a time: they stay in a core's L2 cache."""
 
 LARGE_BYTES = 32 << 20
-"""The same where a device works on them: small ones would leave a bus idle."""
+"""The same for a device: small blocks would leave the bus idle."""
 
 BATCH_BYTES = 4 << 20
-"""Small tensors are handed to a thread together: 100,000 of them cost no 100,000 hand-overs."""
+"""Small tensors are passed to threads in batches: 100,000 single hand-overs would be slow."""
 
 
 class Scratch:
-    """A thread's reused buffers, the device that large tensors go to, and the word to stop."""
+    """A thread's reused buffers, the device for large tensors, and the flag to stop."""
 
     def __init__(self, stop: threading.Event, device: OnDevice | None = None) -> None:
         self._stop, self._device = stop, device
@@ -47,21 +47,21 @@ class Scratch:
         self._large: Bytes | None = None
 
     def buffer(self, nbytes: int, name: str = "main") -> Bytes:
-        """A uint8 array of ``nbytes``, the same memory at each call with the same name."""
+        """A uint8 array of ``nbytes``, in the same memory for the same name."""
         held = self._buffers.get(name)
         if held is None or len(held) < nbytes:
             held = self._buffers[name] = np.empty(max(nbytes, BLOCK_BYTES), np.uint8)
         return held[:nbytes]
 
     def _large_buffer(self, nbytes: int) -> Bytes:
-        """The one that a device copies from, which is made once: to pin memory takes time."""
+        """The buffer that a device copies from, made once because pinning memory is slow."""
         if self._large is None or len(self._large) < nbytes:
             size = max(nbytes, LARGE_BYTES)
             self._large = self._device.buffer(size) if self._device else np.empty(size, np.uint8)
         return self._large[:nbytes]
 
     def device_for(self, tensor: StoredTensor) -> OnDevice | None:
-        """The device, if there is one and the tensor is worth the way; None is the CPU."""
+        """The device, if there is one and the tensor is worth the transfer; None is the CPU."""
         return self._device if tensor.spec.nbytes > BLOCK_BYTES else None
 
     def blocks(
@@ -78,12 +78,12 @@ class Scratch:
 
         Args:
             reader: of the checkpoint.
-            tensor: which one.
-            unit: elements that must not be torn apart, for example whole N:M groups.
-            name: of the buffer to read into, unless blocks are large; the array is valid until the
-                next block.
+            tensor: the tensor to read.
+            unit: elements that stay in one block, for example a whole N:M group.
+            name: of the buffer to read into, unless ``large``; the array is valid until the next
+                block.
             part: first element and number of elements, in whole units; None is all of it.
-            large: in blocks for a device, which :func:`pieces` cuts into those for the CPU.
+            large: use blocks for a device, which :func:`pieces` cuts into those for the CPU.
 
         Yields:
             (byte offset in the tensor, the block's bytes), in order.
@@ -108,7 +108,7 @@ def _block_size(unit_bytes: int) -> int:
 
 
 def pieces(codes: Codes, unit: int) -> Iterator[Codes]:
-    """A large block [n] of whole units as the blocks that it would have come in without a device.
+    """Cut a large block [n] of whole units into the blocks of a read without a device.
 
     Sums of floats depend on where blocks begin.
     """
@@ -146,7 +146,7 @@ def run_ordered(
     """Apply ``work`` to every item in threads; yield the results in the order of the items.
 
     Only a few items are in flight at a time. If ``work`` or the consumer raises, the others stop at
-    their next block and the error goes on to the caller.
+    their next block, and the caller gets the error.
     """
     stop = threading.Event()
     local = threading.local()
