@@ -309,7 +309,7 @@ def test_verify_finds_what_the_manifest_agrees_with(rows: Path) -> None:
     path.write_text(json.dumps(document))
     (found,) = verify(rows).differences
     assert (found.kind, found.where) == ("survivors", FLAT)
-    assert "2 weights pruned in rows that were to stay dense" in found.detail
+    assert "2 weights pruned in rows that should be dense" in found.detail
 
 
 def test_verify_does_not_trust_the_list_of_rows(rows: Path) -> None:
@@ -399,7 +399,7 @@ def test_no_tensor_of_blocks_is_stored_as_nm(tmp_path: Path) -> None:
     source = reference.save(tmp_path / "source", {UP: torch.randn(64, 32)})
     result = prune(source, tmp_path / "rows", settings(0.25))
     assert "nm" not in result.predicted_bytes
-    with pytest.raises(InvalidOption, match="but for blocks of rows"):
+    with pytest.raises(InvalidOption, match="in all its rows"):
         export(tmp_path / "rows", tmp_path / "nm", "nm")
     with pytest.raises(PatternMismatch, match="2:4"):
         export(tmp_path / "rows", tmp_path / "nm", "auto", pattern="2:4")

@@ -461,7 +461,7 @@ def test_a_compressed_name_on_an_ordinary_file(made: Path, tmp_path: Path, typed
     folder = tmp_path / "renamed"
     folder.mkdir()
     shutil.copyfile(made / "pruned" / "model.safetensors", folder / WEIGHTS)
-    refused(typed, BadCheckpoint, "does not say how it was compressed", folder)
+    refused(typed, BadCheckpoint, "does not describe its compression", folder)
 
 
 def test_a_weights_file_that_is_a_pipe(small: Small, typed: Typed) -> None:

@@ -209,7 +209,7 @@ def test_no_memory_to_decode_is_an_error_of_the_file(monkeypatch: pytest.MonkeyP
         raise MemoryError
 
     monkeypatch.setattr(coding, "decode_chunk", empty)
-    with pytest.raises(BadCheckpoint, match="tensor 'w' does not fit the memory"):
+    with pytest.raises(BadCheckpoint, match="tensor 'w' does not fit in memory"):
         decode(found, BF16, SHAPE)
 
 

@@ -146,8 +146,8 @@ def test_one_flipped_bit_of_a_survivor(cut: Path) -> None:
     assert kinds(verify(cut, source=None)) == {"hashes": {UP}}
     failed = {check.name: check.detail for check in report.checks if check.passed is False}
     assert failed == {
-        "hashes": "not so, 1 difference: stored bytes have the hashes of the manifest",
-        "survivors": "not so, 1 difference: survivors are bit-identical to the source",
+        "hashes": "failed, 1 difference: stored bytes have the hashes of the manifest",
+        "survivors": "failed, 1 difference: survivors are bit-identical to the source",
     }
     (survivor,) = [one for one in report.differences if one.kind == "survivors"]
     assert survivor.detail == "1 weight with neither the source's bits nor +0.0"
@@ -484,7 +484,7 @@ def test_a_source_that_is_damaged_now(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_source_is_left_out_as_asked(pair: tuple[Path, Path]) -> None:
-    assert set(undone(verify(pair[1], source=None)).values()) == {"left out as asked"}
+    assert set(undone(verify(pair[1], source=None)).values()) == {"left out on request"}
 
 
 def test_a_source_that_was_moved_can_be_named(pair: tuple[Path, Path]) -> None:

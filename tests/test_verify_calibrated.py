@@ -105,7 +105,7 @@ def test_weights_that_are_no_numbers(whole: Path, value: float, source: str | No
 def test_zeros_are_as_many_as_were_asked_for(whole: Path) -> None:
     change(whole, OTHER, lambda w: w.__setitem__(first(w, w != 0), 0.0))
     assert differences(whole, None) == [
-        ("zeros", OTHER, "513 zeros, what was asked for gives 512"),
+        ("zeros", OTHER, "513 zeros, the arguments give 512"),
     ]
 
 
@@ -141,7 +141,7 @@ def test_a_dense_row_keeps_the_source_s_bits(rows: Path, value: float) -> None:
     inside = {row for start, stop in record.pattern_rows for row in range(start, stop)}
     row = min(set(range(record.shape[0])) - inside)
     change(rows, UP, lambda w: w.__setitem__((row, 5), value))
-    detail = "1 weight changed in rows that were to stay dense"
+    detail = "1 weight changed in rows that should be dense"
     assert differences(rows) == [("survivors", UP, detail)]
     assert differences(rows, None) == []  # nobody can tell
 

@@ -1,1 +1,1 @@
-"""Reading dense and compressed checkpoints into memory: tensors, state dicts, models."""
+"""Load dense and compressed checkpoints: tensors, state dicts, transformers models."""

@@ -1,9 +1,9 @@
-"""A compressed checkpoint seen as the dense one it stands for: same names, dtypes, shapes, bits.
+"""A compressed checkpoint presented as a dense one: same names, dtypes, shapes, bits.
 
 The weights files of a compressed folder hold parts; their headers describe how each tensor is
-decoded from its parts (docs/format.md). What is made here of them is a :class:`Checkpoint` like any
-other, whose reader decodes what it is asked for. Everything in a header is checked before it is
-used: who wrote it may mean harm.
+decoded from its parts (docs/format.md). This module turns them into an ordinary :class:`Checkpoint`
+whose reader decodes. Every field of a header is checked before use, since the file may be
+malicious.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def open_model(
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Open a dense or a compressed checkpoint; a compressed one is decoded as it is read.
+    """Open a dense or a compressed checkpoint; a compressed one is decoded on reading.
 
     Args, raises: as :func:`prunectl.open_checkpoint`.
     """
@@ -52,7 +52,7 @@ def open_model(
 
 
 def dense_view(stored: Checkpoint) -> Checkpoint:
-    """The dense checkpoint that stored parts stand for.
+    """Return the dense checkpoint that stored parts encode.
 
     Raises:
         BadCheckpoint: the headers do not describe the parts.
@@ -81,13 +81,13 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
     )
     records = _manifest_records(stored)
     _check_records(stored, records, tensors)
-    # The manifest's hashes go before a header's: a file of another export has its own, right ones.
+    # the manifest's hashes first: a file of another export has valid hashes of its own
     digests |= {record.name: record.blake3 for record in records}
     place = {record.name: number for number, record in enumerate(records)}
     return replace(
         stored,
         format="safetensors",
-        # In the order of the source, which the manifest keeps; as they come without one.
+        # in the order of the source, which the manifest keeps; without a manifest as stored
         tensors=tuple(sorted(tensors, key=lambda tensor: place.get(tensor.name, len(place)))),
         opener=partial(PartsReader, stored, packed, dense),
         digests=digests,
@@ -96,7 +96,7 @@ def dense_view(stored: Checkpoint) -> Checkpoint:
 
 
 def stored_layouts(checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
-    """How each tensor is stored: its layout, and the bytes that it takes; by name.
+    """The layout and stored bytes of each tensor, by name.
 
     Raises:
         SourceError: the headers of a compressed folder cannot be read again.
@@ -117,22 +117,22 @@ def stored_layouts(checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
 def _descriptions(
     stored: Checkpoint, file: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """How the tensors of one file are decoded, as its header says, and the hashes of dense ones."""
+    """Read how one file's tensors are decoded, from its header, and the hashes of dense ones."""
     text = stored.metadata.get(file, {}).get(METADATA_KEY)
     if text is None:
-        raise BadCheckpoint(stored.folder / file, "its header does not say how it was compressed")
+        raise BadCheckpoint(stored.folder / file, "its header does not describe its compression")
     try:
         document = strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(
-            stored.folder / file, f"what its header says of compression is not JSON: {error}"
+            stored.folder / file, f"its header's description of compression is not JSON: {error}"
         ) from None
     version = document.get("format") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
         raise BadCheckpoint(
             stored.folder / file,
             f"compressed in format {reprlib.repr(version)}; this prunectl reads {FORMAT_VERSION!r}",
-            hint="a newer prunectl may be needed: pip install -U prunectl",
+            hint="upgrade prunectl: pip install -U prunectl",
         )
     tensors = document.get("tensors")
     if not isinstance(tensors, dict) or not all(isinstance(v, dict) for v in tensors.values()):
@@ -150,7 +150,7 @@ def _packed(
     fields: Mapping[str, Any],
     parts: Mapping[str, StoredTensor],
 ) -> Packed:
-    """A description, checked against the parts that the header lists."""
+    """A tensor's description, checked against the parts in the header."""
 
     def bad(why: str) -> BadCheckpoint:
         return BadCheckpoint(stored.folder / file, f"tensor '{name}': {why}")
@@ -171,15 +171,15 @@ def _packed(
             raise bad(f"its part '{suffix[:40]}' is missing")
         found[suffix] = part
     if spec.nbytes >= 2**62:
-        raise bad("its shape is impossibly large")
+        raise bad("its shape is too large")
     extra = fields.get("extra", {})
     return Packed(spec, file, layout, extra if isinstance(extra, dict) else {}, found)
 
 
 def _manifest_records(stored: Checkpoint) -> tuple[TensorRecord, ...]:
-    """What the manifest beside the weights lists; nothing if it is missing or cannot be used.
+    """The records of the folder's manifest; none if it is missing or cannot be used.
 
-    Of one file that was named by itself, only what the manifest says is in it.
+    If only one file was opened, the records of its tensors.
     """
     try:
         records = read_manifest(stored.folder).tensors
@@ -192,7 +192,7 @@ def _manifest_records(stored: Checkpoint) -> tuple[TensorRecord, ...]:
 def _check_records(
     stored: Checkpoint, records: tuple[TensorRecord, ...], tensors: tuple[StoredTensor, ...]
 ) -> None:
-    """Refuse other tensors than the manifest lists: missing, renamed, or seen as something else."""
+    """Refuse tensors that differ from the manifest: missing, renamed, other dtype or shape."""
     if not records:
         return
     here = {tensor.name: (tensor.spec.dtype.name, tensor.spec.shape) for tensor in tensors}

@@ -1,4 +1,4 @@
-"""What an earlier run finished, compared with the digests of what it wrote."""
+"""Check finished files of an earlier run against the recorded hashes of their tensors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from prunectl.parallel.streaming import Scratch
 
 
 def check_finished(sink: ResumableFolder, run: Run, *, once: bool = True) -> None:
-    """Drop finished files whose tensors are not as they were written, and say what is left.
+    """Drop finished files whose tensors changed since, and report what is left.
 
     The headers were compared when the folder was entered. Compressed files are decoded.
 
     Args:
         sink: its records state ``name`` and ``blake3`` (of the dense bytes) of each tensor.
         run: each of its ranks checks its share of the files.
-        once: whether the files are not read again soon: then memory need not keep them.
+        once: the files are not read again soon, so the page cache need not keep them.
     """
     entries = list(sink.finished.values())
     if entries:
@@ -44,7 +44,7 @@ def check_finished(sink: ResumableFolder, run: Run, *, once: bool = True) -> Non
 def _damaged(
     entries: list[dict[str, Any]], sink: ResumableFolder, run: Run, *, once: bool
 ) -> Iterator[str]:
-    """The names of finished files whose tensors are not as they were written."""
+    """Finished files with tensors that changed since."""
     opened = [(entry, _opened(sink.work / entry["shard"])) for entry in entries]
     total = sum(checkpoint.nbytes for _, checkpoint in opened if checkpoint)
     with run.phase(f"checking earlier {sink.part}s", total) as advance:

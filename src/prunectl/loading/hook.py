@@ -1,8 +1,8 @@
-"""Registers the loader of compressed folders with transformers, at once or when it is imported.
+"""Registers the loader of compressed folders with transformers, now or on its import.
 
-``import prunectl`` must stay fast, so it does not import transformers. It waits until somebody
-else imports ``transformers.quantizers.auto``, where quantization methods are registered.
-docs/python.md says what is changed in other libraries, and when.
+``import prunectl`` must stay fast, so it does not import transformers. The hook waits until other
+code imports ``transformers.quantizers.auto``, where quantization methods are registered.
+docs/python.md documents what is changed in other libraries, and when.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MODULE = "transformers.quantizers.auto"
 
 
 def register() -> None:
-    """Let ``from_pretrained`` of transformers load compressed folders; a second call does nothing.
+    """Register compressed folders with ``from_pretrained`` of transformers, once.
 
-    ``import prunectl`` arranges the same for the moment when transformers is imported, and warns
-    where this function raises.
+    ``import prunectl`` does the same when transformers is imported, and warns where this function
+    raises.
 
     Raises:
-        ImportError, AttributeError, ValueError: this transformers has no such methods, or one of
-            the same name.
+        ImportError, AttributeError, ValueError: this transformers has no registry of quantizers, or
+            another ``prunectl`` in it.
     """
     from transformers.quantizers import auto
 
@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def install() -> None:
-    """Register now if transformers is imported, else when it is; a second call does nothing."""
+    """Register now if transformers is imported, else on its import; once."""
     if _MODULE in sys.modules:
         _register_or_warn()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -46,19 +46,19 @@ def install() -> None:
 def _register_or_warn() -> None:
     try:
         register()
-    except Exception as error:  # who only uses transformers must not fail because of us
+    except Exception as error:  # code that only uses transformers must not fail because of prunectl
         import warnings
 
         warnings.warn(
             f"prunectl could not register with this transformers: {error!r}. Compressed folders "
-            "load by prunectl.load_state_dict only.",
+            "load only with prunectl.load_state_dict.",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 class _Finder:
-    """Finds the one module like everybody else, and adds a step after its import."""
+    """Finds one module through the other finders, and adds a step after its import."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

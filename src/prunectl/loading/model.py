@@ -30,20 +30,20 @@ def load_model(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Load a model for inference or training, dense or compressed alike.
+    """Load a dense or compressed model for inference or training.
 
-    The module tree is built without memory (accelerate's empty weights), and each tensor is
-    decoded, checked against its hash and put on its device by itself: beside the model, the host
-    holds the few tensors that are being decoded. Every weight that the model needs must be there:
-    nothing is ever left random.
+    The module tree is built without memory (accelerate's empty weights). Each tensor is decoded,
+    checked against its hash and moved to its device on its own, so the host holds only the model's
+    share and the few tensors that are being decoded. A weight of the model that is missing is an
+    error; none is initialized at random.
 
     Args:
         model: Hub id, folder, or ``demo``.
-        device_map: as for transformers: ``auto``, a device, or a dict; None is the CPU.
+        device_map: as in transformers: ``auto``, a device, or a dict; None is the CPU.
         dtype: ``auto`` is that of the checkpoint.
-        semi_structured: on CUDA, whether 2:4 weights take the form of torch's sparse kernels:
-            ``never``, ``auto`` (where a kernel takes them), or ``always`` (an error if none can).
-            It halves their memory; whether it is faster depends on shapes and batch: measure.
+        semi_structured: on CUDA, whether 2:4 weights are converted for torch's sparse kernels:
+            ``never``, ``auto`` (where a kernel supports them), or ``always`` (an error if none can
+            be). This halves their memory; whether it is faster depends on shapes and batch size.
         revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
         trust_remote_code: let the model's own Python code run.
         options: passed on to ``from_pretrained``.
@@ -54,8 +54,9 @@ def load_model(
     Raises:
         SourceError: the checkpoint cannot be read, or a tensor is damaged.
         BadCheckpoint: weights are missing.
-        UnknownArchitecture: transformers has no class for it, or its config asks for far too much.
-        InvalidOption: an unknown ``semi_structured``, or ``always`` and nothing can be converted.
+        UnknownArchitecture: transformers has no class for it, or its config describes a far larger
+            model.
+        InvalidOption: an unknown ``semi_structured``, or ``always`` and no weight can be converted.
     """
     check_mode(semi_structured)
     stored = open_stored(
@@ -68,7 +69,7 @@ def load_model(
     if stored.kind == "file":
         raise BadCheckpoint(
             stored.model,
-            "is one weights file, and a model needs its config too",
+            "is one weights file; a model needs its config too",
             hint="name the folder; prunectl.load_state_dict reads single files",
         )
     check_counts(stored.config)
@@ -97,7 +98,7 @@ def load_model(
 
 @contextmanager
 def _typed_errors(model: str) -> Iterator[None]:
-    """What transformers says of a folder that it cannot load, as one of our errors."""
+    """Turn errors of transformers about the folder into ours."""
     import torch
 
     try:
@@ -114,7 +115,7 @@ def _typed_errors(model: str) -> Iterator[None]:
 
 
 def _model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
-    """The class that the config names; AutoModel where it names none that transformers has."""
+    """The class that the config names; AutoModel if transformers has no such class."""
     import transformers
 
     named = config.get("architectures")

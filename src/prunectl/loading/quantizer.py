@@ -1,10 +1,10 @@
-"""The plug-in by which transformers' ``from_pretrained`` reads a compressed folder.
+"""The plug-in through which transformers' ``from_pretrained`` reads a compressed folder.
 
-The folder's config.json says ``"quantization_config": {"quant_method": "prunectl", "weights":
-FILE}``. transformers asks the quantizer that is registered under this name, which points it at the
-compressed weights and lets it read them through :class:`prunectl.loading.safe_open.SafeOpen`. The
-result is the plain dense model: nothing of the plug-in stays in it, and saving it writes a plain
-checkpoint.
+The folder's config.json has the member ``"quantization_config": {"quant_method": "prunectl",
+"weights": FILE}``. transformers calls the quantizer registered under this name, which points it at
+the compressed weights and makes it read them through :class:`prunectl.loading.safe_open.SafeOpen`.
+The result is an ordinary dense model: nothing of the plug-in stays in it, and saving it writes an
+ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from prunectl.output.manifest import read_manifest
 
 
 class CompressedConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What config.json says of the compressed weights."""
+    """The member of config.json that describes the compressed weights."""
 
     def __init__(self, weights: str = "", **unknown: Any) -> None:
         self.quant_method = METHOD
         self.weights = weights
-        # Read by transformers: the loaded model is a plain one, and its config says so.
+        # read by transformers: the loaded model is dense, and so is its config
         self.dequantize = True
 
 
 class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
     """Decodes while transformers loads; changes no module."""
 
-    requires_calibration = True  # there is nothing to quantize on the fly
+    requires_calibration = True  # nothing can be quantized on the fly
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         safe_open.install()
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """The first hook that sees the model's config, before its files are looked for."""
+        """Name the compressed weights in the model's config before transformers looks for files."""
         config.transformers_weights = self.quantization_config.weights
         return config
 
@@ -59,7 +59,7 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        # Read in another way, the parts fit no weight of the model, and it would stay random.
+        # read another way, the parts fit no weight of the model, which would stay random
         if unread := set(self._files) - safe_open.opened:
             raise UnsupportedCheckpoint(
                 min(unread),
@@ -79,7 +79,7 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def _check_complete(files: list[str]) -> None:
-    """Refuse a folder of which a weights file is missing, as far as its manifest tells.
+    """Refuse a folder without a weights file that its manifest lists.
 
     Raises:
         BadCheckpoint: the manifest lists a file that is not loaded.

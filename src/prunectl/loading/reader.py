@@ -1,4 +1,4 @@
-"""Reads tensors of a compressed checkpoint as if they were stored densely."""
+"""Read tensors of a compressed checkpoint as if they were stored densely."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 Bytes = npt.NDArray[np.uint8]
 
 _MAX_DECODERS = 16
-"""Tables that are kept; of the order cutlass they hold a sixteenth of the tensor."""
+"""Decoders that are kept; in the order ``cutlass``, one holds a sixteenth of the tensor."""
 
 
 class PartsReader:
-    """Decodes what it is asked for; several threads may read at once.
+    """Decodes on reading; several threads may read at once.
 
-    Each thread keeps the unit that it decoded last, for the reads that will follow.
+    Each thread keeps the unit that it decoded last, since the next read is often of the same unit.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PartsReader:
         """Compare the sizes of the parts with the tensor's; reads the small ones.
 
         Raises:
-            BadCheckpoint: they cannot be those of such a tensor.
+            BadCheckpoint: the sizes do not fit the tensor.
         """
         if packed := self._packed.get(tensor.name):
             with self._named(packed):
@@ -78,7 +78,7 @@ class PartsReader:
         except MemoryError:
             raise BadCheckpoint(
                 self._folder / packed.file,
-                f"tensor '{packed.spec.name}' does not fit the memory while it is decoded",
+                f"tensor '{packed.spec.name}' does not fit in memory for decoding",
             ) from None
         except (Damaged, Misfit) as error:
             raise BadCheckpoint(
@@ -102,12 +102,12 @@ class PartsReader:
             done += len(place)
 
     def _unit(self, packed: Packed, decoder: Decoder, number: int, length: int) -> Bytes:
-        """A decoded unit, of which only a part is wanted now."""
+        """Decode a unit of which only a part is read now."""
         key = (packed.spec.name, number)
         held: tuple[tuple[str, int], Bytes] | None = getattr(self._held, "unit", None)
         if held is not None and held[0] == key:
             return held[1]
-        self._held.unit = None  # frees the last one before the next is made
+        self._held.unit = None  # free the last unit before the next is allocated
         size = packed.spec.dtype.bits // 8
         codes = np.empty(length // size, f"u{size}")
         decoder.decode(number, codes)
@@ -121,7 +121,7 @@ class PartsReader:
         if found is None:
             found = self._made(packed)
             with self._lock:
-                while len(self._decoders) >= _MAX_DECODERS:  # those of tensors read long ago
+                while len(self._decoders) >= _MAX_DECODERS:  # drop the oldest
                     del self._decoders[next(iter(self._decoders))]
                 self._decoders[packed.spec.name] = found
         return found
@@ -129,7 +129,7 @@ class PartsReader:
     def _made(self, packed: Packed) -> Decoder:
         from prunectl.layouts.parts import Parts
 
-        inner = self._inner  # not self, which would hold itself by its decoders
+        inner = self._inner  # not self: that would be a reference cycle with the decoders
 
         def fill(suffix: str, start: int, out: Bytes) -> None:
             inner.read(packed.parts[suffix], start, out)
@@ -162,11 +162,11 @@ class Packed:
     """A tensor that is stored as parts.
 
     Attributes:
-        spec: the tensor that they stand for.
-        file: the weights file that holds them.
+        spec: the tensor that the parts encode.
+        file: the weights file that holds the parts.
         layout: its layout's name.
         extra: the layout's own parameters.
-        parts: by suffix.
+        parts: stored parts by suffix.
     """
 
     spec: TensorSpec

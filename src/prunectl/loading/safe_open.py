@@ -1,4 +1,4 @@
-"""What transformers opens in place of a safetensors file, where the file is a compressed one."""
+"""The stand-in for ``safetensors.safe_open`` by which transformers reads compressed files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 _USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate")
-"""Modules of transformers that read weights by their own name ``safe_open``."""
+"""Modules of transformers that hold ``safe_open`` under their own name."""
 
 
 def install() -> None:
-    """Let transformers' own reading of safetensors files know compressed ones.
+    """Make transformers' reading of safetensors files handle compressed ones.
 
-    Done when the first compressed folder is loaded; all other files are read as before.
+    Called when the first compressed folder is loaded; other files are read as before.
     """
     for name in _USERS:
         module = sys.modules.get(name)
@@ -40,11 +40,13 @@ def _opener(original: Any) -> Any:
 
 
 opened: set[str] = set()
-"""Paths of the compressed files that were opened through :class:`SafeOpen`."""
+"""Paths of compressed files opened through :class:`SafeOpen`."""
 
 
 class SafeOpen:
-    """The part of ``safetensors.safe_open`` that loaders use, over one compressed file."""
+    """The part of the interface of ``safetensors.safe_open`` that loaders use, for a compressed
+    file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._weights: Weights = open_weights(path)
@@ -75,7 +77,7 @@ class SafeOpen:
 
 
 class Slice:
-    """A tensor that is decoded when it is indexed."""
+    """A tensor that is decoded when indexed."""
 
     def __init__(self, weights: Weights, name: str) -> None:
         self._weights, self._name = weights, name
@@ -91,7 +93,7 @@ class Slice:
         first = index[0] if isinstance(index, tuple) and index else index
         if isinstance(first, slice) and first.step in (None, 1) and self._spec.shape:
             start, stop, _ = first.indices(self._spec.shape[0])
-            if (start, stop) == (0, self._spec.shape[0]):  # whole: its hash can be checked
+            if (start, stop) == (0, self._spec.shape[0]):  # whole tensor: its hash can be checked
                 return self._weights[self._name][index]
             rows = self._weights.rows(self._name, start, max(start, stop))
             return rows[(slice(None), *index[1:])] if isinstance(index, tuple) else rows

@@ -1,8 +1,8 @@
-"""2:4 weights on CUDA in torch's semi-structured form, where its kernels take them.
+"""2:4 weights on CUDA in torch's semi-structured form, where its kernels support them.
 
-torch checks neither the device nor that a weight follows 2:4 before it converts it, and drops what
-does not fit: so both are checked here. Whether the form is faster depends on shape and batch; small
-batches are often slower.
+Before converting, torch checks neither the device nor whether a weight follows 2:4, and drops
+surplus weights; both are checked here. Whether the form is faster depends on shape and batch size;
+small batches are often slower.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MODES = ("never", "auto", "always")
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a word that is none of ``MODES``.
+    """Refuse a mode that is not one of ``MODES``.
 
     Raises:
-        InvalidOption: it is none.
+        InvalidOption: an unknown mode.
     """
     if mode not in MODES:
         raise InvalidOption(
@@ -31,16 +31,16 @@ def check_mode(mode: str) -> None:
 
 
 def convert(model: torch.nn.Module, mode: str) -> tuple[str, ...]:
-    """Turn weights of linear layers into torch's semi-structured form, in place.
+    """Convert weights of linear layers to torch's semi-structured form, in place.
 
     Args:
         model: on its devices.
         mode: ``never`` changes nothing. ``auto`` converts every weight that follows 2:4, is on a
-            CUDA device, and has a dtype and shape that torch's kernels take. ``always`` does that
-            too, and refuses a model of which nothing could be converted.
+            CUDA device, and has a dtype and shape that torch's kernels support. ``always`` does so
+            too, and raises if no weight could be converted.
 
     Returns:
-        The names of the modules whose weights were converted.
+        The names of the modules with converted weights.
 
     Raises:
         InvalidOption: an unknown mode; ``always``, and no weight can be converted.
@@ -57,7 +57,7 @@ def convert(model: torch.nn.Module, mode: str) -> tuple[str, ...]:
         if not isinstance(module, torch.nn.Linear) or id(module.weight) in tied:
             continue
         if not reason_against(module.weight):
-            with warnings.catch_warnings():  # torch calls its interface a prototype, every time
+            with warnings.catch_warnings():  # torch warns of a prototype each time
                 warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor")
                 weight = to_sparse_semi_structured(module.weight.detach())
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -72,7 +72,7 @@ def convert(model: torch.nn.Module, mode: str) -> tuple[str, ...]:
 
 
 def reason_against(weight: torch.Tensor) -> str:
-    """Why a weight cannot take the semi-structured form; '' if it can."""
+    """Why a weight cannot be converted; '' if it can."""
     if weight.device.type != "cuda":
         return f"it is on {weight.device.type}, not on CUDA"
     if why := shape_reason(tuple(weight.shape), weight.dtype):
@@ -81,7 +81,7 @@ def reason_against(weight: torch.Tensor) -> str:
 
 
 def shape_reason(shape: tuple[int, ...], dtype: Any) -> str:
-    """Why torch's kernels do not take a shape or dtype; '' if they do. Asks torch for its rules."""
+    """Why torch's kernels do not support a shape or dtype, by torch's rules; '' if they do."""
     import torch
     from torch.sparse import (
         SparseSemiStructuredTensorCUSPARSELT,
@@ -95,23 +95,23 @@ def shape_reason(shape: tuple[int, ...], dtype: Any) -> str:
     if len(shape) != 2:
         return "it is not a matrix"
     rules = kind._DTYPE_SHAPE_CONSTRAINTS.get(dtype)
-    # CUTLASS' form of float32 is 1:2, and drops weights of 2:4 without a word.
+    # the float32 form of CUTLASS is 1:2, and silently drops weights of 2:4
     if rules is None or dtype not in (torch.float16, torch.bfloat16):
         return f"{dtype} has no kernel"
     rows, columns = rules.sparse_min_rows, rules.sparse_min_cols
     if shape[0] % rows or shape[1] % columns or not shape[0] or not shape[1]:
-        return f"its dimensions are no multiples of {rows} and {columns}"
+        return f"its dimensions are not multiples of {rows} and {columns}"
     return ""
 
 
 def follows_2_4(weight: torch.Tensor) -> bool:
-    """Whether at most two of every four weights along the rows are not zero."""
+    """Whether at most two of every four weights along the rows are nonzero."""
     groups = weight.detach().reshape(-1, 4) != 0
     return bool((groups.sum(dim=1) <= 2).all())
 
 
 def _tied_weights(model: torch.nn.Module) -> set[int]:
-    """Ids of parameters that several modules share: a converted copy would part them."""
+    """Ids of parameters that several modules share: converting a copy would untie them."""
     seen: set[int] = set()
     shared: set[int] = set()
     for module in model.modules():

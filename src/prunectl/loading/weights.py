@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, decoded one at a time as they are asked for."""
+"""A checkpoint's tensors, decoded one at a time on access."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Weights(Mapping[str, "torch.Tensor"]):
-    """Tensors by name, read and decoded when they are indexed; nothing is kept.
+    """Tensors by name, read and decoded when indexed; nothing is cached.
 
-    Further names of tensors that are stored once (tied weights in a pickle) are keys too.
+    Additional names of tensors that are stored once (tied weights in a pickle) are keys too.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -38,8 +38,8 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """The whole tensor on the CPU.
 
         Raises:
-            KeyError: there is none of that name.
-            BadCheckpoint: its bytes are damaged; where a hash is stored, any damage is noticed.
+            KeyError: there is no tensor of that name.
+            BadCheckpoint: its bytes are damaged; a stored hash detects any damage.
         """
         tensor = self._tensors[name]
         return self._read(tensor, 0, tensor.spec.numel, tensor.spec.shape, self._digest_of(tensor))
@@ -85,7 +85,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         if digest is not None and hasher.hexdigest() != digest:
             raise BadCheckpoint(
                 path,
-                f"tensor '{tensor.name}' is damaged: its hash is not the one that was stored",
+                f"tensor '{tensor.name}' is damaged: it does not match its stored hash",
             )
         return flat.reshape(shape)
 
@@ -134,7 +134,7 @@ def open_weights(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Weights:
-    """The tensors of a dense or compressed checkpoint, by name, decoded as they are asked for.
+    """The tensors of a dense or compressed checkpoint, by name, decoded on access.
 
     Args:
         model: Hub id, folder, weights file, ``demo``, or an open checkpoint.
@@ -157,19 +157,19 @@ def load_state_dict(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a dense or compressed checkpoint, as ``safetensors.torch.load_file`` gives.
+    """All tensors of a dense or compressed checkpoint, as ``safetensors.torch.load_file`` returns.
 
-    Tensors keep their dtypes, and every bit; hashes that the files state are checked. Tied tensors
-    of a pickle are one tensor under several names.
+    Tensors keep their dtypes, and every bit; hashes in the files are checked. Tied tensors of a
+    pickle are one tensor under several names.
 
     Args:
         model: Hub id, folder, weights file, ``demo``, or an open checkpoint.
-        device: where each tensor goes as soon as it is decoded.
+        device: where each tensor is moved as soon as it is decoded.
         jobs: threads; default one per core, eight at most.
         revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
 
     Raises:
-        SourceError: the checkpoint cannot be read, or a tensor is damaged: the message names it.
+        SourceError: the checkpoint cannot be read, or a tensor is damaged; the message names it.
     """
     run = Run(jobs)
     opened = open_weights(model, revision=revision, token=token, cache_dir=cache_dir)

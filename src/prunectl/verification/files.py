@@ -1,4 +1,4 @@
-"""The files of an output: listed, present, unchanged, and the same as the source's."""
+"""The files of an output: listed, present, unchanged, and identical to the source's."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
         findings.add("files", name, "is missing")
     for name in sorted(present):
         if (folder / name).is_symlink():
-            findings.add("files", name, "is a link; an output stands by itself")
+            findings.add("files", name, "is a link; an output must hold its own files")
         elif not (folder / name).is_file():
-            findings.add("files", name, "is no regular file")
-    # What was measured on an output is put beside it afterwards.
+            findings.add("files", name, "is not a regular file")
+    # results of measurements are added to an output later
     results = results_in(folder, manifest.files)
     known = {name for name, result in results.items() if isinstance(result, ResultFile)}
     for name in sorted(present - listed - known - {MANIFEST_NAME, CARD_NAME}):
-        why = f", and no result that can be read: {results[name]}" if name in results else ""
+        why = f", nor a readable result: {results[name]}" if name in results else ""
         findings.add("files", name, f"is not in the manifest{why}")
     for file in manifest.files:
         if file.name in present - known and not _is_written(folder / file.name, file):
-            findings.add("side files", file.name, "its bytes differ from those that were written")
+            findings.add("side files", file.name, "its bytes changed since it was written")
 
 
 def _all_files(folder: Path) -> list[str]:
-    """All files of the output, hidden ones too, but for what git and hf keep in folders."""
+    """All files of the output, including hidden ones, but not the folders of git and hf."""
     found = []
     for base, folders, files in os.walk(folder):
         if Path(base) == folder:
@@ -60,17 +60,14 @@ def _all_files(folder: Path) -> list[str]:
 def _is_written(path: Path, file: FileRecord) -> bool:
     """Whether a side file has the bytes that were written.
 
-    The Hub appends a line to .gitattributes for each large file that has no rule there.
+    The Hub appends a line to .gitattributes for each large file without a rule.
     """
     return _digest(path, file.size if file.name == _GROWS else None) == file.blake3
 
 
 def _digest(path: Path, first: int | None = None) -> str | None:
-    """BLAKE3 of a file, or of its ``first`` bytes.
-
-    None if it cannot be read, for example a link that leads nowhere.
-    """
-    if not path.is_file():  # a pipe would never end
+    """BLAKE3 of a file, or of its ``first`` bytes; None if it cannot be read."""
+    if not path.is_file():  # reading a pipe would never end
         return None
     digest = blake3.blake3()
     try:
@@ -102,7 +99,7 @@ def check_source_files(
 
 
 def _is_marked(ours: Path, theirs: Path) -> bool:
-    """Whether a config.json is the source's, but for the member that names our loader."""
+    """Whether a config.json is the source's, except for the member that names our loader."""
     if ours.name != CONFIG_NAME:
         return False
     try:
@@ -124,7 +121,7 @@ def check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
     except SourceError as error:
         findings.add("index", path.name, error.message)
         return
-    if compressed:  # its entries are parts, which are compared with the headers on opening
+    if compressed:  # its entries are parts, which opening compares with the headers
         for name in sorted(set(where.values()) ^ files):
             findings.add("index", name, "is in only one of the index and the manifest")
         return
@@ -139,10 +136,10 @@ def check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
 
 
 def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) -> None:
-    """Look for contradictions, where weights that stay were changed.
+    """Look for contradictions in the records of tensors whose kept weights were changed.
 
-    Nothing but the samples can tell how far outputs are from the dense ones. That they are further
-    away than those of a matrix of zeros is said where the manifest states it; it is no difference.
+    Only the samples could show how far outputs are from the dense ones. A stated output error above
+    that of a matrix of zeros is a warning, not a difference.
     """
     updated = [record for record in manifest.tensors if record.is_updated]
     if not updated:
@@ -155,11 +152,11 @@ def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) 
     if not asked.get("calibration"):
         findings.add("calibrated", MANIFEST_NAME, "weights were changed without a calibration")
     elif not asked.get("refine") and asked.get("method") not in UPDATING:
-        detail = f"weights were changed, which method {asked.get('method')} does not"
+        detail = f"weights were changed, but method {asked.get('method')} changes none"
         findings.add("calibrated", MANIFEST_NAME, detail)
     for record in updated:
         if record.by_magnitude >= max(record.matrices, 1):
-            detail = "its weights were changed, and no sample reached it"
+            detail = "its weights were changed, but no sample reached it"
             findings.add("calibrated", record.name, detail)
     errors = {
         record.name: record.calibrated.error

@@ -1,4 +1,4 @@
-"""What ``verify`` found."""
+"""The result of ``verify``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunectl import numbers
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: ``kind`` is the check, ``where`` a file or tensor."""
+    """A difference: ``kind`` is the check, ``where`` a file or tensor."""
 
     kind: str
     where: str
@@ -22,7 +22,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check; ``passed`` is None where it was not possible, and ``detail`` says why."""
+    """A check; ``passed`` is None if it could not be made, and ``detail`` states why."""
 
     name: str
     passed: bool | None
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The whole outcome; ``tensors`` and ``zeros`` are what was counted in the output."""
+    """The result of ``verify``; ``tensors`` and ``zeros`` are counted in the output."""
 
     output: Path
     tensors: int
@@ -46,7 +46,7 @@ class VerifyReport:
         return not self.differences
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The result as JSON values."""
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.verify/1", "ok": self.ok, **to_json(self)}
@@ -55,19 +55,19 @@ class VerifyReport:
 # --- checks, and the differences found so far -----------------------------------------------------
 
 CHECKS = {
-    "files": "every file is listed, none is missing or stray",
-    "side files": "side files have the bytes that were written",
-    "index": "the index lists every tensor where it is",
+    "files": "every file is listed, and none is missing",
+    "side files": "side files are unchanged",
+    "index": "the index lists every tensor in its file",
     "shapes": "names, dtypes and shapes are those of the manifest",
-    "layout": "each tensor is stored as the manifest says",
+    "layout": "each tensor is stored as the manifest states",
     "hashes": "stored bytes have the hashes of the manifest",
-    "zeros": "zeros are as many as the manifest says",
+    "zeros": "zeros are as many as the manifest states",
     "pattern": "N:M holds in every group",
-    "calibrated": "weights that calibration changed are finite, and what it says can be",
+    "calibrated": "weights that calibration changed are finite, and its records are consistent",
     "source": "every tensor is in the source, with its dtype and shape",
     "survivors": "survivors are bit-identical to the source",
     "untouched": "tensors that were not pruned are bit-identical to the source",
-    "threshold": "no larger weight was pruned than one that was kept",
+    "threshold": "no pruned weight was larger than a kept one",
     "side files of the source": "side files are identical to the source's",
     "loads": "transformers finds every weight, in its shape",
 }
@@ -86,12 +86,12 @@ class Findings:
         self.differences.append(Difference(kind, where, detail))
 
     def checks(self) -> Iterator[Check]:
-        """Every check with its outcome, in order."""
+        """Every check with its result, in order."""
         counts = Counter(difference.kind for difference in self.differences)
         for kind, sentence in self.sentences.items():
             if counts[kind]:
                 found = numbers.plural(counts[kind], "difference")
-                yield Check(kind, False, f"not so, {found}: {sentence}")
+                yield Check(kind, False, f"failed, {found}: {sentence}")
             elif kind in self.impossible:
                 yield Check(kind, None, self.impossible[kind])
             else:

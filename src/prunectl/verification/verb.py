@@ -54,9 +54,10 @@ def verify(
 
     Args:
         folder: the output.
-        source: the checkpoint it was made from, open or as :func:`open_checkpoint` takes it;
-            ``auto`` opens what the manifest names (a Hub source is downloaded if the cache lacks
-            it), if it is reachable and still the same; None leaves these checks out.
+        source: the checkpoint that it was made from, open or an argument of
+            :func:`open_checkpoint`. ``auto`` opens the one that the manifest names, if it is
+            reachable and unchanged; a Hub source is downloaded if it is not cached. None skips
+            these checks.
         token, cache_dir: for a source on the Hub.
         trust_remote_code: let the model's own code build its module tree.
         jobs: threads.
@@ -67,8 +68,8 @@ def verify(
         A report; differences are listed in it, not raised.
 
     Raises:
-        BadManifest: there is no manifest that can be read.
-        SourceError: a source that was named cannot be opened.
+        BadManifest: there is no readable manifest.
+        SourceError: the given source cannot be opened.
     """
     started = time.perf_counter()
     run = Run(jobs, ranks, on_event=on_event)
@@ -106,7 +107,7 @@ def verify(
 
 
 def _check_ranks(ranks: Ranks, output: Checkpoint | SourceError, origin: Source | None) -> None:
-    """See to it that all ranks compare the same things."""
+    """Check that all ranks compare the same files."""
     opened = output.message if isinstance(output, SourceError) else output.identity()
     source = origin.checkpoint.identity() if origin else None
     hint = "all need the output and its source, from a shared disk or the Hub"
@@ -119,7 +120,7 @@ def _find_source(
     findings: Findings,
     on_event: OnEvent,
 ) -> Source | None:
-    why = "left out as asked"
+    why = "left out on request"
     checkpoint = source if isinstance(source, Checkpoint) else None
     if source == "auto":
         try:
@@ -142,7 +143,7 @@ def _open_recorded(
 ) -> Checkpoint:
     record = manifest.source
     if record.kind in ("folder", "file") and local_path(record.model) is None:
-        # A relative path seen from another folder must not be taken for a Hub id.
+        # a relative path from another folder must not be taken for a Hub id
         raise ModelNotFound(record.model, "no such file or folder")
     if record.kind == "hub" and record.repo_id:
         on_event(Note(f"opening the source {record.repo_id}, from the Hub or its cache"))
@@ -172,7 +173,7 @@ def _check_tensors(
     for name in sorted(present - records.keys()):
         findings.add("shapes", name, "is not in the manifest")
     if origin is not None:
-        # A further name of a tied tensor need not be written; every tensor must be, under one name.
+        # one name of a tied tensor suffices in the output
         names = {t: {t} for t in (tensor.name for tensor in origin.checkpoint.tensors)}
         for alias, owner in origin.checkpoint.aliases.items():
             names[owner].add(alias)
@@ -195,7 +196,7 @@ def _check_tensors(
 
 
 def _check_totals(manifest: Manifest, findings: Findings) -> None:
-    """Compare the manifest's totals with its tensors, tied ones counted once."""
+    """Compare the manifest's totals with its tensors; tied ones count once."""
     records = [r for r in manifest.tensors if DTYPES[r.dtype].is_float and r.tied_to is None]
     prunable = [record for record in records if record.prunable]
     totals = (("overall", manifest.overall, records), ("prunable", manifest.prunable, prunable))
@@ -213,11 +214,11 @@ def _check_totals(manifest: Manifest, findings: Findings) -> None:
 
 
 def _check_requested(manifest: Manifest, findings: Findings) -> None:
-    """The zeros are those that were asked for, where the manifest says what that was.
+    """Compare the zeros with the requested numbers, where the manifest states them.
 
     One global threshold gives exactly floor(s*P + 0.5) zeros, or those that were there already;
-    scopes tensor and row give as much for each tensor and row. (A recipe's rules may each have a
-    scope of their own; their counts are those of the tensors' records.)
+    scopes tensor and row give as many for each tensor and row. (A recipe's rules may each have
+    another scope; their counts are those of the tensors' records.)
     """
     asked, count = manifest.arguments, manifest.prunable
     one_pool = asked.get("pattern") == "unstructured" and not asked.get("rules")
@@ -240,7 +241,7 @@ def _check_requested(manifest: Manifest, findings: Findings) -> None:
 def _check_between(where: str, zeros: int, least: int, most: int, findings: Findings) -> None:
     if not least <= zeros <= most:
         wanted = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        findings.add("zeros", where, f"{zeros:,} zeros, what was asked for gives {wanted}")
+        findings.add("zeros", where, f"{zeros:,} zeros, the arguments give {wanted}")
 
 
 def _check_loads(
@@ -253,7 +254,8 @@ def _check_loads(
         found = check([tensor.spec for tensor in output.tensors])
         unused: set[str] = set()
         if found.unexpected:
-            # What the model has no use for is often in its source too: a pooler, a second head.
+            # tensors that the model does not use are often in its source too: a pooler, a second
+            # head
             unused = set(check([_spec_of(record) for record in manifest.tensors]).unexpected)
     except UnknownArchitecture as error:
         findings.impossible["loads"] = error.message
@@ -262,7 +264,7 @@ def _check_loads(
         what = f"{found.model_class} cannot be loaded: {found.error}"
         findings.add("loads", output.folder.name, what)
     for names, what in (
-        (found.missing, "is missing: transformers would make it up at random"),
+        (found.missing, "is missing: transformers would initialize it at random"),
         (sorted({*found.unexpected} - unused), "is not part of the model"),
         (found.mismatched, "has another shape than the model"),
     ):

@@ -1,4 +1,4 @@
-"""Every tensor of an output against the manifest and, where there is one, its source."""
+"""Every tensor of an output against the manifest and, if there is one, its source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from prunectl.verification.result import Difference
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor came from: the checkpoint, and its tensor by the output's name."""
+    """The source checkpoint, and its tensors by their names in the output."""
 
     checkpoint: Checkpoint
     tensors: Mapping[str, StoredTensor]
@@ -39,11 +39,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was counted in one tensor of the output; ``zeros_before`` in its source, if read.
+    """Counts of one tensor of the output; ``zeros_before`` in its source, if read.
 
-    ``strays`` are weights that were pruned, or changed where that was allowed elsewhere, in rows
-    that the pattern is not for. ``odd`` and ``minus_zeros`` are NaN and Inf, and -0.0, in a tensor
-    that calibration changed.
+    ``strays`` are weights in rows outside the pattern that were pruned, or changed in a tensor that
+    calibration changed. ``odd`` and ``minus_zeros`` are NaN and Inf, and -0.0, in a tensor that
+    calibration changed.
     """
 
     zeros: int
@@ -63,7 +63,7 @@ def check_weights(
     source: Source | None,
     run: Run,
 ) -> Iterator[tuple[TensorRecord, Found, list[Difference]]]:
-    """Read every tensor once; yields its record, what was counted, and the differences."""
+    """Read every tensor once; yields its record, its counts, and the differences."""
     tensors = [tensor for tensor in output.tensors if tensor.name in records]
     with ExitStack() as stack:
         reader = stack.enter_context(output.open(once=True))
@@ -97,7 +97,7 @@ def _reader_of(reader: TensorReader, tensor: StoredTensor) -> ReadSource:
 
 
 def _pattern(record: TensorRecord) -> NM | None:
-    """The N:M pattern that the manifest promises, or None."""
+    """The N:M pattern in the manifest, or None."""
     if record.pattern is None:
         return None
     pattern = parse_pattern(record.pattern)
@@ -114,7 +114,7 @@ def _examine(
     spec = tensor.spec
     digest = blake3.blake3()
     format = code_format(spec.dtype) if spec.dtype.is_float else None
-    same_shape = spec.shape == record.shape  # else the recorded axis means nothing here
+    same_shape = spec.shape == record.shape  # else the recorded axis means nothing
     pattern = _pattern(record) if format and same_shape else None
     geometry = Rows.of(spec.shape, record.input_axis if same_shape else None)
     if pattern is not None and geometry.length % pattern.m:
@@ -167,7 +167,7 @@ def _pruned_in(source: Iterable[Codes], output: Iterable[Codes]) -> int:
 
 
 def _differing_in(source: Iterable[Codes], output: Iterable[Codes]) -> int:
-    """Positions in these parts where the two have other bits."""
+    """Positions in these parts where the bits differ."""
     pairs = zip(source, output, strict=True)
     return sum(int(np.count_nonzero(now != was)) for was, now in pairs)
 
@@ -186,7 +186,7 @@ def _judge(
     if tensor.file != record.file:
         yield Difference("shapes", name, f"is in {tensor.file}, the manifest says {record.file}")
     if found.digest != record.blake3:
-        yield Difference("hashes", name, "its bytes differ from those that were written")
+        yield Difference("hashes", name, "its bytes changed since it was written")
     if spec.dtype.is_float and found.zeros != record.zeros:
         detail = f"{found.zeros:,} zeros, the manifest says {record.zeros:,}"
         yield Difference("zeros", name, detail)
@@ -197,7 +197,7 @@ def _judge(
     if found.odd:
         yield Difference("calibrated", name, f"{found.odd:,} weights are NaN or Inf")
     if found.minus_zeros and not record.by_magnitude:
-        # What no sample reached was not changed: there the source's own -0.0 may have stayed.
+        # a matrix that no sample reached was not changed, and may keep the source's own -0.0
         yield Difference("calibrated", name, f"{found.minus_zeros:,} zeros are -0.0")
     if source is not None:
         yield from _judge_source(tensor, record, found, source)
@@ -219,7 +219,7 @@ def _judge_source(
         yield Difference("source", name, detail)
     if record.pattern is None:
         if not found.same_bytes:
-            yield Difference("untouched", name, "was not to be pruned, but differs from the source")
+            yield Difference("untouched", name, "was not pruned, but differs from the source")
         return
     comparison = found.comparison
     if comparison is None:
@@ -231,7 +231,7 @@ def _judge_source(
     if found.strays:
         what = "changed" if record.is_updated else "pruned"
         weights = numbers.plural(found.strays, "weight")
-        detail = f"{weights} {what} in rows that were to stay dense"
+        detail = f"{weights} {what} in rows that should be dense"
         yield Difference("survivors", name, detail)
     if record.threshold is not None:
         yield from _judge_threshold(tensor, record.threshold, comparison)
