@@ -143,7 +143,7 @@ def test_what_is_no_result_is_a_stray_file(out: Path, change: Change, why: str) 
     save(out, document)
     (difference,) = prunectl.verify(out, source=None).differences
     assert difference.where == "bench.json"
-    assert difference.detail.startswith("is not in the manifest, and no result that can be read: ")
+    assert difference.detail.startswith("is not in the manifest, nor a readable result: ")
     assert why in difference.detail
 
 

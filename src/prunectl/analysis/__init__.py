@@ -1,1 +1,1 @@
-"""``analyze``: one streamed pass, exact statistics."""
+"""``analyze``: exact statistics from one streamed pass."""

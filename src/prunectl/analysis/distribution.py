@@ -1,7 +1,7 @@
-"""How magnitudes are spread, and what one threshold takes from each matrix of each layer.
+"""Distributions of magnitudes, and the zeros that one threshold gives in each matrix.
 
-All of it is read off the histograms as they are: edges and thresholds lie where the bins of every
-type have their bounds, so counts are exact and no weights are read for them again.
+Everything is computed from the existing histograms: edges and thresholds are bounds of the bins of
+every type, so counts are exact and no weights are read again.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from prunectl.pattern import pruned_count
 Counts = NDArray[np.int64]
 
 BINS_PER_OCTAVE = 4
-"""Of the histograms: an edge is twice the one that is so many before it."""
+"""Bins of the histograms per octave."""
 _WIDEST = 40
-"""Octaves that the histograms reach at most, counted from the lowest."""
+"""Most octaves of the histograms, counted from the lowest."""
 _TAIL = 0.0005
-"""Share of a role's weights that may lie below the lowest edge, where all of them are one bin."""
+"""Share of a role's weights that may lie below the lowest edge, in a single bin."""
 
 _WANTED = tuple(step / 100 for step in range(1, 100))
 _FINE, _COARSE = 128, 32
 """Thresholds tried in each octave; the coarse ones are bounds of the wide bins of fp64."""
 _LOWEST, _HIGHEST = -126, 1022
-"""Exponents of edges: fp32's smallest normal number; the largest whose double is finite."""
+"""Limits of the exponents of edges: fp32's smallest normal number; the largest finite double."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def kind_of(component: str) -> str:
-    """A component with the numbers in its path as ``*``: the same for all experts of a layer."""
+    """A component with ``*`` for the numbers in its path: the same for all experts of a layer."""
     return _NUMBER.sub("*", component)
 
 
@@ -62,9 +62,11 @@ def magnitudes(measured: Measured, tensors: Sequence[TensorStats]) -> Magnitudes
 
 
 def cuts(measured: Measured, tensors: Sequence[TensorStats]) -> Cuts:
-    """What magnitude pruning takes at thresholds about 1% of the weights apart; see :class:`Cuts`.
+    """The zeros of magnitude pruning at thresholds about 1% of the weights apart; see
+    :class:`Cuts`.
 
-    Two passes over the histograms of the prunable tensors: one finds the thresholds, one counts.
+    Makes two passes over the histograms of the prunable tensors: one finds the thresholds, one
+    counts.
     """
     prunable = [t for t in tensors if t.prunable and t.numel]
     if not prunable:
@@ -107,7 +109,7 @@ class _CellCounts:
 
 
 def _edges(tensors: Iterable[TensorStats]) -> tuple[float, ...]:
-    """Bounds of the bins, from where no role has more than a tail below."""
+    """Bounds of the bins, from the lowest octave that is in no role's tail."""
     roles: dict[str, dict[int, int]] = {}
     for tensor in tensors:
         _add(roles.setdefault(tensor.role, {}), tensor.octaves)
@@ -125,7 +127,7 @@ def _add(into: dict[int, int], octaves: Mapping[int, int]) -> None:
 
 
 def _low_end(octaves: Mapping[int, int]) -> int:
-    """The first exponent that is no longer part of the tail."""
+    """The first exponent above the tail."""
     total, seen = sum(octaves.values()), 0
     for exponent in sorted(octaves):
         seen += octaves[exponent]
@@ -139,7 +141,7 @@ def _ladder(exponents: Iterable[int], steps: int) -> list[float]:
 
 
 def _counts(measured: Measured, name: str, edges: tuple[float, ...]) -> Counts:
-    """Of one tensor: weights below the first edge that are not zero, between edges, above."""
+    """Counts of one tensor: nonzero weights below the first edge, between edges, above the last."""
     histogram = measured.histograms.get(name)
     below = histogram.counts_below(_codes(histogram.format, edges))
     return np.diff(below, prepend=measured.facts[name].zeros, append=histogram.numel)
@@ -147,7 +149,7 @@ def _counts(measured: Measured, name: str, edges: tuple[float, ...]) -> Counts:
 
 @functools.lru_cache(32)
 def _codes(format: CodeFormat, values: tuple[float, ...]) -> NDArray[np.uint64]:
-    """For each value the smallest magnitude code that is not below it."""
+    """For each value, the smallest magnitude code that is not below it."""
     codes = []
     for value in values:
         code = format.floor_code(value)
@@ -156,7 +158,7 @@ def _codes(format: CodeFormat, values: tuple[float, ...]) -> NDArray[np.uint64]:
 
 
 def _thresholds(measured: Measured, tensors: Sequence[TensorStats]) -> tuple[float, ...]:
-    """0, and of the thresholds that split no bin those that come nearest to 1%, 2% .. 99%."""
+    """0, and the thresholds between bins that are nearest to 1%, 2% .. 99%."""
     octaves: dict[int, int] = {}
     for tensor in tensors:
         _add(octaves, tensor.octaves)
@@ -178,6 +180,6 @@ def _thresholds(measured: Measured, tensors: Sequence[TensorStats]) -> tuple[flo
 
 
 def _nearest(sorted_counts: Counts, wanted: Iterable[int]) -> Iterable[int]:
-    """For each wanted count the place of the nearest one; of equals, the first."""
+    """For each wanted count, the index of the nearest count; of equally near ones, the first."""
     for count in wanted if sorted_counts.size else ():
         yield int(np.abs(sorted_counts - count).argmin())

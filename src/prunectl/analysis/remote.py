@@ -1,4 +1,4 @@
-"""What is known of a model on the Hub before it is downloaded: what is in it, and what it takes."""
+"""Facts about a model on the Hub before it is downloaded: its tensors, and the space it takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RoleSize:
 
 @dataclass(frozen=True, slots=True)
 class RemoteTensor:
-    """One tensor as a header declares it, with its role; ``reason`` says why it is not prunable."""
+    """A tensor as declared in its header, with its role; ``reason``: why it is not prunable."""
 
     name: str
     dtype: str
@@ -44,7 +44,7 @@ class RemoteTensor:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file that a download would fetch, and whether the cache has it already."""
+    """A file that a download would fetch, and whether it is cached already."""
 
     name: str
     nbytes: int
@@ -54,10 +54,10 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class DiskNeed:
-    """What a file system has to hold.
+    """Space needed on a file system.
 
     Attributes:
-        purposes: ``download``, ``output``, or both where they go to the same file system.
+        purposes: ``download``, ``output``, or both on the same file system.
         folders: of each purpose.
         needed, free: in bytes.
     """
@@ -69,19 +69,20 @@ class DiskNeed:
 
     @property
     def fits(self) -> bool:
-        """Whether it has room."""
+        """Whether the free space suffices."""
         return self.needed <= self.free
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSpace:
-    """Sizes on the Hub, and the space that downloading and pruning take here.
+    """Sizes on the Hub, and the local space that downloading and pruning take.
 
     Attributes:
-        files: what would be in the cache in the end.
-        hub_bytes: all of them. download_bytes: those that the cache lacks.
-        output_bytes: of a pruned dense copy: every weight and side file, without the manifest.
-        disks: one entry a file system.
+        files: those in the cache after a download.
+        hub_bytes: size of all files.
+        download_bytes: size of those that the cache lacks.
+        output_bytes: size of a pruned dense copy: every weight and side file, without the manifest.
+        disks: one entry for each file system.
     """
 
     files: tuple[RemoteFile, ...]
@@ -92,11 +93,11 @@ class RemoteSpace:
 
     @property
     def fits(self) -> bool:
-        """Whether all of it fits."""
+        """Whether everything fits."""
         return all(disk.fits for disk in self.disks)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The space as JSON values."""
         from prunectl.to_json import to_json
 
         document: dict[str, Any] = to_json(self)
@@ -109,14 +110,15 @@ class RemoteSpace:
 
 @dataclass(frozen=True, slots=True)
 class RemoteAnalysis:
-    """What ``prunectl analyze --remote`` says.
+    """The result of ``prunectl analyze --remote``.
 
     Attributes:
-        model, repo_id, revision, commit, format: what was looked at.
-        source: what is in it; None for pickles, whose headers cannot be read from afar.
-        roles: by role, in file order. tensors: in file order. Both are empty for pickles.
-        space: what it takes.
-        warnings: sentences on what is odd.
+        model, repo_id, revision, commit, format: the model on the Hub.
+        source: its description; None for pickles, whose headers cannot be read remotely.
+        roles: sums by role, in file order; empty for pickles.
+        tensors: in file order; empty for pickles.
+        space: sizes and space needed.
+        warnings: sentences.
     """
 
     model: str
@@ -131,18 +133,18 @@ class RemoteAnalysis:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The result as JSON values."""
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.remote/1", **to_json(self), "space": self.space.to_json()}
 
 
 def analyze_remote(remote: RemoteModel, output: str | os.PathLike[str] = ".") -> RemoteAnalysis:
-    """Sum up the headers of a model on the Hub; no weights are read.
+    """Summarize the headers of a model on the Hub; no weights are read.
 
     Args:
-        remote: what :func:`prunectl.open_remote` gave.
-        output: where a pruned copy would go; only its file system is asked.
+        remote: from :func:`prunectl.open_remote`.
+        output: folder of a pruned copy; only the free space there is read.
     """
     source: SourceFacts | None = None
     roles: dict[str, RoleSize] = {}
@@ -187,7 +189,7 @@ def _contents(
 
 
 def _stats(spec: TensorSpec, role: TensorRole, prunable: Collection[str]) -> TensorStats:
-    """A tensor as the header tells of it; nothing is measured."""
+    """A tensor from its header alone; nothing is measured."""
     is_prunable = spec.name in prunable
     reason = "" if is_prunable else not_prunable_reason(spec, role)
     return TensorStats(
@@ -199,17 +201,17 @@ def _stats(spec: TensorSpec, role: TensorRole, prunable: Collection[str]) -> Ten
 def remote_space(
     remote: RemoteModel, output: str | os.PathLike[str] = ".", max_shard_size: int | None = None
 ) -> RemoteSpace:
-    """What downloading and pruning a model would take, in bytes.
+    """Bytes that downloading and pruning a model would take.
 
     Args:
         remote: what :func:`prunectl.open_remote` gave.
         output: where a pruned copy would go.
-        max_shard_size: of the copy, in bytes; default: that of ``prunectl prune``.
+        max_shard_size: of the copy, in bytes; default as in ``prunectl prune``.
     """
     weights = {file.name for file in remote.weights}
     sides = sum(file.size for file in remote.files if file.name not in weights)
     if remote.checkpoint is None:
-        # Without headers, the files' own sizes are the best that is known.
+        # without headers, the files' sizes are the best estimate
         output_bytes = sides + sum(file.size for file in remote.weights)
     else:
         specs = [tensor.spec for tensor in remote.checkpoint.tensors]
@@ -233,11 +235,11 @@ def remote_space(
 
 
 def _disks(needs: Iterable[tuple[str, Path, int]]) -> tuple[DiskNeed, ...]:
-    """The needs by file system: two folders on the same one share its space."""
+    """Needed space by file system: two folders on the same one share its space."""
     found: dict[int, DiskNeed] = {}
     for purpose, folder, needed in needs:
         real = Path(os.path.abspath(folder))  # noqa: PTH100 - what is not there yet stays as it is
-        # Path.exists() raises where a folder cannot be looked into.
+        # Path.exists() may raise
         existing = next(path for path in (real, *real.parents) if os.path.exists(path))  # noqa: PTH110
         device = existing.stat().st_dev
         before = found.get(device, DiskNeed((), (), 0, free_bytes(existing)))

@@ -1,4 +1,4 @@
-"""What an analysis says: plain typed values, exact unless a name says otherwise."""
+"""The result of an analysis: typed values, exact unless the name says otherwise."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.roles import TensorRole
 
 SPARSITIES = tuple(step / 100 for step in range(5, 100, 5))
-"""The grid of the threshold table, 5% to 95%."""
+"""Sparsities of the threshold table, 5% to 95%."""
 
 
 def packed_dict(typecode: str) -> Any:
     """A field that is read and set as a dict; empty by default.
 
     Args:
-        typecode: of the values, as in :mod:`array`: ``q`` for ints, ``d`` for floats; '' to hold
-            them as they are.
+        typecode: of the values, as in :mod:`array`: ``q`` for ints, ``d`` for floats; '' to keep
+            them unpacked.
     """
     return _PackedDict(typecode)
 
@@ -32,7 +32,7 @@ def packed_floats() -> Any:
 
 @functools.lru_cache(4096)
 def _shared(keys: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same tuple for equal keys."""
+    """The same tuple object for equal keys."""
     return keys
 
 
@@ -74,14 +74,16 @@ class _PackedFloats:
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """Where the checkpoint came from and what it is made of.
+    """The source and contents of the checkpoint.
 
     Attributes:
-        model: as given. kind: ``hub``, ``folder``, ``file``. format: ``safetensors``, ``pickle``.
+        model: as given.
+        kind: ``hub``, ``folder``, ``file``.
+        format: ``safetensors``, ``pickle``.
         repo_id, revision, commit: if it came from the Hub.
         architecture: the model class, or '' where unknown.
         roles_from: ``modules`` (the model's own module tree) or ``headers``; roles_detail: why.
-        quantization: how it is quantized, '' if it is not.
+        quantization: how it is quantized; '' if it is not.
         dtypes: label -> number of weights.
         shards, file_bytes, tensor_bytes, tensors, weights, prunable_weights, layers: counts.
     """
@@ -108,12 +110,12 @@ class SourceFacts:
 
 @dataclass(frozen=True, slots=True)
 class PatternFit:
-    """What one N:M pattern would do to one tensor.
+    """The effect of an N:M pattern on one tensor.
 
     Attributes:
         norm_kept: share of the squared norm that stays; None if the tensor cannot take the pattern.
-        zeros: zeros afterwards, those that are there already included.
-        reason: why the tensor cannot take the pattern, '' if it can.
+        zeros: zeros afterwards, including those present before.
+        reason: why the tensor cannot take the pattern; '' if it can.
     """
 
     norm_kept: float | None
@@ -125,18 +127,19 @@ class PatternFit:
 class TensorStats:
     """Exact statistics of one tensor.
 
-    A model may have 100,000 of these. What is a dict or a tuple is held as packed numbers, and made
-    anew at each access: keep it in a variable where it is used often.
+    A model may have 100,000 of these. Dicts and tuples are held as packed numbers and built at each
+    access, so keep one in a variable if it is used often.
 
     Attributes:
-        name, dtype (label), shape, numel, role, stack, layer, component: what it is.
-        prunable: whether it is pruned by default; reason: why not, '' if it is.
+        name, dtype (label), shape, numel, role, stack, layer, component: facts from the headers.
+        prunable: whether it is pruned by default; reason: why not; '' if it is.
         measured: False for integer and boolean tensors; the numbers below are then zero.
-        zeros: weights that are +0 or -0. near_zero: tolerance (as text; '0.01*std') -> weights with
-            |w| <= tolerance, zeros included.
-        nans, infs: such values; they are left out of mean, std, norm_squared, octaves.
+        zeros: weights that are +0 or -0.
+        near_zero: tolerance (as text; '0.01*std') -> weights with |w| <= tolerance, zeros included.
+        nans, infs: their numbers; they are not part of mean, std, norm_squared, octaves.
         minimum, maximum: of the values that are not NaN; NaN if there are none.
-        std: population standard deviation. norm_squared: sum of squares, float64.
+        std: population standard deviation.
+        norm_squared: sum of squares, float64.
         quantiles: q (as text) -> that quantile of |w|.
         octaves: binary exponent e -> weights with 2^e <= |w| < 2^(e+1).
         patterns: N:M -> fit, for prunable tensors.
@@ -171,13 +174,15 @@ class TensorStats:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """One row of the OMP table: one global threshold over all prunable weights.
+    """A row of the OMP table: one global threshold over all prunable weights.
 
     Attributes:
-        sparsity: asked for. count: weights that are zero then, exactly floor(s*P + 0.5), or more if
-            more are zero already. threshold: magnitude of the largest weight that goes.
+        sparsity: requested.
+        count: weights that are zero then, exactly floor(s*P + 0.5), or more if more are zero
+            already.
+        threshold: largest pruned magnitude.
         norm_kept: share of the squared norm of the prunable weights that stays.
-        ties: weights at exactly the threshold; ties_pruned: how many of them go.
+        ties: weights at exactly the threshold; ties_pruned: how many of them are pruned.
         roles, layers: share of zeros by role, and by 'stack.layer' (prunable tensors only).
     """
 
@@ -193,13 +198,17 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class PatternSummary:
-    """One N:M pattern over the whole model.
+    """An N:M pattern over the whole model.
 
     Attributes:
-        pattern: as text. norm_kept: share of the squared norm of all prunable weights that stays if
-            every tensor that fits takes it. eligible, ineligible: tensors. reasons: why -> tensors.
-        zeros, sparsity: of the prunable weights, afterwards. by_layer: norm kept per 'stack.layer'.
-        bytes_packed: values and 2-bit-like positions of the pruned tensors, everything else dense.
+        pattern: as text.
+        norm_kept: share of the squared norm of all prunable weights that stays if every tensor that
+            fits takes it.
+        eligible, ineligible: numbers of tensors.
+        reasons: why not eligible -> number of tensors.
+        zeros, sparsity: of the prunable weights, afterwards.
+        by_layer: norm kept per 'stack.layer'.
+        bytes_packed: size of values and packed positions of the pruned tensors, all others dense.
     """
 
     pattern: str
@@ -215,14 +224,15 @@ class PatternSummary:
 
 @dataclass(frozen=True, slots=True)
 class Magnitudes:
-    """Histograms of |w|, four bins an octave, exact.
+    """Exact histograms of |w|, four bins an octave.
 
     The counts of each group: first the weights with 0 < |w| < ``edges[0]``, then those with
-    ``edges[i]`` <= |w| < ``edges[i + 1]`` for each i, at last those that are not below the last
-    edge, Inf included. Neither zeros nor NaN are among them.
+    ``edges[i]`` <= |w| < ``edges[i + 1]`` for each i, and last those not below the last edge, Inf
+    included. Zeros and NaN are not counted.
 
     Attributes:
-        edges: increasing. roles: of all measured tensors.
+        edges: increasing.
+        roles: of all measured tensors.
         components, layers: of the prunable ones; all experts of a layer are one component
             (``mlp.experts.*.up_proj``).
     """
@@ -235,10 +245,11 @@ class Magnitudes:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The prunable weights of one component in one layer, experts together.
+    """The prunable weights of one component in one layer, all experts together.
 
     Attributes:
-        stack, layer, component: which. tensors, weights: how many.
+        stack, layer, component: the place in the model.
+        tensors, weights: counts.
         zeros: at each threshold of the :class:`Cuts`.
     """
 
@@ -252,15 +263,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """One global threshold after another, and what each takes from every component and layer.
+    """The zeros of each component and layer at a series of global thresholds.
 
-    The first is 0: the checkpoint as it is. The others come nearest to 1%, 2% .. 99% of those that
-    split no bin of the histograms: each weight with |w| < threshold goes, and no other, so that
-    ``prune`` makes these very zeros where it is asked for as many. Few where types are coarse.
+    The first threshold is 0: the checkpoint as it is. The others are those nearest to 1%, 2% .. 99%
+    that split no bin of the histograms. Exactly the weights with |w| < threshold are pruned, so
+    ``prune`` with the same number of zeros prunes the same weights. Coarse types have few such
+    thresholds.
 
     Attributes:
-        thresholds: increasing. zeros: of all prunable weights. norm_kept: share of their squared
-            norm that stays. cells: in file order.
+        thresholds: increasing.
+        zeros: of all prunable weights.
+        norm_kept: share of their squared norm that stays.
+        cells: in file order.
     """
 
     thresholds: tuple[float, ...] = ()
@@ -271,7 +285,7 @@ class Cuts:
 
 @dataclass(frozen=True, slots=True)
 class GroupStats:
-    """Sums over tensors: one role, component or layer."""
+    """Sums over the tensors of a role, component or layer."""
 
     tensors: int
     weights: int
@@ -286,21 +300,22 @@ class GroupStats:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """The whole result of ``prunectl analyze``.
+    """The result of ``prunectl analyze``.
 
     Attributes:
-        source: what was analyzed. tensors: in file order.
+        source: the checkpoint.
+        tensors: in file order.
         thresholds: the OMP table. patterns: one entry per N:M measured.
         roles: by role. components: prunable ones by component (``self_attn.q_proj``).
         layers: by 'stack.layer', in order.
-        octaves: binary exponent -> prunable weights; zeros apart in ``prunable_zeros``.
+        octaves: binary exponent -> prunable weights; zeros are counted in ``prunable_zeros``.
         magnitudes: finer histograms of |w|, by role, component and layer.
-        cuts: what one global threshold takes from each component and layer, in steps of 1%.
-        predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` -> bytes of all tensors then.
-        warnings: sentences on what is odd (Inf, NaN, roles by header rules only).
+        cuts: zeros of each component and layer at global thresholds, in steps of 1%.
+        predicted_bytes: ``dense``, ``bitmask@0.5``, ``nm@2:4`` -> bytes of all tensors stored so.
+        warnings: sentences on Inf, NaN, roles from header rules only.
         advice: one sentence on what to try next.
-        from_cache: whether the pass over the weights was saved.
-        seconds: that all of it took.
+        from_cache: whether cached measurements replaced the pass over the weights.
+        seconds: wall time.
     """
 
     source: SourceFacts
@@ -321,12 +336,12 @@ class Analysis:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values; NaN and Inf, which JSON lacks, become strings."""
+        """The analysis as JSON values; NaN and Inf, which JSON lacks, become strings."""
         from prunectl.to_json import to_json
 
         return {"schema": "prunectl.analysis/1", **to_json(self)}
 
 
 def layer_label(tensor: TensorStats | TensorRole) -> str:
-    """``stack.layer`` as the model's module tree numbers it, for example ``model.layers.3``."""
+    """``stack.layer`` as numbered in the model's module tree, for example ``model.layers.3``."""
     return f"{tensor.stack}.{tensor.layer}" if tensor.stack else str(tensor.layer)

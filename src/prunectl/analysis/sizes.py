@@ -1,4 +1,4 @@
-"""Bytes: what tensors take, and what each layout would make of them. Estimates, not promises."""
+"""Estimated bytes of tensors, stored densely and in each layout."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from prunectl.pattern import NM
 from prunectl.tensorspec import BY_LABEL
 
 PREDICTED = (0.3, 0.4, 0.5)
-"""Sparsities whose sizes are predicted."""
+"""Sparsities with predicted sizes."""
 
 
 _Change = float | NM | None
-"""What is done to the prunable tensors: a sparsity, a pattern, or nothing."""
+"""How the prunable tensors are pruned: to a sparsity, to a pattern, or not at all."""
 
 
 def predicted_bytes(
     source: SourceFacts, tensors: Sequence[TensorStats], patterns: Iterable[NM]
 ) -> dict[str, int]:
-    """Bytes of all tensors: what each layout would make of them, by LAYOUT or LAYOUT@CHANGE.
+    """Estimated bytes of all tensors in each layout, by LAYOUT or LAYOUT@CHANGE.
 
     ``dense`` and ``packed`` with nothing pruned; layouts for unstructured zeros at each sparsity
-    (``bitmask@0.4``), and those that make use of N:M after each pattern (``nm@2:4``).
+    (``bitmask@0.4``), and layouts that use N:M after each pattern (``nm@2:4``).
     """
     sparsities = PREDICTED if any(tensor.prunable for tensor in tensors) else ()
     result = {}
@@ -36,7 +36,7 @@ def predicted_bytes(
             saved = sum(
                 max(0, facts.dense_bytes - layout.predicted(facts))
                 for tensor, facts in known
-                # Some zeros that are there anyway are no reason to choose the layout.
+                # the zeros that a tensor has unpruned do not make it take the layout
                 if tensor.prunable or layout.unpruned
             )
             result[name if change is None else f"{name}@{change}"] = source.tensor_bytes - saved
@@ -44,13 +44,13 @@ def predicted_bytes(
 
 
 def bytes_in_groups(sizes: Mapping[str, int], pattern: NM) -> int:
-    """Of ``predicted_bytes``: after a pattern, in the smallest layout whose size is exact."""
+    """The bytes in ``predicted_bytes`` after a pattern, in the smallest layout of exact size."""
     names = [name for name, layout in _of_use(pattern).items() if layout.is_exact]
     return min(sizes[f"{name}@{pattern}"] for name in names)
 
 
 def _of_use(change: _Change) -> dict[str, Layout]:
-    """The layouts that gain by what is done."""
+    """The layouts that benefit from a change."""
 
     def gains(layout: Layout) -> bool:
         if change is None:
@@ -65,7 +65,7 @@ def _is_known(tensor: TensorStats) -> bool:
 
 
 def _after(tensor: TensorStats, change: _Change) -> Statistics:
-    """What is known of a tensor then."""
+    """The predicted statistics of a tensor after a change."""
     counts = [float(count) for _, count in sorted(tensor.octaves.items())]
     kept, pattern = float(tensor.numel - tensor.zeros), None
     if tensor.prunable and isinstance(change, NM):
@@ -81,9 +81,10 @@ def _after(tensor: TensorStats, change: _Change) -> Statistics:
 
 
 def stored_as(id_: str) -> str:
-    """Words for a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``, ``nm@2:4``.
+    """A description of a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``,
+    ``nm@2:4``.
 
-    A key that is not known is given back as it is.
+    An unknown key is returned unchanged.
     """
     name, at, detail = id_.partition("@")
     layout, words = LAYOUTS.get(name), ""
@@ -97,7 +98,7 @@ def stored_as(id_: str) -> str:
 
 
 def largest(counts: Sequence[float], kept: float) -> list[float]:
-    """What is left of counts by magnitude, smallest first, if only the largest ``kept`` stay."""
+    """Cut counts by magnitude, smallest first, to the largest ``kept`` weights."""
     left = []
     for count in reversed(counts):
         stays = min(count, max(0.0, kept))
@@ -107,7 +108,7 @@ def largest(counts: Sequence[float], kept: float) -> list[float]:
 
 
 def in_groups(counts: Sequence[float], zeros: int, pattern: NM) -> list[float]:
-    """What N:M leaves of counts by magnitude, smallest first, if weights lie in no order.
+    """Expected counts by magnitude, smallest first, after N:M, if weights are in random order.
 
     A weight of quantile u stays if fewer than N of the other M - 1 are larger:
     sum over j < N of binom(M-1, j) (1-u)^j u^(M-1-j).

@@ -1,4 +1,4 @@
-"""From measurements to the typed result of ``analyze``. Reads no weights."""
+"""From measurements to the typed result of ``analyze``; reads no weights."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def summarize(
     targets: Sequence[ExactThreshold],
     patterns: Sequence[NM],
 ) -> Analysis:
-    """Put everything that was measured in order.
+    """Build the analysis from all measurements.
 
     Args:
         measured: with histograms refined as far as ``targets`` and statistics need.
         prunable: names, in file order.
-        targets: one for each of ``SPARSITIES``; empty if nothing is prunable.
+        targets: thresholds for each of ``SPARSITIES``; empty if nothing is prunable.
         patterns: the N:M patterns to report.
     """
     table = _ThresholdTable(len(targets))
@@ -91,7 +91,7 @@ def summarize(
 
 
 def _by_depth(tensors: Sequence[TensorStats]) -> list[TensorStats]:
-    """The tensors of blocks in the order of these: files have layer 10 before layer 2."""
+    """The tensors of blocks in layer order: files have layer 10 before layer 2."""
     inside = [(t.layer, t) for t in tensors if t.layer is not None]
     stacks = list(dict.fromkeys(t.stack for _, t in inside))
     return [t for _, t in sorted(inside, key=lambda one: (stacks.index(one[1].stack), one[0]))]
@@ -273,14 +273,14 @@ def _pattern_summary(
 def advise(
     source: SourceFacts, thresholds: Sequence[Threshold], patterns: Sequence[PatternSummary]
 ) -> str:
-    """What to try next, from norms alone; it says that norms are not quality."""
+    """Advice on what to try next, from norms alone; it states that norms are not quality."""
     if not thresholds or not source.prunable_weights:
         return (
             "No tensor is a weight matrix of a transformer block; "
             "choose tensors yourself with prune --include."
         )
     if source.quantization:
-        return "Quantized weights can be looked at but not pruned; prune the original checkpoint."
+        return "Quantized weights can be inspected but not pruned; prune the original checkpoint."
     safe = [row for row in thresholds if row.norm_kept >= 0.99]
     row = safe[-1] if safe else thresholds[0]
     text = (
@@ -294,7 +294,7 @@ def advise(
 
 
 def warnings_for(source: SourceFacts, tensors: Sequence[TensorStats]) -> tuple[str, ...]:
-    """Sentences on Inf, NaN, fp8 and roles that are only a guess."""
+    """Warnings of Inf, NaN, fp8 and roles that are guessed."""
     found = []
     if source.roles_from == "headers":
         found.append(

@@ -1,4 +1,4 @@
-"""The ``analyze`` verb: measure what is not known yet, then sum up."""
+"""The ``analyze`` verb: measure what is missing, then summarize."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def analyze(
     Args:
         model: an open checkpoint, or what :func:`open_checkpoint` takes.
         patterns: N:M patterns to measure on the prunable tensors, as such or as text (``2:4``).
-        use_cache: reuse, and keep, measurements of this very source.
+        use_cache: reuse and store measurements of this exact source.
         jobs: threads; default one per core, eight at most.
         device: ``cuda`` or ``cuda:N`` counts the weights of 16-bit types there, with the same
             results; ``auto`` is the CPU.
@@ -49,8 +49,8 @@ def analyze(
 
     Raises:
         SourceError: the checkpoint cannot be used.
-        InvalidPattern: a text that is no N:M pattern.
-        InvalidOption: ``jobs`` out of range, or a device that is not there.
+        InvalidPattern: a text that is not an N:M pattern.
+        InvalidOption: ``jobs`` out of range, or no such device.
         NaNWeights: a prunable tensor holds NaN.
     """
     run = Run(jobs, ranks, on_event=on_event)
@@ -81,7 +81,7 @@ def analyze(
 
 
 def _refuse_packed(checkpoint: Checkpoint) -> None:
-    """Quantized weights have no magnitudes to look at, but for fp8, which is a float type."""
+    """Refuse quantized weights other than fp8: their numbers are not magnitudes."""
     if checkpoint.quantization and not any(t.spec.dtype.is_float and t.spec.dtype.bits == 8
                                            for t in checkpoint.tensors):  # fmt: skip
         raise UnsupportedCheckpoint(
