@@ -238,7 +238,7 @@ def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: 
 
 
 def test_a_name_that_no_file_can_have(llama: tuple[Path, Path]) -> None:
-    with pytest.raises(ModelNotFound, match="cannot be looked at: File name too long"):
+    with pytest.raises(ModelNotFound, match="cannot be accessed: File name too long"):
         compare(llama[0], "q" * 300, use_cache=False)
 
 

@@ -316,8 +316,8 @@ def test_a_model_that_no_gpus_hold(tiny: Tiny, pretended: Callable[..., PretendD
     assert str(error).startswith(f"{folder} takes ")
     assert " on cuda:0, " in str(error)
     assert error.largest is None
-    assert "parts stay whole" not in str(error)
-    assert error.hint == "--dtype bfloat16 takes half of it, --device cpu takes the host's memory"
+    assert "must stay whole" not in str(error)
+    assert error.hint == "--dtype bfloat16 halves this, --device cpu uses the host's memory"
 
 
 def test_a_part_that_no_gpu_holds(tiny: Tiny, pretended: Callable[..., PretendDevice]) -> None:
@@ -331,7 +331,7 @@ def test_a_part_that_no_gpu_holds(tiny: Tiny, pretended: Callable[..., PretendDe
     with pretended(*rooms), pytest.raises(ModelTooLarge) as caught:
         opened(folder, "auto").__enter__()
     assert caught.value.largest == ("model.layers.0", nbytes)
-    assert "parts stay whole, the largest of which is model.layers.0 with " in str(caught.value)
+    assert "the largest part that must stay whole is model.layers.0 with " in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -445,7 +445,7 @@ def test_pickles_are_not_read_and_their_sizes_are_shown(hub: Hub, tmp_path: Path
     assert "4.32 kB" in shown
     command = ("prune", "org/name", "-s", "0.3", "--dry-run", "--remote")
     _, stderr = prunectl(hub.url, *command, code=1)
-    assert "error: org/name: holds pickles, whose tensors cannot be listed" in stderr
+    assert "error: org/name: holds pickles; their tensors can be listed" in stderr
     assert "hint: leave --remote out" in stderr
 
 

@@ -127,7 +127,7 @@ def test_bytes_after_the_last_tensor_are_refused(good: Path) -> None:
         ({"a": entry(0, 8, [2]), "b": entry(4, 8)}, 8, "'b' overlaps"),
         ({"a": entry(0, 4), "b": entry(8, 12)}, 12, "'b' leaves a gap"),
         ({"a": entry(4, 8)}, 8, "'a' leaves a gap"),
-        ({"a": entry(0, 4), "b": entry(4, 8)}, 7, "truncated: the header promises 8 bytes"),
+        ({"a": entry(0, 4), "b": entry(4, 8)}, 7, "truncated: the header states 8 bytes"),
         ({"a": entry(-4, 0)}, 0, "'a': data_offsets [-4, 0]"),
         ({"a": entry(4, 0)}, 4, "'a': the header gives it -4 bytes"),
         ({"a": entry(0, 4.0)}, 4, "'a': data_offsets [0, 4.0]"),

@@ -1,1 +1,1 @@
-"""SOURCE: a Hub id or path becomes headers, roles and readable bytes."""
+"""A checkpoint: from a Hub id or path to headers, roles and readable bytes."""

@@ -1,6 +1,6 @@
-"""A model of which only some blocks are in memory: they come and go as they are asked for.
+"""A model with only some blocks in memory; blocks are loaded and dropped on request.
 
-Everything outside of the transformer blocks is loaded once. A block's weights are read from the
+Everything outside the transformer blocks is loaded once. A block's weights are read from the
 checkpoint's files when it is needed, through transformers' own renamings and conversions, and
 dropped afterwards, so that memory holds one block and not the model.
 """
@@ -32,33 +32,36 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_UNCALIBRATED = "without --method and --refine, prune works on the files as they are"
+_UNCALIBRATED = "leave --method and --refine out: prune then works on the files as they are"
 
 
 class BlockModel:
-    """The model, and its blocks' coming and going.
+    """A model whose blocks are loaded and dropped.
 
     Attributes:
         model: in evaluation mode; parameters of blocks that are not loaded are on the meta device.
         blocks: paths of the transformer blocks, in the order of the module tree.
-        dtype: of loaded weights. places: where they are, by paths of modules.
-        device: where the model's inputs go to.
-        body: the smallest part of the model that all blocks are in: the model without its heads,
-            where that can be told.
-        made_up: parameters outside of the blocks that the checkpoint lacks (a new head's): zeros.
+        dtype: of loaded weights.
+        places: devices by module path.
+        device: of the model's inputs.
+        body: the smallest known part of the model with all blocks: the model without its heads, if
+            transformers names it.
+        made_up: parameters outside the blocks that the checkpoint lacks (a new head's), set to
+            zeros.
 
     Args:
         checkpoint: dense.
-        reader: of its bytes; used until the block_model is dropped.
-        device: of the weights. others: further ones, which share them where it has no room for all.
+        reader: of its bytes; used as long as the block model.
+        device: of the weights.
+        others: devices that share the weights if ``device`` has no room for all.
         dtype: of the weights in memory, whatever the files hold.
-        built: class and config of the model; None is what config.json names.
-        heads: whether to load what is outside of the body; else it stays on the meta device.
+        built: class and config of the model; default: from config.json.
+        heads: whether to load the parts outside the body, which otherwise stay on the meta device.
 
     Raises:
         UnknownArchitecture: transformers cannot build the model.
         BadCheckpoint: weights of the model are missing, or cannot be converted to its layout.
-        ModelTooLarge: several devices have no room for it.
+        ModelTooLarge: the devices together have no room for it.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class BlockModel:
             )
             self.model = _build(cls, config, dtype)
             self.targets = map_names(self.model, self._tensors)
-        if built:  # a head for another number of classes, for example, is not this one's
+        if built:  # the checkpoint's head may be for another number of classes, for example
             shapes = {n: p.shape for n, p in self.model.named_parameters(remove_duplicate=False)}
             for name, target in list(self.targets.items()):
                 shape = self._tensors[name].spec.shape
@@ -96,7 +99,7 @@ class BlockModel:
             for child, _ in module.named_children()
         )
         if not self.blocks:
-            raise UnknownArchitecture(f"{cls.__name__} has no transformer blocks that can be found")
+            raise UnknownArchitecture(f"{cls.__name__} has no recognizable transformer blocks")
         prefix = f"{self.model.base_model_prefix}."
         inside = all(path.startswith(prefix) for path in self.blocks)
         self.body = self.model.base_model if inside else self.model
@@ -114,7 +117,7 @@ class BlockModel:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint is, for messages."""
+        """The checkpoint's folder, for messages."""
         return self._checkpoint.folder
 
     def block_of(self, parameter: str) -> str | None:
@@ -126,21 +129,22 @@ class BlockModel:
         return None
 
     def names_of(self, block: str) -> list[str]:
-        """Names, in the files, of the tensors that a block is made of."""
+        """Names, in the files, of a block's tensors."""
         return self._names[block]
 
     def nbytes(self, block: str) -> int:
-        """Memory of a block's weights."""
+        """Bytes of a block's weights in memory."""
         module = self.model.get_submodule(block)
         size = self.dtype.itemsize
         return sum(parameter.numel() * size for parameter in module.parameters())
 
     def load(self, block: str) -> None:
-        """Read a block's weights; does nothing where they are there.
+        """Load a block's weights; does nothing if they are loaded.
 
         Raises:
             BadCheckpoint: weights are missing or do not fit.
-            UnsupportedCheckpoint: it shares weights with another block, which are stored once.
+            UnsupportedCheckpoint: the block shares weights with another block; they are stored
+                once.
         """
         if self.is_loaded(block):
             return
@@ -152,7 +156,7 @@ class BlockModel:
             raise BadCheckpoint(
                 self._checkpoint.folder,
                 f"block {block} lacks {', '.join(missing[:3])}{more}",
-                hint="prunectl verify says what is wrong with an output of prunectl",
+                hint="prunectl verify finds what is wrong with an output of prunectl",
             )
 
     def _refuse_shared(self, block: str, missing: Iterable[str]) -> None:
@@ -162,8 +166,8 @@ class BlockModel:
             if others:
                 raise UnsupportedCheckpoint(
                     self._checkpoint.model,
-                    f"block {block} shares weights with other blocks ({name} is {others[0]}), and "
-                    "one block at a time is in memory",
+                    f"block {block} shares weights with other blocks ({name} is {others[0]}), but "
+                    "only one block at a time is in memory",
                     hint=_UNCALIBRATED,
                 )
 
@@ -172,7 +176,7 @@ class BlockModel:
         return not any(p.is_meta for p in self.model.get_submodule(block).parameters())
 
     def unload(self, block: str) -> None:
-        """Drop a block's weights; what was changed in them is lost. Buffers stay."""
+        """Drop a block's weights and all changes to them. Buffers stay."""
         import torch
 
         for module in self.model.get_submodule(block).modules():
@@ -181,15 +185,15 @@ class BlockModel:
                 setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
 
     def views(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The weights of a loaded block as the files lay them out.
+        """The weights of a loaded block, laid out as in the files.
 
         Args:
             names: tensors of one block, by their names in the files.
 
         Returns:
-            By name, a tensor of the stored shape that shares memory with the model's parameter:
-            what is written into it is what the model computes with. Where loading stacks, fuses or
-            transposes tensors, where they end up is found by sending marked ones along.
+            By name, a tensor of the stored shape that shares memory with the model's parameter: the
+            model computes with values that are written to it. The places of stacked, fused or
+            transposed tensors are found by loading marked ones.
 
         Raises:
             UnsupportedCheckpoint: a conversion that does more than move whole matrices.
@@ -210,7 +214,7 @@ class BlockModel:
         return found
 
     def locate(self, names: Iterable[str]) -> None:
-        """Find where tensors end up in their blocks' parameters; best before these are loaded.
+        """Find the places of tensors in their blocks' parameters; best before loading the blocks.
 
         Raises:
             UnsupportedCheckpoint: a conversion that does more than move whole matrices.
@@ -230,10 +234,10 @@ class BlockModel:
     # --- loading --------------------------------------------------------------------------------
 
     def _load_rest(self, names: list[str], prefix: str) -> tuple[str, ...]:
-        """Load what is outside of the blocks; returns what there was nothing for.
+        """Load everything outside the blocks; return the parameters that the checkpoint lacks.
 
         Args:
-            prefix: of the parameters to load; others only if one of these is the same.
+            prefix: of the parameters to load; others are loaded only if tied to one of these.
         """
         import torch
 
@@ -279,7 +283,7 @@ class BlockModel:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         if any(is_out_of_memory(RuntimeError(text)) for text in info.conversion_errors.values()):
-            raise MemoryError("weights are put together")  # transformers has caught the error
+            raise MemoryError("weights are put together")  # transformers has caught the original
         wrong = [name for name, *_ in info.mismatched_keys] + list(info.conversion_errors)
         if wrong:
             raise BadCheckpoint(
@@ -299,13 +303,13 @@ class BlockModel:
                 if place is None:
                     raise UnsupportedCheckpoint(
                         self._checkpoint.model,
-                        f"tensor '{name}' is taken apart or reordered when transformers loads it",
+                        f"tensor '{name}' is split or reordered when transformers loads it",
                         hint=_UNCALIBRATED,
                     )
                 self._places[name] = place
 
     def _converted(self, parameter: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What loading makes of other values of a parameter's tensors."""
+        """Convert other values of a parameter's tensors as loading does."""
         kept = self.model.get_parameter(parameter)
         owner, _, own = parameter.rpartition(".")
         try:
@@ -319,10 +323,10 @@ class BlockModel:
 def _build(
     cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The model with parameters on the meta device and buffers as its code computes them."""
+    """Build the model with parameters on the meta device and buffers as its code computes them."""
     from transformers.modeling_utils import local_torch_dtype
 
-    # Experts one by one, each with a plain product whose inputs can be seen.
+    # one product for each expert, so that its inputs can be captured
     config._experts_implementation = "eager"
     with local_torch_dtype(dtype):
         return build_on_meta(cls, config, buffers=True).eval()

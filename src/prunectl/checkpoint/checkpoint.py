@@ -1,4 +1,4 @@
-"""A checkpoint as its headers describe it: the source of every command."""
+"""A checkpoint as described by its headers: the source of every command."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _ROLES_LOCK = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model's weights and side files, known from headers alone; equal to itself only.
+    """A model's weights and side files, from headers alone; compared by identity.
 
     Attributes:
-        model: as the user named it.
+        model: the user's argument.
         kind: ``hub``, ``folder``, ``file``, or ``demo`` for the embedded model.
-        folder: where the files are.
+        folder: of the files.
         format: ``safetensors`` or ``pickle``; ``compressed`` for the stored parts of an export.
         files: the weight files, sorted by name.
         tensors: in *file order*: files by name, then the order of bytes (safetensors) or of the
             state dict (pickle). Ties between equal magnitudes are resolved in this order.
-        aliases: further names of tensors whose bytes are stored once -> the name in ``tensors``.
+        aliases: other names of tensors whose bytes are stored once -> the name in ``tensors``.
         side_files: everything else that belongs to the model, relative to ``folder``.
         repo_id, revision, commit: set if it came from the Hub.
-        quantization: what the config or the tensors' names say of quantization, or ''.
+        quantization: the quantization method, from the config or the tensors' names, or ''.
         trust_remote_code: whether the model's own Python code may run to build its module tree.
-        notes: what the user should know of how it was opened, such as that the Hub did not answer.
-        metadata: what the header of each file says besides its tensors, by file name.
-        opener: makes the reader of a checkpoint whose tensors are decoded as they are read.
-        digests: BLAKE3 of the bytes of tensors, by name, where a header states it.
+        notes: sentences to the user on the opening, for example that the Hub did not answer.
+        metadata: the ``__metadata__`` of each header, by file name.
+        opener: makes the reader, for a checkpoint whose tensors are decoded on reading.
+        digests: BLAKE3 of the bytes of tensors, by name, as stated in headers.
     """
 
     model: str
@@ -61,8 +61,8 @@ class Checkpoint:
 
     @property
     def roles(self) -> RoleMap:
-        """What each tensor is. Built once, at the first use, from the module tree if possible."""
-        # Several threads may ask at once, and cached_property lets each of them build.
+        """Roles of all tensors, from the module tree if possible; built once, on first use."""
+        # with several threads, cached_property would build it several times
         with _ROLES_LOCK:
             return self._roles
 
@@ -79,7 +79,7 @@ class Checkpoint:
 
     @cached_property
     def by_any_name(self) -> dict[str, StoredTensor]:
-        """The tensors by every name they have, further names of tied ones included."""
+        """The tensors by all their names, including other names of tied tensors."""
         own = self.by_name
         return own | {alias: own[name] for alias, name in self.aliases.items()}
 
@@ -97,21 +97,21 @@ class Checkpoint:
         """A reader of the weight bytes; close it, or use it in a ``with`` block.
 
         Args:
-            once: whether nothing is read a second time soon: then memory need not keep it.
+            once: nothing is read again soon, so the page cache need not keep it.
         """
         return WeightReader(self.folder, once=once) if self.opener is None else self.opener()
 
     def check_unchanged(self) -> None:
-        """Refuse to finish what was made from files that changed since they were opened.
+        """Refuse to finish if files changed since they were opened.
 
-        Size and time of the weights files are compared, and the contents of config.json, which
-        decides what is prunable.
+        Compares size and time of the weights files, and the contents of config.json, which decides
+        what is prunable.
 
         Raises:
-            FileChanged: a file is another one than it was, or is gone.
+            FileChanged: a file changed or is gone.
         """
         changed = [file.name for file in self.files if not _is_as_opened(self.folder, file)]
-        try:  # by their texts: a NaN is not equal to itself
+        try:  # compared as text: a NaN is not equal to itself
             is_same = repr(read_config(self.folder)) == repr(self.config)
         except BadCheckpoint:
             is_same = False
@@ -121,11 +121,11 @@ class Checkpoint:
             raise FileChanged(
                 self.folder / changed[0],
                 "changed since it was opened",
-                hint="repeat the command when nothing writes to it any more",
+                hint="repeat the command when nothing writes to the file anymore",
             )
 
     def identity(self) -> dict[str, Any]:
-        """What makes this very checkpoint: the commit, or path, size and mtime of every file."""
+        """Identifies the exact checkpoint: the commit, or path, size and mtime of every file."""
         if self.commit:
             return {
                 "repo_id": self.repo_id,
@@ -147,13 +147,13 @@ def _is_as_opened(folder: Path, file: WeightFile) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json as a dict; empty where it is missing or not an object.
+    """The folder's config.json as a dict; empty if it is missing or not an object.
 
     Raises:
-        BadCheckpoint: it is there, and the system refuses to read it.
+        BadCheckpoint: it exists but cannot be read.
     """
     path = folder / "config.json"
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe would never end
         return {}
     try:
         config = json.loads(path.read_bytes())

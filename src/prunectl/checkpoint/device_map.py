@@ -1,7 +1,7 @@
-"""A model on several devices: which of its modules lies on which, and how values get there.
+"""A model on several devices: which modules lie on which device, and how values get there.
 
-Blocks stay whole, and so do weights that are tied. accelerate plans it by the modules' sizes, and
-its hooks carry what a module is given to the device that the module is on.
+Blocks stay whole, and tied weights stay together. accelerate plans by the modules' sizes; its hooks
+move the inputs of a module to the module's device.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ if TYPE_CHECKING:
 
 
 DeviceMap = dict[str, "torch.device"]
-"""Devices by paths of modules or parameters; '' is the whole model."""
+"""Devices by path of a module or parameter; '' is the whole model."""
 
 _SHARE = 0.9
-"""Of the free memory, what weights may take; the rest is for what is computed with them."""
+"""Share of the free memory for weights; the rest is for activations."""
 
 
 def plan_devices(
     model: Any, name: str, devices: Sequence[torch.device], blocks: Collection[str]
 ) -> DeviceMap:
-    """Where a model goes: to the first device that holds all weights, else to all of them.
+    """Devices of a model: the first one that holds all weights, else all of them.
 
     Args:
-        model: of transformers, with its parameters on the meta device; what its config ties is
-            tied afterwards.
+        model: of transformers, with its parameters on the meta device. Parameters that its config
+            ties are tied afterwards.
         name: of the model, for messages.
-        devices: CUDA devices if there are several.
+        devices: CUDA devices, if there are several.
         blocks: paths of the modules that each stay on one device.
 
     Raises:
-        ModelTooLarge: all of them together do not hold it, or none holds what stays whole.
+        ModelTooLarge: all devices together do not hold the model, or none holds a part that stays
+            whole.
     """
     if len(devices) == 1:
         return {"": devices[0]}
@@ -46,13 +47,13 @@ def plan_devices(
     from accelerate import infer_auto_device_map
     from accelerate.utils import compute_module_sizes, get_balanced_memory
 
-    model.tie_weights(recompute_mapping=False)  # what is tied counts once, and goes together
-    # A spread model that was dropped holds on to itself by its hooks.
+    model.tie_weights(recompute_mapping=False)  # tied weights count once, and stay together
+    # a dropped model with dispatch hooks is kept alive by reference cycles until collected
     gc.collect()
     torch.cuda.empty_cache()
     sizes = compute_module_sizes(model)
     needed, free = sizes[""], dict[torch.device, int]()
-    for device in devices:  # to ask one takes up memory of it, so that the others come after
+    for device in devices:  # asking a device takes some of its memory
         free[device] = free_memory(device) or 0
         if needed <= _SHARE * free[device]:
             return {"": device}
@@ -61,8 +62,8 @@ def plan_devices(
     options = {"no_split_module_classes": sorted(whole)}
     room = {device.index: int(_SHARE * nbytes) for device, nbytes in free.items()}
     balanced = get_balanced_memory(model, max_memory=dict(room), **options)
-    # On the first of them, accelerate keeps as much free as a layer takes that it would fetch from
-    # the host's memory; here none is. Where it hears of Apple's GPU, it keeps that there.
+    # accelerate reserves room on the first device for offloaded layers; nothing is offloaded here.
+    # Apple's GPU is excluded, or accelerate would reserve the room there.
     nowhere = {"mps": 0}
     for limits in (balanced, room):
         found = infer_auto_device_map(model, max_memory={**limits, **nowhere}, **options)
@@ -75,13 +76,13 @@ def plan_devices(
         needed,
         dtype,
         {str(one): nbytes for one, nbytes in free.items()},
-        # Where the sum would do, a part is in the way.
+        # if the sum would suffice, the largest part does not fit
         (largest, sizes[largest]) if needed <= sum(room.values()) else None,
     )
 
 
 def _parts(module: Any, whole: Collection[str], path: str = "") -> Iterator[str]:
-    """Paths of the modules that are not taken apart."""
+    """Paths of the modules that are not split."""
     children = list(module.named_children())
     if not children or type(module).__name__ in whole:
         yield path
@@ -91,20 +92,20 @@ def _parts(module: Any, whole: Collection[str], path: str = "") -> Iterator[str]
 
 
 def place_of(places: Mapping[str, torch.device], path: str) -> torch.device:
-    """The device of a module, a parameter or a buffer, which is that of the nearest one around."""
+    """The device of a module, parameter or buffer: that of the nearest enclosing entry."""
     while path and path not in places:
         path = path.rpartition(".")[0]
-    # What accelerate leaves out are buffers of modules that it has taken apart.
+    # accelerate leaves out buffers of modules that it has split
     return places[path] if path in places else next(iter(places.values()))
 
 
 def connect(model: Any, places: DeviceMap, first: torch.device) -> None:
-    """Have a loaded model run where its modules are; does nothing where that is one device.
+    """Make a loaded model run on the devices of its modules; does nothing for a single device.
 
-    What the model as a whole puts out comes back to the device of its inputs.
+    The output of the model comes back to the device of its inputs.
 
     Args:
-        first: where inputs go to.
+        first: the device of inputs.
     """
     if len(set(places.values())) > 1:
         from accelerate import dispatch_model
@@ -118,13 +119,14 @@ def connect(model: Any, places: DeviceMap, first: torch.device) -> None:
 
 
 class ModelTooLarge(PrunectlError):
-    """A model whose weights are more than all GPUs together hold, or have too large a part.
+    """A model whose weights, or whose largest part, do not fit on the GPUs.
 
     Attributes:
-        model: as it was given. needed: bytes of its weights in ``dtype``.
+        model: as given.
+        needed: bytes of its weights in ``dtype``.
         free: bytes by device.
-        largest: path and bytes of the largest part that stays on one device; None where even the
-            sum of what is free is too little.
+        largest: path and bytes of the largest part that stays on one device; None if the sum of
+            free memory is too little.
     """
 
     def __init__(
@@ -136,16 +138,14 @@ class ModelTooLarge(PrunectlError):
         largest: tuple[str, int] | None = None,
     ) -> None:
         left = ", ".join(f"{size(nbytes)} on {name}" for name, nbytes in free.items())
-        less = "--dtype bfloat16 takes half of it, " if dtype in ("float32", "float64") else ""
+        less = "--dtype bfloat16 halves this, " if dtype in ("float32", "float64") else ""
         why = ""
         if largest is not None:
-            why = (
-                f"; parts stay whole, the largest of which is {largest[0]} with {size(largest[1])}"
-            )
+            why = f"; the largest part that must stay whole is {largest[0]} with {size(largest[1])}"
         super().__init__(
-            f"{model} takes {size(needed)} in {dtype}, and this is free: {left}, of which a tenth "
-            f"is left to what is computed{why}",
-            hint=f"{less}--device cpu takes the host's memory",
+            f"{model} takes {size(needed)} in {dtype}; free are {left}, and a tenth of that "
+            f"is reserved for activations{why}",
+            hint=f"{less}--device cpu uses the host's memory",
         )
         self.model, self.needed, self.dtype, self.free = model, needed, dtype, dict(free)
         self.largest = largest

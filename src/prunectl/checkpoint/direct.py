@@ -1,7 +1,7 @@
-"""Reading past the page cache what is read once, where the page cache does not hold it already.
+"""Direct reads, past the page cache, of data that is read once and is not in the page cache yet.
 
-Bringing a file into the page cache costs a processor more than checking it does, and takes the
-place of what is there, for bytes that nobody asks for again.
+Bringing a file into the page cache costs more processor time than checking the file does, and
+evicts other files, for bytes that are not read again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from prunectl.disks import ALIGNMENT, aligned, open_direct, share_in_memory
 Bytes = npt.NDArray[np.uint8]
 
 DIRECT_FROM = 64 << 20
-"""Bytes of a file from which on it is worth it."""
+"""Files of at least so many bytes are read directly."""
 _WINDOW = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes of one direct read."""
 _HELD = 0.5
-"""Of a file, what the page cache holds if it is read from there."""
+"""Share of a file in the page cache from which on it is read through the cache."""
 
 
 class DirectFiles:
-    """Some files' descriptors past the page cache, and a window of memory for each thread."""
+    """Direct descriptors of some files, and an aligned buffer for each thread."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int | None] = {}
@@ -34,13 +34,13 @@ class DirectFiles:
         self._lock = threading.Lock()
 
     def read(self, path: Path, fd: int, position: int, out: Bytes) -> int:
-        """Fill ``out`` with the file's bytes from ``position`` on, as far as that goes this way.
+        """Fill ``out`` with the file's bytes from ``position`` on, as far as direct reads succeed.
 
         Args:
             path, fd: of the file; an ordinary descriptor.
 
         Returns:
-            how many bytes were read; the rest is to be read by ``fd``.
+            The number of bytes read; the caller reads the rest by ``fd``.
         """
         direct = self._descriptor(path, fd)
         if direct is None:
@@ -54,7 +54,7 @@ class DirectFiles:
             window = self._own.window[: -(-(skip + wanted) // ALIGNMENT) * ALIGNMENT]
             try:
                 got = os.preadv(direct, [window.data], position + done - skip) - skip
-            except OSError:  # a disk that wants other alignments, or one that fails: fd will tell
+            except OSError:  # another alignment, or a failing disk: fd will tell
                 return done
             if got <= 0:
                 return done
@@ -75,7 +75,7 @@ class DirectFiles:
             return self._descriptors[path]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all files."""
         while self._descriptors:
             _, found = self._descriptors.popitem()
             if found is not None:

@@ -10,20 +10,20 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
 
 Header = tuple[list[StoredTensor], dict[str, str]]
-"""Of a weights file: its tensors, and the metadata of its header."""
+"""The tensors of a weights file, and the metadata of its header."""
 
 
 def shard_names(
     where: Path, folder: Path, weights: WeightSet, is_there: Callable[[str], bool]
 ) -> tuple[tuple[str, ...], dict[str, str] | None]:
-    """The weight files, sorted, and what the index says, if there is one.
+    """The weight files, sorted, and the content of the index, if there is one.
 
     Args:
-        where: what to call the folder in messages.
+        where: name of the folder in messages.
         folder: holds the index.
 
     Raises:
-        BadCheckpoint: the index is damaged, or names a file that is not there.
+        BadCheckpoint: the index is damaged, or names a missing file.
     """
     if not weights.index:
         return weights.files, None
@@ -41,16 +41,18 @@ def check_headers(
     weight_map: dict[str, str] | None,
     headers: Mapping[str, Header],
 ) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:
-    """All tensors in file order and the aliases, if the headers fit together and to the index.
+    """All tensors in file order, and the aliases; refuses contradictory headers.
 
     Raises:
-        BadCheckpoint: they do not. UnsupportedCheckpoint: masks. NoWeights: no tensors.
+        BadCheckpoint: the headers contradict each other or the index.
+        UnsupportedCheckpoint: a file of masks.
+        NoWeights: no tensors.
     """
     for name, (_, metadata) in headers.items():
         if metadata.get("format", "").startswith("prunectl.masks/"):
             raise UnsupportedCheckpoint(
                 where / name,
-                "masks, and no weights",
+                "masks, not weights",
                 hint=f"apply them to a model: prunectl prune MODEL --mask {name} -o DIR",
             )
     stored = [tensor for tensors, _ in headers.values() for tensor in tensors]
@@ -65,7 +67,7 @@ def check_headers(
 def _one_place_each(
     folder: Path, stored: Iterable[StoredTensor]
 ) -> tuple[tuple[StoredTensor, ...], dict[str, str]]:
-    """Separate tensors that own their bytes from further names of the same bytes (tied weights)."""
+    """Separate tensors that own their bytes from other names of the same bytes (tied weights)."""
     owners: dict[object, StoredTensor] = {}
     names: dict[str, str] = {}
     aliases: dict[str, str] = {}

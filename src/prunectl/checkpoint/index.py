@@ -1,6 +1,6 @@
-"""Which files of a folder are the weights, and what the index says of them.
+"""The weight files of a folder, and the content of its index.
 
-Works on lists of names, so that a Hub repository is decided on before anything is downloaded.
+Works on lists of names, so that a Hub repository can be judged before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _TRAINING_STATE = re.compile(
 _SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.prunectl)?\.\w+")
 _INDEX_SUFFIX = ".index.json"
 _LONGEST_FILE_NAME = 255
-"""Bytes, on every file system that is common."""
+"""Limit in bytes on all common file systems."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """The weight files of one format that together are the checkpoint.
+    """The weight files of one format that together make up the checkpoint.
 
     Attributes:
         format: ``safetensors``, ``pickle``, or ``compressed`` (what ``prunectl export`` writes).
-        files: their names, sorted; empty as long as only the index is known.
+        files: their names, sorted; empty while only the index is known.
         index: name of the index file, or None.
     """
 
@@ -46,12 +46,12 @@ class WeightSet:
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file's name says optimizer, scheduler or random state: no weights, no side file."""
+    """Whether a file holds optimizer, scheduler or random state, by its name."""
     return _TRAINING_STATE.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def is_weights_name(name: str) -> bool:
-    """Whether a file's name is one that prunectl reads weights from."""
+    """Whether prunectl reads weights from a file of this name."""
     suffixes = (".safetensors", *PICKLE_SUFFIXES)
     return name.endswith(suffixes) and not is_training_state(name)
 
@@ -59,13 +59,14 @@ def is_weights_name(name: str) -> bool:
 def find_weights(names: Iterable[str], where: str) -> WeightSet:
     """Choose the weights among a folder's top-level file names, as transformers would.
 
-    Safetensors go before pickles, a single file before an index, an index before loose shards.
+    Safetensors take precedence over pickles, a single file over an index, an index over loose
+    shards.
 
     Raises:
-        NoWeights: nothing that can be read.
+        NoWeights: no readable weights.
         UnsupportedCheckpoint: GGUF or an adapter only.
-        BadCheckpoint: several pickles that are not shards of one another; shards that are missing;
-            a dense and a compressed checkpoint side by side.
+        BadCheckpoint: several unrelated pickles; missing shards; a dense and a compressed
+            checkpoint in one folder.
     """
     top = sorted(name for name in names if "/" not in name)
     weights = [n for n in top if is_weights_name(n) and not n.startswith("adapter_model")]
@@ -76,7 +77,7 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
         raise BadCheckpoint(
             where,
             f"holds a compressed and a dense checkpoint ({compressed[0]}, {dense[0]})",
-            hint="leave one of them",
+            hint="remove one of them",
         )
     found = _choose(top, compressed, "compressed", f"model{COMPRESSED_SUFFIX}")
     found = found or _choose(top, dense, "safetensors", "model.safetensors")
@@ -91,7 +92,7 @@ def find_weights(names: Iterable[str], where: str) -> WeightSet:
         raise BadCheckpoint(
             where,
             f"holds several checkpoints ({', '.join(found.files[:4])}) and no index",
-            hint="name the one file that is meant",
+            hint="give the path of one of these files",
         )
     _check_families(found, where)
     return found
@@ -104,7 +105,7 @@ def _choose(top: list[str], weights: list[str], format: str, standard: str) -> W
     preferred = standard + _INDEX_SUFFIX
     if preferred in indexes or len(indexes) == 1:
         return WeightSet(format, (), preferred if preferred in indexes else indexes[0])
-    # Mistral's own consolidated.safetensors repeats the weights under other names.
+    # Mistral's own consolidated.safetensors repeats the weights under other names
     loose = [n for n in weights if not n.startswith("consolidated")] or weights
     return WeightSet(format, tuple(loose)) if loose else None
 
@@ -116,7 +117,7 @@ def _index_of(name: str, format: str) -> bool:
 
 
 def _check_families(found: WeightSet, where: str) -> None:
-    """Without an index, only the shards' own names tell that one of them is missing."""
+    """without an index, only the shards' names show that one is missing"""
     families: dict[tuple[str, int], set[int]] = {}
     for match in filter(None, map(_SHARD.fullmatch, found.files)):
         families.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
@@ -129,7 +130,7 @@ def _check_families(found: WeightSet, where: str) -> None:
     if found.format == "pickle" and len(families) > 1:
         stems = ", ".join(sorted(stem for stem, _ in families))
         raise BadCheckpoint(
-            where, f"holds several checkpoints ({stems}) and no index", hint="leave one of them"
+            where, f"holds several checkpoints ({stems}) and no index", hint="remove one of them"
         )
 
 
@@ -138,7 +139,7 @@ def _nothing(top: list[str], where: str) -> NoWeights | UnsupportedCheckpoint:
         return UnsupportedCheckpoint(
             where,
             "holds GGUF only, which is quantized for llama.cpp",
-            hint="use the safetensors checkpoint that the GGUF was made from",
+            hint="use the safetensors checkpoint from which the GGUF was made",
         )
     if any(name.startswith("adapter_model") for name in top):
         return UnsupportedCheckpoint(
@@ -154,7 +155,7 @@ def read_index(path: Path) -> dict[str, str]:
     """Read an index file: tensor name -> file name.
 
     Raises:
-        BadCheckpoint: damaged, or naming files outside of the folder.
+        BadCheckpoint: damaged, or naming files outside the folder.
     """
     if path.exists() and not path.is_file():
         raise BadCheckpoint(path, "not a regular file", hint="put the file itself there")
@@ -171,7 +172,7 @@ def read_index(path: Path) -> dict[str, str]:
     for tensor, file in weight_map.items():
         check_name(path, tensor)
         if not isinstance(file, str) or not is_plain_name(file):
-            raise BadCheckpoint(path, f"tensor '{tensor}' points outside of the folder: {file!r}")
+            raise BadCheckpoint(path, f"tensor '{tensor}' points outside the folder: {file!r}")
         if not is_weights_name(file):
             raise BadCheckpoint(path, f"tensor '{tensor}' points at {file!r}, not a weights file")
         if len(file.encode(errors="replace")) > _LONGEST_FILE_NAME:
@@ -180,20 +181,20 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether ``name`` is a file name and nothing else: no folder, way up or control character."""
+    """Whether ``name`` is only a file name: no folder, parent or control character."""
     return bool(name) and name not in (".", "..") and not re.search(r"[/\\\x00-\x1f]", name)
 
 
 def check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, str]) -> None:
-    """Compare an index with what its shards hold.
+    """Compare an index with the contents of its shards.
 
     Args:
         path: of the index, for messages.
-        weight_map: tensor -> file as the index says.
-        tensors: tensor -> file as the shards' headers say.
+        weight_map: tensor -> file, from the index.
+        tensors: tensor -> file, from the shards' headers.
 
     Raises:
-        BadCheckpoint: a tensor that is missing or lies elsewhere.
+        BadCheckpoint: a tensor is missing or in another file.
     """
     for tensor, file in weight_map.items():
         actual = tensors.get(tensor)

@@ -1,10 +1,10 @@
-"""Roles of tensors of the commonest architectures, without building their module trees.
+"""Roles of tensors of the most common architectures, without building their module trees.
 
-Importing torch and transformers to build one takes seconds, longer than reading a small model.
-What the trees of common classes say is in a table, which ``scripts/make_known_trees.py`` makes by
-asking them: by class, each name (with ``*`` for its numbers) and what it is. An entry is there only
-if it is the same whatever flags the config sets. A checkpoint that has one name more, a rank that
-differs, code of its own or more layers than its config says is not answered from it.
+Importing torch and transformers to build a tree takes seconds, longer than reading a small model. A
+table, made from the module trees by ``scripts/make_known_trees.py``, lists for each class the
+tensor names (with ``*`` for numbers) and their roles. It has only entries that hold for all flags
+of a config. The table does not answer for a checkpoint with another name, another rank, code of its
+own or more layers than its config states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TABLE = "known_trees.json"
 
 
 def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> RoleMap | None:
-    """Every tensor's role as the module tree would give it; None where the table does not tell.
+    """The role of every tensor, as the module tree would give it; None if the table does not tell.
 
     Args:
         config: the parsed config.json.
@@ -40,7 +40,7 @@ def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> 
     if type(tie) is not bool or any(type(count) is not int for count in counts.values()):
         return None
     numbers = known["tensors"] | known["tied" if tie else "untied"]
-    # None of these classes has whole numbers in its files: what holds some is left from old ones.
+    # integer tensors are not part of these classes, but remain in old files
     is_left = any(not spec.dtype.is_float for spec in specs)
     left = roles_from_headers(specs).roles if is_left else {}
     roles = {}
@@ -58,16 +58,16 @@ def roles_from_table(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> 
 
 
 def pattern_of(name: str) -> str:
-    """A name with ``*`` in the place of its numbers."""
+    """A name with ``*`` for its numbers."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def role_of(entry: Sequence[Any], name: str) -> TensorRole:
-    """What an entry of the table says of a tensor.
+    """The role of a tensor, from an entry of the table.
 
     Args:
-        entry: role, dimensions, parts of the path of its stack (None: it is in no block), the
-            config's key for how many blocks that has, input axis, tied.
+        entry: role, dimensions, parts of the path of its stack (None: not in a block), the config's
+            key for the number of blocks in the stack, input axis, tied.
     """
     role, _, parts, _, axis, tied = entry
     path = name.split(".")
@@ -80,7 +80,7 @@ def role_of(entry: Sequence[Any], name: str) -> TensorRole:
 
 
 def _role(spec: TensorSpec, entry: Sequence[Any], counts: Mapping[str, int]) -> TensorRole | None:
-    """An entry's role of a tensor; None where the tensor is not what the entry is of."""
+    """A tensor's role from an entry; None if rank or layer do not fit the entry."""
     _, dimensions, _, key, _, _ = entry
     if dimensions != len(spec.shape):
         return None

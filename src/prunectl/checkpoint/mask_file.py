@@ -1,7 +1,7 @@
-"""Masks alone: which weights of some tensors stay, read from a file that nobody vouches for.
+"""Files of masks: which weights of some tensors are kept. The file is not trusted.
 
 docs/masks.md specifies the format: a safetensors file with one U8 tensor of bits for each masked
-tensor, and in its ``__metadata__`` what these bits are about.
+tensor, and the description of the masks in its ``__metadata__``.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class _Source(Document, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which weights of one tensor stay.
+    """The mask of one tensor.
 
     Attributes:
         name, shape: of the tensor.
-        zeros: weights that go, by the file's own word; :func:`check_bits` counts them.
-        pattern: the N:M that the mask follows, by the file's own word; None if it claims none.
-        input_axis: the axis of ``shape`` along which N:M groups lie; None where it is not known.
-        bits: where the bits are: U8 [ceil(numel / 8)].
+        zeros: pruned weights, as the file states; :func:`check_bits` counts them.
+        pattern: the N:M that the mask follows, as the file states; None if it states none.
+        input_axis: the axis of ``shape`` along which N:M groups lie; None if unknown.
+        bits: the stored bits: U8 [ceil(numel / 8)].
     """
 
     name: str
@@ -88,13 +88,13 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class MaskFile:
-    """A file of masks, known from its header.
+    """A file of masks, from its header.
 
     Attributes:
         path: the file.
         masks: by tensor name, in the order of the file.
-        source: what the masks were made from: ``model``, ``kind``, ``repo_id``, ``commit`` (text
-            or None) and ``files`` ({"name", "size", "sha256"} each).
+        source: the checkpoint that the masks were made from: ``model``, ``kind``, ``repo_id``,
+            ``commit`` (text or None) and ``files`` ({"name", "size", "sha256"} each).
     """
 
     path: Path
@@ -107,7 +107,7 @@ class MaskFile:
 
 
 def is_mask_file(path: Path) -> bool:
-    """Whether a file says of itself that it is one of masks, of whatever version."""
+    """Whether a file declares itself a file of masks, of any version."""
     try:
         return _FORMAT.fullmatch(_header(path)[1].get("format", "")) is not None
     except BadMaskFile:
@@ -115,11 +115,11 @@ def is_mask_file(path: Path) -> bool:
 
 
 def read_masks(path: Path) -> MaskFile:
-    """Read the header of a file of masks, and check all that it claims but the bits.
+    """Read the header of a file of masks, and check everything but the bits.
 
     Raises:
-        BadMaskFile: the file cannot be read, holds something else, is damaged or contradicts
-            itself, or was written by a newer prunectl.
+        BadMaskFile: the file is unreadable, not a file of masks, damaged or contradictory, or was
+            written by a newer prunectl.
     """
     tensors, metadata = _header(path)
     version = _FORMAT.fullmatch(metadata.get("format", ""))
@@ -129,7 +129,7 @@ def read_masks(path: Path) -> MaskFile:
         raise BadMaskFile(
             path,
             f"has format version {int(version[1])}; this prunectl reads {VERSION}",
-            hint="a newer prunectl is needed: pip install -U prunectl",
+            hint="upgrade prunectl: pip install -U prunectl",
         )
     described = _metadata(path, metadata, "masks", dict[str, Any])
     stored = {tensor.name: tensor for tensor in tensors}
@@ -144,11 +144,11 @@ def read_masks(path: Path) -> MaskFile:
 
 
 def check_bits(file: MaskFile, reader: TensorReader, on_event: OnEvent) -> str:
-    """Read all bits once: as many are 0 as the header says, and none is 1 after the last weight.
+    """Read all bits once: as many are 0 as the header states, and none is 1 after the last weight.
 
     Args:
-        reader: of this file. It holds the file open: what it reads later is what was checked,
-            even if another file takes the path.
+        reader: of this file. It keeps the file open, so that later reads are of the checked file,
+            even if the path gets another file.
 
     Returns:
         BLAKE3 of the whole file.
@@ -179,7 +179,7 @@ def digest_bits(file: MaskFile, mask: Mask, reader: TensorReader, digest: Any) -
     """Add a mask's bits to ``digest`` and count them.
 
     Raises:
-        BadMaskFile: they contradict the header.
+        BadMaskFile: the bits contradict the header.
     """
     kept, last = 0, 0
     block = np.empty(min(_BLOCK, mask.bits.spec.nbytes), np.uint8)
@@ -202,7 +202,7 @@ def digest_bits(file: MaskFile, mask: Mask, reader: TensorReader, digest: Any) -
 
 def _header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
     try:
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             what = "is a folder" if path.is_dir() else "no such file"
             raise BadMaskFile(path, what)
         return read_safetensors(path, path.name)

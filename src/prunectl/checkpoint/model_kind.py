@@ -1,4 +1,4 @@
-"""What a loaded model is, and what its inputs may be: read from the model, not from its name."""
+"""The kind of a loaded model, and the limits of its inputs, from the model and not its name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length"
 
 
 class Kind(StrEnum):
-    """What a model does, as far as its inputs go."""
+    """The task of a model, as far as its inputs are concerned."""
 
     CAUSAL_LM = "causal-lm"
-    """Continues a text: a pass over the prompt, then one for each new token."""
+    """Continues a text: one pass over the prompt, then one for each new token."""
     SEQ2SEQ = "encoder-decoder"
-    """Reads a text with its encoder, then writes one token after the other."""
+    """Reads a text with its encoder, then writes one token after another."""
     ENCODER = "encoder"
     """Reads a text once."""
     VISION = "vision"
@@ -40,14 +40,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelKind:
-    """What a model is, and what limits its inputs.
+    """The kind of a model, and the limits of its inputs.
 
     Attributes:
-        kind: what it reads and writes.
-        context: most tokens that it takes, or None where nothing limits them.
+        kind: its task.
+        context: maximum number of tokens, or None if unlimited.
         vocabulary: number of token ids; 0 for a vision model.
         image: channels, height and width; None for text.
-        avoided: ids with a meaning of their own, which random text leaves out.
+        avoided: ids of special tokens, which random text leaves out.
     """
 
     kind: Kind
@@ -66,11 +66,11 @@ class UnknownInputs(SourceError):
 
 
 def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
-    """What a transformers model is.
+    """The kind of a transformers model.
 
     Args:
         model: any transformers model.
-        folder: where its image processor's settings are, if it has any.
+        folder: with the settings of its image processor, if it has one.
 
     Raises:
         UnknownInputs: it takes neither tokens nor images.
@@ -83,7 +83,7 @@ def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
         raise UnknownInputs(
             name,
             f"its input is '{main}', and only tokens ('input_ids') and images are known",
-            hint="name a text or vision model",
+            hint="give a text or vision model",
         )
     if getattr(model.config, "is_encoder_decoder", False):
         kind = Kind.SEQ2SEQ
@@ -96,7 +96,7 @@ def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
     text = model.config.get_text_config()
     vocabulary = int(getattr(embedding, "num_embeddings", 0) or getattr(text, "vocab_size", 0))
     if vocabulary < 1:
-        raise UnknownInputs(name, "the size of its vocabulary is not known", hint="")
+        raise UnknownInputs(name, "its vocabulary size is unknown", hint="")
     avoided = frozenset(_special_ids(model.config)) | frozenset(_special_ids(text))
     if sum(0 <= one < vocabulary for one in avoided) >= vocabulary:
         avoided = frozenset()
@@ -104,13 +104,13 @@ def model_kind_of(model: Any, folder: Path | None = None) -> ModelKind:
 
 
 def common_model_kind(kinds: Sequence[tuple[str, ModelKind]]) -> ModelKind:
-    """What models are together: one kind, and inputs that each of them takes.
+    """The common kind of several models, with inputs that each of them takes.
 
     Args:
-        kinds: by what the models are called; one or more.
+        kinds: by model name; one or more.
 
     Raises:
-        InvalidOption: they are of different kinds, or take images of different sizes.
+        InvalidOption: the models are of different kinds, or take images of different sizes.
     """
     name, first = kinds[0]
     for other_name, other in kinds:
@@ -130,9 +130,9 @@ def common_model_kind(kinds: Sequence[tuple[str, ModelKind]]) -> ModelKind:
 
 
 def accepted_inputs(folder: Path, *, trust_remote_code: bool) -> frozenset[str]:
-    """Names that the model's ``forward`` takes; empty where its class is not known.
+    """Parameter names of the model's ``forward``; empty if its class is unknown.
 
-    A tokenizer may make more than its model takes: token types for a DistilBERT, for example.
+    A tokenizer may return more than the model takes: token types for a DistilBERT, for example.
     """
     try:
         with quiet_transformers(), unknown_if_it_fails():
@@ -148,7 +148,7 @@ def _words(model_kind: ModelKind) -> str:
 
 
 def _special_ids(config: Any) -> Iterator[int]:
-    """Ids of padding, ends, images and the like: all that a config calls ``..._token_id``."""
+    """Ids of padding, ends, images and so on: all values named ``..._token_id`` in a config."""
     for key, value in config.to_dict().items():
         if key.endswith(("_token_id", "_token_index")):
             values = value if isinstance(value, list) else [value]
@@ -156,7 +156,7 @@ def _special_ids(config: Any) -> Iterator[int]:
 
 
 def _context_of(model: torch.nn.Module, config: Any) -> int | None:
-    """Most tokens: what the config says, or what a table of positions holds, if that is less."""
+    """Maximum number of tokens: the config's or the size of a position table, whichever is less."""
     known = [
         value
         for key in _CONTEXT_KEYS
@@ -165,13 +165,13 @@ def _context_of(model: torch.nn.Module, config: Any) -> int | None:
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(padding, int):
-            # As in RoBERTa, positions are counted from the one after the padding's.
+            # as in RoBERTa, positions are counted from the one after the padding's
             known.append(int(module.num_embeddings) - padding - 1)
     return min(known, default=None)
 
 
 def _image_of(config: Any, folder: Path | None) -> tuple[int, int, int]:
-    """Channels, height and width: what the processor makes, else what the config says."""
+    """Channels, height and width: from the processor, else from the config."""
     vision = getattr(config, "vision_config", None) or config
     channels = getattr(vision, "num_channels", 3)
     channels = channels if isinstance(channels, int) else 3
@@ -184,7 +184,7 @@ def _image_of(config: Any, folder: Path | None) -> tuple[int, int, int]:
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """Height and width, however a config writes them."""
+    """Height and width, in any notation of a config."""
     if isinstance(size, dict):
         edge = size.get("shortest_edge")
         size = [size.get("height", edge), size.get("width", edge)]

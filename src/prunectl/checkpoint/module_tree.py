@@ -1,7 +1,7 @@
-"""A checkpoint's model class, built on the meta device, and where each stored tensor goes in it.
+"""A checkpoint's model class, built on the meta device, and the parameter of each stored tensor.
 
-Everything that depends on the inside of transformers is here. Nothing touches the network, no
-weight is allocated, and whatever transformers raises becomes :class:`UnknownArchitecture`.
+Everything that depends on internals of transformers is here. Nothing touches the network, no weight
+is allocated, and any error of transformers becomes :class:`UnknownArchitecture`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a stored tensor goes: the (first) parameter it becomes, and what is done on the way.
+    """The (first) parameter that a stored tensor becomes, and how it is converted.
 
     Attributes:
         parameter: full name in the module tree.
-        converted: whether more is done than giving it that name: stacked, split, transposed.
+        converted: whether the tensor is stacked, split or transposed, not only renamed.
         transposes: whether loading swaps the last two axes of the stored tensor.
-        only_if_needed: whether it does so only when the shapes differ otherwise.
+        only_if_needed: whether it swaps them only if the shapes differ otherwise.
     """
 
     parameter: str
@@ -45,9 +45,9 @@ _COUNT = re.compile(
     r"repeats|flows|kernels|block_sizes)$"
 )
 MAX_MODULES = 100_000
-"""Largest count of layers or experts for which a module tree is built."""
+"""Largest number of layers or experts for which a module tree is built."""
 MAX_LABELS = 1_000_000
-"""Most labels of a classifier; the config holds a name for each, made up where it has none."""
+"""Most labels of a classifier; a config holds a name for each, generated if it lists none."""
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -56,8 +56,8 @@ _ONE_AT_A_TIME = threading.RLock()
 def quiet_transformers() -> Iterator[None]:
     """Silence warnings, logging and progress bars of transformers, then restore all three.
 
-    One thread at a time: this, and building on the meta device inside of it, change state of the
-    whole process.
+    One thread at a time: silencing, and building on the meta device in the ``with`` block, change
+    state of the whole process.
     """
     from transformers.utils import logging as tlog
 
@@ -84,8 +84,8 @@ def _quiet(tlog: Any) -> Iterator[None]:
 def unknown_if_it_fails() -> Iterator[None]:
     """Turn any exception into :class:`UnknownArchitecture` with its first sentence.
 
-    transformers, and even more so a model's own code, may raise anything at all. Too little memory
-    says nothing of the architecture, and must not change which tensors are prunable.
+    transformers, and even more so a model's own code, may raise anything. A lack of memory says
+    nothing about the architecture, and must not change which tensors are prunable.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def unknown_if_it_fails() -> Iterator[None]:
         raise
     except Exception as error:
         first, *more = str(error).strip().split("\n")
-        if first.endswith(":") and more:  # what is wrong stands in the next line
+        if first.endswith(":") and more:  # the cause is on the next line
             first = f"{first} {more[0].strip()}"
         raise UnknownArchitecture(f"{type(error).__name__}: {first[:200]}") from error
 
@@ -104,22 +104,22 @@ def model_class(
     """The class that config.json names, or the base class of its ``model_type``; and the config.
 
     Raises:
-        UnknownArchitecture: no usable config.json, one that asks for far too much, an architecture
-            that transformers does not have, or code of the model's own that was not trusted.
+        UnknownArchitecture: no usable config.json, one that describes a far larger model, an
+            architecture that transformers lacks, or untrusted code of the model.
     """
     raw = _read_config(folder)
-    check_counts(raw)  # a config class makes a list of its layers, and one of its labels
+    check_counts(raw)  # a config class makes a list of its layers and of its labels
     names = [str(name) for name in raw.get("architectures") or []]
     native = next((cls for name in names if (cls := _native_class(name)) is not None), None)
     if "model_type" not in raw and "auto_map" not in raw:
-        # AutoConfig would guess from the folder's name here.
+        # AutoConfig would guess from the folder's name
         if native is None:
             raise UnknownArchitecture("config.json has no model_type")
         return native, native.config_class.from_pretrained(folder, local_files_only=True)
     if "auto_map" in raw and native is None and not trust_remote_code:
         raise UnknownArchitecture(
-            "its code comes with the model, and needs trust_remote_code",
-            hint="--trust-remote-code runs that code: only if you trust who wrote it",
+            "it comes with code of its own, which needs trust_remote_code",
+            hint="--trust-remote-code runs that code: use it only if you trust the author",
         )
 
     from transformers import AutoConfig
@@ -147,7 +147,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _native_class(name: str) -> type[PreTrainedModel] | None:
-    """transformers' own class of that name; fetched by name, since Auto classes import slowly."""
+    """The class of that name in transformers; fetched by name, since Auto classes import slowly."""
     import transformers
 
     found = getattr(transformers, name, None)
@@ -159,7 +159,7 @@ def _native_class(name: str) -> type[PreTrainedModel] | None:
 def _custom_class(
     folder: Path, raw: dict[str, Any], names: list[str]
 ) -> type[PreTrainedModel] | None:
-    """The class from the model's own code that ``architectures`` names; needs trust."""
+    """The class in the model's own code that ``architectures`` names; needs trust."""
     references = [
         value[0] if isinstance(value, list) else value
         for key, value in (raw.get("auto_map") or {}).items()
@@ -190,11 +190,11 @@ def _base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def build_on_meta(
     cls: type[PreTrainedModel], config: PreTrainedConfig, *, buffers: bool = False
 ) -> PreTrainedModel:
-    """The model without storage: every parameter is on the meta device.
+    """Build the model without storage: every parameter is on the meta device.
 
     Args:
-        buffers: whether buffers are real, with what the model's code computes; else they are there
-            too.
+        buffers: whether buffers hold the values that the model's code computes; otherwise they are
+            on the meta device too.
     """
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
@@ -205,10 +205,11 @@ def build_on_meta(
 
 
 def check_counts(config: Mapping[Any, Any]) -> None:
-    """Refuse a config that asks for a model too large to list; each module is a Python object.
+    """Refuse a config of a model that is too large to build; each module is a Python object.
 
     Raises:
-        UnknownArchitecture: so many layers, experts or labels that making them takes the memory.
+        UnknownArchitecture: so many layers, experts or labels that building them would fill the
+            memory.
     """
     left = [config]
     while left:
@@ -222,14 +223,14 @@ def check_counts(config: Mapping[Any, Any]) -> None:
 
 
 def _most(key: str) -> int:
-    """The largest count that a key of a config may have; 0 for what is no count of objects."""
+    """The limit of a config's count, by its key; 0 if the key is not a count of objects."""
     if key in ("num_labels", "id2label", "label2id"):
         return MAX_LABELS
     return MAX_MODULES if _COUNT.search(key) else 0
 
 
 def _counts(value: Any) -> Iterator[int]:
-    """What is counted by a number, by numbers in a list (one for each stage), or by an object."""
+    """The counts in a value: a number, a list of numbers (one for each stage), or an object's size."""
     if isinstance(value, dict):
         yield len(value)
     for each in value if isinstance(value, list) else [value]:
@@ -238,11 +239,11 @@ def _counts(value: Any) -> Iterator[int]:
 
 
 def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:
-    """Where ``from_pretrained`` would put the tensors of these names; unused ones are left out.
+    """Where ``from_pretrained`` would load tensors of these names; unused names are left out.
 
-    The same steps as transformers' ``convert_and_load_state_dict_in_model``: its renamings and
-    converters per architecture (legacy ``gamma``/``beta``, separate experts that are stacked,
-    DINOv2's old names), then the base model's prefix added or dropped.
+    Follows the steps of transformers' ``convert_and_load_state_dict_in_model``: the renamings and
+    converters of the architecture (legacy ``gamma``/``beta``, stacking of separate experts,
+    DINOv2's old names), then the base model's prefix is added or dropped.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -267,11 +268,11 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
     tensors = chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     )
-    # Hooks of custom code can give keys to a state dict that no module has.
+    # hooks of custom code can add keys to a state dict that no module has
     owned = {name for name, _ in tensors} & state.keys()
     prefix = model.base_model_prefix
     targets: dict[str, Target] = {}
-    # Some renamings remember what they saw, so the order has to be transformers' own.
+    # some renamings have state, so the order must be transformers' own
     for name in sorted(names, key=dot_natural_key):
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if key not in state and name in state:

@@ -1,7 +1,7 @@
-"""Roles of a checkpoint's tensors from its model's own module tree, and whether it would load.
+"""Roles of a checkpoint's tensors from its model's module tree, and whether the model would load.
 
-The tree says what names cannot: which matrix belongs to a Linear, an Embedding or a router, what
-is a block, and along which axis a layer's inputs run. It is built without weights.
+The tree shows what names cannot: which matrix belongs to a Linear, an Embedding or a router, which
+modules are blocks, and along which axis a layer's inputs run. It is built without weights.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class LoadCheck:
 
     Attributes:
         model_class: the class that would be loaded.
-        missing: parameters that no tensor fills, so that they would be newly initialised.
-        unexpected: tensors that the model has no use for, by the names transformers gives them.
+        missing: parameters without a tensor, which would be newly initialized.
+        unexpected: tensors that the model does not use, by their names in transformers.
         mismatched: parameters whose tensor has another shape.
-        error: what ``from_pretrained`` raises when tensors cannot be converted to the model's
-            layout, for example an expert that is missing from its stack; '' if it does not.
+        error: the error of ``from_pretrained`` if tensors cannot be converted to the model's
+            layout, for example if an expert is missing from its stack; else ''.
     """
 
     model_class: str
@@ -63,14 +63,14 @@ class LoadCheck:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every weight of the model comes from the checkpoint and nothing is left over."""
+        """Whether every weight of the model is in the checkpoint, and every tensor is used."""
         return not (self.missing or self.unexpected or self.mismatched or self.error)
 
 
 def roles_from_modules(
     folder: Path, specs: Sequence[TensorSpec], *, trust_remote_code: bool = False
 ) -> RoleMap:
-    """Give every tensor its role by the module that it is loaded into.
+    """Find every tensor's role by the module that it is loaded into.
 
     Blocks are the elements of the outermost ``nn.ModuleList`` (or ``nn.Sequential``) around a
     module, if these elements hold linear layers with norms or attention. Tensors that the model
@@ -82,7 +82,7 @@ def roles_from_modules(
         trust_remote_code: run the model's own code where ``auto_map`` names it.
 
     Raises:
-        UnknownArchitecture: the module tree cannot be built; header rules are the way out.
+        UnknownArchitecture: the module tree cannot be built; the header rules remain.
     """
     with unknown_if_it_fails(), quiet_transformers():
         cls, config = model_class(folder, trust_remote_code=trust_remote_code)
@@ -104,12 +104,11 @@ def roles_from_modules(
 def check_loadable(
     folder: Path, specs: Sequence[TensorSpec], *, trust_remote_code: bool = False
 ) -> LoadCheck:
-    """Ask transformers what it would miss, not use, or find mis-shaped, without reading weights.
+    """Ask transformers what would be missing, unused or of another shape, without reading weights.
 
     ``from_pretrained`` itself runs on the meta device with empty tensors of the file's names and
-    shapes, so ties, conversions and each model's list of harmless keys count as they really do.
-    Two different weights of which the config says that they are tied are not noticed: that takes
-    their values.
+    shapes, so ties, conversions and each model's list of harmless keys count as in a real load. Two
+    different weights that are tied in the config are not detected: that takes their values.
 
     Raises:
         UnknownArchitecture: the model class cannot be determined or built.
@@ -118,9 +117,9 @@ def check_loadable(
 
     with unknown_if_it_fails(), quiet_transformers():
         cls, config = model_class(folder, trust_remote_code=trust_remote_code)
-        # The dtype plays no part in names and shapes, and not every stored one is a torch dtype.
+        # The dtype does not affect names and shapes, and not every stored dtype is one of torch.
         state = {s.name: torch.empty(s.shape, device="meta") for s in specs}
-        # What fails here is about the architecture; what fails below is about the tensors.
+        # errors here concern the architecture; errors below concern the tensors
         build_on_meta(cls, config)
         try:
             _, info = cls.from_pretrained(
@@ -147,22 +146,22 @@ def check_loadable(
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """What the role rules ask of a model."""
+    """The facts of a model that the role rules use."""
 
     modules: dict[str, nn.Module]
     blocks: set[str]
     """Paths of the lists of blocks."""
     tied: dict[str, bool]
-    """Parameters that share their values with another: whether one of them is an embedding's."""
+    """Parameters that share their values with another -> whether one of them is an embedding's."""
     hidden: int | None
     base_prefix: str
-    """Path of the base model inside of a model with a head, with its dot; '' for a base model."""
+    """Path of the base model in a model with a head, with its dot; '' for a base model."""
 
 
 def block_lists(model: PreTrainedModel) -> set[str]:
     """Paths of the lists in a module tree whose elements are transformer blocks.
 
-    One may lie inside of another; the outermost around a module is the one that counts.
+    One list may be inside another; the outermost around a module counts.
     """
     from torch import nn
 
@@ -195,7 +194,7 @@ def _survey(model: PreTrainedModel) -> _Tree:
 def _is_list_of_blocks(modules: Iterable[nn.Module]) -> bool:
     """Whether elements have weight matrices together with a norm, attention or feed-forward.
 
-    The heads of a detection model, or convolutions of a neck, are numbered too but are no blocks.
+    Heads of a detection model and convolutions of a neck are numbered too, but are not blocks.
     """
     return any(
         any(_BLOCK_PART_CLASS.search(type(m).__name__) for m in element.modules())
@@ -205,7 +204,7 @@ def _is_list_of_blocks(modules: Iterable[nn.Module]) -> bool:
 
 
 def _block_of(parameter: str, tree: _Tree) -> tuple[str, int | None, str]:
-    """The outermost list of blocks around a parameter, its block, and the path inside of it."""
+    """The outermost list of blocks around a parameter, its block, and the path in the block."""
     path = parameter.split(".")
     for i in range(1, len(path) - 1):
         stack = ".".join(path[:i])
@@ -222,7 +221,7 @@ def _module_role(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorR
     if layer is None:
         component = spec.name.removesuffix(".weight")
     elif place(spec.name)[1] == layer:
-        # The file's own path says more: separate experts share one stacked parameter.
+        # the path in the file says more: separate experts share one stacked parameter
         stack, _, component = place(spec.name)
     role = _role(target.parameter, tree, layer is not None, by_name.role)
     is_tied = target.parameter in tree.tied
@@ -251,7 +250,7 @@ def _role(parameter: str, tree: _Tree, in_block: bool, by_name: Role) -> Role:
     if _is_router(owner_path, tree):
         return Role.ROUTER
     if not isinstance(owner, nn.Linear | Conv1D | nn.MultiheadAttention):
-        # A class of the model's own: its name and shape decide, but the tree knows the blocks.
+        # a class of the model's own: name and shape decide, but the tree knows the blocks
         return Role.OTHER if by_name is Role.LINEAR and not in_block else by_name
     return Role.LINEAR if in_block else _outside_role(parameter, named, tree)
 
@@ -267,7 +266,7 @@ def _is_router(path: str, tree: _Tree) -> bool:
 
 
 def _outside_role(parameter: str, named: Role, tree: _Tree) -> Role:
-    """Pooler, head or other: a linear layer outside of blocks is never pruned by default."""
+    """Pooler, head or other: a linear layer outside blocks is never pruned by default."""
     if named in (Role.POOLER, Role.HEAD):
         return named
     is_head = tree.base_prefix and not parameter.startswith(tree.base_prefix)
@@ -275,7 +274,7 @@ def _outside_role(parameter: str, named: Role, tree: _Tree) -> Role:
 
 
 def _input_axis(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorRole) -> int | None:
-    """The input axis of the stored tensor, from the module's layout and what loading does to it."""
+    """The input axis of the stored tensor, from the module's layout and the conversion on loading."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -292,16 +291,16 @@ def _input_axis(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorRo
         return by_name.input_axis
     if target.transposes and not (target.only_if_needed and shape == spec.shape):
         is_last = not is_last
-    # Counted from the end, since stacking separate experts only adds an axis in front.
+    # counted from the end, since stacking separate experts adds an axis in front
     return len(spec.shape) - (1 if is_last else 2)
 
 
 def _experts_input_is_last(path: str, tree: _Tree) -> bool:
     """Whether stacked experts are ``(experts, out, in)``.
 
-    transformers' ``use_experts_implementation`` leaves ``is_transposed`` on the module, which says
-    so for sure: True means ``(experts, in, out)``. Modules without it (Llama 4's text experts,
-    JetMoE's parallel ones) are judged by the shapes and the config's hidden size.
+    transformers' ``use_experts_implementation`` sets ``is_transposed`` on the module: True means
+    ``(experts, in, out)``. Modules without it (Llama 4's text experts, JetMoE's parallel ones) are
+    judged by the shapes and the config's hidden size.
     """
     owner = tree.modules[path]
     flag = getattr(owner, "is_transposed", None)
@@ -309,7 +308,7 @@ def _experts_input_is_last(path: str, tree: _Tree) -> bool:
         return not flag
     shapes = {name: tuple(p.shape) for name, p in owner.named_parameters(recurse=False)}
     if set(shapes) == {"weight"}:
-        # One module a projection: its sister tells the orientation.
+        # one module for each projection: its counterpart shows the orientation
         for name, sister in tree.modules[path.rpartition(".")[0]].named_children():
             if type(sister) is type(owner):
                 shapes[name] = tuple(sister.get_parameter("weight").shape)

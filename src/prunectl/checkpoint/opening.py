@@ -1,4 +1,4 @@
-"""Opening a checkpoint: from what the user named to headers that have been checked."""
+"""Open a checkpoint: from the user's argument to checked headers."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint by Hub id or path.
 
-    Of local files the headers are read and no weights. Of a Hub id, weights and side files are
-    downloaded into the cache first, as far as they are not there; ``Checkpoint.notes`` says when
-    the Hub did not answer and the cache was used instead.
+    Of local files, only headers are read. For a Hub id, missing weights and side files are
+    downloaded into the cache first; ``Checkpoint.notes`` states when the Hub did not answer and the
+    cache was used instead.
 
     Args:
         model: a Hub id (``org/name``, ``org/name@revision``), a folder, one weights file, or
             ``demo``, the model that is part of prunectl.
         revision: branch, tag or commit on the Hub.
-        token: for private and gated repositories; default: what ``hf auth login`` stored.
+        token: for private and gated repositories; default: the one stored by ``hf auth login``.
         cache_dir: the Hub cache to use; default: huggingface_hub's own.
         trust_remote_code: let the model's own code build its module tree.
-        on_event: receives the progress of a download; None leaves it to huggingface_hub's bars.
+        on_event: receives the progress of a download; None shows huggingface_hub's bars.
 
     Raises:
-        SourceError: its subclasses tell what is wrong with the source.
-        InvalidOption: a revision of a local path.
+        SourceError: the source cannot be opened; its subclasses tell why.
+        InvalidOption: a revision with a local path.
     """
     found = open_stored(
         model,
@@ -89,7 +89,7 @@ def open_checkpoint(
 
 
 def compressed_error(model: str) -> UnsupportedCheckpoint:
-    """What to raise where only a dense checkpoint will do."""
+    """The error for a compressed checkpoint where only a dense one will do."""
     return UnsupportedCheckpoint(
         model,
         "a compressed prunectl folder",
@@ -106,13 +106,14 @@ def open_stored(
     trust_remote_code: bool = False,
     on_event: OnEvent | None = None,
 ) -> Checkpoint:
-    """As :func:`open_checkpoint`, and compressed folders too: their tensors are the stored parts.
+    """Open like :func:`open_checkpoint`, but also compressed folders: their tensors are the stored
+    parts.
 
     Raises:
         SourceError, InvalidOption: as :func:`open_checkpoint`.
     """
     text = os.fspath(model)
-    if model == demo.NAME:  # not a Path, which is a place on the disk whatever its name
+    if model == demo.NAME:  # not a Path, which is always local
         return _open_demo(revision, trust_remote_code=trust_remote_code)
     path = local_path(text)
     if path is not None and revision:
@@ -145,10 +146,10 @@ def _wanted(model: str, names: Sequence[str], get: Callable[[str], Path]) -> lis
 
 
 def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
-    """The repository and the revision that ``org/name@revision`` and ``--revision`` name.
+    """The repository and revision, from ``org/name@revision`` and ``--revision``.
 
     Raises:
-        ModelNotFound: no Hub id, or two revisions.
+        ModelNotFound: not a Hub id, or two revisions.
     """
     repo_id, inline = split_revision(text)
     if inline and revision and inline != revision:
@@ -156,35 +157,37 @@ def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
     if not is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
         raise ModelNotFound(
             text,
-            "no such file or folder, and not a Hub id either",
-            hint="give org/name, a folder that holds a checkpoint, or one weights file",
+            "not a file or folder, nor a Hub id",
+            hint="give org/name, a folder with a checkpoint, or one weights file",
         )
     return repo_id, revision or inline
 
 
 def _open_demo(revision: str | None, *, trust_remote_code: bool) -> Checkpoint:
-    """The embedded model. Its name means the same everywhere: no folder of that name hides it."""
+    """The embedded model. Its name has the same meaning everywhere: no folder of that name hides
+    it.
+    """
     if revision:
         raise InvalidOption(
             f"--revision {revision} is for Hub ids, and {demo.NAME} is the embedded model",
             hint="leave --revision out",
         )
-    # It has no code of its own, but what is done with it may: tasks that it is measured by.
+    # it has no code of its own, but tasks that it is evaluated on may
     folder = demo.model_folder()
     found = _open_folder(demo.NAME, "demo", folder, trust_remote_code=trust_remote_code)
     if not os.path.exists(demo.NAME):  # noqa: PTH110
         return found
-    note = f"{demo.NAME} is the embedded model; for what is here, say ./{demo.NAME}"
+    note = f"{demo.NAME} is the embedded model; for the local folder, give ./{demo.NAME}"
     return replace(found, notes=(note, *found.notes))
 
 
 def local_path(text: str) -> Path | None:
-    """The folder or file that ``text`` names, or None; an empty text is not the current folder."""
+    """The folder or file of ``text``, or None; an empty text is not the current folder."""
     try:
         path = expanded(text)
         return path if text and (path.is_dir() or path.is_file()) else None
     except OSError as error:
-        raise ModelNotFound(text[:200], f"cannot be looked at: {error.strerror}") from None
+        raise ModelNotFound(text[:200], f"cannot be accessed: {error.strerror}") from None
 
 
 def _open_folder(
@@ -201,7 +204,7 @@ def _open_folder(
         raise BadCheckpoint(folder, f"cannot be read: {error.strerror}") from None
     if not top:
         raise NoWeights(str(folder), "the folder is empty")
-    # Weights are looked for before anything below is listed: it may be somebody's home.
+    # find weights before listing anything below: the folder may be a home directory
     weights = find_weights(top, str(folder))
     sides = side_files(list_folder(folder))
     return _assemble(model, kind, folder, weights, sides, snapshot, trust_remote_code)
@@ -212,12 +215,12 @@ def _open_file(model: str, path: Path, *, trust_remote_code: bool) -> Checkpoint
         raise UnsupportedCheckpoint(
             path,
             "GGUF is quantized for llama.cpp",
-            hint="use the safetensors checkpoint that it was made from",
+            hint="use the safetensors checkpoint from which it was made",
         )
     if path.name.endswith(".index.json"):
         return _open_index(model, path, trust_remote_code=trust_remote_code)
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
-        raise NoWeights(str(path), "not a weights file by its name")
+        raise NoWeights(str(path), "its name is not that of a weights file")
     format = _format_of([path.name])
     beside = side_files_beside(e.name for e in path.parent.iterdir() if is_own_file(path.parent, e))
     weights = WeightSet(format, (path.name,))
@@ -270,7 +273,7 @@ def _weight_file(folder: Path, name: str, *, from_hub: bool) -> WeightFile:
         raise BadCheckpoint(folder / name, f"cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise BadCheckpoint(folder / name, "not a regular file", hint="put the file itself there")
-    # The cache names a blob by its sha256 if the Hub keeps it in LFS or Xet, else by git's sha1.
+    # in the cache, a blob is named by sha256 if the Hub keeps it in LFS or Xet, else by git's sha1
     blob = (folder / name).resolve().name if from_hub else ""
     sha256 = blob if _SHA256.fullmatch(blob) else None
     return WeightFile(name, status.st_size, status.st_mtime_ns, sha256)

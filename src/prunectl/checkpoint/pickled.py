@@ -1,7 +1,7 @@
-"""What a pickle of tensors may name, and what each of these names stands for.
+"""The names that a pickle of tensors may use, and what each of them stands for.
 
-Nothing is called: what rebuilds a tensor becomes a record of where that tensor lies. Of anything
-else that is on torch's list of what is safe, nothing is kept.
+Nothing is called: a function that rebuilds a tensor becomes a record of where that tensor lies.
+Other names on torch's list of safe ones are accepted, and their results dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class PickledStorage:
-    """Bytes that tensors share: their key in the file, type by torch's name, and elements."""
+    """Bytes that tensors share: their key in the file, torch's name of the type, and elements."""
 
     key: str
     dtype: str
@@ -29,13 +29,14 @@ class PickledStorage:
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor:
-    """What a pickle says of a tensor; nothing of it is checked.
+    """A tensor as a pickle describes it, unchecked.
 
     Attributes:
-        dtype: by torch's name.
-        storage: where its elements are; None for one that has none.
-        offset: of the first element in the storage, in elements. shape, strides: as torch has them.
-        form: what else it is than plain: ``sparse``, ``quantized``, ``conjugate``; or nothing.
+        dtype: torch's name.
+        storage: the one with its elements; None if it has none.
+        offset: of the first element in the storage, in elements.
+        shape, strides: as in torch.
+        form: ``sparse``, ``quantized``, ``conjugate``, or '' for an ordinary tensor.
     """
 
     dtype: str
@@ -47,7 +48,7 @@ class PickledTensor:
 
 
 OTHER = object()
-"""Stands for what is neither a tensor nor a plain container."""
+"""Stands for values other than tensors and plain containers."""
 
 _DTYPES = (
     "float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32",
@@ -67,7 +68,7 @@ STORAGE_TYPES = {
     for place in ("", "cuda.")
     for name, dtype in _STORAGES.items()
 } | {"torch.storage.UntypedStorage": "uint8"}
-"""Types of storages by their full names: torch's name of the elements' type."""
+"""Types of storages by full name: torch's name of the elements' type."""
 
 ORDERED = "collections.OrderedDict"
 _OTHERS = (
@@ -101,7 +102,7 @@ def _lazy_form(metadata: Any) -> str:
 
 
 def _same(data: Any, *rest: Any) -> Any:
-    """Parameters, and tensors of other devices: as the tensor inside."""
+    """Parameters, and tensors of other devices: the tensor inside."""
     return data
 
 
@@ -118,7 +119,7 @@ def _quantized(storage: PickledStorage, *rest: Any) -> PickledTensor:
 
 
 def _from_type(function: Named, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
-    """``_rebuild_from_type_v2``: tensors with attributes of their own, and subclasses."""
+    """``_rebuild_from_type_v2``: tensors with attributes, and subclasses."""
     return REBUILD[function.name](*arguments)
 
 
@@ -149,4 +150,4 @@ KNOWN = {
         *(f"torch.{dtype}" for dtype in _DTYPES),
     )
 }  # fmt: skip
-"""All that a pickle may name."""
+"""All names that a pickle may use."""

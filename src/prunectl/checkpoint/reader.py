@@ -1,4 +1,4 @@
-"""Weight bytes into the caller's buffers: positional reads that several threads may do at once."""
+"""Read weight bytes into the caller's buffers, by positional reads from several threads at once."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Bytes = npt.NDArray[np.uint8]
 Elements = npt.NDArray[np.void]
 
 TILE_BYTES = 8 << 20
-"""As much of a view that is not contiguous is gathered at once; a multiple of every element."""
+"""Bytes of a non-contiguous view that are gathered at once; a multiple of every element size."""
 
 _WINDOW_BYTES = 4 << 20
-"""As much of a mapped file is in memory at once."""
+"""Bytes of a mapped file that are in memory at once."""
 
 
 class TensorReader(Protocol):
-    """What reads a checkpoint's tensors; several threads may read at once."""
+    """Reads a checkpoint's tensors; several threads may read at once."""
 
     def read(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
         """Fill ``out`` with the tensor's row-major bytes from byte ``start`` on."""
 
     def check(self, tensor: StoredTensor) -> None:
-        """Raise BadCheckpoint if what is stored cannot be a tensor of this size."""
+        """Raise BadCheckpoint if the stored bytes cannot be a tensor of this size."""
 
     def close(self) -> None:
         """Close all files."""
@@ -50,14 +50,14 @@ class TensorReader(Protocol):
 
 
 class WeightReader:
-    """Reads parts of tensors as raw little-endian bytes, in row-major order.
+    """Read parts of tensors as raw little-endian bytes, in row-major order.
 
-    No memory is kept per tensor or file besides one file descriptor per weights file, and 8 MiB per
-    thread that reads views which are not contiguous.
+    Memory: one file descriptor per weights file, and 8 MiB per thread that reads non-contiguous
+    views.
 
     Args:
         folder: of the files.
-        once: whether nothing is read a second time soon: then memory need not keep it.
+        once: nothing is read again soon, so the page cache need not keep it.
     """
 
     def __init__(self, folder: Path, *, once: bool = False) -> None:
@@ -70,12 +70,12 @@ class WeightReader:
         """Fill ``out`` with the tensor's bytes from byte ``start`` on.
 
         Args:
-            tensor: which tensor.
+            tensor: the tensor to read.
             start: position in the tensor's row-major bytes; a multiple of the element size.
-            out: contiguous uint8 array, written whole.
+            out: contiguous uint8 array, filled completely.
 
         Raises:
-            BadCheckpoint: the file ended early: it changed since its header was read.
+            BadCheckpoint: the file ended early, since it changed after its header was read.
         """
         if tensor.strides is not None:
             self._read_view(tensor, start, out)
@@ -91,10 +91,10 @@ class WeightReader:
             done += got
 
     def check(self, tensor: StoredTensor) -> None:
-        """Nothing to do: the header was compared with the file's size when it was opened."""
+        """Nothing to check: the header was compared with the file's size on opening."""
 
     def _read_view(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
-        """Read from a view that is not contiguous (a transposed tensor in a pickle)."""
+        """Read from a non-contiguous view (a transposed tensor in a pickle)."""
         done = 0
         while done < len(out):
             number, skip = divmod(start + done, TILE_BYTES)
@@ -105,8 +105,8 @@ class WeightReader:
     def _tile(self, tensor: StoredTensor, number: int) -> Bytes:
         """The tensor's row-major bytes from ``number * TILE_BYTES`` on, at most ``TILE_BYTES``.
 
-        A row of a view may touch every page of its storage, so rows are gathered many at once.
-        Each thread keeps its last tile, for the blocks that it will ask for next.
+        A row of a view may touch every page of its storage, so many rows are gathered at once. Each
+        thread keeps its last tile for the next block.
         """
         held: tuple[StoredTensor, int, Bytes] | None = getattr(self._held, "tile", None)
         if held is not None and held[:2] == (tensor, number):
@@ -122,7 +122,7 @@ class WeightReader:
         return found
 
     def _map_view(self, tensor: StoredTensor) -> tuple[Elements, mmap.mmap]:
-        """The whole view, mapped into memory: only the pages that are looked at are read."""
+        """The whole view, mapped into memory; only the pages that are accessed are read."""
         assert tensor.strides is not None
         itemsize = tensor.spec.dtype.bits // 8
         span = 1 + sum(
@@ -151,14 +151,14 @@ class WeightReader:
                 raise BadCheckpoint(
                     self._folder / file, f"cannot be opened: {error.strerror}"
                 ) from None
-            # Two threads may open the same file; one descriptor wins, the other is closed.
+            # two threads may open the same file; one descriptor wins, the other is closed
             found = self._descriptors.setdefault(file, opened)
             if found != opened:
                 os.close(opened)
         return found
 
     def close(self) -> None:
-        """Close the files and let go of what was gathered."""
+        """Close the files and free the gathered tiles."""
         self._held = threading.local()
         if self._direct is not None:
             self._direct.close()
@@ -180,7 +180,7 @@ class WeightReader:
 def _gather(view: Elements, first: int, out: Elements, release: Callable[[], None]) -> None:
     """Copy elements ``first .. first + len(out)`` of a view, in row-major order.
 
-    ``release`` is called each time that a window of the mapped file is done with.
+    ``release`` is called after each window of the mapped file.
     """
     if view.ndim < 2:
         _copy(out, view.reshape(-1)[first : first + len(out)], release)
@@ -201,7 +201,7 @@ def _gather(view: Elements, first: int, out: Elements, release: Callable[[], Non
 
 
 def _copy(out: Elements, view: Elements, release: Callable[[], None]) -> None:
-    """Copy an array in parts that each lie close together in memory."""
+    """Copy an array in parts that are each close together in memory."""
     reach = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
     axis = reach.index(max(reach))
     if sum(reach) <= _WINDOW_BYTES:

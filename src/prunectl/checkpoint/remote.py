@@ -1,7 +1,7 @@
-"""A model on the Hub by its headers, which are read by range requests: no weights are downloaded.
+"""A model on the Hub from its headers, by range requests: no weights are downloaded.
 
 Besides the headers, only the repository's listing, config.json and an index are fetched. Roles,
-plans and sizes are then what they would be after a download.
+plans and sizes equal those after a download.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from prunectl.hub.files import (
 )
 
 FIRST_BYTES = 100_000
-"""Bytes that the first request for a file asks for: nearly every header ends before."""
+"""Bytes of the first request for a file: nearly every header is shorter."""
 
 LARGE_HEADER = 1_000_000
 """Longer headers are read one at a time: a hostile repository may hold many, each as long as the
-format allows."""
+format allows.
+"""
 
 REQUESTS = 8
 """Files whose headers are read at the same time."""
@@ -49,18 +50,18 @@ REQUESTS = 8
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """What is known about a model on the Hub without its weights.
+    """Facts about a model on the Hub without its weights.
 
     Attributes:
-        model: as the user named it.
-        listing: all files of the repository, at the commit that the revision stands for.
+        model: the user's argument.
+        listing: all files of the repository, at the commit of the revision.
         format: ``safetensors`` or ``pickle``.
         weights: the weight files.
-        files: the files that opening the model would have in the cache, weights included.
-        cached: names of those that are there already.
-        cache: the folder of the cache.
-        checkpoint: as :func:`open_checkpoint` gives it, except that no weight can be read and that
-            its folder lacks most side files; None for pickles, which have no header.
+        files: the files that opening the model would cache, including weights.
+        cached: names of those that are cached already.
+        cache: the cache folder.
+        checkpoint: as from :func:`open_checkpoint`, but its weights cannot be read and its folder
+            lacks most side files; None for pickles, which have no header.
     """
 
     model: str
@@ -74,7 +75,7 @@ class RemoteModel:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes that a download would still have to fetch."""
+        """Bytes that remain to be downloaded."""
         return sum(file.size for file in self.files if file.name not in self.cached)
 
     def headers(self) -> Checkpoint:
@@ -86,7 +87,7 @@ class RemoteModel:
         if self.checkpoint is None:
             raise UnsupportedCheckpoint(
                 self.model,
-                "holds pickles, whose tensors cannot be listed without downloading them",
+                "holds pickles; their tensors can be listed only after a download",
                 hint="leave --remote out to download it; 'prunectl analyze MODEL --remote' shows "
                 "the sizes of its files",
             )
@@ -107,18 +108,18 @@ def open_remote(
     Args:
         model: ``org/name`` or ``org/name@revision``.
         revision, token, cache_dir, trust_remote_code: as for :func:`open_checkpoint`.
-        requests: most requests at the same time.
+        requests: maximum number of simultaneous requests.
 
     Raises:
         InvalidOption: a local path, or the embedded model.
         ModelNotFound, AccessDenied, NoWeights, BadCheckpoint, UnsupportedCheckpoint: as
             :func:`open_checkpoint`.
-        HubUnreachable: no connection, or offline mode: the cache is no help here.
+        HubUnreachable: no connection, or offline mode; the cache is not used.
     """
     text = os.fspath(model)
     if text == demo.NAME or local_path(text) is not None:
         raise InvalidOption(
-            f"--remote is for models on the Hub, and {text} is on this machine",
+            f"--remote is for models on the Hub; {text} is on this machine",
             hint="leave --remote out",
         )
     repo_id, revision = hub_id(text, revision)
@@ -156,7 +157,7 @@ def _checkpoint(
     weight_map: dict[str, str] | None,
     headers: dict[str, Header],
 ) -> Checkpoint:
-    """The checkpoint that the headers describe; its folder is the snapshot, which lacks most files.
+    """The checkpoint in the headers; its folder is the snapshot, which lacks most files.
 
     Raises:
         BadCheckpoint: the headers contradict each other or the index.
@@ -184,7 +185,7 @@ def _fetch_metadata(
     *,
     with_code: bool,
 ) -> Path:
-    """Fetch the files that tell what the tensors are: config, index, code; returns the snapshot."""
+    """Fetch the files that determine roles: config, index, code; return the snapshot."""
     wanted = [name for name in ("config.json", weights.index) if name in listing.files]
     if with_code:
         wanted += [name for name in side_files(listing.files) if name.endswith(".py")]

@@ -1,8 +1,8 @@
-"""Roles of a checkpoint's tensors, remembered between runs.
+"""Roles of a checkpoint's tensors, cached between runs.
 
-Importing transformers to build the module tree costs seconds, more than analyzing a small model.
-The answer depends on config.json, on the headers and on the versions of both libraries only, so it
-is kept under a hash of these.
+Importing transformers to build the module tree takes seconds, more than analyzing a small model.
+The roles depend only on config.json, the headers and the versions of both libraries, so they are
+cached under a hash of these.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def load_roles(checkpoint: Checkpoint) -> RoleMap:
-    """Roles from what is known of the class, else from the cache, the module tree, or the headers.
+    """Roles from the table of known classes, else the cache, the module tree, or the headers.
 
-    The module tree is not built for a checkpoint that has no config.json.
+    Without config.json, the module tree is not built.
     """
     specs = [tensor.spec for tensor in checkpoint.tensors]
     if not (checkpoint.folder / "config.json").is_file():
         found = roles_from_headers(specs)
         return RoleMap(found.roles, found.origin, "there is no config.json")
     if checkpoint.trust_remote_code:
-        # The model's code may answer otherwise tomorrow: it is asked each time.
+        # the model's own code may change, so its result is not cached
         return _build(checkpoint)
     known = roles_from_table(checkpoint.config, specs)
     if known is not None:
@@ -46,7 +46,7 @@ def load_roles(checkpoint: Checkpoint) -> RoleMap:
         return remembered
     found = _build(checkpoint)
     if found.origin != "modules":
-        # What failed may work next time: a missing package, a download that was incomplete.
+        # a failure may be temporary: a missing package, an incomplete download
         return found
     record = {
         "origin": found.origin,
@@ -81,7 +81,7 @@ def _key(checkpoint: Checkpoint) -> str:
 
 
 def _read(name: str, specs: list[TensorSpec]) -> RoleMap | None:
-    """The remembered roles; None where there are none, or where they are damaged."""
+    """The cached roles; None if there are none, or if they are damaged."""
     try:
         record: Any = json.loads((cache_dir() / name).read_bytes())
         roles = {
@@ -98,7 +98,7 @@ def _read(name: str, specs: list[TensorSpec]) -> RoleMap | None:
 
 
 def _fits(role: TensorRole, shape: tuple[int, ...]) -> bool:
-    """Whether a remembered role can be one of a tensor of this shape."""
+    """Whether a cached role is possible for a tensor of this shape."""
     axis, layer = role.input_axis, role.layer
     return (
         isinstance(role.stack, str)

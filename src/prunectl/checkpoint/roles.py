@@ -1,7 +1,7 @@
-"""What each tensor of a checkpoint is: its role, its layer, and along which axis its inputs run.
+"""The role of each tensor of a checkpoint, its layer, and the axis along which its inputs run.
 
-The rules here see names and shapes only (no torch). Where the model's own module tree can be
-built, :mod:`prunectl.checkpoint.modules` knows better and uses these for what is left.
+The rules here use names and shapes only (no torch). Where the model's module tree can be built,
+:mod:`prunectl.checkpoint.modules` uses it, and these rules for the remaining tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunectl.tensorspec import TensorSpec
 
 
 class Role(StrEnum):
-    """What a tensor is for. Only ``LINEAR`` is pruned by default."""
+    """The purpose of a tensor. Only ``LINEAR`` is pruned by default."""
 
     LINEAR = "block linear"
     EMBEDDING = "embedding"
@@ -32,15 +32,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorRole:
-    """One tensor's place in the model.
+    """The place of a tensor in the model.
 
     Attributes:
         role: see :class:`Role`.
-        stack: path of the list of blocks it is in, such as ``encoder.layer``; '' outside of blocks.
-        layer: number of its block in that stack; None outside of blocks.
+        stack: path of its list of blocks, such as ``encoder.layer``; '' outside blocks.
+        layer: number of its block in that stack; None outside blocks.
         component: path inside the block without the final ``.weight``, such as ``mlp.up_proj``.
-        input_axis: the axis of the stored tensor along which the layer's inputs run (N:M groups
-            lie along it): last for nn.Linear, 0 for GPT-2's Conv1D, 1 or 2 for stacked 3-D experts;
+        input_axis: the axis of the stored tensor along which the layer's inputs run (N:M groups lie
+            along it): last for nn.Linear, 0 for GPT-2's Conv1D, 1 or 2 for stacked 3-D experts;
             None where the tensor is not a matrix of a linear layer.
         tied: the file also holds, or the model also uses, this weight under another name.
     """
@@ -55,7 +55,7 @@ class TensorRole:
 
 @dataclass(frozen=True, slots=True)
 class RoleMap:
-    """Roles of all tensors of a checkpoint, and where they come from.
+    """Roles of all tensors of a checkpoint, and their origin.
 
     Attributes:
         roles: by tensor name, as in the file.
@@ -91,13 +91,13 @@ _WIDENS = re.compile(r"gate|up|input|^w1$|^w3$|^wi|^fc1$", re.IGNORECASE)
 _NARROWS = re.compile(r"down|output|^w2$|^wo$|^fc2$", re.IGNORECASE)
 
 _WIDTH_NORM = re.compile(r"norm|ln_?\d", re.IGNORECASE)
-"""For norms right below a block; those inside of attention have a head's width."""
+"""For norms right below a block; those in attention have a head's width."""
 
 _CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
 def named_role(name: str, ndim: int) -> Role:
-    """The role of a tensor that is no linear layer of a block, by the words in its name.
+    """The role of a tensor that is not a linear layer of a block, by the words in its name.
 
     Args:
         name: a parameter's full name.
@@ -125,15 +125,15 @@ def named_role(name: str, ndim: int) -> Role:
 
 
 def _bias_or_mask(ndim: int) -> Role:
-    # Old GPT-2 files keep the causal mask as `attn.bias`, (1, 1, n, n).
+    # old GPT-2 files keep the causal mask as `attn.bias`, (1, 1, n, n)
     return Role.BIAS if ndim <= 2 else Role.OTHER
 
 
 def is_router_gate(path: str, siblings: Collection[str]) -> bool:
-    """Whether a module (its ``path``) is a mixture's gate.
+    """Whether a module (its ``path``) is the router of a mixture of experts.
 
-    Many mixtures call their router plain ``gate``, which is a gated MLP's projection elsewhere;
-    what tells them apart is that experts live next to it (``siblings``), or the parent's name.
+    Many mixtures name their router ``gate``, which elsewhere is a projection of a gated MLP. It is
+    a router if experts are next to it (``siblings``), or by its parent's name.
     """
     parent, _, own = path.rpartition(".")
     return own == "gate" and (parent.endswith("moe") or any("expert" in s for s in siblings))
@@ -142,13 +142,13 @@ def is_router_gate(path: str, siblings: Collection[str]) -> bool:
 def experts_input_axis(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> int | None:
     """The input axis of stacked experts, shapes ``(experts, a, b)``, from the shapes themselves.
 
-    Files hold either ``(experts, out, in)`` (axis 2: Mixtral, Qwen, Granite) or
-    ``(experts, in, out)`` (axis 1: Llama 4, GPT-OSS). Every expert widens ``hidden -> inner`` and
-    narrows ``inner -> hidden``. When gate and up are fused the widening side is twice the
-    narrowing one, so only one orientation fits; otherwise the model's width decides.
+    Files hold either ``(experts, out, in)`` (axis 2: Mixtral, Qwen, Granite) or ``(experts, in,
+    out)`` (axis 1: Llama 4, GPT-OSS). Every expert widens ``hidden -> inner`` and narrows ``inner
+    -> hidden``. If gate and up are fused, the widening side is twice the narrowing one, so only one
+    orientation fits; otherwise the model's width decides.
 
     Args:
-        shapes: of the 3-D tensors of one expert module, by their own short names.
+        shapes: of the 3-D tensors of one expert module, by their short names.
         hidden: width of the model, if known.
 
     Returns:
@@ -189,15 +189,15 @@ def place(name: str) -> tuple[str, int | None, str]:
 
 
 def can_hold_blocks(stack: str) -> bool:
-    """Whether a list at this path is no part of a head, nor of a bridge from vision to text."""
+    """Whether a list at this path is not part of a head, nor of a bridge from vision to text."""
     return not any(_HEAD.search(part) or _BRIDGE.search(part) for part in stack.split("."))
 
 
 def _block_lists(specs: Sequence[TensorSpec]) -> set[str]:
     """The paths of numbered lists whose elements are blocks.
 
-    A block has a matrix and something named as a norm, attention or MLP inside of its number, or
-    is itself in a list named so (XLM). ``classifier.0.weight`` or a detection head's
+    A block has a matrix, and a part named as a norm, attention or MLP below its number; or its list
+    is named so (XLM). ``classifier.0.weight`` or a detection head's
     ``bbox_embed.0.layers.1.weight`` have neither.
     """
     matrices: set[str] = set()
@@ -221,19 +221,19 @@ def _block_lists(specs: Sequence[TensorSpec]) -> set[str]:
 
 @dataclass(slots=True)
 class _Headers:
-    """What the rules need to know of the other tensors of the file."""
+    """Facts about the other tensors of the file that the rules use."""
 
     blocks: set[str]
     conv1d: set[str]
     """Block lists whose linear layers are GPT-2's Conv1D."""
     children: dict[str, set[str]]
-    """By path of a module that has a ``gate``: names of what lives in it."""
+    """Names of the children of a module that has a ``gate``, by its path."""
     shapes: dict[str, dict[str, tuple[int, ...]]]
-    """By module path: shapes of the tensors right below it, and of its children's weights."""
+    """Shapes of the tensors right below a module, and of its children's weights, by its path."""
     hidden: dict[tuple[str, int | None], int]
-    """By block: the length of its first norm, which is the width of the model."""
+    """Length of a block's first norm, which is the width of the model, by block."""
     experts: dict[str, int | None]
-    """By module path, filled as asked for: the input axis of its experts; None: it has none."""
+    """Input axis of a module's experts, by its path, filled on request; None: it has none."""
 
 
 def _survey(specs: Sequence[TensorSpec]) -> _Headers:
@@ -254,7 +254,7 @@ def _survey(specs: Sequence[TensorSpec]) -> _Headers:
 
 
 def _children_of_gates(specs: Sequence[TensorSpec]) -> dict[str, set[str]]:
-    """The children of modules that have a ``gate``; of all modules they would fill the memory."""
+    """The children of modules that have a ``gate``; those of all modules would fill the memory."""
     gates = (spec.name.removesuffix(".weight").rpartition(".") for spec in specs)
     children: dict[str, set[str]] = {parent: set() for parent, _, own in gates if own == "gate"}
     for spec in specs if children else ():
@@ -265,18 +265,18 @@ def _children_of_gates(specs: Sequence[TensorSpec]) -> dict[str, set[str]]:
 
 
 def roles_from_headers(specs: Sequence[TensorSpec]) -> RoleMap:
-    """Give every tensor its role by its name and shape alone.
+    """Find every tensor's role by its name and shape alone.
 
-    The fallback where the module tree cannot be built: a numbered path is a block, and a 2-D
-    weight inside of a block that is no norm, embedding or router is a linear layer, stored
-    ``(out, in)`` unless its names and shapes say GPT-2. Stacked 3-D experts whose orientation
-    cannot be told from the shapes get the commoner ``(experts, out, in)``.
+    The fallback if the module tree cannot be built: a numbered path is a block, and a 2-D weight in
+    a block that is not a norm, embedding or router is a linear layer, stored ``(out, in)`` unless
+    names and shapes match GPT-2. Stacked 3-D experts whose orientation does not follow from the
+    shapes get the more common ``(experts, out, in)``.
 
     Args:
         specs: all tensors of the checkpoint, in any order.
 
     Returns:
-        A map with origin ``headers``; ``tied`` is never set, since headers cannot tell.
+        A map with origin ``headers``; ``tied`` is never set, since headers do not show it.
     """
     headers = _survey(specs)
     roles = {spec.name: _header_role(spec, headers) for spec in specs}
@@ -295,7 +295,7 @@ def _header_role(spec: TensorSpec, headers: _Headers) -> TensorRole:
 def _block_role(
     spec: TensorSpec, stack: str, layer: int | None, headers: _Headers
 ) -> tuple[Role, int | None]:
-    """Role and input axis of a tensor inside of a block."""
+    """Role and input axis of a tensor in a block."""
     ndim = len(spec.shape)
     short = spec.name.removesuffix(".weight")
     parent, _, own = short.rpartition(".")
@@ -317,10 +317,10 @@ def _block_role(
 
 
 def _experts_axis(parent: str, stack: str, layer: int | None, headers: _Headers) -> int | None:
-    """The input axis of stacked experts right below ``parent``; None where they are none."""
-    if parent not in headers.experts:  # each answer looks at all tensors of the module
+    """The input axis of stacked experts right below ``parent``; None if there are none."""
+    if parent not in headers.experts:  # computed once, from all tensors of the module
         shapes = headers.shapes[parent]
-        # JetMoE's are a 3-D `input_linear` and `output_linear` without the word expert.
+        # JetMoE's experts are a 3-D `input_linear` and `output_linear`, without the word expert.
         axis = experts_input_axis(shapes, None)
         if axis is None and _EXPERT.search(parent):
             axis = experts_input_axis(shapes, headers.hidden.get((stack, layer))) or 2

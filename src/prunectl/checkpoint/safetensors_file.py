@@ -1,4 +1,4 @@
-"""Safetensors headers: read without trust, every invariant of the format in one place.
+"""Safetensors headers: untrusted input, with every invariant of the format checked in one place.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON
 object name -> {dtype, shape, data_offsets}, then the data, which the tensors cover without gap or
@@ -20,10 +20,10 @@ from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
-"""The limit that the safetensors library sets itself."""
+"""The limit of the safetensors library."""
 
 MAX_LEVELS = 127
-"""Of lists and objects in each other, as many as the library's JSON parser follows."""
+"""Levels of nested lists and objects, as many as the library's JSON parser accepts."""
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LONGEST_INT = len(str(2**64))
@@ -55,12 +55,12 @@ def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[st
 def parse_safetensors(
     path: Path, name: str, size: int, read: Callable[[int, int], bytes]
 ) -> tuple[list[StoredTensor], dict[str, str]]:
-    """As :func:`read_safetensors`, of a file that may be anywhere.
+    """Read a header like :func:`read_safetensors`, from any source of bytes.
 
     Args:
-        path: what to call the file in messages.
+        path: name of the file in messages.
         size: of the whole file, in bytes.
-        read: from a position and a count to the bytes there; fewer at the file's end.
+        read: returns the bytes at a position, by count; fewer at the end of the file.
     """
     header, data_start, data_size = _read_header(path, size, read)
     metadata = header.pop("__metadata__", None)
@@ -75,12 +75,14 @@ def parse_safetensors(
     for spec, begin, end in entries:
         if begin != expected:
             what = "overlaps the tensor before it" if begin < expected else "leaves a gap before it"
-            raise BadCheckpoint(path, f"tensor '{spec.name}' {what}: the header lies about offsets")
+            raise BadCheckpoint(
+                path, f"tensor '{spec.name}' {what}: the header's offsets are wrong"
+            )
         expected = end
     if expected > data_size:
         raise BadCheckpoint(
             path,
-            f"truncated: the header promises {expected:,} bytes of data, {data_size:,} are there",
+            f"truncated: the header states {expected:,} bytes of data, the file has {data_size:,}",
         )
     if expected < data_size:
         raise BadCheckpoint(path, f"{data_size - expected:,} bytes after the last tensor")
@@ -101,9 +103,9 @@ def _read_header(
         raise BadCheckpoint(path, "truncated inside the safetensors header")
     raw = read(8, length)
     try:
-        # Bytes would be taken for UTF-16 or UTF-32 too, which the format does not allow.
+        # Bytes could also be taken for UTF-16 or UTF-32, which the format does not allow.
         header = strict_json(raw.decode())
-        if _SURROGATE.search(raw):  # Python takes half of a pair, which is no character
+        if _SURROGATE.search(raw):  # Python accepts half a surrogate pair, which is not a character
             json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(path, f"the safetensors header is not valid JSON: {error}") from None
@@ -113,11 +115,13 @@ def _read_header(
 
 
 def strict_json(text: str) -> Any:
-    """A JSON document, where Python would take more: NaN, Infinity, numbers too large for a float,
-    one name twice in an object; ``-0`` is no integer.
+    """Parse JSON more strictly than Python does.
+
+    Refuses NaN, Infinity, numbers too large for a float, and duplicate names in an object; ``-0``
+    is not an integer.
 
     Raises:
-        ValueError, RecursionError: not such a document.
+        ValueError, RecursionError: not valid JSON.
     """
     return json.loads(
         text,
@@ -129,7 +133,7 @@ def strict_json(text: str) -> Any:
 
 
 def _whole(digits: str) -> int | float:
-    """As the library has it: what 64 bits cannot hold, and -0, is a float."""
+    """Parse as the library does: an integer that 64 bits cannot hold, and -0, is a float."""
     return _finite(digits) if digits == "-0" or len(digits) > _LONGEST_INT else int(digits)
 
 
@@ -171,7 +175,7 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:
 
 
 def _levels(value: Any) -> int:
-    """How deep lists and objects are nested in a value."""
+    """The nesting depth of lists and objects in a value."""
     levels, found = 0, [value]
     while inner := [one for one in found if isinstance(one, list | dict)]:
         found = [item for one in inner for item in (one.values() if type(one) is dict else one)]

@@ -1,4 +1,4 @@
-"""Which files belong to a model besides its weights: copied byte for byte into every output."""
+"""The files of a model besides its weights, copied byte for byte into every output."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NAMED_BESIDE_A_FILE = (
 
 
 def is_side_file(name: str) -> bool:
-    """Whether a file, by its path relative to the model's folder, goes along with the weights.
+    """Whether a file, by its path relative to the model's folder, is copied with the weights.
 
     Left out: weights of this and other frameworks, their indexes, training state, hidden files and
-    folders (but for .gitattributes), private keys, installed packages, and what every output writes
-    anew. Weights in a subfolder are parts of their own (the Dense
-    modules of sentence-transformers) and go along, unless the folder is another framework's.
+    folders (except .gitattributes), private keys, installed packages, and files that every output
+    writes anew. Weights in a subfolder are modules of their own (the Dense modules of
+    sentence-transformers) and are copied, unless the folder is another framework's.
     """
     *folders, base = name.split("/")
     if any(_is_skipped_folder(part) or part.startswith("checkpoint-") for part in folders):
@@ -57,8 +57,11 @@ def _is_private(base: str) -> bool:
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file on top of a model's folder is a part of the model by its name: weights, what
-    is read with them, or what an output says of itself; not what was measured of it."""
+    """Whether a file at the top of a model's folder is part of the model, by its name.
+
+    Parts are the weights, the files that are read with them, and an output's own description;
+    results of measurements are not.
+    """
     is_index = name.endswith(".index.json")
     return (
         is_index
@@ -74,15 +77,15 @@ def side_files(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def beside_weights(names: Collection[str], weights: WeightSet) -> list[str]:
-    """Files of a repository that go with its weight files: index, side files, card, manifest."""
+    """Files of a repository next to its weight files: index, side files, card, manifest."""
     index = [weights.index] if weights.index else []
     return [*index, *side_files(names), *(name for name in sorted(_REPLACED) if name in names)]
 
 
 def side_files_beside(names: Iterable[str]) -> tuple[str, ...]:
-    """The side files next to a single weights file: only those that are a model's by their name.
+    """The side files next to a single weights file: only those with a model's file names.
 
-    A weights file may lie in a folder full of other things, which must not be copied.
+    A weights file may lie in a folder full of unrelated files, which must not be copied.
     """
     return tuple(
         sorted(
@@ -96,7 +99,7 @@ def side_files_beside(names: Iterable[str]) -> tuple[str, ...]:
 def list_folder(folder: Path) -> list[str]:
     """The files of a model's folder and below, as relative paths with '/'.
 
-    Hidden folders and installed packages are left out, and what :func:`is_own_file` does not count;
+    Left out are hidden folders, installed packages and files that :func:`is_own_file` rejects;
     links to folders are not followed.
     """
     found = []
@@ -112,7 +115,7 @@ def list_folder(folder: Path) -> list[str]:
 def link_notes(folder: Path, weights: Collection[str]) -> tuple[str, ...]:
     """A sentence for each link in a folder that leads to a folder or out of this one.
 
-    Weights may lie anywhere: theirs are followed.
+    Weights may lie anywhere: their links are followed.
     """
     links = sorted(path for path in folder.iterdir() if path.is_symlink())
     left = [path.name for path in links if not is_own_file(folder, path)]
@@ -124,15 +127,15 @@ def link_notes(folder: Path, weights: Collection[str]) -> tuple[str, ...]:
 def is_own_file(folder: Path, path: Path) -> bool:
     """Whether ``path`` is a regular file that belongs to ``folder``, or a link to one.
 
-    A link that leads out of the folder may lead to anything, so it is none, but for those of a
-    snapshot in the Hub's cache to its own blobs. A link to nothing counts: it is reported as
-    missing when it is read, instead of being left out silently.
+    A link out of the folder is rejected, since it may lead to anything, except the links of a
+    snapshot in the Hub's cache to its own blobs. A broken link is accepted: reading it reports a
+    missing file, instead of a silent omission.
     """
     if not path.is_symlink():
         return path.is_file()
     if not path.exists():
         return True
-    # In the end: what looks like a cache, blobs and all, may have been unpacked from an archive.
+    # checked last: a folder that looks like a cache, with blobs, may come from an archive
     target, home = path.resolve(), folder.resolve()
     is_blob = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
     return target.is_file() and (is_blob or target.is_relative_to(home))

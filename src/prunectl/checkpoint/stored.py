@@ -1,4 +1,4 @@
-"""Where a tensor's bytes lie: the common language of the safetensors and pickle readers."""
+"""Where a tensor's bytes lie: the common records of the safetensors and pickle readers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunectl.errors import BadCheckpoint, shortened
 from prunectl.tensorspec import DType, TensorSpec, name_fault
 
 MAX_DIMENSIONS = 64
-"""As many as torch computes with; more would let a header ask for endless multiplications."""
+"""The limit of torch; a longer shape would allow a header to demand endless multiplications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A weights file as it was when its header was read.
+    """A weights file at the time its header was read.
 
     Attributes:
         name: relative to the checkpoint's folder.
         size: in bytes.
-        mtime_ns: time of the last change.
-        sha256: in hexadecimal, where the Hub states it (files kept in LFS or Xet); else None.
+        mtime_ns: time of the last change, in nanoseconds.
+        sha256: in hexadecimal, if the Hub states it (files in LFS or Xet); else None.
     """
 
     name: str
@@ -53,16 +53,18 @@ class WeightFile:
 
 
 def declared_spec(path: Path, name: object, dtype: DType, shape: object) -> TensorSpec:
-    """A tensor as a file declares it. All readers make theirs here, so that each accepts only
-    names and shapes that a safetensors file can hold: an output repeats them.
+    """A tensor as declared in a file.
+
+    All readers use this, so that each accepts only names and shapes that a safetensors file can
+    hold: an output repeats them.
 
     Args:
         path: the file, for messages.
-        shape: what should be a list or tuple of sizes.
+        shape: should be a list or tuple of sizes.
 
     Raises:
-        BadCheckpoint: the name is not a string, or one that :func:`check_name` refuses; the shape
-            is not a list of sizes, or their product does not fit 64 bits at some point.
+        BadCheckpoint: the name is not a string, or :func:`check_name` refuses it; the shape is not
+            a list of sizes, or a partial product of them does not fit 64 bits.
     """
     if not isinstance(name, str):
         raise BadCheckpoint(
@@ -75,7 +77,7 @@ def declared_spec(path: Path, name: object, dtype: DType, shape: object) -> Tens
         raise BadCheckpoint(
             path, f"tensor '{name}': shape {reprlib.repr(shape)} is not a list of sizes"
         )
-    product = 1  # the library multiplies in this order, so that a zero at the end comes too late
+    product = 1  # the library multiplies in this order, so a later zero does not help
     for size in shape:
         product *= size
         if product >= 2**64:
@@ -86,18 +88,18 @@ def declared_spec(path: Path, name: object, dtype: DType, shape: object) -> Tens
 
 
 def check_name(path: Path, name: str) -> None:
-    """Refuse a name that no tensor of a safetensors file can have, or that no model has.
+    """Refuse a name that a tensor of a safetensors file, or of a model, cannot have.
 
     Raises:
-        BadCheckpoint: not valid Unicode, reserved by the format, over 1,024 bytes of UTF-8, or
-            over 64 dotted parts.
+        BadCheckpoint: not valid Unicode, reserved by the format, over 1,024 bytes of UTF-8, or over
+            64 dotted parts.
     """
     if fault := name_fault(name):
         raise BadCheckpoint(path, f"tensor name {shortened(name, 80)!r} {fault}")
 
 
 def is_sizes(value: object) -> TypeGuard[list[int] | tuple[int, ...]]:
-    """Whether ``value`` is a list or tuple of at most 64 sizes that torch can count to."""
+    """Whether ``value`` is a list or tuple of at most 64 sizes within torch's limits."""
     return (
         isinstance(value, list | tuple)
         and len(value) <= MAX_DIMENSIONS

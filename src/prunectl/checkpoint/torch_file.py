@@ -1,8 +1,8 @@
 """Torch pickles (``.bin``, ``.pt``, ``.pth``): where their tensors lie, without reading weights.
 
-Both formats are covered: the zip archives of torch >= 1.6, and the older stream of pickles that
-many files from before 2020 still are. Nothing that a pickle names is called, no weight byte is
-read, and torch is not needed.
+Covers both formats: the zip archives of torch >= 1.6, and the older stream of pickles in many files
+from before 2020. No function named by a pickle is called, no weight byte is read, and torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_BYTEORDER_BYTES = 16
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
-"""Keys under which training scripts put the state dict, beside step counts and the like."""
+"""Keys of the state dict in checkpoints of training scripts, next to step counts and others."""
 
 _DTYPES = {torch_name: DTYPES[name] for name, torch_name in TORCH_NAMES.items()}
 _OTHER_BYTES = {
     "complex128": 16, "complex32": 4, "qint32": 4, "qint8": 1, "quint8": 1, "quint4x2": 1,
     "quint2x4": 1,
 }  # fmt: skip
-"""Bytes of elements that storages may have and no tensor that is read here."""
+"""Most bytes of elements in storages without a tensor that is read here."""
 
-# Where a storage's bytes begin, by the storage's key, and how many there are.
+# Offset and size of each storage in bytes, by its key.
 _Places = dict[str, tuple[int, int]]
 
 
@@ -46,7 +46,7 @@ def read_torch_file(path: Path, name: str) -> list[StoredTensor]:
 
     Raises:
         UnsafePickle: it needs more than tensors and plain containers.
-        BadCheckpoint: truncated, or offsets outside of the file.
+        BadCheckpoint: truncated, or offsets outside the file.
         UnsupportedCheckpoint: TorchScript, the tar format of 2017, quantized tensors.
     """
     try:
@@ -55,7 +55,7 @@ def read_torch_file(path: Path, name: str) -> list[StoredTensor]:
         return [_stored(path, name, key, it, places) for key, it in _state_dict(path, loaded)]
     except PrunectlError:
         raise
-    except Exception as error:  # there is no end of what damage leads to
+    except Exception as error:  # damage may lead to any exception
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise BadCheckpoint(
             path, f"cannot be read as a torch file ({type(error).__name__}: {first_line})"
@@ -70,14 +70,14 @@ class _Storages:
         self.found: dict[str, PickledStorage] = {}
 
     def load(self, saved: Any) -> PickledStorage:
-        """The storage that a pickle describes: its type, key, device and elements, in a tuple."""
+        """Read a storage from a pickle's tuple: its type, key, device and elements."""
         if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage":
             raise UnsafePickle(self._path, "it refers to a whole module, not to tensors")
         kind, key, _, numel, view = saved[1:6] if len(saved) > 5 else (*saved[1:5], None)
         if view is not None:
             raise UnsupportedCheckpoint(
                 self._path,
-                "tensors stored as views of views",
+                "it holds tensors stored as views of views",
                 hint="save it again with a newer torch",
             )
         dtype = STORAGE_TYPES.get(kind.name) if isinstance(kind, Named) else None
@@ -93,7 +93,7 @@ def _read_zip(path: Path) -> tuple[Any, _Places]:
     home, records = _zip_records(path)
     storages = _Storages(path)
     if f"{home}/data.pkl" not in records:
-        raise BadCheckpoint(path, "an archive, but not one of torch: it has no data.pkl")
+        raise BadCheckpoint(path, "not an archive of torch: it has no data.pkl")
     begin, size = records[f"{home}/data.pkl"]
     with path.open("rb") as file:
         file.seek(begin)
@@ -115,7 +115,8 @@ def _storage_bytes(storage: PickledStorage) -> int:
 def _zip_records(path: Path) -> tuple[str, dict[str, tuple[int, int]]]:
     """The archive's folder, and offset and size of every record, by its name.
 
-    All are checked: torch writes them as they are, and a compressed one could unpack to any size.
+    All records are checked: torch stores them uncompressed, and a compressed one could unpack to
+    any size.
     """
     records: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
@@ -123,7 +124,7 @@ def _zip_records(path: Path) -> tuple[str, dict[str, tuple[int, int]]]:
         names = [info.filename for info in archive.infolist()]
         if any(name.endswith("/constants.pkl") for name in names):
             raise UnsupportedCheckpoint(
-                path, "a TorchScript archive", hint="save its state_dict() and use that"
+                path, "a TorchScript archive", hint="save its state_dict() instead"
             )
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
@@ -134,7 +135,7 @@ def _zip_records(path: Path) -> tuple[str, dict[str, tuple[int, int]]]:
                 )
         byteorder = next((i for i in archive.infolist() if i.filename.endswith("/byteorder")), None)
         if byteorder and byteorder.file_size > _MAX_BYTEORDER_BYTES:
-            raise BadCheckpoint(path, "the archive's byteorder record is not one of torch's")
+            raise BadCheckpoint(path, "the archive's byteorder record is not valid")
         if byteorder and archive.read(byteorder).strip() != b"little":
             raise UnsupportedCheckpoint(
                 path, "saved on a big-endian machine", hint="save it again on this machine"
@@ -179,7 +180,7 @@ def _read_legacy(path: Path) -> tuple[Any, _Places]:
 def _legacy_places(
     path: Path, file: BinaryIO, keys: list[str], storages: dict[str, PickledStorage]
 ) -> _Places:
-    """After the pickles come the storages: each its element count (int64), then its bytes."""
+    """Find the storages after the pickles: each has its element count (int64), then its bytes."""
     places: _Places = {}
     size = path.stat().st_size
     position = file.tell()
@@ -205,7 +206,7 @@ def _is_little_endian(system: Any) -> bool:
 
 
 def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[object, PickledTensor]]:
-    """The named tensors of what was unpickled; step counts and the like are not weights."""
+    """The named tensors of an unpickled object; step counts and the like are not weights."""
     if isinstance(loaded, dict):
         for wrapper in _WRAPPERS:
             inner = loaded.get(wrapper)
@@ -238,13 +239,13 @@ def _stored(
     start, size = place
     shape, strides, first = spec.shape, tensor.strides, tensor.offset
     if not is_sizes(strides) or not is_sizes((first,)) or len(shape) != len(strides):
-        raise BadCheckpoint(path, f"tensor '{key}': its strides are none of a tensor")
+        raise BadCheckpoint(path, f"tensor '{key}': its strides are not valid")
     last = first + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     itemsize = dtype.bits // 8
     if 0 not in shape and (last + 1) * itemsize > size:
-        raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside of its storage")
+        raise BadCheckpoint(path, f"tensor '{key}': its bytes lie outside its storage")
     if spec.nbytes > size:
-        # A few bytes could otherwise claim to be terabytes (`zeros(1).expand(10**6, 10**6)`).
+        # A few bytes could otherwise be expanded to terabytes (`zeros(1).expand(10**6, 10**6)`).
         raise UnsupportedCheckpoint(
             path,
             f"tensor '{key}' repeats its values: {spec.nbytes:,} bytes from {size:,} stored ones",

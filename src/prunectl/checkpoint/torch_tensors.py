@@ -24,14 +24,14 @@ TORCH_NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""torch's own names of types, by those that safetensors gives them."""
+"""torch's names of types, by those of safetensors."""
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """torch's own type of a stored tensor.
+    """The torch dtype of a stored tensor.
 
     Raises:
-        BadCheckpoint: torch has none.
+        BadCheckpoint: torch has no such dtype.
     """
     import torch
 
@@ -55,7 +55,7 @@ def read_tensor(reader: TensorReader, tensor: StoredTensor) -> torch.Tensor:
 
 
 class Unread:
-    """A tensor that is read when transformers comes to it."""
+    """A tensor that is read when transformers accesses it."""
 
     def __init__(self, reader: TensorReader, tensor: StoredTensor) -> None:
         self._reader, self._tensor = reader, tensor
@@ -76,21 +76,21 @@ def read_elements(
 
     Args:
         path: of its file, for messages.
-        seen: shown the bytes, block by block.
+        seen: receives the bytes, block by block.
 
     Raises:
         BadCheckpoint: the file ends early, or torch has no such type or no memory for it.
     """
     import torch
 
-    reader.check(tensor)  # before memory is taken for what a header claims
+    reader.check(tensor)  # before memory is allocated for the size in a header
     bits = tensor.spec.dtype.bits
     begin, end = first * bits // 8, last * bits // 8
     try:
         data = torch.empty(end - begin, dtype=torch.uint8)
-    except RuntimeError:  # torch's way to say that there is no memory
+    except RuntimeError:  # torch raises RuntimeError if memory runs out
         raise BadCheckpoint(
-            path, f"tensor '{tensor.name}' of {end - begin:,} bytes does not fit the memory"
+            path, f"tensor '{tensor.name}' of {end - begin:,} bytes does not fit in memory"
         ) from None
     out = data.numpy()
     for start in range(0, end - begin, _BLOCK):

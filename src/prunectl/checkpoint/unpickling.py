@@ -1,10 +1,10 @@
-"""A pickle of tensors, followed without calling anything that it names.
+"""Read a pickle of tensors without calling any function that it names.
 
-``torch.save`` writes pickles: instructions that build values, and that call functions by their
-names. Here containers are built, and of a call is kept what :mod:`prunectl.checkpoint.pickled` says
-it comes to, which never takes more memory than its instruction. (torch's own safe unpickler calls
-``bytearray``, for example, with any size.) Names that are not known there are refused. What is left
-is bounded by how many instructions there may be.
+``torch.save`` writes pickles: instructions that build values, and that call functions by name. This
+reader builds containers; a call is replaced by its result in :mod:`prunectl.checkpoint.pickled`,
+which never takes more memory than the instruction. (torch's own safe unpickler calls ``bytearray``,
+for example, with any size.) Unknown names are refused. The remaining cost is bounded by a limit on
+instructions.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from prunectl.checkpoint.safetensors_file import MAX_HEADER_BYTES
 from prunectl.errors import BadCheckpoint, UnsafePickle, UnsupportedCheckpoint
 
 MAX_PICKLE_BYTES = MAX_HEADER_BYTES
-"""A pickle lists tensors and no weights, as the header of a safetensors file does."""
+"""A pickle lists tensors, not weights, like the header of a safetensors file."""
 
 MAX_COST = 12_000_000
-"""Of all instructions: 1 for a literal, 3 for others. A tensor costs about 90; a list of so many
-numbers, as some training scripts store beside the weights, 12 million."""
+"""Cost of all instructions: 1 for a literal, 3 for others. A tensor costs about 90; a list of
+numbers, which some training scripts store next to the weights, up to 12 million.
+"""
 
 _LONGEST_NAME = 1000
 _MOST_ARGUMENTS = 16
@@ -47,20 +48,20 @@ def unpickle(path: Path, source: BinaryIO, size: int, load: Callable[[Any], Any]
     """The value of a pickle.
 
     Args:
-        path: what to call the file in messages.
+        path: name of the file in messages.
         source: at the pickle's beginning; left at its end.
-        size: of what is there, in bytes.
-        load: from what ``torch.save`` says of a storage (a tuple) to what tensors refer to.
+        size: of the remaining file, in bytes.
+        load: converts ``torch.save``'s tuple of a storage to the value that tensors refer to.
 
     Raises:
-        UnsafePickle: it names something, or has instructions, that tensors do not need.
+        UnsafePickle: it has names or instructions that tensors do not need.
         BadCheckpoint: truncated, or larger than a pickle of tensors can be.
         UnsupportedCheckpoint: tensors as torch pickled them before 0.4.
         Exception: of almost any other type, for a damaged pickle.
     """
     machine = _Machine(path, load)
     left = MAX_COST
-    bounded = cast("BinaryIO", _Bounded(path, source, size))  # all that genops calls of a file
+    bounded = cast("BinaryIO", _Bounded(path, source, size))  # the only methods that genops calls
     for operation, argument, _ in pickletools.genops(bounded):
         name = operation.name
         left -= 1 if name in _LITERALS else 3
@@ -80,7 +81,7 @@ def unpickle(path: Path, source: BinaryIO, size: int, load: Callable[[Any], Any]
 
 
 class _Bounded:
-    """Reads a pickle: never past the limit of its size, whatever length it claims for a value."""
+    """Reads a pickle, never past its size limit, whatever length a value claims."""
 
     def __init__(self, path: Path, source: BinaryIO, size: int) -> None:
         self._path, self._source = path, source
@@ -104,11 +105,11 @@ class _Bounded:
 
 
 class _Machine:
-    """What the instructions have made so far.
+    """The state of the instructions so far.
 
     Attributes:
-        acts: by the name of an instruction that is no literal, what it does. What is returned is
-            what it costs besides, where it copies a container.
+        acts: actions by name of an instruction, except literals. An action returns its additional
+            cost, if it copies a container.
     """
 
     def __init__(self, path: Path, load: Callable[[Any], Any]) -> None:
@@ -162,7 +163,7 @@ class _Machine:
 
     def _top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise TypeError(f"items for what is no {kind.__name__}")
+            raise TypeError(f"items for a value that is not a {kind.__name__}")
         return self.stack[-1]
 
     def _put(self, number: int) -> None:
@@ -180,15 +181,15 @@ class _Machine:
         self.stack.append(found)
 
     def _call(self) -> int:
-        """What calling a function, or making an object of a type, comes to here."""
+        """Replace a call of a function or type by its result here."""
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, Named) or not isinstance(arguments, tuple):
-            raise TypeError("a call of what is no function")
+            raise TypeError("a call of a value that is not a function")
         if len(arguments) > _MOST_ARGUMENTS:
             raise TypeError(f"a call with {len(arguments)} arguments")
         if called.name in TENSOR_TYPES:
             raise self._too_old()
-        if called.name == ORDERED:  # Python 2 gave it a list of its items
+        if called.name == ORDERED:  # Python 2 passed a list of items
             pairs = arguments[0] if arguments else ()
             self.stack.append(dict(_entries(iter(pairs))))
             return 3 * len(pairs)
@@ -197,7 +198,7 @@ class _Machine:
         return 0
 
     def _build(self) -> None:
-        """Attributes of an object, of which none is kept: a state dict's versions, for example."""
+        """Drop attributes of an object, for example a state dict's versions."""
         self.stack.pop()
         if isinstance(self.stack[-1], PickledTensor):
             raise self._too_old()
@@ -211,8 +212,11 @@ class _Machine:
 
 
 class _Key:
-    """A key of a dict that is not a string. It equals no other: hashing what a pickle builds could
-    take any time and any depth of the stack."""
+    """A key of a dict that is not a string.
+
+    It equals no other key: hashing a value of a pickle could take any time and any depth of the
+    stack.
+    """
 
     def __init__(self, key: object) -> None:
         self._key = key
@@ -223,6 +227,6 @@ class _Key:
 
 
 def _entries(pairs: Iterator[Any]) -> Iterator[tuple[str | _Key, Any]]:
-    """Items of a dict; strings alone are kept as the keys that they are."""
+    """Items of a dict; only strings stay ordinary keys."""
     for key, value in pairs:
         yield key if isinstance(key, str) else _Key(key), value

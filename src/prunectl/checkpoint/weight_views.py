@@ -1,7 +1,7 @@
-"""Where tensors end up when loading stacks, fuses or transposes them: found by sending marks along.
+"""The place of each tensor in a parameter when loading stacks, fuses or transposes, found by marks.
 
-Loading is transformers' own code. Given tensors of zeros with a few marks in them, what comes out
-shows where the marks have gone, and so how each tensor lies in the parameter.
+Loading is transformers' own code. Given tensors of zeros with a few marks, its result shows the
+places of the marks, and so how each tensor lies in the parameter.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 _TAGS = 250
-"""Small whole numbers that every float type tells apart, bfloat16 included (up to 256)."""
+"""Small integers that every float type distinguishes, including bfloat16 (up to 256)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightView:
-    """Where a tensor of the files is in a parameter of the model.
+    """The place of a tensor of the files in a parameter of the model.
 
     Attributes:
-        origin, strides: of its elements, counted from the parameter's first.
-        within: the parameter's own strides; None where the tensor is the parameter.
+        origin, strides: of its elements, relative to the parameter's first.
+        within: the parameter's strides; None if the tensor is the whole parameter.
     """
 
     origin: int = 0
@@ -44,15 +44,15 @@ def find_weight_views(
     dtype: torch.dtype,
     convert: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
 ) -> dict[str, WeightView | None]:
-    """The places of all tensors that one parameter is made of.
+    """The places of all tensors that make up one parameter.
 
     Args:
-        shapes: by name, as the files have them.
+        shapes: in the files, by name.
         dtype: of the parameter.
-        convert: makes the parameter of values of all these tensors.
+        convert: makes the parameter from values of all these tensors.
 
     Returns:
-        By name; None for a tensor that is taken apart or reordered.
+        Places by name; None for a tensor that is split or reordered.
     """
     names = list(shapes)
     step = _TAGS // (2 + max(map(len, shapes.values())))
@@ -93,7 +93,7 @@ def _find_some(
 def _place(
     shape: Shape, offsets: Mapping[Shape, int | None], within: tuple[int, ...]
 ) -> WeightView | None:
-    """The place of a tensor whose corners lie at ``offsets``."""
+    """The place of a tensor with corners at ``offsets``."""
     origin = offsets[(0,) * len(shape)]
     if origin is None or any(offset is None for offset in offsets.values()):
         return None
@@ -111,6 +111,6 @@ def _unit(axis: int, ndim: int) -> Shape:
 
 
 def _corners(shape: Shape) -> list[Shape]:
-    """The origin, its neighbour along each axis, and the last element; each once."""
+    """The origin, its neighbor along each axis, and the last element, without duplicates."""
     units = [_unit(axis, len(shape)) for axis, length in enumerate(shape) if length > 1]
     return list(dict.fromkeys([(0,) * len(shape), *units, tuple(n - 1 for n in shape)]))
