@@ -230,7 +230,7 @@ def _most(key: str) -> int:
 
 
 def _counts(value: Any) -> Iterator[int]:
-    """The counts in a value: a number, a list of numbers (one for each stage), or an object's size."""
+    """The counts in a value: a number, numbers in a list (one per stage), or an object's size."""
     if isinstance(value, dict):
         yield len(value)
     for each in value if isinstance(value, list) else [value]:

@@ -274,7 +274,7 @@ def _outside_role(parameter: str, named: Role, tree: _Tree) -> Role:
 
 
 def _input_axis(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorRole) -> int | None:
-    """The input axis of the stored tensor, from the module's layout and the conversion on loading."""
+    """The input axis of the stored tensor, from the module's layout and conversion on loading."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def nbytes(survey: Survey) -> int:
-    """Bytes of both parts, exactly."""
+    """The exact bytes of both parts."""
     width = code_bytes(survey.dtype, "bitmask")
     return _size(code_count(survey.dtype, survey.shape), survey.kept, width)
 
@@ -87,7 +87,7 @@ class _Decoder:
         parts.expect("values", spec.dtype.name, (self._ends[-1],))
 
     def _mask(self, number: int) -> Bytes:
-        """The mask bytes of a unit; bits after the last weight must be zero."""
+        """The mask bytes of a unit; checks that bits after the last weight are zero."""
         start, stop = number * BLOCK, min((number + 1) * BLOCK, self._numel)
         mask = self._parts.read("mask", start // 8, -(-stop // 8))
         if stop % 8 and mask[-1] >> stop % 8:

@@ -1,4 +1,4 @@
-"""The dense layout: the tensor itself, under its own name. What everything loads.
+"""The dense layout: the tensor itself, under its own name, as every loader reads it.
 
 No parts, no parameters. Any dtype, any shape.
 """
@@ -14,7 +14,7 @@ def nbytes(survey: Survey) -> int:
 
 
 LAYOUT = Layout(
-    summary="zeros like any weight: what everything loads",
+    summary="zeros like any weight: every loader reads it",
     nbytes=nbytes,
     predicted=lambda statistics: statistics.dense_bytes,
     unpruned="dense (zeros stored like any weight)",

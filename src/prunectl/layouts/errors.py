@@ -1,9 +1,9 @@
-"""Why a layout does not hold a tensor."""
+"""Errors of layouts."""
 
 
 class Misfit(ValueError):
-    """The tensor cannot be stored in this layout; the message says why."""
+    """The tensor cannot be stored in this layout; the message states why."""
 
 
 class Damaged(ValueError):
-    """No tensor of this dtype and shape is stored as these parts; the message says why."""
+    """The parts are not those of a tensor of this dtype and shape; the message states why."""

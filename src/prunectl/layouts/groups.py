@@ -29,22 +29,23 @@ from prunectl.layouts.parts import Bytes, Codes, fixed
 from prunectl.pattern import MAX_GROUP, NM
 
 MAX_SETS = 1 << 16
-"""Sets of positions that are numbered: numbers fit 16 bits."""
+"""Limit on the number of sets of positions, so that set numbers fit 16 bits."""
 
 WIDE_BAND = 1 << 22
-"""Bands of more weights are not decoded whole: of a matrix whose groups are along its first axis, a
-band of a few very long rows may be all of it."""
+"""Larger bands are not decoded whole: if groups run along the first axis of a matrix, a band of a
+few very long rows may be the whole matrix.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How a tensor is cut into groups.
+    """The division of a tensor into groups.
 
     Attributes:
         n: weights kept of each group, at most.
         m: weights of a group.
         inner: elements from one member of a group to the next.
-        groups: how many there are.
+        groups: number of groups.
     """
 
     n: int
@@ -54,15 +55,15 @@ class Grid:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], pattern: NM, axis: int) -> Grid:
-        """The groups of a tensor of this shape along ``axis`` (negative ones count from the end).
+        """The groups of a tensor of this shape along ``axis`` (negative: counted from the end).
 
         Raises:
-            Misfit: there is no such axis, M is too large, or the axis is no multiple of M.
+            Misfit: there is no such axis, M is too large, or the axis is not a multiple of M.
         """
         if not -len(shape) <= axis < len(shape):
             raise Misfit(f"a tensor of {len(shape)} dimensions has no axis {axis}")
         if not 0 < pattern.n < pattern.m <= MAX_GROUP:
-            raise Misfit(f"{pattern} is no pattern of at most {MAX_GROUP}")
+            raise Misfit(f"{pattern} is not a pattern of at most {MAX_GROUP}")
         axis %= len(shape)
         if shape[axis] % pattern.m:
             raise Misfit(f"axis {axis} has {shape[axis]} weights, no multiple of {pattern.m}")
@@ -78,19 +79,19 @@ class Grid:
         return fixed(groups)
 
     def write(self, groups: Codes, start: int, out: Codes) -> None:
-        """Put [groups, m] to where groups from ``start`` on are in flat codes ``out``."""
+        """Write [groups, m] to the places of the groups from ``start`` on in flat codes ``out``."""
         if self.inner == 1:
             out[start * self.m :][: groups.size] = groups.reshape(-1)
         else:
             grouping.spread(fixed(groups), start, out.reshape(-1, self.m, self.inner))
 
     def covering(self, start: int, stop: int) -> tuple[int, int]:
-        """The elements of whole bands of M rows that hold groups ``start`` to ``stop``."""
+        """The elements of the whole bands of M rows that hold groups ``start`` to ``stop``."""
         band = self.m * self.inner
         return start // self.inner * band, -(-stop // self.inner) * band
 
     def read_covering(self, codes: Codes, start: int, stop: int) -> Codes:
-        """Groups ``start`` to ``stop`` out of the elements that :meth:`covering` says."""
+        """Groups ``start`` to ``stop``, from the elements of :meth:`covering`."""
         skipped = start // self.inner * self.inner
         return self.read(codes, start - skipped, stop - skipped)
 
@@ -99,9 +100,9 @@ class Grid:
         return self.inner > 1 and self.m * self.inner > WIDE_BAND
 
     def unit(self, step: int) -> int:
-        """Weights of a unit of about ``step`` groups: a range of them, or whole bands of M rows.
+        """Weights of a unit of about ``step`` groups: a range of groups, or whole bands of M rows.
 
-        Of a wide band, it is as many neighbours in a row: one member of each of ``step`` groups.
+        For a wide band, a unit is ``step`` consecutive weights, each a member of another group.
         """
         if self._is_wide:
             return step
@@ -109,11 +110,11 @@ class Grid:
         return step * self.m if self.inner == 1 else bands * self.inner * self.m
 
     def decode(self, start: int, out: Codes, fill: Callable[[int, Codes], None]) -> None:
-        """Decode the weights from ``start`` on, which a unit begins with.
+        """Decode the unit of weights that begins at ``start``.
 
         Args:
             start: element of the tensor.
-            out: the unit's codes, to be written.
+            out: receives the unit's codes.
             fill: ``fill(first, groups)`` decodes groups from ``first`` on into [groups, m].
         """
         if self._is_wide:
@@ -126,7 +127,7 @@ class Grid:
             self.write(groups, 0, out)
 
     def _decode_rows(self, start: int, out: Codes, fill: Callable[[int, Codes], None]) -> None:
-        """The same of wide bands: of each group, the member in the rows of ``out``."""
+        """Decode a unit of a wide band: of each group, the member in the rows of ``out``."""
         done = 0
         while done < out.size:
             row, column = divmod(start + done, self.inner)
@@ -144,7 +145,7 @@ def kept(grid: Grid, groups: Codes) -> tuple[Codes, Bytes]:
     A group with fewer nonzeros than n keeps zeros too: the first ones among its last n members.
 
     Raises:
-        Misfit: a group has more nonzeros.
+        Misfit: a group has more than n nonzeros.
     """
     if (bad := int(grouping.overfull(groups, grid.n))) >= 0:
         found = np.count_nonzero(groups[bad])
@@ -162,7 +163,7 @@ def kept(grid: Grid, groups: Codes) -> tuple[Codes, Bytes]:
 
 @functools.lru_cache(16)
 def _selections(n: int, m: int) -> NDArray[Any]:
-    """u8 [2**m, n]: the positions kept of each set of nonzeros; 0 for sets of more than n."""
+    """u8 [2**m, n]: the kept positions of each set of nonzeros; 0 for sets of more than n."""
     table = np.zeros((1 << m, n), np.uint8)
     for nonzeros in range(1 << m):
         missing = n - nonzeros.bit_count()
@@ -174,19 +175,19 @@ def _selections(n: int, m: int) -> NDArray[Any]:
 
 
 def sets(grid: Grid) -> int:
-    """How many sets of N positions a group has."""
+    """The number of sets of N positions in a group."""
     return math.comb(grid.m, grid.n)
 
 
 @functools.lru_cache(16)
 def binomials(n: int, m: int) -> NDArray[Any]:
-    """u16 [m, n]: what position c as the i-th of a set adds to its number."""
+    """u16 [m, n]: the term of position c, as the i-th of a set, in the set's number."""
     table = [[math.comb(c, i + 1) for i in range(n)] for c in range(m)]
     return fixed(np.array(table, np.int64).astype(np.uint16))
 
 
 @functools.lru_cache(16)
 def positions_of_sets(n: int, m: int) -> NDArray[Any]:
-    """u8 [sets, n]: the positions of each number."""
+    """u8 [sets, n]: the positions of each set number."""
     rows = sorted(itertools.combinations(range(m), n), key=lambda c: c[::-1])
     return fixed(np.array(rows, np.uint8))

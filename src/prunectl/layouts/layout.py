@@ -1,4 +1,4 @@
-"""What a layout is, and what its encoder and its decoder do.
+"""Layouts, and the interfaces of their encoders and decoders.
 
 Nothing here needs numpy: the command line reads the table of layouts for its help.
 """
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from prunectl.layouts.parts import Bytes, Codes, Parts
 
 Extra = Mapping[str, Any]
-"""Parameters that decoding needs, as JSON has them. ``n`` and ``m`` are those of an N:M pattern."""
+"""Parameters for decoding, as JSON values. ``n`` and ``m`` are those of an N:M pattern."""
 
 BLOCK = 1 << 18
-"""Weights worked on at a time, by one thread: they stay in a core's L2 cache."""
+"""Weights that a thread processes at a time: they stay in a core's L2 cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What is counted of a tensor before it is stored: zeros, and symbols of the other codes.
+    """Counts of a tensor before it is stored: zeros, and symbols of the other codes.
 
     The *symbol* of a code is the top 8 bits of its magnitude: the exponent of bf16 and fp32, the
     exponent and three more bits of fp16. (Of 8-bit types it is the whole code.)
@@ -39,7 +39,7 @@ class Survey:
         dtype, shape: of the tensor.
         zeros: codes that are all zero bits.
         symbols: i64 [256], how often each symbol occurs among the others.
-        pattern, axis: the N:M that the tensor follows, or None; and along which axis.
+        pattern, axis: the N:M that the tensor follows, or None; and its axis.
     """
 
     dtype: DType
@@ -56,12 +56,12 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of a tensor whose codes are not at hand, or that is not pruned yet.
+    """Estimated counts of a tensor whose codes are not available, or that is not pruned yet.
 
     Attributes:
         dtype: of whole bytes.
         numel: weights.
-        kept: weights that are not zero, about.
+        kept: weights that are not zero, approximately.
         exponent_bits: the entropy of the exponents of all kept weights together, in bits.
         pattern: the N:M that the whole tensor follows, or None.
     """
@@ -79,7 +79,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """A part as the header lists it."""
+    """A part as listed in the header."""
 
     suffix: str
     dtype: str
@@ -88,7 +88,7 @@ class StoredPart:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What one range gives: bytes of the large part, in order, and of the small part."""
+    """The output for one range: bytes of the large part, in order, and of the small part."""
 
     large: Sequence[Bytes]
     small: Bytes
@@ -97,15 +97,14 @@ class Pieces:
 class Encoder(Protocol):
     """Encodes one tensor into a large and a small part, a range of elements at a time.
 
-    Each range is read and encoded on its own, by any thread. The results are put together in order:
-    the bytes of the large part are stored at once, those of the small part when the tensor is
-    complete.
+    Each range is read and encoded on its own, by any thread. The results are combined in order: the
+    bytes of the large part are stored at once, those of the small part when the tensor is complete.
 
     Attributes:
-        ranges: first and last element, not including it, that each range must have read.
-        most: the largest size that the large part may come to have.
-        lead: the bytes of the small part, where it comes first in the file; None where it comes
-            last. The last part may be padded.
+        ranges: first element and end of each range to read.
+        most: upper limit of the size of the large part.
+        lead: the bytes of the small part, if it comes first in the file; None if it comes last. The
+            last part may be padded.
     """
 
     ranges: list[tuple[int, int]]
@@ -116,41 +115,43 @@ class Encoder(Protocol):
         """Encode one range; ``codes`` are its elements."""
 
     def finish(self, small: Bytes) -> Bytes:
-        """The bytes of the small part as they are stored."""
+        """The final bytes of the small part."""
 
     def parts(self, large: int, padding: int) -> tuple[StoredPart, StoredPart]:
-        """Large and small part, given the bytes of the large one; the last has the padding too."""
+        """The large and the small part, given the bytes of the large one; the last includes the
+        padding.
+        """
 
 
 class Decoder(Protocol):
-    """Decodes a tensor in units of elements that lie together in row-major order.
+    """Decodes a tensor in units of elements that are consecutive in row-major order.
 
-    What is read and held for a unit is about as large as the unit.
+    Memory for a unit is about the size of the unit.
 
     Attributes:
         unit: elements of a unit; the last one may have fewer.
 
     Raises:
-        Damaged: from everything, if the parts are not those of the tensor.
+        Damaged: by every method, if the parts are not those of the tensor.
     """
 
     unit: int
 
     def decode(self, number: int, out: Codes) -> None:
-        """Decode a unit into ``out``, which has its length; several threads may do so at once."""
+        """Decode a unit into ``out``, which has its length; several threads may decode at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How tensors become parts, and parts tensors.
+    """How tensors become parts, and parts become tensors.
 
     Attributes:
         suffixes: of all parts: the part ``mask`` of tensor NAME is stored as ``NAME.mask``.
-        encoder: of a tensor that its layout can store, with the parameters chosen for it.
-        decoder: of a tensor, with the parameters and parts that a file says it has. Raises Damaged
-            if they are not those of such a tensor; all sizes are compared with the tensor's before
+        encoder: makes the encoder of a tensor that fits the layout, with the chosen parameters.
+        decoder: makes the decoder of a tensor, with the parameters and parts in a file. Raises
+            Damaged if they do not fit the tensor; all sizes are compared with the tensor's before
             anything is allocated.
-        parameters: chosen for a tensor that its layout can store; none by default.
+        parameters: chooses those of a tensor that fits the layout; none by default.
     """
 
     suffixes: tuple[str, ...]
@@ -161,20 +162,20 @@ class Coding:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to store a tensor.
+    """A way to store a tensor.
 
     Attributes:
-        summary: what is stored, in a few words.
-        nbytes: the bytes of all parts, from counts alone. Raises Misfit if the tensor cannot be
-            stored so.
-        predicted: the same from statistics; the dense size where the tensor cannot be stored so.
+        summary: a few words on the stored bytes.
+        nbytes: the bytes of all parts, from counts alone. Raises Misfit if the tensor does not fit.
+        predicted: the same from statistics; the dense size if the tensor does not fit.
         coding: how tensors are encoded and decoded; None if a tensor is stored as it is.
-        is_exact: whether both sizes are exact, and not close estimates.
-        unpruned: what a predicted size is of, in words, if nothing is pruned; '' if the layout is
-            not of use then.
-        pruned: the same after pruning, which ``{}`` stands for; '' if it is not of use then.
-        takes_unstructured: whether it is of use for zeros that follow no pattern.
-        takes_groups: whether it makes use of an N:M pattern.
+        is_exact: whether both sizes are exact, not close estimates.
+        unpruned: label of a predicted size if nothing is pruned; '' if the layout has no benefit
+            then.
+        pruned: label after pruning, with ``{}`` for the pruning; '' if the layout has no benefit
+            then.
+        takes_unstructured: whether it benefits from zeros that follow no pattern.
+        takes_groups: whether it benefits from an N:M pattern.
     """
 
     summary: str
@@ -189,7 +190,7 @@ class Layout:
 
     @property
     def needs_groups(self) -> bool:
-        """Whether it only stores tensors that follow an N:M pattern."""
+        """Whether it stores only tensors that follow an N:M pattern."""
         return self.takes_groups and not self.takes_unstructured
 
 
@@ -199,15 +200,15 @@ def cut(count: int, step: int = BLOCK) -> list[tuple[int, int]]:
 
 
 def pattern_of(extra: Extra) -> NM | None:
-    """The N:M that chosen parameters make use of, or None."""
+    """The N:M that chosen parameters use, or None."""
     return NM(extra["n"], extra["m"]) if "m" in extra else None
 
 
 def code_count(dtype: DType, shape: tuple[int, ...]) -> int:
-    """How many codes a tensor has: its elements, or its bytes for types of less than 8 bits.
+    """The number of codes of a tensor: its elements, or its bytes for types of less than 8 bits.
 
     Raises:
-        ValueError: a negative dimension, or a part of a byte at the end.
+        ValueError: a negative dimension, or an incomplete last byte.
     """
     if any(n < 0 for n in shape):
         raise ValueError(f"the shape {list(shape)} has a negative dimension")
@@ -215,7 +216,7 @@ def code_count(dtype: DType, shape: tuple[int, ...]) -> int:
     if dtype.bits >= 8:
         return count
     if count * dtype.bits % 8:
-        raise ValueError(f"{count} elements of {dtype.bits} bits are no whole number of bytes")
+        raise ValueError(f"{count} elements of {dtype.bits} bits are not a whole number of bytes")
     return count * dtype.bits // 8
 
 
@@ -223,7 +224,7 @@ def code_bytes(dtype: DType, layout: str) -> int:
     """Bytes of a code.
 
     Raises:
-        Misfit: the elements are less than a byte: only ``dense`` stores these.
+        Misfit: elements of less than a byte, which only ``dense`` stores.
     """
     if dtype.bits < 8:
         raise Misfit(
@@ -233,7 +234,7 @@ def code_bytes(dtype: DType, layout: str) -> int:
 
 
 def integer(extra: Extra, key: str, low: int, high: int) -> int:
-    """A whole number among the parameters.
+    """An integer among the parameters.
 
     Raises:
         Damaged: missing, of another type, or not in ``low..high``.
@@ -246,6 +247,6 @@ def integer(extra: Extra, key: str, low: int, high: int) -> int:
 
 
 def entropy(counts: Sequence[float]) -> float:
-    """Bits that as many symbols take, coded one by one."""
+    """The entropy of symbols with these counts, in bits."""
     total = sum(counts)
     return -sum(n * math.log2(n / total) for n in counts if n > 0)

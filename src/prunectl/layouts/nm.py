@@ -49,10 +49,11 @@ if TYPE_CHECKING:
 
 
 def nbytes(survey: Survey) -> int:
-    """Bytes of both parts, exactly.
+    """The exact bytes of both parts.
 
     Raises:
-        Misfit: no pattern; the axis is no multiple of M. Groups with too many nonzeros go unseen.
+        Misfit: no pattern; the axis is not a multiple of M. Groups are not checked for surplus
+            nonzeros.
     """
     grid = _grid(survey.dtype, survey.shape, survey.pattern, survey.axis)
     return _size(grid.groups, grid.n, grid.m, survey.dtype)
@@ -87,7 +88,7 @@ def _parameters(survey: Survey) -> dict[str, Any]:
 
 
 def for_cutlass(dtype: DType, shape: tuple[int, ...], grid: Grid) -> bool:
-    """Whether torch's CUTLASS kernels take the matrix."""
+    """Whether torch's CUTLASS kernels support the matrix."""
     return (
         (grid.n, grid.m, grid.inner, len(shape)) == (2, 4, 1, 2)
         and dtype.name in ("BF16", "F16")
@@ -103,16 +104,16 @@ def to_cutlass(meta: Codes, rows: int) -> Codes:
 
 
 def from_cutlass(meta: Codes, rows: int) -> Codes:
-    """The inverse of :func:`to_cutlass`."""
+    """Invert :func:`to_cutlass`."""
     tiles = meta.reshape(meta.size // rows // 2 if rows else 0, rows // 32, 8, 2, 2, 2)
     return tiles.transpose(1, 3, 5, 2, 0, 4).reshape(-1)
 
 
 def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid, bool]:
-    """The groups that parameters describe, and whether they are in the order ``cutlass``.
+    """The groups in the parameters, and whether they are in the order ``cutlass``.
 
     Raises:
-        Damaged: they do not fit the tensor.
+        Damaged: the parameters do not fit the tensor.
     """
     m = integer(extra, "m", 2, MAX_GROUP)
     pattern = NM(integer(extra, "n", 1, m - 1), m)
@@ -124,11 +125,11 @@ def read_grid(dtype: DType, shape: tuple[int, ...], extra: Extra) -> tuple[Grid,
     if order == "plain" or (order == "cutlass" and for_cutlass(dtype, shape, grid)):
         return grid, order == "cutlass"
     found = reprlib.repr(order)
-    raise Damaged(f"the parameter 'order' is {found}, which such a tensor does not have")
+    raise Damaged(f"the parameter 'order' is {found}, which this tensor cannot have")
 
 
 def _stored(spec: TensorSpec, grid: Grid, is_cutlass: bool) -> tuple[StoredPart, StoredPart]:
-    """Values and positions, or meta."""
+    """Values and positions, or values and meta."""
     name = spec.dtype.name
     if is_cutlass:
         rows, columns = spec.shape
@@ -144,7 +145,7 @@ def _stored(spec: TensorSpec, grid: Grid, is_cutlass: bool) -> tuple[StoredPart,
 
 
 def _step(grid: Grid) -> int:
-    """Groups that are worked on at a time: their positions start at whole bytes."""
+    """Groups to process at a time: their positions start at whole bytes."""
     return max(BLOCK // grid.m // 8, 1) * 8
 
 

@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from prunectl.layouts.parts import Parts
 
 CODING = 1.005
-"""Bytes of a packed tensor / its order-0 entropy, about (benchmarks/export.py --sizes)."""
+"""Bytes of a packed tensor / its order-0 entropy, approximately (benchmarks/export.py --sizes)."""
 
 
 def nbytes(survey: Survey) -> int:
-    """Bytes of both parts, about: from counts of the whole tensor, as if it were well mixed.
+    """Approximate bytes of both parts, from counts of the whole tensor, as if it were well mixed.
 
     Raises:
-        Misfit: the elements are less than a byte.
+        Misfit: elements of less than a byte.
     """
     from prunectl.layouts.packing.scheme import best_scheme
 
@@ -75,7 +75,7 @@ def _parameters(survey: Survey) -> dict[str, Any]:
 
 
 def _predicted(statistics: Statistics) -> int:
-    """The order-0 entropy, and what coding adds; signs and mantissas are taken for noise."""
+    """The order-0 entropy plus the overhead of coding; signs and mantissas count as noise."""
     numel, kept, pattern = statistics.numel, statistics.kept, statistics.pattern
     bits = mask_bits(numel, numel - kept)
     if pattern is not None:
@@ -85,7 +85,7 @@ def _predicted(statistics: Statistics) -> int:
 
 
 def mask_bits(numel: int, zeros: float) -> float:
-    """Entropy of a mask whose bits are independent."""
+    """Entropy of a mask with independent bits."""
     return -sum(n * math.log2(n / numel) for n in (zeros, numel - zeros) if 0 < n < numel)
 
 

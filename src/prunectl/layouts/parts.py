@@ -1,4 +1,4 @@
-"""Codes, and the parts of a tensor as a file has them."""
+"""Codes, and the parts of a tensor in a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunectl.layouts.errors import Damaged
 from prunectl.tensorspec import DType, TensorSpec
 
 ALIGNMENT = 8
-"""Bytes: offsets of tensors in a file are multiples of it, so that parts may be padded."""
+"""Alignment in bytes of tensors in a file; parts may be padded to it."""
 
 Codes = NDArray[Any]
 """Raw bits of weights: an array of u8, u16, u32 or u64."""
@@ -27,7 +27,7 @@ def code_type(dtype: DType) -> np.dtype[Any]:
 
 
 def fixed(array: Codes) -> Codes:
-    """The same memory, contiguous, aligned and read-only, so that kernels compile once a type."""
+    """The same memory as a contiguous, aligned, read-only array: kernels compile once per type."""
     view = np.require(array, requirements=["C", "A"]).view()
     view.flags.writeable = False
     return view
@@ -35,7 +35,7 @@ def fixed(array: Codes) -> Codes:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of one tensor, as headers say that they are: nothing of that is checked yet.
+    """The parts of a tensor as headers list them, unchecked.
 
     Attributes:
         specs: by suffix.
@@ -46,10 +46,10 @@ class Parts:
     fill: Callable[[str, int, Bytes], None]
 
     def expect(self, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Check that there is such a part.
+        """Check that a part exists, with this dtype and shape.
 
         Raises:
-            Damaged: it is missing, or of another dtype or shape.
+            Damaged: the part is missing, or of another dtype or shape.
         """
         found = self.specs.get(suffix)
         if found is None:
@@ -61,12 +61,12 @@ class Parts:
             )
 
     def expect_bytes(self, suffix: str, size: int) -> None:
-        """Check that there is a part U8 [size], or one that up to seven zeros follow.
+        """Check that there is a part U8 [size], with at most seven zeros of padding.
 
-        They align what comes after the part in its file.
+        The padding aligns the tensor after the part.
 
         Raises:
-            Damaged: there is none.
+            Damaged: there is no such part.
         """
         found = self.specs[suffix].shape if suffix in self.specs else ()
         is_padded = len(found) == 1 and size < found[0] < size + ALIGNMENT

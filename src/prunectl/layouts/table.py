@@ -1,4 +1,4 @@
-"""The layouts by name, and which is smallest.
+"""The layouts by name, and the choice of the smallest.
 
 The docstring of each layout's module specifies its bytes. To add a layout: CONTRIBUTING.md.
 """
@@ -15,28 +15,28 @@ LAYOUTS: dict[str, Layout] = {
     "nm": nm.LAYOUT,
     "packed": packed.LAYOUT,
 }
-"""The simplest first, as help lists them."""
+"""The simplest first, the order of the help."""
 
 DENSE = next(name for name, layout in LAYOUTS.items() if layout.coding is None)
-"""The layout of a tensor that is stored as it is."""
+"""The layout of a tensor that is stored unchanged."""
 
 CODINGS: dict[str, Coding] = {
     name: layout.coding for name, layout in LAYOUTS.items() if layout.coding is not None
 }
-"""How tensors in the other layouts are encoded and decoded."""
+"""Codings of tensors in the other layouts."""
 
 AUTO = "auto"
-"""What may be asked for besides: the smallest layout of each tensor."""
+"""An option in place of a layout: the smallest layout of each tensor."""
 
 SUFFIXES = tuple(suffix for coding in CODINGS.values() for suffix in coding.suffixes)
-"""Of all parts of all layouts."""
+"""Suffixes of the parts of all layouts."""
 
 PART_COST = 400
-"""About the bytes that a tensor in parts takes in the header of its file, more than a dense one."""
+"""Approximate bytes that a tensor in parts takes in the file header, more than a dense one."""
 
 
 def sizes(survey: Survey) -> dict[str, int]:
-    """Bytes in each layout that can store the tensor, as its ``nbytes`` says."""
+    """Bytes in each layout that can store the tensor, by its ``nbytes``."""
     found = {}
     for name, layout in LAYOUTS.items():
         try:
@@ -47,6 +47,6 @@ def sizes(survey: Survey) -> dict[str, int]:
 
 
 def by_size(sizes: dict[str, int]) -> list[str]:
-    """Layouts, smallest first, headers included; of equals the simpler one."""
+    """Layouts, smallest first, headers included; of equally small ones, the simpler one first."""
     names = [name for name in LAYOUTS if name in sizes]
     return sorted(names, key=lambda name: sizes[name] + (name != DENSE) * PART_COST)

@@ -1,4 +1,4 @@
-"""Loops over N:M groups: as rows of [groups, m], whichever axis they run along in the tensor."""
+"""Loops over N:M groups, as rows of [groups, m] for any axis of the tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gather(tiles, first, groups):  # type: ignore[no-untyped-def]
 
 @jit
 def spread(groups, first, tiles):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`gather`."""
+    """Invert :func:`gather`."""
     inner = tiles.shape[2]
     band, column = first // inner, first % inner
     for t in range(groups.shape[0]):
@@ -47,9 +47,10 @@ def overfull(groups, n):  # type: ignore[no-untyped-def]
 
 @jit
 def select(groups, n, values, positions):  # type: ignore[no-untyped-def]
-    """The n kept of each group and their positions, ascending; ``values`` has one place to spare.
+    """The n kept weights of each group and their positions, ascending.
 
-    A group with fewer nonzeros is filled up with the first zeros among its last n.
+    ``values`` has one spare place. A group with fewer nonzeros is filled up with the first zeros
+    among its last n.
     """
     kind = groups.dtype.type
     count, m = groups.shape
@@ -71,7 +72,7 @@ def select(groups, n, values, positions):  # type: ignore[no-untyped-def]
 def select_small(groups, table, values, positions):  # type: ignore[no-untyped-def]
     """:func:`select` for m <= 8: ``table`` [2**m, n] holds the positions of each set of nonzeros.
 
-    Sets of more than n are not in it: such groups have been refused.
+    The table lacks sets of more than n; groups with such sets were refused before.
     """
     count, m = groups.shape
     n = table.shape[1]
@@ -105,9 +106,9 @@ def select_2_4(groups, table, values, positions):  # type: ignore[no-untyped-def
 
 @jit
 def place(positions, values, n, groups):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`select`.
+    """Invert :func:`select`; return the first group with bad positions, or -1.
 
-    Returns the first group whose positions do not ascend or leave the group, or -1.
+    Positions are bad if they do not ascend, or are outside the group.
     """
     m = groups.shape[1]
     k = 0
@@ -140,7 +141,7 @@ def rank(positions, binomials, ranks):  # type: ignore[no-untyped-def]
 
 @jit
 def unrank(ranks, sets, positions):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`rank`; ``sets`` [numbers, n] holds the positions of each number."""
+    """Invert :func:`rank`; ``sets`` [numbers, n] holds the positions of each number."""
     n = sets.shape[1]
     k = 0
     for t in range(ranks.size):
@@ -152,7 +153,7 @@ def unrank(ranks, sets, positions):  # type: ignore[no-untyped-def]
 
 @jit
 def pack_bits(numbers, width, packed):  # type: ignore[no-untyped-def]
-    """Write numbers of ``width`` <= 8 bits one after the other, lowest bits first."""
+    """Write numbers of ``width`` <= 8 bits consecutively, lowest bits first."""
     buffer, filled, at = np.uint64(0), np.uint64(0), 0
     for number in numbers:
         buffer |= np.uint64(number) << filled
@@ -168,7 +169,7 @@ def pack_bits(numbers, width, packed):  # type: ignore[no-untyped-def]
 
 @jit
 def unpack_bits(packed, width, numbers):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`pack_bits`."""
+    """Invert :func:`pack_bits`."""
     buffer, filled, at = np.uint64(0), np.uint64(0), 0
     low = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     for i in range(numbers.size):

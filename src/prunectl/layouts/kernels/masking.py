@@ -1,4 +1,4 @@
-"""Loops that drop zeros and put them back."""
+"""Loops that drop zeros and restore them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from prunectl.jit import jit
 
 @jit
 def compact(codes, mask, values):  # type: ignore[no-untyped-def]
-    """Mask bits and the nonzero codes, in order; returns how many.
+    """Write mask bits and the nonzero codes, in order; return the number of nonzero codes.
 
     ``values`` has the size of ``codes``: every code is written to the next place, and the place
-    moves on only after a nonzero one, which needs no branch.
+    advances only after a nonzero one, which avoids a branch.
     """
     none, one = codes.dtype.type(0), np.uint64(1)
     k = np.uint64(0)
@@ -41,9 +41,9 @@ def compact(codes, mask, values):  # type: ignore[no-untyped-def]
 
 @jit
 def scatter(mask, values, out):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`compact`: ``values`` where mask bits are set, zero elsewhere.
+    """Invert :func:`compact`: ``values`` where mask bits are set, zero elsewhere.
 
-    There are as many values as bits that are set among the first ``out.size``.
+    There are as many values as set bits among the first ``out.size``.
     """
     kind = out.dtype.type
     none, one, eight = kind(0), np.uint64(1), np.uint64(8)
@@ -72,10 +72,10 @@ def scatter(mask, values, out):  # type: ignore[no-untyped-def]
 
 @jit
 def count_kept(codes):  # type: ignore[no-untyped-def]
-    """How many codes are not zero."""
+    """The number of nonzero codes."""
     kind = codes.dtype.type
     total = np.int64(0)
-    # Counters as wide as codes vectorise, and do not overflow in so short a run.
+    # Counters as wide as the codes vectorize, and do not overflow within so short a run.
     step = 128 if codes.itemsize == 1 else 4096
     for start in range(0, codes.size, step):
         part = codes[start : start + step]

@@ -10,9 +10,9 @@ from prunectl.layouts.kernels.masking import count_kept
 
 @jit
 def tally(codes, tables):  # type: ignore[no-untyped-def]
-    """Add the symbols of ``codes`` to ``tables`` i64[4, 256]; returns how many codes are zero.
+    """Add the symbols of ``codes`` to ``tables`` i64[4, 256]; return the number of zero codes.
 
-    Four tables, since repeats of one symbol wait for each other.
+    Uses four tables, since repeated increments of one counter wait for each other.
     """
     kind = codes.dtype.type
     bits = 8 * codes.itemsize
@@ -37,7 +37,9 @@ def tally(codes, tables):  # type: ignore[no-untyped-def]
 
 @jit
 def split(values, symbols, lows):  # type: ignore[no-untyped-def]
-    """Symbols; and the other bits, sign on top, as ``lows`` [bytes - 1, n], low byte first."""
+    """Split into symbols and the other bits, sign on top, as ``lows`` [bytes - 1, n], low byte
+    first.
+    """
     kind = values.dtype.type
     planes = lows.shape[0]
     if planes == 0:
@@ -58,7 +60,7 @@ def split(values, symbols, lows):  # type: ignore[no-untyped-def]
 
 @jit
 def join(symbols, lows, values):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`split`: a pass for each plane, which vectorises."""
+    """Invert :func:`split`: a pass for each plane, which vectorizes."""
     kind = values.dtype.type
     planes = lows.shape[0]
     if planes == 0:
@@ -79,7 +81,9 @@ def join(symbols, lows, values):  # type: ignore[no-untyped-def]
 
 @jit
 def to_digits(symbols, digit_of, escape, escapes):  # type: ignore[no-untyped-def]
-    """Replace symbols by digits, in place; escaped ones go to ``escapes``. Returns how many."""
+    """Replace symbols by digits, in place; write escaped ones to ``escapes`` and return their
+    number.
+    """
     k = np.uint64(0)
     for i in range(symbols.size):
         symbol = symbols[i]
@@ -92,7 +96,7 @@ def to_digits(symbols, digit_of, escape, escapes):  # type: ignore[no-untyped-de
 
 @jit
 def count_escapes(packed, counts):  # type: ignore[no-untyped-def]
-    """How many escapes there are, if bytes have ``counts`` i64 [256] of them."""
+    """The number of escapes, given ``counts`` i64 [256] of byte values."""
     total = np.int64(0)
     for byte in packed:
         total += counts[byte]
@@ -101,7 +105,7 @@ def count_escapes(packed, counts):  # type: ignore[no-untyped-def]
 
 @jit
 def fill_escapes(packed, table, escape, counts, escapes, symbols):  # type: ignore[no-untyped-def]
-    """Put ``escapes`` in order where ``packed`` has the digit ``escape``."""
+    """Write ``escapes`` in order where ``packed`` has the digit ``escape``."""
     per_byte = table.shape[1]
     k = 0
     for i in range(packed.size):
@@ -116,10 +120,10 @@ def fill_escapes(packed, table, escape, counts, escapes, symbols):  # type: igno
 
 @jit
 def pack_digits(digits, base, per_byte, packed):  # type: ignore[no-untyped-def]
-    """``per_byte`` digits a byte, the first one lowest; zeros fill the last byte."""
+    """Pack ``per_byte`` digits into a byte, the first lowest; zeros fill the last byte."""
     b = np.uint8(base)
     whole = digits.size // per_byte
-    if per_byte == 2:  # the loops that matter, unrolled
+    if per_byte == 2:  # the common cases, unrolled
         for i in range(whole):
             packed[i] = np.uint8(digits[2 * i] + np.uint8(b * digits[2 * i + 1]))
     elif per_byte == 3:
@@ -141,7 +145,7 @@ def pack_digits(digits, base, per_byte, packed):  # type: ignore[no-untyped-def]
 
 @jit
 def unpack_digits(packed, table, digits):  # type: ignore[no-untyped-def]
-    """The inverse of :func:`pack_digits`; ``table`` [256, per_byte] holds the digits of a byte."""
+    """Invert :func:`pack_digits`; ``table`` [256, per_byte] holds the digits of a byte."""
     per_byte = table.shape[1]
     whole = digits.size // per_byte
     if per_byte == 2:
@@ -165,8 +169,8 @@ def unpack_digits(packed, table, digits):  # type: ignore[no-untyped-def]
 def huffman_bits(weights):  # type: ignore[no-untyped-def]
     """Mean code length of a Huffman code times the sum of ``weights`` f64[n], ascending.
 
-    The two-queue method: leaves are sorted, merged nodes come out sorted, and the sum of all merged
-    nodes is the sum of weight times depth.
+    Two-queue method: the leaves are sorted, merged nodes are created in sorted order, and the sum
+    of all merged nodes is the sum of weight times depth.
     """
     n = weights.size
     merged = np.empty(n, np.float64)

@@ -1,1 +1,1 @@
-"""The machinery of the packed layout: alphabets of symbols, planes of bytes, chunks of planes."""
+"""Parts of the packed layout: alphabets of symbols, planes of bytes, chunks of planes."""

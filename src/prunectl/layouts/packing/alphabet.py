@@ -1,7 +1,8 @@
-"""Symbols in bytes: which digits a tensor's common symbols get, and what that costs.
+"""Alphabets: how symbols are packed into bytes, with digits for a tensor's common symbols.
 
-zstd codes bytes with a Huffman code, whole bits a byte. A tensor's exponents carry some 1.5 to 2.6
-bits each, where that wastes much; several in a byte waste as much together as one alone.
+zstd codes bytes with a Huffman code, in whole bits per byte. A tensor's exponents carry some 1.5 to
+2.6 bits each, for which whole bits are wasteful; several exponents in a byte waste only as much
+together as one alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from prunectl.layouts.packing.planes import WORTH
 from prunectl.layouts.parts import Bytes, fixed
 
 PER_BYTE = (1, 2, 3, 4, 5, 8)
-"""Digits a byte that are tried, of base 256, 16, 6, 4, 3, 2 at most."""
+"""Digits per byte that are tried, of base 256, 16, 6, 4, 3, 2 at most."""
 
 FRAME = 12
-"""About the bytes of a zstd frame and block around their content, without the Huffman table."""
+"""Approximate bytes of a zstd frame and block around their content, without the Huffman table."""
 
 ZSTD_BLOCK = 1 << 17
 """Bytes that share a Huffman table."""
@@ -28,11 +29,11 @@ ZSTD_BLOCK = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """How symbols (0..255) are written.
+    """An encoding of symbols (0..255) in bytes.
 
     Attributes:
-        per_byte: digits in a byte. If it is 1, the digit is the symbol itself.
-        symbols: else, the symbols that digits 0, 1, .. stand for; the next digit is the escape.
+        per_byte: digits in a byte. If 1, the digit is the symbol itself.
+        symbols: otherwise, the symbols of digits 0, 1, ..; the next digit is the escape.
     """
 
     per_byte: int
@@ -67,12 +68,12 @@ def digit_table(base: int, per_byte: int) -> Bytes:
 
 
 def coded_bytes(weights: NDArray[np.float64], size: int, frames: int) -> float:
-    """About what a plane of ``size`` bytes takes in ``frames`` parts.
+    """Approximate stored bytes of a plane of ``size`` bytes in ``frames`` frames.
 
     Args:
-        weights: relative frequency of each byte value that occurs, any order.
+        weights: relative frequencies of the byte values that occur, in any order.
         size: bytes of the plane.
-        frames: planes that it is cut into.
+        frames: number of parts of the plane.
     """
     if not size:
         return 0.0
@@ -85,11 +86,11 @@ def coded_bytes(weights: NDArray[np.float64], size: int, frames: int) -> float:
 
 
 def best_alphabet(counts: NDArray[np.int64], frames: int) -> tuple[Alphabet, float]:
-    """The alphabet that takes fewest bytes, and how many, escapes included.
+    """The alphabet with fewest bytes, and their number, including escapes.
 
     Args:
-        counts: [256] how often each symbol occurs.
-        frames: planes that the symbols are cut into.
+        counts: [256], of each symbol.
+        frames: number of planes of the symbols.
     """
     total = int(counts.sum())
     order = np.argsort(-counts, kind="stable")

@@ -1,4 +1,4 @@
-"""One chunk of a packed tensor: planes of bytes from codes, and codes from planes."""
+"""A chunk of a packed tensor: planes of bytes from codes, and codes from planes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunectl.layouts.parts import Bytes, Codes, fixed
 
 
 def encode_chunk(scheme: Scheme, groups: Codes) -> list[Bytes]:
-    """What is stored for each plane of a chunk.
+    """Encode a chunk: the stored bytes of each plane.
 
     Args:
         scheme: of the tensor.
-        groups: codes [groups, m], read-only, not more than ``scheme.chunk``.
+        groups: codes [groups, m], read-only, at most ``scheme.chunk`` groups.
 
     Raises:
         Misfit: a group has more nonzeros than its pattern keeps.
@@ -41,7 +41,7 @@ def decode_chunk(scheme: Scheme, planes: list[Bytes], groups: Codes) -> None:
     """Decode stored planes into ``groups`` [groups, m].
 
     Raises:
-        Damaged: they are not the planes of so many groups.
+        Damaged: they are not the planes of that many groups.
     """
     masks, rest = planes[: scheme.mask_planes], planes[scheme.mask_planes :]
     mask, count = _read_mask(scheme, masks, groups.shape[0])
@@ -58,7 +58,7 @@ def decode_chunk(scheme: Scheme, planes: list[Bytes], groups: Codes) -> None:
 
 
 def _drop(scheme: Scheme, groups: Codes) -> tuple[list[Bytes], Codes]:
-    """Planes of the mask, and the values that are stored."""
+    """The mask's planes, and the stored values."""
     if scheme.mask == "none":
         return [], groups.reshape(-1)
     if scheme.mask == "bits":
@@ -78,7 +78,7 @@ def _drop(scheme: Scheme, groups: Codes) -> tuple[list[Bytes], Codes]:
 
 
 def _write_symbols(alphabet: Alphabet, symbols: Bytes) -> tuple[Bytes, Bytes]:
-    """Packed digits, and the symbols that are escaped; overwrites ``symbols``."""
+    """Packed digits, and the escaped symbols; overwrites ``symbols``."""
     if alphabet.per_byte == 1:
         return symbols, symbols[:0]
     escapes = np.empty(symbols.size, np.uint8)
@@ -89,7 +89,7 @@ def _write_symbols(alphabet: Alphabet, symbols: Bytes) -> tuple[Bytes, Bytes]:
 
 
 def _read_mask(scheme: Scheme, planes: list[Bytes], groups: int) -> tuple[Bytes, int]:
-    """Mask bits, or positions; and how many values they keep."""
+    """Mask bits, or positions; and the number of kept values."""
     if scheme.mask == "none":
         return np.empty(0, np.uint8), groups
     if scheme.mask == "bits":
@@ -128,7 +128,7 @@ def _read_symbols(alphabet: Alphabet, stored: Bytes, escaped: Bytes, count: int)
 
 
 def _unpacked(packed: Bytes, base: int, per_byte: int, count: int, table: Bytes) -> Bytes:
-    """What ``table`` says of the ``count`` digits of a plane.
+    """Look up the ``count`` digits of a plane in ``table``.
 
     Raises:
         Damaged: a digit is not below ``base``, or one after the last is not zero.
@@ -136,7 +136,7 @@ def _unpacked(packed: Bytes, base: int, per_byte: int, count: int, table: Bytes)
     if packed.size and int(packed.max()) >= base**per_byte:
         raise Damaged(f"a byte is {packed.max()}, where {per_byte} digits of base {base} are")
     if count % per_byte and int(packed[-1]) >= base ** (count % per_byte):
-        raise Damaged("there are digits after the last of a plane")
+        raise Damaged("a plane has digits after the last")
     digits = np.empty(count, np.uint8)
     kernels.unpack_digits(packed, table, digits)
     return digits

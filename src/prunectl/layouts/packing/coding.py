@@ -1,4 +1,4 @@
-"""A packed tensor on its way into its parts and back, chunk by chunk."""
+"""Encoder and decoder of a packed tensor, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prunectl.tensorspec import TensorSpec
 
 
 class ChunkEncoder:
-    """A range is a chunk; the large part is ``data``."""
+    """Encodes a chunk as a range; the large part is ``data``."""
 
     def __init__(self, spec: TensorSpec, extra: Extra) -> None:
         self._scheme = scheme = read_scheme(spec.dtype, spec.shape, extra)
         self._groups = cut(scheme.grid.groups, scheme.chunk)
         self.ranges = [scheme.grid.covering(*some) for some in self._groups]
-        # No plane is stored longer than it is: mask, symbols, escapes and low bytes of all weights.
+        # a stored plane is never longer than the plane: mask, symbols, escapes, low bytes
         self.most = spec.numel * (scheme.planes + 1)
         self.lead: int | None = 4 * scheme.chunks * scheme.planes
 
@@ -39,7 +39,7 @@ class ChunkEncoder:
 
 
 class ChunkDecoder:
-    """A unit is the groups of a chunk, or the rows that hold them."""
+    """Decodes the groups of a chunk, or the rows that hold them, as a unit."""
 
     def __init__(self, spec: TensorSpec, extra: Extra, parts: Parts) -> None:
         self._parts = parts

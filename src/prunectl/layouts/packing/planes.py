@@ -1,7 +1,7 @@
-"""Planes: runs of bytes that are stored as they are, or as one zstd frame where that is smaller.
+"""Planes: runs of bytes, stored unchanged, or as one zstd frame where that is smaller.
 
-The reader knows a plane's size. If as many bytes are stored, they are the plane. If fewer are, they
-are one zstd frame (RFC 8878) that declares this size as its content size.
+The reader knows a plane's size. If as many bytes are stored, they are the plane. If fewer are
+stored, they are one zstd frame (RFC 8878) that declares this size as its content size.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from prunectl.layouts.errors import Damaged
 from prunectl.layouts.parts import Bytes, fixed
 
 PROBE = 1 << 12
-"""Bytes in each probe of a plane, to tell whether it is worth compressing."""
+"""Bytes of each probe that tests whether a plane is worth compressing."""
 
 PROBES = 4
 """Probes, evenly spread: a plane may be noise in one part of a tensor and not in another."""
 
 WORTH = 64
-"""A plane is compressed where that saves at least one byte of so many: reading pays for it."""
+"""A plane is compressed if that saves at least one byte of this many: reading it takes longer."""
 
 _threads = threading.local()
-"""Contexts of zstd, which no two threads may use at once."""
+"""zstd contexts; two threads must not use one at once."""
 
 
 def _compressor() -> Any:
@@ -32,8 +32,8 @@ def _compressor() -> Any:
     if held is None:
         import zstandard
 
-        # The planes hold no repeats worth finding, only bytes of unequal frequency. Huffman codes
-        # take those, and short chance matches would only break them up: so the fewest, longest
+        # The planes have no useful repeats, only bytes of unequal frequency, which Huffman codes
+        # handle. Short chance matches would only interrupt these, so allow the fewest, longest
         # matches that zstd knows (for planes that are constant or periodic).
         settings = zstandard.ZstdCompressionParameters.from_level(
             1,
@@ -57,11 +57,11 @@ def _decompressor() -> Any:
 
 
 def squeezed(plane: Bytes, *, probe: bool = False) -> Bytes:
-    """What is stored for ``plane`` u8 [n].
+    """Compress ``plane`` u8 [n] if that is smaller; return the bytes to store.
 
     Args:
         plane: the bytes.
-        probe: whether to compress it only if a probe of it shrinks. For planes that rarely do.
+        probe: whether to compress only if a probe shrinks, for planes that rarely shrink.
     """
     compress = _compressor().compress
     if probe and plane.size >= 4 * PROBES * PROBE:
@@ -77,10 +77,10 @@ def squeezed(plane: Bytes, *, probe: bool = False) -> Bytes:
 
 
 def expanded(stored: Bytes, size: int) -> Bytes:
-    """The plane of ``size`` bytes that :func:`squeezed` has stored, read-only.
+    """Restore the plane of ``size`` bytes from :func:`squeezed`, read-only.
 
     Raises:
-        Damaged: no plane of that size is stored so. Nothing larger than it is allocated.
+        Damaged: the bytes are not a plane of that size. Nothing larger is allocated.
     """
     if stored.size == size:
         return fixed(stored)

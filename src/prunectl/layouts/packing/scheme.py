@@ -1,4 +1,4 @@
-"""How one tensor is packed: its chunks, its kind of mask, its symbols."""
+"""The scheme of a packed tensor: its chunks, its kind of mask, its symbols."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scheme:
         grid: the N:M groups; without them, each weight is a group of its own.
         axis: of the groups (0 without them).
         chunk: groups in a chunk.
-        alphabet: how symbols are written.
+        alphabet: the encoding of symbols.
     """
 
     width: int
@@ -60,16 +60,16 @@ class Scheme:
 
     @property
     def mask_planes(self) -> int:
-        """Planes that hold the mask: none, one, or the bytes of set numbers."""
+        """Number of planes of the mask: none, one, or one per byte of set numbers."""
         return {"none": 0, "bits": 1, "nm": 1 if self.set_digits else 2}[self.mask]
 
     @property
     def planes(self) -> int:
-        """Planes of a chunk: mask, digits, escapes, low bytes."""
+        """Number of planes of a chunk: mask, digits, escapes, low bytes."""
         return self.mask_planes + 2 + self.width - 1
 
     def extra(self) -> dict[str, Any]:
-        """The parameters as JSON has them."""
+        """The parameters as JSON values."""
         result: dict[str, Any] = {"mask": self.mask, "chunk": self.chunk}
         if self.mask == "nm":
             result |= {"n": self.grid.n, "m": self.grid.m, "axis": self.axis}
@@ -78,10 +78,10 @@ class Scheme:
 
 
 def read_scheme(dtype: DType, shape: tuple[int, ...], extra: Extra) -> Scheme:
-    """The scheme that ``extra`` describes.
+    """The scheme in the parameters ``extra``.
 
     Raises:
-        Damaged: it describes none for a tensor of this dtype and shape.
+        Damaged: the parameters are not valid for a tensor of this dtype and shape.
     """
     mask = extra.get("mask")
     if mask not in ("none", "bits", "nm"):
@@ -107,19 +107,19 @@ def _read_alphabet(extra: Extra) -> Alphabet:
     per_byte = integer(extra, "per_byte", 1, 8)
     symbols = extra.get("symbols")
     if not isinstance(symbols, list) or not all(type(s) is int and 0 <= s < 256 for s in symbols):
-        raise Damaged("the parameter 'symbols' is no list of bytes")
+        raise Damaged("the parameter 'symbols' is not a list of bytes")
     alphabet = Alphabet(per_byte, tuple(symbols))
-    # Without symbols every digit is the escape, those that fill the last byte included.
+    # Without symbols, every digit is the escape, including those that fill the last byte.
     if (per_byte == 1) != (not symbols) or alphabet.base**per_byte > 256:
         raise Damaged(f"{len(symbols)} symbols do not fit {per_byte} digits in a byte")
     return alphabet
 
 
 def best_scheme(survey: Survey) -> tuple[Scheme, int]:
-    """The scheme that takes fewest bytes, and about how many.
+    """The scheme with fewest bytes, and their approximate number.
 
     Raises:
-        Misfit: the elements are less than a byte.
+        Misfit: elements of less than a byte.
     """
     width = code_bytes(survey.dtype, "packed")
     total = survey.zeros + survey.kept
@@ -141,11 +141,11 @@ def best_scheme(survey: Survey) -> tuple[Scheme, int]:
 
 
 def _scheme(width: int, survey: Survey, mask: str, grid: Grid, axis: int) -> tuple[Scheme, int]:
-    """A scheme with this kind of mask, and about its bytes."""
+    """The best scheme with this kind of mask, and its approximate bytes."""
     chunk = max(8, BLOCK // grid.m // 8 * 8)
     frames = -(-grid.groups // chunk)
     symbols = survey.symbols
-    if mask != "bits":  # zeros that are stored among the values
+    if mask != "bits":  # zeros stored among the values
         zeros = survey.zeros if mask == "none" else grid.groups * grid.n - survey.kept
         symbols = symbols.copy()
         symbols[0] += zeros
@@ -156,7 +156,7 @@ def _scheme(width: int, survey: Survey, mask: str, grid: Grid, axis: int) -> tup
 
 
 def _mask_bytes(scheme: Scheme, survey: Survey) -> float:
-    """About the bytes of a mask whose weights, or sets, are equally likely."""
+    """Approximate bytes of a mask with equally likely weights, or sets."""
     groups = scheme.grid.groups
     if scheme.mask == "none" or not groups:
         return 0.0
