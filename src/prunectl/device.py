@@ -1,4 +1,4 @@
-"""Where tensors are computed: which device is meant, what it has left, and whether it is full."""
+"""Devices for tensors: the choice of a device, its free memory, and detection of full memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of cgroups 2 and 1: the limit, what is used of it, and the key of the part that is a cache."""
+"""In cgroups 2 and 1: the limit, the usage, and the key of the page cache's part of it."""
 _NO_LIMIT = 1 << 60
-"""cgroup 1 writes as much as a number can hold, less than a page."""
+"""cgroup 1 writes the largest possible number, minus less than a page, for no limit."""
 _MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S* (\S+)$", re.MULTILINE)
-"""A line of mountinfo: the group that is the mount's root, where it is seen, kind, options."""
+"""A line of mountinfo: the cgroup at the mount's root, the mount point, kind, options."""
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device that is meant: ``auto`` is CUDA where there is one.
+    """The requested device; ``auto`` is CUDA if available.
 
-    Of several processes that ``accelerate launch`` or ``torchrun`` has started, each has its own,
-    unless a number is named.
+    Each of several processes of ``accelerate launch`` or ``torchrun`` has its own device, unless a
+    number is given.
 
     Raises:
-        InvalidOption: no such device, or not one that is known.
+        InvalidOption: no such device, or an unknown kind of device.
     """
     import torch
 
@@ -51,7 +51,7 @@ def choose_device(wanted: str) -> torch.device:
     if not torch.cuda.is_available():
         raise InvalidOption(
             f"--device {wanted}: torch {torch.__version__} sees no CUDA device",
-            hint="--device cpu takes the CPU",
+            hint="use --device cpu",
         )
     count = torch.cuda.device_count()
     index = _own_index(count) if device.index is None else device.index
@@ -61,23 +61,23 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def check_device(wanted: str) -> None:
-    """Refuse a device that is not there, before anything is read for it.
+    """Refuse a device that does not exist, before anything is read.
 
     Raises:
         InvalidOption: as :func:`choose_device`.
     """
-    if wanted not in ("auto", "cpu"):  # these are there, and torch takes a second to load
+    if wanted not in ("auto", "cpu"):  # always available, and torch takes a second to load
         choose_device(wanted)
 
 
 def _own_index(count: int) -> int:
-    """Which of a host's devices is this process's."""
+    """The index of this process's device on the host."""
     own = os.environ.get("LOCAL_RANK", "")
     return int(own) % count if own.isdecimal() else 0
 
 
 def other_devices(device: torch.device) -> list[torch.device]:
-    """All CUDA devices but this one; none beside the CPU."""
+    """All CUDA devices but this one; none if this is the CPU."""
     import torch
 
     count = torch.cuda.device_count() if device.type == "cuda" else 0
@@ -85,7 +85,7 @@ def other_devices(device: torch.device) -> list[torch.device]:
 
 
 def names_of(devices: Iterable[torch.device]) -> str:
-    """Devices in one word: ``cpu``, ``cuda:1``, ``cuda:0-3``, ``cuda:0,2``."""
+    """Short names of devices: ``cpu``, ``cuda:1``, ``cuda:0-3``, ``cuda:0,2``."""
     found = set(devices)
     indices = sorted(device.index for device in found if device.type == "cuda")
     if len(found) == 1 or len(indices) < len(found):
@@ -96,7 +96,7 @@ def names_of(devices: Iterable[torch.device]) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be used; None where it is not known."""
+    """Free bytes; None if unknown."""
     import torch
 
     if device.type == "cuda":
@@ -106,19 +106,19 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device, or the host, has no memory left."""
+    """Whether an exception means that the device, or the host, is out of memory."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # The last is cuBLAS, cuSOLVER or cuDNN, which have had no room for their own.
+    # the last is from cuBLAS, cuSOLVER or cuDNN, which lacked memory for workspaces
     words = ("not enough memory", "can't allocate memory", "out of memory", "alloc_failed")
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def memory_stated(key: str) -> int:
-    """Bytes that Linux states of its memory, such as ``MemTotal``; 0 elsewhere."""
+    """A value of /proc/meminfo in bytes, such as ``MemTotal``; 0 without it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -127,12 +127,13 @@ def memory_stated(key: str) -> int:
 
 
 def left_in_groups(process: Path) -> list[int]:
-    """Bytes that each limit leaves that is set on a process's control group or on one above it.
+    """Bytes left under each memory limit of a process's control group and the groups above it.
 
-    That is how containers, batch systems and systemd limit memory; cgroups of both versions.
+    Containers, batch systems and systemd limit memory in this way; both versions of cgroups are
+    read.
 
     Args:
-        process: what Linux says of the process, such as ``/proc/self``.
+        process: its folder, such as ``/proc/self``.
     """
     try:
         groups = (process / "cgroup").read_text(encoding="utf-8", errors="surrogateescape")
@@ -154,27 +155,28 @@ def left_in_groups(process: Path) -> list[int]:
 
 
 def _upwards(mounted: Path, root: str, path: str) -> list[Path]:
-    """The folders of a group and of those above it, as far as they can be seen here.
+    """The folders of a group and of the groups above it, as far as they are visible.
 
     Args:
-        mounted: where the group ``root`` and all in it are seen. path: of the group.
+        mounted: mount point of the group ``root``.
+        path: of the group.
     """
     inside = PurePosixPath(path)
     if ".." in inside.parts or not inside.is_relative_to(root):
-        return [mounted]  # a container sees itself there, and does not know its name outside
+        return [mounted]  # a container sees only itself there, and does not know its name outside
     parts = inside.relative_to(root).parts
     return [mounted.joinpath(*parts[:count]) for count in range(len(parts) + 1)]
 
 
 def _left_in_group(folder: Path) -> int | None:
-    """What a group's own limit leaves; caches of files count as used until they are dropped."""
+    """Bytes left under a group's own limit; cached files count as free."""
     for limit, usage, cache in _GROUP_FILES:
         try:
             most = int((folder / limit).read_text(encoding="ascii"))
             used = int((folder / usage).read_text(encoding="ascii"))
             stat = (folder / "memory.stat").read_text(encoding="ascii").split()
             cached = int(stat[stat.index(cache) + 1])
-        except (OSError, ValueError, IndexError):  # no such limit, which is also written as "max"
+        except (OSError, ValueError, IndexError):  # no such limit; "max" means no limit too
             continue
         return max(0, most - used + cached) if most < _NO_LIMIT else None
     return None

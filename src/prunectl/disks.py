@@ -1,6 +1,6 @@
-"""Disks that can be read and written past the page cache (O_DIRECT), from memory to disk and back.
+"""Direct reads and writes, past the page cache (O_DIRECT).
 
-Offsets, lengths and memory must be multiples of ``ALIGNMENT`` then.
+Offsets, lengths and memory must then be multiples of ``ALIGNMENT``.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ ALIGNMENT = 4096
 """Bytes; no common disk has larger sectors."""
 
 _MAPPED = 1 << 30
-"""Bytes of a file that are asked about at once."""
+"""Bytes of a file whose pages are queried at once."""
 
 _LOCAL_DISKS = {0xEF53: "ext4", 0x58465342: "xfs"}
-"""File systems that do it without losing by it; network ones want their cache."""
+"""File systems with fast direct access; network ones need their cache."""
 
 
 def open_direct(path: Path, fd: int, access: int) -> int | None:
-    """A second descriptor, past the page cache, of a file that is open as ``fd``.
+    """Open a second, direct descriptor of a file that is open as ``fd``.
 
     Args:
         access: ``os.O_RDONLY`` or ``os.O_WRONLY``.
 
     Returns:
-        None where that is not offered, or brings nothing.
+        None where direct access is not available, or not faster.
     """
     flag: int | None = getattr(os, "O_DIRECT", None)
     if flag is None or file_system(fd) not in _LOCAL_DISKS:
         return None
     try:
         return os.open(path, access | os.O_CLOEXEC | flag)
-    except OSError:  # whatever it is, the open descriptor may still do
+    except OSError:  # on any error, the open descriptor still works
         return None
 
 
 def file_system(fd: int) -> int:
-    """The number that Linux gives the kind of file system a file is on; 0 elsewhere."""
+    """The magic number of a file's file system on Linux; 0 elsewhere."""
     if sys.platform != "linux":  # others have a longer struct statfs
         return 0
-    found = (ctypes.c_long * 64)()  # more than any struct statfs; the kind comes first
+    found = (ctypes.c_long * 64)()  # larger than any struct statfs; the kind comes first
     return found[0] & 0xFFFFFFFF if _c_library().fstatfs(fd, found) == 0 else 0
 
 
 def share_in_memory(fd: int) -> float:
-    """The share of a file that the page cache holds, 0..1; 1 where the system does not say.
+    """The share of a file in the page cache, 0..1; 1 if unknown.
 
-    Linux says it of one's own files only, and of others that all of it is there.
+    Linux reports it only for one's own files, and reports others as fully cached.
     """
     size = os.fstat(fd).st_size
     if sys.platform != "linux" or not size:
@@ -69,10 +69,10 @@ def share_in_memory(fd: int) -> float:
 
 
 def _pages_in_memory(fd: int, start: int, size: int) -> int:
-    """How many pages of a part of a file the page cache holds.
+    """The number of cached pages of a part of a file.
 
     Raises:
-        OSError: the system does not say.
+        OSError: the system does not report it.
     """
     pages = np.empty(-(-size // mmap.PAGESIZE), np.uint8)
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ, offset=start) as mapped:
@@ -86,7 +86,7 @@ def _pages_in_memory(fd: int, start: int, size: int) -> int:
 
 
 def aligned(size: int) -> NDArray[np.uint8]:
-    """Memory that begins at a page, uint8 [size]."""
+    """Page-aligned memory, uint8 [size]."""
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     return np.frombuffer(mmap.mmap(-1, size, flags=private), np.uint8)
 

@@ -1,8 +1,8 @@
-"""The closed set of errors that prunectl raises on purpose.
+"""The errors that prunectl raises on purpose; a closed set.
 
-Each error carries its facts as fields and says in ``str()`` what happened and where; ``hint`` says
-what to do. ``exit_code`` is what the command line ends with: 1 failed, 2 usage, 3 verification
-found a difference.
+Each error has its facts as fields; ``str()`` states what happened and where, and ``hint`` what to
+do. ``exit_code`` is the exit code of the command line: 1 failed, 2 usage, 3 verification found a
+difference.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MAX_MESSAGE = 500
-"""Most characters of a message, and of a hint."""
+"""Maximum length of a message, and of a hint."""
 
 
 def shortened(text: str, most: int = MAX_MESSAGE) -> str:
-    """``text``, without its middle if it is longer than ``most`` characters.
+    """Shorten ``text`` in the middle to at most ``most`` characters.
 
-    Names, keys and values that a message quotes from a file may have any length. What a message
-    says of them stands around them.
+    Names, keys and values that a message quotes from a file may have any length; the words of the
+    message are around them.
     """
     end = most * 2 // 5
     return text if len(text) <= most else f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
 class PrunectlError(Exception):
-    """Base of all errors raised on purpose. Long messages lose their middle."""
+    """Base of all errors raised on purpose. Long messages are shortened in the middle."""
 
     exit_code: int = 1
 
@@ -36,7 +36,7 @@ class PrunectlError(Exception):
 
 
 class UsageError(PrunectlError):
-    """The arguments cannot be meant as given."""
+    """The arguments are not valid."""
 
     exit_code = 2
 
@@ -67,11 +67,11 @@ class InvalidSparsity(UsageError):
 
 
 class InvalidOption(UsageError):
-    """Another option whose value, or combination with others, has no meaning."""
+    """Another option with an invalid value, or in an invalid combination."""
 
 
 class RecipeError(UsageError):
-    """A recipe file that cannot be read or has an entry that is not understood."""
+    """A recipe file that cannot be read, or has an invalid entry."""
 
     def __init__(self, path: Path | str, why: str) -> None:
         super().__init__(f"recipe {path}: {why}", hint="see docs/recipes.md for the format")
@@ -79,14 +79,14 @@ class RecipeError(UsageError):
 
 
 class NoModelGiven(UsageError):
-    """MODEL was left out and nothing tells which one is meant."""
+    """MODEL was left out, and no default model is known."""
 
     def __init__(self) -> None:
         super().__init__(
             "no MODEL given",
-            hint="name a Hub id (org/name), a folder or a weights file; or set PRUNECTL_MODEL; "
-            "or run inside a folder that holds a checkpoint; or analyze a model first. "
-            "To try prunectl out, name the embedded model: demo",
+            hint="give a Hub id (org/name), a folder or a weights file; or set PRUNECTL_MODEL; "
+            "or run in a folder with a checkpoint; or analyze a model first. "
+            "To try prunectl out, give the embedded model: demo",
         )
 
 
@@ -98,7 +98,7 @@ class SourceError(PrunectlError):
 
 
 class ModelNotFound(SourceError):
-    """Neither a path nor a repository, revision or file on the Hub."""
+    """The model is neither a path nor a repository, revision or file on the Hub."""
 
     def __init__(self, model: str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{model}: {why}", hint=hint)
@@ -106,7 +106,7 @@ class ModelNotFound(SourceError):
 
 
 class AccessDenied(SourceError):
-    """A gated or private repository, and no token that opens it."""
+    """A gated or private repository, without a token that grants access."""
 
     def __init__(self, model: str, why: str) -> None:
         super().__init__(
@@ -117,7 +117,7 @@ class AccessDenied(SourceError):
 
 
 class HubUnreachable(SourceError):
-    """Offline (asked for or not) and the files are not in the cache."""
+    """The Hub cannot be reached, or offline mode is on, and the files are not in the cache."""
 
     def __init__(self, model: str, why: str) -> None:
         super().__init__(
@@ -129,7 +129,7 @@ class HubUnreachable(SourceError):
 
 
 class NoWeights(SourceError):
-    """A folder or repository without weight files that can be read."""
+    """A folder or repository without readable weight files."""
 
     def __init__(self, where: str, found: str = "", *, hint: str = "") -> None:
         super().__init__(
@@ -149,7 +149,7 @@ class BadCheckpoint(SourceError):
 
 
 class UnsafePickle(SourceError):
-    """A pickle that wants to run code, or that holds something else than tensors."""
+    """A pickle that would run code, or that holds anything but tensors."""
 
     def __init__(self, file: Path | str, why: str) -> None:
         super().__init__(
@@ -160,7 +160,7 @@ class UnsafePickle(SourceError):
 
 
 class UnsupportedCheckpoint(SourceError):
-    """A format or state that is understood but cannot be pruned: GGUF, quantized, compressed."""
+    """A known format or state that cannot be pruned: GGUF, quantized, compressed."""
 
     def __init__(self, where: Path | str, what: str, *, hint: str) -> None:
         super().__init__(f"{where}: {what}", hint=hint)
@@ -174,13 +174,13 @@ class NaNWeights(SourceError):
         super().__init__(
             f"tensor '{tensor}' holds {count} NaN value{'s' if count != 1 else ''}, "
             "which have no magnitude",
-            hint=f"the checkpoint is damaged; to leave this tensor as it is: --exclude '{tensor}'",
+            hint=f"the checkpoint is damaged; to keep this tensor unpruned: --exclude '{tensor}'",
         )
         self.tensor, self.count = tensor, count
 
 
 class SourceChanged(SourceError):
-    """The weights are not the ones that were measured: the files changed in between."""
+    """The weights differ from the measured ones: the files changed in between."""
 
     def __init__(self, model: str, tensor: str, expected: int, found: int) -> None:
         super().__init__(
@@ -192,11 +192,11 @@ class SourceChanged(SourceError):
 
 
 class FileChanged(BadCheckpoint):
-    """A file of the source is another one than it was when it was opened, or is gone."""
+    """A file of the source changed since it was opened, or is gone."""
 
 
 class BadMaskFile(SourceError):
-    """A file that holds no masks, is damaged, or was written by a newer prunectl."""
+    """A file that is not a file of masks, is damaged, or was written by a newer prunectl."""
 
     def __init__(self, file: Path | str, why: str, *, hint: str = "") -> None:
         super().__init__(
@@ -207,23 +207,23 @@ class BadMaskFile(SourceError):
 
 
 class MaskMismatch(UsageError):
-    """Masks of other tensors, or of other shapes, than the model has.
+    """Masks of other tensors, or of other shapes, than the model's.
 
     Attributes:
-        problems: a sentence a tensor.
+        problems: a sentence for each tensor.
     """
 
     def __init__(self, file: Path | str, model: str, problems: Sequence[str]) -> None:
         more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         super().__init__(
             f"{file} does not fit {model}: {'; '.join(problems[:3])}{more}",
-            hint="masks apply to models with the names and shapes of the one they were made from",
+            hint="masks fit only models with the tensor names and shapes of their source",
         )
         self.file, self.model, self.problems = str(file), model, tuple(problems)
 
 
 class NothingMasked(UsageError):
-    """A model without a tensor that was pruned: there are no masks to write."""
+    """A model without a pruned tensor: there are no masks to write."""
 
     def __init__(self, model: str, why: str) -> None:
         super().__init__(
@@ -234,7 +234,7 @@ class NothingMasked(UsageError):
 
 
 class PatternMismatch(SourceError):
-    """A tensor does not follow the N:M pattern that it should."""
+    """A tensor does not follow its expected N:M pattern."""
 
     def __init__(self, tensor: str, pattern: str) -> None:
         super().__init__(
@@ -245,11 +245,11 @@ class PatternMismatch(SourceError):
 
 
 class UnknownArchitecture(SourceError):
-    """The module tree cannot be built; callers fall back on header rules or report it."""
+    """The module tree cannot be built; callers use the header rules, or report the error."""
 
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(f"the model's module tree cannot be built: {why}", hint=hint)
-        self.why = shortened(why)  # callers tell it as a note
+        self.why = shortened(why)  # callers show it in a note
 
 
 class NothingPrunable(UsageError):
@@ -267,11 +267,11 @@ class NothingPrunable(UsageError):
 
 
 class OutputError(PrunectlError):
-    """The output cannot be written where it was asked for."""
+    """The output cannot be written to its place."""
 
 
 class OutputConflict(OutputError):
-    """Something is in the way at the output path."""
+    """Something exists at the output path."""
 
     exit_code = 2
 
@@ -281,7 +281,7 @@ class OutputConflict(OutputError):
 
 
 class NoSpace(OutputError):
-    """Not enough free space for the output; ``free`` is None where the quota is full."""
+    """Not enough free space for the output; ``free`` is None if the quota is used up."""
 
     def __init__(self, path: Path | str, needed: int, free: int | None) -> None:
         full = "the disk quota is used up" if free is None else "no space is left"
@@ -295,15 +295,15 @@ class CannotWrite(OutputError):
     """The system refused to write."""
 
     def __init__(self, path: Path | str, why: str) -> None:
-        super().__init__(f"{path}: cannot write: {why}", hint="choose a place that can be written")
+        super().__init__(f"{path}: cannot write: {why}", hint="choose a writable place")
         self.path, self.why = str(path), why
 
 
 class NotVerified(OutputError):
-    """A folder that is not what its manifest says, and therefore is not published.
+    """A folder that differs from its manifest, and therefore is not published.
 
     Attributes:
-        problems: a sentence a difference.
+        problems: a sentence for each difference.
     """
 
     exit_code = 3
@@ -312,7 +312,7 @@ class NotVerified(OutputError):
         more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         super().__init__(
             f"{folder}: not pushed, since verification failed: {'; '.join(problems[:3])}{more}",
-            hint=f"prunectl verify {folder} lists all; prune or export it again, or undo the edits",
+            hint=f"prunectl verify {folder} lists all; prune or export again, or undo the edits",
         )
         self.folder, self.problems = str(folder), problems
 
@@ -322,14 +322,14 @@ class DamagedWork(OutputError):
 
     def __init__(self, path: Path | str, tensor: str) -> None:
         super().__init__(
-            f"{path}: the calibrated weights of '{tensor}', stored next to it, changed on the disk",
-            hint="repeat the command: what is damaged is computed anew; is the disk sound?",
+            f"{path}: the calibrated weights of '{tensor}', stored next to it, changed on disk",
+            hint="repeat the command, which computes the damaged part again; check the disk",
         )
         self.path, self.tensor = str(path), tensor
 
 
 class BadManifest(PrunectlError):
-    """``prunectl.json`` is missing, damaged, or of a newer version."""
+    """``prunectl.json`` is missing, damaged, or from a newer version."""
 
     def __init__(self, path: Path | str, why: str, *, hint: str = "") -> None:
         super().__init__(f"{path}: {why}", hint=hint or "only folders written by prunectl have one")
@@ -340,7 +340,7 @@ class BadManifest(PrunectlError):
 
 
 class MissingLibrary(PrunectlError):
-    """An optional library that is not installed, and the extra of prunectl that brings it."""
+    """An optional library that is not installed, and the extra of prunectl that installs it."""
 
     def __init__(self, library: str, what: str, *, extra: str = "data") -> None:
         super().__init__(
@@ -351,7 +351,7 @@ class MissingLibrary(PrunectlError):
 
 
 class CalibrationFailed(PrunectlError):
-    """The model could not be run forward on the calibration samples."""
+    """The model could not be run on the calibration samples."""
 
     def __init__(self, why: str, *, hint: str = "") -> None:
         super().__init__(f"calibration failed: {why}", hint=hint)

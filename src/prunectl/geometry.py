@@ -1,8 +1,8 @@
 """A tensor along its input axis: rows, N:M groups, and where they lie in row-major order.
 
 A *row* is the weights of one output: a run along the input axis. Where inputs are the last axis
-(``Linear``), a row is contiguous. Where they are not (GPT-2's ``Conv1D``, some stacked experts),
-the rows of a matrix lie side by side, ``stride`` elements between neighbours in a row.
+(``Linear``), a row is contiguous. Otherwise (GPT-2's ``Conv1D``, some stacked experts), the rows of
+a matrix are interleaved, with ``stride`` elements from one weight of a row to the next.
 
 Rows of a stack of matrices are numbered through the stack, ``matrix * per_matrix + row``.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Codes = TypeVar("Codes", bound=Any)
-"""A flat array or tensor; what is returned is a view of it."""
+"""A flat array or tensor; results are views of it."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Rows as sorted ranges [start, stop) that neither overlap nor touch."""
@@ -41,7 +41,7 @@ class Rows:
         """The rows of a tensor of this shape.
 
         Args:
-            axis: of the inputs, not negative. None: a convolution, where everything after the
+            axis: the input axis, not negative. None: a convolution, where everything after the
                 first axis makes one output, or a vector, which is one row.
         """
         if axis is None or not shape:
@@ -62,26 +62,26 @@ class Rows:
         return m * self.stride
 
     def groups(self, codes: Codes, m: int) -> Codes:
-        """A run of whole tiles [n] as [outer, axis, inner], the shape that N:M kernels take.
+        """A run of whole tiles [n] as [outer, axis, inner], the shape for N:M kernels.
 
-        Where ``m`` divides the length of a row, a tensor in row-major order is a sequence of tiles
-        [m, stride], whatever lies outside of the input axis.
+        If ``m`` divides the length of a row, a tensor in row-major order is a sequence of tiles [m,
+        stride].
         """
         if self.stride == 1:
             return codes.reshape(1, -1, 1)  # type: ignore[no-any-return]
         return codes.reshape(-1, m, self.stride)  # type: ignore[no-any-return]
 
     def parts(self, codes: Codes, first: int, ranges: Ranges) -> Iterator[Codes]:
-        """The parts of a run of whole tiles that lie in some of the rows, as N:M kernels take them.
+        """The parts of a run of whole tiles that lie in some of the rows, shaped for N:M kernels.
 
         Args:
             codes: [n], contiguous.
-            first: place of its first element in the tensor.
+            first: position of its first element in the tensor.
             ranges: the rows.
 
         Yields:
-            Views [1, inputs, rows of a range] of ``codes``; where rows are contiguous,
-            [1, inputs of all rows of a range, 1].
+            Views [1, inputs, rows of a range] of ``codes``; where rows are contiguous, [1, inputs
+            of all rows of a range, 1].
         """
         length, stride = self.length, self.stride
         if stride == 1:
@@ -99,7 +99,7 @@ class Rows:
 
 
 def _within(ranges: Ranges, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """What of the ranges is in the rows [first, last)."""
+    """The parts of the ranges in the rows [first, last)."""
     for i in range(max(0, bisect_right(ranges, (first, 0)) - 1), len(ranges)):
         start, stop = ranges[i]
         if start >= last:

@@ -1,4 +1,4 @@
-"""Numbers and lists as people read them."""
+"""Numbers and lists for people to read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def size(nbytes: int) -> str:
 
 
 def share(part: float, digits: int = 1) -> str:
-    """``41.3%``. A share that is not quite 0 or 1 is never shown as 0% or 100%."""
+    """``41.3%``. A share other than 0 and 1 is never shown as 0% or 100%."""
     percent = 100 * part
     text = f"{percent:.{digits}f}"
     step = 10.0**-digits
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(nbytes: int, seconds: float) -> str:
-    """``1.2 GB/s``; empty where no time has passed."""
+    """``1.2 GB/s``; empty if no time has passed."""
     return f"{size(round(nbytes / seconds))}/s" if seconds > 0 else ""
 
 
@@ -67,12 +67,12 @@ def listed(names: Iterable[str], last: str = "or") -> str:
 
 
 def span(low: float | None, high: float | None, form: str = ".4f") -> str:
-    """``0.9534 to 0.9585``; '' where an end is not known."""
+    """``0.9534 to 0.9585``; '' if an end is unknown."""
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def mean(values: Iterable[float | None]) -> str:
-    """The mean of those that are known, with three decimals; '' where none is."""
+    """The mean of the known values, with three decimals; '' if there are none."""
     known = [value for value in values if value is not None]
     return f"{sum(known) / len(known):.3f}" if known else ""
 

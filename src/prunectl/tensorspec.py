@@ -1,4 +1,4 @@
-"""What is known of a tensor from a file's header: name, dtype, shape, bytes."""
+"""Facts about a tensor from a file's header: name, dtype, shape, bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """An element type, named as safetensors names it.
+    """An element type, with its safetensors name.
 
     Attributes:
         name: the safetensors name, for example ``BF16``.
-        label: how people write it, for example ``bf16``.
+        label: the usual spelling, for example ``bf16``.
         bits: bits per element.
         is_float: whether it is one of the sign/exponent/mantissa types that have magnitudes.
         mantissa_bits: explicit mantissa bits (0 for other types).
@@ -61,13 +61,13 @@ DTYPES: dict[str, DType] = {
 
 MAX_NAME_BYTES = 1024
 MAX_NAME_PARTS = 64
-"""Far above any real model's names; without a limit, one name's prefixes could fill the memory."""
+"""Far above any real model's names; without a limit, the prefixes of one name could fill memory."""
 
 
 def name_fault(name: str) -> str:
-    """What keeps a tensor from having this name in a safetensors file, or here; else nothing."""
+    """Why a tensor cannot have this name in a safetensors file, or here; '' if it can."""
     try:
-        # A name of megabytes is not encoded.
+        # do not encode a name of megabytes
         is_long = len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES
     except UnicodeEncodeError:
         return "is not valid Unicode"
@@ -83,7 +83,7 @@ BY_LABEL = {dtype.label: dtype for dtype in DTYPES.values()}
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as a file's header declares it; no weight bytes are read to make one."""
+    """A tensor as declared in a file's header, without its weights."""
 
     name: str
     dtype: DType

@@ -8,14 +8,15 @@ with a copy D of W that has the zeros, multipliers V, and a penalty rho that tie
     D = W + V / rho, with its lowest weights zeroed as the target says
     V = V + rho (W - D)
 
-H is damped, and scaled so that its diagonal is 1: a weight is then compared by its share in the
-outputs, as Wanda does. One eigendecomposition of H serves every rho. rho grows while the support of
-D still moves, the faster the more it does; when it stands still, conjugate gradients find the best
-weights on it. How much it moves is the share of the kept weights that are new to it: half of the
-difference that ALPS compares with the same bounds, so that rho grows more slowly here.
+H is damped, and scaled to a diagonal of 1: a weight is then compared by its share in the outputs,
+as in Wanda. One eigendecomposition of H serves every rho. rho grows while the support of D still
+changes, faster the more it changes; once the support is stable, conjugate gradients find the best
+weights on it. The change is measured as the share of the kept weights that are new: half of the
+difference that ALPS compares with the same bounds, so rho grows more slowly here.
 
-Weights that are zero go first and stay zero; then those of inputs that never fired (0 on the
-diagonal of H), the smallest first: neither costs anything. One that is kept stays as it was.
+Weights that are zero are pruned first and stay zero; then those of inputs that never fired (0 on
+the diagonal of H), the smallest first: pruning either costs nothing. Kept ones of either kind are
+unchanged.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIRST_PENALTY = 0.1
-"""rho to start with, beside a diagonal of 1."""
+"""Initial rho, relative to a diagonal of 1."""
 
 EVERY = 3
-"""Steps between two looks at the support, with one rho and so one inverse."""
+"""Steps between two checks of the support, with one rho and so one inverse."""
 
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""(share of the support that is new, by what rho grows if it was more)."""
+"""(share of the support that is new, growth of rho if the share was larger)."""
 
 
 def admm(
@@ -57,13 +58,13 @@ def admm(
     Args:
         weight: float [out, in], finite.
         hessian: float [in, in], ``2/n * sum x x^T``.
-        target: how many go, and what is compared with what.
-        damping: what is added to the diagonal, as a share of its mean; raised tenfold, again and
-            again, while H has negative eigenvalues.
-        iterations: steps of ADMM at most; usually the support stands still after 30 to 50.
+        target: how many weights to prune, and which are compared with each other.
+        damping: added to the diagonal, as a share of its mean; raised tenfold repeatedly while H
+            has negative eigenvalues.
+        iterations: maximum steps of ADMM; the support is usually stable after 30 to 50.
 
     Returns:
-        the new weight in fp32, its mask, and what damping it took. Its output error, by the hessian
+        The new weight in fp32, its mask, and the damping used. Its output error, by the hessian
         without damping, is never above that of scaled magnitudes (Wanda's score) on their support.
 
     Raises:
@@ -101,9 +102,9 @@ class Spectrum:
 
     Attributes:
         values: fp32 [in], at least 0.
-        vectors: fp32 [in, in], in its columns.
-        scale: fp32 [in], root of the damped diagonal; H is divided by it on both sides.
-        damping: the one that worked.
+        vectors: fp32 [in, in], in the columns.
+        scale: fp32 [in], square root of the damped diagonal; H is divided by it on both sides.
+        damping: the one that sufficed.
         raised: how often it was raised.
     """
 
@@ -115,10 +116,10 @@ class Spectrum:
 
 
 def decompose(hessian: Tensor, diagonal: Tensor, damping: float) -> Spectrum:
-    """Damp, scale and diagonalize ``hessian`` fp32 [in, in] with another ``diagonal``, positive.
+    """Damp, scale and diagonalize ``hessian`` fp32 [in, in], with its diagonal replaced, positive.
 
     Raises:
-        SingularHessian: no damping of those tried makes it positive semidefinite.
+        SingularHessian: no tried damping makes it positive semidefinite.
     """
     mean = diagonal.mean()
     for raised in range(RAISES + 1):
@@ -126,7 +127,7 @@ def decompose(hessian: Tensor, diagonal: Tensor, damping: float) -> Spectrum:
         damped.diagonal().copy_(diagonal + damping * mean)
         scale = damped.diagonal().sqrt()
         found = _eigen(damped.div_(scale).div_(scale[:, None]))
-        # Rounding alone puts eigenvalues that are zero this far below it.
+        # rounding alone puts zero eigenvalues this far below zero
         if found is not None and float(found[0][0]) >= -1e-5 * float(found[0][-1]):
             return Spectrum(found[0].clamp_(min=0), found[1], scale, damping, raised)
         tried, damping = damping, 10 * damping or 0.001
@@ -134,7 +135,7 @@ def decompose(hessian: Tensor, diagonal: Tensor, damping: float) -> Spectrum:
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Eigenvalues in order, and vectors; None where they are not found."""
+    """Eigenvalues in order, and vectors; None if the decomposition fails."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it did not converge
@@ -143,7 +144,7 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _support(mask: Tensor, free: Tensor | None) -> Tensor:
-    """The mask without weights that are zero: those are not kept, whatever it says."""
+    """The mask without weights that are zero: these are not kept, even if the mask keeps them."""
     return mask if free is None else mask & ~free.isneginf()
 
 
@@ -155,10 +156,11 @@ def _alternate(
     free: Tensor | None,
     iterations: int,
 ) -> tuple[Tensor, Tensor]:
-    """The steps of ADMM on scaled weights [out, in], until the support stands still.
+    """Run ADMM on scaled weights [out, in] until the support is stable.
 
     Args:
-        mask: to start with. free: see :func:`prunectl.methods.target.costless`.
+        mask: the initial mask.
+        free: from :func:`prunectl.methods.target.costless`.
 
     Returns:
         D, and its mask.
@@ -168,7 +170,7 @@ def _alternate(
     copy, multipliers = torch.where(mask, dense, 0.0), torch.zeros_like(dense)
     penalty, seen, kept = FIRST_PENALTY, mask, max(int(mask.sum()), 1)
     for step in range(1, iterations + 1):
-        if step % EVERY == 1:  # only then rho has changed
+        if step % EVERY == 1:  # rho changes only then
             inverse = (vectors / (values + penalty)) @ vectors.T
         moved = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
         proposal = moved.add_(multipliers, alpha=1 / penalty)
@@ -193,6 +195,6 @@ METHOD = MethodSpec(
     updates=True,
     scope=Scope.TENSOR,
     memory=Memory(squares=6, matrices=17),
-    help="as sparsegpt, nearer to the optimum, and slower",
+    help="like sparsegpt, closer to the optimum, and slower",
     card="one-shot pruning by ADMM (arXiv 2406.07831)",
 )

@@ -1,4 +1,4 @@
-"""Inputs that the mathematics would turn into nonsense without a word."""
+"""Checks of inputs that would otherwise give silent nonsense."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def matrix(name: str, value: Tensor) -> Tensor:
     """A finite, real matrix, as fp32.
 
     Raises:
-        ValueError: it is not 2-D, not of floats, or holds NaN or Inf.
+        ValueError: not 2-D, not of floats, or NaN or Inf among them.
     """
     if value.ndim != 2:
-        raise ValueError(f"{name} is [out, in], not of shape {list(value.shape)}")
+        raise ValueError(f"{name} must be [out, in], not {list(value.shape)}")
     return _finite(name, value)
 
 
@@ -53,30 +53,30 @@ def second_moments(hessian: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"weight is on {weight.device} and its hessian on {hessian.device}")
     hessian = _finite("hessian", hessian)
     if bool((hessian.diagonal() < 0).any()):
-        raise ValueError("hessian holds negative values on its diagonal")
+        raise ValueError("hessian has negative values on its diagonal")
     return hessian
 
 
 def same_shape(name: str, value: Tensor, weight: Tensor) -> None:
-    """See that ``value`` has the shape of ``weight``.
+    """Check that ``value`` has the shape of ``weight``.
 
     Raises:
-        ValueError: it has another.
+        ValueError: it has another shape.
     """
     if value.shape != weight.shape:
         raise ValueError(
-            f"{name} {list(value.shape)} is not of the weight's shape {list(weight.shape)}"
+            f"{name} {list(value.shape)} does not have the weight's shape {list(weight.shape)}"
         )
 
 
 def share(damping: float) -> None:
-    """See that ``damping`` is one.
+    """Check that ``damping`` is finite and not negative.
 
     Raises:
-        ValueError: it is negative, infinite or no number.
+        ValueError: it is negative, infinite or NaN.
     """
     if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"damping is a share of the mean diagonal, 0 or more, not {damping}")
+        raise ValueError(f"damping must be a share of the mean diagonal, 0 or more, not {damping}")
 
 
 def _finite(name: str, value: Tensor) -> Tensor:

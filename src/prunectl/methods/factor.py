@@ -1,4 +1,4 @@
-"""Damping of second moments, until they can be factorized."""
+"""Damp second moments until they can be factorized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 RAISES = 6
-"""How often a damping is raised tenfold before the second moments are given up."""
+"""How often a damping is raised tenfold before giving up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Factor:
 
     Attributes:
         upper: fp32 [in, in], upper triangular, ``U^T U = (H + d * mean(diag H) * I)^-1``.
-        damping: d, the one that worked.
+        damping: d, the one that sufficed.
         raised: how often it was raised.
     """
 
@@ -32,13 +32,13 @@ class Factor:
 
 
 def woken(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal of ``hessian`` [in, in] with a place for inputs that never fired.
+    """The diagonal of ``hessian`` [in, in], with values for inputs that never fired.
 
-    They get the mean of the others, so that neither they nor the unit of the inputs matters to the
-    damping; 1 if no input fired at all.
+    These get the mean of the others, so that neither they nor the unit of the inputs affects the
+    damping; 1 if no input fired.
 
     Returns:
-        fp32 [in], all positive; and bool [in], True = never fired: all else in its row and column
+        fp32 [in], all positive; and bool [in], True = never fired: the rest of the row and column
         is zero.
     """
     diagonal = hessian.diagonal()
@@ -57,13 +57,13 @@ def inverse_factor(hessian: Tensor, diagonal: Tensor, damping: float) -> Factor:
     forming the inverse of H first would lose digits twice.
 
     Raises:
-        SingularHessian: no damping of those tried makes it positive definite.
+        SingularHessian: no tried damping makes it positive definite.
     """
     mean = diagonal.mean()
     for raised in range(RAISES + 1):
         upper = _root(hessian, diagonal + damping * mean)
         if upper is not None:
-            # By columns, as LAPACK wants it: nothing is copied.
+            # by columns, as LAPACK requires, so that nothing is copied
             inverse = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device).T
             torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)
             if bool(inverse.isfinite().all()):
@@ -86,7 +86,7 @@ def _root(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
 
 
 class SingularHessian(PrunectlError):
-    """The second moments cannot be factorized, however much they are damped.
+    """The second moments cannot be factorized, even with large damping.
 
     Attributes:
         damping: the last one tried.
@@ -96,6 +96,6 @@ class SingularHessian(PrunectlError):
         super().__init__(
             "the second moments of a layer's inputs cannot be factorized, "
             f"even with a damping of {damping:g} x their mean",
-            hint="its inputs are degenerate: calibrate on more or other data",
+            hint="the inputs are degenerate: calibrate on more or other data",
         )
         self.damping = damping

@@ -1,4 +1,4 @@
-"""What pruning does to a layer's outputs: ``||(W' - W) X||^2``, from the second moments alone.
+"""The output error of a pruned layer, ``||(W' - W) X||^2``, from the second moments alone.
 
 With ``H = 2/n X X^T`` and ``D = W' - W``, ``tr(D H D^T)`` is twice the squared output error of a
 token, averaged over the calibration tokens.
@@ -55,7 +55,7 @@ def row_errors(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
 
 def quadratic(change: Tensor, hessian: Tensor) -> Tensor:
     """``(D H D^T)_ii`` of a change D [out, in] in fp32: [out], at least 0."""
-    # H has no negative direction: what rounding leaves below zero is zero.
+    # H is positive semidefinite: negative results are rounding errors
     return ((change @ hessian) * change).sum(1).clamp_(min=0)
 
 

@@ -1,4 +1,4 @@
-"""Magnitude: prune the smallest weights, without data, as the other methods do it."""
+"""Magnitude: prune the smallest weights, without data, with the interface of the other methods."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def magnitude(weight: Tensor, target: Target) -> Pruned:
 
     Args:
         weight: float [out, in], finite.
-        target: how many go, and what is compared with what.
+        target: how many weights to prune, and which are compared with each other.
 
     Returns:
-        the weight in fp32 with survivors unchanged, and the mask.
+        The weight in fp32 with survivors unchanged, and the mask.
 
     Raises:
         ValueError: not a matrix, a target that does not fit, or NaN or Inf.
@@ -39,6 +39,6 @@ METHOD = MethodSpec(
     updates=False,
     scope=Scope.GLOBAL,
     memory=Memory(squares=0, matrices=6),
-    help="the smallest weights go; no data is needed",
+    help="prunes the smallest weights; needs no data",
     card="one-shot magnitude pruning",
 )

@@ -1,12 +1,12 @@
 """The best weights for a given mask: least squares on a fixed support.
 
-For every row, with second moments H, a small multiple of the identity to hold what the data does
-not decide, and S the row's kept inputs,
+For every row, with second moments H, a small multiple of the identity for directions that the data
+does not determine, and S the row's kept inputs,
 
     min over w on S of (w - w0) (H + d * mean(diag H) * I) (w - w0)^T
 
-by conjugate gradients preconditioned by the diagonal, all rows at once: the residual is masked, so
-every row stays on its own support. This is the second step of ALPS (arXiv 2406.07831), and it goes
+by conjugate gradients preconditioned by the diagonal, for all rows at once: the residual is masked,
+so every row stays on its own support. This is the second step of ALPS (arXiv 2406.07831), and works
 with any mask.
 """
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ITERATIONS = 60
-"""Steps at most; most layers stop earlier."""
+"""Maximum steps; most layers stop earlier."""
 
 SMALLEST_GAIN = 5e-4
-"""The share of the error, summed over rows, that a step must win for another to follow."""
+"""Minimum gain of a step, as a share of the error summed over rows, for another to follow."""
 
 
 def refine(
@@ -36,20 +36,20 @@ def refine(
     damping: float = 0.01,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """Move the kept weights so that the layer's outputs are close to the dense layer's again.
+    """Update the kept weights to bring the layer's outputs close to the dense layer's.
 
     Args:
-        dense: float [out, in], the weight whose outputs are wanted.
-        pruned_weight: float [out, in], where to start; what lies outside the mask is ignored.
+        dense: float [out, in], the weight with the desired outputs.
+        pruned_weight: float [out, in], the start; values outside the mask are ignored.
         mask: bool [out, in], True = kept.
         hessian: float [in, in], ``2/n * sum x x^T``, singular or not.
         damping: share of its mean diagonal that pulls weights to the dense ones. Weights of inputs
-            that never fired (0 on its diagonal) stay as they came.
-        iterations: steps of conjugate gradients at most.
+            that never fired (0 on its diagonal) are unchanged.
+        iterations: maximum steps of conjugate gradients.
 
     Returns:
-        fp32 [out, in], +0.0 outside the mask. No row has a larger output error, by the hessian
-        without damping, than it had: where none smaller was found, the row is as it came.
+        fp32 [out, in], +0.0 outside the mask. No row's output error, by the hessian without
+        damping, increases: a row without improvement is unchanged.
 
     Raises:
         ValueError: shapes that do not fit, a mask that is not bool, or NaN or Inf.
@@ -71,9 +71,9 @@ def refine(
 def descend(
     dense: Tensor, start: Tensor, mask: Tensor, hessian: Tensor, pull: float, iterations: int
 ) -> Tensor:
-    """Conjugate gradients on the support, from ``start`` [out, in], without looking back.
+    """Conjugate gradients on the support, from ``start`` [out, in], without a check of the result.
 
-    Rows have step sizes of their own, in fp64.
+    Each row has its own step size, in fp64.
     """
     diagonal = hessian.diagonal()
     inverse = torch.where(diagonal > 0, 1 / (diagonal + pull), 0.0)
@@ -100,10 +100,10 @@ def descend(
 
 
 def gains(dense: Tensor, old: Tensor, new: Tensor, hessian: Tensor) -> Tensor:
-    """By how much the output error of every row falls from ``old`` to ``new``: fp64 [out].
+    """The reduction of every row's output error from ``old`` to ``new``: fp64 [out].
 
-    ``e H e^T - f H f^T = (e - f) H (e + f)^T``, in fp64 all through, because a comparison that
-    rounding decides would be no guarantee; a part of it at a time.
+    ``e H e^T - f H f^T = (e - f) H (e + f)^T``, in fp64 throughout, so that rounding does not
+    decide the comparison; a part at a time.
     """
     gained = torch.zeros(len(dense), dtype=torch.float64, device=dense.device)
     for start in range(0, len(dense), _ROWS):
@@ -121,7 +121,7 @@ def _pulled(change: Tensor, hessian: Tensor, pull: float) -> Tensor:
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, fp64 [out]."""
+    """Dot products of rows, fp64 [out]."""
     return (a * b).sum(1, dtype=torch.float64)
 
 

@@ -1,17 +1,17 @@
-"""SparseGPT: prune column by column and let the columns that follow make up (arXiv 2301.00774).
+"""SparseGPT: prune column by column, and compensate in later columns (arXiv 2301.00774).
 
 For a row w of the weight, second moments H of its inputs, and ``U^T U = H^-1`` upper triangular,
-pruning w_j and moving the weights after it optimally is, in order of j (equation 3 of the paper,
+pruning w_j and updating the weights after it optimally is, in order of j (equation 3 of the paper,
 with ``U_jj^2 = [H_(j:)^-1]_11``, the inverse of H without the inputs that are already fixed)
 
     error      e_j     = (w_j - pruned(w_j)) / U_jj
     update     w_(j:) -= e_j * U_j,(j:)
     saliency   s_j     = w_j^2 / U_jj^2
 
-The mask is chosen a block of columns at a time, or a group of N:M at a time, on weights that the
-columns before have updated. Weights that are zero go first and stay zero; then those of inputs that
-never fired (0 on the diagonal of H), the smallest first: neither costs anything. One that is kept
-stays as it was.
+The mask is chosen a block of columns at a time, or a group of N:M at a time, on weights that
+earlier columns have updated. Weights that are zero are pruned first and stay zero; then those of
+inputs that never fired (0 on the diagonal of H), the smallest first: pruning either costs nothing.
+Kept ones of either kind are unchanged.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ def sparsegpt(
     Args:
         weight: float [out, in], finite.
         hessian: float [in, in], ``2/n * sum x x^T``.
-        target: how many go. What costs nothing goes wherever it is; the rest of the count is spread
-            over the blocks of columns by cumulative rounding, so that the sum is exact. Inside a
-            block, the whole block is compared (PerTensor), or each of its rows (PerRow).
-        block: columns that are chosen together; made a multiple of M for N:M.
-        damping: what is added to the diagonal, as a share of its mean; raised tenfold, again and
-            again, while H has no factor.
+        target: how many weights to prune. Weights that cost nothing are pruned in any column; the
+            rest of the count is distributed over the blocks of columns by cumulative rounding, so
+            that the sum is exact. Within a block, all weights are compared (PerTensor), or those of
+            each row (PerRow).
+        block: columns whose mask is chosen together; rounded to a multiple of M for N:M.
+        damping: added to the diagonal, as a share of its mean; raised tenfold repeatedly while H
+            has no factor.
 
     Returns:
-        the updated weight in fp32, its mask, and what damping it took.
+        The updated weight in fp32, its mask, and the damping used.
 
     Raises:
         ValueError: shapes that do not fit, NaN or Inf, or a block of no columns.
@@ -67,14 +68,14 @@ def sparsegpt(
     check_target(target, *weight.shape)
     checks.share(damping)
     if block < 1:
-        raise ValueError(f"a block has at least one column, not {block}")
+        raise ValueError(f"a block needs at least one column, not {block}")
     if isinstance(target, NM):
         block = max(block // target.m, 1) * target.m
     diagonal, dead = woken(hessian)
     free = costless(weight, dead)
     quotas = _quotas(target, free, block, weight.shape[1])
     factor = inverse_factor(hessian, diagonal, damping)
-    # Columns are what is worked on, so they lie in a row of memory each.
+    # transposed, so that each column is contiguous
     columns = weight.masked_fill(dead, 0.0).T.contiguous()
     mask = torch.empty_like(columns, dtype=torch.bool)
     for start, quota in zip(range(0, len(columns), block), quotas, strict=True):
@@ -92,7 +93,7 @@ def sparsegpt(
 
 
 Quota: TypeAlias = "Target | Tensor"
-"""What goes of a block of columns; int64 [out] are numbers of each row."""
+"""The part of the target for a block of columns; int64 [out] are counts of each row."""
 
 
 def _prune_block(
@@ -101,10 +102,10 @@ def _prune_block(
     """Prune one block [columns, out], in place, and fill its mask.
 
     Args:
-        free: [out, columns], what :func:`costless` says of the block.
+        free: [out, columns], from :func:`costless`, of the block.
 
     Returns:
-        the errors e_j [columns, out], by which later blocks are updated.
+        The errors e_j [columns, out], by which later blocks are updated.
     """
     spread = upper.diagonal()
     step = quota.m if isinstance(quota, NM) else len(columns)
@@ -116,7 +117,7 @@ def _prune_block(
             saliency = (columns[group] / spread[group, None]).abs().T
             part = None if free is None else free[:, group]
             mask[group] = _choose(ranked(saliency, part), quota).T
-            if part is not None:  # a zero is not kept, whatever the mask says
+            if part is not None:  # a zero is not kept, even if the mask keeps it
                 kept[group] = mask[group] & ~part.T.isneginf()
         errors[j] = torch.where(kept[j], 0.0, columns[j]) / spread[j]
         columns[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
@@ -130,10 +131,10 @@ def _choose(scores: Tensor, quota: Quota) -> Tensor:
 
 
 def _quotas(target: Target, free: Tensor | None, block: int, columns: int) -> list[Quota]:
-    """What of the target falls to each block of columns.
+    """The part of the target for each block of columns.
 
     Args:
-        free: [out, in], what :func:`costless` says of the weights; None if none is so.
+        free: [out, in], from :func:`costless`; None if every weight costs something.
     """
     ends = [*range(block, columns, block), columns]
     if isinstance(target, NM):
@@ -145,9 +146,9 @@ def _quotas(target: Target, free: Tensor | None, block: int, columns: int) -> li
 
 
 def _uneven(target: PerTensor | PerRow, free: Tensor, ends: list[int]) -> list[Quota]:
-    """:func:`_quotas` where some weights cost nothing: these, and a share of the others."""
+    """:func:`_quotas` with weights that cost nothing: these, and a share of the others."""
     costing = free >= 0
-    # Where what costs nothing is more than goes, all that goes is of it.
+    # if more weights cost nothing than are to be pruned, only these are pruned
     first = ~choose(torch.where(costing, math.inf, free), target)
     everything = isinstance(target, PerTensor)
     gone, left = (_up_to(flags, ends, everything) for flags in (first & ~costing, costing))
@@ -158,7 +159,7 @@ def _uneven(target: PerTensor | PerRow, free: Tensor, ends: list[int]) -> list[Q
 
 
 def _up_to(flags: Tensor, ends: list[int], everything: bool) -> Tensor:
-    """How many are True in the columns before each end: int64 [out, ends], or [1, ends]."""
+    """The number of True in the columns before each end: int64 [out, ends], or [1, ends]."""
     counts = flags.cumsum(1)[:, [end - 1 for end in ends]]
     return counts.sum(0, keepdim=True) if everything else counts
 
@@ -170,6 +171,6 @@ METHOD = MethodSpec(
     updates=True,
     scope=Scope.TENSOR,
     memory=Memory(squares=4, matrices=9),
-    help="chosen with second moments of the inputs; the others are changed",
+    help="chooses by second moments of the inputs; updates the kept weights",
     card="one-shot pruning by SparseGPT (arXiv 2301.00774)",
 )

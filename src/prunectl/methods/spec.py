@@ -1,4 +1,4 @@
-"""What a method says of itself, once, for all that have to know."""
+"""The description of a pruning method, in one place for all its users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Needs(StrEnum):
-    """What a method is given of a matrix's inputs, over all calibration tokens.
+    """The statistics of a matrix's inputs that a method needs, over all calibration tokens.
 
-    ``nothing``: None. It is for magnitudes alone, which are compared exactly while the checkpoint
-    streams, without samples. ``norms``: fp32 [in], ``||x_j||_2``. ``second moments``: fp32
-    [in, in], ``2/n * sum x x^T``, not damped; not to be changed.
+    ``nothing``: None; for magnitudes alone, which are compared exactly while the checkpoint
+    streams, without samples. ``norms``: fp32 [in], ``||x_j||_2``. ``second moments``: fp32 [in,
+    in], ``2/n * sum x x^T``, not damped, read-only.
     """
 
     NOTHING = "nothing"
@@ -27,7 +27,7 @@ class Needs(StrEnum):
 
 
 class Memory(NamedTuple):
-    """The most memory that pruning a matrix [out, in] takes, beside its old and new values.
+    """Peak memory of pruning a matrix [out, in], in addition to its old and new values.
 
     Attributes:
         squares: in matrices [in, in] of fp32, other than the second moments themselves.
@@ -42,33 +42,33 @@ class Prune(Protocol):
     """Prunes one matrix."""
 
     def __call__(self, weight: Tensor, inputs: Any, target: Target, /, *, damping: float) -> Pruned:
-        """Choose the weights that go, and what the others become.
+        """Prune one matrix: choose the mask, and the kept values.
 
         Args:
             weight: fp32 [out, in], finite.
-            inputs: see :class:`Needs`; on the weight's device.
-            target: how many go, and what is compared with what.
-            damping: what is added to the diagonal of second moments, as a share of its mean.
+            inputs: the statistics in :class:`Needs`, on the weight's device.
+            target: how many weights to prune, and which are compared with each other.
+            damping: added to the diagonal of second moments, as a share of its mean.
 
         Raises:
-            SingularHessian: the second moments are of no use, however they are damped.
+            SingularHessian: the second moments cannot be used, even with large damping.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """A method.
+    """A pruning method.
 
     Attributes:
         name: in options, settings and manifests.
-        prune: the method itself.
-        needs: what it is given of the inputs.
-        updates: whether it changes the weights that stay. Of one that does not, survivors keep
-            their bits, and ``verify`` holds an output to that.
-        scope: what it compares together unless it is told otherwise, as in its paper.
+        prune: the function.
+        needs: the statistics of the inputs that it needs.
+        updates: whether it changes the kept weights. If not, survivors keep their bits, and
+            ``verify`` checks this.
+        scope: the default scope, as in its paper.
         memory: measured.
         help: a line for the completion of ``--method``.
-        card: what was done to a model, for its card: ``one-shot pruning by NAME (arXiv NUMBER)``.
+        card: description for the model card: ``one-shot pruning by NAME (arXiv NUMBER)``.
     """
 
     name: str
@@ -82,7 +82,7 @@ class MethodSpec:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether samples are run to see the inputs."""
+        """Whether samples are run to gather statistics of the inputs."""
         return self.needs is not Needs.NOTHING
 
 
@@ -95,8 +95,8 @@ class Pruned:
 
     Attributes:
         weight: fp32 [out, in], +0.0 where pruned.
-        mask: bool [out, in], True = kept. Its zeros are exactly as many as the target says; the
-            weight has more only where more were zero before: a weight that was zero stays so.
+        mask: bool [out, in], True = kept. The target gives its exact number of zeros; the weight
+            has more only if more were zero before, since these stay zero.
         damping: the share of the mean diagonal that was added to the second moments; 0.0 if none.
         raised: how often the damping was raised tenfold before the second moments could be used.
         dead: inputs that never fired in calibration.

@@ -1,4 +1,4 @@
-"""What a layer's inputs look like: their second moments, gathered sample by sample."""
+"""Statistics of a layer's inputs: second moments, accumulated sample by sample."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ if TYPE_CHECKING:
 class Gram:
     """Second moments of the inputs of one matrix.
 
-    Sums ``x x^T`` over all inputs x in fp32. Its memory is that of one [inputs, inputs] matrix, or
-    of one vector if only the diagonal is kept, however many tokens are added. The order in which
-    samples come changes the result only by rounding.
+    Sums ``x x^T`` over all inputs x in fp32. Memory is one [inputs, inputs] matrix, or one vector
+    if only the diagonal is kept, for any number of tokens. The order of samples changes the result
+    only by rounding.
 
     Args:
         inputs: columns of the matrix.
-        full: False keeps only the diagonal, which is all that Wanda needs.
-        device: where the sum is kept and computed.
+        full: False keeps only the diagonal, which suffices for Wanda.
+        device: of the sum and its computation.
 
     Attributes:
         inputs: columns.
-        tokens: rows counted. Rows of zeros are not: an expert is given them in the place of tokens
-            that are not its own.
-        skipped: rows left out, since they hold NaN or Inf, or are so large that sums of their
-            squares could leave fp32.
+        tokens: rows counted, except rows of zeros: an expert receives these in place of tokens that
+            are routed elsewhere.
+        skipped: rows left out because they hold NaN or Inf, or are so large that sums of their
+            squares could overflow fp32.
     """
 
     def __init__(
         self, inputs: int, *, full: bool = True, device: torch.device | str = "cpu"
     ) -> None:
         if inputs < 1:
-            raise ValueError(f"a matrix has at least one input, not {inputs}")
+            raise ValueError(f"a matrix needs at least one input, not {inputs}")
         shape = (inputs, inputs) if full else (inputs,)
         self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
         self._full, self.inputs = full, inputs
-        self._closed: Tensor | None = None  # the sum's diagonal, once the sum is made H
+        self._closed: Tensor | None = None  # the sum's diagonal, once the sum has become H
         self.tokens = 0
         self.skipped = 0
 
     def add(self, x: Tensor) -> None:
-        """Count the inputs ``x`` [..., inputs], of any float dtype, on any device.
+        """Add the inputs ``x`` [..., inputs], of any float dtype, on any device.
 
         Raises:
-            ValueError: another last axis, not floats, or the sum has been made H.
+            ValueError: another last axis, not floats, or the sum has become H.
         """
         if self._closed is not None:
-            raise ValueError("the second moments have been asked for: nothing is added to them")
+            raise ValueError("the second moments were already computed: nothing can be added")
         if x.ndim == 0 or x.shape[-1] != self.inputs:
             raise ValueError(f"inputs are [..., {self.inputs}], not {list(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"inputs are floats, not {x.dtype}")
         rows = x.detach().reshape(-1, self.inputs).to(self._sum.device, torch.float32)
-        # One pass finds NaN, Inf and what is too large: no comparison holds for NaN.
+        # One comparison finds NaN, Inf and values that are too large: none holds for NaN.
         squares = torch.linalg.vecdot(rows, rows)
         sound = squares < _TOO_LARGE
         counted, sounds = torch.stack([(sound & (squares > 0)).sum(), sound.sum()]).tolist()
@@ -70,23 +70,23 @@ class Gram:
             self._sum += rows.square().sum(0)
 
     def unite(self, all_reduce: Callable[[Tensor], object], *, tokens: int, skipped: int) -> None:
-        """Make these the moments of what several processes have added.
+        """Replace these moments by the sum over several processes.
 
         Args:
-            all_reduce: puts the sum of all processes' tensors in place of one, fp32 and contiguous,
-                wherever it is.
-            tokens, skipped: of all of them.
+            all_reduce: replaces a tensor by the sum over all processes, in place; fp32, contiguous,
+                on any device.
+            tokens, skipped: of all processes.
 
         Raises:
             ValueError: the sum has been made H.
         """
         if self._closed is not None:
-            raise ValueError("the second moments have been asked for: nothing is added to them")
+            raise ValueError("the second moments were already computed: nothing can be added")
         all_reduce(self._sum)
         self.tokens, self.skipped = tokens, skipped
 
     def move(self, device: torch.device) -> None:
-        """Keep the sum on another device from now on."""
+        """Move the sum to another device."""
         self._sum = self._sum.to(device)
         if self._closed is not None:
             self._closed = self._closed.to(device)
@@ -94,9 +94,9 @@ class Gram:
     def hessian(self) -> Tensor:
         """``H = 2/n * sum x x^T``, fp32 [inputs, inputs], symmetric; zeros if n = 0.
 
-        This is the second derivative of the mean squared output error by one row of the weight
-        (SparseGPT, arXiv 2301.00774). It is the sum's own memory, for one more matrix of that size
-        might not fit: it must not be changed, and nothing can be added from then on.
+        This is the second derivative of the mean squared output error with respect to one row of
+        the weight (SparseGPT, arXiv 2301.00774). It reuses the memory of the sum, since another
+        matrix of that size might not fit: do not change it. Nothing can be added afterwards.
 
         Raises:
             ValueError: only the diagonal was kept.
@@ -129,11 +129,11 @@ class Gram:
 
 
 _TOO_LARGE = 2.0**80
-"""Sum of squares of a row; 10^12 rows below it still sum up to a number of fp32."""
+"""Largest sum of squares of a row; 10^12 such rows still sum within fp32."""
 
 
 def _symmetrize(matrix: Tensor) -> None:
-    """Add its transpose to a matrix, in place; products may round the two halves differently."""
+    """Add its transpose to a matrix, in place; a product may round the two halves differently."""
     size = len(matrix)
     for i in range(0, size, _TILE):
         for j in range(i, size, _TILE):

@@ -1,4 +1,4 @@
-"""All methods. A new one is a file beside this one, and a line here."""
+"""All methods. A new one is a module of this package, and a line here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from prunectl.methods.spec import MethodSpec, Needs
 
 
 class Method(StrEnum):
-    """How weights are chosen, and what becomes of those that stay. The order is that of the help.
+    """How weights are chosen, and how the kept ones change. In the order of the help.
 
     Attributes:
-        spec: what the method's own file says of it. Its name is the member's value.
+        spec: from the method's module. Its name is the member's value.
     """
 
     spec: MethodSpec
 
     def __new__(cls, spec: MethodSpec) -> Self:
-        """A member, from what its file says."""
+        """A member, from its spec."""
         member = str.__new__(cls, spec.name)
         member._value_, member.spec = spec.name, spec
         return member
@@ -36,11 +36,11 @@ class Method(StrEnum):
 
 
 DEFAULT = next(iter(Method))
-"""The first, which needs no calibration. It decides where no input of a matrix was seen, too."""
+"""The first, which needs no calibration. It also prunes a matrix whose inputs no sample reached."""
 CALIBRATED = tuple(method for method in Method if method.spec.is_calibrated)
 UPDATING = tuple(method for method in Method if method.spec.updates)
 
 
 def needing(needs: Needs) -> tuple[Method, ...]:
-    """The methods that are given this of the inputs."""
+    """The methods that need these statistics of the inputs."""
     return tuple(method for method in Method if method.spec.needs is needs)

@@ -1,4 +1,4 @@
-"""How many weights go, and which: the lowest scores, counted exactly."""
+"""The number of weights to prune, and their choice: the lowest scores, counted exactly."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PerTensor:
-    """Exactly ``zeros`` in the whole matrix."""
+    """Prune exactly ``zeros`` weights of the matrix."""
 
     zeros: int
 
 
 @dataclass(frozen=True, slots=True)
 class PerRow:
-    """Exactly ``zeros`` in every row."""
+    """Prune exactly ``zeros`` weights of every row."""
 
     zeros: int
 
@@ -34,19 +34,20 @@ def choose(scores: Tensor, target: Target) -> Tensor:
     """The mask that keeps the highest scores.
 
     Args:
-        scores: float [out, in], higher = keep; Inf of both signs are in order.
-        target: what to prune. Of equal scores, counts prune the lower row-major index first, and a
-            group of N:M keeps the lower index.
+        scores: float [out, in], higher = keep; Inf of both signs are allowed.
+        target: the number to prune. Of equal scores, counts prune the lower row-major index first,
+            and a group of N:M keeps the lower index.
 
     Returns:
         bool [out, in], True = kept: exactly ``zeros`` are False in the matrix or in every row, or
         exactly N of every M are True.
 
     Raises:
-        ValueError: NaN, not a matrix, more zeros than weights, or rows that M does not divide.
+        ValueError: NaN, not a matrix, more zeros than weights, or rows whose length is not a
+            multiple of M.
     """
     if scores.ndim != 2:
-        raise ValueError(f"scores are [out, in], not of shape {list(scores.shape)}")
+        raise ValueError(f"scores must be [out, in], not {list(scores.shape)}")
     check_target(target, scores.shape[0], scores.shape[1])
     if bool(scores.isnan().any()):
         raise ValueError("scores hold NaN, which has no order")
@@ -58,7 +59,7 @@ def choose(scores: Tensor, target: Target) -> Tensor:
 
 
 def costless(weight: Tensor, dead: Tensor) -> Tensor | None:
-    """Where weights rank whose going costs nothing: below every other, those that are zero first.
+    """Ranks of weights that cost nothing to prune, below all others; zero weights are lowest.
 
     Args:
         weight: fp32 [out, in], finite.
@@ -66,12 +67,12 @@ def costless(weight: Tensor, dead: Tensor) -> Tensor | None:
 
     Returns:
         fp32 [out, in]: -Inf where the weight is zero; below 0 where its input is dead, in the order
-        of magnitudes; 0 elsewhere. None if no weight is one or the other.
+        of magnitudes; 0 elsewhere. None if 0 everywhere.
     """
     zero = weight == 0
     if not bool(dead.any()) and not bool(zero.any()):
         return None
-    # The bits of floats are in the order of their magnitudes; a sign turns it around.
+    # the bits of floats are in the order of their magnitudes; the sign reverses it
     codes = weight.abs().view(torch.int32)
     below = (_LARGEST - codes + _SIGN).view(torch.float32)
     return torch.where(dead, below, 0.0).masked_fill(zero, -math.inf)
@@ -83,12 +84,12 @@ _SIGN = -(1 << 31)
 
 
 def ranked(saliency: Tensor, free: Tensor | None) -> Tensor:
-    """Saliencies [out, in], at least 0, with those of :func:`costless` weights below them."""
+    """Saliencies [out, in], at least 0, with the ranks of :func:`costless` weights below them."""
     return saliency if free is None else torch.where(free < 0, free, saliency)
 
 
 def check_target(target: Target, rows: int, columns: int) -> None:
-    """See that a matrix [rows, columns] can follow ``target``.
+    """Check that a matrix [rows, columns] can follow ``target``.
 
     Raises:
         ValueError: it cannot.
@@ -103,9 +104,9 @@ def check_target(target: Target, rows: int, columns: int) -> None:
 
 
 def choose_counts(scores: Tensor, zeros: Tensor) -> Tensor:
-    """The mask that prunes the ``zeros`` [out] lowest ``scores`` [out, in], so many in each row.
+    """The mask that prunes the ``zeros`` [out] lowest ``scores`` [out, in] of each row.
 
-    Of equal scores the lower index goes first.
+    Of equal scores, the lower index is pruned first.
     """
     order = scores.sort(dim=1, stable=True).indices
     gone = torch.arange(scores.shape[1], device=scores.device) < zeros[:, None]
@@ -113,12 +114,12 @@ def choose_counts(scores: Tensor, zeros: Tensor) -> Tensor:
 
 
 def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
-    """Prune the ``zeros`` lowest of every row; of equal ones the lower index."""
+    """Prune the ``zeros`` lowest scores of every row; of equal ones the lower index."""
     if zeros == 0 or scores.numel() == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     cut = torch.kthvalue(scores, zeros, dim=1, keepdim=True).values
     mask = scores > cut
-    # The rest of the zeros are among those equal to the cut. Nearly always it is all of them.
+    # the remaining zeros are among the weights equal to the cut, and nearly always are all of these
     left = scores.shape[1] - mask.sum(1) - zeros
     rows = left.nonzero().flatten()
     if len(rows):
@@ -129,7 +130,7 @@ def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
 
 
 def _grouped(scores: Tensor, target: NM) -> Tensor:
-    """Keep the n highest of every m; of equal ones the lower index."""
+    """Keep the n highest scores of every m; of equal ones the lower index."""
     groups = scores.reshape(-1, target.m)
     if target.m > _COUNTED:
         order = groups.sort(dim=1, descending=True, stable=True).indices[:, : target.n]
@@ -138,7 +139,7 @@ def _grouped(scores: Tensor, target: NM) -> Tensor:
     columns = groups.T.contiguous()
     ranks = torch.zeros_like(columns, dtype=torch.int8)
     for j in range(1, target.m):
-        # Whoever is compared once tells both ranks: the later loses unless it is larger.
+        # one comparison gives both ranks: the later one ranks lower unless it is larger
         later = columns[j] > columns[:j]
         ranks[:j] += later
         ranks[j] += (~later).sum(0, dtype=torch.int8)

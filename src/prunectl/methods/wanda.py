@@ -3,7 +3,8 @@
     S_ij = |W_ij| * ||x_j||_2
 
 The paper compares the scores within each output row (:class:`PerRow`, or N:M). Weights that are
-zero go first, then those of inputs that never fired, which cost nothing, the smallest first.
+zero are pruned first, then those of inputs that never fired, the smallest first; these cost
+nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
     Args:
         weight: float [out, in], finite.
         norms: float [in], ``||x_j||_2`` over the calibration tokens; only ratios matter.
-        target: how many go, and what is compared with what.
+        target: how many weights to prune, and which are compared with each other.
 
     Returns:
-        the weight in fp32 with survivors unchanged, and the mask.
+        The weight in fp32 with survivors unchanged, and the mask.
 
     Raises:
         ValueError: shapes that do not fit, or NaN or Inf.
@@ -48,6 +49,6 @@ METHOD = MethodSpec(
     updates=False,
     scope=Scope.ROW,
     memory=Memory(squares=0, matrices=7),
-    help="the smallest by weight and input norm go",
+    help="prunes the smallest products of weight and input norm",
     card="one-shot pruning by Wanda (arXiv 2306.11695)",
 )
