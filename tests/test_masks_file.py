@@ -533,7 +533,7 @@ def test_another_dtype_than_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"\xff\x7f", "removes 0 weights, its header says 5"),
+        (b"\xff\x7f", "removes 0 weights, the header says 5"),
         (b"\x6d\xb6", "ones after its last weight"),
     ],
 )

@@ -227,7 +227,7 @@ def test_when_one_rank_fails_all_end_with_its_words(models: Path, tmp_path: Path
     assert re.match(rf"RankFailed: rank 1 on {host}: ValueError: an error of one rank", first[2])
     assert second[2].startswith("ValueError: an error of one rank")
     assert "rank 1 on its host: has sent no heartbeat for 2 s" in first[3]
-    assert "this one has sent no heartbeat for 2 s; the others gave it up" in second[3]
+    assert "this one has sent no heartbeat for 2 s; the others gave up on it" in second[3]
     for said in (first[4], second[4]):
         assert said.startswith("RanksDiffer: rank 1 and rank 0 do not see the same output folder")
     for said in (first[5], second[5]):

@@ -1,7 +1,8 @@
-"""Documents that anybody may have written: msgspec Structs whose fields say what they take.
+"""Documents from untrusted sources: msgspec Structs that declare the valid values of their fields.
 
 A reader checks a document against the types of the fields, and scripts/make_schemas.py writes the
-JSON Schemas from the same types. What no constraint of msgspec can state is a :class:`Check`.
+JSON Schemas from the same types. A :class:`Check` is a rule that msgspec's constraints cannot
+state.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A rule of a field. ``fault`` returns what is wrong with a value that is not None, or ''."""
+    """A rule of a field. ``fault`` returns why a value that is not None is invalid, or ''."""
 
     fault: Callable[[Any], str]
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A JSON object, or a table of TOML. Members that a reader does not know are ignored.
+    """A JSON object, or a table of TOML. Unknown members are ignored.
 
     Raises:
         ValueError: a field breaks its :class:`Check`.
@@ -60,24 +61,27 @@ def _checks(kind: type[Document]) -> tuple[tuple[str, Callable[[Any], str]], ...
 
 
 def _checks_in(hint: Any) -> Iterator[Check]:
-    """Those of ``Annotated[...]`` and ``Annotated[...] | None``, not those of a list's items."""
+    """The checks in ``Annotated[...]`` and ``Annotated[...] | None``, but not those of a list's
+    items.
+    """
     for part in (hint, *get_args(hint)):
         yield from (note for note in getattr(part, "__metadata__", ()) if isinstance(note, Check))
 
 
 def fault_in(key: str, fault: str) -> ValueError:
-    """The error of a member for ``__post_init__``; :func:`convert` adds where the object is."""
+    """The error of a member for ``__post_init__``; :func:`convert` adds the object's place."""
     return ValueError(f".{key} {fault}")
 
 
 def convert(value: object, kind: type[T], place: str = "") -> T:
-    """The Struct ``kind`` of a value that json or tomllib has read.
+    """Convert a value that json or tomllib has read to the Struct ``kind``.
 
     Args:
         place: of the value in its document, for the message.
 
     Raises:
-        ValueError: the value does not fit. The text names the place: ``files[3].name is missing``.
+        ValueError: the value does not fit. The message names the place: ``files[3].name is
+            missing``.
     """
     try:
         return msgspec.convert(value, kind)
@@ -134,10 +138,11 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 """BLAKE3 or SHA-256, in lower-case hexadecimal digits."""
 Line = Annotated[str, Meta(max_length=300), Check(_line_fault)]
-"""Text that can be shown: printable, on one line, and not long."""
+"""Printable text: one line, of limited length."""
 PathText = Annotated[str, Meta(max_length=4096), Check(_path_fault)]
-"""Text that a system may take for a path. Bytes that are no UTF-8 stand in it as Python has them
-(``surrogateescape``)."""
+"""Text that a system may use as a path. Bytes that are not UTF-8 are escaped as in Python
+(``surrogateescape``).
+"""
 TensorName = Annotated[str, Check(_name_fault)]
 """A name that a tensor of a safetensors file can have."""
 Sizes = Annotated[tuple[Whole, ...], Meta(max_length=64)]

@@ -1,4 +1,4 @@
-"""Progress as data: what long functions tell a caller while they work.
+"""Progress as data: events that long functions send to a caller.
 
 A caller passes ``on_event``; the command line renders the events, a library user may ignore them.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A long step begins; ``total`` is in bytes, or in what ``unit`` names, in the plural."""
+    """A long step begins; ``total`` is in bytes, or in ``unit`` (a plural)."""
 
     phase: str
     total: int
@@ -36,7 +36,7 @@ class PhaseDone:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A sentence for a person, about something decided or found; ``warning`` if it may matter."""
+    """A sentence for the user about a decision or a finding; ``warning`` if it may matter."""
 
     text: str
     warning: bool = False

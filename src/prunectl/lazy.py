@@ -1,7 +1,7 @@
-"""``torch``, imported by the first use of it and not by the import of a module that uses it.
+"""``torch``, imported on first use and not by the import of a module that uses it.
 
-``from prunectl.lazy import torch`` is for modules that the command line reads at its start. What
-runs while such a module is imported must not touch it: decorators, defaults, module constants.
+``from prunectl.lazy import torch`` is for modules that the command line imports at its start. Code
+that runs while such a module is imported must not use it: decorators, defaults, module constants.
 """
 
 from __future__ import annotations

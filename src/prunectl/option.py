@@ -28,26 +28,27 @@ HEADINGS = (
     HUB := "Hub",
     COMMON := "Common",
 )
-"""What options stand under in the help, in this order."""
+"""Headings of the help, in this order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Option:
-    """One option, or one argument, of a command.
+    """An option, or an argument, of a command.
 
     Attributes:
-        help: what it is for, in a sentence or two.
-        metavar: what stands for its value in the help. Completion knows what a MODEL, REV, SOURCE,
-            DIR and FILE are.
-        heading: what it stands under in the help.
+        help: its purpose, in a sentence or two.
+        metavar: the placeholder of its value in the help. Completion has its own values for MODEL,
+            REV, SOURCE, DIR and FILE.
+        heading: its heading in the help.
         name: its long form; default: the field's name with dashes.
         short: its short form.
-        is_argument: it is given by its place, without a name.
+        is_argument: whether it is positional.
         values: the values that completion offers, with their meanings.
         suffix: of the files that completion offers for a FILE.
-        read: makes the field's value of the text, or of the list of texts where it repeats.
-        repeats: it may be given several times. So may all whose field is a tuple of texts.
-        least: the smallest number that is taken.
+        read: converts the text, or the list of texts if it repeats, to the field's value.
+        repeats: whether it may be given several times, as every option may whose field is a tuple
+            of texts.
+        least: the smallest valid number.
         shows_default: whether the help states the default.
     """
 
@@ -67,12 +68,12 @@ class Option:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fields:
-    """Which fields of a settings class become options; without names: all that carry one.
+    """The fields of a settings class that become options; by default all with an :class:`Option`.
 
     Attributes:
-        only: these, and no others.
-        without: all but these.
-        instead: options that this command has in place of the fields' own.
+        only: names of these fields; empty for all.
+        without: names of fields to leave out.
+        instead: options of this command that replace those of the fields.
     """
 
     only: tuple[str, ...] = ()
@@ -81,7 +82,7 @@ class Fields:
 
 
 class Explained(StrEnum):
-    """A closed set of values that say what they mean: ``ROW = "row", "a threshold for each row"``.
+    """A closed set of values with their meanings: ``ROW = "row", "a threshold for each row"``.
 
     Attributes:
         meaning: a few words, for completion.
@@ -90,7 +91,7 @@ class Explained(StrEnum):
     meaning: str
 
     def __new__(cls, value: str, meaning: str = "") -> Self:
-        """A member, which equals its value; or one that there is, by its value alone."""
+        """Make a member, which equals its value; or return an existing one, by its value alone."""
         member = str.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
@@ -110,11 +111,11 @@ DTYPES = {
 
 
 def device_option(auto: str, text: str = "") -> Option:
-    """``--device``. A device that is not there is refused before a model is fetched.
+    """The option ``--device``. A device that does not exist is refused before a model is fetched.
 
     Args:
-        auto: what ``auto`` means.
-        text: the help, where it says more than that.
+        auto: the meaning of ``auto``.
+        text: the help, if it has more to explain.
     """
     text = text or f"Where it computes: auto ({auto}), cpu, cuda or cuda:N."
     values = {"auto": auto, **DEVICES}
@@ -127,15 +128,15 @@ def _device_that_is_there(name: str) -> str:
 
 
 def parts_of(texts: list[str]) -> list[str]:
-    """The parts between commas of all texts."""
+    """The parts of all texts, split at commas."""
     return [part.strip() for text in texts for part in text.split(",")]
 
 
 def shares_of(texts: list[str]) -> tuple[float, ...]:
-    """The numbers of ``--sparsity``, between commas or in several options.
+    """The numbers of ``--sparsity``, from texts with commas or from several options.
 
     Raises:
-        InvalidOption: one is no number.
+        InvalidOption: a part is not a number.
     """
     found = []
     for part in parts_of(texts):
@@ -149,10 +150,10 @@ def shares_of(texts: list[str]) -> tuple[float, ...]:
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """The whole numbers of ``--seeds``.
+    """The integers of ``--seeds``.
 
     Raises:
-        InvalidOption: one is none.
+        InvalidOption: a part is not an integer.
     """
     try:
         return tuple(int(part) for part in text.split(","))

@@ -1,7 +1,8 @@
 """Sparsity patterns: which weights may be zero together.
 
-``unstructured`` lets any weight go. ``N:M`` keeps at most N of every M consecutive weights along
-the input dimension (the last axis of a Linear); N counts the *kept* weights, as in NVIDIA's 2:4.
+``unstructured`` lets any weight be pruned. ``N:M`` keeps at most N of every M consecutive weights
+along the input dimension (the last axis of a Linear); N counts the *kept* weights, as in NVIDIA's
+2:4.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ COMMON_NMS = {
     "1:2": "keeps 1 of every 2 weights: half are zero",
     "1:4": "keeps 1 of every 4 weights: three quarters are zero",
 }
-"""The N:M patterns that are in use, and what they mean."""
+"""The common N:M patterns, and their meanings."""
 COMMON_PATTERNS = {"unstructured": "any weight may be zero", **COMMON_NMS}
-"""The same for options that take any pattern."""
+"""The common patterns for options that take any pattern."""
 COMMON_NMS_OR_NONE = {**COMMON_NMS, "none": "leaves out 2:4, which is measured otherwise"}
-"""The same for :func:`parse_added_nms`."""
+"""The common patterns for :func:`parse_added_nms`."""
 MAX_GROUP = 64
 """Largest M accepted: hardware and papers stop at 32, and group ranks are counted in O(M^2)."""
 
@@ -33,7 +34,7 @@ _NM = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
 
 
 class Scope(Explained):
-    """Which weights are compared with one another by unstructured pruning."""
+    """Which weights unstructured pruning compares with each other."""
 
     GLOBAL = "global", "one threshold for all prunable weights"
     TENSOR = "tensor", "a threshold for each tensor"
@@ -94,7 +95,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def _no_pattern(n: int, m: int) -> str:
-    """Why at most ``n`` of every ``m`` is no pattern; '' if it is one."""
+    """Why at most ``n`` of every ``m`` is not a pattern; '' if it is one."""
     if not all(isinstance(one, int) for one in (n, m)):
         return "N and M are whole numbers"
     if n <= 0:
@@ -119,17 +120,17 @@ def parse_nm(text: str) -> NM:
 
 
 def distinct_patterns(given: Iterable[Pattern | str]) -> tuple[Pattern, ...]:
-    """Patterns, or texts that :func:`parse_pattern` reads: each once, in their order."""
+    """Parse patterns or texts with :func:`parse_pattern`: distinct ones, in their order."""
     return tuple(dict.fromkeys(parse_pattern(p) if isinstance(p, str) else p for p in given))
 
 
 def distinct_nms(given: Iterable[NM | str]) -> tuple[NM, ...]:
-    """N:M patterns, or texts that :func:`parse_nm` reads: each once, in their order."""
+    """Parse N:M patterns or texts with :func:`parse_nm`: distinct ones, in their order."""
     return tuple(dict.fromkeys(parse_nm(p) if isinstance(p, str) else p for p in given))
 
 
 def parse_added_nms(texts: Iterable[str]) -> tuple[NM, ...]:
-    """2:4 unless ``none`` is among the texts, then what they add: each once, in their order.
+    """2:4, unless ``none`` is among the texts, then the other texts: distinct ones, in their order.
 
     Raises:
         InvalidPattern: neither N:M nor ``none``.
@@ -140,16 +141,18 @@ def parse_added_nms(texts: Iterable[str]) -> tuple[NM, ...]:
 
 
 def nearest_prefix(steps: Iterable[int], wanted: int) -> int:
-    """How many of the first steps bring their sum nearest to ``wanted``; of equals, the fewest."""
+    """The number of first steps with the sum nearest to ``wanted``; of equally near ones, the
+    fewest.
+    """
     distances = [abs(total - wanted) for total in itertools.accumulate(steps, initial=0)]
     return distances.index(min(distances))
 
 
 def pruned_count(sparsity: float, weights: int) -> int:
-    """The exact count of zeros that a sparsity means: ``k = floor(s*P + 0.5)``.
+    """The exact number of zeros of a sparsity: ``k = floor(s*P + 0.5)``.
 
-    ``s`` is taken as the decimal that it prints as, so that 0.3 of 5 weights is 1.5 and not a bit
-    less, and the arithmetic is exact for any number of weights.
+    ``s`` is taken as the decimal that it prints as, so that 0.3 of 5 weights is exactly 1.5, and
+    the arithmetic is exact for any number of weights.
     """
     share = Fraction(repr(float(sparsity)))
     return (2 * share.numerator * weights + share.denominator) // (2 * share.denominator)

@@ -1,4 +1,4 @@
-"""Results as plain JSON values."""
+"""Results as JSON values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists, paths and keys to text.
+    """Convert dataclasses to dicts, tuples to lists, paths and keys to text.
 
     NaN and Inf, which JSON lacks, become the strings ``NaN``, ``Infinity`` and ``-Infinity``.
     """

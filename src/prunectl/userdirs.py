@@ -1,4 +1,4 @@
-"""The user's folders: what ``~`` means, and the cache, which holds what prunectl may forget."""
+"""The user's folders: the meaning of ``~``, and the cache, whose contents can be made again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 KEPT_PER_KIND = 64
-"""Cache files of one kind that are kept; a measurement of a 7B model takes about 20 MB."""
+"""Cache files of one kind to keep; the measurement of a 7B model takes about 20 MB."""
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:
-    """The path that a user named; ``~`` and ``~user`` at its start are home folders, as in a shell.
+    """A path from the user; ``~`` and ``~user`` at its start are home folders, as in a shell.
 
-    The ``~`` of an unknown user stays. Only a text that begins with ``~`` is expanded: ``./~`` is a
-    file in the current folder. Its path is absolute, since a relative Path would drop the ``./``.
+    The ``~`` of an unknown user is kept. Only a text that begins with ``~`` is expanded: ``./~`` is
+    a file in the current folder. Its path is absolute, since a relative Path would drop the ``./``.
     """
     named = os.fspath(text)
     path = Path(os.path.expanduser(named))  # noqa: PTH111 - a Path would be without the ./
@@ -38,8 +38,8 @@ def cache_dir() -> Path:
 def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | None:
     """Write a cache file through a temporary name, so that readers see all of it or nothing.
 
-    Returns its path, or None where the cache cannot be written: a cache that does not work costs
-    time and must not cost the result.
+    Returns its path, or None if the cache cannot be written: a failing cache costs time, but must
+    not cost the result.
     """
     folder = cache_dir()
     try:
@@ -63,9 +63,10 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
 
 
 def forget_oldest(folder: Path, name: str) -> None:
-    """Keep the newest files of a kind (the name up to its first '-'), so that nothing piles up.
+    """Keep the newest files of a kind (the name up to its first '-'), so that the cache does not
+    grow.
 
-    ``name`` itself stays, also where the clock was set back and all others are of the future.
+    ``name`` itself is kept, even if the clock was set back and all others are from the future.
     """
     kind = f"{name.partition('-')[0]}-*"
     others = [path for path in folder.glob(kind) if path.name != name]

@@ -18,7 +18,7 @@ from prunectl.disks import ALIGNMENT, aligned, open_direct, share_in_memory
 Bytes = npt.NDArray[np.uint8]
 
 DIRECT_FROM = 64 << 20
-"""Files of at least so many bytes are read directly."""
+"""Files of at least this many bytes are read directly."""
 _WINDOW = 1 << 20
 """Bytes of one direct read."""
 _HELD = 0.5

@@ -38,7 +38,7 @@ Short = Annotated[str, Meta(max_length=1024)]
 
 
 class _Described(Document, frozen=True):
-    """What the metadata say of a mask, under the tensor's name."""
+    """The description of a mask in the metadata, under the tensor's name."""
 
     shape: Sizes
     zeros: Whole
@@ -53,7 +53,7 @@ class _SourceFile(Document, frozen=True):
 
 
 class _Source(Document, frozen=True):
-    """What the metadata say of the model that the masks were made from."""
+    """The description of the masks' source model in the metadata."""
 
     model: Short | None = None
     kind: Short | None = None
@@ -196,7 +196,7 @@ def digest_bits(file: MaskFile, mask: Mask, reader: TensorReader, digest: Any) -
     if kept != mask.numel - mask.zeros:
         raise BadMaskFile(
             file.path,
-            f"'{mask.name}' removes {mask.numel - kept:,} weights, its header says {mask.zeros:,}",
+            f"'{mask.name}' removes {mask.numel - kept:,} weights, the header says {mask.zeros:,}",
         )
 
 

@@ -141,7 +141,7 @@ def _manifest_of(checkpoint: Checkpoint) -> Manifest | None:
             raise BadManifest(
                 path,
                 f"and the weight files disagree about tensor '{name}'",
-                hint="the folder was changed: prunectl verify says how",
+                hint="the folder was changed: prunectl verify shows how",
             )
     return manifest
 

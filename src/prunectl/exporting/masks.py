@@ -117,7 +117,7 @@ def _check_target(output: Path, sources: Sequence[Path], *, force: bool) -> Path
         for source in (path.resolve() for path in sources):
             if target == source or source in target.parents:
                 why = f"lies in the source {source}, which is never changed"
-                raise OutputConflict(output, why, hint="choose an -o outside of it")
+                raise OutputConflict(output, why, hint="choose an -o outside it")
         if target.is_dir():
             raise OutputConflict(output, "is a folder; the masks are one file")
         if not target.parent.is_dir():

@@ -202,5 +202,5 @@ def _check_records(
             raise BadCheckpoint(
                 stored.folder / MANIFEST_NAME,
                 f"and the weight files disagree about tensor '{name}'",
-                hint="the folder was changed: prunectl verify says how",
+                hint="the folder was changed: prunectl verify shows how",
             )

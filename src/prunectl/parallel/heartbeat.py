@@ -131,7 +131,7 @@ class Watch:
             if rank != self._rank:
                 return RankFailed(rank, host, why, hint=hint, code=code)
             if not self._said:
-                return RanksLost(f"this one {why}; the others gave it up")
+                return RanksLost(f"this one {why}; the others gave up on it")
         return None
 
     def _neighbour(self, look: int) -> RankFailed | RanksLost | None:

@@ -30,8 +30,8 @@ _MESSAGE = 16 << 20
 """Bytes of results that are sent together, and the limit of those that wait in memory."""
 
 SAME_CALLS = (
-    "all make the same calls with ranks=; whether it is the first is asked for what follows, such "
-    "as printing"
+    "all ranks must make the same calls with ranks=; ask is_first only for what follows, such as "
+    "printing"
 )
 SAME_COMMAND = "all need the same command, with the same options, and the same version of prunectl"
 

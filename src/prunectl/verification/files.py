@@ -127,7 +127,7 @@ def check_index(folder: Path, manifest: Manifest, findings: Findings) -> None:
         return
     for tensor in manifest.tensors:
         if where.get(tensor.name) != tensor.file:
-            findings.add("index", tensor.name, f"is in {tensor.file}, the index says otherwise")
+            findings.add("index", tensor.name, f"is in {tensor.file}; the index differs")
     for name in sorted(where.keys() - {tensor.name for tensor in manifest.tensors}):
         findings.add("index", name, "is in the index and not in the manifest")
 

@@ -185,7 +185,7 @@ def _check_tensors(
         record, (layout, size) = records[name], stored[name]
         if (record.layout, record.stored_bytes or size) != (layout, size):
             says = f"{record.layout} in {record.stored_bytes or 0:,} bytes"
-            detail = f"is {layout} in {size:,} bytes, the manifest says {says}"
+            detail = f"is {layout} in {size:,} bytes, the manifest states {says}"
             findings.add("layout", name, detail)
     zeros = 0
     for _, found, differences in check_weights(output, records, origin, run):
