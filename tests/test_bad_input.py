@@ -432,7 +432,7 @@ def test_a_read_only_disk(source: Path, small_disk: Path, prepared: Prepared) ->
     subprocess.run(["mount", "-o", "remount,ro,size=4194304", small_disk], check=True)
     prepared()
     error = refused(CannotWrite, small_disk.name, source, small_disk / "out", code=1)
-    assert "can be written" in error.hint
+    assert "writable place" in error.hint
 
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may write anywhere")

@@ -202,7 +202,7 @@ def test_what_is_damaged_before_it_is_in_the_output(
                 damaged.extend(list(file.keys())[-1:])
             reference.flip_bit(block_file(out, 2))
 
-    with pytest.raises(DamagedWork, match=r"layers\.2.*changed on the disk") as failed:
+    with pytest.raises(DamagedWork, match=r"layers\.2.*changed on disk") as failed:
         prune(source, out, SPARSEGPT, on_event=damage)
     assert failed.value.path == str(out)
     assert damaged

@@ -339,7 +339,7 @@ W, H, M = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
 NAN_W, NAN_H = W * float("nan"), H * float("inf")
 T = PerRow(2)
 BAD = {
-    "wanda: 1-D": (lambda: wanda(W[0], H[0], T), "of shape"),
+    "wanda: 1-D": (lambda: wanda(W[0], H[0], T), "must be"),
     "wanda: NaN": (lambda: wanda(NAN_W, H[0], T), "weight holds NaN"),
     "wanda: norms": (lambda: wanda(W, H[0, :3], T), r"norms is of shape \[4\]"),
     "wanda: negative": (lambda: wanda(W, -H[0] - 1, T), "negative"),
@@ -356,12 +356,12 @@ BAD = {
     "admm: NaN": (lambda: admm(NAN_W, H, T), "weight holds NaN"),
     "admm: damping": (lambda: admm(W, H, T, damping=float("nan")), "damping"),
     "admm: target": (lambda: admm(W, H, NM(2, 3)), "cannot follow"),
-    "refine: shape": (lambda: refine(W, W[:1], M, H), "not of the weight's shape"),
+    "refine: shape": (lambda: refine(W, W[:1], M, H), "not have the weight's shape"),
     "refine: mask": (lambda: refine(W, W, M[:1], H), "mask"),
     "refine: floats": (lambda: refine(W, W, W, H), "a mask is bool"),
     "refine: NaN": (lambda: refine(W, NAN_W, M, H), "weight holds NaN"),
     "loss: NaN": (lambda: output_error(W, NAN_W, H), "weight holds NaN"),
-    "loss: shape": (lambda: row_errors(W, W[:1], H), "not of the weight's shape"),
+    "loss: shape": (lambda: row_errors(W, W[:1], H), "not have the weight's shape"),
 }
 
 

@@ -321,7 +321,7 @@ def test_bits_that_the_header_contradicts_are_found_before_anything_is_written(
     lie = masks.described(*made[UP]) | {"zeros": 1}
     path = masks.write(tmp_path / "m", made, {UP: lie})
     assert isinstance(plan_prune(source, by(path)), Plan)  # headers alone do not tell
-    with pytest.raises(BadMaskFile, match="its header says 1"):
+    with pytest.raises(BadMaskFile, match="the header says 1"):
         prune(source, tmp_path / "out", by(path))
     assert {p.name for p in tmp_path.iterdir()} == {"source", "m"}
 

@@ -464,7 +464,7 @@ def test_access_revisions_and_names(hub: Hub) -> None:
         ("org/missing", {"token": WRITER}, "ModelNotFound", "org/missing: neither"),
         ("org/name@v9", {}, "ModelNotFound", "org/name@v9: the repository has no such revision"),
         ("org/name@v1", {"revision": "v2"}, "ModelNotFound", "names revision v1"),
-        ("a/b/c", {}, "ModelNotFound", "not a Hub id either"),
+        ("a/b/c", {}, "ModelNotFound", "nor a Hub id"),
         ("org/name/model.safetensors", {}, "ModelNotFound", "no such file"),
     ]
     answers = looks(hub.url, *(("remote", model, kwargs) for model, kwargs, _, _ in expected))

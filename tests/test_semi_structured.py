@@ -24,9 +24,9 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ((192, 512), torch.bfloat16, ""),
         ((16, 16), torch.float16, ""),
-        ((192, 24), torch.bfloat16, "no multiples"),
-        ((24, 192), torch.bfloat16, "no multiples"),
-        ((0, 64), torch.bfloat16, "no multiples"),
+        ((192, 24), torch.bfloat16, "not multiples"),
+        ((24, 192), torch.bfloat16, "not multiples"),
+        ((0, 64), torch.bfloat16, "not multiples"),
         ((192, 512), torch.float32, "no kernel"),
         ((2, 64, 64), torch.float16, "not a matrix"),
     ],

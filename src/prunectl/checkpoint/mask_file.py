@@ -129,7 +129,7 @@ def read_masks(path: Path) -> MaskFile:
         raise BadMaskFile(
             path,
             f"has format version {int(version[1])}; this prunectl reads {VERSION}",
-            hint="upgrade prunectl: pip install -U prunectl",
+            hint="a newer prunectl is needed: pip install -U prunectl",
         )
     described = _metadata(path, metadata, "masks", dict[str, Any])
     stored = {tensor.name: tensor for tensor in tensors}

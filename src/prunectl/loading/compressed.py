@@ -132,7 +132,7 @@ def _descriptions(
         raise BadCheckpoint(
             stored.folder / file,
             f"compressed in format {reprlib.repr(version)}; this prunectl reads {FORMAT_VERSION!r}",
-            hint="upgrade prunectl: pip install -U prunectl",
+            hint="a newer prunectl is needed: pip install -U prunectl",
         )
     tensors = document.get("tensors")
     if not isinstance(tensors, dict) or not all(isinstance(v, dict) for v in tensors.values()):
