@@ -353,7 +353,7 @@ def test_files_without_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.txt", "config.json", "model", "model.h5"])
 def test_a_file_of_another_kind(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(NoWeights, match="not a weights file") as caught:
+    with pytest.raises(NoWeights, match="not that of a weights file") as caught:
         open_checkpoint(tmp_path / name)
     assert caught.value.where == str(tmp_path / name)
 

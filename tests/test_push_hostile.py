@@ -66,7 +66,7 @@ def test_a_pipe_in_the_folder_is_no_file(pusher: Worker, repo: str, out: Path, n
     os.mkfifo(out / name)
     found = pusher.push(out, repo, WRITER)
     assert found["error"] == "NotVerified"
-    assert f"{name} is no regular file" in found["text"]
+    assert f"{name} is not a regular file" in found["text"]
 
 
 def test_a_card_that_is_not_utf_8_is_found_before_a_repository_is_made(

@@ -157,7 +157,7 @@ def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
     if not is_repo_id(repo_id) or text.endswith((".safetensors", *PICKLE_SUFFIXES)):
         raise ModelNotFound(
             text,
-            "not a file or folder, nor a Hub id",
+            "no such file or folder, nor a Hub id",
             hint="give org/name, a folder with a checkpoint, or one weights file",
         )
     return repo_id, revision or inline
