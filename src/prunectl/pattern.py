@@ -141,9 +141,7 @@ def parse_added_nms(texts: Iterable[str]) -> tuple[NM, ...]:
 
 
 def nearest_prefix(steps: Iterable[int], wanted: int) -> int:
-    """The number of first steps with the sum nearest to ``wanted``; of equally near ones, the
-    fewest.
-    """
+    """The number of first steps whose sum is nearest to ``wanted``; of equals, the smallest."""
     distances = [abs(total - wanted) for total in itertools.accumulate(steps, initial=0)]
     return distances.index(min(distances))
 

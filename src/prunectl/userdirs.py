@@ -63,8 +63,7 @@ def write_cache_file(name: str, write: Callable[[BinaryIO], object]) -> Path | N
 
 
 def forget_oldest(folder: Path, name: str) -> None:
-    """Keep the newest files of a kind (the name up to its first '-'), so that the cache does not
-    grow.
+    """Keep the newest files of a kind (the name up to its first '-'), and delete older ones.
 
     ``name`` itself is kept, even if the clock was set back and all others are from the future.
     """

@@ -62,11 +62,10 @@ def magnitudes(measured: Measured, tensors: Sequence[TensorStats]) -> Magnitudes
 
 
 def cuts(measured: Measured, tensors: Sequence[TensorStats]) -> Cuts:
-    """The zeros of magnitude pruning at thresholds about 1% of the weights apart; see
-    :class:`Cuts`.
+    """The zeros of magnitude pruning at thresholds about 1% of the weights apart.
 
     Makes two passes over the histograms of the prunable tensors: one finds the thresholds, one
-    counts.
+    counts. See :class:`Cuts`.
     """
     prunable = [t for t in tensors if t.prunable and t.numel]
     if not prunable:

@@ -81,8 +81,7 @@ def _after(tensor: TensorStats, change: _Change) -> Statistics:
 
 
 def stored_as(id_: str) -> str:
-    """A description of a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``,
-    ``nm@2:4``.
+    """Describe a key of ``predicted_bytes``: ``dense``, ``packed``, ``bitmask@0.4``, ``nm@2:4``.
 
     An unknown key is returned unchanged.
     """

@@ -106,8 +106,7 @@ def open_stored(
     trust_remote_code: bool = False,
     on_event: OnEvent | None = None,
 ) -> Checkpoint:
-    """Open like :func:`open_checkpoint`, but also compressed folders: their tensors are the stored
-    parts.
+    """Open like :func:`open_checkpoint`, but a compressed folder as its stored parts.
 
     Raises:
         SourceError, InvalidOption: as :func:`open_checkpoint`.
@@ -164,9 +163,7 @@ def hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _open_demo(revision: str | None, *, trust_remote_code: bool) -> Checkpoint:
-    """The embedded model. Its name has the same meaning everywhere: no folder of that name hides
-    it.
-    """
+    """The embedded model. No folder of the same name hides it."""
     if revision:
         raise InvalidOption(
             f"--revision {revision} is for Hub ids, and {demo.NAME} is the embedded model",

@@ -118,9 +118,7 @@ class Encoder(Protocol):
         """The final bytes of the small part."""
 
     def parts(self, large: int, padding: int) -> tuple[StoredPart, StoredPart]:
-        """The large and the small part, given the bytes of the large one; the last includes the
-        padding.
-        """
+        """Both parts, given the bytes of the large one; the last part includes the padding."""
 
 
 class Decoder(Protocol):

@@ -44,9 +44,7 @@ opened: set[str] = set()
 
 
 class SafeOpen:
-    """The part of the interface of ``safetensors.safe_open`` that loaders use, for a compressed
-    file.
-    """
+    """The part of ``safetensors.safe_open`` that loaders use, for a compressed file."""
 
     def __init__(self, path: Path) -> None:
         self._weights: Weights = open_weights(path)

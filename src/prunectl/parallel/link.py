@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST = datetime.timedelta(days=7)
-"""Timeout of collective operations, since ranks may work for long. The heartbeat notices dead
-ranks.
-"""
+"""Timeout of collective operations: long, since the heartbeat notices dead ranks."""
 _CONNECTING = datetime.timedelta(seconds=30)
 """Timeout of connecting to a rank that has arrived at the rendezvous."""
 _PIECE = 64 << 20

@@ -108,7 +108,7 @@ def select_2_4(groups, table, values, positions):  # type: ignore[no-untyped-def
 def place(positions, values, n, groups):  # type: ignore[no-untyped-def]
     """Invert :func:`select`; return the first group with bad positions, or -1.
 
-    Positions are bad if they do not ascend, or are outside the group.
+    Positions are bad if they do not ascend, or lie outside the group.
     """
     m = groups.shape[1]
     k = 0

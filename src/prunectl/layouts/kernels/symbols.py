@@ -37,9 +37,7 @@ def tally(codes, tables):  # type: ignore[no-untyped-def]
 
 @jit
 def split(values, symbols, lows):  # type: ignore[no-untyped-def]
-    """Split into symbols and the other bits, sign on top, as ``lows`` [bytes - 1, n], low byte
-    first.
-    """
+    """Split into symbols and ``lows`` [bytes - 1, n]: the other bits, sign on top, low byte first."""
     kind = values.dtype.type
     planes = lows.shape[0]
     if planes == 0:
@@ -81,9 +79,7 @@ def join(symbols, lows, values):  # type: ignore[no-untyped-def]
 
 @jit
 def to_digits(symbols, digit_of, escape, escapes):  # type: ignore[no-untyped-def]
-    """Replace symbols by digits, in place; write escaped ones to ``escapes`` and return their
-    number.
-    """
+    """Replace symbols by digits, in place; escaped ones go to ``escapes``. Return their number."""
     k = np.uint64(0)
     for i in range(symbols.size):
         symbol = symbols[i]
