@@ -61,7 +61,7 @@ def _checks(kind: type[Document]) -> tuple[tuple[str, Callable[[Any], str]], ...
 
 
 def _checks_in(hint: Any) -> Iterator[Check]:
-    """The checks in ``Annotated[...]`` and ``Annotated[...] | None``, not those of a list's items."""
+    """The checks in ``Annotated[...]``, also in ``... | None``, but not those of a list's items."""
     for part in (hint, *get_args(hint)):
         yield from (note for note in getattr(part, "__metadata__", ()) if isinstance(note, Check))
 

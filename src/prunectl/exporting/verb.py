@@ -144,7 +144,7 @@ def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored]
             sink.finish(writer, [to_json(one) for one in written])
             ours += written
     if run.ranks.count > 1:
-        sink.wait()  # flushed before other ranks hear of it
+        sink.wait()  # flushed before the other ranks know of it
     stored |= {one.name: one for one in run.ranks.all_gather(ours)}
     return stored, len(shards) - len(todo)
 

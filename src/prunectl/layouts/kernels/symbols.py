@@ -37,7 +37,7 @@ def tally(codes, tables):  # type: ignore[no-untyped-def]
 
 @jit
 def split(values, symbols, lows):  # type: ignore[no-untyped-def]
-    """Split into symbols and ``lows`` [bytes - 1, n]: the other bits, sign on top, low byte first."""
+    """Split into symbols and ``lows`` [bytes - 1, n]: other bits, sign on top, low byte first."""
     kind = values.dtype.type
     planes = lows.shape[0]
     if planes == 0:
