@@ -242,8 +242,7 @@ def room_for(shard: PartsShard, choices: Mapping[str, Choice]) -> int:
     return header_room(entries, described, digests)
 
 
-# --- dense files: a compressed folder stored densely again, or new shards
-# --------------------------
+# --- dense files: a compressed folder made dense, or new shards -----------------------------------
 
 
 def write_dense(

@@ -33,8 +33,8 @@ def load_model(
     """Load a dense or compressed model for inference or training.
 
     The module tree is built without memory (accelerate's empty weights). Each tensor is decoded,
-    checked against its hash and moved to its device on its own, so the host holds only the model's
-    share and the few tensors that are being decoded. A weight of the model that is missing is an
+    checked against its hash and moved to its device on its own: in addition to the model, the host
+    holds only the few tensors that are being decoded. A weight of the model that is missing is an
     error; none is initialized at random.
 
     Args:

@@ -254,8 +254,7 @@ def _check_loads(
         found = check([tensor.spec for tensor in output.tensors])
         unused: set[str] = set()
         if found.unexpected:
-            # tensors that the model does not use are often in its source too: a pooler, a second
-            # head
+            # tensors that the model does not use are often in its source too, such as a pooler
             unused = set(check([_spec_of(record) for record in manifest.tensors]).unexpected)
     except UnknownArchitecture as error:
         findings.impossible["loads"] = error.message
