@@ -62,8 +62,8 @@ def plan_devices(
     options = {"no_split_module_classes": sorted(whole)}
     room = {device.index: int(_SHARE * nbytes) for device, nbytes in free.items()}
     balanced = get_balanced_memory(model, max_memory=dict(room), **options)
-    # accelerate reserves room on the first device for offloaded layers; nothing is offloaded here.
-    # Apple's GPU is excluded, or accelerate would reserve the room there.
+    # On the first device, accelerate reserves room for layers offloaded to the host's memory; here
+    # none are. With an entry for Apple's GPU, it reserves that room there instead.
     nowhere = {"mps": 0}
     for limits in (balanced, room):
         found = infer_auto_device_map(model, max_memory={**limits, **nowhere}, **options)
