@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunectl.methods.target import PerRow, PerTensor, Target
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor
 from prunectl.pattern import NM
 
 
@@ -34,7 +34,7 @@ def second_moments(x: Tensor) -> Tensor:
     return (2 / len(x) * (x.double().T @ x.double())).float()
 
 
-def keep(scores: np.ndarray, target: Target) -> np.ndarray:
+def keep(scores: np.ndarray, target: MatrixGoal) -> np.ndarray:
     """``choose`` by sorting, one comparison group after the other."""
     mask = np.ones(scores.shape, bool)
     if isinstance(target, PerTensor):
@@ -63,7 +63,7 @@ def precedence(scores: np.ndarray, weight: np.ndarray, dead: np.ndarray) -> np.n
 
 
 def shares_of(
-    target: Target, weight: np.ndarray, dead: np.ndarray, ends: list[int]
+    target: MatrixGoal, weight: np.ndarray, dead: np.ndarray, ends: list[int]
 ) -> list[list[int]]:
     """How many go of each block of columns, by row, or (PerTensor) of all rows together.
 
@@ -88,7 +88,7 @@ def shares_of(
 
 
 def sparsegpt_reference(
-    weight: Tensor, hessian: Tensor, target: Target, block: int, damping: float
+    weight: Tensor, hessian: Tensor, target: MatrixGoal, block: int, damping: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """SparseGPT by its definition, in double precision: no Cholesky factor, no blocked updates.
 

@@ -12,8 +12,8 @@ from methods_reference import errors, layer, second_moments
 
 from prunectl.calibration.matrix import Done, DtypeRounding, MatrixPruner, unit_of
 from prunectl.calibration.targets import ByRowBlocks, Goal
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor
 from prunectl.methods.statistics import Gram
-from prunectl.methods.target import PerRow, PerTensor, Target
 from prunectl.pattern import NM
 from prunectl.plan.settings import Method
 
@@ -38,7 +38,7 @@ def prune(
 @pytest.mark.parametrize("factor", [1e-7, 1.0])
 @pytest.mark.parametrize("goal", [PerTensor(500), PerRow(31), NM(2, 4)], ids=str)
 def test_no_survivor_is_rounded_to_zero(
-    dtype: torch.dtype, method: Method, factor: float, goal: Target
+    dtype: torch.dtype, method: Method, factor: float, goal: MatrixGoal
 ) -> None:
     """In fp16, weights of 1e-8 round to zero; exactly as many are zero as were asked for."""
     weight, x = layer(16, 64, 0)

@@ -10,19 +10,19 @@ from methods_reference import errors, keep, layer, precedence, second_moments, s
 
 from prunectl.methods.admm import admm
 from prunectl.methods.factor import SingularHessian
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor, choose
 from prunectl.methods.loss import output_error, row_errors
 from prunectl.methods.magnitude import magnitude
 from prunectl.methods.refine import refine
 from prunectl.methods.sparsegpt import sparsegpt
 from prunectl.methods.statistics import Gram
-from prunectl.methods.target import PerRow, PerTensor, Target, choose
 from prunectl.methods.wanda import wanda
 from prunectl.pattern import NM
 
 TARGETS = [PerTensor(0), PerTensor(331), PerRow(17), NM(2, 4), NM(4, 8), NM(6, 8), NM(1, 32)]
 
 
-def zeros_follow(mask: torch.Tensor, target: Target) -> None:
+def zeros_follow(mask: torch.Tensor, target: MatrixGoal) -> None:
     if isinstance(target, PerTensor):
         assert int((~mask).sum()) == target.zeros
     elif isinstance(target, PerRow):
@@ -167,7 +167,7 @@ def test_choose_is_a_stable_sort(
 
 
 @pytest.mark.parametrize("target", [PerTensor(1), PerRow(1), NM(2, 4)])
-def test_choose_refuses_nan(target: Target) -> None:
+def test_choose_refuses_nan(target: MatrixGoal) -> None:
     scores = torch.ones(2, 4)
     scores[1, 2] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
@@ -175,7 +175,7 @@ def test_choose_refuses_nan(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", [PerTensor(9), PerTensor(-1), PerRow(5), NM(2, 3)])
-def test_choose_refuses_what_does_not_fit(target: Target) -> None:
+def test_choose_refuses_what_does_not_fit(target: MatrixGoal) -> None:
     with pytest.raises(ValueError, match=r"zeros do not fit|cannot follow"):
         choose(torch.ones(2, 4), target)
 
@@ -184,7 +184,7 @@ def test_choose_refuses_what_does_not_fit(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_wanda_and_magnitude_are_their_loops(target: Target) -> None:
+def test_wanda_and_magnitude_are_their_loops(target: MatrixGoal) -> None:
     weight, x = layer(20, 64, 3, dead=5)
     norms = x.double().norm(dim=0).float()
     dead = norms.numpy() == 0
@@ -211,7 +211,9 @@ def test_wanda_and_magnitude_are_their_loops(target: Target) -> None:
 @pytest.mark.parametrize(
     ("dead", "zeros"), few([(0, 0), (6, 0), (0, 0.2), (6, 0.2), (30, 0.4)], (6, 0.2))
 )
-def test_sparsegpt_is_its_definition(target: Target, block: int, dead: int, zeros: float) -> None:
+def test_sparsegpt_is_its_definition(
+    target: MatrixGoal, block: int, dead: int, zeros: float
+) -> None:
     weight, x = layer(20, 64, 4, dead=dead)
     weight[:, ::3].masked_fill_(
         torch.rand(20, 22, generator=torch.Generator().manual_seed(5)) < 3 * zeros / 2, -0.0

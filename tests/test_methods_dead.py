@@ -11,17 +11,17 @@ from methods_reference import errors, keep, layer, precedence, second_moments
 
 from prunectl.methods.admm import admm
 from prunectl.methods.factor import SingularHessian
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor, choose_counts
 from prunectl.methods.magnitude import magnitude
 from prunectl.methods.sparsegpt import sparsegpt
 from prunectl.methods.spec import Pruned
-from prunectl.methods.target import PerRow, PerTensor, Target, choose_counts
 from prunectl.methods.wanda import wanda
 from prunectl.pattern import NM
 
-Method = Callable[[torch.Tensor, torch.Tensor, Target], Pruned]
+Method = Callable[[torch.Tensor, torch.Tensor, MatrixGoal], Pruned]
 
 
-def by_norms(weight: torch.Tensor, hessian: torch.Tensor, target: Target) -> Pruned:
+def by_norms(weight: torch.Tensor, hessian: torch.Tensor, target: MatrixGoal) -> Pruned:
     return wanda(weight, hessian.diagonal().sqrt(), target)
 
 
@@ -36,7 +36,7 @@ def free_of(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("zeros", [0.0, 0.5])
 @pytest.mark.parametrize("target", [PerTensor(4096), PerTensor(2458), PerRow(77), PerRow(200)])
-def test_the_weight_has_exactly_as_many_zeros(name: str, zeros: float, target: Target) -> None:
+def test_the_weight_has_exactly_as_many_zeros(name: str, zeros: float, target: MatrixGoal) -> None:
     weight, x = layer(32, 256, 1, dead=80)
     weight.view(-1)[: int(zeros * weight.numel())] = 0.0  # the first rows are all zero
     hessian = second_moments(x)
@@ -57,13 +57,13 @@ def test_the_weight_has_exactly_as_many_zeros(name: str, zeros: float, target: T
         assert not (lost.any() and kept.any())
 
 
-def compared(a: torch.Tensor, b: torch.Tensor, target: Target) -> list[torch.Tensor]:
+def compared(a: torch.Tensor, b: torch.Tensor, target: MatrixGoal) -> list[torch.Tensor]:
     return [a, b] if isinstance(target, PerRow) else [a.view(1, -1), b.view(1, -1)]
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("target", [PerTensor(300), PerRow(17), NM(2, 4), NM(3, 8)], ids=str)
-def test_where_no_input_fired_magnitudes_decide(name: str, target: Target) -> None:
+def test_where_no_input_fired_magnitudes_decide(name: str, target: MatrixGoal) -> None:
     weight = layer(20, 64, 2)[0]
     weight[3] = weight[2].abs()  # ties
     weight[5, ::2] = 0.0
@@ -75,7 +75,7 @@ def test_where_no_input_fired_magnitudes_decide(name: str, target: Target) -> No
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("target", [PerTensor(500), PerRow(24), NM(2, 4)], ids=str)
-def test_fewer_go_than_cost_nothing(name: str, target: Target) -> None:
+def test_fewer_go_than_cost_nothing(name: str, target: MatrixGoal) -> None:
     """Then only these go, zeros first, then the smallest of dead inputs; no output changes."""
     weight, x = layer(16, 64, 3, dead=40)
     weight.masked_fill_(torch.rand(16, 64, generator=torch.Generator().manual_seed(0)) < 0.1, -0.0)

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 import prunectl.methods.refine as refine_module
 from prunectl import demo
 from prunectl.methods.admm import admm
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor
 from prunectl.methods.loss import output_error
 from prunectl.methods.magnitude import magnitude
 from prunectl.methods.refine import refine
 from prunectl.methods.sparsegpt import sparsegpt
-from prunectl.methods.target import PerRow, PerTensor, Target
 from prunectl.methods.wanda import wanda
 from prunectl.pattern import NM
 
 
 @pytest.mark.parametrize("target", [PerRow(30), PerTensor(900), NM(2, 4), PerTensor(0)], ids=str)
 @pytest.mark.parametrize("damping", [0.01, 0.1])
-def test_refine_finds_the_least_squares_solution(target: Target, damping: float) -> None:
+def test_refine_finds_the_least_squares_solution(target: MatrixGoal, damping: float) -> None:
     weight, x = layer(24, 60, 0)
     hessian = second_moments(x)
     pruned = magnitude(weight, target)
@@ -110,7 +110,7 @@ def test_admm_is_below_sparsegpt_refined(source: str | int, pattern: str) -> Non
         weight, x = layer(64, 96, source)
         hessian = second_moments(x)
     half = weight.numel() // 2
-    targets: dict[str, Target] = {
+    targets: dict[str, MatrixGoal] = {
         "50%": PerTensor(half),
         "50% per row": PerRow(weight.shape[1] // 2),
         "2:4": NM(2, 4),

@@ -43,7 +43,7 @@ from prunectl.events import Advanced, Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.weights import load_state_dict
-from prunectl.methods.target import PerRow, PerTensor, Target
+from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor
 from prunectl.output import target
 from prunectl.output.manifest import read_manifest
 from prunectl.plan.settings import Calibration
@@ -138,7 +138,7 @@ def plain_run(
     return found
 
 
-def goal_of(weight: torch.Tensor, sparsity: float | None, scope: str, pattern: str) -> Target:
+def goal_of(weight: torch.Tensor, sparsity: float | None, scope: str, pattern: str) -> MatrixGoal:
     if pattern:
         return NM(*map(int, pattern.split(":")))
     assert sparsity is not None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunectl.calibration.pruner import Captured
-    from prunectl.methods.target import Target
+    from prunectl.methods.goal import MatrixGoal
 
 
 class ByMask(Protocol):
@@ -88,7 +88,7 @@ class ByRowBlocks:
     zeros: int
 
 
-Goal: TypeAlias = "Target | Masked | ByRowBlocks"
+Goal: TypeAlias = "MatrixGoal | Masked | ByRowBlocks"
 """What is asked of one matrix."""
 
 
@@ -99,7 +99,7 @@ def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None)
     matrix has given of a budget is told to its shares before the next goal is asked for.
     """
     from prunectl.calibration.capture import as_matrices
-    from prunectl.methods.target import PerRow, PerTensor
+    from prunectl.methods.goal import PerRow, PerTensor
 
     match target:
         case ByPattern(pattern):

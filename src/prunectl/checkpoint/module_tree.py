@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Destination:
     """The (first) parameter that a stored tensor becomes, and how it is converted.
 
     Attributes:
@@ -238,7 +238,7 @@ def _counts(value: Any) -> Iterator[int]:
             yield each
 
 
-def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]:
+def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Destination]:
     """Where ``from_pretrained`` would load tensors of these names; unused names are left out.
 
     Follows the steps of transformers' ``convert_and_load_state_dict_in_model``: the renamings and
@@ -271,7 +271,7 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
     # hooks of custom code can add keys to a state dict that no module has
     owned = {name for name, _ in tensors} & state.keys()
     prefix = model.base_model_prefix
-    targets: dict[str, Target] = {}
+    targets: dict[str, Destination] = {}
     # some renamings have state, so the order must be transformers' own
     for name in sorted(names, key=dot_natural_key):
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
@@ -280,5 +280,5 @@ def map_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Target]
         if key in owned:
             op = transposes.get(pattern) if pattern is not None else None
             only_if_needed = op is not None and op.check_dims
-            targets[name] = Target(key, op is not None, only_if_needed, pattern is not None)
+            targets[name] = Destination(key, op is not None, only_if_needed, pattern is not None)
     return targets

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunectl.checkpoint.module_tree import (
-    Target,
+    Destination,
     build_on_meta,
     map_names,
     model_class,
@@ -216,7 +216,9 @@ def _block_of(parameter: str, tree: _Tree) -> tuple[str, int | None, str]:
 # --- role rules -------------------------------------------------------------------------------
 
 
-def _module_role(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorRole) -> TensorRole:
+def _module_role(
+    spec: TensorSpec, target: Destination, tree: _Tree, by_name: TensorRole
+) -> TensorRole:
     stack, layer, component = _block_of(target.parameter, tree)
     if layer is None:
         component = spec.name.removesuffix(".weight")
@@ -273,7 +275,9 @@ def _outside_role(parameter: str, named: Role, tree: _Tree) -> Role:
     return Role.HEAD if is_head else Role.OTHER
 
 
-def _input_axis(spec: TensorSpec, target: Target, tree: _Tree, by_name: TensorRole) -> int | None:
+def _input_axis(
+    spec: TensorSpec, target: Destination, tree: _Tree, by_name: TensorRole
+) -> int | None:
     """The input axis of the stored tensor, from the module's layout and conversion on loading."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D

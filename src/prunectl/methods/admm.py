@@ -1,11 +1,11 @@
 """Mask and weights together, by ADMM on the layer's least squares (after ALPS, arXiv 2406.07831).
 
-    min over W of tr((W - W0) H (W - W0)^T)   subject to W having the zeros of the target
+    min over W of tr((W - W0) H (W - W0)^T)   subject to W having the zeros of the goal
 
 with a copy D of W that has the zeros, multipliers V, and a penalty rho that ties W to D:
 
     W = (W0 H - V + rho D) (H + rho I)^-1
-    D = W + V / rho, with its lowest weights zeroed as the target says
+    D = W + V / rho, with its lowest weights zeroed as the goal says
     V = V + rho (W - D)
 
 H is damped, and scaled to a diagonal of 1: a weight is then compared by its share in the outputs,
@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.factor import RAISES, SingularHessian, woken
+from prunectl.methods.goal import MatrixGoal, check_goal, choose, costless, ranked
 from prunectl.methods.refine import ITERATIONS, descend, gains
 from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
-from prunectl.methods.target import Target, check_target, choose, costless, ranked
 from prunectl.pattern import Scope
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 def admm(
     weight: Tensor,
     hessian: Tensor,
-    target: Target,
+    goal: MatrixGoal,
     *,
     damping: float = 0.01,
     iterations: int = 300,
@@ -58,7 +58,7 @@ def admm(
     Args:
         weight: float [out, in], finite.
         hessian: float [in, in], ``2/n * sum x x^T``.
-        target: how many weights to prune, and which are compared with each other.
+        goal: how many weights to prune, and which are compared with each other.
         damping: added to the diagonal, as a share of its mean; raised tenfold repeatedly while H
             has negative eigenvalues.
         iterations: maximum steps of ADMM; the support is usually stable after 30 to 50.
@@ -73,16 +73,16 @@ def admm(
     """
     weight = checks.matrix("weight", weight)
     hessian = checks.second_moments(hessian, weight)
-    check_target(target, *weight.shape)
+    check_goal(goal, *weight.shape)
     checks.share(damping)
     diagonal, dead = woken(hessian)
     dense = weight.masked_fill(dead, 0.0)
     free = costless(weight, dead)
     spectrum = decompose(hessian, diagonal, damping)
     scaled = dense * spectrum.scale
-    first = choose(ranked(scaled.abs(), free), target)
+    first = choose(ranked(scaled.abs(), free), goal)
     start = torch.where(first, dense, 0.0)
-    moved, mask = _alternate(scaled, spectrum, target, first, free, iterations)
+    moved, mask = _alternate(scaled, spectrum, goal, first, free, iterations)
     found = moved.div_(spectrum.scale)
     pull = spectrum.damping * float(diagonal.mean())
     damping, raised = spectrum.damping, spectrum.raised
@@ -151,7 +151,7 @@ def _support(mask: Tensor, free: Tensor | None) -> Tensor:
 def _alternate(
     dense: Tensor,
     spectrum: Spectrum,
-    target: Target,
+    goal: MatrixGoal,
     mask: Tensor,
     free: Tensor | None,
     iterations: int,
@@ -160,7 +160,7 @@ def _alternate(
 
     Args:
         mask: the initial mask.
-        free: from :func:`prunectl.methods.target.costless`.
+        free: from :func:`prunectl.methods.goal.costless`.
 
     Returns:
         D, and its mask.
@@ -174,7 +174,7 @@ def _alternate(
             inverse = (vectors / (values + penalty)) @ vectors.T
         moved = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
         proposal = moved.add_(multipliers, alpha=1 / penalty)
-        mask = choose(ranked(proposal.abs(), free), target)
+        mask = choose(ranked(proposal.abs(), free), goal)
         copy = torch.where(_support(mask, free), proposal, 0.0)
         # W + V/rho - D, times rho: the new multipliers.
         multipliers = proposal.sub_(copy).mul_(penalty)

@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods import checks
+from prunectl.methods.goal import MatrixGoal, choose
 from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
-from prunectl.methods.target import Target, choose
 from prunectl.pattern import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def magnitude(weight: Tensor, target: Target) -> Pruned:
+def magnitude(weight: Tensor, goal: MatrixGoal) -> Pruned:
     """Prune the weights of smallest ``|W_ij|``.
 
     Args:
         weight: float [out, in], finite.
-        target: how many weights to prune, and which are compared with each other.
+        goal: how many weights to prune, and which are compared with each other.
 
     Returns:
         The weight in fp32 with survivors unchanged, and the mask.
 
     Raises:
-        ValueError: not a matrix, a target that does not fit, or NaN or Inf.
+        ValueError: not a matrix, a goal that does not fit, or NaN or Inf.
     """
     weight = checks.matrix("weight", weight)
-    mask = choose(weight.abs(), target)
+    mask = choose(weight.abs(), goal)
     return Pruned(torch.where(mask, weight, 0.0), mask)
 
 
 METHOD = MethodSpec(
     name="magnitude",
-    prune=lambda weight, _, target, *, damping: magnitude(weight, target),
+    prune=lambda weight, _, goal, *, damping: magnitude(weight, goal),
     needs=Needs.NOTHING,
     updates=False,
     scope=Scope.GLOBAL,

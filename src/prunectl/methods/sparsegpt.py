@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, TypeAlias
 from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.factor import inverse_factor, woken
-from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
-from prunectl.methods.target import (
+from prunectl.methods.goal import (
+    MatrixGoal,
     PerRow,
     PerTensor,
-    Target,
-    check_target,
+    check_goal,
     choose,
     choose_counts,
     costless,
     ranked,
 )
+from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
 from prunectl.pattern import NM, Scope
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 
 def sparsegpt(
-    weight: Tensor, hessian: Tensor, target: Target, *, block: int = 128, damping: float = 0.01
+    weight: Tensor, hessian: Tensor, goal: MatrixGoal, *, block: int = 128, damping: float = 0.01
 ) -> Pruned:
     """Prune with one pass of optimal updates.
 
     Args:
         weight: float [out, in], finite.
         hessian: float [in, in], ``2/n * sum x x^T``.
-        target: how many weights to prune. Weights that cost nothing are pruned in any column; the
+        goal: how many weights to prune. Weights that cost nothing are pruned in any column; the
             rest of the count is distributed over the blocks of columns by cumulative rounding, so
             that the sum is exact. Within a block, all weights are compared (PerTensor), or those of
             each row (PerRow).
@@ -65,15 +65,15 @@ def sparsegpt(
     """
     weight = checks.matrix("weight", weight)
     hessian = checks.second_moments(hessian, weight)
-    check_target(target, *weight.shape)
+    check_goal(goal, *weight.shape)
     checks.share(damping)
     if block < 1:
         raise ValueError(f"a block needs at least one column, not {block}")
-    if isinstance(target, NM):
-        block = max(block // target.m, 1) * target.m
+    if isinstance(goal, NM):
+        block = max(block // goal.m, 1) * goal.m
     diagonal, dead = woken(hessian)
     free = costless(weight, dead)
-    quotas = _quotas(target, free, block, weight.shape[1])
+    quotas = _quotas(goal, free, block, weight.shape[1])
     factor = inverse_factor(hessian, diagonal, damping)
     # transposed, so that each column is contiguous
     columns = weight.masked_fill(dead, 0.0).T.contiguous()
@@ -92,8 +92,8 @@ def sparsegpt(
     return Pruned(result, kept, factor.damping, factor.raised, int(dead.sum()))
 
 
-Quota: TypeAlias = "Target | Tensor"
-"""The part of the target for a block of columns; int64 [out] are counts of each row."""
+Quota: TypeAlias = "MatrixGoal | Tensor"
+"""The part of the goal for a block of columns; int64 [out] are counts of each row."""
 
 
 def _prune_block(
@@ -130,29 +130,29 @@ def _choose(scores: Tensor, quota: Quota) -> Tensor:
     )
 
 
-def _quotas(target: Target, free: Tensor | None, block: int, columns: int) -> list[Quota]:
-    """The part of the target for each block of columns.
+def _quotas(goal: MatrixGoal, free: Tensor | None, block: int, columns: int) -> list[Quota]:
+    """The part of the goal for each block of columns.
 
     Args:
         free: [out, in], from :func:`costless`; None if every weight costs something.
     """
     ends = [*range(block, columns, block), columns]
-    if isinstance(target, NM):
-        return [target] * len(ends)
+    if isinstance(goal, NM):
+        return [goal] * len(ends)
     if free is not None:
-        return _uneven(target, free, ends)
-    before = [(2 * target.zeros * end + columns) // (2 * columns) for end in (0, *ends)]
-    return [type(target)(b - a) for a, b in itertools.pairwise(before)]
+        return _uneven(goal, free, ends)
+    before = [(2 * goal.zeros * end + columns) // (2 * columns) for end in (0, *ends)]
+    return [type(goal)(b - a) for a, b in itertools.pairwise(before)]
 
 
-def _uneven(target: PerTensor | PerRow, free: Tensor, ends: list[int]) -> list[Quota]:
+def _uneven(goal: PerTensor | PerRow, free: Tensor, ends: list[int]) -> list[Quota]:
     """:func:`_quotas` with weights that cost nothing: these, and a share of the others."""
     costing = free >= 0
     # if more weights cost nothing than are to be pruned, only these are pruned
-    first = ~choose(torch.where(costing, math.inf, free), target)
-    everything = isinstance(target, PerTensor)
+    first = ~choose(torch.where(costing, math.inf, free), goal)
+    everything = isinstance(goal, PerTensor)
     gone, left = (_up_to(flags, ends, everything) for flags in (first & ~costing, costing))
-    rest, total = target.zeros - gone[:, -1:], left[:, -1:].clamp(min=1)
+    rest, total = goal.zeros - gone[:, -1:], left[:, -1:].clamp(min=1)
     before = gone + (2 * rest * left + total) // (2 * total)
     parts = before.diff(dim=1, prepend=torch.zeros_like(rest)).T
     return [PerTensor(int(part)) if everything else part for part in parts]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunectl.methods.target import Target
+    from prunectl.methods.goal import MatrixGoal
     from prunectl.pattern import Scope
 
 
@@ -41,13 +41,15 @@ class Memory(NamedTuple):
 class Prune(Protocol):
     """Prunes one matrix."""
 
-    def __call__(self, weight: Tensor, inputs: Any, target: Target, /, *, damping: float) -> Pruned:
+    def __call__(
+        self, weight: Tensor, inputs: Any, goal: MatrixGoal, /, *, damping: float
+    ) -> Pruned:
         """Prune one matrix: choose the mask, and the kept values.
 
         Args:
             weight: fp32 [out, in], finite.
             inputs: the statistics in :class:`Needs`, on the weight's device.
-            target: how many weights to prune, and which are compared with each other.
+            goal: how many weights to prune, and which are compared with each other.
             damping: added to the diagonal of second moments, as a share of its mean.
 
         Raises:
@@ -95,7 +97,7 @@ class Pruned:
 
     Attributes:
         weight: fp32 [out, in], +0.0 where pruned.
-        mask: bool [out, in], True = kept. The target gives its exact number of zeros; the weight
+        mask: bool [out, in], True = kept. The goal gives its exact number of zeros; the weight
             has more only if more were zero before, since these stay zero.
         damping: the share of the mean diagonal that was added to the second moments; 0.0 if none.
         raised: how often the damping was raised tenfold before the second moments could be used.

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods import checks
+from prunectl.methods.goal import MatrixGoal, choose, costless, ranked
 from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
-from prunectl.methods.target import Target, choose, costless, ranked
 from prunectl.pattern import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
+def wanda(weight: Tensor, norms: Tensor, goal: MatrixGoal) -> Pruned:
     """Prune the weights whose products with their inputs are smallest.
 
     Args:
         weight: float [out, in], finite.
         norms: float [in], ``||x_j||_2`` over the calibration tokens; only ratios matter.
-        target: how many weights to prune, and which are compared with each other.
+        goal: how many weights to prune, and which are compared with each other.
 
     Returns:
         The weight in fp32 with survivors unchanged, and the mask.
@@ -38,13 +38,13 @@ def wanda(weight: Tensor, norms: Tensor, target: Target) -> Pruned:
     weight = checks.matrix("weight", weight)
     norms = checks.vector("norms", norms, weight.shape[1]).to(weight.device)
     dead = norms == 0
-    mask = choose(ranked(weight.abs() * norms, costless(weight, dead)), target)
+    mask = choose(ranked(weight.abs() * norms, costless(weight, dead)), goal)
     return Pruned(torch.where(mask, weight, 0.0), mask, dead=int(dead.sum()))
 
 
 METHOD = MethodSpec(
     name="wanda",
-    prune=lambda weight, norms, target, *, damping: wanda(weight, norms, target),
+    prune=lambda weight, norms, goal, *, damping: wanda(weight, norms, goal),
     needs=Needs.NORMS,
     updates=False,
     scope=Scope.ROW,

@@ -27,15 +27,15 @@ class PerRow:
     zeros: int
 
 
-Target = PerTensor | PerRow | NM
+MatrixGoal = PerTensor | PerRow | NM
 
 
-def choose(scores: Tensor, target: Target) -> Tensor:
+def choose(scores: Tensor, goal: MatrixGoal) -> Tensor:
     """The mask that keeps the highest scores.
 
     Args:
         scores: float [out, in], higher = keep; Inf of both signs are allowed.
-        target: the number to prune. Of equal scores, counts prune the lower row-major index first,
+        goal: the number to prune. Of equal scores, counts prune the lower row-major index first,
             and a group of N:M keeps the lower index.
 
     Returns:
@@ -48,14 +48,14 @@ def choose(scores: Tensor, target: Target) -> Tensor:
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be [out, in], not {list(scores.shape)}")
-    check_target(target, scores.shape[0], scores.shape[1])
+    check_goal(goal, scores.shape[0], scores.shape[1])
     if bool(scores.isnan().any()):
         raise ValueError("scores hold NaN, which has no order")
-    if isinstance(target, NM):
-        return _grouped(scores, target)
-    if isinstance(target, PerRow):
-        return _lowest_pruned(scores, target.zeros)
-    return _lowest_pruned(scores.reshape(1, -1), target.zeros).reshape(scores.shape)
+    if isinstance(goal, NM):
+        return _grouped(scores, goal)
+    if isinstance(goal, PerRow):
+        return _lowest_pruned(scores, goal.zeros)
+    return _lowest_pruned(scores.reshape(1, -1), goal.zeros).reshape(scores.shape)
 
 
 def costless(weight: Tensor, dead: Tensor) -> Tensor | None:
@@ -88,19 +88,19 @@ def ranked(saliency: Tensor, free: Tensor | None) -> Tensor:
     return saliency if free is None else torch.where(free < 0, free, saliency)
 
 
-def check_target(target: Target, rows: int, columns: int) -> None:
-    """Check that a matrix [rows, columns] can follow ``target``.
+def check_goal(goal: MatrixGoal, rows: int, columns: int) -> None:
+    """Check that a matrix [rows, columns] can follow ``goal``.
 
     Raises:
         ValueError: it cannot.
     """
-    if isinstance(target, NM):
-        if not 0 < target.n <= target.m or columns % target.m:
-            raise ValueError(f"rows of {columns} weights cannot follow {target}")
+    if isinstance(goal, NM):
+        if not 0 < goal.n <= goal.m or columns % goal.m:
+            raise ValueError(f"rows of {columns} weights cannot follow {goal}")
         return
-    room = columns if isinstance(target, PerRow) else rows * columns
-    if not 0 <= target.zeros <= room:
-        raise ValueError(f"{target.zeros} zeros do not fit into {room} weights")
+    room = columns if isinstance(goal, PerRow) else rows * columns
+    if not 0 <= goal.zeros <= room:
+        raise ValueError(f"{goal.zeros} zeros do not fit into {room} weights")
 
 
 def choose_counts(scores: Tensor, zeros: Tensor) -> Tensor:
@@ -129,21 +129,21 @@ def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
     return mask
 
 
-def _grouped(scores: Tensor, target: NM) -> Tensor:
+def _grouped(scores: Tensor, goal: NM) -> Tensor:
     """Keep the n highest scores of every m; of equal ones the lower index."""
-    groups = scores.reshape(-1, target.m)
-    if target.m > _COUNTED:
-        order = groups.sort(dim=1, descending=True, stable=True).indices[:, : target.n]
+    groups = scores.reshape(-1, goal.m)
+    if goal.m > _COUNTED:
+        order = groups.sort(dim=1, descending=True, stable=True).indices[:, : goal.n]
         mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
         return mask.reshape(scores.shape)
     columns = groups.T.contiguous()
     ranks = torch.zeros_like(columns, dtype=torch.int8)
-    for j in range(1, target.m):
+    for j in range(1, goal.m):
         # one comparison gives both ranks: the later one ranks lower unless it is larger
         later = columns[j] > columns[:j]
         ranks[:j] += later
         ranks[j] += (~later).sum(0, dtype=torch.int8)
-    return (ranks < target.n).T.reshape(scores.shape)
+    return (ranks < goal.n).T.reshape(scores.shape)
 
 
 _COUNTED = 16
