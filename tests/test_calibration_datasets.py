@@ -163,7 +163,7 @@ def test_bad_datasets(
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
 def test_a_pipe_is_no_dataset(text_model: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(BadData, match="no regular file"):
+    with pytest.raises(BadData, match="not a regular file"):
         windows_of(f"hf:{tmp_path / 'pipe.csv'}", text_model)
 
 

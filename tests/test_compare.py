@@ -253,7 +253,7 @@ def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:
     settings = CompareSettings((0.2,), exclude=("*q_proj*",))
     found = compare(*masks, settings, on_event=events.append)
     assert [one.text for one in events if isinstance(one, Note) and one.warning] == [
-        "both have masks of their own: no others are made"
+        "both already have masks: the sparsities and patterns are ignored"
     ]
     one, two = (
         {n: m for n, m in pruned(folder, 0.3).items() if "q_proj" not in n} for folder in llama
@@ -265,7 +265,7 @@ def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:
     # Beside a model, what is excluded is missing nowhere.
     found = compare(llama[0], masks[1], CompareSettings(exclude=("*q_proj*",)))
     assert (found.tensors, found.second.unmatched) == (len(one), {})
-    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either"):
+    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either model"):
         compare(*masks, CompareSettings(exclude=("nothing",)))
 
 
@@ -417,7 +417,7 @@ def test_settings_that_have_no_meaning(llama: tuple[Path, Path]) -> None:
     for bad in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(InvalidSparsity):
             CompareSettings((bad,))
-    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either"):
+    with pytest.raises(InvalidOption, match="'nothing' matches no tensor of either model"):
         compare(*llama, CompareSettings(exclude=("nothing",)))
     assert CompareSettings((0.4, 0.1, 0.4)).sparsities == (0.1, 0.4)
 

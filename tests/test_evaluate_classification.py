@@ -675,7 +675,7 @@ def test_a_column_that_is_missing(model: Model, data: Path) -> None:
 
 def test_no_split_to_train_on(model: Model, data: Path) -> None:
     (data / "train.jsonl").rename(data / "validation.jsonl")
-    with pytest.raises(BadData, match="no split 'train'") as caught:
+    with pytest.raises(BadData, match="no split to train on besides") as caught:
         scored(model(), data)
     assert "--train-data" in caught.value.hint
 

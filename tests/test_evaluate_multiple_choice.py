@@ -337,7 +337,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     row = {"question": "word1", "choices": ["word2", "word3"], "answer": 0}
     data = write(tmp_path, [row] * 2)
     tiny_tokenizers.save(tmp_path / "llama", bert=False, eos_token=None)
-    with pytest.raises(BadTokenizer, match="names no token that ends a text"):
+    with pytest.raises(BadTokenizer, match="has no end-of-text token"):
         prepared(open_checkpoint(tmp_path / "llama"), data)
     tiny_tokenizers.save(tmp_path / "llama", bert=False)
     with pytest.raises(WrongTokenizer):  # it knows none of the words of a prompt

@@ -299,7 +299,7 @@ def test_what_is_trained_is_not_spread(tiny: Tiny, pretended: Callable[..., Pret
     with pretended(room - WORK, room), pytest.raises(PrunectlError) as caught:
         opened(folder, "auto", TRAINED).__enter__()
     assert str(caught.value).endswith(
-        "does not fit into the memory of cuda:0, and what is trained is on one device as a whole"
+        "does not fit into the memory of cuda:0, and training needs the whole model on one device"
     )
     assert "--device cpu" in caught.value.hint
 

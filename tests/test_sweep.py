@@ -411,7 +411,7 @@ def test_the_cache_is_used_and_may_fail(
     phases = [one.phase for one in found.events if isinstance(one, PhaseStarted)]
     # Weights are read for histograms once, and once more for the losses of the pattern's groups.
     assert phases.count("measuring weights") == 2
-    assert any(text.startswith("points are not kept: ") for text in found.warnings)
+    assert any(text.startswith("points are not cached: ") for text in found.warnings)
 
 
 def test_a_cache_that_goes_away_costs_nothing(speaker: Path, isolated_user: Path) -> None:
@@ -424,7 +424,7 @@ def test_a_cache_that_goes_away_costs_nothing(speaker: Path, isolated_user: Path
     listener = Vandal()
     result = sweep(speaker, settings_for(speaker, sparsity="0.3,0.5"), on_event=listener)
     assert len(result.curves[0].points) == 3
-    assert len([text for text in listener.warnings if "points are not kept" in text]) == 1
+    assert len([text for text in listener.warnings if "points are not cached" in text]) == 1
 
 
 def test_results_that_cannot_be_written_end_it_at_once(speaker: Path, tmp_path: Path) -> None:
@@ -602,9 +602,9 @@ def test_a_sweep_that_measured_nothing_has_failed(
         ("-p 2:4 --scope row", 2, "scope 'row' has no meaning", ""),
         ("-p 6:7", 2, "nothing to prune", ""),
         ("--method wanda", 2, "needs calibration samples", ""),
-        ("--calibration text:TEXT", 2, "--calibration is about calibration", ""),
-        ("--calibration-samples 5", 2, "--calibration-samples is about calibration", "--method"),
-        ("--calibration-length 5", 2, "--calibration-length is about calibration", "--method"),
+        ("--calibration text:TEXT", 2, "--calibration sets up calibration", ""),
+        ("--calibration-samples 5", 2, "--calibration-samples sets up calibration", "--method"),
+        ("--calibration-length 5", 2, "--calibration-length sets up calibration", "--method"),
         ("-s 0.2 --step 0.5", 2, "--step is how close --sparsity auto comes", "0:0.9:0.5"),
         ("--include nothing", 2, "'nothing' matches no tensor", ""),
         ("--exclude *", 2, "nothing to prune", ""),

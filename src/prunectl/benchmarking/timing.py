@@ -1,8 +1,8 @@
-"""Interleaved rounds on the clock of the device, and what their samples say.
+"""Time sides in interleaved rounds on the device's clock, and compare their samples.
 
-Every side runs once in each round, so that drift of the machine affects all sides alike. A *pass*
-does the work once and returns the marks between which its phases ran. Short passes are repeated
-within a sample, equally often on all sides.
+Every side is sampled once in each round, so that drift of the machine affects all sides alike. A
+*pass* does the work once and returns the marks between which its phases ran. A sample is the mean
+of one or more passes; short passes are repeated, equally often on all sides.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Marks are set while work runs, and read as seconds once it is done."""
+    """A clock whose marks are set while work runs, and read in seconds when it is done."""
 
     def mark(self) -> Any:
-        """A point in time, in the order of the work."""
+        """Mark the point that the work issued so far reaches."""
 
     def settle(self) -> None:
         """Wait until all work is done."""
 
     def between(self, first: Any, last: Any) -> float:
-        """Seconds between two marks; ``settle`` has been called since."""
+        """Seconds between two marks. Call ``settle`` first."""
 
 
 class WallClock:
@@ -47,14 +47,14 @@ class WallClock:
         return self._now()
 
     def settle(self) -> None:
-        """Nothing to wait for."""
+        """Return at once: no work is pending."""
 
     def between(self, first: float, last: float) -> float:
         return last - first
 
 
 class CudaClock:
-    """CUDA events on the current stream, which cost nothing and carry the device's own time."""
+    """CUDA events on the current stream, which carry the device's time and do not wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -81,15 +81,15 @@ def clock_of(device: torch.device) -> Clock:
 
 
 LEAST_RATIO = 1.03
-"""Ratios closer to 1 count as no difference, however narrow the interval: models that do the same
-work were measured 2% apart, since the rounds of a process keep the places of weights in memory."""
+"""Smaller ratios count as no difference, however narrow the interval: models that do the same work
+were measured 2% apart, as all rounds of a process find the weights at the same addresses."""
 RESAMPLES = 4000
 FASTER, SLOWER, UNDECIDED = "faster", "slower", "no difference found"
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Median, 10th and 90th percentile, and standard deviation over mean, of ``rounds`` samples."""
+    """Median, 10th and 90th percentile, and coefficient of variation of ``rounds`` samples."""
 
     median: float
     p10: float
@@ -102,8 +102,8 @@ class Summary:
 class Ratio:
     """A ratio of medians with its ``LEVEL`` bootstrap interval.
 
-    ``chance`` is the p-value of the two-sided sign test: how likely equal sides win rounds this
-    unequally. It is 0 where samples do not come in rounds.
+    ``chance`` is the p-value of the two-sided sign test: the probability that equal sides win
+    rounds this unequally. It is 0 where samples are not paired by rounds.
     """
 
     ratio: float
@@ -113,10 +113,11 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """``faster`` or ``slower``: an interval without 1, by ``LEAST_RATIO``, and in most rounds.
+        """``faster``, ``slower``, or ``no difference found``.
 
-        The bootstrap alone calls 5 to 6% of equal sides different with 7 rounds. The sign test
-        assumes nothing about the distribution of samples.
+        A difference needs an interval without 1, a ratio of at least ``LEAST_RATIO``, and a
+        significant sign test, which assumes nothing about the distribution of samples. With 7
+        rounds, the bootstrap alone calls 5 to 6% of equal sides different.
         """
         if self.chance > 1 - LEVEL:
             return UNDECIDED
@@ -129,7 +130,7 @@ def summarize(samples: Sequence[float]) -> Summary:
     """Summarize one or more samples; the coefficient of variation of a single sample is 0.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no samples.
     """
     if not samples:
         raise ValueError("no samples")
@@ -142,13 +143,13 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Ratio:
-    """Median of ``baseline`` / median of ``other``: above 1, the other one is faster.
+    """Median of ``baseline`` / median of ``other``: above 1, ``other`` is faster.
 
-    Sample i of both comes from the same round. The bootstrap draws rounds, so that what slowed
-    down a whole round affects both sides.
+    Sample i of both is from the same round. The bootstrap draws rounds, so that an event that
+    slowed a whole round affects both sides.
 
     Raises:
-        ValueError: the counts differ, or there are none.
+        ValueError: the numbers of samples differ, or are 0.
     """
     if len(baseline) != len(other) or not baseline:
         raise ValueError("a pair needs a sample of each side in every round")
@@ -159,9 +160,9 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The p-value that a fair coin falls this unequally; ties are not counted.
+    """The two-sided p-value of the sign test; ties are not counted.
 
-    :func:`scipy.stats.binomtest` differs in the last bits, and refuses 0 tosses.
+    Exact; :func:`scipy.stats.binomtest` differs in the last bits, and refuses 0 tosses.
     """
     tosses, more = wins + losses, max(wins, losses)
     tail = sum(math.comb(tosses, heads) for heads in range(more, tosses + 1))
@@ -169,10 +170,10 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def unpaired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int) -> Ratio:
-    """As :func:`paired_ratio`, for samples of different runs, whose counts may differ.
+    """As :func:`paired_ratio`, for samples of different runs, whose numbers may differ.
 
     Raises:
-        ValueError: one of them has no samples.
+        ValueError: a side has no samples.
     """
     if not baseline or not other:
         raise ValueError("no samples")
@@ -191,25 +192,28 @@ def _bootstrap(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
 ) -> Ratio:
-    """The percentile bootstrap, from the indices of the samples drawn."""
+    """The ratio of medians with its percentile bootstrap interval.
+
+    Args:
+        first, second: int64 [resamples, samples], indices of the samples drawn from each side."""
     ratios = np.median(baseline[first], axis=1) / np.median(other[second], axis=1)
-    # Numbers in a file of old results may overflow.
+    # Numbers read from a file of results may overflow.
     around = interval(ratios) or Interval(math.nan, math.nan)
     return Ratio(float(np.median(baseline) / np.median(other)), around.low, around.high)
 
 
 Span = tuple[Any, Any, int]
-"""First mark, last mark, and the number of equal steps between them."""
+"""First mark, last mark, and the number of equal steps between them; see :func:`_sample`."""
 Pass = Callable[[Clock], Mapping[str, Span]]
 
 LEAST_SAMPLE = 0.02
-"""Least seconds of a sample; shorter ones are mostly noise of timers and scheduler."""
+"""Least seconds of a sample: timers and the scheduler disturb shorter ones too much."""
 WARM_UP_PASSES = 12
 WARM_UP_SECONDS = 20.0
 WARM_UP_SHARE = 0.2
-"""Time for the warm-up of all sides, as a share of the time for the rounds, which it adds to."""
-_STABLE = 0.1
-_ALIKE = 3
+"""Most time for the warm-up of all sides, as a share of the rounds' time, which it adds to."""
+_STABLE_SPREAD = 0.1
+_STABLE_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +222,9 @@ class Timed:
 
     Attributes:
         samples: side -> phase -> samples.
-        rounds: their number.
-        repeats: passes in one sample.
-        warm_up: passes before the first round, all sides together.
+        rounds: number of rounds.
+        repeats: number of passes in a sample.
+        warm_up: number of passes before the first round, of all sides together.
     """
 
     samples: dict[str, dict[str, tuple[float, ...]]]
@@ -230,7 +234,7 @@ class Timed:
 
 
 def pass_of(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Pass:
-    """A pass of one phase named ``work``, after something that is not timed."""
+    """Make a pass with one phase, ``work``. ``prepare`` runs before it and is not timed."""
 
     def run(clock: Clock) -> dict[str, Span]:
         prepare()
@@ -245,22 +249,22 @@ def time_passes(passes: Mapping[str, Pass], clock: Clock, *, rounds: int, second
     """Warm every side up until it is stable, then time them in turns.
 
     Args:
-        passes: by side.
-        rounds: samples of each side.
-        seconds: for all rounds. Fewer rounds, but at least ``LEAST_ROUNDS``, are planned where the
-            warm-up shows that they would take longer.
+        passes: the pass of each side.
+        rounds: number of samples of each side.
+        seconds: time for all rounds. If the warm-up shows that they would take longer, fewer rounds
+            are run, but at least ``LEAST_ROUNDS``.
 
-    Raises whatever a pass raises.
+    Errors of a pass are passed through.
     """
-    took: dict[str, float] = {}
+    least: dict[str, float] = {}
     warm = 0
     for side, one in passes.items():
-        lasted = warm_up(one, clock, min(WARM_UP_SECONDS, WARM_UP_SHARE * seconds / len(passes)))
-        warm += len(lasted)
-        took[side] = min(lasted)
-    fastest, whole = min(took.values()), sum(took.values())
+        durations = warm_up(one, clock, min(WARM_UP_SECONDS, WARM_UP_SHARE * seconds / len(passes)))
+        warm += len(durations)
+        least[side] = min(durations)
+    fastest, per_round = min(least.values()), sum(least.values())
     repeats = max(1, min(1000, math.ceil(LEAST_SAMPLE / max(fastest, 1e-9))))
-    affordable = int(seconds / max(whole * repeats, 1e-9))
+    affordable = int(seconds / max(per_round * repeats, 1e-9))
     planned = max(LEAST_ROUNDS, min(rounds, affordable))
     samples: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in passes}
     for number in range(planned):
@@ -276,9 +280,9 @@ def time_passes(passes: Mapping[str, Pass], clock: Clock, *, rounds: int, second
 
 
 def turns(sides: Sequence[str], round_: int) -> list[str]:
-    """The order of sides in a round: the first one changes, and so does the direction.
+    """The order of sides in a round: the first side and the direction change between rounds.
 
-    No side thus always follows the same other side, whose work it finds in the caches.
+    Thus no side always runs on caches that the same other side has filled.
     """
     start = (round_ // 2) % len(sides)
     order = [*sides[start:], *sides[:start]]
@@ -286,22 +290,22 @@ def turns(sides: Sequence[str], round_: int) -> list[str]:
 
 
 def warm_up(one: Pass, clock: Clock, seconds: float) -> list[float]:
-    """Run until three passes in a row differ by less than 10%; at most 12 passes, or ``seconds``.
+    """Run passes until three in a row differ by at most 10%, for at most 12 passes or ``seconds``.
 
     Returns:
-        the seconds of each pass, at least one.
+        The seconds of each pass; there is at least one.
     """
-    lasted: list[float] = []
-    while len(lasted) < WARM_UP_PASSES and (sum(lasted) < seconds or not lasted):
+    durations: list[float] = []
+    while len(durations) < WARM_UP_PASSES and (sum(durations) < seconds or not durations):
         begin = clock.mark()
         one(clock)
         end = clock.mark()
         clock.settle()
-        lasted.append(clock.between(begin, end))
-        last = lasted[-_ALIKE:]
-        if len(last) == _ALIKE and max(last) <= (1 + _STABLE) * min(last):
+        durations.append(clock.between(begin, end))
+        last = durations[-_STABLE_PASSES:]
+        if len(last) == _STABLE_PASSES and max(last) <= (1 + _STABLE_SPREAD) * min(last):
             break
-    return lasted
+    return durations
 
 
 def _sample(one: Pass, clock: Clock, repeats: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The calibrated part of a prune: allocate budgets by output error, then prune block by block."""
+"""The calibrated part of a prune: decide the targets, then prune block by block."""
 
 from __future__ import annotations
 
@@ -41,15 +41,12 @@ if TYPE_CHECKING:
     from prunectl.calibration.engine import Values, Wanted
     from prunectl.calibration.pruner import Pruner
     from prunectl.checkpoint.block_model import BlockModel
-    from prunectl.checkpoint.reader import TensorReader
 
 
 class _Passes:
-    """The model, the samples, and passes over them."""
+    """The model and the samples, and passes over them."""
 
     def __init__(self, job: Job, reader: TensorReader, run: Run) -> None:
-        import torch
-
         assert job.settings.calibration is not None
         assert job.samples is not None
         self.job, self.reader, self.run = job, reader, run
@@ -61,8 +58,8 @@ class _Passes:
         self._samples = job.samples.inputs
 
     @cached_property
-    def _begun(self) -> tuple[BlockOrder, Path | None]:
-        """The model's block order, and the folder for block outputs if memory is too small."""
+    def _prepared(self) -> tuple[BlockOrder, Path | None]:
+        """The model's block order, and a folder for block outputs; None if memory holds them."""
         from prunectl.calibration.engine import try_model
 
         order = try_model(self.block_model, self._samples, self.run)
@@ -70,7 +67,7 @@ class _Passes:
         self.run.note(str(memory))
         return order, self.job.target.resolve().parent if memory.spilled else None
 
-    def go(
+    def calibrate(
         self,
         wanted: Wanted,
         pruner: Pruner,
@@ -79,10 +76,10 @@ class _Passes:
         finished: Callable[[str], Values | None] = lambda block: None,
         done: Callable[[str], object] = lambda block: None,
     ) -> None:
-        """One pass; see :func:`prunectl.calibration.engine.calibrate`."""
+        """Make one pass; see :func:`prunectl.calibration.engine.calibrate`."""
         from prunectl.calibration.engine import calibrate
 
-        order, spill = self._begun
+        order, spill = self._prepared
         calibrate(
             self.block_model, self._samples, wanted, pruner, order=order,
             finished=finished, done=done, spill=spill, phase=phase, run=self.run,
@@ -91,12 +88,13 @@ class _Passes:
 
 @contextmanager
 def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolution]:
-    """Prune by calibration; the new weights can be read inside the ``with`` block.
+    """Prune by calibration. Inside the ``with`` block, the new weights can be read from a store.
 
-    Leaving it without an error removes them: by then they are in the output.
+    The store is removed when the block ends without an error: the weights are in the output then.
 
     Raises:
-        PrunectlError: the model cannot be run, or fails on the samples; finished blocks are kept.
+        PrunectlError: the model cannot be run, or fails on the samples. Finished blocks are kept
+            for a resume.
     """
     with job.checkpoint.open() as reader:
         passes = _Passes(job, reader, run)
@@ -106,7 +104,7 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
             store.expect(blocks)
             if not store.complete:
                 _prune_blocks(passes, targets, blocks, store)
-            del passes  # and the model with it
+            del passes  # frees the model
             yield replaced(resolution, store)
             store.done_with()
 
@@ -130,8 +128,8 @@ def _prune_blocks(
         return values
 
     wanted = _wanted(job, blocks, full=full)
-    passes.go(wanted, calibrator, finished=finished, done=store.finish)
-    _outside(blocks.get("", []), passes, calibrator)
+    passes.calibrate(wanted, calibrator, finished=finished, done=store.finish)
+    _give_outside(blocks.get("", []), passes, calibrator)
     store.finish("")
     calibrator.notes.end()
 
@@ -139,20 +137,24 @@ def _prune_blocks(
 def _resolve(
     passes: _Passes, resolution: Resolution, store: SharedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
-    """The target of each tensor. A budget goes to the matrices whose outputs change least.
+    """The target of each tensor. An N:M budget is spent on the matrices whose outputs change least.
 
-    The store keeps results that need a pass over the samples, so that a later run has them.
+    Results that need a pass over the samples are stored for a resume.
     """
     job = passes.job
-    by_magnitude = job.masks is not None or not job.settings.method.spec.is_calibrated
-    targets = _masks_of(job, resolution.edits, passes.reader) if by_magnitude else {}
+    has_masks = job.masks is not None or not job.settings.method.spec.is_calibrated
+    targets = _known_masks(job, resolution.edits, passes.reader) if has_masks else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
-            unfit = sum(_zeros(passes, set(pool.members) - _fitting(job, index)).values())
+            unfit = sum(
+                _count_zeros(passes, set(pool.members) - _taking_pattern(job, index)).values()
+            )
             targets |= share_targets(job.plan, index, unfit)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
-            taken = set(store.once(f"taken by pool {index}", partial(_take, passes, index, found)))
+            taken = set(
+                store.once(f"taken by pool {index}", partial(_names_taken, passes, index, found))
+            )
             dense = found.keys() - taken
             targets = {k: v for k, v in targets.items() if k not in found}
             targets |= {name: found[name] for name in found if name in taken}
@@ -163,21 +165,21 @@ def _resolve(
                 reasons={**resolution.reasons, **dict.fromkeys(dense, reason)},
                 forecasts={k: v for k, v in resolution.forecasts.items() if k not in found},
             )
-        elif not by_magnitude and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
+        elif not has_masks and pool.kind == "unstructured" and pool.scope is Scope.GLOBAL:
             counts = store.once(f"zeros in pool {index}", partial(_allocate, passes, index))
             targets |= {name: ByCounts(tuple(zeros)) for name, zeros in counts.items()}
-        elif not by_magnitude:
+        elif not has_masks:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
 
 
-def _fitting(job: Job, index: int) -> set[str]:
-    """The tensors that take a pool's pattern."""
+def _taking_pattern(job: Job, index: int) -> set[str]:
+    """The names of a pool's tensors that can take its pattern."""
     return {entry.spec.name for entry in job.plan.tensors if entry.pool == index}
 
 
-def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
-    """Zeros of each tensor; rank 0 reads them."""
+def _count_zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
+    """The number of zeros in each tensor; rank 0 reads the tensors."""
     stored = passes.job.checkpoint.by_name
     return passes.run.ranks.broadcast(
         {
@@ -188,7 +190,7 @@ def _zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
 
 
 def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
-    """The zeros of each matrix where a pool has one threshold."""
+    """The number of zeros in each matrix of a pool with one threshold."""
     from prunectl.calibration.targets import ScoreCounts, allocate
 
     job = passes.job
@@ -197,26 +199,25 @@ def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
     axes = {name: job.planned[name].input_axis for name in targets}
     counter = ScoreCounts(job.checkpoint.by_name, axes, passes.reader)
     outside = _measure(passes, targets, counter, "comparing weights", full=False)
-    _outside(outside, passes, counter)
+    _give_outside(outside, passes, counter)
     counts = {name: counter.counts[name] for name in targets}
     return allocate(counts, pool.target_zeros)
 
 
-def _take(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list[str]:
-    """The matrices that take a budget's pattern: each is pruned alone, with the others dense."""
+def _names_taken(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list[str]:
+    """The matrices that take a budget's pattern. Each error is measured with all others dense."""
     job = passes.job
     calibrator = Calibrator(job, targets, passes.reader, None, passes.run.on_event, full=True)
     _measure(passes, targets, calibrator, "measuring errors", full=True)
     members = job.plan.pools[index].members
-    # A tensor that no sample reaches has no error and is taken last. For a stack, the matrices
-
-    # that were reached count.
+    # A tensor that no sample reaches has no error and is taken last. The error of a stack is that
+    # of its matrices that were reached.
     errors = dict.fromkeys(targets, math.inf)
     for name, facts in calibrator.facts.items():
         if facts.error is not None:
             errors[name] = facts.error
     specs = [job.checkpoint.by_name[name].spec for name in members if name in targets]
-    before = _zeros(passes, members)
+    before = _count_zeros(passes, members)
     taken = take_by_error(job.plan.pools[index], specs, errors, before, calibrator.zeros)
     return [spec.name for spec in specs if spec.name in taken]
 
@@ -224,10 +225,10 @@ def _take(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list
 def _measure(
     passes: _Passes, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
-    """Run a pass over the dense model; returns the tensors outside blocks."""
+    """Make a pass over the dense model, and return the tensors outside blocks, which it lacks."""
     blocks = _blocks(passes.job, targets, passes.block_model)
     wanted = replace(_wanted(passes.job, blocks, full=full), true_sequential=False)
-    passes.go(wanted, pruner, phase=phase)
+    passes.calibrate(wanted, pruner, phase=phase)
     return blocks.get("", [])
 
 
@@ -243,7 +244,7 @@ def _block_model(checkpoint: Checkpoint, settings: Calibration, reader: TensorRe
 def _blocks(
     job: Job, targets: Mapping[str, TensorTarget], block_model: BlockModel
 ) -> dict[str, list[TensorSpec]]:
-    """The tensors to prune by block, in the order of blocks; '' for those outside all blocks."""
+    """The tensors to prune by block, in the order of blocks; '' has those outside all blocks."""
     found: dict[str, list[TensorSpec]] = {block: [] for block in (*block_model.blocks, "")}
     for entry in job.plan.tensors:
         if entry.spec.name in targets:
@@ -266,21 +267,25 @@ def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> 
     )
 
 
-def _outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:
-    """Prune included tensors outside all blocks: they have no statistics."""
+def _give_outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:
+    """Give tensors outside all blocks to the pruner: included ones, without statistics."""
     from prunectl.calibration.capture import matrices
     from prunectl.calibration.pruner import Captured, pruned
 
     for spec in specs:
         weight = read_tensor(passes.reader, passes.job.checkpoint.by_name[spec.name])
         parts = matrices(spec.name, weight, passes.job.planned[spec.name].input_axis)
-        todo = {spec.name: [Captured(one, None) for one in parts]}  # one at a time is in memory
+        todo = {
+            spec.name: [Captured(one, None) for one in parts]
+        }  # one tensor at a time is in memory
         for _ in pruned(pruner, todo, passes.run.ranks):
             pass
 
 
-def _masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict[str, TensorTarget]:
-    """The masks by magnitude, or from a file, that survivors are fitted to."""
+def _known_masks(
+    job: Job, edits: Mapping[str, Edit], reader: TensorReader
+) -> dict[str, TensorTarget]:
+    """The masks that are decided already: by magnitude, or by a file of masks."""
     return {
         name: _ByEdit(job, name, edit, reader)
         for name, edit in edits.items()
@@ -289,13 +294,13 @@ def _masks_of(job: Job, edits: Mapping[str, Edit], reader: TensorReader) -> dict
 
 
 class _ByEdit:
-    """The mask of an edit, computed on demand: one tensor is in memory at a time."""
+    """The mask of an edit, computed on demand, so that one tensor at a time is in memory."""
 
     def __init__(self, job: Job, name: str, edit: Edit, reader: TensorReader) -> None:
         self._job, self._name, self._edit, self._reader = job, name, edit, reader
 
     def mask(self) -> torch.Tensor:
-        """bool, of the tensor's shape."""
+        """The mask: bool, in the tensor's shape; True = kept."""
         stored = self._job.checkpoint.by_name[self._name]
         planned = self._job.planned[self._name]
         out = edited(

@@ -1,4 +1,4 @@
-"""The application: its commands, each of which is imported when it is asked for."""
+"""The application: its commands, each imported when it is first used."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ COMMANDS = {
     "bench": "Compare the speed of models.",
     "push": "Publish an output on the Hub.",
 }
-"""Each is a function of its name in a module of its name, beside its EXAMPLES."""
-_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Command NAME is the function NAME of module ``prunectl.cli.NAME``, which has its EXAMPLES."""
+_CONTEXT_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
 _PLAIN: Any = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Typer neither completes, nor draws, nor reports errors: prunectl does, in its own way."""
+"""Prunectl completes, formats help and reports errors in place of typer."""
 
 
 @cache
 def command(name: str) -> TyperCommand:
-    """One of the commands, ready to be run, or to be asked for its options and help."""
+    """Import one of the commands. Its options and help can be read without running it."""
     from prunectl.cli.help import GroupedHelp
     from prunectl.cli.signatures import with_options
 
@@ -44,7 +47,7 @@ def command(name: str) -> TyperCommand:
     single.command(
         name,
         cls=GroupedHelp,
-        context_settings=_SETTINGS,
+        context_settings=_CONTEXT_SETTINGS,
         short_help=COMMANDS[name],
         epilog=_lines(module.EXAMPLES),
     )(with_options(getattr(module, name)))
@@ -54,7 +57,7 @@ def command(name: str) -> TyperCommand:
 
 
 class _Commands(Mapping[str, TyperCommand]):
-    """All commands by name."""
+    """All commands by name, imported on access."""
 
     def __getitem__(self, name: str) -> TyperCommand:
         if name not in COMMANDS:
@@ -69,7 +72,7 @@ class _Commands(Mapping[str, TyperCommand]):
 
 
 class _Group(TyperGroup):
-    """The application as typer knows it. Its help imports no command."""
+    """The application's group of commands. Its help imports no command."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -96,7 +99,7 @@ def _show_completion(shell: Shell | None) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(name="prunectl", cls=_Group, context_settings=_SETTINGS, **_PLAIN)
+app = typer.Typer(name="prunectl", cls=_Group, context_settings=_CONTEXT_SETTINGS, **_PLAIN)
 EXAMPLES = (
     "prunectl analyze sentence-transformers/all-MiniLM-L6-v2",
     "prunectl prune --sparsity 0.4 -o out/",

@@ -1,4 +1,4 @@
-"""What several commands take: a model, how it is reached, files to save; each option once."""
+"""Options that several commands share: the model, access to it, and files to save."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Force = Annotated[bool, Option("Replace what is at --output, once all is written
 
 @dataclass(frozen=True)
 class Access:
-    """How models are reached, and what they may do."""
+    """Access to models on the Hub, and permission to run their code."""
 
     token: Annotated[
         str | None, Option("Hub token; default: the one hf is logged in with.", "TOKEN", HUB)
@@ -70,10 +70,10 @@ class Access:
     def open(
         self, choice: ModelChoice | str, out: Output, *, compressed: bool = False
     ) -> Checkpoint:
-        """Open a model, with a word on what takes time or trust.
+        """Open a model; note a look-up on the Hub, and warn of custom code.
 
         Args:
-            compressed: whether the folder may be one that ``prunectl export`` has written.
+            compressed: whether a compressed folder of ``prunectl export`` is accepted.
 
         Raises:
             SourceError: as :func:`prunectl.open_checkpoint`.
@@ -99,7 +99,7 @@ class Access:
         return dense_view(found) if found.format == "compressed" else found
 
     def open_headers(self, choice: ModelChoice, jobs: int | None, out: Output) -> RemoteModel:
-        """Read the headers of a model on the Hub, with a word on what takes time or trust.
+        """Read the headers of a model on the Hub; note that, and warn of custom code.
 
         Raises:
             SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
@@ -125,14 +125,14 @@ class Access:
 
 @dataclass(frozen=True)
 class RevisionAccess(Access):
-    """The same, of a command whose one model may be an older one."""
+    """As :class:`Access`, for a command with one model, whose revision can be named."""
 
     revision: Annotated[str | None, Option("Branch, tag or commit on the Hub.", "REV", HUB)] = None
 
 
 @dataclass(frozen=True)
 class OneModel(RevisionAccess):
-    """The model of a command, which may be left out."""
+    """The model of a command with an optional MODEL argument."""
 
     model: Annotated[
         str | None,
@@ -146,13 +146,14 @@ class OneModel(RevisionAccess):
     ] = None
 
     def choose(self, out: Output) -> ModelChoice:
-        """Which model is meant; see :func:`choose_model`."""
+        """The model to use, also where none was typed; see :func:`choose_model`."""
         return choose_model(self.model, self.revision, out)
 
     def command(self, context: typer.Context, choice: ModelChoice, checkpoint: Checkpoint) -> str:
-        """The command as it is written down: it means the same to others, who lack our last model.
+        """The command for the result, as anybody else can run it.
 
-        A local path that was not typed is left out: it says nothing to them.
+        A Hub id that was not typed is added. A local path that was not typed is left out: it means
+        nothing on another machine.
         """
         typed = context.obj[ARGV]
         if self.model is None and checkpoint.kind in ("hub", "demo"):
@@ -162,7 +163,7 @@ class OneModel(RevisionAccess):
 
 @dataclass(frozen=True)
 class Saved:
-    """The files that a command saves its result to."""
+    """The files to which a command saves its result."""
 
     output: Annotated[
         Path | None, Option("Save all as JSON.", "FILE", OUTPUT, short="-o", suffix=".json")
@@ -183,23 +184,24 @@ class Saved:
 
     @property
     def named(self) -> list[Path]:
-        """Those that are asked for."""
+        """The files that the user requested."""
         paths = (self.output, self.csv, self.html, self.png, self.svg)
         return [path for path in paths if path is not None]
 
     def check(self, *others: Path) -> None:
-        """Find out before the work whether all can be made and saved, and none over another.
+        """Check before the work that each file can be made and saved, and that all differ.
 
         Args:
             others: more files that the command writes.
 
         Raises:
-            InvalidOption: two are one. MissingLibrary, OutputError: one cannot be made.
+            InvalidOption: two names are of the same file.
+            MissingLibrary, OutputError: a file cannot be made.
         """
         for path in self.named:
             check_file(path)
-        places = [path.resolve() for path in (*self.named, *others)]
-        if twice := next((path for path in places if places.count(path) > 1), None):
+        paths = [path.resolve() for path in (*self.named, *others)]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
         drawn = [name for name in ("html", "png", "svg") if getattr(self, name)]
         if drawn:
@@ -210,10 +212,11 @@ class Saved:
     def save(
         self, out: Output, document: Mapping[str, Any], **makers: Callable[[], str | bytes]
     ) -> None:
-        """Make the files that are asked for, write them, and say so.
+        """Make the requested files, write them, and note each.
 
         Args:
-            document: what ``--output`` takes. makers: what makes the others, by their fields.
+            document: the content of ``--output``.
+            makers: functions that make the content of the other files, by field.
         """
         made = [
             (path, make())
@@ -226,12 +229,13 @@ class Saved:
 
 
 def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path]) -> None:
-    """Refuse to put what a command writes in the place of a file of its model, or of its masks.
+    """Refuse to overwrite a file of the model, or the file of masks, that a command reads.
 
-    Only what prunectl wrote is replaced in a model's folder: anything else may belong to the model.
+    In a model's folder, only results of prunectl are overwritten: any other file may belong to the
+    model.
 
     Raises:
-        InvalidOption: one of ``writes`` is the model's.
+        InvalidOption: one of ``writes`` is a file of the model, or the file of masks.
     """
     for path in writes:
         if path.exists() and _is_of(source, path):
@@ -241,19 +245,20 @@ def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path]) -> None:
 
 
 def _is_of(source: Checkpoint | MaskFile, path: Path) -> bool:
+    """Whether a file belongs to a checkpoint, or is the file of masks."""
     from prunectl.checkpoint.mask_file import MaskFile
     from prunectl.checkpoint.sidefiles import is_model_file
 
     if isinstance(source, MaskFile):
         return path.resolve() == source.path.resolve()
     folder, place = source.folder.resolve(), path.parent.resolve() / path.name
-    if source.kind == "file":  # the folder may be full of other things
+    if source.kind == "file":  # other files of its folder may have nothing to do with it
         return place.parent == folder and is_model_file(path.name)
     return place.is_relative_to(folder) and not _is_result(path)
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is a page, picture or table, or a JSON document of prunectl's."""
+    """Whether a file is a page, picture or table, or a JSON document that prunectl wrote."""
     if path.suffix.lower() in _RESULTS:
         return True
     if not path.is_file():
@@ -270,7 +275,7 @@ def parsed_size(text: str) -> int:
     """A size such as ``5GB`` in bytes.
 
     Raises:
-        InvalidOption: it is none.
+        InvalidOption: the text is not a size.
     """
     from prunectl.output.shards import parse_size
 
@@ -286,14 +291,14 @@ def ranks_of(context: typer.Context) -> Ranks:
 
 
 def warn_of(checkpoint: Checkpoint, out: Output) -> None:
-    """Print what the user should know of how a checkpoint was opened, where no verb says it."""
+    """Print the notes from opening a checkpoint, for commands whose verb does not report them."""
     for text in checkpoint.notes:
         out.warn(text)
 
 
 @contextlib.contextmanager
 def _download_progress(out: Output) -> Iterator[OnEvent | None]:
-    """Who draws the progress of a download: huggingface_hub its bars (None), else we our lines."""
+    """Yield a receiver of download progress; None where huggingface_hub draws bars itself."""
     if out.draws_bars:
         yield None
         return
@@ -303,7 +308,7 @@ def _download_progress(out: Output) -> Iterator[OnEvent | None]:
 
 @contextlib.contextmanager
 def _no_download_bars() -> Iterator[None]:
-    """Keep huggingface_hub from drawing bars: it is imported inside the block."""
+    """Keep huggingface_hub, which is imported inside the ``with`` block, from drawing bars."""
     if NO_BARS in os.environ:
         yield
         return
@@ -322,28 +327,29 @@ def calibration_of(
     device: str | None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Calibration | None:
-    """The calibration that the options mean; None where there is none.
+    """The calibration settings from the options; None where nothing is calibrated.
 
     Args:
-        model: what is pruned: the model ``demo`` brings its own text.
-        device: where the samples are run, if that was said.
-        names: the options that have other names than their fields.
+        model: the model to prune: ``demo`` includes its own calibration text.
+        refine: whether survivors are refined, which needs calibration with any method.
+        device: where the samples are run; None is ``auto``.
+        names: names of options that differ from their fields, by field.
 
     Raises:
-        InvalidOption: options of a calibration, and none is made, or none that uses them; or a
-            source that is not there, which is told before a model is fetched.
+        InvalidOption: calibration options without calibration, or without effect on it; or a
+            source that does not exist, which is reported before a model is fetched.
     """
     if not (method.spec.is_calibrated or refine):
         for name in given.typed:
             option = {"source": "calibration", **names}.get(name, name).replace("_", "-")
             raise InvalidOption(
-                f"--{option} is about calibration, and method {method} has none",
+                f"--{option} sets up calibration, and method {method} uses none",
                 hint=CALIBRATED_INSTEAD,
             )
         return None
     if "damping" in given.typed and method.spec.needs is not Needs.MOMENTS and not refine:
         raise InvalidOption(
-            f"--damping is added to second moments, which method {method} does without",
+            f"--damping is added to second moments, which method {method} does not use",
             hint=f"choose --method {listed(needing(Needs.MOMENTS))}, or add --refine",
         )
     texts = given.values["source"] or (("demo",) if model == demo.NAME else ())

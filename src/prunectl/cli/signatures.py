@@ -5,8 +5,8 @@ A command is a function whose parameters are of three kinds:
 - one :class:`prunectl.option.Option` in its annotation: one option of the command;
 - a dataclass, such as ``EvalSettings``: an option for each field that carries one, and the command
   gets the settings;
-- ``Given[...]`` of a dataclass: the same options, and the command gets their values, to make the
-  settings when it has what else belongs into them.
+- ``Given[...]`` of a dataclass: the same options, but the command gets their values and makes the
+  settings itself, once it knows the fields that are not options.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Given(Generic[T]):
     """The values of the options of a settings class.
 
     Attributes:
-        values: of every option, by field.
-        typed: of those that the user typed.
+        values: the value of every option, by field.
+        typed: the values of the options that the user typed, by field.
     """
 
     def __init__(self, kind: type[T], values: dict[str, Any], typed: set[str]) -> None:
@@ -49,12 +49,12 @@ class Given(Generic[T]):
         self.typed = {name: value for name, value in values.items() if name in typed}
 
     def make(self, **others: Any) -> T:
-        """The settings, with other fields that are no options here."""
+        """Make the settings, with values for the fields that are not options."""
         return self._kind(**self.values | others)
 
 
 class _Single(NamedTuple):
-    """One option: the name of typer's parameter, the field's type without None, its default."""
+    """One option: the name of typer's parameter, the field's type without None, and its default."""
 
     name: str
     option: Option
@@ -62,8 +62,8 @@ class _Single(NamedTuple):
     default: Any
 
     def parameters(self) -> Iterator[inspect.Parameter]:
-        """The one parameter that typer makes the option of."""
-        option, (kind, default) = self.option, self._on_the_line()
+        """The single parameter from which typer makes the option."""
+        option, (kind, default) = self.option, self._typer_form()
         shared: dict[str, Any] = {
             "help": option.help,
             "metavar": option.metavar or None,
@@ -80,20 +80,20 @@ class _Single(NamedTuple):
             else typer.Option(*filter(None, names), **shared)
         )
         annotation: Any = Annotated[kind | None if default is None else kind, info]
-        kind_of = inspect.Parameter.KEYWORD_ONLY
-        yield inspect.Parameter(self.name, kind_of, default=default, annotation=annotation)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        yield inspect.Parameter(self.name, keyword, default=default, annotation=annotation)
 
-    def _on_the_line(self) -> tuple[Any, Any]:
-        """The type and the default of the option as it is typed: what is read is text."""
+    def _typer_form(self) -> tuple[Any, Any]:
+        """The type and the default that typer sees: text where :attr:`Option.read` parses it."""
         if get_origin(self.kind) is not tuple and not self.option.read:
             return self.kind, self.default
         if not self.option.read:
             return list[str], self.default if self.default is _REQUIRED else None
-        text = _text(self.default)
+        text = _default_text(self.default)
         return (list[str], text and [text]) if self.option.repeats else (str, text)
 
     def value(self, given: Mapping[str, Any]) -> Any:
-        """The field's value."""
+        """The value of the field, from the values that typer has parsed."""
         value = given[self.name]
         if value is None:
             return self.default
@@ -116,7 +116,7 @@ class _Group(NamedTuple):
             yield from part.parameters()
 
     def value(self, given: Mapping[str, Any]) -> Any:
-        """The settings; None where they may be None, and all options are as if not given."""
+        """The settings; None if they may be None and equal their defaults."""
         values = {field: part.value(given) for field, part in self.parts.items()}
         if self.is_given:
             return Given(
@@ -127,7 +127,7 @@ class _Group(NamedTuple):
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer takes it: with one parameter for each option."""
+    """Turn a command into a function for typer, with one parameter for each option."""
     hints = get_type_hints(command, include_extras=True)
     parameters = inspect.signature(command).parameters
     parts = {
@@ -150,7 +150,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _part(name: str, hint: Any, default: Any, instead: Option | None = None) -> _Single | _Group:
-    """What a parameter of a command, or a field of a settings class, is on the command line."""
+    """The option or options of a command's parameter, or of a field of a settings class."""
     kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     others = [one for one in get_args(kind) if one is not NoneType]
     is_optional = NoneType in get_args(kind)
@@ -167,7 +167,7 @@ def _part(name: str, hint: Any, default: Any, instead: Option | None = None) -> 
 
 
 def _parts(kind: Any, fields: Fields, default: Any) -> Iterator[tuple[str, _Single | _Group]]:
-    """The options of a settings class, with the defaults of ``default`` if that is one of it."""
+    """The options of a settings class; defaults are those of ``default`` if it is an instance."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         name = field.name
@@ -190,7 +190,7 @@ def _is_typed(part: _Single | _Group, given: Mapping[str, Any]) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _text(default: Any) -> str | None:
+def _default_text(default: Any) -> str | None:
     """A default as a user would type it; None where there is none."""
     if default is None or default in ((), ""):
         return None
@@ -198,7 +198,7 @@ def _text(default: Any) -> str | None:
 
 
 def _completer(option: Option, kind: Any) -> Callable[..., Any]:
-    """What typer asks for the values that start with what is typed."""
+    """The function that typer calls to complete a value."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         from prunectl.cli.completion import values_of

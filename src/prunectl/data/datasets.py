@@ -1,7 +1,7 @@
-"""Datasets of the Hub and local ones, by the optional library ``datasets``.
+"""Datasets on the Hub and on disk, read by the optional library ``datasets``.
 
-Rows are streamed: no more of them are fetched than are needed, and none are copied to a cache. No
-code of a dataset's repository is run. Images stay encoded until they are asked for.
+Rows are streamed: only the rows that are needed are fetched, and none are copied to a cache. No
+code of a dataset's repository is run. Images are not decoded.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "body", "p
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 
 _BUFFER = 1_000
-"""Rows that the next one is drawn from; files of a dataset are shuffled as a whole."""
+"""Size of the buffer of rows that a shuffle draws from; the order of files is shuffled too."""
 _STEP = 1_000
-"""Rows between two events of progress."""
+"""Number of rows between two progress events."""
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -40,7 +40,7 @@ _FORMATS = {
     ".txt": "text",
 }
 _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
-"""Protocols by which ``datasets`` names a file inside another."""
+"""Protocols in ``datasets``' paths of files inside an archive."""
 _NO_ANSWER = ("OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ReadTimeout",
               "HfHubHTTPError", "UnsupportedProtocol")  # fmt: skip
 _COMMIT = re.compile(r"@([0-9a-f]{40})\b")
@@ -49,14 +49,14 @@ _SECRET = re.compile(r"hf_\w+|\w+://\S+|\?\S+=\S+")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One split of a dataset, of which one column is read.
+    """One column of one split of a dataset.
 
     Attributes:
         rows: an ``IterableDataset``, shuffled if there is a seed.
         columns: names of all columns.
-        column: name of the one that holds the data.
+        column: name of the column to read.
         split: name of the split.
-        revision: commit on the Hub; None for local data.
+        revision: the commit on the Hub; None for local data.
     """
 
     rows: Any
@@ -66,7 +66,7 @@ class Rows:
     revision: str | None
 
     def facts(self) -> dict[str, Any]:
-        """The split, column and commit for the record, also where the user named none."""
+        """The split, column and commit that are used, for the record."""
         facts = {"split": self.split, "column": self.column, "revision": self.revision}
         return {key: value for key, value in facts.items() if value}
 
@@ -76,19 +76,19 @@ class Rows:
 
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
-    # os.path says False of a folder that may not be read, where Path raises.
-    one = all(os.path.isfile(path / name) for name in ("state.json", "dataset_info.json"))  # noqa: PTH113
-    return one or os.path.isfile(path / "dataset_dict.json")  # noqa: PTH113
+    # For a folder that may not be read, os.path returns False where Path raises.
+    is_single = all(os.path.isfile(path / name) for name in ("state.json", "dataset_info.json"))  # noqa: PTH113
+    return is_single or os.path.isfile(path / "dataset_dict.json")  # noqa: PTH113
 
 
 def open_splits(source: DataSource) -> tuple[dict[str, Any], str | None]:
-    """Open a dataset of the Hub, a local folder or file, or what ``save_to_disk`` wrote.
+    """Open a dataset on the Hub, a local folder or file, or a folder that ``save_to_disk`` wrote.
 
-    Returns an ``IterableDataset`` by the name of each split, and the commit on the Hub or None.
+    Returns an ``IterableDataset`` for each split by name, and the commit on the Hub or None.
 
     Raises:
         MissingLibrary: ``datasets`` is not installed.
-        BadData: there is no such dataset or config, or it cannot be opened.
+        BadData: the dataset or config does not exist, or cannot be opened.
         AccessDenied, HubUnreachable: as for a model.
     """
     local = source.local_dataset
@@ -104,8 +104,8 @@ def open_splits(source: DataSource) -> tuple[dict[str, Any], str | None]:
             splits = builder.as_streaming_dataset()
             if local is None and (at := _COMMIT.search(str(builder.base_path))):
                 revision = at[1]
-        # Text formats have no features yet, and nothing to decode. Images of the Hub are decoded by
-        # threads of the library, which a cast to encoded images does not stop.
+        # Text formats have no features yet, and nothing to decode. A cast to encoded images would
+        # not keep the library's threads from decoding images of the Hub.
         splits = {name: one.decode(False) if one.features else one for name, one in splits.items()}
     return {str(name): one for name, one in splits.items()}, revision
 
@@ -115,10 +115,10 @@ def _builder(datasets: Any, source: DataSource, local: Path | None) -> Any:
         path = str(local.resolve()) if local else source.dataset
         return datasets.load_dataset_builder(path, source.config)
     suffix = local.suffix.lower()
-    if not local.is_file():  # a pipe or a device may have no end
-        raise BadData(source.name, "no regular file")
+    if not local.is_file():  # a pipe or a device may never end
+        raise BadData(source.name, "it is not a regular file")
     if suffix not in _FORMATS:
-        raise BadData(source.name, f"a file that ends in '{local.suffix}' is no dataset")
+        raise BadData(source.name, f"files that end in '{local.suffix}' are not supported")
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(
         _FORMATS[suffix], source.config, data_files=str(local.resolve()), **options
@@ -126,14 +126,15 @@ def _builder(datasets: Any, source: DataSource, local: Path | None) -> Any:
 
 
 def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Rows:
-    """Open one split: the one that is named, else ``train``, else the first.
+    """Open one split: the one that the source names, else ``train``, else the first.
 
     Args:
-        seed: shuffles the rows; None leaves them in their own order.
-        known: names of columns; the first that is there is taken where the source names none.
+        seed: seed of a shuffle of the rows; None keeps their order.
+        known: names of columns, for a source that names none: the first that exists is read. A
+            single column is read whatever its name.
 
     Raises:
-        MissingColumn: the column is missing; or none is named and none is known.
+        MissingColumn: the named column is missing, or none is named and no known one exists.
         MissingLibrary, BadData, AccessDenied, HubUnreachable: see :func:`open_splits`.
     """
     splits, revision = open_splits(source)
@@ -150,7 +151,7 @@ def open_rows(source: DataSource, seed: int | None, known: Sequence[str]) -> Row
     with dataset_errors(source):
         columns = tuple(rows.column_names or next(iter(rows), ()))
         if seed is not None:
-            # Files read at the same time have threads that take 5 seconds to end for Parquet.
+            # With several files at once, the library's threads for Parquet take 5 seconds to end.
             rows = rows.shuffle(seed=seed, buffer_size=_BUFFER, max_buffer_input_shards=1)
     if not columns:
         raise BadData(source.name, f"split '{split}' has no rows")
@@ -176,10 +177,10 @@ def read_rows(
     *,
     blank: bool = False,
 ) -> Documents:
-    """Texts of rows, one document each, until they have ``budget`` bytes.
+    """Read rows until their texts have ``budget`` bytes: one document for each row.
 
     Args:
-        blank: keep rows without text, such as the empty lines of WikiText.
+        blank: whether to keep blank rows, such as the empty lines of WikiText.
 
     Raises:
         BadData: the column holds something other than text, or a file is broken.
@@ -192,7 +193,7 @@ def read_rows(
         if value is None:
             continue
         if not isinstance(value, str):
-            raise _other_column(rows, source, f"{type(value).__name__}, not text")
+            raise _wrong_column(rows, source, f"{type(value).__name__}, not text")
         if not blank and not value.strip():
             continue
         texts.append(value)
@@ -207,24 +208,24 @@ def read_rows(
 
 
 def read_images(rows: Rows, source: DataSource) -> Iterator[bytes]:
-    """The bytes of image files, row by row, not decoded; b"" where a row leads to none.
+    """Yield the bytes of each row's image file; b"" if its path may not be read.
 
     Raises:
-        BadData: the column holds no images.
+        BadData: the column does not hold images.
     """
-    # A column of text is not read as paths: it could name any file of the user's.
+    # Text is not read as paths: it could name any file of the user.
     if rows.column not in _image_columns(rows.rows):
-        raise _other_column(rows, source, "no images")
+        raise _wrong_column(rows, source, "no images")
     for row in _each(rows.rows, source):
         value = row[rows.column]
         if value is not None:
             yield image_bytes(value, source)
 
 
-def _other_column(rows: Rows, source: DataSource, held: str) -> BadData:
+def _wrong_column(rows: Rows, source: DataSource, content: str) -> BadData:
     return BadData(
         source.name,
-        f"column '{rows.column}' holds {held}; its columns are {', '.join(rows.columns)}",
+        f"column '{rows.column}' holds {content}; its columns are {', '.join(rows.columns)}",
         hint="name another: hf:DATASET:CONFIG:SPLIT:COLUMN",
     )
 
@@ -232,7 +233,7 @@ def _other_column(rows: Rows, source: DataSource, held: str) -> BadData:
 def table_rows(
     rows: Any, source: DataSource, split: str, on_event: OnEvent = ignore_events
 ) -> Iterator[dict[str, Any]]:
-    """All columns of a split, row by row; an image is the bytes of its file.
+    """Yield all columns of a split, row by row; an image is the bytes of its file.
 
     Raises:
         BadData: a file is broken, or a row has no image.
@@ -251,7 +252,7 @@ def table_rows(
             yield row
             if total and not number % _STEP:
                 on_event(Advanced(READING, _STEP, split))
-    finally:  # also where no more rows are wanted
+    finally:  # also if the caller stops early
         if total:
             on_event(PhaseDone(READING))
 
@@ -264,28 +265,28 @@ def _image_columns(rows: Any) -> list[str]:
 
 
 def classes_of(rows: Any) -> dict[str, list[str]]:
-    """Names of the classes, by column, of columns that hold the number of a class."""
+    """The names of classes, for each column that holds class numbers."""
     named = {name: getattr(one, "names", None) for name, one in (rows.features or {}).items()}
     return {name: list(names) for name, names in named.items() if names}
 
 
 def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
-    """The content of an image's file: the row's own bytes, or the file at its path; else b"".
+    """The bytes of an image file, from the row or its path; b"" if the path may not be read.
 
-    A row is somebody else's, and its path could name a private file of the user's or a server that
-    only the user can reach. So a path of a Hub dataset is followed only to the Hub, and that of a
-    local dataset only if it is not a URL.
+    A row is untrusted: its path could name a private file of the user, or a server that only the
+    user can reach. So a path in a Hub dataset must be on the Hub, and a path in a local dataset
+    must not be a URL.
     """
     import fsspec
 
     data, path = value.get("bytes"), value.get("path")
     if data or not path:
         return bytes(data or b"")
-    # "zip://inside.png::hf://datasets/..." is a file in an archive on the Hub.
-    *archives, place = str(path).split("::")
+    # "zip://inside.png::hf://datasets/..." names a file in an archive on the Hub.
+    *archives, target = str(path).split("::")
     known = all(one.partition("://")[0] in _ARCHIVES for one in archives)
-    here = "://" not in place if source.local_dataset else place.startswith("hf://datasets/")
-    if not (known and here):
+    allowed = "://" not in target if source.local_dataset else target.startswith("hf://datasets/")
+    if not (known and allowed):
         return b""
     with dataset_errors(source), fsspec.open(path, "rb") as file:
         read: bytes = file.read()
@@ -293,7 +294,7 @@ def image_bytes(value: Mapping[str, Any], source: DataSource) -> bytes:
 
 
 def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
-    """Row by row; logging and progress bars are silenced only while a row is fetched."""
+    """Yield the rows; logging and progress bars are silenced only while a row is fetched."""
     iterator = iter(rows)
     while True:
         with dataset_errors(source):
@@ -308,9 +309,9 @@ def _each(rows: Any, source: DataSource) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def dataset_errors(source: DataSource) -> Iterator[Any]:
-    """Give the module ``datasets``, silenced, and turn its errors into ours.
+    """Yield the module ``datasets``, silenced, and convert its errors to errors of prunectl.
 
-    Messages have no addresses or tokens.
+    Addresses and tokens are removed from messages.
 
     Raises:
         MissingLibrary: ``datasets`` is not installed.
@@ -320,7 +321,7 @@ def dataset_errors(source: DataSource) -> Iterator[Any]:
         from datasets.utils import logging
     except ImportError:
         raise MissingLibrary("datasets", f"data {source.name}") from None
-    hub = getLogger("huggingface_hub")  # warns of each retry
+    hub = getLogger("huggingface_hub")  # logs a warning for each retry
     levels = logging.get_verbosity(), hub.level
     had_bars = not datasets.are_progress_bars_disabled()
     logging.set_verbosity(CRITICAL + 1)
@@ -331,7 +332,7 @@ def dataset_errors(source: DataSource) -> Iterator[Any]:
             yield datasets
     except (PrunectlError, MemoryError):
         raise
-    except Exception as error:  # each format has a library of its own, with errors of its own
+    except Exception as error:  # each file format has its library, with its errors
         raise _translated(error, source) from None
     finally:
         logging.set_verbosity(levels[0])
@@ -342,7 +343,7 @@ def dataset_errors(source: DataSource) -> Iterator[Any]:
 
 def _translated(error: Exception, source: DataSource) -> PrunectlError:
     name, text = type(error).__name__, str(error)
-    inner = error.__cause__ or error.__context__  # what the library's own error stands for
+    inner = error.__cause__ or error.__context__  # the error that the library has wrapped
     if source.local_dataset is None:
         if name == "DatasetNotFoundError" and ("gated" in text or "401" in f"{inner}"):
             return AccessDenied(source.name, "not on the Hub, or private or gated")

@@ -1,4 +1,4 @@
-"""What is trained on and what is scored on: splits are chosen, and rows drawn from them."""
+"""Choose splits to train on and to score on, and draw rows from them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from prunectl.evaluation.sources import splits_of
 from prunectl.evaluation.tasks import Task
 
 One = TypeVar("One")
-"""What a metric makes of a row."""
+"""The type into which a metric reads a row."""
 
 HELD_OUT = 0.2
-"""Share of the rows that are scored on, where the data have one split only."""
+"""Share of the rows that are scored on, where the data have only one split."""
 _TRAIN = ("train", "all")
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Tables to train and to score on; ``train`` is None where rows of ``scored`` are to be taken.
+    """The tables to train on and to score on.
 
-    ``further`` are more tables to score on, by the name of their part.
+    Attributes:
+        train: None if nothing is trained, or if ``scored`` is to be divided.
+        further: more tables to score on, by the name of their part.
     """
 
     train: Table | None
@@ -42,12 +44,12 @@ class Reader(Generic[One]):
 
     Attributes:
         name: what rows are called, in the plural.
-        rows: what the metric makes of a table's rows; the second argument says whether they are
-            trained on.
-        digest: a hash of rows; of rows to train on, if the second argument is true.
-        group: where rows are drawn, each group keeps its share.
-        unit: rows of one unit are all trained on or all scored on. units: what units are called.
-        usable: those that can be trained on.
+        rows: reads the rows of a table; the second argument is true for rows to train on.
+        digest: hashes rows; the second argument is true for rows to train on.
+        group: the group of a row; draws keep each group's share.
+        unit: the unit of a row; rows of one unit are all trained on or all scored on.
+        units: what units are called, in the plural.
+        usable: selects the rows that can be trained on.
     """
 
     name: str
@@ -61,13 +63,13 @@ class Reader(Generic[One]):
 
 @dataclass(frozen=True, slots=True)
 class Data(Generic[One]):
-    """Rows to train on (None: nothing is trained) and to score on.
+    """The rows to train on (None: nothing is trained) and to score on.
 
     Attributes:
         further: more rows to score on, by the name of their part.
-        available: rows that ``scored`` were drawn from.
-        divided: whether the rows to train and to score on are of one split.
-        chosen: the tables that they are from.
+        available: number of rows from which ``scored`` was drawn.
+        divided: whether the rows to train on and to score on are from one split.
+        chosen: the tables that the rows are from.
     """
 
     train: list[One] | None
@@ -79,16 +81,17 @@ class Data(Generic[One]):
 
 
 def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool) -> Chosen:
-    """Read the data and choose splits of them.
+    """Open the data and choose splits to train on and to score on.
 
     Args:
-        answers: names that the column of answers may have. Published tests often have no answers,
-            and are passed over where another split can be scored on.
+        answers: possible names of the column of answers. Published test splits often lack answers,
+            and are skipped where another split can be scored on.
         trains: whether data to train on are needed.
 
     Raises:
-        NoData, BadData: there are none, or none of their splits is one to train or to score on.
-        InvalidOption, MissingLibrary, AccessDenied, HubUnreachable: they cannot be read.
+        NoData: not exactly one source is named.
+        BadData: there is no split to train on or to score on.
+        InvalidOption, MissingLibrary, AccessDenied, HubUnreachable: the data cannot be read.
     """
     settings = request.settings
     given = settings.data or ((task.data,) if task.data else ())
@@ -98,9 +101,9 @@ def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool
         )
     name = given[0]
     splits = splits_of(request, name, skip=task.skipped)
-    given_up = [one for one in splits if one == "test" and not _answered(splits[one], answers)]
-    others = {key: one for key, one in splits.items() if key not in given_up}
-    scored = pick(others if set(others) & set(task.scored) else splits, task.scored, name)
+    unanswered = [one for one in splits if one == "test" and not _has_answers(splits[one], answers)]
+    usable = {key: one for key, one in splits.items() if key not in unanswered}
+    scored = pick(usable if set(usable) & set(task.scored) else splits, task.scored, name)
     further = {
         part: splits[next(one for one in names if one in splits)]
         for part, names in task.further.items()
@@ -114,17 +117,19 @@ def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool
     if len(splits) > 1 and ("train" not in splits or splits["train"] is scored):
         raise BadData(
             name,
-            f"no split 'train' beside '{scored.facts['split']}'; it has {', '.join(splits)}",
-            hint="name what to train on: --train-data SOURCE",
+            f"no split to train on besides '{scored.facts['split']}'; it has {', '.join(splits)}",
+            hint="name data to train on: --train-data SOURCE",
         )
     return Chosen(splits["train"] if len(splits) > 1 else None, scored, further)
 
 
 def read(request: Request, chosen: Chosen, reader: Reader[One], *, trains: bool) -> Data[One]:
-    """Read the tables, and draw as many of their rows as are asked for.
+    """Read the tables, and draw the requested numbers of rows.
 
     Raises:
-        BadData: there are too few to train and to score on; and what the reader raises.
+        BadData: there are too few rows to divide.
+
+    Errors of the reader pass through.
     """
     settings = request.settings
     scored = reader.rows(chosen.scored, trains and chosen.train is None)
@@ -132,32 +137,32 @@ def read(request: Request, chosen: Chosen, reader: Reader[One], *, trains: bool)
     divided = trains and train is None
     if divided:
         units = {reader.unit(one): reader.group(one) for one in scored}
-        _, rest = held_out(list(units.values()), settings.seed)
-        held = {list(units)[index] for index in rest}
-        train = [one for one in scored if reader.unit(one) not in held]
-        scored = [one for one in scored if reader.unit(one) in held]
+        _, indices = held_out(list(units.values()), settings.seed)
+        scored_units = {list(units)[index] for index in indices}
+        train = [one for one in scored if reader.unit(one) not in scored_units]
+        scored = [one for one in scored if reader.unit(one) in scored_units]
         if not train or not scored:
             text = f"its {reader.units} are too few to train and to score on"
             raise BadData(chosen.scored.name, text)
 
-    def some(rows: list[One], count: int | None) -> list[One]:
+    def draw(rows: list[One], count: int | None) -> list[One]:
         return [rows[index] for index in drawn(list(map(reader.group, rows)), count, settings.seed)]
 
     if train is not None:
-        most = (settings.training or Training()).train_samples
-        train = some(reader.usable(train, chosen.train or chosen.scored), most)
+        limit = (settings.training or Training()).train_samples
+        train = draw(reader.usable(train, chosen.train or chosen.scored), limit)
     further = {part: reader.rows(table, False) for part, table in chosen.further.items()}
     return Data(
         train,
-        some(scored, settings.samples),
-        {part: some(rows, settings.samples) for part, rows in further.items()},
+        draw(scored, settings.samples),
+        {part: draw(rows, settings.samples) for part, rows in further.items()},
         len(scored),
         divided,
         chosen,
     )
 
 
-def _answered(table: Table, answers: Sequence[str]) -> bool:
+def _has_answers(table: Table, answers: Sequence[str]) -> bool:
     """Whether any row has an answer."""
     if not has_column(table, answers):
         return False
@@ -168,7 +173,8 @@ def _answered(table: Table, answers: Sequence[str]) -> bool:
 def drawn(groups: Sequence[Hashable], count: int | None, seed: int) -> list[int]:
     """Indices of ``count`` rows by seed, in order; each group has its share, and at least one row.
 
-    All rows if there are no more. If there are more groups than ``count``, groups do not count.
+    All rows if ``count`` is not less than their number. If there are more groups than ``count``,
+    groups are ignored.
     """
     total = len(groups)
     if count is None or count >= total:
@@ -178,22 +184,22 @@ def drawn(groups: Sequence[Hashable], count: int | None, seed: int) -> list[int]
     if len(members) > count:
         return sorted(rng.choice(total, count, replace=False).tolist())
     exact = [len(one) * count / total for one in members]
-    takes = [max(1, int(share)) for share in exact]
-    while sum(takes) != count:
-        step = 1 if sum(takes) < count else -1
-        # The group that is furthest from its share comes a row nearer to it.
+    sizes = [max(1, int(share)) for share in exact]
+    while sum(sizes) != count:
+        step = 1 if sum(sizes) < count else -1
+        # Give a row to, or take one from, the group that is furthest from its exact share.
         far = [
-            step * (share - take) if step > 0 or take > 1 else -np.inf
-            for share, take in zip(exact, takes, strict=True)
+            step * (share - size) if step > 0 or size > 1 else -np.inf
+            for share, size in zip(exact, sizes, strict=True)
         ]
-        takes[int(np.argmax(far))] += step
-    return sorted(i for one, take in zip(members, takes, strict=True) for i in one[:take])
+        sizes[int(np.argmax(far))] += step
+    return sorted(i for one, size in zip(members, sizes, strict=True) for i in one[:size])
 
 
 def held_out(groups: Sequence[Hashable], seed: int) -> tuple[list[int], list[int]]:
-    """Indices of rows to train and to score on, in order: a fifth of each group is scored on.
+    """Indices, in order, of rows to train on and of rows to score on: a fifth of each group.
 
-    A group of two rows has one on either side; a group of one is trained on.
+    Of two or more rows of a group, at least one is scored on; a single row is trained on.
     """
     scored = []
     for one in _shuffled(groups, np.random.default_rng(seed)):
@@ -212,5 +218,5 @@ def _shuffled(groups: Sequence[Hashable], rng: np.random.Generator) -> list[list
 
 
 def facts_of(table: Table) -> dict[str, Any]:
-    """What a record says of a table."""
+    """The facts about a table for a record."""
     return {key: one for key, one in table.facts.items() if key not in ("rows", "classes")}

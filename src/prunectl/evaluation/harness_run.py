@@ -1,8 +1,7 @@
-"""Run tasks of lm-evaluation-harness on the model in memory, and take their scores.
+"""Run tasks of lm-evaluation-harness on the model in memory, and collect the scores of samples.
 
 The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) builds the prompts, runs the
-model and scores its answers. The scores are taken sample by sample, so that the bootstrap can draw
-from them.
+model and scores its answers. The bootstrap needs the score of each sample.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
     from prunectl.evaluation.metric import Values
 
 OWN_TASKS = Path(__file__).parent / "own_tasks"
-"""Tasks that the harness does not have, as it describes tasks: YAML files."""
+"""Definitions of tasks that the harness lacks, in its own YAML format."""
 BATCH = 8
 UNLIMITED = 1 << 30
-"""Stands for the length of a model that takes any number of tokens; the harness would say 2,048."""
+"""The length of a model without a limit, for which the harness would assume 2,048 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,10 @@ class Part:
 
     Attributes:
         task: the harness' object.
-        score: the task's metric that is taken.
+        score: the task's metric that is used.
         groups: for each sample, the further score that it counts towards.
-        named: position of what the user named among all that were named.
-        indices: the samples that are run; None means all.
+        named: position, among the names that the user gave, of the one that includes this task.
+        indices: indices of the samples to run; None means all.
     """
 
     task: Any
@@ -62,12 +61,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HarnessMetric:
-    """See :class:`prunectl.evaluation.metric.Metric`; a sample is one of the harness: (its score,
-    position of the named task).
+    """A metric of harness tasks; see :class:`prunectl.evaluation.metric.Metric`.
+
+    The values of a sample are its score and ``Part.named`` of its task.
 
     Attributes:
-        parts: by the harness' name of the task.
-        room: tokens that the model takes at once; None leaves it to the harness.
+        parts: the tasks by their names in the harness.
+        room: most tokens that the model accepts; None leaves it to the harness.
         order: groups that come first among the further scores.
         more: further scores that are known before the model runs.
     """
@@ -94,14 +94,14 @@ class HarnessMetric:
         return False
 
     def statistic(self, values: Values) -> float:
-        """The mean over named tasks of the mean over each one's samples."""
+        """The mean, over the names that the user gave, of the mean score of each name's samples."""
         named = np.unique(values[:, 1])
         return float(np.mean([values[values[:, 1] == one, 0].mean() for one in named]))
 
     def score(
         self, loaded: LoadedModel, *, seed: int = 0, on_event: OnEvent = ignore_events
     ) -> Score:
-        """Have the harness run the tasks.
+        """Run the tasks in the harness.
 
         Raises:
             EvaluationFailed: the harness fails, or outputs or scores are NaN.
@@ -119,11 +119,11 @@ class HarnessMetric:
         return Score(self.statistic(values), values, {**shares, **self.more})
 
     def run(self, model: Any, on_event: OnEvent = ignore_events) -> dict[str, Any]:
-        """The harness' results; fewer samples at once where memory is full.
+        """Run the tasks and return the harness' results. The batch is halved while memory is full.
 
         Raises:
             EvaluationFailed: the harness fails, or the model's outputs are NaN.
-            RuntimeError, MemoryError: there is no memory for a single sample.
+            RuntimeError, MemoryError: memory does not suffice for a single sample.
         """
         size = self.batch_size
         while True:
@@ -137,7 +137,7 @@ class HarnessMetric:
 
     def _run_once(self, model: Any, size: int, on_event: OnEvent) -> dict[str, Any]:
         chosen = {name: list(p.indices) for name, p in self.parts.items() if p.indices is not None}
-        with quiet_harness(self.name, on_event), _watched(model, self.name):
+        with quiet_harness(self.name, on_event), _guarded(model, self.name):
             from lm_eval.evaluator import evaluate
             from lm_eval.models.huggingface import HFLM
 
@@ -161,18 +161,18 @@ class HarnessMetric:
 
 
 def values_of(samples: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """A metric's value for each sample, in their order, by the first filter that has it."""
+    """A metric's value for each sample, in order, from the first filter that has the metric."""
     having = [one for one in samples if metric in one]
     first = [one for one in having if one["filter"] == having[0]["filter"]]
     return [float(one[metric]) for one in sorted(first, key=lambda one: one["doc_id"])]
 
 
 class _Rows(list[Any]):
-    """As much of a ``datasets.Dataset`` as the harness uses."""
+    """A replacement for ``datasets.Dataset`` with the members that the harness uses."""
 
     @property
     def features(self) -> Any:
-        """Something whose keys are the columns."""
+        """A mapping whose keys are the columns."""
         return self[0]
 
 
@@ -181,11 +181,11 @@ def own_task(
     rows: Sequence[Mapping[str, object]],
     examples: Sequence[Mapping[str, object]],
 ) -> Any:
-    """A task of the harness on rows in memory; all ``examples`` stand before each row's question.
+    """A task of the harness on rows in memory. All ``examples`` precede each row's question.
 
     Args:
-        config: as in a task's YAML file. No text of a row may be in it: it holds templates, which
-            can run code.
+        config: as in a task's YAML file. It must not hold text from a row: its strings are
+            templates, which can run code.
     """
     from lm_eval.api.task import ConfigurableTask
 
@@ -199,19 +199,19 @@ def own_task(
             "fewshot_config": {"sampler": "first_n", "samples": list(examples)},
         }
     )
-    task.set_fewshot_seed(seed=0)  # nothing is drawn, but the harness wants one
+    task.set_fewshot_seed(seed=0)  # nothing is drawn, but the harness requires a seed
     return task
 
 
 def open_tokenizer(request: Request) -> Tokenizer:
-    """The checkpoint's tokenizer, as the harness needs it.
+    """The checkpoint's tokenizer, which must have an end-of-text token for the harness.
 
     Raises:
-        BadTokenizer: there is none, it does not load, or no token of it ends a text.
+        BadTokenizer: there is no tokenizer, it does not load, or it has no end-of-text token.
     """
     tokenizer = load_tokenizer(request.checkpoint)
     if tokenizer.inner.eos_token_id is None:
-        raise BadTokenizer(request.checkpoint.model, "which names no token that ends a text")
+        raise BadTokenizer(request.checkpoint.model, "which has no end-of-text token")
     return tokenizer
 
 
@@ -225,12 +225,14 @@ def own_metric(
     order: tuple[str, ...] = (),
     new_tokens: int = 0,
 ) -> HarnessMetric:
-    """A metric of own tasks, whose prompts were checked.
+    """A metric of tasks from :func:`own_task`, whose prompts are checked.
 
     Args:
-        unit: what a sample is, in the plural. answers: the right one of each.
-        record: what fixes the score, except how prompts fit the model.
-        new_tokens: tokens that the model writes.
+        unit: what samples are called, in the plural.
+        answers: the right answer to each sample.
+        record: the metric's record, without the counts of prompts that are cut.
+        order: groups that come first among the further scores.
+        new_tokens: most tokens that the model generates.
 
     Raises:
         BadTokenizer, WrongTokenizer, BadData, InvalidOption: see :func:`_check_prompts`.
@@ -253,22 +255,22 @@ def own_metric(
 
 
 def harness_version() -> str:
-    """The installed release, for a record."""
+    """The installed release of the harness, for a record."""
     return importlib.metadata.version("lm_eval")
 
 
 def _check_prompts(
     request: Request, tokenizer: Tokenizer, tasks: Iterable[Any], unit: str, new_tokens: int
 ) -> dict[str, int | None]:
-    """Tokenize the prompts, and count those from which the harness cuts the beginning.
+    """Tokenize the prompts, and count those whose beginning the harness cuts off.
 
     Returns:
-        for a record: tokens that the model takes, prompts that lose examples only, and prompts that
-        lose part of the question.
+        Members of a record: most tokens that the model accepts, the number of prompts that lose
+        only examples, and the number that lose part of the question.
 
     Raises:
-        BadTokenizer, WrongTokenizer: the tokenizer fails, or is another model's.
-        BadData: an option alone is too long.
+        BadTokenizer, WrongTokenizer: the tokenizer fails, or belongs to another model.
+        BadData: an option alone is too long for the model.
         InvalidOption: the answer leaves no room for the question.
     """
     room, shots = prompts.room(request, tokenizer), request.settings.shots
@@ -280,15 +282,15 @@ def _check_prompts(
     contexts, fewer, cut = [], 0, 0
     pairs = [(task, doc) for task in tasks for doc in task.eval_docs]
     for task, doc in pairs:
-        context, end = _encoded(tokenizer, task, doc, shots)
+        context, option_tokens = _tokenized(tokenizer, task, doc, shots)
         contexts.append(context)
-        if room is None or len(context) + end + new_tokens <= room:
+        if room is None or len(context) + option_tokens + new_tokens <= room:
             continue
-        if end >= room:
+        if option_tokens >= room:
             what = f"an option has more than the {room:,} tokens there are"
             raise BadData(request.settings.data[0], what)
-        alone = _encoded(tokenizer, task, doc, 0)[0] if shots else context
-        fits = len(alone) + end + new_tokens <= room
+        question_only = _tokenized(tokenizer, task, doc, 0)[0] if shots else context
+        fits = len(question_only) + option_tokens + new_tokens <= room
         fewer, cut = fewer + fits, cut + (not fits)
     if fewer:
         request.notes.append(f"{fewer:,} {unit} lose examples: the model takes {room:,} tokens")
@@ -302,10 +304,11 @@ def _check_prompts(
     }
 
 
-def _encoded(tokenizer: Tokenizer, task: Any, doc: Any, shots: int) -> tuple[Ids, int]:
-    """The tokens of a prompt, and how many of the longest option's the model is fed: not the last.
+def _tokenized(tokenizer: Tokenizer, task: Any, doc: Any, shots: int) -> tuple[Ids, int]:
+    """The tokens of a prompt, and how many tokens of the longest option are fed to the model.
 
-    Where the model writes the answer itself there are no options.
+    The last token of an option is predicted, and never fed. The number is 0 for a task without
+    options, where the model generates the answer.
     """
     text = task.fewshot_context(doc=doc, num_fewshot=shots)
     options = task.doc_to_choice(doc) if task.config.doc_to_choice else []
@@ -315,22 +318,22 @@ def _encoded(tokenizer: Tokenizer, task: Any, doc: Any, shots: int) -> tuple[Ids
 
 
 @contextmanager
-def _watched(model: Any, metric: str) -> Iterator[None]:
-    """Refuse NaN outputs, and keep the weights as they are.
+def _guarded(model: Any, metric: str) -> Iterator[None]:
+    """Refuse NaN outputs, and keep the harness from tying weights.
 
-    The harness takes the first of options that are all NaN, and ties a head again that differs from
-    the embedding although config.json says that they are one.
+    Where all options score NaN, the harness would choose the first. Where config.json ties the head
+    to the embedding but the stored weights differ, it would overwrite the head.
 
     Raises:
-        EvaluationFailed: inside the block, the model put out NaN.
+        EvaluationFailed: an output was NaN inside the ``with`` block.
     """
     import torch
 
     largest: list[torch.Tensor] = []
 
     def watch(module: Any, arguments: Any, output: Any) -> None:
-        most = output.logits.detach().amax().float()  # NaN, if there is one among them
-        largest[:] = [torch.maximum(largest[0], most) if largest else most]
+        maximum = output.logits.detach().amax().float()  # NaN if any logit is NaN
+        largest[:] = [torch.maximum(largest[0], maximum) if largest else maximum]
 
     hook = model.register_forward_hook(watch)
     model.tie_weights = lambda *rest, **options: None
@@ -344,7 +347,7 @@ def _watched(model: Any, metric: str) -> Iterator[None]:
 
 
 class _Bar:
-    """As much of a tqdm bar as the harness uses."""
+    """A replacement for a tqdm bar that sends progress to events."""
 
     def __init__(
         self,
@@ -376,22 +379,23 @@ class _Bar:
         self._open = False
 
 
-_WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
+_MODULES_WITH_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
 
 
 @contextmanager
 def quiet_harness(metric: str, on_event: OnEvent = ignore_events) -> Iterator[None]:
-    """Import the harness; inside the block it prints nothing, and its progress goes to events.
+    """Import the harness. Inside the ``with`` block it prints nothing, and its progress goes to
+    events.
 
     Raises:
-        MissingLibrary: it is not installed.
+        MissingLibrary: the harness is not installed.
     """
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     with quiet_transformers():
         try:
-            modules: list[Any] = [importlib.import_module(name) for name in _WITH_BARS]
+            modules: list[Any] = [importlib.import_module(name) for name in _MODULES_WITH_BARS]
         except ImportError:
             logger.setLevel(level)
             raise MissingLibrary("lm-eval", f"--metric {metric}", extra="harness") from None

@@ -1,5 +1,5 @@
-"""A model in memory whose prunable weights can be put in, one tensor at a time, as the files have
-them."""
+"""A model in memory whose weights can be replaced tensor by tensor, in the shapes and names of the
+checkpoint's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Wanted(Protocol):
-    """What a metric wants of a model; see :class:`prunectl.evaluation.metric.Metric`."""
+    """What a metric requires of a model; see :class:`prunectl.evaluation.metric.Metric`."""
 
     @property
     def name(self) -> str: ...
@@ -41,9 +41,9 @@ class Held:
     """Weights that stay zero.
 
     Attributes:
-        name: of the tensor in the files.
-        weight: of the stored shape, sharing memory with the model's parameter.
-        gone: bool of the same shape, True = pruned.
+        name: name of the tensor in the files.
+        weight: a view of the model's parameter in the stored shape.
+        gone: bool, in the same shape; True = pruned.
     """
 
     name: str
@@ -55,17 +55,19 @@ class LoadedModel:
     """A checkpoint's model, whole and in evaluation mode.
 
     Attributes:
-        model: the transformers model. checkpoint: what it is of.
-        devices: where it is, in one word: such as ``cpu``, or ``cuda:0-3`` where it is spread.
-        prunable: names of the tensors in the files that pruning is about.
-        notes: what the user should know of how it was loaded, as events.
-        made_up: parameters outside of the blocks that the checkpoint lacks.
+        model: the transformers model.
+        checkpoint: the checkpoint that it is loaded from.
+        devices: the devices of the weights in one word: ``cpu``, or ``cuda:0-3`` where spread.
+        prunable: names, in the files, of the prunable tensors that the model has.
+        notes: notes and warnings about loading, for the user.
+        made_up: names of parameters outside the blocks that the checkpoint lacks.
 
     Args:
-        reader: of the checkpoint's bytes; used as long as the model is.
-        device: of the weights. others: CUDA devices that share them where that one is too small.
-        head: another class than the config's; what the checkpoint lacks of it is initialised as
-            the class does it, by ``seed``.
+        reader: reads the checkpoint; must stay open as long as the model is used.
+        device: device of the weights.
+        others: CUDA devices that share the weights if ``device`` is too small.
+        head: a model class to use instead of the config's. Parameters that the checkpoint lacks
+            are initialised as the class does, by ``seed``.
     """
 
     def __init__(
@@ -98,29 +100,31 @@ class LoadedModel:
         known = self._block_model.targets
         names = list(prunable_tensors(checkpoint, recorded=recorded_prunable(checkpoint)))
         self.prunable = tuple(name for name in names if name in known)
-        texts = _unused([name for name in names if name not in known])
+        texts = _unused_warning([name for name in names if name not in known])
         self.notes = tuple(Note(text, warning=True) for text in texts)
         if len(set(self._block_model.places.values())) > 1:
-            text = f"the weights are spread over {self.devices}, of which one computes at a time"
+            text = f"the weights are spread over {self.devices}; one device computes at a time"
             self.notes += (Note(text),)
         self._views: dict[str, torch.Tensor] | None = None
-        self._others: dict[str, torch.Tensor] = {}
+        self._more_views: dict[str, torch.Tensor] = {}
 
     @property
     def views(self) -> dict[str, torch.Tensor]:
-        """By name, the prunable weights in the stored shape, sharing memory with the model.
+        """Views of the prunable weights in the stored shape, by name.
+
+        They share memory with the model.
 
         Raises:
-            UnsupportedCheckpoint: loading does more to a tensor than to move whole matrices.
+            UnsupportedCheckpoint: loading does more to a tensor than move whole matrices.
         """
         if self._views is None:
             self._views = self._block_model.views(self.prunable)
         return self._views
 
     def put(self, name: str, values: torch.Tensor) -> None:
-        """Replace a tensor; ``values`` are of its stored shape, in any dtype.
+        """Replace a tensor by ``values``, in its stored shape and any dtype.
 
-        Nothing where the model has no such part: of two towers, it may be one.
+        Does nothing where the model lacks the tensor: the model may be one of two towers.
 
         Raises:
             UnsupportedCheckpoint: as for ``views``.
@@ -129,39 +133,41 @@ class LoadedModel:
 
         if name not in self._block_model.targets:
             return
-        if name not in self.views and name not in self._others:  # --include of an embedding
-            self._others |= self._block_model.views([name])
-        view = self._others[name] if name in self._others else self.views[name]
+        if (
+            name not in self.views and name not in self._more_views
+        ):  # such as an embedding, with --include
+            self._more_views |= self._block_model.views([name])
+        view = self._more_views[name] if name in self._more_views else self.views[name]
         with torch.no_grad():
             view.copy_(values)
 
     def weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Some tensors in the stored shape, sharing memory with the model, by name and in order;
-        those that the model has no place for are left out.
+        """Views of some tensors in the stored shape, by name and in order; tensors that the model
+        lacks are left out.
 
         Raises:
             UnsupportedCheckpoint: as for ``views``.
         """
         wanted = [name for name in names if name in self._block_model.targets]
-        more = [name for name in wanted if name not in self.views and name not in self._others]
-        self._others |= self._block_model.views(more)
-        known = self.views | self._others
+        more = [name for name in wanted if name not in self.views and name not in self._more_views]
+        self._more_views |= self._block_model.views(more)
+        known = self.views | self._more_views
         return {name: known[name] for name in wanted}
 
     def restore(self, names: Iterable[str]) -> None:
-        """Put prunable tensors back as the checkpoint has them."""
+        """Replace tensors by their values in the checkpoint."""
         for name in names:
             self.put(name, read_tensor(self._reader, self.checkpoint.by_any_name[name]))
 
     def held(self) -> list[Held]:
-        """The prunable weights that are zero now, and are to stay so; tied tensors once."""
+        """The prunable weights that are zero now, to be held at zero; tied tensors once."""
         found: dict[int, Held] = {}
-        for name, view in (self.views | self._others).items():
+        for name, view in (self.views | self._more_views).items():
             found.setdefault(view.data_ptr(), Held(name, view, view == 0))
         return list(found.values())
 
     def _initialise(self, seed: int) -> None:
-        """Give what the checkpoint lacks the values that its class begins training with."""
+        """Initialize parameters that the checkpoint lacks, as their class does before training."""
         import torch
 
         owners = dict.fromkeys(name.rpartition(".")[0] for name in self.made_up)
@@ -175,20 +181,20 @@ class LoadedModel:
                 self.model._init_weights(module)
 
 
-def _unused(names: list[str]) -> Iterator[str]:
-    """A sentence on prunable weights that the model has no place for: layers that its config.json
-    leaves out, or of two towers one."""
+def _unused_warning(names: list[str]) -> Iterator[str]:
+    """Yield a warning if prunable tensors are not in the model: layers that its config.json leaves
+    out, or the other of two towers."""
     if names:
         yield (
             f"{len(names):,} prunable matrices are not in the model that config.json describes, "
-            f"such as {names[0]}: no score says anything of them"
+            f"such as {names[0]}: no score covers them"
         )
 
 
 def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[Any, Any]:
     """The class that transformers' auto class chooses, and the config that the head needs."""
     cls, config = class_with_head(checkpoint, head.auto)
-    # Some of these classes build the model in the dtype that its config names.
+    # Some of these classes build the model in the dtype of the config.
     for key, value in {"dtype": dtype, **head.config}.items():
         setattr(config, key, value)
     return cls, config
@@ -198,20 +204,20 @@ def _with_head(checkpoint: Checkpoint, head: Head, dtype: torch.dtype) -> tuple[
 def open_loaded_model(
     checkpoint: Checkpoint, metric: Wanted, *, device: str, dtype: str, seed: int = 0
 ) -> Iterator[tuple[LoadedModel, TensorReader]]:
-    """Load a checkpoint's model for a metric; inside of the block its weights can be rewritten.
+    """Load a checkpoint's model for a metric. Inside the ``with`` block, weights can be replaced.
 
-    Where the device is ``auto``, nothing is trained and the first GPU does not hold the weights,
-    another one takes them, or they are spread over all GPUs; not by one of several processes,
-    which each have one.
+    If the first GPU is too small, another one is used, or the weights are spread over all GPUs;
+    only if the device is ``auto``, nothing is trained, and this is the only process: each of
+    several processes has one GPU.
 
-    Yields the loaded model and a reader of the checkpoint's bytes.
+    Yields the loaded model and a reader of the checkpoint.
 
     Raises:
         BadCheckpoint: weights are missing that the metric depends on.
         UnknownArchitecture: transformers cannot build the model.
-        InvalidOption: a device or dtype that is not there.
-        ModelTooLarge: all GPUs together do not hold it.
-        PrunectlError: it does not fit into memory.
+        InvalidOption: the device does not exist, or the dtype is not known.
+        ModelTooLarge: the model does not fit into all GPUs together.
+        PrunectlError: the model does not fit into memory.
     """
     place = choose_device(device)
     is_alone = device == "auto" and launched()[1] == 1
@@ -238,7 +244,7 @@ def open_loaded_model(
             raise BadCheckpoint(
                 checkpoint.folder,
                 f"it lacks {', '.join(lacking[:3])}{more}, which {metric.name} depends on",
-                hint="this metric is for checkpoints that have them",
+                hint="use this metric with checkpoints that have these parameters",
             )
         yield loaded, reader
 
@@ -246,11 +252,11 @@ def open_loaded_model(
 def _too_large(
     model: str, devices: Sequence[torch.device], metric: Wanted, wanted: str
 ) -> PrunectlError:
-    """What to say where memory was full while the model was loaded."""
+    """The error for memory that was full while the model was loaded."""
     text = f"{model} does not fit into the memory of {names_of(devices)}"
-    hint = "--device cpu, or --dtype bfloat16, takes less of it"
+    hint = "try --device cpu, or --dtype bfloat16, which needs less memory"
     if metric.trains and len(devices) == 1 and other_devices(devices[0]):
-        text += ", and what is trained is on one device as a whole"
+        text += ", and training needs the whole model on one device"
         hint = "--device cpu trains in the host's memory; --dtype bfloat16 takes half of it"
     elif wanted == "auto" and len(devices) == 1 and other_devices(devices[0]):
         hint = "one process alone spreads it over all GPUs; --dtype bfloat16 takes half of it"
@@ -262,11 +268,11 @@ def _too_large(
 def dtype_of(
     checkpoint: Checkpoint, metric: Wanted, device: torch.device, wanted: str
 ) -> torch.dtype:
-    """What the model is run in: float32 where it is trained and nothing else is ``wanted``; else
+    """The dtype to run the model in: float32 if it is trained and ``wanted`` is ``auto``; otherwise
     see :func:`prunectl.plan.job.dtype_of`.
 
     Raises:
-        InvalidOption: it is not known.
+        InvalidOption: the dtype is not known.
     """
     from prunectl.plan.job import dtype_of as calibration_dtype
     from prunectl.plan.settings import Calibration

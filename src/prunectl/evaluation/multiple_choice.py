@@ -1,10 +1,10 @@
-"""Multiple choice: how often the option that the model finds likeliest is the right one.
+"""Multiple choice: how often the option that is likeliest under the model is the right one.
 
 Protocol ``letters`` is that of MMLU (Hendrycks et al., arXiv 2009.03300): the options are listed
 after A, B, C and D, and the likeliest letter is the model's answer. Protocol ``text`` shows no
-options: the log likelihood of each option's own text, divided by its characters, decides. The
-questions become tasks of lm-evaluation-harness, one for each subject, with the prompts of its
-``mmlu`` (``acc``), ``arc`` and ``hellaswag`` (``acc_norm``).
+options: the answer is the option whose text has the highest log likelihood per character. The
+questions become tasks of lm-evaluation-harness, one for each subject, with the prompts and scores
+of its ``mmlu`` (letters: ``acc``), ``arc`` and ``hellaswag`` (text: ``acc_norm``).
 """
 
 from __future__ import annotations
@@ -36,55 +36,56 @@ from prunectl.evaluation.questions import (
 from prunectl.evaluation.sources import splits_of, the_data
 
 _SKIPPED = ("auxiliary_train",)
-"""Splits of MMLU that nothing is taken from."""
+"""Splits of MMLU that are not used."""
 
 _SCORED = {
     "acc": "log likelihood of ' A', ' B', ...",
     "acc_norm": "log likelihood of ' ' and the option, divided by the option's characters",
 }
-_ANY = Question(
+_PLACEHOLDERS = Question(
     question="{question}",
     choices=["{option}"] * 2,
     letters=["A", "B"],
     answer=0,
     subject="{subject}",
 )
-"""Stands for all questions in a record."""
+"""A question with placeholders, whose prompt is recorded as the template of all prompts."""
 
 
 def prepare(request: Request) -> HarnessMetric:
-    """Read the questions, and make tasks of them.
+    """Read the questions and make tasks from them.
 
     Raises:
-        MetricMismatch: the model does not continue text.
+        MetricMismatch: the model is not a language model that continues text.
         MissingLibrary: lm-evaluation-harness is not installed.
-        NoData, BadData, MissingColumn, BadTokenizer, WrongTokenizer, InvalidOption: see there.
+        NoData, BadData, MissingColumn, BadTokenizer, WrongTokenizer, InvalidOption: see
+            :mod:`prunectl.data.errors` and :mod:`prunectl.evaluation.errors`.
     """
     prompts.continues_text(request)
     with quiet_harness(request.settings.metric):
-        return _prepared(request)
+        return _make_metric(request)
 
 
-def _prepared(request: Request) -> HarnessMetric:
+def _make_metric(request: Request) -> HarnessMetric:
     settings, name = request.settings, the_data(request)
     splits = splits_of(request, name, skip=_SKIPPED)
     table = prompts.scored_split(splits, ANSWER, name)
     shape = shape_of(table)
-    every = questions_of(table, shape)
-    prompts.enough(len(every), "questions", table.name)
-    questions, counts = prompts.taken(request, every, "questions")
+    available = questions_of(table, shape)
+    prompts.enough(len(available), "questions", table.name)
+    questions, counts = prompts.taken(request, available, "questions")
     by_letters = _by_letters(shape, table, settings.protocol)
     score = "acc" if by_letters else "acc_norm"
 
-    def posed(question: Question) -> dict[str, Any]:
-        return _posed(question, by_letters=by_letters, continues=shape.continues)
+    def with_prompt(question: Question) -> dict[str, Any]:
+        return _with_prompt(question, by_letters=by_letters, continues=shape.continues)
 
     record: dict[str, Any] = {
         **facts_of(table),
         "blake3": digest_rows(table.rows, shape.columns),
         "protocol": "letters" if by_letters else "text",
         "scored": _SCORED[score],
-        "prompt": "{head}{asked}".format(**posed(_ANY)),
+        "prompt": "{head}{asked}".format(**with_prompt(_PLACEHOLDERS)),
         "shots": settings.shots,
     }
     examples: dict[str, list[Question]] = defaultdict(list)
@@ -93,7 +94,7 @@ def _prepared(request: Request) -> HarnessMetric:
         examples = _examples(source, questions, settings.shots)
         record["examples"] = f"the first of the same subject in {source.facts['split']}"
         record["examples_blake3"] = digest_rows(source.rows, shape_of(source).columns)
-    # All of these are names of columns: texts of the data are never taken for templates.
+    # These values are names of columns: text from the data is never used as a template.
     config = {
         "output_type": "multiple_choice",
         "description": "head",
@@ -107,7 +108,9 @@ def _prepared(request: Request) -> HarnessMetric:
         by_subject[one["subject"]].append(one)
     parts = {
         subject: Part(
-            own_task(config, list(map(posed, rows)), list(map(posed, examples[subject]))),
+            own_task(
+                config, list(map(with_prompt, rows)), list(map(with_prompt, examples[subject]))
+            ),
             score,
             (group_of(subject) if subject else None,) * len(rows),
         )
@@ -117,12 +120,12 @@ def _prepared(request: Request) -> HarnessMetric:
     return own_metric(request, "questions", parts, answers, record | counts, order=GROUPS)
 
 
-def _posed(question: Question, *, by_letters: bool, continues: bool) -> dict[str, Any]:
-    """A question with the texts of its prompt: what is asked, and the ``head`` before all examples.
+def _with_prompt(question: Question, *, by_letters: bool, continues: bool) -> dict[str, Any]:
+    """A question with its prompt (``asked``) and the ``head`` that precedes all examples.
 
     Args:
-        by_letters: the options are listed and named by letters; else their texts are scored.
-        continues: the options end the question's text.
+        by_letters: whether the options are listed after letters; otherwise their texts are scored.
+        continues: whether the options continue the question's text.
     """
     head, asked = "", question["question"]
     if by_letters:
@@ -136,9 +139,10 @@ def _posed(question: Question, *, by_letters: bool, continues: bool) -> dict[str
 
 
 def _by_letters(shape: Shape, table: Table, protocol: str) -> bool:
+    """Whether the protocol is ``letters``; ``auto`` decides by the shape of the questions."""
     if protocol != "auto":
         return protocol == "letters"
-    # Endings, and options with labels of their own (ARC), are scored by their text.
+    # Continuations (HellaSwag), and options whose data name labels (ARC), are scored by their text.
     has_labels = isinstance(table.rows[0].get(shape.choices[0]), dict)
     return not (shape.continues or has_labels)
 
@@ -147,7 +151,7 @@ def _examples(source: Table, questions: list[Question], shots: int) -> dict[str,
     """The first ``shots`` questions of each subject.
 
     Raises:
-        BadData: a subject has fewer.
+        BadData: a subject has fewer questions.
     """
     found: dict[str, list[Question]] = {one["subject"]: [] for one in questions}
     for one in questions_of(source, shape_of(source)):
@@ -155,8 +159,8 @@ def _examples(source: Table, questions: list[Question], shots: int) -> dict[str,
             found[one["subject"]].append(one)
     for subject, solved in found.items():
         if len(solved) < shots:
-            of = f" of subject '{subject}'" if subject else ""
+            where = f" of subject '{subject}'" if subject else ""
             raise BadData(
-                source.name, f"it has {len(solved)} examples{of}, and --shots asks for {shots}"
+                source.name, f"it has {len(solved)} examples{where}, and --shots asks for {shots}"
             )
     return found

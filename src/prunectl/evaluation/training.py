@@ -1,6 +1,6 @@
 """Fine-tuning with the pruned weights held at zero: transformers' Trainer, and a mask.
 
-Importing this module takes seconds, as the Trainer does: it is imported where a model is trained.
+Importing the Trainer takes seconds: import this module only where a model is trained.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def train(
     *,
     folder: Path | None = None,
 ) -> None:
-    """Train a model in place; it is in evaluation mode afterwards.
+    """Train a model in place, and leave it in evaluation mode.
 
     Under ``accelerate launch`` or ``torchrun``, each process computes its share of every step.
 
     Args:
         model: a transformers model on its device, in a dtype that can be trained.
         held: weights whose zeros stay zero.
-        data: at least one sample, with labels: given them, the model returns the mean loss.
-        seed: of the order of samples and of dropout.
-        folder: takes the Trainer's checkpoint after each epoch. Training resumes from a checkpoint
-            that is there. The folder is not removed.
+        data: at least one sample, with labels, from which the model returns the mean loss.
+        seed: seed of the order of samples and of dropout.
+        folder: receives the Trainer's checkpoint after each epoch. Training resumes from a
+            checkpoint in it. The folder is not removed.
 
     Raises:
         EvaluationFailed: the loss is not finite, memory does not suffice for a single sample, or a
             checkpoint cannot be loaded.
-        InvalidOption: the device does not support the precision, or accelerate was told to share
-            out the model itself.
+        InvalidOption: the device does not support the precision, or accelerate is configured to
+            split the model over processes.
         NoSpace, CannotWrite: a checkpoint cannot be saved.
     """
     if not recipe.epochs:
@@ -83,7 +83,7 @@ def train(
             raise EvaluationFailed(
                 PHASE,
                 f"the memory of {device} does not suffice",
-                hint="a lower --sequence-length or --mixed-precision bf16 takes less of it",
+                hint="a lower --sequence-length or --mixed-precision bf16 takes less memory",
             ) from None
         finally:
             model.zero_grad(set_to_none=True)
@@ -93,11 +93,11 @@ def train(
 
 
 class _MaskTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that holds a mask, and runs each step's samples in as many passes as memory needs.
+    """A Trainer that holds the mask, and runs each step's samples in passes that fit in memory.
 
-    The gradient is that of the mean loss of the step's samples, whatever the passes. The Trainer's
-    own gradient accumulation weighs a smaller last pass like the others, and where memory is full
-    it begins again with another batch size.
+    The gradient is that of the mean loss of the step's samples, for any number of passes. The
+    Trainer's own gradient accumulation would give a smaller last pass the weight of a full one, and
+    where memory is full it would restart the training with a smaller batch.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self._data, self._recipe, self._seed, self._folder = data, recipe, seed, folder
         self._on_event = on_event if launched()[0] == 0 else ignore_events
-        self._passes, self._has_begun = recipe.gradient_accumulation, False
-        self._per_epoch = math.ceil(len(data) / recipe.train_batch_size)
+        self._pass_count, self._has_begun = recipe.gradient_accumulation, False
+        self._steps_per_epoch = math.ceil(len(data) / recipe.train_batch_size)
         self._mask = Mask(model, held, self._on_event)
         device = next(model.parameters()).device
-        args = _arguments(recipe, self._per_epoch, seed, device, folder)
+        args = _arguments(recipe, self._steps_per_epoch, seed, device, folder)
         groups = [
             {
                 "params": [p for p in model.parameters() if (p.ndim > 1) == is_matrix],
@@ -130,15 +130,15 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         kind = self.accelerator.distributed_type
         if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             raise InvalidOption(
-                f"training with accelerate's {kind.value} is not known",
-                hint="each process holds the whole model: accelerate launch --multi_gpu",
+                f"training with accelerate's {kind.value} is not supported",
+                hint="each process must hold the whole model: accelerate launch --multi_gpu",
             )
 
     def run(self) -> None:
-        """Train, from the last checkpoint on if there is one."""
+        """Train, resuming from the last checkpoint if there is one."""
         step, checkpoint = _last_checkpoint(self._folder) if self._folder else (0, None)
         if step:
-            done = math.ceil(step / self._per_epoch)
+            done = math.ceil(step / self._steps_per_epoch)
             self._on_event(Note(f"{PHASE} resumes after epoch {done} of {self._recipe.epochs}"))
         self._on_event(PhaseStarted(PHASE, self.args.max_steps, "steps"))
         self._on_event(Advanced(PHASE, step))
@@ -149,17 +149,18 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
                 raise
             raise EvaluationFailed(
                 PHASE,
-                f"its state in {checkpoint} cannot be loaded: {first_line(error)}",
-                hint="delete this folder to begin anew",
+                f"the checkpoint {checkpoint} cannot be loaded: {first_line(error)}",
+                hint="delete this folder to start again",
             ) from None
-        finally:  # without mixed precision, as it was
+        finally:  # remove accelerate's wrapper of the forward method, which mixed precision adds
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("_is_accelerate_prepared", None)
         self._on_event(PhaseDone(PHASE))
 
     def get_train_dataloader(self) -> Any:
-        """Indices of each step's samples, the same in all processes: to the Trainer, all epochs
-        are one."""
+        """Indices of each step's samples, the same in all processes.
+
+        The steps of all epochs follow one another, so the Trainer sees one epoch."""
         count, size = len(self._data), self._recipe.train_batch_size
         steps = (
             step
@@ -170,14 +171,14 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
             range(count),  # type: ignore[arg-type]
             batch_sampler=list(itertools.islice(steps, self.args.max_steps)),
             collate_fn=list,
-            generator=torch.Generator(),  # what the loader draws is not taken from dropout's
+            generator=torch.Generator(),  # else the loader would draw from dropout's
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Gradients of the mean loss of a step's samples, none for pruned weights; and the loss.
+        """Compute the mean loss of a step's samples, and its gradients: 0 for pruned weights.
 
         Args:
-            inputs: indices of the samples, of all processes together.
+            inputs: indices of the samples of all processes together.
 
         Raises:
             EvaluationFailed: the loss is not finite.
@@ -198,41 +199,45 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the weights by the names that a resume looks for: ``save_pretrained`` gives some of
-        them the names of the Hub's files, and the Trainer passes over those."""
+        """Save the weights under their names in the model, by which a resume loads them.
+
+        ``save_pretrained`` would rename some of them as on the Hub, and a resume would ignore
+        these."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_model(self.model, str(folder / "model.safetensors"))
 
     def _gradients(self, model: Any, indices: Sequence[int]) -> torch.Tensor:
-        """Run this process's samples in passes, in twice as many where memory is full."""
+        """Run this process's samples in passes, and double their number while memory is full."""
         own = indices[self.args.process_index :: self.args.world_size]
         while True:
             try:
-                return self._passes_over(model, own, indices)
+                return self._run_passes(model, own, indices)
             except (RuntimeError, MemoryError) as error:
-                # Other processes would wait for this one: they cannot go back.
+                # Several processes cannot repeat a step: the others would wait for this one.
                 is_alone = self.args.world_size == 1
-                if not is_out_of_memory(error) or not is_alone or self._passes >= len(own):
+                if not is_out_of_memory(error) or not is_alone or self._pass_count >= len(own):
                     raise
-            # Only here is what the exception held gone.
+            # The exception's traceback held tensors, which are free only outside the except clause.
             model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._passes *= 2
-            size = math.ceil(self._recipe.train_batch_size / self._passes)
+            self._pass_count *= 2
+            size = math.ceil(self._recipe.train_batch_size / self._pass_count)
             text = f"memory is full: {size} samples at once from here on"
-            self._on_event(Note(f"{text}, {self._passes} passes a step", warning=True))
+            self._on_event(Note(f"{text}, {self._pass_count} passes a step", warning=True))
 
-    def _passes_over(self, model: Any, own: Sequence[int], every: Sequence[int]) -> torch.Tensor:
-        """This process's part of the mean loss; its gradients are added to those of the others."""
+    def _run_passes(
+        self, model: Any, own: Sequence[int], all_indices: Sequence[int]
+    ) -> torch.Tensor:
+        """Compute this process's part of the mean loss, and gradients reduced over processes."""
         parts = [
-            (part.tolist(), len(part) / len(every))
-            for part in np.array_split(np.asarray(own), min(self._passes, len(own)) or 1)
+            (part.tolist(), len(part) / len(all_indices))
+            for part in np.array_split(np.asarray(own), min(self._pass_count, len(own)) or 1)
         ]
-        # A process without samples has to take part all the same, with no weight.
-        parts = parts if len(own) else [([every[0]], 0.0)]
+        # A process without samples joins the reduction with a sample of weight 0.
+        parts = parts if len(own) else [([all_indices[0]], 0.0)]
         losses = []
         for number, (part, weight) in enumerate(parts, 1):
             is_last = number == len(parts)
@@ -248,57 +253,57 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
 
 
 class Mask(TrainerCallback):  # type: ignore[misc]
-    """Keeps pruned weights at zero, and reports each step that is done.
+    """Keep pruned weights at zero, and report each step.
 
-    The mask is kept by parameter and not by view: a gradient has the parameter's layout.
+    Pruned positions are stored by parameter and not by view: a gradient has the parameter's layout.
 
     Args:
-        model: the module that the views are into.
-        held: as :meth:`prunectl.evaluation.loaded_model.LoadedModel.held` finds them.
+        model: the module whose parameters the weights of ``held`` are views of.
+        held: see :meth:`prunectl.evaluation.loaded_model.LoadedModel.held`.
     """
 
     def __init__(self, model: torch.nn.Module, held: Sequence[Held], on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._gone: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._pruned: dict[torch.nn.Parameter, torch.Tensor] = {}
         for one in held:
             parameter = next(p for p in model.parameters() if _holds(p, one.weight))
-            if parameter not in self._gone:
-                self._gone[parameter] = torch.zeros_like(parameter, dtype=torch.bool)
-            mask = self._gone[parameter]
+            if parameter not in self._pruned:
+                self._pruned[parameter] = torch.zeros_like(parameter, dtype=torch.bool)
+            pruned = self._pruned[parameter]
             offset = one.weight.storage_offset() - parameter.storage_offset()
-            mask.as_strided(one.weight.shape, one.weight.stride(), offset).copy_(one.gone)
+            pruned.as_strided(one.weight.shape, one.weight.stride(), offset).copy_(one.gone)
 
     def clear_gradients(self) -> None:
-        """Pruned weights have no gradient, NaN and Inf included."""
-        for parameter, mask in self._gone.items():
+        """Set the gradients of pruned weights to 0, also where they are NaN or Inf."""
+        for parameter, pruned in self._pruned.items():
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(mask, 0.0)
+                parameter.grad.masked_fill_(pruned, 0.0)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Pruned weights are +0.0, whatever the optimizer's moments and decay have made of them."""
-        for parameter, mask in self._gone.items():
-            parameter.data.masked_fill_(mask, 0.0)
+        """Set pruned weights to +0.0 after the optimizer's moments and decay have changed them."""
+        for parameter, pruned in self._pruned.items():
+            parameter.data.masked_fill_(pruned, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Progress."""
+        """Report progress."""
         self._on_event(Advanced(PHASE, 1))
 
 
 def _holds(parameter: torch.Tensor, view: torch.Tensor) -> bool:
-    """Whether a view's first element is one of a (dense) parameter."""
+    """Whether the first element of a view is in a (dense) parameter's memory."""
     if parameter.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
         return False
     return 0 <= view.storage_offset() - parameter.storage_offset() < parameter.numel()
 
 
 def order(samples: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """The samples of each optimizer step of an epoch (counted from 0): each sample once."""
+    """Indices of the samples of each step of an epoch (counted from 0): each sample once."""
     drawn = np.random.default_rng([seed, epoch]).permutation(samples).tolist()
     return [drawn[at : at + batch] for at in range(0, samples, batch)]
 
 
 class _OneDevice(TrainingArguments):  # type: ignore[misc]
-    """Training on one device, and on no other of those that the process sees."""
+    """Arguments for training on one device only, also where the process sees several."""
 
     place: torch.device | None = None
 
@@ -312,26 +317,26 @@ class _OneDevice(TrainingArguments):  # type: ignore[misc]
 
 
 def _arguments(
-    recipe: Recipe, per_epoch: int, seed: int, device: torch.device, folder: Path | None
+    recipe: Recipe, steps_per_epoch: int, seed: int, device: torch.device, folder: Path | None
 ) -> TrainingArguments:
-    """The Trainer's settings: silent, and writing nothing but checkpoints.
+    """The Trainer's arguments: it prints nothing, and writes nothing but checkpoints.
 
     Raises:
         InvalidOption: the device does not support the precision.
     """
-    total = per_epoch * recipe.epochs
+    total = steps_per_epoch * recipe.epochs
     total = min(total, recipe.max_steps or total)
     precision = recipe.mixed_precision
-    if precision == "fp16" and device.type == "cpu":  # accelerate would do without a word
+    if precision == "fp16" and device.type == "cpu":  # accelerate would ignore it silently
         raise InvalidOption(
-            "--mixed-precision fp16: the CPU does not compute in it", hint="bf16, or no"
+            "--mixed-precision fp16: the CPU does not support float16", hint="bf16, or no"
         )
     try:
         args = _OneDevice(
-            # The Trainer makes this folder. That of temporary files is there, and nothing is added.
+            # The Trainer creates this folder. Nothing is saved in the temporary one, which exists.
             output_dir=str(folder or tempfile.gettempdir()),
             save_strategy="steps" if folder else "no",
-            save_steps=per_epoch,
+            save_steps=steps_per_epoch,
             save_total_limit=1,
             max_steps=total,
             learning_rate=recipe.learning_rate,
@@ -339,7 +344,7 @@ def _arguments(
             max_grad_norm=recipe.max_grad_norm,
             bf16=precision == "bf16",
             fp16=precision == "fp16",
-            seed=seed + launched()[0],  # of dropout, which differs from process to process
+            seed=seed + launched()[0],  # for dropout, which differs between processes
             use_cpu=device.type == "cpu",
             logging_strategy="no",
             logging_nan_inf_filter=False,
@@ -350,7 +355,7 @@ def _arguments(
         )
     except ValueError as error:
         raise InvalidOption(f"--mixed-precision {precision}: {error}") from None
-    args.mixed_precision = precision  # whatever accelerate launch was told
+    args.mixed_precision = precision  # overrides the setting of accelerate launch
     args.place = device
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -358,10 +363,9 @@ def _arguments(
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, str | None]:
-    """The steps before the last checkpoint, and its path; (0, None) if there is none.
+    """The number of steps before the last checkpoint, and its path; (0, None) if there is none.
 
-    The Trainer's state is the last file of a checkpoint that it writes: without it, the checkpoint
-    is not complete.
+    The Trainer writes its state as the last file: a checkpoint without it is incomplete.
     """
     found = {
         int(number): str(state.parent)
@@ -373,12 +377,13 @@ def _last_checkpoint(folder: Path) -> tuple[int, str | None]:
 
 @contextmanager
 def _isolated(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers, current device, accelerator and level of logging as they
-    are: accelerate has one state for the whole process, which the Trainer resets.
+    """Restore the caller's random states, current device, accelerate state and logging level.
+
+    Accelerate has one state for the whole process, which the Trainer resets.
     """
     states = [one._shared_state for one in (PartialState, AcceleratorState, GradientState)]
     before = [dict(one) for one in states]
-    drawn, level = (random.getstate(), np.random.get_state()), logging.get_verbosity()
+    randoms, level = (random.getstate(), np.random.get_state()), logging.get_verbosity()
     devices = [device] if device.type == "cuda" else []
     try:
         with (
@@ -387,8 +392,8 @@ def _isolated(device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
+        random.setstate(randoms[0])
+        np.random.set_state(randoms[1])
         logging.set_verbosity(level)
         for one, values in zip(states, before, strict=True):
             one.clear()

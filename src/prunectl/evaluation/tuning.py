@@ -1,7 +1,7 @@
-"""Metrics that fine-tune the model before they score it: what classification and qa share.
+"""The shared part of metrics that fine-tune the model before scoring it: classification and qa.
 
-Their data are read and drawn (:mod:`prunectl.evaluation.examples`), made inputs of the model,
-trained on, and scored. A metric adds what it reads of the model's outputs, and how it grades that.
+Rows are read and drawn (:mod:`prunectl.evaluation.examples`), converted to model inputs, trained on
+and scored. Each metric adds how it reads the model's outputs, and how it grades them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _POOLER = ".pooler."
 _INPUTS = ("train", "classes", "sequence_length", "overlap", "image")
-"""Parts of a record that decide what a model is fed in training."""
+"""Members of a record that determine the inputs of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class HeadClass:
     """A model class with a head for a task.
 
     Attributes:
-        auto: name of transformers' class that chooses it.
-        base: how the names of parameters outside the head begin.
-        accepted: names of its inputs.
-        config: of the model, as the checkpoint has it.
+        auto: name of transformers' auto class that chooses it.
+        base: prefix of the names of parameters outside the head.
+        accepted: names of the inputs that the model accepts.
+        config: the model's config, as in the checkpoint.
     """
 
     auto: str
@@ -57,29 +57,29 @@ class HeadClass:
     config: Any
 
     def is_head(self, parameter: str) -> bool:
-        """Whether a parameter that the checkpoint lacks is initialized and trained."""
+        """Whether a parameter belongs to the head or a pooler, which training can initialize."""
         return not parameter.startswith(f"{self.base}.") or _POOLER in parameter
 
     def head(self, request: Request, pad: int | None, **config: Any) -> Head:
-        """The head of a model that pads by the token ``pad``."""
+        """The head, for inputs padded with the token ``pad`` (None: no padding)."""
         own = self.config
-        # An encoder may count positions from its own padding token; the others look for that token
-        # to find where a sequence ends.
+        # An encoder may count positions from the padding token of its config, which is kept. Other
+        # models find the end of a sequence by the padding token, which must be the one used.
         is_encoder = request.model_kind.kind is Kind.ENCODER
         if pad is not None and not (is_encoder and getattr(own, "pad_token_id", None) is not None):
             config["pad_token_id"] = pad
-        starts = getattr(own, "decoder_start_token_id", None) is not None
-        if pad is not None and request.model_kind.kind is Kind.SEQ2SEQ and not starts:
-            config["decoder_start_token_id"] = pad  # as T5 has it
+        has_start = getattr(own, "decoder_start_token_id", None) is not None
+        if pad is not None and request.model_kind.kind is Kind.SEQ2SEQ and not has_start:
+            config["decoder_start_token_id"] = pad  # as in T5
         return Head(self.auto, {"use_cache": False, **config})
 
 
 def head_class(request: Request, auto: str) -> HeadClass:
-    """The class that transformers has for a task and this model.
+    """The class that transformers has for a task with this model.
 
     Raises:
         UnknownArchitecture: config.json cannot be used.
-        MetricMismatch: there is none.
+        MetricMismatch: transformers has no such class.
     """
     try:
         cls, config = class_with_head(request.checkpoint, auto)
@@ -92,14 +92,15 @@ def head_class(request: Request, auto: str) -> HeadClass:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TunedMetric:
-    """A metric that trains the model in place before it scores it, unless nothing is trained; see
+    """A metric that may train the model in place before scoring it; see
     :class:`prunectl.evaluation.metric.Metric`.
 
     Attributes:
-        train: None where nothing is trained.
-        scored: to score on. further: the same, by the names of further parts of the score.
-        batch: samples at once in scoring, where the user names no number.
-        fed: what the model is fed, in the plural.
+        train: samples to train on; None if the model is not trained.
+        scored: samples to score on.
+        further: more samples to score on, by the name of their part of the score.
+        batch: default number of samples in a batch while scoring.
+        fed: what the inputs are called, in the plural.
     """
 
     name: ClassVar[str]
@@ -133,11 +134,11 @@ class TunedMetric:
         raise NotImplementedError
 
     def read(self, found: Any) -> tuple[Floats, ...]:
-        """What is needed of the model's outputs: arrays with a row for each sample of a batch."""
+        """The parts of a batch's outputs that grading needs: arrays with a row for each sample."""
         raise NotImplementedError
 
     def graded(self, found: Mapping[str, list[tuple[Floats, ...]]], on_event: OnEvent) -> Score:
-        """The score of what was read of the outputs for each sample, by part; '' is ``scored``."""
+        """The score, from the outputs of each sample by part; part '' is ``scored``."""
         raise NotImplementedError
 
     def score(
@@ -145,8 +146,8 @@ class TunedMetric:
     ) -> Score:
         """Train the model in place and score it.
 
-        With ``--checkpoints``, those of this training are in a folder of their own, which goes
-        when the score is there.
+        With ``--checkpoints``, this training has a subfolder for its checkpoints, which is removed
+        once the model is scored.
 
         Raises:
             EvaluationFailed: the loss or the outputs are not numbers.
@@ -171,10 +172,10 @@ class TunedMetric:
     def outputs(
         self, model: Any, samples: Samples, on_event: OnEvent = ignore_events
     ) -> list[tuple[Floats, ...]]:
-        """What :meth:`read` gives for each sample.
+        """The result of :meth:`read` for each sample.
 
         Raises:
-            EvaluationFailed: some of it is NaN.
+            EvaluationFailed: an output is NaN.
         """
         size = self.settings.batch_size or self.batch
         found = outputs(
@@ -192,22 +193,22 @@ class TunedMetric:
 
 
 def recipe_of(request: Request, task: Task) -> Recipe:
-    """How the model is trained: the task's recipe, and what the user has set instead.
+    """The task's recipe, with the user's settings in place of its own.
 
     Raises:
-        InvalidOption: in a dtype that cannot be.
+        InvalidOption: weights cannot be trained in the dtype.
     """
     dtype = request.settings.dtype
     if dtype in ("float16", "fp16", "half"):
         raise InvalidOption(
-            f"--dtype {dtype}: weights cannot be trained in it",
-            hint="--mixed-precision fp16 computes in it, with weights in float32",
+            f"--dtype {dtype}: weights cannot be trained in this dtype",
+            hint="--mixed-precision fp16 computes in float16, with weights in float32",
         )
     return resolve(task.recipe, request.settings.training)
 
 
 def resolve(recipe: Recipe, training: Training | None) -> Recipe:
-    """A recipe with what the user has set instead."""
+    """Replace settings of a recipe by those that the user has set."""
     names = {one.name for one in fields(Training)} & {one.name for one in fields(Recipe)}
     given = {name: getattr(training, name) for name in names} if training else {}
     return replace(recipe, **{name: one for name, one in given.items() if one is not None})
@@ -225,8 +226,9 @@ def record_of(
     """The record of a metric: see :class:`prunectl.evaluation.metric.Metric`.
 
     Args:
-        available: rows that the scored ones were drawn from.
-        facts, columns: what the metric adds, about its protocol and about the data.
+        available: number of rows from which the scored rows were drawn.
+        facts: members about the metric's protocol.
+        columns: members about the columns of the data.
     """
     settings, chosen = request.settings, data.chosen
     record: dict[str, Any] = {
@@ -255,10 +257,10 @@ def record_of(
 
 
 def fingerprint(model: torch.nn.Module, recipe: Recipe, data: str, seed: int) -> str:
-    """What a training begins from and does, in 32 hexadecimal digits.
+    """A hash of a training's initial weights, recipe, data and seed, in 32 hexadecimal digits.
 
     Args:
-        data: a hash of what is trained on.
+        data: a text that identifies the data.
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""From a repository id to a folder in the standard cache that holds the files of one commit.
+"""Download files of a repository, all from one commit, to a folder in the standard cache.
 
-The revision is pinned to a commit first, so that all files come from the same one. Which files are
-downloaded is up to the caller.
+The revision is resolved to a commit first. The caller chooses the files.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ _LONGEST_ID = 256
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Select = Callable[[Sequence[str], Callable[[str], Path]], Sequence[str]]
-"""Chooses the files to fetch: from all names in the repository, and a function that fetches one
-file at once, such as an index that names others, and returns where it is."""
+"""Choose the files to fetch. The arguments are all names in the repository, and a function that
+fetches one file immediately and returns its path: an index, for example, names other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +29,10 @@ class HubSnapshot:
 
     Attributes:
         repo_id: ``org/name``.
-        revision: as the user named it.
-        commit: what the revision stands for.
-        folder: the snapshot in the cache.
-        notes: sentences for the user; that the cache was used because the Hub did not answer.
+        revision: as the user named it; None is main.
+        commit: the commit that the revision resolves to.
+        folder: the folder of the commit in the cache.
+        notes: sentences for the user: the Hub did not answer and the cache was used.
     """
 
     repo_id: str
@@ -44,7 +43,7 @@ class HubSnapshot:
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
-    """``org/name@revision`` -> its two parts; the revision is None where there is none."""
+    """Split ``org/name@revision`` into its two parts; the revision is None if absent."""
     repo_id, _, revision = model.partition("@")
     return repo_id, revision or None
 
@@ -65,9 +64,9 @@ def fetch(
     cache_dir: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> HubSnapshot:
-    """Download files of a repository into the cache, or find them there.
+    """Fetch files of a repository: from the cache if they are there, else by download.
 
-    Without an answer from the Hub the cache is used, if it holds all that ``select`` wants.
+    If the Hub does not answer, the cache is used, provided that it holds all selected files.
 
     Args:
         on_event: receives progress; None leaves it to huggingface_hub's own bars.
@@ -75,8 +74,10 @@ def fetch(
     Raises:
         ModelNotFound: no such repository or revision.
         AccessDenied: private or gated, and no token that opens it.
-        HubUnreachable: no connection, or offline mode, and not all files are in the cache.
-        SourceError: the download cannot be stored; and whatever ``select`` raises.
+        HubUnreachable: no connection or offline mode, and the cache lacks a file.
+        SourceError: the download cannot be stored.
+
+    Errors of ``select`` pass through.
     """
     from huggingface_hub import HfApi
 
@@ -87,7 +88,8 @@ def fetch(
             if not is_connection_error(error):
                 raise
             return _from_cache(repo_id, revision, select, cache_dir, error)
-        # Downloads by commit record no branch; offline, the branch is what the user will name.
+        # A download by commit does not record the branch in the cache, where an offline run looks
+        # for the branch that the user names.
         HfApi().resolve_revision(repo_id, revision=revision, token=token, cache_dir=cache_dir)
 
         def get(name: str) -> Path:
@@ -99,7 +101,7 @@ def fetch(
 
 
 def is_in_cache(repo_id: str, revision: str | None, cache_dir: Path | None = None) -> bool:
-    """Whether the cache holds anything of a revision. No request is made."""
+    """Whether the cache holds any file of a revision. No request is made."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -111,7 +113,7 @@ def is_in_cache(repo_id: str, revision: str | None, cache_dir: Path | None = Non
 
 
 def drop_commit(commit: str, cache_dir: Path | None = None) -> None:
-    """Delete a commit from the cache; other commits, and files that they share with it, stay."""
+    """Delete a commit from the cache, without files that it shares with other commits."""
     from huggingface_hub import scan_cache_dir
 
     scan_cache_dir(cache_dir).delete_revisions(commit).execute()
@@ -120,17 +122,20 @@ def drop_commit(commit: str, cache_dir: Path | None = None) -> None:
 def _from_cache(
     repo_id: str, revision: str | None, select: Select, cache_dir: Path | None, error: Exception
 ) -> HubSnapshot:
-    """The snapshot in the cache, if it holds all that is wanted.
+    """The snapshot in the cache.
 
     Args:
-        error: why the Hub gave no answer.
+        error: why the Hub did not answer.
+
+    Raises:
+        HubUnreachable: the cache lacks a selected file.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     model, why = named(repo_id, revision), why_no_answer(error)
     try:
-        # A pattern keeps huggingface_hub from asking for a complete snapshot.
+        # Without a pattern, huggingface_hub refuses a snapshot that is incomplete.
         found = snapshot_download(
             repo_id,
             revision=revision,
@@ -152,7 +157,7 @@ def _from_cache(
             get(name)
     except NoWeights:
         raise HubUnreachable(model, f"{why}, and the cache has no weights of it") from None
-    # A branch may have moved on; who asked for offline mode knows that.
+    # The branch may have newer commits; a user who sets offline mode expects that.
     note = f"{why}; using commit {folder.name[:7]} from the cache"
     return HubSnapshot(
         repo_id, revision, folder.name, folder, () if is_offline_mode(error) else (note,)
@@ -160,7 +165,7 @@ def _from_cache(
 
 
 def _names(repo_id: str, folder: Path, cache_dir: Path | None) -> list[str]:
-    """Files of the commit if the cache knows its listing, else those in the snapshot."""
+    """Names of all files of the commit if the cache has its listing, else those in the snapshot."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 

@@ -1,7 +1,7 @@
-"""A repository on the Hub as a place to publish to: what a branch holds, and one commit on top.
+"""A repository on the Hub to publish to: list a branch, and make one commit on top of it.
 
-Large files go up first, where nobody sees them; the commit then shows all files at once. What an
-interrupted push has uploaded is found the next time, and not sent again.
+Large files are uploaded first and stay invisible until the commit, which publishes all files at
+once. A push after an interrupted one does not upload the same large files again.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 Content = Path | bytes
-"""A file to publish: where it is, or what it holds."""
+"""A file to publish: its path, or its bytes."""
 
 COMPARING, UPLOADING = "comparing", "uploading"
 
 _BATCH = 1 << 30
-"""About so many bytes go up together, or one larger file; progress is reported after each batch."""
+"""Bytes uploaded together, about, or one larger file; progress is reported after each batch."""
 _LARGEST_READ = 64 << 20
-"""A model card or manifest on the Hub is smaller."""
+"""Most bytes of a file that is read from the Hub: model cards and manifests are far smaller."""
 _PULLS = 10
-"""Open pull requests, from the newest on, that are searched for the same change."""
+"""Number of open pull requests, newest first, that are searched for the same change."""
 _NOTHING_IGNORED = "# everything that prunectl.json lists belongs here\n"
-"""Stands in for the .gitignore on the Hub, which could leave weights out silently."""
+"""Replaces the .gitignore on the Hub, which could silently exclude weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,10 @@ class Change:
     """A commit to make.
 
     Attributes:
-        files: to add or replace. deleted: names of files on the Hub.
-        revision: the branch; None is main. create_pr: suggest it as a pull request to main.
+        files: files to add or replace, by name on the Hub.
+        deleted: names of files on the Hub to delete.
+        revision: the branch; None is main.
+        create_pr: propose the commit as a pull request to main.
     """
 
     files: Mapping[str, Content]
@@ -67,10 +69,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A commit, the page that shows it, and that of its pull request if it is one.
+    """A commit on the Hub.
 
     Attributes:
-        is_new: False where the Hub had it already.
+        url: the page of the commit.
+        pull: the page of its pull request; None if it is on a branch.
+        is_new: False if the Hub had the commit already.
     """
 
     commit: str
@@ -80,10 +84,10 @@ class Published:
 
 
 class HubRepository:
-    """One repository; made by :func:`hub_repository`.
+    """One repository; see :func:`hub_repository`.
 
     Attributes:
-        repo_id: after :meth:`create`, with its owner.
+        repo_id: as the user named it; after :meth:`create`, with the owner.
     """
 
     def __init__(self, repo_id: str, token: str | None, secret: str | None, on_event: OnEvent):
@@ -94,7 +98,7 @@ class HubRepository:
         self._on_event = on_event
         self._adds: dict[str, CommitOperationAdd] = {}
 
-    # --- looking --------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------
 
     def create(self, *, private: bool, exist_ok: bool) -> None:
         """Make the repository, unless it exists.
@@ -117,10 +121,11 @@ class HubRepository:
         self.repo_id = url.repo_id
 
     def listing(self, revision: str | None) -> HubListing | None:
-        """What a branch, pull request or commit holds; None if there is no such revision.
+        """The files of a branch, pull request or commit; None if there is no such revision.
 
         Raises:
-            InvalidRepository: the name is that of a dataset or Space.
+            InvalidRepository: no model of this name is visible to the token; a dataset or Space may
+                have the name.
         """
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -133,10 +138,11 @@ class HubRepository:
             raise InvalidRepository(self.repo_id, why, hint="choose another name") from None
 
     def branch(self, revision: str | None) -> HubListing:
-        """What a branch holds; a branch that is missing is made from main.
+        """The files of a branch; a missing branch is created from main.
 
         Raises:
-            InvalidRepository: a tag or commit, or a name that no branch can have.
+            InvalidRepository: ``revision`` is a tag or a commit, or not a valid name of a branch.
+            PushError: the Hub has no such revision.
         """
         from huggingface_hub.errors import BadRequestError
 
@@ -158,7 +164,10 @@ class HubRepository:
         return found
 
     def read(self, listing: HubListing, name: str) -> bytes | None:
-        """A small file's bytes at that commit; None if there is no such file."""
+        """The bytes of a small file at the listing's commit; None if there is no such file.
+
+        Raises:
+            PushError: the file is too large."""
         file = listing.files.get(name)
         if file is None:
             return None
@@ -170,7 +179,7 @@ class HubRepository:
     def lacking(self, files: Mapping[str, Content], listing: HubListing) -> dict[str, Content]:
         """The files that a commit lacks or holds with other bytes.
 
-        Only files of equal size are hashed, and large files once.
+        Only files whose size is unchanged are hashed.
         """
         sizes = {name: self._add(name, content).upload_info.size for name, content in files.items()}
         known = {
@@ -198,18 +207,18 @@ class HubRepository:
         return blob.hexdigest() == there.blob
 
     def _add(self, name: str, content: Content) -> CommitOperationAdd:
-        """The file for huggingface_hub, which keeps the SHA-256 of a file on disk."""
+        """The upload of a file; made once for a file on disk, whose SHA-256 it stores."""
         from huggingface_hub import CommitOperationAdd
 
         if isinstance(content, bytes):
             return CommitOperationAdd(name, content)
         if name not in self._adds:
-            content.stat()  # its error says what is wrong with the file
+            content.stat()  # raises OSError where the file cannot be read
             self._adds[name] = CommitOperationAdd(name, content.absolute())
         return self._adds[name]
 
     def pulls(self) -> Iterator[tuple[str, str]]:
-        """Revisions and addresses of the newest open pull requests."""
+        """Yield the revision and the page of each of the newest open pull requests."""
         found = self._api.get_repo_discussions(
             self.repo_id, discussion_type="pull_request", discussion_status="open"
         )
@@ -233,8 +242,8 @@ class HubRepository:
         try:
             ModelCard(text).validate()
         except ValueError as error:
-            said = without_secrets(str(error), self._secret)[:300]
-            why = f"the Hub does not take the metadata of README.md: {said}"
+            reason = without_secrets(str(error), self._secret)[:300]
+            why = f"the Hub does not take the metadata of README.md: {reason}"
             hint = "correct the lines between --- at its top, here or on the Hub"
             raise PushError(self.repo_id, why, hint=hint) from None
 
@@ -244,10 +253,10 @@ class HubRepository:
         """Upload files and make one commit on top of ``parent``.
 
         Args:
-            last_look: called once all files are uploaded; an error of it prevents the commit.
+            last_look: called when all files are uploaded; if it raises, no commit is made.
 
         Raises:
-            PushConflict: the branch has moved on meanwhile.
+            PushConflict: the branch has a newer commit than ``parent``.
         """
         from huggingface_hub import CommitOperationDelete
 
@@ -288,7 +297,7 @@ class HubRepository:
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """Names that match one of the globs, as in ``hf upload --delete``; ``folder/`` is all of it."""
+    """Names that match a glob, as in ``hf upload --delete``; ``folder/`` matches all its files."""
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     return set(filter_repo_objects(names, allow_patterns=list(patterns)))
@@ -298,7 +307,7 @@ def check_repo_id(repo_id: str) -> None:
     """Check a name without asking the Hub.
 
     Raises:
-        InvalidRepository: no repository can have it.
+        InvalidRepository: it is not a valid name of a repository.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -310,21 +319,21 @@ def check_repo_id(repo_id: str) -> None:
 def hub_repository(
     repo_id: str, *, token: str | None, on_event: OnEvent
 ) -> Iterator[HubRepository]:
-    """A repository. Inside of the block, errors of the Hub are :class:`PushError`, and
-    huggingface_hub draws no bars.
+    """Yield a repository. Inside the ``with`` block, errors of the Hub become :class:`PushError`,
+    and huggingface_hub draws no progress bars.
 
     Args:
-        repo_id: ``org/name``; or ``name`` alone, which is the user's own.
-        token: None is the one that hf uses.
-        on_event: receives progress, and what huggingface_hub logs as notes.
+        repo_id: ``org/name``; ``name`` alone is a repository of the token's owner.
+        token: None is the token that hf is logged in with.
+        on_event: receives progress, and the messages that huggingface_hub logs, as notes.
 
     Raises:
         PushDenied: the token holds characters that no token has.
-        PushError: as the methods.
+        PushError: HF_ENDPOINT is not an address; and as the methods raise.
     """
     try:
         from huggingface_hub import get_token
-    except ValueError:  # HF_ENDPOINT is looked at when the library is imported
+    except ValueError:  # huggingface_hub checks HF_ENDPOINT when it is imported
         raise bad_endpoint(repo_id) from None
     token = (token or "").strip() or None
     secret = token or get_token()
@@ -344,7 +353,7 @@ def _without_bars() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    # Bars that the environment asks for cannot be switched off.
+    # Where the environment variable is set, huggingface_hub ignores these functions.
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
         yield
         return

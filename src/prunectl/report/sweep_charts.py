@@ -22,18 +22,20 @@ from prunectl.report.sweep_data import (
 )
 
 CHOSEN = "chosen"
-"""The parameter with the labels of the chosen curves; empty for all."""
-_PLAIN = re.compile(r"[\w .:,/-]+")
+"""Name of the charts' parameter with the labels of the chosen curves; an empty list is all."""
+_SAFE_TITLE = re.compile(r"[\w .:,/-]+")
 _MARKS = {"essential sparsity": "diamond", "knee": "triangle-up"}
 
 
 @dataclass(frozen=True, slots=True)
 class SweepCharts:
-    """A document with what its charts share.
+    """The charts of a sweep's document, with what they share.
 
     Attributes:
-        interactive: for a page, whose charts react to the pointer; otherwise for a picture.
-        clip: whether marks may lie outside the axes; costs half a second for each curve of a PNG.
+        document: the JSON document of the sweep.
+        interactive: whether the charts are for a page, where they react to the pointer; otherwise
+            they are for a picture.
+        clip: whether to cut marks at the axes; costs half a second for each curve of a PNG.
     """
 
     document: dict[str, Any]
@@ -41,7 +43,7 @@ class SweepCharts:
     clip: bool = True
 
     def scores(self) -> dict[str, Chart]:
-        """The chart of scores by the scale of its axis; the one to show first is first."""
+        """The chart of scores, by the name of its scale; the one to show first is first."""
         points, dense = list(point_rows(self.document)), dense_rows(self.document)
         scales = score_scales(points, dense, higher_is_better=self._higher)
         return {
@@ -50,7 +52,7 @@ class SweepCharts:
         }
 
     def losses(self) -> dict[str, Chart]:
-        """The chart of losses by the range of its axis; empty if no loss was measured."""
+        """The chart of losses, by the name of its range; empty if no loss was measured."""
         ranges = loss_ranges(list(point_rows(self.document)), self.epsilon)
         return {name: self._loss_chart(domain) for name, domain in ranges.items()}
 
@@ -69,8 +71,9 @@ class SweepCharts:
     def _score_chart(self, scale: dict[str, Any]) -> Chart:
         alt = load("altair")
         name = str(self.document["metric"]["name"])
-        # Vega-Lite writes titles of axes into expressions, and escapes only quotes in them.
-        name = name if _PLAIN.fullmatch(name) else "score"
+        # Vega-Lite puts axis titles into expressions, and escapes only quotes: other
+        # characters of a name could end the string.
+        name = name if _SAFE_TITLE.fullmatch(name) else "score"
         better = "higher is better" if self._higher else "lower is better"
         axis = alt.Axis(format=",.6~r", tickCount=6)
         y = alt.Y("score:Q", title=f"{name} ({better})", scale=alt.Scale(**scale), axis=axis)
@@ -115,14 +118,18 @@ class SweepCharts:
     def _layers(
         self, y: Chart, fields: tuple[str, str, str], below: list[Chart], above: list[Chart]
     ) -> Chart:
-        """Curves with their marks, between the layers below and the layers above."""
+        """Curves with their marks, between the layers ``below`` and ``above``.
+
+        Args:
+            fields: columns of the value and of both ends of its interval.
+        """
         alt = load("altair")
         field, low, high = fields
         dashes = dash(labels_of(self.document), legend=not self.interactive)
         base = alt.Chart(alt.NamedData("points")).encode(x=self._x(), color=self._color())
-        own = f"isValid(datum.{field})"
-        both = f"isValid(datum.{low}) && isValid(datum.{high})"
-        spread = base.transform_filter(both).encode(y=f"{low}:Q", y2=f"{high}:Q")
+        has_value = f"isValid(datum.{field})"
+        has_interval = f"isValid(datum.{low}) && isValid(datum.{high})"
+        spread = base.transform_filter(has_interval).encode(y=f"{low}:Q", y2=f"{high}:Q")
         layers = [
             *below,
             *self._turning_points(),
@@ -138,14 +145,14 @@ class SweepCharts:
                 if any(row["alone"] for row in point_rows(self.document))
                 else []
             ),
-            base.transform_filter(own)
+            base.transform_filter(has_value)
             .mark_line(clip=self.clip, strokeWidth=2, tooltip=None)
             .encode(
                 y=y,
                 strokeDash=dashes,
                 strokeOpacity=self._opacity(1.0),
             ),
-            self._points(base.transform_filter(own), field),
+            self._points(base.transform_filter(has_value), field),
             self._marks(field),
             *self._failed(),
             *above,
@@ -157,7 +164,7 @@ class SweepCharts:
         alt = load("altair")
         top = max([0.1, *known(point_rows(self.document), "sparsity")])
         end = math.ceil(round(top, 4) * 20) / 20
-        # A little room, so that the points at both ends are not cut.
+        # A little space, so that the points at both ends are not cut.
         scale = alt.Scale(domain=[-0.008, end + 0.008], nice=False)
         axis = alt.Axis(format="~%", grid=False, tickCount=10)
         return alt.X("sparsity:Q", title="Sparsity of the prunable weights", scale=scale, axis=axis)
@@ -166,7 +173,7 @@ class SweepCharts:
         alt = load("altair")
         labels = labels_of(self.document)
         legend = None
-        if not self.interactive and len(labels) > 1:  # a page has its own legend
+        if not self.interactive and len(labels) > 1:  # a page draws the legend itself
             legend = alt.Legend(
                 title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=2
             )
@@ -175,8 +182,8 @@ class SweepCharts:
     def _opacity(self, value: float) -> Chart:
         """The opacity of a fill or a stroke; curves that are not chosen in the page's legend fade.
 
-        The opacity of a whole mark would make pictures many times slower, since each mark would
-        then be drawn on a layer of its own.
+        The ``opacity`` of marks would make pictures many times slower: each mark would be drawn on
+        a separate layer.
         """
         alt = load("altair")
         if not self.interactive:
@@ -228,7 +235,7 @@ class SweepCharts:
         )  # fmt: skip
 
     def _turning_points(self) -> list[Chart]:
-        """The essential sparsity of each curve over the whole height, with its interval."""
+        """The essential sparsity of each curve and its interval, over the whole height."""
         alt = load("altair")
         base = (
             alt.Chart(alt.NamedData("marks"))
@@ -246,7 +253,7 @@ class SweepCharts:
         ]
 
     def _failed(self) -> list[Chart]:
-        """Points without a score, at the bottom of the chart at their sparsity."""
+        """Points that failed, at the bottom of the chart at their sparsity."""
         alt = load("altair")
         if not any(row["failed"] for row in point_rows(self.document)):
             return []
@@ -263,7 +270,7 @@ class SweepCharts:
         ]
 
     def datasets(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of the charts by name, for the outermost chart."""
+        """The data of the charts, by name, for the outermost chart."""
         points, epsilon = list(point_rows(self.document)), self.epsilon
         tolerance = percent(epsilon) if self.relative else f"{epsilon:g}"
         bounds = {

@@ -1,4 +1,4 @@
-"""The operands of a comparison, and the masks of their tensors, counted block by block."""
+"""The operands of a comparison, and the overlap of their masks, counted block by block."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from prunectl.transform.edits import Copy, Edit, Editor, block_unit
 Bits = NDArray[np.uint8]
 
 Edits = Mapping[str, Edit]
-"""What happens to tensors, by name; tensors that it lacks are copied."""
+"""Edits by name of a tensor; a tensor without an entry is copied."""
 
 
 @dataclass(eq=False)
 class WeightOperand:
-    """A checkpoint: its masks are those that ``prune`` would make, or its zeros.
+    """A checkpoint, whose masks are those that ``prune`` would make, or its zeros.
 
     Attributes:
-        measured: what is known of its weights.
-        include, exclude: selectors that add to, and take from, its prunable tensors.
-        recorded: the tensors that decide what is prunable in the place of roles, if any: those of
-            its own manifest, of the other operand's manifest, or of the other operand's masks.
-        by_zeros: whether its zeros are its mask.
+        measured: measurements of the weights.
+        include, exclude: selectors of tensors to add to, and to remove from, the prunable tensors.
+        recorded: prunable tensors from the manifest of this or the other operand; if not empty,
+            they are used in place of roles.
+        by_zeros: whether the zeros are the mask.
     """
 
     checkpoint: Checkpoint
@@ -70,7 +70,7 @@ class WeightOperand:
         return self.checkpoint.by_name
 
     def candidates(self) -> dict[str, Candidate]:
-        """Its prunable tensors.
+        """The prunable tensors.
 
         Raises:
             UnsupportedCheckpoint, NothingPrunable, InvalidOption: as :func:`require_prunable`.
@@ -82,18 +82,18 @@ class WeightOperand:
         return {name: Candidate(spec.shape, roles[name]) for name, spec in found.items()}
 
     def place(self, name: str) -> tuple[str, str]:
-        """The component and the layer of a tensor; '' where it is in no layer."""
+        """The component and the layer of a tensor; the layer is '' outside of layers."""
         role = self.checkpoint.roles.roles[name]
         layer = "" if role.layer is None else layer_label(role)
         return kind_of(role.component or name), layer
 
     def edits(self, settings: PruneSettings | None, names: Sequence[str], run: Run) -> Edits:
-        """What ``prune`` would do to ``names``, which are compared with one another only."""
+        """The edits that ``prune`` would make if exactly the tensors ``names`` were prunable."""
         if settings is None or self.by_zeros:
             return {}
         usual = prunable_tensors(self.checkpoint).keys()
-        added, left = set(names) - usual, usual - set(names)
-        settings = replace(settings, include=exactly(added), exclude=exactly(left))
+        added, removed = set(names) - usual, usual - set(names)
+        settings = replace(settings, include=exactly(added), exclude=exactly(removed))
         plan = plan_prune(self.checkpoint, settings)
         return resolve_plan(self.checkpoint, plan, self.measured, run).edits
 
@@ -111,8 +111,8 @@ class MaskOperand:
     """A file of masks: the same masks at every sparsity and pattern.
 
     Attributes:
-        include: is not used: the file has masks of some tensors and of no others.
-        exclude: selectors of masks that are left out.
+        include: not used, as the file cannot gain masks.
+        exclude: selectors of masks to leave out.
     """
 
     file: MaskFile
@@ -131,7 +131,7 @@ class MaskOperand:
         return self.file.masks
 
     def candidates(self) -> dict[str, Candidate]:
-        """The tensors that it has masks for."""
+        """The tensors with a mask in the file."""
         return {
             name: Candidate(mask.shape)
             for name, mask in self.file.masks.items()
@@ -139,7 +139,7 @@ class MaskOperand:
         }
 
     def edits(self, settings: PruneSettings | None, names: Sequence[str], run: Run) -> Edits:
-        """None: its masks are made already."""
+        """No edits: the masks exist already."""
         return {}
 
     def open(self) -> TensorReader:
@@ -155,12 +155,18 @@ Operand = WeightOperand | MaskOperand
 
 
 def exactly(names: Iterable[str]) -> tuple[str, ...]:
-    """Selectors of these tensors and no others."""
+    """Selectors that match exactly these tensors."""
     return tuple(f"re:^{re.escape(name)}$" for name in names)
 
 
 class WeightMasks:
-    """Masks of one tensor, block by block and in order."""
+    """The masks of one tensor of a checkpoint, one for each edit, read block by block in order.
+
+    Attributes:
+        count: number of masks.
+        itemsize: bytes of a stored weight.
+        unit: blocks begin at multiples of this number of weights.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, name: str, edits: Sequence[Edit], reader: TensorReader
@@ -175,7 +181,7 @@ class WeightMasks:
         self.unit = math.lcm(8, *(block_unit(edit, rows) for edit in edits))
 
     def kept(self, first: int, count: int, scratch: Scratch) -> list[Bits]:
-        """The masks of weights ``first`` to ``first + count``.
+        """The masks of the weights from ``first`` to ``first + count``, exclusive.
 
         Returns:
             u8 [ceil(count / 8)] for each edit, 1 = kept. A zero of either sign is not kept.
@@ -195,7 +201,7 @@ class WeightMasks:
 
 
 class FileMasks:
-    """The mask of one tensor in a file, block by block."""
+    """The mask of one tensor in a file, as ``count`` equal masks; see :class:`WeightMasks`."""
 
     unit = 8
     itemsize = 1
@@ -225,12 +231,12 @@ def overlaps(
         pairs = zip(
             first.kept(start, count, scratch), second.kept(start, count, scratch), strict=True
         )
-        counts += [_pruned(one, other, count) for one, other in pairs]
+        counts += [_pruned_counts(one, other, count) for one, other in pairs]
     return [Overlap.of_tensor(numel, *row) for row in counts.tolist()]
 
 
-def _pruned(first: Bits, second: Bits, count: int) -> tuple[int, int, int]:
-    """Of ``count`` weights: pruned in the first mask, in the second, in both."""
+def _pruned_counts(first: Bits, second: Bits, count: int) -> tuple[int, int, int]:
+    """How many of ``count`` weights are pruned in the first mask, in the second, and in both."""
     kept, other, either = (
         int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in (first, second, first | second)
     )

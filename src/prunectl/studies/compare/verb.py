@@ -1,4 +1,4 @@
-"""The ``compare`` verb: two models of one architecture, weight by weight and in bounded memory."""
+"""The ``compare`` verb: two models of one architecture, weight by weight in bounded memory."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from prunectl.studies.sweep.commands import short_names
 from prunectl.userdirs import expanded
 
 PRUNED, BY_OTHERS = 0.01, 0.2
-"""Shares of zeros from which a checkpoint is compared by its zeros: with a manifest, and without
-one, where weights that were widened from 4 bits may be zero in a tenth of all places."""
+"""Least shares of zeros of a checkpoint that is compared by its zeros: one with a manifest, and one
+without. Dense weights that were converted from 4 bits may have a tenth of zeros."""
 PHASE = "comparing masks"
 
 Given = Checkpoint | MaskFile | str | os.PathLike[str]
@@ -63,24 +63,24 @@ def compare(
     command: str = "",
     on_event: OnEvent = ignore_events,
 ) -> Comparison:
-    """Compare what one-shot pruning takes from two models of one architecture, and their weights.
+    """Compare the one-shot pruning masks, and the weights, of two models of one architecture.
 
-    The masks are those that :func:`prunectl.prune` would make, over the tensors that both models
-    have. A model that is already pruned is compared by its zeros, a file of masks by its bits.
-    Both are streamed: memory holds a block of each.
+    The masks are those that :func:`prunectl.prune` would make of the tensors that both models have.
+    The mask of a model that is already pruned is its zeros, that of a file of masks its bits. Both
+    are streamed: memory holds a block of each.
 
     Args:
-        first, second: open checkpoints, or what :func:`prunectl.open_checkpoint` takes, compressed
-            folders too; or files of masks (docs/masks.md).
-        by_zeros: take the zeros of a model that is already pruned as its mask; if false, prune it
-            like any other.
-        use_cache: reuse, and keep, measurements of these very sources.
-        jobs: threads; default one per core, eight at most.
+        first, second: open checkpoints, arguments of :func:`prunectl.open_checkpoint`, compressed
+            folders, or files of masks (docs/masks.md).
+        by_zeros: whether the zeros of a model that is already pruned are its mask; if false, it is
+            pruned like any other.
+        use_cache: whether to use and store cached measurements of the models.
+        jobs: number of threads; default one per core, eight at most.
         command: recorded in the result.
 
     Raises:
         NothingToCompare: the two have no prunable tensor in common.
-        SourceError, UsageError, BadMaskFile, NaNWeights: one of them cannot be used.
+        SourceError, UsageError, BadMaskFile, NaNWeights: a model or a file cannot be used.
     """
     started = time.perf_counter()
     run, settings = Run(jobs, on_event=on_event), settings or CompareSettings()
@@ -124,9 +124,9 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class _MaskGoal:
-    """One pair of masks to make: its label, its sparsity, and how both are pruned.
+    """A pair of masks to make: its label, its sparsity, and how both operands are pruned.
 
-    ``settings`` is None where both operands have masks of their own.
+    ``settings`` is None where both operands have masks already.
     """
 
     label: str
@@ -136,7 +136,7 @@ class _MaskGoal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pairing:
-    """Both operands, and which of their tensors are twins."""
+    """Both operands, with the matching of their tensors."""
 
     operands: tuple[Operand, Operand]
     candidates: tuple[dict[str, Candidate], dict[str, Candidate]]
@@ -156,7 +156,7 @@ class _Pairing:
         return [name for name in self.candidates[at] if name in chosen]
 
     def stats(self, settings: CompareSettings, *, by_zeros: bool) -> list[ModelStats | None]:
-        """Measure the weights of each operand, and decide whether its zeros are its mask."""
+        """Measure the weights of each operand (None: a file of masks), and set its ``by_zeros``."""
         found: list[ModelStats | None] = []
         for at, operand in enumerate(self.operands):
             if isinstance(operand, MaskOperand):
@@ -176,8 +176,8 @@ class _Pairing:
         return found
 
     def masks(self, goals: Sequence[_MaskGoal]) -> tuple[MaskPair, ...]:
-        """The overlaps of the masks of both operands for every goal."""
-        overlaps = list(self._overlaps(goals))
+        """The overlap of both operands' masks for every goal: in all, by component and by layer."""
+        per_tensor = list(self._overlaps(goals))
         places = list(map(self._place, self.matching.pairs))
         return tuple(
             MaskPair(
@@ -187,18 +187,18 @@ class _Pairing:
                 _summed((component for component, _ in places), found),
                 _summed((layer for _, layer in places), found),
             )
-            for goal, found in zip(goals, zip(*overlaps, strict=True), strict=True)
+            for goal, found in zip(goals, zip(*per_tensor, strict=True), strict=True)
         )
 
     def _place(self, pair: tuple[str, str]) -> tuple[str, str]:
-        """Component and layer of two twins, from an operand that knows them."""
+        """Component and layer of two matched tensors; '' if both operands are files of masks."""
         for operand, name in zip(self.operands, pair, strict=True):
             if isinstance(operand, WeightOperand):
                 return operand.place(name)
         return "", ""
 
     def _overlaps(self, goals: Sequence[_MaskGoal]) -> Iterator[list[Overlap]]:
-        """For each pair of tensors, in the order of the first operand: an overlap for each goal."""
+        """Yield an overlap for each goal, for each pair of tensors in the first's file order."""
         edits = [
             [operand.edits(goal.settings, self.names(at), self.run) for goal in goals]
             for at, operand in enumerate(self.operands)
@@ -222,7 +222,7 @@ class _Pairing:
 
 
 def _summed(labels: Iterable[str], overlaps: Sequence[Overlap]) -> dict[str, Overlap]:
-    """Overlaps of tensors added up by label; '' belongs to no group."""
+    """Add up the overlaps of tensors by label; those with label '' are left out."""
     groups: dict[str, Overlap] = {}
     for label, overlap in zip(labels, overlaps, strict=True):
         if label:
@@ -233,15 +233,18 @@ def _summed(labels: Iterable[str], overlaps: Sequence[Overlap]) -> dict[str, Ove
 def _goals(
     pairing: _Pairing, settings: CompareSettings, stats: Sequence[ModelStats | None]
 ) -> list[_MaskGoal]:
-    """The masks to make: as asked for, else as sparse as an operand that is already pruned."""
-    own = [at for at, operand in enumerate(pairing.operands) if operand.kind != "weights"]
-    if len(own) == 2:
+    """The masks to make: as requested, else as sparse as an operand that is already pruned."""
+    pruned = [at for at, operand in enumerate(pairing.operands) if operand.kind != "weights"]
+    if len(pruned) == 2:
         if settings.sparsities or settings.patterns:
-            pairing.run.note("both have masks of their own: no others are made", warning=True)
+            pairing.run.note(
+                "both already have masks: the sparsities and patterns are ignored",
+                warning=True,
+            )
         return [_MaskGoal(AS_THEY_ARE, None, None)]
     sparsities: Sequence[float] = settings.sparsities
-    if not sparsities and not (own and settings.patterns):
-        sparsities = [_own_sparsity(pairing, own[0], stats)] if own else DEFAULT_SPARSITIES
+    if not sparsities and not (pruned and settings.patterns):
+        sparsities = [_own_sparsity(pairing, pruned[0], stats)] if pruned else DEFAULT_SPARSITIES
     return [
         *(_MaskGoal(f"{100 * s:.4g}%", s, settings.prune(s)) for s in sparsities),
         *(_MaskGoal(str(one), None, settings.prune(None, one)) for one in settings.patterns),
@@ -249,7 +252,7 @@ def _goals(
 
 
 def _own_sparsity(pairing: _Pairing, at: int, stats: Sequence[ModelStats | None]) -> float:
-    """The share of zeros of an operand that has a mask of its own."""
+    """The share of zeros, over the compared tensors, of an operand that is already pruned."""
     operand, one = pairing.operands[at], stats[at]
     if isinstance(operand, MaskOperand):
         zeros = sum(operand.file.masks[name].zeros for name in pairing.names(at))
@@ -262,6 +265,7 @@ def _own_sparsity(pairing: _Pairing, at: int, stats: Sequence[ModelStats | None]
 
 
 def _open(one: Given, stack: ExitStack, use_cache: bool) -> Operand:
+    """Open an operand; ``stack`` closes its measurements."""
     if not isinstance(one, Checkpoint | MaskFile) and is_mask_path(one):
         one = read_masks(expanded(one))
     if isinstance(one, MaskFile):
@@ -274,10 +278,10 @@ def _open(one: Given, stack: ExitStack, use_cache: bool) -> Operand:
 
 
 def _assign_selectors(operands: Sequence[Operand], settings: CompareSettings) -> None:
-    """Give each operand the selectors that match a tensor of it: names may differ between the two.
+    """Give each operand the selectors that match its tensors: names may differ between the two.
 
     Raises:
-        InvalidOption: a selector matches no tensor of either.
+        InvalidOption: a selector matches no tensor of either operand.
     """
     known: set[str] = set()
     for operand in operands:
@@ -289,19 +293,19 @@ def _assign_selectors(operands: Sequence[Operand], settings: CompareSettings) ->
     for selector in (*settings.include, *settings.exclude):
         if selector not in known:
             raise InvalidOption(
-                f"--include, --exclude: '{selector}' matches no tensor of either",
+                f"--include, --exclude: '{selector}' matches no tensor of either model",
                 hint="see the names with 'prunectl analyze MODEL --all'",
             )
 
 
 def is_mask_path(given: str | os.PathLike[str]) -> bool:
-    """Whether a model's name is that of a file of masks."""
+    """Whether the argument for a model is the path of a file of masks."""
     path = local_path(os.fspath(given))
     return path is not None and path.is_file() and is_mask_file(path)
 
 
 def _share_prunable(first: Operand, second: Operand) -> None:
-    """Make prunable in each model what the other's masks, or its manifest, are about."""
+    """Make prunable, in each model, the tensors that the other's masks or manifest list."""
     for operand, other in ((first, second), (second, first)):
         if not isinstance(operand, WeightOperand):
             continue

@@ -1,4 +1,4 @@
-"""The ``sweep`` verb: a model's score along rising sparsity, and where the curve turns."""
+"""The ``sweep`` verb: a model's score at rising sparsity, and its essential sparsity."""
 
 from __future__ import annotations
 
@@ -53,24 +53,28 @@ def sweep(
 ) -> SweepResult:
     """Measure how a model's score falls with sparsity, and its essential sparsity.
 
-    The model is loaded once and pruned in memory, from the dense copy on disk, bit for bit as
-    ``prune`` would; it is reloaded only for metrics that train it. A point that fails is noted, and
-    the others are measured. "The Emergence of Essential Sparsity in Large Pre-trained Models",
+    The model is loaded once, and pruned in memory from its files, bit for bit as by ``prune``. Only
+    metrics that train the model reload it. A point that fails is recorded, and the other points are
+    measured. Source: "The Emergence of Essential Sparsity in Large Pre-trained Models",
     arXiv 2306.03805.
 
     Args:
-        models: one or several: open checkpoints, or what :func:`prunectl.open_checkpoint` takes.
-        settings: metric, sparsities, patterns; by default perplexity, for ``demo`` on its own text.
-        results: a file to which every point is appended as it is measured, and whose points are not
-            measured again; None is one file in the user's cache for each checkpoint.
+        models: one or several open checkpoints, or arguments of :func:`prunectl.open_checkpoint`.
+        settings: metric, sparsities and patterns; the default is perplexity, for which only
+            ``demo`` includes text.
+        results: a file to which each measured point is appended, and whose points are not measured
+            again; None is a file in the user's cache for each checkpoint.
         use_cache: whether to use the user's cache where ``results`` is None.
-        jobs: threads that read; default one per core, eight at most.
+        jobs: number of threads that read; default one per core, eight at most.
         command: recorded in the result.
-        on_event: receives progress. on_result: receives the result so far, after each point.
+        on_event: receives progress.
+        on_result: receives the result so far, after each point.
 
     Raises:
-        UsageError: settings that do not fit the model. SourceError: it cannot be read.
-        BadData: the metric's data cannot be read. CannotWrite: ``results`` cannot be written.
+        UsageError: settings that do not fit the model.
+        SourceError: a model cannot be read.
+        BadData: the metric's data cannot be read.
+        CannotWrite: ``results`` cannot be written.
     """
     started = time.perf_counter()
     run, settings = Run(jobs, on_event=on_event), settings or SweepSettings()
@@ -94,19 +98,19 @@ def sweep(
             plan_prune(checkpoint, settings.at(pattern, first, settings.seeds[0]))
     prepared = [(one, prepare(one, settings.evaluation, on_event)) for one in opened]
     tell_unshared(on_event, trains=any(metric.trains for _, metric in prepared))
-    found = _empty(prepared, settings, command)
+    found = _empty_result(prepared, settings, command)
     names = short_names([named(one) for one in opened])
     done: list[Curve] = []
-    devices: dict[str, None] = {}  # in order
+    devices: dict[str, None] = {}  # an ordered set
     try:
         known = _points(opened, results, _agreed(found), run, use_cache=use_cache)
         for (checkpoint, metric), name, points in zip(prepared, names, known, strict=True):
             with Measurer(checkpoint, metric, settings, points, run) as measurer:
                 for pattern in settings.patterns:
-                    for curve in _measured(measurer, name, pattern):
+                    for curve in _growing_curve(measurer, name, pattern):
                         seconds = time.perf_counter() - started
                         found = replace(found, curves=(*done, curve), seconds=seconds)
-                        if measurer.devices:  # several, if the model is spread over them
+                        if measurer.devices:  # may differ between models that are spread over GPUs
                             devices[measurer.devices] = None
                             found.machine["device"] = ", ".join(devices)
                         if on_result is not None:
@@ -127,15 +131,15 @@ def _points(
     *,
     use_cache: bool,
 ) -> list[Points]:
-    """The known points of each checkpoint; every process takes those of the first.
+    """The known points of each checkpoint, broadcast by rank 0.
 
-    If only some processes knew a point, the others would wait for them in its training.
+    If only some ranks knew a point, the others would measure it, and wait for them in training.
 
     Args:
-        agreed: decides the points' keys; must be the same in every process.
+        agreed: must be equal on all ranks; the keys of points follow from it.
 
     Raises:
-        RanksDiffer: it is not.
+        RanksDiffer: ``agreed`` differs.
     """
     with joined_ranks(run.on_event) as ranks:
         ranks.check_same("sweep", agreed, hint=SAME_COMMAND)
@@ -145,55 +149,56 @@ def _points(
         if results is not None:
             found = [Points(Path(results))] * len(checkpoints)
         else:
-            found = [_cached(one, run) if use_cache else Points(None) for one in checkpoints]
+            found = [_cached_points(one, run) if use_cache else Points(None) for one in checkpoints]
         ranks.broadcast([points.known for points in found])
         return found
 
 
 def _agreed(found: SweepResult) -> dict[str, object]:
-    """What all processes must agree on: the same points in the same order, for the same work."""
+    """What must be equal on all ranks, so that they measure the same points in the same order."""
     versions = [__version__, *(version(name) for name in LIBRARIES)]
-    place = choose_device(str(found.settings["device"])).type
+    device = choose_device(str(found.settings["device"])).type
     asked = to_json(replace(found, machine={}, command=""))
-    return {"versions": versions, "device": place, "asked": asked}
+    return {"versions": versions, "device": device, "asked": asked}
 
 
-def _cached(checkpoint: Checkpoint, run: Run) -> Points:
-    """The points in the user's cache."""
+def _cached_points(checkpoint: Checkpoint, run: Run) -> Points:
+    """The points in the user's cache; no known points where it cannot be written."""
     name = f"sweep-{key_of(checkpoint.identity())}.jsonl"
     try:
         points = Points(cache_dir() / name, is_cache=True)
-    except CannotWrite as error:  # costs time, not the result
-        run.note(f"points are not kept: {error.message}", warning=True)
+    except CannotWrite as error:  # a sweep without a cache is slower, not wrong
+        run.note(f"points are not cached: {error.message}", warning=True)
         return Points(None)
     with suppress(OSError):
         forget_oldest(cache_dir(), name)
     return points
 
 
-def _measured(measurer: Measurer, name: str, pattern: Pattern) -> Iterator[Curve]:
-    """The curve after each of its points: first the grid's, then the search's."""
-    grid, requested = measurer.settings.grid, [_requested(measurer, pattern, Fraction(0))]
+def _growing_curve(measurer: Measurer, name: str, pattern: Pattern) -> Iterator[Curve]:
+    """Yield the curve after each new point: the dense model, the grid, then the search."""
+    grid, requested = measurer.settings.grid, [_measure(measurer, pattern, Fraction(0))]
     yield (curve := _curve(measurer, name, pattern, requested))
     if requested[0].failed or curve.essential.status is Status.UNLEARNED:
         return
     for sparsity in grid.within(pattern):
-        requested.append(_requested(measurer, pattern, sparsity))
+        requested.append(_measure(measurer, pattern, sparsity))
         yield (curve := _curve(measurer, name, pattern, requested))
     while grid.step is not None:
         epsilon = measurer.settings.tolerance.epsilon
-        asked = {Fraction(str(one.sparsity)): point for one, point in
-                 zip(requested, curve.points, strict=True)}  # fmt: skip
-        free = {s: p.change is not None and p.change <= epsilon for s, p in asked.items()}
+        points = {Fraction(str(one.sparsity)): point for one, point in
+                  zip(requested, curve.points, strict=True)}  # fmt: skip
+        free = {s: p.change is not None and p.change <= epsilon for s, p in points.items()}
         wanted = next_point(free, grid.step)
         if wanted is None:
             return
-        requested.append(_requested(measurer, pattern, wanted))
+        requested.append(_measure(measurer, pattern, wanted))
         requested.sort(key=lambda one: one.sparsity)
         yield (curve := _curve(measurer, name, pattern, requested))
 
 
-def _requested(measurer: Measurer, pattern: Pattern, sparsity: Fraction) -> Requested:
+def _measure(measurer: Measurer, pattern: Pattern, sparsity: Fraction) -> Requested:
+    """Measure a requested sparsity with every seed."""
     value = float(sparsity)
     return Requested(
         value, {seed: measurer.measure(pattern, value, seed) for seed in measurer.seeds}
@@ -210,7 +215,7 @@ def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requ
     )
     command = None
     if read.essential.sparsity:
-        # Several requests may achieve the same sparsity, which the model may have from the start.
+        # Several requests may reach the same sparsity, if the model has it already.
         at = next(
             p.requested
             for p in reversed(read.points)
@@ -234,7 +239,7 @@ def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requ
     )
 
 
-def _empty(
+def _empty_result(
     prepared: Sequence[tuple[Checkpoint, Metric]], settings: SweepSettings, command: str
 ) -> SweepResult:
     """A result without curves."""
@@ -245,7 +250,7 @@ def _empty(
         metric=metric.name,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
-        models=tuple(_model(*one, settings) for one in prepared),
+        models=tuple(_swept_model(*one, settings) for one in prepared),
         curves=(),
         settings={
             "sparsity": settings.grid.text,
@@ -270,7 +275,7 @@ def _empty(
     )
 
 
-def _model(checkpoint: Checkpoint, metric: Metric, settings: SweepSettings) -> SweptModel:
+def _swept_model(checkpoint: Checkpoint, metric: Metric, settings: SweepSettings) -> SweptModel:
     evaluation, pruning = settings.evaluation, settings.pruning
     dtype = dtype_of(checkpoint, metric, choose_device(evaluation.device), evaluation.dtype)
     prunable = prunable_tensors(checkpoint, pruning.include, pruning.exclude)
