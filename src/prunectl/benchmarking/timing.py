@@ -195,7 +195,8 @@ def _bootstrap(
     """The ratio of medians with its percentile bootstrap interval.
 
     Args:
-        first, second: int64 [resamples, samples], indices of the samples drawn from each side."""
+        first, second: int64 [resamples, samples], indices of the samples drawn from each side.
+    """
     ratios = np.median(baseline[first], axis=1) / np.median(other[second], axis=1)
     # Numbers read from a file of results may overflow.
     around = interval(ratios) or Interval(math.nan, math.nan)

@@ -205,7 +205,7 @@ def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
 
 
 def _names_taken(passes: _Passes, index: int, targets: dict[str, TensorTarget]) -> list[str]:
-    """The matrices that take a budget's pattern. Each error is measured with all others dense."""
+    """The names of the matrices that take a budget's pattern, by errors with all others dense."""
     job = passes.job
     calibrator = Calibrator(job, targets, passes.reader, None, passes.run.on_event, full=True)
     _measure(passes, targets, calibrator, "measuring errors", full=True)
@@ -225,7 +225,7 @@ def _names_taken(passes: _Passes, index: int, targets: dict[str, TensorTarget]) 
 def _measure(
     passes: _Passes, targets: Mapping[str, TensorTarget], pruner: Pruner, phase: str, *, full: bool
 ) -> list[TensorSpec]:
-    """Make a pass over the dense model, and return the tensors outside blocks, which it lacks."""
+    """Make a pass over the dense model, and return the tensors outside blocks: it skips them."""
     blocks = _blocks(passes.job, targets, passes.block_model)
     wanted = replace(_wanted(passes.job, blocks, full=full), true_sequential=False)
     passes.calibrate(wanted, pruner, phase=phase)
@@ -275,9 +275,8 @@ def _give_outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> N
     for spec in specs:
         weight = read_tensor(passes.reader, passes.job.checkpoint.by_name[spec.name])
         parts = matrices(spec.name, weight, passes.job.planned[spec.name].input_axis)
-        todo = {
-            spec.name: [Captured(one, None) for one in parts]
-        }  # one tensor at a time is in memory
+        # One call for each tensor, so that one tensor at a time is in memory.
+        todo = {spec.name: [Captured(one, None) for one in parts]}
         for _ in pruned(pruner, todo, passes.run.ranks):
             pass
 
@@ -285,7 +284,7 @@ def _give_outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> N
 def _known_masks(
     job: Job, edits: Mapping[str, Edit], reader: TensorReader
 ) -> dict[str, TensorTarget]:
-    """The masks that are decided already: by magnitude, or by a file of masks."""
+    """The masks that are decided already, to which survivors are fitted."""
     return {
         name: _ByEdit(job, name, edit, reader)
         for name, edit in edits.items()

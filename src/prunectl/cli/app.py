@@ -33,7 +33,7 @@ _CONTEXT_SETTINGS: dict[str, Any] = {
     "max_content_width": 100,
 }
 _PLAIN: Any = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Prunectl completes, formats help and reports errors in place of typer."""
+"""Switches off typer's completion, help format and error reports: prunectl has replacements."""
 
 
 @cache

@@ -99,7 +99,7 @@ class Access:
         return dense_view(found) if found.format == "compressed" else found
 
     def open_headers(self, choice: ModelChoice, jobs: int | None, out: Output) -> RemoteModel:
-        """Read the headers of a model on the Hub; note that, and warn of custom code.
+        """Read the headers of a model on the Hub; warn of custom code.
 
         Raises:
             SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
@@ -150,7 +150,7 @@ class OneModel(RevisionAccess):
         return choose_model(self.model, self.revision, out)
 
     def command(self, context: typer.Context, choice: ModelChoice, checkpoint: Checkpoint) -> str:
-        """The command for the result, as anybody else can run it.
+        """The command to record in a result, so that others can run it.
 
         A Hub id that was not typed is added. A local path that was not typed is left out: it means
         nothing on another machine.

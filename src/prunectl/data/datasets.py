@@ -332,7 +332,7 @@ def dataset_errors(source: DataSource) -> Iterator[Any]:
             yield datasets
     except (PrunectlError, MemoryError):
         raise
-    except Exception as error:  # each file format has its library, with its errors
+    except Exception as error:  # each file format has a library with other errors
         raise _translated(error, source) from None
     finally:
         logging.set_verbosity(levels[0])

@@ -133,9 +133,8 @@ class LoadedModel:
 
         if name not in self._block_model.targets:
             return
-        if (
-            name not in self.views and name not in self._more_views
-        ):  # such as an embedding, with --include
+        # Not prunable by default: an embedding, for example, with --include.
+        if name not in self.views and name not in self._more_views:
             self._more_views |= self._block_model.views([name])
         view = self._more_views[name] if name in self._more_views else self.views[name]
         with torch.no_grad():

@@ -160,7 +160,8 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """Indices of each step's samples, the same in all processes.
 
-        The steps of all epochs follow one another, so the Trainer sees one epoch."""
+        The steps of all epochs follow one another, so the Trainer sees one epoch.
+        """
         count, size = len(self._data), self._recipe.train_batch_size
         steps = (
             step
@@ -202,7 +203,8 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         """Save the weights under their names in the model, by which a resume loads them.
 
         ``save_pretrained`` would rename some of them as on the Hub, and a resume would ignore
-        these."""
+        these.
+        """
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -329,7 +331,7 @@ def _arguments(
     precision = recipe.mixed_precision
     if precision == "fp16" and device.type == "cpu":  # accelerate would ignore it silently
         raise InvalidOption(
-            "--mixed-precision fp16: the CPU does not support float16", hint="bf16, or no"
+            "--mixed-precision fp16 is not supported on the CPU", hint="bf16, or no"
         )
     try:
         args = _OneDevice(

@@ -39,7 +39,7 @@ Content = Path | bytes
 COMPARING, UPLOADING = "comparing", "uploading"
 
 _BATCH = 1 << 30
-"""Bytes uploaded together, about, or one larger file; progress is reported after each batch."""
+"""Approximate bytes of a batch; a larger file is a batch. Each batch is followed by progress."""
 _LARGEST_READ = 64 << 20
 """Most bytes of a file that is read from the Hub: model cards and manifests are far smaller."""
 _PULLS = 10
@@ -167,7 +167,8 @@ class HubRepository:
         """The bytes of a small file at the listing's commit; None if there is no such file.
 
         Raises:
-            PushError: the file is too large."""
+            PushError: the file is too large.
+        """
         file = listing.files.get(name)
         if file is None:
             return None

@@ -46,7 +46,7 @@ from prunectl.userdirs import expanded
 
 PRUNED, BY_OTHERS = 0.01, 0.2
 """Least shares of zeros of a checkpoint that is compared by its zeros: one with a manifest, and one
-without. Dense weights that were converted from 4 bits may have a tenth of zeros."""
+without. A tenth of the weights may be zero in a dense model that was converted from 4 bits."""
 PHASE = "comparing masks"
 
 Given = Checkpoint | MaskFile | str | os.PathLike[str]
@@ -65,9 +65,9 @@ def compare(
 ) -> Comparison:
     """Compare the one-shot pruning masks, and the weights, of two models of one architecture.
 
-    The masks are those that :func:`prunectl.prune` would make of the tensors that both models have.
-    The mask of a model that is already pruned is its zeros, that of a file of masks its bits. Both
-    are streamed: memory holds a block of each.
+    The masks are those that :func:`prunectl.prune` would make for the tensors that both models
+    have. The mask of a model that is already pruned is its zeros, that of a file of masks its bits.
+    Both are streamed: memory holds a block of each.
 
     Args:
         first, second: open checkpoints, arguments of :func:`prunectl.open_checkpoint`, compressed
