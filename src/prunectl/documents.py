@@ -92,6 +92,7 @@ def convert(value: object, kind: type[T], place: str = "") -> T:
 
 
 def _in_words(why: str, where: str) -> str:
+    """The text of a msgspec error or of a :class:`Check` for the value at ``where``."""
     if why.startswith("."):
         return (where + why).removeprefix(".")
     if match := re.fullmatch(r"Object missing required field `(.*)`", why):

@@ -44,7 +44,7 @@ class Option:
         short: its short form.
         is_argument: whether it is positional.
         values: the values that completion offers, with their meanings.
-        suffix: of the files that completion offers for a FILE.
+        suffix: the suffix of files that completion offers for a FILE.
         read: converts the text, or the list of texts if it repeats, to the field's value.
         repeats: whether it may be given several times, as every option may whose field is a tuple
             of texts.
@@ -71,8 +71,8 @@ class Fields:
     """The fields of a settings class that become options; by default all with an :class:`Option`.
 
     Attributes:
-        only: names of these fields; empty for all.
-        without: names of fields to leave out.
+        only: names of fields; if any, no other fields become options.
+        without: names of fields to leave out, if ``only`` is empty.
         instead: options of this command that replace those of the fields.
     """
 
@@ -119,10 +119,10 @@ def device_option(auto: str, text: str = "") -> Option:
     """
     text = text or f"Where it computes: auto ({auto}), cpu, cuda or cuda:N."
     values = {"auto": auto, **DEVICES}
-    return Option(text, "DEVICE", COMPUTING, values=values, read=_device_that_is_there)
+    return Option(text, "DEVICE", COMPUTING, values=values, read=_checked_device)
 
 
-def _device_that_is_there(name: str) -> str:
+def _checked_device(name: str) -> str:
     check_device(name)
     return name
 
