@@ -655,7 +655,7 @@ def test_ctrl_c_keeps_the_finished_blocks(
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     code, _, err = typed(*line)
     assert code == 0, err
-    assert "going on from 1 finished" in err
+    assert "continuing from 1 finished" in err
     assert_sound(tmp_path / "out")
 
 
@@ -717,7 +717,7 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         ("-s 0.5 --method wanda", 2, "method wanda needs calibration samples", "--calibration"),
         ("-s 0.5 --refine", 2, "refine needs calibration samples", "--calibration"),
         ("-s 0.5 --calibration random", 2, "method magnitude has none", "--refine"),
-        ("-s 0.5 --samples 4", 2, "--samples is about calibration", "--refine"),
+        ("-s 0.5 --samples 4", 2, "--samples is for calibration", "--refine"),
         ("-s 0.5 --true-sequential", 2, "--true-sequential is about", "--refine"),
         ("-s 0.5 --method wanda --calibration text:missing --dry-run", 2, "no such file", "path"),
         ("-s 0.5 --method wanda --calibration text:empty", 1, "needs the model's tokenizer", ""),
@@ -725,7 +725,7 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         (f"-s 0.5 {CALIBRATED} --samples 0", 2, "--samples must be at least 1", ""),
         (f"-s 0.5 {CALIBRATED} --samples 1000000000", 2, "do not fit", "--samples"),
         (f"-s 0.5 {CALIBRATED} --sequence-length 1", 2, "must be at least 2", ""),
-        (f"-s 0.5 {CALIBRATED} --damping 0.1", 2, "which method wanda does without", "--refine"),
+        (f"-s 0.5 {CALIBRATED} --damping 0.1", 2, "which method wanda does not use", "--refine"),
         (f"-s 0.5 {CALIBRATED} --refine --damping 0", 2, "--damping must be above 0", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping nan", 2, "--damping", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping inf", 2, "--damping", ""),

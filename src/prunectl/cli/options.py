@@ -200,7 +200,7 @@ class Saved:
             check_file(path)
         places = [path.resolve() for path in (*self.named, *others)]
         if twice := next((path for path in places if places.count(path) > 1), None):
-            raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
+            raise InvalidOption(f"{twice} is given for two files", hint="give each its own name")
         drawn = [name for name in ("html", "png", "svg") if getattr(self, name)]
         if drawn:
             from prunectl.report.charts import check_libraries
@@ -337,13 +337,13 @@ def calibration_of(
         for name in given.typed:
             option = {"source": "calibration", **names}.get(name, name).replace("_", "-")
             raise InvalidOption(
-                f"--{option} is about calibration, and method {method} has none",
+                f"--{option} is for calibration, and method {method} has none",
                 hint=CALIBRATED_INSTEAD,
             )
         return None
     if "damping" in given.typed and method.spec.needs is not Needs.MOMENTS and not refine:
         raise InvalidOption(
-            f"--damping is added to second moments, which method {method} does without",
+            f"--damping is added to second moments, which method {method} does not use",
             hint=f"choose --method {listed(needing(Needs.MOMENTS))}, or add --refine",
         )
     texts = given.values["source"] or (("demo",) if model == demo.NAME else ())

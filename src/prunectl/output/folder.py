@@ -77,7 +77,7 @@ class OutputFolder(ResumableFolder):
             shutil.rmtree(old)
         else:
             old.rename(self.target)
-            self._on_event(Note(f"{self._asked}: the previous output was put back", warning=True))
+            self._on_event(Note(f"{self._asked}: the previous output was restored", warning=True))
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class OutputFolder(ResumableFolder):
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            raise OutputConflict(self._asked, "came to be while the output was written") from error
+            raise OutputConflict(self._asked, "was created while the output was written") from error
 
     def _swap(self) -> Path:
         """Exchange the work folder with the old output; return the new path of the old one."""

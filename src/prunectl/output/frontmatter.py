@@ -60,7 +60,7 @@ def split_card(text: str) -> SplitCard:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         broken = shorten(str(error).partition("\n")[0], _LONGEST_REASON) or "it is not YAML"
     except _TAG_FAILURES:
-        broken = "a value is not what its tag says"
+        broken = "a value does not match its tag"
     if broken:
         return SplitCard("", {}, text, broken=broken)
     if members is None:

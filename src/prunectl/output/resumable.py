@@ -113,7 +113,7 @@ class ResumableFolder:
         if found is None:
             if self.work.exists():
                 shutil.rmtree(self.work)
-                left = f"{self.part}s that another run left unfinished are discarded"
+                left = f"discarding unfinished {self.part}s of another run"
                 self._on_event(Note(f"{self._asked}: {left}"))
             self.work.mkdir()
             sync_folder(self.work.parent)
@@ -129,7 +129,7 @@ class ResumableFolder:
         """Report the parts of an earlier run that are reused, and the damaged ones."""
         texts = []
         if self.finished:
-            texts.append(f"going on from {self._finished()} of an earlier run")
+            texts.append(f"continuing from {self._finished()} of an earlier run")
         elif self._remembered:
             texts.append("continuing from the measurements of an earlier run")
         if len(self.damaged) == 1:
@@ -261,9 +261,9 @@ class ResumableFolder:
         """Report how to continue, once: the error may leave both an output and its calibration."""
         if not self._is_kept() or getattr(error, "__notes__", None):
             return
-        kept = "what was measured" if self._remembered else "what other ranks finished"
+        kept = "the measurements" if self._remembered else "the shards of other ranks"
         if self.finished:
             kept = self._finished()
-        text = f"{self._asked}: kept {kept}; the same command goes on from there"
+        text = f"{self._asked}: kept {kept}; the same command continues from there"
         error.add_note(text)
         self._on_event(Note(text))

@@ -128,10 +128,10 @@ def _check_beside(target: Path, real: Path) -> None:
         raise OutputConflict(target, f"{why}, with room for the names of hidden files")
     for folder in (work_folder(real), replaced_folder(real), calibrated_folder(real)):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise OutputConflict(target, f"needs {folder.name} beside it, which is no folder")
+            raise OutputConflict(target, f"needs {folder.name} next to it, which is not a folder")
     for file in (journal_file(real), calibrated_journal(real)):
         if file.is_symlink() or (file.exists() and not file.is_file()):
-            raise OutputConflict(target, f"needs {file.name} beside it, which is no regular file")
+            raise OutputConflict(target, f"needs {file.name} next to it, which is not a file")
 
 
 def _home() -> Path | None:
@@ -153,7 +153,7 @@ def _check_apart(target: Path, real: Path, protected: Path) -> None:
     for place in (work_folder, journal_file, replaced_folder, calibrated_folder):
         ours = place(real)
         if _holds(ours, source):
-            why = f"needs {ours.name} beside it, which is or holds the source {protected}"
+            why = f"needs {ours.name} next to it, which is or holds the source {protected}"
             raise OutputConflict(target, why)
 
 
