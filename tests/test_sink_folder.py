@@ -292,7 +292,7 @@ def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_pat
     events: list[Event] = []
     assert job(target, 2, events.append) == SHARDS
     assert state(target) == 2
-    assert any(isinstance(e, Note) and "discarded" in e.text for e in events)
+    assert any(isinstance(e, Note) and "discarding" in e.text for e in events)
 
 
 def test_records_come_back(tmp_path: Path) -> None:
