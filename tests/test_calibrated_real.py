@@ -88,7 +88,7 @@ def test_smollm2_from_calibration_to_speech(
     assert not (tmp_path / "out").exists()
     kept = finished(tmp_path / "out")
     done = prunectl(tmp_path, *line, "--json")
-    assert f"out: going on from {kept} finished blocks of an earlier run" in done.stderr
+    assert f"out: continuing from {kept} finished blocks of an earlier run" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     tensors = json.loads(done.stdout)["tensors"]
     errors = [one["calibrated"]["error"] for one in tensors if one["calibrated"]]

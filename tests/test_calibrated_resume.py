@@ -126,7 +126,7 @@ def test_a_damaged_block_is_computed_anew_and_no_other(
     layers, events = go_on(source, out)
     assert layers == [block, 3]
     assert notes(events) == [
-        f"{out}: going on from 2 finished blocks of an earlier run; "
+        f"{out}: continuing from 2 finished blocks of an earlier run; "
         "one block was damaged and is written again"
     ]
     assert reference.contents(out) == whole
@@ -183,7 +183,7 @@ def test_a_damaged_journal_counts_up_to_the_damage(
     path.write_text("".join([*lines[:2], changed, *lines[3:]]))
     layers, events = go_on(source, out)
     assert layers == [1, 2, 3]
-    assert notes(events) == [f"{out}: going on from 1 finished block of an earlier run"]
+    assert notes(events) == [f"{out}: continuing from 1 finished block of an earlier run"]
     assert reference.contents(out) == whole
 
 
@@ -250,13 +250,13 @@ def test_a_measuring_pass_is_not_repeated(
         with pytest.raises(KeyboardInterrupt):
             prune(source, out, choice, on_event=stop)
     assert phases(first).count(phase) == 1
-    kept = f"{blocks} finished blocks" if blocks else "what was measured"
-    assert notes(first)[-1] == f"{out}: kept {kept}; the same command goes on from there"
+    kept = f"{blocks} finished blocks" if blocks else "the measurements"
+    assert notes(first)[-1] == f"{out}: kept {kept}; the same command continues from there"
     layers, events = go_on(source, out, choice)
     assert phase not in phases(events)
     assert layers == list(range(blocks, BLOCKS))
-    again = "2 finished blocks of an earlier run" if blocks else "what an earlier run measured"
-    assert notes(events)[0] == f"{out}: going on from {again}"
+    again = "2 finished blocks" if blocks else "the measurements"
+    assert notes(events)[0] == f"{out}: continuing from {again} of an earlier run"
     assert reference.contents(out) == expected
 
 
@@ -303,12 +303,12 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
         code, shown, err = typed("prune", source, *LINE)
     assert (code, shown) == (130, "")
     assert err.splitlines()[1:] == [
-        "out: kept 1 finished block; the same command goes on from there",
+        "out: kept 1 finished block; the same command continues from there",
         "interrupted",
     ]
     code, _, err = typed("prune", source, *LINE)
     assert code == 0
-    assert "out: going on from 1 finished block of an earlier run" in err.splitlines()
+    assert "out: continuing from 1 finished block of an earlier run" in err.splitlines()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -347,7 +347,7 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
     other = PruneSettings(sparsity=0.4, method="sparsegpt", calibration=RANDOM)  # type: ignore[arg-type]
     prune(source, out, other, on_event=events.append)
     said = notes(events)
-    assert said[-1] == f"{out}: blocks that another run left unfinished are discarded"
+    assert said[-1] == f"{out}: discarding unfinished blocks of another run"
     second = out.with_name("second")
     with (
         CalibratedStore(second, "", PLAIN_RUN),
@@ -358,7 +358,7 @@ def test_messages_name_the_output(source: Path, out: Path, whole: dict[str, byte
     cut_off(source, second, SPARSEGPT, 1)
     calibrated_folder(second).rename(second.with_name("moved"))
     calibrated_folder(second).write_bytes(b"")  # no folder, and perhaps somebody's
-    with pytest.raises(OutputConflict, match="beside it, which is no folder") as failed:
+    with pytest.raises(OutputConflict, match="next to it, which is not a folder") as failed:
         prune(source, second, SPARSEGPT, on_event=events.append)
     assert failed.value.path == str(second)
     assert not [text for text in notes(events) if "prunectl-calibrated" in text]

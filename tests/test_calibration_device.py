@@ -156,7 +156,7 @@ def test_the_cpu_goes_on_where_the_device_was_full(
     ]
     code, _, err = typed(*line, "-o", "out", "--device", "cpu")
     assert code == 0, err
-    assert "going on from 1 finished block of an earlier run" in err
+    assert "continuing from 1 finished block of an earlier run" in err
     code, _, err = typed(*line, "-o", "whole", "--device", "cpu")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

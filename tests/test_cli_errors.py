@@ -99,7 +99,7 @@ def recipe() -> None:
         ("prune m n -s 0.4 -o out", 2, "unexpected extra argument", "prune --help"),
         ("verify", 2, "missing argument 'DIR'", "verify --help"),
         ("verify out --source m --no-source", 2, "--source and --no-source", ""),
-        ("verify out --revision v1", 2, "--revision says which", "--source"),
+        ("verify out --revision v1", 2, "--revision needs", "--source"),
         ("prone", 2, "no such command 'prone'", "prunectl --help"),
         ("--verson", 2, "no such option: --verson", "prunectl --help"),
     ],
@@ -148,7 +148,7 @@ def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             "not enough mem",
         ),
-        (RuntimeError("can't start new thread"), "no more threads"),
+        (RuntimeError("can't start new thread"), "start more threads"),
         (ImportError("libtorch_cpu.so: failed to map segment", name="torch._C"), "library 'torch'"),
     ],
     ids=["python", "torch", "thread", "library"],
@@ -359,7 +359,7 @@ def test_a_full_disk_behind_stdout_is_said() -> None:
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"error: {os.strerror(28)}", "hint: make room on that disk",
+        f"error: {os.strerror(28)}", "hint: free space on that disk",
     ]  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def test_a_model_that_is_gone_is_ignored_with_a_note(
     (empty_folder / "mine").rmdir()
     with pytest.raises(NoModelGiven):
         choose_model(None, None, Output())
-    assert "analyzed last, is not there any more" in capsys.readouterr().err
+    assert "analyzed last, no longer exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

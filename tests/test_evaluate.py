@@ -584,7 +584,7 @@ def test_one_window_has_no_interval(typed: Typed, speaker: Path, text: Path) -> 
     short.write_text(" ".join(tiny_tokenizers.WORDS[:18]), encoding="utf-8")
     code, out, _ = typed("evaluate", speaker, "--data", f"text:{short}")
     assert code == 0
-    assert "none: these samples do not tell how sure the score is" in out
+    assert "none: these samples do not show how certain the score is" in out
     code, out, _ = typed("evaluate", speaker, "--data", f"text:{short}", "--json")
     assert json.loads(out)["interval"] is None
 

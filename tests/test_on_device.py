@@ -574,9 +574,9 @@ def test_auto_is_always_fine(typed: Typed, tmp_path: Path) -> None:
     line = ("prune", "demo", "--mask", tmp_path / "m.safetensors", "--device", "auto")
     assert typed(*line, "-o", "out")[0] == 0
     code, _, err = typed(*line, "--dry-run")
-    assert (code, "a plan is made without it" in err) == (0, False)
+    assert (code, "a plan does not use it" in err) == (0, False)
     code, _, err = typed(*line[:-1], "cpu", "--dry-run")
-    assert (code, "--device cpu: a plan is made without it" in err) == (0, True)
+    assert (code, "--device cpu: a plan does not use it" in err) == (0, True)
 
 
 @pytest.mark.parametrize("place", ["tpu", "cuda:77"])

@@ -630,7 +630,7 @@ def test_a_killed_run_goes_on_behind_the_last_block(
     events: list[Event] = []  # other arguments start anew, and say so
     prune(source, left / "out", settings("sparsegpt", 0.4), on_event=events.append)
     assert any(".layers.0." in name for name in put)
-    assert any("discarded" in e.text for e in events if isinstance(e, Note))
+    assert any("discarding" in e.text for e in events if isinstance(e, Note))
     assert_sound(left / "out")
 
 
@@ -655,7 +655,7 @@ def test_ctrl_c_keeps_the_finished_blocks(
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     code, _, err = typed(*line)
     assert code == 0, err
-    assert "going on from 1 finished" in err
+    assert "continuing from 1 finished" in err
     assert_sound(tmp_path / "out")
 
 
@@ -717,8 +717,8 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         ("-s 0.5 --method wanda", 2, "method wanda needs calibration samples", "--calibration"),
         ("-s 0.5 --refine", 2, "refine needs calibration samples", "--calibration"),
         ("-s 0.5 --calibration random", 2, "method magnitude has none", "--refine"),
-        ("-s 0.5 --samples 4", 2, "--samples sets up calibration", "--refine"),
-        ("-s 0.5 --true-sequential", 2, "--true-sequential is about", "--refine"),
+        ("-s 0.5 --samples 4", 2, "--samples is for calibration", "--refine"),
+        ("-s 0.5 --true-sequential", 2, "--true-sequential is for calibration", "--refine"),
         ("-s 0.5 --method wanda --calibration text:missing --dry-run", 2, "no such file", "path"),
         ("-s 0.5 --method wanda --calibration text:empty", 1, "needs the model's tokenizer", ""),
         ("-s 0.5 --method wanda --calibration images:.", 2, "which reads text", "text:FILE"),

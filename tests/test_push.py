@@ -409,7 +409,7 @@ def test_prune_and_export_end_with_a_push(
     assert WRITER not in card
     done = prunectl_at("export", "out", "-o", "small", "--push", f"{repo}-small", token=READER)
     assert done.returncode == 1
-    assert "small is complete, and not pushed" in done.stderr
+    assert "small is complete, but not pushed" in done.stderr
     assert "the token may not write there" in done.stderr
     assert done.stdout.startswith("out -> small")
     done = prunectl_at("export", "out", "-o", "small", "--force", "--push", f"{repo}-small")

@@ -338,7 +338,7 @@ def test_another_number_of_processes_goes_on_after_a_kill(models: Path, tmp_path
     events: list[Event] = []
     pruned_alone(one, tmp_path, on_event=events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert any("going on from " in text and "of an earlier run" in text for text in notes), notes
+    assert any("continuing from " in text and "of an earlier run" in text for text in notes), notes
     pruned_alone(one | {"output": "whole"}, tmp_path)
     assert reference.contents(tmp_path / "out") == reference.contents(tmp_path / "whole")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -485,9 +485,9 @@ def test_html_goes_with_json_and_output(typed: Typed, tmp_path: Path) -> None:
     [
         ("analyze demo --html none/a.html", 1, "none/a.html: cannot write: there is no folder"),
         ("analyze demo --html .", 1, "it is a folder"),
-        ("analyze demo --html a.json -o a.json", 2, "is named for two files"),
+        ("analyze demo --html a.json -o a.json", 2, "is given for two files"),
         ("analyze demo --html ./a.json -o x/../a.json", 1, "no folder x"),
-        ("analyze demo --html a -o ../WD/a", 2, "is named for two files"),
+        ("analyze demo --html a -o ../WD/a", 2, "is given for two files"),
         ("analyze org/name --remote --html a.html", 2, "--html shows what is measured on the w"),
     ],
 )

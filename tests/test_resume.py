@@ -262,7 +262,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(
     result = prune(source, out, HALF, max_shard_size=LIMIT, on_event=events.append)
     assert result.resumed_shards == 2
     text = (
-        "going on from 2 finished shards of an earlier run; "
+        "continuing from 2 finished shards of an earlier run; "
         "one shard was damaged and is written again"
     )
     assert Note(f"{out}: {text}", warning=True) in events

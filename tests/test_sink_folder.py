@@ -234,7 +234,7 @@ def test_a_finished_shard_that_changed_is_written_again(tmp_path: Path, damage: 
     assert job(target, 1, events.append) == [SHARDS[1]]
     assert state(target) == 1
     assert [e.text for e in events if isinstance(e, Note) and e.warning] == [
-        f"{target}: going on from 2 finished shards of an earlier run; "
+        f"{target}: continuing from 2 finished shards of an earlier run; "
         "one shard was damaged and is written again"
     ]
 
@@ -292,7 +292,7 @@ def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_pat
     events: list[Event] = []
     assert job(target, 2, events.append) == SHARDS
     assert state(target) == 2
-    assert any(isinstance(e, Note) and "discarded" in e.text for e in events)
+    assert any(isinstance(e, Note) and "discarding" in e.text for e in events)
 
 
 def test_records_come_back(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_records_come_back(tmp_path: Path) -> None:
         other = plan_shards([TensorSpec("z", DTYPES["F32"], (64,)), *LAYOUT.shards[0].specs], 256)
         assert out.records_of(other.shards[0]) is None
         out.tell_resumed()
-    assert events == [Note(f"{target}: going on from 2 finished shards of an earlier run")]
+    assert events == [Note(f"{target}: continuing from 2 finished shards of an earlier run")]
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def test_an_exception_leaves_the_target_and_finished_work(
         stopped_job()
     said = getattr(stopped.value, "__notes__", [])
     if finished and error is KeyboardInterrupt:
-        assert said == [f"{target}: kept 1 finished shard; the same command goes on from there"]
+        assert said == [f"{target}: kept 1 finished shard; the same command continues from there"]
     else:
         assert said == []
     if finished:

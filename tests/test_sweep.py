@@ -602,10 +602,10 @@ def test_a_sweep_that_measured_nothing_has_failed(
         ("-p 2:4 --scope row", 2, "scope 'row' has no meaning", ""),
         ("-p 6:7", 2, "nothing to prune", ""),
         ("--method wanda", 2, "needs calibration samples", ""),
-        ("--calibration text:TEXT", 2, "--calibration sets up calibration", ""),
-        ("--calibration-samples 5", 2, "--calibration-samples sets up calibration", "--method"),
-        ("--calibration-length 5", 2, "--calibration-length sets up calibration", "--method"),
-        ("-s 0.2 --step 0.5", 2, "--step is how close --sparsity auto comes", "0:0.9:0.5"),
+        ("--calibration text:TEXT", 2, "--calibration is for calibration", ""),
+        ("--calibration-samples 5", 2, "--calibration-samples is for calibration", "--method"),
+        ("--calibration-length 5", 2, "--calibration-length is for calibration", "--method"),
+        ("-s 0.2 --step 0.5", 2, "--step is for --sparsity auto", "0:0.9:0.5"),
         ("--include nothing", 2, "'nothing' matches no tensor", ""),
         ("--exclude *", 2, "nothing to prune", ""),
         ("--metric guess", 2, "--metric 'guess' is not known", ""),
@@ -616,12 +616,12 @@ def test_a_sweep_that_measured_nothing_has_failed(
         ("--calibration-samples 0", 2, "invalid value for '--calibration-samples'", ""),
         ("--html no/such.html", 1, "there is no folder no", ""),
         ("--png .", 1, "it is a folder", ""),
-        ("-o a --csv ./a", 2, "is named for two files", ""),
-        ("-o a --results a", 2, "is named for two files", ""),
+        ("-o a --csv ./a", 2, "is given for two files", ""),
+        ("-o a --results a", 2, "is given for two files", ""),
         ("--results .", 1, "cannot write", ""),
         ("--results /dev/zero", 1, "it is no regular file", ""),
         ("--results /proc/no/such", 1, "cannot write", ""),
-        ("--revision main other", 2, "--revision is of one model", ""),
+        ("--revision main other", 2, "--revision is for one model", ""),
         ("", 2, "MODEL is empty", ""),
     ],
 )  # fmt: skip
@@ -677,7 +677,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     assert process.returncode == 130
     lines = err.splitlines()
     assert lines[-1] == "interrupted"
-    kept = "warning: what was measured is kept: the same command goes on from there"
+    kept = "warning: the measurements are kept: the same command continues from there"
     assert (kept in lines) == ("--no-cache" not in results)
     assert "Interrupted: these are the points so far." in out
     document = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))

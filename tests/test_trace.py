@@ -336,7 +336,7 @@ def test_the_command(
     for models in ((training, training), (training,), ("org/name@main",)):
         code, out, err = typed("trace", *models, "--revisions", "step1,step2")
         assert (code, out) == (2, "")
-        assert "--revisions is of one MODEL" in err
+        assert "--revisions needs one MODEL" in err
 
 
 @pytest.mark.full

@@ -80,7 +80,7 @@ def bench(
     old = read_bench(compare) if compare else None
     settings = choices.make(measure_loading=not no_load)
     if random_weights and source.model is not None:
-        raise InvalidOption("MODEL and --random-weights are two models", hint="leave one out")
+        raise InvalidOption("MODEL and --random-weights exclude each other", hint="leave one out")
     others = [source.open(one, out, compressed=True) for one in against]
     chosen = None if random_weights else source.open(source.choose(out), out, compressed=True)
     for one in (*others, *([chosen] if chosen else [])):
@@ -102,7 +102,7 @@ def _check_limit(compare: Path | None, fail_below: float | None) -> None:
             "--fail-below needs a result to compare with", hint="add --compare FILE"
         )
     if fail_below is not None and not 0 < fail_below < math.inf:
-        raise InvalidOption("--fail-below must be more than 0, and a number", hint="such as 0.9")
+        raise InvalidOption("--fail-below must be a number above 0", hint="such as 0.9")
 
 
 def _show(
@@ -127,7 +127,7 @@ def _show(
     if comparison is not None:
         out.show(*comparison_screen(comparison, str(path)))
         if fail_below is not None and not (comparison.changes and comparison.same_device):
-            why = "has no row in common with this run, or is of another device"
+            why = "has no row in common with this run, or comes from another device"
             raise BadBenchFile(path or "", f"{why}: --fail-below cannot decide")
         if fail_below is not None and (slow := comparison.below(fail_below)):
             raise Slower(

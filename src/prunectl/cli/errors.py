@@ -16,7 +16,7 @@ FAILED, USAGE, DIFFERENCE, INTERRUPTED = 1, 2, 3, 130
 
 NO_MEMORY = [
     "error: not enough memory",
-    "hint: lower --jobs, or raise the limit that the system sets (see ulimit -v)",
+    "hint: lower --jobs, or raise the system's memory limit (see ulimit -v)",
 ]
 
 
@@ -49,9 +49,9 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
         ]
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # such as where stdout leads to
         where = "" if error.filename is None else f"{_one_line(str(error.filename))}: "
-        return FAILED, [f"error: {where}{error.strerror}", "hint: make room on that disk"]
+        return FAILED, [f"error: {where}{error.strerror}", "hint: free space on that disk"]
     if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd alone
-        gone = "error: the current folder does not exist any more"
+        gone = "error: the current folder no longer exists"
         return FAILED, [gone, "hint: change to another folder, and repeat the command there"]
     if isinstance(error, ValueError) and "embedded null" in str(error):  # by callers from Python
         return USAGE, ["error: a path holds a null byte, which no system allows"]
@@ -59,8 +59,8 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
         return FAILED, NO_MEMORY
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return FAILED, [
-            "error: the system lets this user start no more threads",
-            "hint: lower --jobs, or raise the limit of processes (ulimit -u) or memory (ulimit -v)",
+            "error: the system does not let this user start more threads",
+            "hint: lower --jobs, or raise the limit on processes (ulimit -u) or memory (ulimit -v)",
         ]
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     if (package := missing.partition(".")[0]) not in ("", "prunectl"):
@@ -72,8 +72,8 @@ def _words(error: BaseException) -> tuple[int, list[str]]:
     if library := _unloadable(error):
         return FAILED, [
             f"error: the library '{library}' cannot be loaded: {said[:300]}",
-            "hint: raise the limit of memory if there is one (see ulimit -v); "
-            "otherwise install prunectl again, in an environment of its own",
+            "hint: raise the memory limit, if there is one (see ulimit -v); "
+            "otherwise install prunectl again, in a separate environment",
         ]
     hint = "hint: this is a bug or an unhandled limit; PRUNECTL_DEBUG=1 shows where it happened"
     return FAILED, [f"error: {said}", hint]

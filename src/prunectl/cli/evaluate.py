@@ -67,7 +67,7 @@ def evaluation_screen(result: Evaluation, *, everything: bool = False) -> Iterat
     yield sentence(f"  {result.metric}  {found}  {way}")
     rows = [("measured on", f"{result.samples:,} {result.unit}")]
     if result.interval is None:
-        rows.append(("interval", "none: these samples do not tell how sure the score is"))
+        rows.append(("interval", "none: these samples do not show how certain the score is"))
     rows += [
         ("prunable weights", f"{numbers.share(result.sparsity)} zero"),
         ("run on", f"{result.device}, {result.dtype}, {numbers.duration(result.seconds)}"),

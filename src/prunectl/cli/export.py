@@ -95,9 +95,7 @@ def export(
         raise InvalidOption("no output given", hint="add -o FILE" if masks_only else "add -o DIR")
     after.check()
     if after.repo_id and masks_only:
-        raise InvalidOption(
-            "masks alone are no model to push", hint="leave --masks-only or --push out"
-        )
+        raise InvalidOption("masks alone cannot be pushed", hint="leave --masks-only or --push out")
     choice = source.choose(out)
     checkpoint = source.open(choice, out, compressed=True)
     ranks = options.ranks_of(context)

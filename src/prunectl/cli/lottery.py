@@ -76,7 +76,7 @@ def lottery(
     out.data(document)
     out.show(*lottery_screen(result))
     if result.interrupted:
-        out.warn("what was measured is kept: the same command goes on from there")
+        out.warn("the measurements are kept: the same command continues from there")
         raise typer.Exit(INTERRUPTED)
     if len(result.rounds) < len(result.planned) or result.rounds[-1].gain is None:
         raise typer.Exit(FAILED)

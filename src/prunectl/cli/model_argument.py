@@ -97,6 +97,6 @@ def _last_model(out: Output) -> ModelChoice | None:
         out.note(f"ignored: {file} is damaged")
         return None
     if Path(model).is_absolute() and not Path(model).exists():
-        out.note(f"ignored: {model}, analyzed last, is not there any more")
+        out.note(f"ignored: {model}, analyzed last, no longer exists")
         return None
     return ModelChoice(model, revision)

@@ -200,9 +200,9 @@ class Saved:
         """
         for path in self.named:
             check_file(path)
-        paths = [path.resolve() for path in (*self.named, *others)]
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise InvalidOption(f"{twice} is named for two files", hint="give each its own name")
+        places = [path.resolve() for path in (*self.named, *others)]
+        if twice := next((path for path in places if places.count(path) > 1), None):
+            raise InvalidOption(f"{twice} is given for two files", hint="give each its own name")
         drawn = [name for name in ("html", "png", "svg") if getattr(self, name)]
         if drawn:
             from prunectl.report.charts import check_libraries
@@ -343,7 +343,7 @@ def calibration_of(
         for name in given.typed:
             option = {"source": "calibration", **names}.get(name, name).replace("_", "-")
             raise InvalidOption(
-                f"--{option} sets up calibration, and method {method} uses none",
+                f"--{option} is for calibration, and method {method} has none",
                 hint=CALIBRATED_INSTEAD,
             )
         return None

@@ -79,11 +79,11 @@ def prune(
         )
     if remote and not dry_run:
         raise InvalidOption(
-            "--remote reads headers only, which is enough for --dry-run and nothing else",
+            "--remote reads only headers, so it needs --dry-run",
             hint="add --dry-run, or leave --remote out",
         )
     if (output is None or dry_run) and device not in (None, "auto"):
-        out.note(f"--device {device}: a plan is made without it")
+        out.note(f"--device {device}: a plan does not use it")
     if remote:
         from prunectl.analysis.remote import remote_space
 

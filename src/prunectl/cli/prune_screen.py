@@ -58,7 +58,7 @@ def plan_screen(plan: Plan, model: str, *, everything: bool = False) -> Iterator
             ],
             left=(0, 2),
         )
-    yield sentence("Nothing was read but headers, and nothing was written.")
+    yield sentence("Only headers were read, and nothing was written.")
 
 
 def _planned_cells(plan: Plan, pool: Pool) -> tuple[str, ...]:
@@ -203,9 +203,7 @@ def _method(result: PruneResult) -> str:
         return ""
     updated = any(record["survivors"] == "updated" for record in calibrated)
     refined = " and refine" if result.refined else ""
-    kept = (
-        "the weights that stay were changed" if updated else "the weights that stay are as before"
-    )
+    kept = "the kept weights were updated" if updated else "the kept weights are unchanged"
     return f"{result.method}{refined}; {kept}"
 
 

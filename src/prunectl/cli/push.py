@@ -93,7 +93,7 @@ class PushAfter(Commit):
             for name, value in given.items():
                 if value:
                     raise InvalidOption(
-                        f"{name} is about a push, and none is asked for",
+                        f"{name} needs --push",
                         hint="add --push ORG/NAME",
                     )
             return
@@ -127,7 +127,7 @@ class PushAfter(Commit):
         try:
             return {"push": _push(folder, self.repo_id, self, access, jobs, out, source=source)}
         except PrunectlError:
-            out.warn(f"{folder} is complete, and not pushed; prunectl push would do that alone")
+            out.warn(f"{folder} is complete, but not pushed; prunectl push repeats only the push")
             raise
 
 

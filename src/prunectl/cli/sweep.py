@@ -93,7 +93,7 @@ def sweep(
     given: list[str | None] = list(dict.fromkeys(models)) or [None]
     if "step" in curves.typed and curves.values["sparsity"].strip() != "auto":
         raise InvalidOption(
-            "--step is how close --sparsity auto comes, and the points are given",
+            "--step is for --sparsity auto, but the points are given",
             hint=f"leave one of them out, or write --sparsity 0:0.9:{curves.typed['step']:g}",
         )
     method, refine = pruning.values["method"], pruning.values["refine"]
@@ -142,7 +142,7 @@ def _open(
     models: list[str | None], access: options.RevisionAccess, out: Output
 ) -> list[Checkpoint]:
     if access.revision is not None and len(models) > 1:
-        raise InvalidOption("--revision is of one model", hint="write org/name@revision for each")
+        raise InvalidOption("--revision is for one model", hint="write org/name@revision for each")
     return [
         access.open(choose_model(one, access.revision, out), out, compressed=True) for one in models
     ]
@@ -154,7 +154,7 @@ def _end(result: SweepResult, out: Output, *, kept: bool) -> None:
 
     if result.interrupted:
         if kept:
-            out.warn("what was measured is kept: the same command goes on from there")
+            out.warn("the measurements are kept: the same command continues from there")
         raise typer.Exit(INTERRUPTED)
     if all(one.essential.status in (Status.FAILED, Status.UNLEARNED) for one in result.curves):
         if out.json or out.quiet:  # a screen has said so

@@ -41,7 +41,7 @@ def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[R
         yield Text(f"  {curve.essential.text}")
         if curve.knee is not None:
             yield Text(
-                f"  The curve's knee, which knows no tolerance, is at {numbers.share(curve.knee)}."
+                f"  The knee, independent of the tolerance, is at {numbers.share(curve.knee)}."
             )
         if curve.command:
             yield Text(f"  {visible(curve.command)}", style="bold")
@@ -72,7 +72,7 @@ def point_line(curve: Curve, point: CurvePoint, mode: str) -> str:
     if point.failed:
         return f"{curve.label}, {_place(point)}: {point.failed}"
     loss = "" if point.change is None or not point.requested else f" ({_loss(point.change, mode)})"
-    value = "beyond all numbers" if point.score is None else score(point.score)
+    value = "too large for a number" if point.score is None else score(point.score)
     return f"{curve.label}, {_place(point)}: {value}{loss}"
 
 

@@ -101,14 +101,14 @@ def _named(models: list[str], revisions: str | None) -> list[str]:
     for one in models:
         with suppress(ValueError):
             float(one)
-            hint = "several values of an option are written with commas: -s 0.2,0.4"
+            hint = "separate the values of an option with commas: -s 0.2,0.4"
             raise InvalidOption(f"MODEL '{one}' is a number", hint=hint)
     if revisions is None:
         return models
     names = [one.strip() for one in revisions.split(",") if one.strip()]
     if len(models) > 1 or not names or "@" in models[0] or local_path(models[0]) is not None:
         raise InvalidOption(
-            "--revisions is of one MODEL on the Hub", hint="such as --revisions step1000,step2000"
+            "--revisions needs one MODEL on the Hub", hint="such as --revisions step1000,step2000"
         )
     return [f"{models[0]}@{one}" for one in names]
 

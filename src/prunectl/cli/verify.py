@@ -56,7 +56,7 @@ def verify(
         raise InvalidOption("--source and --no-source are both given", hint="leave one of them out")
     if source is None and access.revision:
         raise InvalidOption(
-            "--revision says which --source is meant, and none is given",
+            "--revision needs --source",
             hint="add --source MODEL",
         )
     compared: Checkpoint | Literal["auto"] | None = None if no_source else "auto"

@@ -1,1 +1,1 @@
-"""Writing a checkpoint folder that is complete or absent. Only this room writes weight files."""
+"""Write a checkpoint folder that is complete or absent. Only this package writes weight files."""

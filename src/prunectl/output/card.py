@@ -1,7 +1,7 @@
-"""The model card: the source's own card, kept, with metadata and a section on what was done.
+"""The model card: the source's card, with new metadata and a section about the pruning.
 
-An output's card loads the model from a folder. On its way to the Hub it names the repository, and
-is merged with the card there, whose text belongs to the people who write it.
+The card of an output shows how to load the model from a folder. When it is pushed to the Hub, it
+names the repository instead and is merged with the card there, whose text belongs to its authors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ END = "<!-- prunectl:end -->"
 _HEADING = "## Pruned with prunectl"
 
 _FOLDER = "path/to/this/folder"
-"""Stands for the folder in the lines that load it; on the Hub, the repository replaces it."""
+"""Placeholder for the folder in the lines that load it; on the Hub, the repository replaces it."""
 
-# Only a section with our heading right after the marker is ours; a card may talk about the markers.
+# Only a section with our heading right after the marker is ours; a card may mention the markers.
 SECTION = re.compile(
     rf"^{re.escape(START)}\r?\n{re.escape(_HEADING)}\r?\n"
     rf"(?:(?!{re.escape(START)})[\s\S])*?^{re.escape(END)}[ \t]*(?:\r?\n|\Z)",
@@ -48,7 +48,7 @@ class RoleRow:
 
 
 class CountedTensor(Protocol):
-    """What a row sums up: a tensor's role and its weights."""
+    """One tensor to sum up: its role and its weights."""
 
     @property
     def role(self) -> str: ...
@@ -61,7 +61,7 @@ class CountedTensor(Protocol):
 
 
 def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
-    """A row for each role, in the order in which they come."""
+    """Return a row for each role, in the order of first appearance."""
     roles: dict[str, list[tuple[int, int, int]]] = {}
     for one in tensors:
         roles.setdefault(one.role, []).append((one.numel, one.zeros_before, one.zeros))
@@ -73,21 +73,21 @@ def role_rows(tensors: Iterable[CountedTensor]) -> list[RoleRow]:
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the section says.
+    """The facts of the section.
 
     Attributes:
         model: the source as the user gave it.
         repo_id, commit: of a Hub source, else None.
-        version: of prunectl.
-        method: for example ``one-shot magnitude pruning``; '' where nothing was pruned here.
-        pattern, scope: as in the arguments; '' where they have no meaning.
-        prunable, overall: totals; ``prunable.requested`` is the sparsity asked for.
-        roles: a row a role, in the order to show.
-        command: the exact command lines, one a line; the caller leaves tokens out.
+        version: the version of prunectl.
+        method: for example ``one-shot magnitude pruning``; '' if this command pruned nothing.
+        pattern, scope: as in the arguments; '' if they do not apply.
+        prunable, overall: totals; ``prunable.requested`` is the requested sparsity.
+        roles: one row for each role, in display order.
+        command: the exact commands, one per line; the caller leaves tokens out.
         auto_class: the transformers class that loads the folder, for example
             ``AutoModelForCausalLM``.
-        layout: how compressed weights are stored; '' if they are stored as everything loads them.
-        dense_bytes, stored_bytes: of all weights dense, and of the files that hold them.
+        layout: the layout of compressed weights; '' if all weights are dense.
+        dense_bytes, stored_bytes: size of all weights when dense, and of the files that hold them.
     """
 
     model: str
@@ -111,16 +111,17 @@ class CardFacts:
 
 
 def model_card(source_card: str | None, facts: CardFacts) -> str:
-    """The text of README.md for the output.
+    """Return the text of README.md for the output.
 
-    The source's text stays byte for byte, apart from a byte order mark. Our section stands between
-    markers before it, or where an earlier one stood. In the metadata ``tags`` grow, ``base_model``
-    names a Hub source, and ``model-index`` goes, since its scores are of the dense model. A front
-    matter that is not valid YAML stays in the text, and the metadata starts anew.
+    The source's text is kept byte for byte, except for a byte order mark. Our section, between
+    markers, comes before it or replaces an earlier section. In the metadata, tags are added to
+    ``tags``, ``base_model`` names a Hub source, and ``model-index`` is removed, since its scores
+    are of the dense model. A front matter that is not valid YAML is kept as text, and the metadata
+    start empty.
 
     Args:
         source_card: the source's README.md, read with ``newline=""``; None if it has none.
-        facts: what was done.
+        facts: the facts of our section.
     """
     card = split_card(source_card or "")
     newline = _newline(source_card or "")
@@ -142,7 +143,7 @@ def model_card(source_card: str | None, facts: CardFacts) -> str:
 
 
 def earlier_commands(source_card: str | None) -> tuple[str, ...]:
-    """The commands in our own section of a card: those that led to these weights, in order."""
+    """Return the commands in our section of a card, which led to these weights, in order."""
     lines = section_of(source_card or "").splitlines()
     announced = (number for number, line in enumerate(lines) if line.rstrip() == _MADE_WITH)
     start = next(announced, len(lines)) + 1
@@ -195,7 +196,7 @@ def _section(facts: CardFacts, card: SplitCard) -> str:
 
 
 def _summary(facts: CardFacts) -> str:
-    """The first sentences: what these weights are."""
+    """Return the first sentences, which say what the weights are."""
     source = code(facts.model)
     if facts.repo_id is not None:
         commit = f" at commit {code(facts.commit)}" if facts.commit else ""
@@ -265,21 +266,21 @@ def hub_card(
     library: str | None,
     measured: Sequence[str] = (),
 ) -> str:
-    """The card of an output, with what only matters on the Hub.
+    """Return the card of an output, with the additions for the Hub.
 
-    The section loads from the repository instead of from a folder; ``tags`` name the patterns, and
-    ``library_name`` is set where the source's card had none.
+    The section loads the model from the repository instead of from a folder, ``tags`` name the
+    patterns, and ``library_name`` is set if the source's card has none.
 
     Args:
-        ours: README.md of the folder.
-        repo_id: where it goes.
-        patterns: what tensors follow: ``unstructured``, ``2:4``; ``2:4-rows`` where only some of
-            their rows do.
-        library: what loads the model, in the Hub's words; None if that is not known.
-        measured: lines that end the section: results next to the weights.
+        ours: the text of README.md in the folder.
+        repo_id: the target repository.
+        patterns: the patterns of the tensors, such as ``unstructured`` or ``2:4``; ``2:4-rows`` if
+            only some of their rows follow the pattern.
+        library: the library that loads the model, by its name on the Hub; None if unknown.
+        measured: the last lines of the section, with the results saved next to the weights.
     """
     card = split_card(ours)
-    # A colon in a tag means something else to the Hub.
+    # A colon in a tag has another meaning on the Hub.
     wanted = [f"sparsity-{pattern.replace(':', '-')}" for pattern in sorted(patterns)]
     changes: dict[str, Any] = {"tags": list(dict.fromkeys(_tags(card) + wanted))}
     if library is not None and "library_name" not in card.members:
@@ -294,16 +295,17 @@ def hub_card(
 
 
 def merged_card(ours: str, theirs: str | None) -> str:
-    """The card on the Hub with our section and metadata brought up to date.
+    """Return the card on the Hub with our section and metadata updated.
 
-    The text there stays byte for byte, except for our section, which is replaced where it stands,
-    or put before everything. In the metadata, ``tags`` grow (those of an earlier sparsity go) and
-    ``base_model`` names the source. Where there was no section yet, members that only our card
-    has, such as ``license``, are added too; later, somebody may have deleted them on purpose.
+    The text on the Hub is kept byte for byte, except for our section, which is replaced in place or
+    added before everything. In the metadata, tags are added to ``tags`` (those of an earlier
+    sparsity are removed) and ``base_model`` names the source. If the card had no section yet,
+    members that only our card has, such as ``license``, are added too; later, somebody may have
+    deleted them on purpose.
 
     Args:
         ours: from :func:`hub_card`.
-        theirs: README.md on the Hub; None if there is none.
+        theirs: the text of README.md on the Hub; None if there is none.
     """
     section = section_of(ours)
     if theirs is None or not section:
@@ -322,18 +324,18 @@ def merged_card(ours: str, theirs: str | None) -> str:
 
 
 def section_of(card: str) -> str:
-    """Our own section of a card; '' if there is none."""
+    """Return our section of a card; '' if there is none."""
     found = SECTION.search(split_card(card).body)
     return found[0] if found else ""
 
 
 def sections(card: str) -> int:
-    """How many sections of ours a card has: somebody may have put two cards together."""
+    """Count our sections in a card: somebody may have merged two cards."""
     return len(SECTION.findall(split_card(card).body))
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two cards say the same outside of metadata and our section."""
+    """Return whether two cards are equal outside metadata and our section."""
     bodies = [SECTION.sub("", split_card(card).body) for card in (one, other)]
     return bodies[0].split() == bodies[1].split()
 
@@ -350,7 +352,7 @@ def _merged_tags(ours: list[str], theirs: list[str], is_first: bool) -> list[str
 
 
 def _tags(card: SplitCard) -> list[str]:
-    """The tags as they are written: YAML 1.1 takes ``no`` for False and ``2024`` for a number."""
+    """Return the tags as written: YAML 1.1 reads ``no`` as False and ``2024`` as a number."""
     import yaml
 
     members = yaml.load(card.yaml, Loader=yaml.BaseLoader) if "tags" in card.members else {}
@@ -360,17 +362,17 @@ def _tags(card: SplitCard) -> list[str]:
 
 
 def _placed(section: str, body: str, newline: str) -> str:
-    """The text with our section where an earlier one stood, else before everything."""
+    """Return the text with our section in place of an earlier one, else before everything."""
     section = re.sub(r"\r?\n", newline, section)
     earlier = SECTION.search(body)
     if earlier is not None:
         return body[: earlier.start()] + section + body[earlier.end() :]
-    # The blank line belongs to our front matter, not to the section: a later run keeps it.
+    # The blank line belongs to our front matter, not to the section, so a later run keeps it.
     return newline + section + _gap(body, newline) + body
 
 
 def _updated(text: str, card: SplitCard, body: str, changes: dict[str, Any]) -> str:
-    """A card with members changed; where they already are what they should be, byte for byte."""
+    """Return a card with members changed; the same bytes if they already have these values."""
     changes = {key: value for key, value in changes.items() if card.members.get(key) != value}
     if not changes:
         return text[: len(text) - len(card.body)] + body
@@ -385,7 +387,7 @@ def _joined(front: str, body: str, newline: str) -> str:
 
 
 def _gap(body: str, newline: str) -> str:
-    """The blank line before a text that does not begin with one."""
+    """Return the blank line before a text that does not begin with one."""
     return "" if not body or body.startswith(("\n", "\r")) else newline
 
 
@@ -393,11 +395,11 @@ def _newline(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-# --- text from elsewhere in Markdown: it is shown, and does nothing -------------------------------
+# --- text from elsewhere, shown in Markdown without any effect ------------------------------------
 
 
 def code(text: str) -> str:
-    """Inline code, whatever the text holds."""
+    """Return inline code, whatever the text contains."""
     flat = " ".join(text.split())
     longest = max((len(run) for run in re.findall(r"`+", flat)), default=0)
     fence, pad = "`" * (longest + 1), " " if longest else ""
@@ -405,20 +407,20 @@ def code(text: str) -> str:
 
 
 def cell(text: str, longest: int = 60) -> str:
-    """Inline code in a table, on one line and of bounded length."""
+    """Return inline code for a table, on one line and of bounded length."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     short = flat if len(flat) <= longest else f"{flat[: longest - 1]}\u2026"
     return code(short).replace("|", "\\|") if short else ""
 
 
 def _plain(text: str) -> str:
-    """One line of text that cannot end a table cell, a comment or our section."""
+    """Return one line of text that cannot end a table cell, a comment or our section."""
     flat = " ".join(text.split()).replace("|", "\\|")
     return flat.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _fenced(language: str, text: str) -> list[str]:
-    """A fenced block, whatever the text holds; it cannot hold one of our markers."""
+    """Return a fenced block, whatever the text contains; it cannot contain one of our markers."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{language}", text.replace("<!-- prunectl:", "<!-- prunectl :"), fence]

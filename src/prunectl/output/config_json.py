@@ -1,7 +1,7 @@
-"""``config.json`` of a compressed output: the model's own text and one more member.
+"""``config.json`` of a compressed output: the model's own text with one more member.
 
 The member ``quantization_config`` names the loader: after ``import prunectl``, transformers reads
-the folder; without it, transformers says that it knows no such method and finds no weights.
+the folder; without it, transformers reports an unknown method and finds no weights.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _LITERAL = f'"{KEY}": {{"quant_method": "{METHOD}"'.encode()
 """How the member begins."""
 
 _MOST_LOOKALIKES = 16
-"""Of members that begin so, the last ones are looked at: each costs a reading of the whole."""
+"""Only the last members that begin this way are tried: each attempt parses the whole text."""
 
 
 def is_markable(config: bytes) -> bool:
-    """Whether a config.json is a JSON object in UTF-8 that no other loader claims."""
+    """Return whether a config.json is a JSON object in UTF-8 that no other loader claims."""
     document = _document(config)
     return document is not None and KEY not in document
 
 
 def mark(config: bytes, weights: str) -> bytes:
-    """Add the member that names the loader; all other bytes stay.
+    """Add the member that names the loader; all other bytes are kept.
 
     Args:
         config: bytes for which :func:`is_markable` is true.
         weights: file name of the compressed weights, or of their index.
     """
-    # Not by patterns: on long runs of spaces they take a time that grows with the square.
+    # No regular expression: on long runs of spaces its time grows with the square of the length.
     last = len(config.rstrip()) - 1
     assert config[last:].startswith(b"}")
     value = json.dumps({"quant_method": METHOD, "weights": weights})
@@ -42,9 +42,9 @@ def mark(config: bytes, weights: str) -> bytes:
 
 
 def unmark(config: bytes) -> bytes:
-    """The bytes before :func:`mark`; those given where they are not marked.
+    """Return the bytes before :func:`mark`; the given bytes if they are not marked.
 
-    A file that was saved by another program since then keeps its members and loses its format.
+    A file that another program has saved since then keeps its members and loses its formatting.
     """
     document = _document(config)
     value = document.get(KEY) if document else None
@@ -61,7 +61,7 @@ def unmark(config: bytes) -> bytes:
 
 
 def _without(config: bytes, start: int) -> bytes:
-    """The bytes without the member at ``start``, and without what stands between it and others."""
+    """Return the bytes without the member at ``start`` and its separator."""
     first = start + len(_LITERAL)
     inside, closing, after = config[first:].partition(b"}")
     if not closing or b"{" in inside:

@@ -1,12 +1,11 @@
-"""Writing past the page cache (O_DIRECT): whole chunks go from memory to the disk as they are.
+"""Write past the page cache (O_DIRECT): whole chunks are written from memory to the disk directly.
 
-Through the page cache, a processor copies every byte and looks after every page, which costs it
-more than all of the pruning, and the disk waits meanwhile. Bytes come here in pieces, at any place
-and from several threads; what they fill from one boundary to the next is written as one chunk, in
-the background.
+To write through the page cache, the processor copies every byte and manages every page, which takes
+more time than all of the pruning, while the disk waits. Here, several threads bring bytes in
+pieces, at any position; each full chunk between two boundaries is written in the background.
 
-A slow disk is what is waited for in any case. Then chunks go through the page cache after all, so
-that whoever reads the file next finds it there.
+A slow disk is the bottleneck in any case. Chunks for it are written through the page cache, so that
+the next reader finds the file in memory.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from prunectl.disks import aligned
 from prunectl.output.osfiles import Buffer
 
 CHUNK = 2 << 20
-"""Bytes that are written at once: as large pieces as a disk is at its fastest with."""
+"""Bytes that are written at once: the size at which a disk is fastest."""
 _WRITERS = 2
-"""Chunks on their way to the disk at a time."""
+"""Chunks that are written at the same time."""
 _WAITING = 4
-"""Chunks that may wait for that, with those on their way; then who fills them waits too."""
+"""Full chunks in memory, written or waiting; at this number, the filling threads wait too."""
 
 SLOW = 0.5e9
-"""Bytes a second: what a slower disk gets goes through the page cache."""
+"""Bytes a second: a slower disk is written through the page cache."""
 _JUDGED = 9
-"""Chunks after which it is known how fast a disk is."""
+"""Chunks after which the speed of a disk is known."""
 _SYNC_EVERY = 64
-"""Chunks that go through the page cache until the disk is made to write them."""
+"""Chunks written through the page cache between two syncs."""
 _BEGUN = 3
-"""Chunks that may wait for more bytes, for each thread that brings some: the one it fills, and
-those that its part of the file shares with the parts before and behind."""
+"""Unfinished chunks for each writing thread: the one it fills, and those that its part of the file
+shares with the parts before and after."""
 
 
 @dataclass(eq=False)
 class _Chunk:
-    """A part of the file in memory: its number, which bytes of it are there, and how many threads
-    are bringing more."""
+    """A chunk of the file in memory: its number, its filled extents, and the number of threads that
+    are filling it."""
 
     number: int
     data: NDArray[np.uint8]
@@ -60,15 +59,16 @@ class _Chunk:
 
 
 class DirectWriter:
-    """Puts bytes into a file chunk by chunk.
+    """Write bytes into a file chunk by chunk.
 
-    Memory holds the chunks that wait for the disk, and a few a thread that are begun. Of more than
-    that, the one left alone for longest goes through the page cache as it is: there are gaps that
-    nobody fills, and a chunk that is cut in two is no harm.
+    Memory holds the chunks that wait for the disk, and a few unfinished ones for each thread.
+    Beyond that number, the least recently used chunk is written through the page cache as it is:
+    some gaps are never filled, and a chunk may be written in two parts.
 
     Args:
-        direct: descriptor for whole chunks, of :func:`disks.open_direct`; closed by :meth:`close`.
-        fd: an ordinary one of the same file, for what never becomes a whole chunk.
+        direct: descriptor for whole chunks, from :func:`disks.open_direct`; closed by
+            :meth:`close`.
+        fd: ordinary descriptor of the same file, for bytes that never fill a whole chunk.
 
     Raises:
         OSError: from every method: the system refuses to write, now or earlier.
@@ -76,7 +76,7 @@ class DirectWriter:
 
     def __init__(self, direct: int, fd: int) -> None:
         self._direct, self._fd = direct, fd
-        self._begun: dict[int, _Chunk] = {}  # the one used last is the last
+        self._begun: dict[int, _Chunk] = {}  # the most recently used is the last
         self._fillers: set[int] = set()
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
@@ -89,7 +89,7 @@ class DirectWriter:
         self._unsynced = 0
 
     def write(self, data: Buffer, position: int) -> None:
-        """Put bytes at a position, each once; they may not be in the file before :meth:`flush`."""
+        """Write bytes at a position, each byte once; :meth:`flush` completes the file."""
         source = np.frombuffer(data, np.uint8)
         while source.size:
             self._raise()
@@ -101,7 +101,7 @@ class DirectWriter:
             source, position = source[part.size :], position + part.size
 
     def flush(self) -> None:
-        """Until everything is in the file (not yet durable, see ``fsync``)."""
+        """Wait until everything is in the file (not yet durable, see ``fsync``)."""
         for _ in range(_WAITING):
             self._room.acquire()
         self._room.release(_WAITING)
@@ -111,9 +111,10 @@ class DirectWriter:
         self._begun.clear()
 
     def close(self) -> None:
-        """Stop; what was not flushed may be missing in the file. Who still writes gets an error."""
+        """Stop; unflushed bytes may be missing in the file, and threads still writing get an
+        error."""
         self._writers.shutdown(cancel_futures=True)
-        self._room.release()  # whoever waits for a chunk that was cancelled; he lets in the next
+        self._room.release()  # for a thread that waits for a cancelled chunk; it releases the next
         self._begun.clear()
         self._free.clear()
         direct, self._direct = self._direct, -1
@@ -125,7 +126,7 @@ class DirectWriter:
             raise self._error
 
     def _chunk(self, number: int) -> _Chunk:
-        """The chunk to put bytes into, which stays begun until :meth:`_put`."""
+        """Return the chunk to put bytes into, which is kept unfinished until :meth:`_put`."""
         with self._lock:
             chunk = self._begun.pop(number, None)
             if chunk is None:
@@ -135,7 +136,7 @@ class DirectWriter:
             return chunk
 
     def _put(self, chunk: _Chunk, begin: int, size: int) -> None:
-        """Take note of bytes that are in a chunk now; a full one is handed on, or one too many."""
+        """Record bytes that are in a chunk now; hand on a full chunk, or one over the limit."""
         ready: _Chunk | None = None
         with self._lock:
             chunk.extents.append((begin, begin + size))
@@ -148,7 +149,7 @@ class DirectWriter:
                 ready = next((one for one in self._begun.values() if not one.fillers), None)
             if ready is None:
                 return
-            self._begun.pop(ready.number, None)  # closed meanwhile, it is not there
+            self._begun.pop(ready.number, None)  # missing if closed in the meantime
         self._room.acquire()
         try:
             self._writers.submit(self._write, ready)
@@ -160,11 +161,11 @@ class DirectWriter:
         try:
             if self._error is None:
                 self._write_now(chunk)
-        except BaseException as error:  # raised where it is waited for
+        except BaseException as error:  # raised by the thread that waits for the chunk
             self._error = error
         finally:
             with self._lock:
-                if len(self._free) < _WAITING:  # more of them would be kept until the file is done
+                if len(self._free) < _WAITING:  # more would be kept until the file is done
                     self._free.append(chunk.data)
             self._room.release()
 
@@ -185,12 +186,12 @@ class DirectWriter:
             os.fsync(self._fd)
 
     def _write_through(self, chunk: _Chunk) -> None:
-        with self._through:  # the kernel lets in one of two, and the other would wait spinning
+        with self._through:  # the kernel admits one of two threads, and the other would spin
             for begin, end in chunk.extents:
                 write_at(self._fd, chunk.data[begin:end].data, chunk.number * CHUNK + begin)
 
     def _write_direct(self, data: NDArray[np.uint8], position: int) -> int:
-        """Bytes that went to the disk; 0 where it wants other alignments than these."""
+        """Return the number of bytes written to the disk; 0 if it needs another alignment."""
         try:
             return os.pwrite(self._direct, data.data, position)
         except OSError as error:
@@ -199,7 +200,7 @@ class DirectWriter:
             return 0
 
     def _judge(self, seconds: float) -> None:
-        """How long the first chunks took says whether the disk is slow."""
+        """Decide from the time of the first chunks whether the disk is slow."""
         with self._lock:
             self._seconds.append(seconds)
             if len(self._seconds) == _JUDGED:
@@ -207,7 +208,7 @@ class DirectWriter:
 
 
 def write_at(fd: int, data: Buffer, position: int) -> None:
-    """``pwrite`` until everything is written; one call writes 2 GiB at most."""
+    """Call ``pwrite`` until everything is written; one call writes at most 2 GiB."""
     view = memoryview(data)
     while view.nbytes:
         written = os.pwrite(fd, view, position)

@@ -1,7 +1,7 @@
 """An output folder that is complete or absent, whatever happens while it is written.
 
 Everything is written into a hidden sibling, made durable, and put in place by one rename at the
-end. A run that stops early leaves its finished shards, and the same job later goes on from them.
+end. A run that stops early leaves its finished shards, and the same job later continues from them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _COPY_BLOCK = 4 << 20
 
 
 class OutputFolder(ResumableFolder):
-    """Context manager for one output; leaving it without :meth:`commit` gives the output up.
+    """Context manager for one output; leaving it without :meth:`commit` writes no output.
 
     Args:
-        target: where the output shall be; symbolic links are followed.
+        target: the path of the output; symbolic links are followed.
         force: replace an existing checkpoint at ``target``.
         protected: paths that must survive (the source).
 
@@ -69,7 +69,7 @@ class OutputFolder(ResumableFolder):
         check_target(self._asked, force=self._force, protected=self._protected)
 
     def _restore_replaced(self) -> None:
-        """Finish what a kill between the two renames of :meth:`_swap` left undone."""
+        """Finish a swap that was killed between the two renames of :meth:`_swap`."""
         old = replaced_folder(self.target)
         if not old.exists():
             return
@@ -77,7 +77,7 @@ class OutputFolder(ResumableFolder):
             shutil.rmtree(old)
         else:
             old.rename(self.target)
-            self._on_event(Note(f"{self._asked}: the previous output was put back", warning=True))
+            self._on_event(Note(f"{self._asked}: the previous output was restored", warning=True))
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -85,12 +85,12 @@ class OutputFolder(ResumableFolder):
         """Write a small file into the output; its mode follows the umask.
 
         Raises:
-            CannotWrite: the name leaves the output folder, or is that of a weights file.
+            CannotWrite: the name leaves the output folder, or is the name of a weights file.
         """
         return self.write_parts(relative, [data], len(data))
 
     def write_parts(self, relative: str, parts: Iterable[bytes], expected: int = 0) -> FileRecord:
-        """Write a file of parts that come one after another; about ``expected`` bytes.
+        """Write a file from consecutive parts; about ``expected`` bytes.
 
         Raises:
             CannotWrite: as :meth:`write_bytes`.
@@ -124,7 +124,7 @@ class OutputFolder(ResumableFolder):
     def _path_of(self, relative: str) -> Path:
         if not is_safe_relative(relative):
             raise CannotWrite(self._asked, f"the file name '{relative}' leaves the output folder")
-        # In this order: a shard that becomes durable meanwhile goes from the second to the first.
+        # In this order: a shard that becomes durable in between moves from the second to the first.
         if relative in self._writers or relative in self.finished:
             raise CannotWrite(self._asked, f"'{relative}' is the name of a weights file")
         return self.work / relative
@@ -132,10 +132,10 @@ class OutputFolder(ResumableFolder):
     # --- ending ---------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Put the complete output in place; until the rename inside, the target is as it was.
+        """Put the complete output in place; until the rename, the target is unchanged.
 
         Raises:
-            OutputConflict: something came to be at the target meanwhile; the work is kept.
+            OutputConflict: something was created at the target in the meantime; the work is kept.
             ValueError: a shard was opened and not finished.
         """
         self.wait()
@@ -161,10 +161,10 @@ class OutputFolder(ResumableFolder):
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            raise OutputConflict(self._asked, "came to be while the output was written") from error
+            raise OutputConflict(self._asked, "was created while the output was written") from error
 
     def _swap(self) -> Path:
-        """Exchange the work folder with the old output; returns where the old one is now."""
+        """Exchange the work folder with the old output; return the new path of the old one."""
         if exchange(self.work, self.target):
             return self.work
         old = replaced_folder(self.target)

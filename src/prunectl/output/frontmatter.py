@@ -1,7 +1,7 @@
-"""The YAML front matter of a model card, changed without touching the lines that stay.
+"""The YAML front matter of a model card, changed without touching any other line.
 
-Loading and dumping would damage cards: YAML 1.1 reads ``language: no`` as False. So the members to
-change are cut out by their position in the text, and new ones are added at the end.
+Loading and dumping would damage cards: YAML 1.1 reads ``language: no`` as False. So changed members
+are cut out by their position in the text, and new ones are added at the end.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ YAML_BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \
 """huggingface_hub's ``repocard.REGEX_YAML_BLOCK``, which takes a quarter of a second to import."""
 
 _MOST_VALUES = 200_000
-"""Several times what a megabyte of results holds; reading these takes half a minute."""
+"""Several times the number in a megabyte of results; reading these takes half a minute."""
 
 _DEEPEST = 60
 _LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9A-Fa-fx_:]{1000}")
-"""Reading one takes a time that grows with the square, and Python may refuse to write it."""
+"""The time to read a number grows with the square of its digits; Python may refuse to write it."""
 
 _LONGEST_REASON = 200
 
 _TAG_FAILURES = (LookupError, AttributeError, TypeError, ArithmeticError)
-"""What YAML's reader fails with on tags such as ``!!bool x`` and ``!!int ''``."""
+"""Errors of YAML's reader for tags such as ``!!bool x`` and ``!!int ''``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class SplitCard:
     """A card in two parts.
 
     Attributes:
-        yaml: text between the ``---`` lines; empty if there is none that can be read.
-        members: what it says.
+        yaml: text between the ``---`` lines; empty if there is no readable front matter.
+        members: the members of the YAML text.
         body: everything after it, byte for byte.
-        broken: why a front matter was there and could not be read; it is then still in ``body``.
+        broken: why the front matter could not be read; it is then still in ``body``.
     """
 
     yaml: str
@@ -48,7 +48,7 @@ class SplitCard:
 
 @lru_cache(maxsize=4)
 def split_card(text: str) -> SplitCard:
-    """Split a card by the Hub's own rule. A push asks several times, and YAML is read slowly."""
+    """Split a card by the Hub's own rule. Cached: a push splits several times, and YAML is slow."""
     import yaml
 
     text = text.removeprefix("\ufeff")
@@ -60,7 +60,7 @@ def split_card(text: str) -> SplitCard:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         broken = shorten(str(error).partition("\n")[0], _LONGEST_REASON) or "it is not YAML"
     except _TAG_FAILURES:
-        broken = "a value is not what its tag says"
+        broken = "a value does not match its tag"
     if broken:
         return SplitCard("", {}, text, broken=broken)
     if members is None:
@@ -71,9 +71,9 @@ def split_card(text: str) -> SplitCard:
 
 
 def _too_much(text: str) -> str:
-    """Why YAML would take too long to be read and compared, or could not be written; '' if not.
+    """Return why the YAML would take too long to read and compare, or cannot be written; else ''.
 
-    Aliases count as often as what they stand for: 500 bytes of them can stand for 10^18 values.
+    An alias counts as all the values it refers to: 500 bytes of aliases can expand to 10^18 values.
 
     Raises:
         YAMLError: it is not YAML.
@@ -109,7 +109,7 @@ def _too_much(text: str) -> str:
 
 
 def update_yaml(card: SplitCard, changes: dict[str, Any], remove: set[str]) -> str:
-    """The front matter's text with some members set and some removed; always ends with a newline.
+    """Return the front matter with some members set and some removed; it ends with a newline.
 
     Args:
         card: from :func:`split_card`.
@@ -126,7 +126,7 @@ def update_yaml(card: SplitCard, changes: dict[str, Any], remove: set[str]) -> s
     with suppress(yaml.YAMLError, ValueError, RecursionError, *_TAG_FAILURES):
         if yaml.safe_load(text) == expected:
             return text
-    # A flow mapping, or an anchor that was cut away: there the text cannot be kept.
+    # A flow mapping, or an anchor that was cut away: the text cannot be kept.
     return str(yaml.safe_dump(expected, allow_unicode=True, sort_keys=False))
 
 

@@ -21,10 +21,10 @@ MAX_HEADER = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """An encoded header and what follows from it.
+    """An encoded header and the file layout that it determines.
 
     Attributes:
-        data: the bytes the file starts with, length field and padding included.
+        data: the first bytes of the file, including length field and padding.
         offsets: absolute offset in the file of each tensor's first byte, by tensor name.
         file_size: size of the complete file in bytes.
     """
@@ -38,8 +38,8 @@ def encode_header(specs: Sequence[TensorSpec]) -> Header:
     """Lay out tensors one after another, in the given order.
 
     Raises:
-        OutputError: two tensors of one name, a name the format keeps for itself, a tensor that is
-            not a whole number of bytes, or more tensors than a header can describe.
+        OutputError: two tensors of one name, a name that the format reserves, a tensor that is not
+            a whole number of bytes, or more tensors than a header can describe.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins: dict[str, int] = {}
@@ -71,7 +71,7 @@ def encode_header(specs: Sequence[TensorSpec]) -> Header:
 
 
 def storage_order(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """The given order, or, if that leaves a tensor misaligned, wider element types first.
+    """Return the given order, or, if it leaves a tensor misaligned, wider element types first.
 
     Readers that map a file and cast its bytes need each tensor at a multiple of its element size.
     """

@@ -1,15 +1,15 @@
-"""The journal of an unfinished output: what is done, and that only one process works on it.
+"""The journal of an unfinished output: its finished shards, and the lock of its only writer.
 
-One JSON line each: first the fingerprint, the work folder's inode and how many folders were made to
-hold it, then one per finished shard, and per value that a later run wants to know. Each line holds
-its own BLAKE3; from the first on that is torn or damaged, nothing counts.
-It lies beside the work folder, so that the finished folder never holds it, and names the folder by
-inode, so that an old output that was just exchanged into the work folder's place is not mistaken
-for half a new one.
+The journal has JSON lines: first the fingerprint, the work folder's inode and the number of folders
+created to hold it, then one line for each finished shard, and for each value kept for a later run.
+Each line holds its own BLAKE3; the first torn or damaged line and all later ones are ignored. The
+journal is next to the work folder, so that the finished folder never holds it. It names the folder
+by inode, so that an old output that was just exchanged into the work folder's place is not mistaken
+for an unfinished one.
 
-Several processes that write one output have a journal each, since a shared disk does not keep their
-lines apart: the first rank's, and one for each *secondary rank*. The next run takes over what
-secondary ranks noted.
+Several processes that write one output have separate journals, since a shared disk could mix their
+lines: that of rank 0, and one for each *secondary rank*. The next run takes over the entries of
+secondary ranks.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ FORMAT = 2
 JsonObject = dict[str, Any]
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-"""Some cluster file systems have no flock; there the lock is not held, and all else works."""
+"""Some cluster file systems have no flock; there, nothing is locked, and all else works."""
 
 _HELD = {errno.EWOULDBLOCK, errno.EACCES}
 
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What a journal holds.
+    """The entries of a journal.
 
     Attributes:
-        finished, damaged: lines by shard name; of those that are in the folder, and of those that
-            are not, or have another size or header.
+        finished, damaged: lines by shard name: of shards that are in the folder, and of shards that
+            are missing, or have another size or header.
         remembered: values by key.
     """
 
@@ -56,11 +56,11 @@ class Entries:
 
 
 class Journal:
-    """An open and locked journal file. ``OSError`` passes through all methods.
+    """An open and locked journal file. All methods pass on ``OSError``.
 
     Attributes:
-        made_parents: how many folders above the output were made for it, by this run or by an
-            earlier one that it goes on from or replaces.
+        made_parents: number of folders above the output created for it, by this run or by an
+            earlier one that it continues or replaces.
 
     Raises:
         OutputConflict: another process holds the lock.
@@ -72,9 +72,9 @@ class Journal:
         self.made_parents = 0
 
     def load(self, fingerprint: str, work: Path) -> Entries | None:
-        """What was noted on the shards in ``work``; None if this is another job's.
+        """Return the entries on the shards in ``work``; None if the journal is of another job.
 
-        What a kill left of a last line is cut off, so that the next line starts cleanly.
+        An incomplete last line, left by a kill, is cut off, so that the next line starts cleanly.
         """
         lines, length = _whole_lines(self._read())
         first = lines[0] if lines else {}
@@ -89,23 +89,23 @@ class Journal:
             if "key" in line:
                 found.remembered[line["key"]] = line["value"]
             else:
-                found.damaged[line["shard"]] = line  # the last of a shard counts
+                found.damaged[line["shard"]] = line  # the last line of a shard counts
         for name in [name for name, line in found.damaged.items() if _is_complete(line, work)]:
             found.finished[name] = found.damaged.pop(name)
         return found
 
     def restart(self, fingerprint: str, work: Path) -> None:
-        """Forget everything and begin with ``work``, which exists and is empty."""
+        """Clear the journal and begin with ``work``, which exists and is empty."""
         os.ftruncate(self._fd, 0)
         self._append(self._first_line(fingerprint, work))
 
     def is_of(self, folder: Path) -> bool:
-        """Whether ``folder`` is the one that was the work folder when the journal began."""
+        """Return whether ``folder`` is the work folder with which the journal began."""
         lines, _ = _whole_lines(self._read())
         return bool(lines) and lines[0].get("folder") == folder.stat().st_ino
 
     def add(self, shard: Shard, records: list[JsonObject]) -> JsonObject:
-        """Record a shard that is durable under its final name; returns once the line is durable."""
+        """Record a shard that is durable under its final name; return once the line is durable."""
         entry: JsonObject = {
             "shard": shard.name,
             "size": shard.size,
@@ -117,11 +117,11 @@ class Journal:
         return entry
 
     def remember(self, key: str, value: Any) -> None:
-        """Keep a JSON value; returns once the line is durable."""
+        """Keep a JSON value; return once the line is durable."""
         self._append({"key": key, "value": value})
 
     def take_over(self, path: Path, fingerprint: str, work: Path, target: Path) -> Entries:
-        """Note what a secondary rank of an earlier run has finished, and delete its journal.
+        """Record the finished shards of a secondary rank of an earlier run; delete its journal.
 
         Raises:
             OutputConflict: the secondary rank still works.
@@ -136,7 +136,7 @@ class Journal:
         return found
 
     def digest(self) -> str:
-        """BLAKE3 of what it holds: who sees the same file sees the same folder."""
+        """Return the BLAKE3 of the contents, which is the same on all hosts that see the folder."""
         return blake3(self._read()).hexdigest()
 
     def close(self) -> None:
@@ -173,12 +173,12 @@ class Journal:
 
 
 def secondary_journal(path: Path, number: int) -> Path:
-    """The journal of a further process, of rank ``number``, beside the first one's."""
+    """Return the journal of the secondary rank ``number``, next to that of rank 0."""
     return path.with_name(f"{path.name}-{number}")
 
 
 def secondary_journals(path: Path) -> list[Path]:
-    """Journals of secondary ranks that are there."""
+    """Return the existing journals of secondary ranks."""
     begin = f"{path.name}-"
     try:
         with os.scandir(path.parent) as entries:  # a folder of such a name is somebody else's
@@ -193,7 +193,7 @@ def secondary_journals(path: Path) -> list[Path]:
 
 
 def has_entries(path: Path) -> bool:
-    """Whether a journal, which another process may have open, notes more than its beginning."""
+    """Return whether a journal, which another process may hold, has more than its first line."""
     try:
         return len(_whole_lines(path.read_bytes())[0]) > 1
     except OSError:
@@ -201,15 +201,15 @@ def has_entries(path: Path) -> bool:
 
 
 def clean_up_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
-    """Remove what a run left beside its output when it was killed after the output was in place.
+    """Remove the leftovers of a run that was killed after its output was in place.
 
-    The journal is of that run if it names the target's own inode: a rename keeps it. Best effort:
-    nothing is raised, and nothing is removed while another process holds the lock.
+    The journal is of that run if it names the target's own inode, which a rename keeps. Best
+    effort: nothing is raised, and nothing is removed while another process holds the lock.
 
     Args:
         path: of the journal.
         target: the output, in place.
-        olds: where the output that was replaced may be.
+        olds: possible paths of the replaced output.
     """
     if not path.is_file() or not target.is_dir():
         return
@@ -231,10 +231,10 @@ def clean_up_finished(path: Path, target: Path, olds: Sequence[Path]) -> None:
 
 
 def check_free(path: Path, target: Path) -> None:
-    """See to it that no process holds a journal, which need not exist; nothing is written.
+    """Check that no process holds a journal, which need not exist; nothing is written.
 
     Raises:
-        OutputConflict: one does.
+        OutputConflict: a process holds it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -250,7 +250,7 @@ def check_free(path: Path, target: Path) -> None:
 
 
 def is_entry_of(entry: JsonObject, shard: Shard) -> bool:
-    """Whether a journal entry is about exactly this shard: same tensors at the same offsets."""
+    """Return whether an entry is about exactly this shard: same tensors at the same offsets."""
     return bool(entry["header_blake3"] == blake3(shard.header.data).hexdigest())
 
 
@@ -273,7 +273,7 @@ def _open_locked(path: Path, target: Path) -> int:
                 if error.errno not in _HELD:
                     raise
                 raise _conflict(target) from None
-        # The holder before us may have deleted the file between our open and our lock.
+        # The previous holder may have deleted the file between our open and our lock.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
             return fd
         os.close(fd)
@@ -288,7 +288,7 @@ def _text(line: JsonObject) -> bytes:
 
 
 def _whole_lines(data: bytes) -> tuple[list[JsonObject], int]:
-    """The leading lines that are as they were written, and their length in bytes."""
+    """Return the leading lines that are intact, and their length in bytes."""
     lines: list[JsonObject] = []
     length = 0
     for text in data.split(b"\n")[:-1]:

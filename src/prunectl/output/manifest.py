@@ -1,7 +1,7 @@
 """``prunectl.json``: what was done to every tensor, from what source, and how each is stored.
 
 docs/manifest.md explains every field; docs/manifest.schema.json is its JSON Schema, which
-scripts/make_schemas.py writes from the records. There is no time and no machine in the manifest:
+scripts/make_schemas.py writes from the records. The manifest contains no times or machine names:
 the same source and arguments give the same bytes.
 """
 
@@ -31,7 +31,7 @@ from prunectl.output.target import MANIFEST_NAME
 SCHEMA_VERSION = "1.2"
 
 _LINE = 600
-"""Bytes that a tensor takes, about."""
+"""Approximate bytes for each tensor."""
 
 
 def _json_fault(value: object) -> str:
@@ -48,7 +48,7 @@ def _version_fault(value: str) -> str:
 
 
 Plain = Annotated[dict[str, Any], Check(_json_fault)]
-"""A JSON object that is written again as it was read."""
+"""A JSON object that is written unchanged."""
 
 
 class Totals(Document, frozen=True):
@@ -66,10 +66,11 @@ class Manifest(Document, frozen=True, kw_only=True):
     """The whole document, its members in their order.
 
     Attributes:
-        version: of the prunectl that wrote it.
-        arguments: what was asked for, JSON-ready; the caller keeps tokens out of it.
-        export: what was asked of the export that wrote the folder; None if none did.
-        files: side files and the index; not the model card, which people edit, nor this manifest.
+        version: the version of the prunectl that wrote it.
+        arguments: the requested settings, JSON-ready; the caller leaves tokens out.
+        export: the settings of the export that wrote the folder; None if it was not an export.
+        files: side files and the index, but not the model card, which people edit, or this
+            manifest.
         tensors: in the order of the weight files.
     """
 
@@ -95,25 +96,25 @@ class Manifest(Document, frozen=True, kw_only=True):
 
     @property
     def prunable(self) -> Count:
-        """Totals over the prunable weights."""
+        """Return the totals over the prunable weights."""
         return self.totals.prunable
 
     @property
     def overall(self) -> Count:
-        """Totals over all weights."""
+        """Return the totals over all weights."""
         return self.totals.overall
 
     def to_json(self) -> bytes:
-        """The file's bytes, see :meth:`parts`."""
+        """Return the bytes of the file, see :meth:`parts`."""
         return b"".join(self.parts())
 
     @property
     def about(self) -> int:
-        """About how many bytes the file has."""
+        """Return the approximate number of bytes of the file."""
         return _LINE * (1 + len(self.tensors) + len(self.files))
 
     def parts(self) -> Iterator[bytes]:
-        """The file's bytes one after another: of 100,000 tensors they would be much at once.
+        """Yield the bytes of the file in parts: for 100,000 tensors, the whole would be large.
 
         ASCII JSON, one line a tensor; floats are written so that they read back exactly.
 

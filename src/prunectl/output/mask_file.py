@@ -1,4 +1,4 @@
-"""Writing masks alone: one small safetensors file, complete under its name or not there at all."""
+"""Write masks alone: one small safetensors file that is complete under its name, or absent."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 @dataclass(frozen=True, slots=True)
 class MaskEntry:
-    """A mask to be: of which tensor, and what is known of it before its bits are.
+    """A mask to write: its tensor, and the facts known before its bits.
 
     Attributes:
         name, shape: of the tensor.
-        weights: their number.
-        pattern: the N:M that it follows, or None.
+        weights: number of weights.
+        pattern: the N:M pattern that the mask follows, or None.
         input_axis: the axis of ``shape`` along which groups lie, or None.
     """
 
@@ -43,25 +43,25 @@ class MaskEntry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its bits."""
+        """Return the number of bytes of the mask."""
         return -(-self.weights // 8)
 
 
 class MaskWriter:
-    """Writes one file of masks at any place, by several threads; :meth:`close` makes it appear.
+    """Write one file of masks, in any order and by several threads; :meth:`close` names the file.
 
-    Until then the file has no name where the system offers that (Linux, most file systems), so that
-    a run that is killed leaves nothing; elsewhere it has a hidden one.
+    Until then the file has no name if the system supports that (Linux, most file systems), so that
+    a killed run leaves nothing; otherwise it has a hidden name.
 
     Args:
-        path: where; its folder exists.
+        path: the path of the file; its folder exists.
         entries: all masks, in the order of the file.
-        source: what they were made from, JSON-ready.
-        force: take the place of what is at ``path``.
+        source: the source of the masks, JSON-ready.
+        force: replace an existing file at ``path``.
 
     Raises:
         OutputError: a name that cannot be stored, or more than a header can describe.
-        NoSpace, CannotWrite: the system refuses; from every method too.
+        NoSpace, CannotWrite: the system refuses; also from every method.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MaskWriter:
                 raise OutputError(why)
             self._begins[entry.name] = end
             end += entry.nbytes
-        # The numbers of zeros come last; none has more digits than the number of weights.
+        # The numbers of zeros come later; none has more digits than the number of weights.
         text = self._header({entry.name: entry.weights for entry in entries})
         self._room = len(text) + -len(text) % ALIGNMENT
         if self._room > MAX_HEADER:
@@ -96,17 +96,17 @@ class MaskWriter:
                 raise
 
     def write(self, name: str, position: int, data: Buffer) -> None:
-        """Put bytes of a mask at ``position``, in bytes from its first."""
+        """Write bytes of a mask at ``position``, in bytes from its first."""
         self._write(data, 8 + self._room + self._begins[name] + position)
 
     def close(self, zeros: Mapping[str, int]) -> None:
         """Write the header, make the file durable, and give it its name.
 
         Args:
-            zeros: weights that go, by tensor name.
+            zeros: number of pruned weights, by tensor name.
 
         Raises:
-            OutputConflict: something is at the path by now, and ``force`` is false.
+            OutputConflict: the path exists by now, and ``force`` is false.
         """
         text = self._header(zeros)
         self._write(struct.pack("<Q", self._room) + text.ljust(self._room), 0)
@@ -179,7 +179,7 @@ class MaskWriter:
 
 
 def _create(hidden: Path) -> tuple[int, bool]:
-    """A new file: (descriptor, whether it has a name)."""
+    """Create a file; return its descriptor and whether it has a name."""
     flags = os.O_RDWR | os.O_CLOEXEC
     nameless: int | None = getattr(os, "O_TMPFILE", None)
     if nameless is not None and Path("/proc/self/fd").is_dir():
@@ -201,7 +201,7 @@ def _give_name(fd: int, path: Path) -> None:
 
 
 def _move(hidden: Path, path: Path, *, force: bool) -> None:
-    """Give a file its final name; without ``force`` only where there is none."""
+    """Give a file its final name; without ``force`` only if the name is free."""
     if force:
         hidden.replace(path)
         return

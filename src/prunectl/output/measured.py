@@ -1,6 +1,6 @@
-"""Results of prunectl's own measurements that stand beside an output, put into words for its card.
+"""Results of prunectl's own measurements next to an output, formatted for its card.
 
-Such a file may come from anywhere: every value is checked, and text out of it is shown as code.
+Such a file may come from anywhere: every value is checked, and its text is shown as code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEAST_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """By what weights are told from others: bytes of their files, and zeros in their blocks."""
+    """Identifies weights: bytes of their files, and zeros in their blocks."""
 
     stored_bytes: int
     zeros: int
@@ -37,11 +37,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """A result that was understood.
+    """A result that could be read.
 
     Attributes:
-        name: of the file. lines: Markdown that says what was found.
-        of: the weights that were measured; None where a result is not about one set of weights.
+        name: the name of the file. lines: the findings, in Markdown.
+        of: the measured weights; None if a result is not about one set of weights.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ResultFile:
     of: tuple[tuple[Weights, int], ...] | None
 
     def is_about(self, weights: Weights) -> bool:
-        """Whether these weights are among those that were measured."""
+        """Return whether these weights are among the measured ones."""
         return self.of is None or any(
             one.stored_bytes == weights.stored_bytes
             and abs(one.zeros - weights.zeros) <= _LEAST_SHARE * total
@@ -58,10 +58,10 @@ class ResultFile:
 
 
 def results_in(folder: Path, listed: Iterable[FileRecord]) -> dict[str, ResultFile | str]:
-    """The results in a folder by file name; where one cannot be read, why.
+    """Return the results in a folder by file name; for an unreadable one, the reason.
 
-    A file that the manifest lists and that still is what it was has come with the source, and so is
-    about other weights: it is left out.
+    A file that is listed in the manifest and unchanged came with the source, and so is about other
+    weights: it is left out.
     """
     digests = {file.name: file.blake3 for file in listed}
     found: dict[str, ResultFile | str] = {}
@@ -82,7 +82,7 @@ def results_in(folder: Path, listed: Iterable[FileRecord]) -> dict[str, ResultFi
 
 
 def weights_of(folder: Path, manifest: Manifest) -> Weights:
-    """What tells the weights of an output from others."""
+    """Return the identity of the weights of an output."""
     files = {tensor.file for tensor in manifest.tensors}
     in_blocks = (t for t in manifest.tensors if t.layer is not None and len(t.shape) > 1)
     return Weights(
@@ -92,7 +92,7 @@ def weights_of(folder: Path, manifest: Manifest) -> Weights:
 
 
 def named_results(section: str) -> set[str]:
-    """Results that a section of a card is about, by file name."""
+    """Return the results that a section of a card shows, by file name."""
     return {name for name in _LINK.findall(section) if _NAME.fullmatch(name)}
 
 
@@ -114,7 +114,7 @@ def _read(path: Path, data: bytes) -> ResultFile | str:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """An object in a document, few members of which are read: ``part("seconds.median", Number)``.
+    """An object of a document, of which few members are read: ``part("seconds.median", Number)``.
 
     Raises:
         ValueError: a member is missing or of another type.
@@ -134,11 +134,11 @@ class _Part:
         return convert(value, kind, where)
 
     def has(self, key: str) -> bool:
-        """Whether a member is there and not null."""
+        """Return whether a member exists and is not null."""
         return convert(self.value, dict[str, Any], self.where).get(key) is not None
 
     def parts(self, key: str) -> list[_Part]:
-        """The items of a list."""
+        """Return the items of a list."""
         where = f"{self.where}.{key}".removeprefix(".")
         return [_Part(item, f"{where}[{n}]") for n, item in enumerate(self(key, list[Any]))]
 
@@ -147,7 +147,7 @@ _Read = tuple[list[str], tuple[tuple[Weights, int], ...] | None]
 
 
 def _bench(result: _Part) -> _Read:
-    """A result of ``prunectl bench``: time and speed of each model in each workload."""
+    """Format a result of ``prunectl bench``: time and speed of each model in each workload."""
     sides, device = result.parts("sides"), result("machine.device")
     used = [
         f"{name} {cell(result(f'machine.versions.{name}'))}"
@@ -186,7 +186,7 @@ def _bench_row(run: _Part) -> str:
 
 
 def _weights(of: _Part, counts: str = "") -> tuple[Weights, int]:
-    """What was measured, and how many weights there are in the blocks."""
+    """Return the identity of the measured weights, and the number of weights in the blocks."""
     zeros, weights = of(f"{counts}zeros", Whole), of(f"{counts}weights", Whole)
     return Weights(of("disk_bytes", Whole), zeros), weights
 
@@ -196,7 +196,7 @@ def _times(ratio: float) -> str:
 
 
 def _evaluation(result: _Part) -> _Read:
-    """A result of ``prunectl evaluate``: one score, with what it was measured on."""
+    """Format a result of ``prunectl evaluate``: one score, and the data it was measured on."""
     way = "higher" if result("higher_is_better", bool) else "lower"
     score = f"**{result('score', Number):.4g}**"
     if result.has("interval"):
@@ -210,7 +210,7 @@ def _evaluation(result: _Part) -> _Read:
 
 
 def _sweep(result: _Part) -> _Read:
-    """A result of ``prunectl sweep``: what was free, of each curve; not of one set of weights."""
+    """Format a result of ``prunectl sweep``: the essential sparsity of each curve."""
     rows = []
     for curve in result.parts("curves"):
         sparsity = curve("essential.sparsity", Number | None)
@@ -234,5 +234,5 @@ _READERS: dict[str, Callable[[_Part], _Read]] = {
     "prunectl.evaluate/1": _evaluation,
     "prunectl.sweep/1": _sweep,
 }
-"""By schema: from the document to Markdown, the first line of which goes on after the file's name,
-and to the weights that were measured, with how many there are in the blocks."""
+"""By schema: a function from the document to Markdown, whose first line continues after the file's
+name, and one to the measured weights and their number in the blocks."""

@@ -1,4 +1,4 @@
-"""The file-system steps that this room stands on: durable, atomic, with clear errors."""
+"""The file-system operations of this package: durable, atomic, with clear errors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
     """Turn the system's refusals into errors that name the path.
 
     Args:
-        path: what is being written.
-        needed: its size in bytes, for the message; 0 where that is not known.
+        path: the path being written.
+        needed: its size in bytes, for the message; 0 if unknown.
 
     Raises:
         NoSpace: the disk or the quota is full.
@@ -38,7 +38,7 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            # The disk's free bytes are not what a quota leaves, or one without free inodes.
+            # With a quota, or without free inodes, the free bytes of the disk cannot be used.
             free = None if error.errno == errno.EDQUOT else free_bytes(path)
             full = NoSpace(path, needed if free is not None and free < needed else 0, free)
             full.hint = "free some space and repeat the command: finished shards are kept"
@@ -50,12 +50,12 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file through a temporary name beside it: it is there whole or not at all.
+    """Write a small file through a temporary name next to it: the file is complete or absent.
 
-    What is there and no regular file (``/dev/null``, a pipe) is written into.
+    An existing path that is not a regular file (``/dev/null``, a pipe) is written into.
 
     Raises:
-        CannotWrite: the system refuses; a file that was there still is.
+        CannotWrite: the system refuses; an existing file is unchanged.
     """
     hidden = path.with_name(f".prunectl-{secrets.token_hex(8)}.partial")
     try:
@@ -72,10 +72,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a small file.
+    """Return the bytes of a small file.
 
     Raises:
-        OSError: the system refuses, or it is no regular file: a pipe would never end.
+        OSError: the system refuses, or it is not a regular file: a pipe would never end.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -83,12 +83,12 @@ def read_regular(path: Path) -> bytes:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes this user may still write on the file system that holds, or would hold, ``path``."""
+    """Return the bytes that this user may still write on the file system of ``path``."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def real_path(path: Path) -> Path:
-    """The absolute path without links and ``..``; it need not exist.
+    """Return the absolute path without links and ``..``; it need not exist.
 
     Raises:
         OSError: a loop of links, or a name that is too long for the file system.
@@ -103,25 +103,25 @@ def real_path(path: Path) -> Path:
 
 
 def name_room(path: Path) -> int:
-    """Bytes that the name of ``path`` could still be longer by; negative if it is too long."""
+    """Return the bytes left for a longer name of ``path``; negative if it is too long."""
     return os.pathconf(_existing(path.parent), "PC_NAME_MAX") - len(os.fsencode(path.name))
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """Return the path, or the nearest folder above it that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def is_mount_point(path: Path) -> bool:
-    """Whether something is mounted at a real path.
+    """Return whether something is mounted at a real path.
 
-    ``os.path.ismount`` does not see a folder that is bound from the same file system.
+    ``os.path.ismount`` does not detect a bind mount from the same file system.
     """
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         mounts = []
     escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
     return os.path.ismount(path) or any(mount.split(b" ")[4] == escaped for mount in mounts)
@@ -133,7 +133,7 @@ def create_file(path: Path) -> int:
 
 
 def is_safe_relative(name: str) -> bool:
-    """Whether a file name from outside stays inside the folder it is joined to."""
+    """Return whether a file name from outside stays inside the folder it is joined to."""
     path = PurePosixPath(name)
     return (
         bool(path.parts)
@@ -146,9 +146,9 @@ def is_safe_relative(name: str) -> bool:
 
 
 def allocate(fd: int, size: int) -> None:
-    """Give the file its final size, with the blocks reserved where the file system can do that.
+    """Give the file its final size, with reserved blocks if the file system supports that.
 
-    Not ``os.posix_fallocate``: where the file system cannot, the C library writes into every block.
+    Not ``os.posix_fallocate``: without such support, the C library writes into every block.
     """
     if size:
         code = errno.EINTR
@@ -169,7 +169,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_parents(folder: Path) -> int:
-    """Create missing folders, all or none; returns how many."""
+    """Create missing folders, all or none; return their number."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def make_parents(folder: Path) -> int:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that hold nothing, and leave the others; best effort."""
+    """Remove empty folders, and leave the others; best effort."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -198,7 +198,7 @@ def exchange(first: Path, second: Path) -> bool:
     """Swap two existing paths in one step (``renameat2`` with RENAME_EXCHANGE).
 
     Returns:
-        False where the system or the file system cannot do it; nothing has changed then.
+        False if the system or the file system does not support it; then nothing has changed.
     """
     names = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
     code = _c_call("renameat2", *names, ctypes.c_uint(_RENAME_EXCHANGE))
@@ -208,7 +208,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def _c_call(name: str, *arguments: object) -> int:
-    """Call the C library; returns 0 or the error number, ENOSYS if it has no such function."""
+    """Call the C library; return 0 or the error number, ENOSYS if it lacks the function."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         return errno.ENOSYS

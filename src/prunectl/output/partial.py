@@ -1,4 +1,4 @@
-"""A file that has its name only once it is complete and durable."""
+"""A file that gets its name only once it is complete and durable."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _SYNC_EVERY = 128 << 20
 """Bytes between early syncs; with them a durable file of 1 GB took 0.39 s instead of 0.53 s."""
 
 DIRECT_FROM = 64 << 20
-"""Bytes of a file from which on it is written past the page cache, where that can be done."""
+"""Size from which a file is written past the page cache, if the file system supports it."""
 
 
 class PartialFile:
-    """``NAME.partial`` in a folder, written at any place by several threads, then renamed.
+    """``NAME.partial`` in a folder, written at any position by several threads, then renamed.
 
     Args:
-        folder: where.
+        folder: the folder of the file.
         name: the final name.
-        size: of the complete file in bytes, reserved at once; 0 where it is not known yet.
-        shown: what messages call it; None is its own path.
-        expected: about its size, where that is not known.
-        direct: a large file goes past the page cache.
+        size: size of the complete file in bytes, reserved at once; 0 if unknown.
+        shown: the name of the file in messages; None for its own path.
+        expected: the approximate size, if ``size`` is unknown.
+        direct: write a large file past the page cache.
 
     Raises:
-        NoSpace, CannotWrite: the system refuses; from every method too.
+        NoSpace, CannotWrite: the system refuses; also from every method.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class PartialFile:
 
     @property
     def closed(self) -> bool:
-        """Whether the file has got its name, or was dropped."""
+        """Return whether the file has its final name, or was dropped."""
         return self._fd is None
 
     def write(self, data: Buffer, position: int) -> None:
-        """Put bytes at a position of the file."""
+        """Write bytes at a position of the file."""
         if self._direct is not None:
             self._open_fd()
             with os_errors(self._shown, self._needed):
                 self._direct.write(data, position)
             return
-        # One at a time: the kernel lets one thread write a file, and others would wait spinning.
+        # One at a time: the kernel lets one thread write a file, and others would spin.
         with self._writing, os_errors(self._shown, self._needed):
             fd = self._open_fd()
             write_at(fd, data, position)
@@ -88,7 +88,7 @@ class PartialFile:
                 self._sync_in_background(fd)
 
     def truncate(self, size: int) -> None:
-        """Cut the file off, or lengthen it by zero bytes."""
+        """Cut the file off, or extend it with zero bytes."""
         fd = self._open_fd()
         with os_errors(self._shown, self._needed):
             if self._direct is not None:
@@ -106,9 +106,9 @@ class PartialFile:
         return self._fd
 
     def _sync_in_background(self, fd: int) -> None:
-        """Let the disk work while the rest is computed, instead of all of it in :meth:`close`."""
+        """Start writing to the disk while the rest is computed, not only in :meth:`close`."""
         if self._sync is not None:
-            self._sync.result()  # the system reports a failed write once only
+            self._sync.result()  # the system reports a failed write only once
         self._unsynced = 0
         self._sync = self._syncer.submit(os.fsync, fd)
 
@@ -129,9 +129,9 @@ class PartialFile:
             sync_folder(self._final.parent)
 
     def abort(self) -> None:
-        """Drop the file, whoever still writes into it; does nothing after :meth:`close`.
+        """Drop the file, even if threads still write to it; does nothing after :meth:`close`.
 
-        A disk that refuses even this has said so before; what it keeps, the next run removes.
+        A disk that refuses even this has failed before; the next run removes the rest.
         """
         if self._direct is not None:
             with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Weight files of a compressed output: tensors stored as parts, sizes known once encoded.
+"""Weight files of a compressed output: tensors stored as parts, whose sizes are known once encoded.
 
-Such a file is an ordinary safetensors file with a name of its own (``*.prunectl.safetensors``), so
-that nothing mistakes it for a checkpoint it can load. Its header's ``__metadata__`` holds, under
-``prunectl``, what is needed to decode each tensor; docs/format.md specifies it.
+Such a file is an ordinary safetensors file with a special name (``*.prunectl.safetensors``), so
+that no library mistakes it for a checkpoint that it can load. The header's ``__metadata__`` holds,
+under ``prunectl``, the information needed to decode each tensor; docs/format.md specifies it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ PARTS_SUFFIX = ".prunectl.safetensors"
 PARTS_INDEX = f"model{PARTS_SUFFIX}.index.json"
 METADATA_KEY = "prunectl"
 FORMAT_VERSION = "1"
-"""Raised when files are written that an older prunectl cannot read."""
+"""Increased when an older prunectl could not read the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartsShard:
-    """One weights file to be: its name, and the tensors that it will hold in some layout."""
+    """One weights file to write: its name, and the tensors that it will hold in some layout."""
 
     name: str
     specs: tuple[TensorSpec, ...]
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of its tensors stored densely."""
+        """Return the bytes of its tensors when stored densely."""
         return sum(spec.nbytes for spec in self.specs)
 
 
 def plan_parts(specs: Sequence[TensorSpec], max_shard_size: int) -> tuple[PartsShard, ...]:
-    """Split tensors into files as a dense output would be split, by dense sizes.
+    """Split tensors into files like a dense output, by dense sizes.
 
     Raises:
         OutputError: names that cannot be stored.
@@ -59,11 +59,11 @@ def plan_parts(specs: Sequence[TensorSpec], max_shard_size: int) -> tuple[PartsS
 
 
 class PartsWriter:
-    """Writes one compressed file from front to back; :meth:`close` gives it its name.
+    """Write one compressed file from front to back; :meth:`close` gives it its name.
 
-    Bytes go to positions counted from the first byte after the header. What :meth:`declare` lists
-    must cover them without a gap. For the header, ``room`` bytes are kept (:func:`header_room`).
-    ``shown`` is what messages call it.
+    Positions count from the first byte after the header. The tensors given to :meth:`declare` must
+    cover the bytes without a gap. ``room`` bytes are reserved for the header (:func:`header_room`).
+    ``shown`` is the name of the file in messages.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; from every method.
@@ -82,7 +82,7 @@ class PartsWriter:
         self._file = PartialFile(folder, shard.name, 0, shown, expected=shard.dense_bytes)
 
     def write(self, data: Buffer, position: int) -> None:
-        """Put bytes at ``position``; several threads may write at once."""
+        """Write bytes at ``position``; several threads may write at once."""
         view = memoryview(data)
         if view.nbytes:
             self._file.write(view.cast("B"), self._begin + position)
@@ -102,7 +102,7 @@ class PartsWriter:
         }
 
     def describe(self, tensor: str, description: Mapping[str, Any]) -> None:
-        """Record how a tensor that is stored as parts is decoded (JSON values)."""
+        """Record how to decode a tensor that is stored as parts (JSON values)."""
         self._described[tensor] = dict(description)
 
     def state(self, tensor: str, blake3: str) -> None:
@@ -153,7 +153,7 @@ class PartsWriter:
 
 
 def parts_index(where: Mapping[str, str], total_size: int) -> bytes:
-    """The index of several files: the file of every stored tensor, parts by their own names."""
+    """Return the index of several files: the file of every part and every dense tensor."""
     document = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(where.items()))}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -170,12 +170,12 @@ def _header_text(
 def header_room(
     entries: Sequence[TensorSpec], described: Mapping[str, Any], digests: Mapping[str, str]
 ) -> int:
-    """Bytes that a header takes at most, a multiple of the alignment.
+    """Return the maximum size of a header in bytes, a multiple of the alignment.
 
     Args:
-        entries: what will be stored, with the largest shapes that it may come to have.
-        described, digests: as they will be given to :meth:`PartsWriter.describe` and ``state``;
-            shapes and numbers in them are final.
+        entries: the tensors to be stored, with the largest shapes that they may have.
+        described, digests: as given later to :meth:`PartsWriter.describe` and ``state``; their
+            shapes and numbers are final.
 
     Raises:
         OutputError: more than safetensors allows.

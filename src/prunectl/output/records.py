@@ -31,7 +31,7 @@ _SAFE_NAME = r"^(?!/)(?!.*\\)(?!(.*/)?\.{1,2}(/|$))(?!.*//).*[^/]$"
 
 
 def _schema(**members: Any) -> Meta:
-    """What the JSON Schema says of a field, where only a :class:`Check` can say all of it."""
+    """Return the JSON Schema of a field that only a :class:`Check` checks completely."""
     return Meta(extra_json_schema=members)
 
 
@@ -74,14 +74,14 @@ class SourceFile(Document, frozen=True):
 
 
 class SourceRecord(Document, frozen=True):
-    """Where the weights came from.
+    """The source of the weights.
 
     Attributes:
-        model: as the user gave it.
+        model: the source as the user gave it.
         kind: ``hub``, ``folder``, ``file``, or ``demo`` (the embedded model).
-        repo_id, revision, commit, endpoint: of a Hub source; ``revision`` as asked for, ``commit``
+        repo_id, revision, commit, endpoint: of a Hub source; ``revision`` as requested, ``commit``
             as resolved. Credentials inside ``endpoint`` are not written.
-        files: the weight files that were read.
+        files: the weight files.
     """
 
     model: PathText
@@ -94,11 +94,11 @@ class SourceRecord(Document, frozen=True):
 
 
 class Count(Document, frozen=True):
-    """Zeros among some weights, before and after.
+    """Zeros among a set of weights, before and after.
 
     Attributes:
-        requested: a sparsity, 0..1, or None.
-        achieved: sparsity afterwards, zeros / weights; 0 where there are no weights.
+        requested: the requested sparsity, 0..1, or None.
+        achieved: sparsity afterwards, zeros / weights; 0 if there are no weights.
     """
 
     weights: Whole
@@ -117,7 +117,7 @@ class Count(Document, frozen=True):
     def of(
         cls, weights: int, zeros_before: int, zeros: int, requested: float | None = None
     ) -> Count:
-        """The count of these numbers, with the sparsity that they make."""
+        """Return the count of these numbers, with their sparsity."""
         return cls(weights, zeros_before, zeros, requested, _share(zeros, weights))
 
 
@@ -126,7 +126,7 @@ def _share(zeros: int, weights: int) -> float:
 
 
 class Calibrated(Document, frozen=True):
-    """What calibration did to a tensor; docs/manifest.md says what each number is."""
+    """The results of calibration for a tensor; docs/manifest.md explains each number."""
 
     survivors: Literal["kept", "updated"]
     tokens: Whole
@@ -145,24 +145,25 @@ class TensorRecord(Document, frozen=True):
     Attributes:
         name, dtype, shape: as in the weights file (dtype as safetensors names it).
         file: the weights file that holds it.
-        role, layer: what it is in the model; ``layer`` None outside of the blocks.
+        role, layer: its role and block in the model; ``layer`` is None outside the blocks.
         pattern: ``unstructured`` or ``N:M`` if it was pruned, else None.
-        sparsity: what was asked of this tensor alone (scope tensor or row, or a recipe), else None.
+        sparsity: the sparsity requested for this tensor alone (scope tensor or row, or a recipe),
+            else None.
         zeros, zeros_before: exact counts of +0.0 and -0.0 in output and source.
-        threshold: largest magnitude that was pruned by comparing magnitudes, else None.
-        blake3: digest of its dense bytes, whatever the layout.
+        threshold: largest pruned magnitude, if magnitudes were compared, else None.
+        blake3: digest of its dense bytes, in any layout.
         layout: how it is stored.
         reason: why it was not pruned; None if it was.
         prunable: whether it counts among the prunable weights, pruned or not.
-        tied_to: name of the tensor above that it repeats (one tensor in the source, under two
+        tied_to: name of the earlier tensor that it repeats (one tensor in the source, under two
             names); it counts once in the totals.
-        input_axis: axis of ``shape`` along which N:M groups lie; None where it has none.
-        stored_bytes: what it takes in the weights file; None in manifests before schema 1.1, where
-            every tensor is dense.
-        calibrated: what calibration did to it; None where magnitudes or a mask decided, and in
+        input_axis: axis of ``shape`` along which N:M groups lie; None if it has none.
+        stored_bytes: its size in the weights file; None in manifests before schema 1.1, where every
+            tensor is dense.
+        calibrated: the results of calibration; None if magnitudes or a mask decided, and in
             manifests before schema 1.2.
         pattern_rows: rows [start, stop) that follow the N:M pattern, numbered through the tensor's
-            matrices, sorted and apart; None where all do, and in manifests before schema 1.2.
+            matrices, sorted and disjoint; None if all do, and in manifests before schema 1.2.
     """
 
     name: TensorName
@@ -192,7 +193,7 @@ class TensorRecord(Document, frozen=True):
 
     @property
     def is_updated(self) -> bool:
-        """Whether calibration changed the weights that stay."""
+        """Whether calibration changed the kept weights."""
         return self.calibrated is not None and self.calibrated.survivors == "updated"
 
     @property
@@ -202,7 +203,7 @@ class TensorRecord(Document, frozen=True):
 
     @property
     def matrices(self) -> int:
-        """How many it is: more than one where it is a stack of them."""
+        """Number of matrices: more than one for a stack."""
         return math.prod(self.shape[:-2])
 
     def __post_init__(self) -> None:
@@ -227,26 +228,26 @@ class TensorRecord(Document, frozen=True):
 
 
 def without_credentials(url: str) -> str:
-    """A URL without the user, password and query that it may hold."""
+    """Return a URL without its user, password and query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class AskedRule(Document, frozen=True):
-    """A recipe's rule in ``arguments``, as far as it is read again."""
+    """A recipe's rule in ``arguments``: the members that are read again."""
 
     skip: bool | None = None
 
 
 class AskedCalibration(Document, frozen=True):
-    """A calibration in ``arguments``, as far as it is read again."""
+    """A calibration in ``arguments``: the members that are read again."""
 
     kind: Line | None = None
     samples: Whole | None = None
 
 
 class Asked(Document, frozen=True):
-    """``arguments``: what was asked for, as far as cards and checks read it again."""
+    """``arguments``, the requested settings: the members that cards and checks read again."""
 
     method: Line | None = None
     pattern: Line | None = None

@@ -1,7 +1,8 @@
-"""A hidden folder of shards that a later run of the same job goes on with.
+"""A hidden folder of shards from which a later run of the same job continues.
 
-Every shard is durable before it counts, and a journal beside the folder lists those that are. Who
-uses it puts the folder in its place, or takes what it needs of it and has it removed.
+A shard counts as finished once it is durable; a journal next to the folder lists the finished
+shards. The caller renames the folder into place, or copies the parts it needs and then removes the
+folder.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ _MAX_CLOSING = 4
 
 
 class ResumableFolder:
-    """Context manager for one folder; what is finished stays when an error leaves the block.
+    """Context manager for one folder; finished shards are kept when an error leaves the block.
 
-    Threads that write into its shards must have ended before it is left.
+    Threads that write into its shards must have ended before the block is left.
 
     Args:
-        work: the folder, which nobody else writes into.
-        journal: the list of what is finished, and the lock; on the same disk.
-        asked: the output that people asked for: messages name this one.
-        fingerprint: digest of all that decides the shards' bytes (source, arguments, tool version):
-            an unfinished folder is gone on with only if its fingerprint is the same.
-        part: what messages call a shard.
-        read_again: whether the shards are read soon, so that memory had better hold them.
-        on_event: told, as :class:`Note`, what becomes of an unfinished folder found there.
+        work: the folder, into which nothing else writes.
+        journal: the list of finished shards, and the lock; on the same disk.
+        asked: the output that the user named; messages show it.
+        fingerprint: digest of everything that determines the shards' bytes (source, arguments, tool
+            version): a run continues an unfinished folder only if the fingerprint is the same.
+        part: the word for a shard in messages.
+        read_again: whether the shards are read soon and should stay in the page cache.
+        on_event: receives a :class:`Note` on what happens to an unfinished folder found there.
 
     Attributes:
-        work: the folder that is written into.
+        work: the folder that is written.
         part: as given.
         finished: journal entries by shard name, each with ``records`` as given to :meth:`finish`.
-        damaged: the same of shards that an earlier run finished and that are not whole any more.
+        damaged: the same for shards that an earlier run finished and that have since been damaged.
 
     Raises:
-        OutputConflict: on entry: another process writes it.
+        OutputConflict: on entry: another process writes the folder.
         CannotWrite, NoSpace: on entry and in every method, if the system refuses.
     """
 
@@ -74,7 +75,7 @@ class ResumableFolder:
         self.finished: dict[str, JsonObject] = {}
         self.damaged: dict[str, JsonObject] = {}
         self._remembered: dict[str, Any] = {}
-        self._writers: dict[str, ShardWriter | PartsWriter] = {}  # those that are not durable yet
+        self._writers: dict[str, ShardWriter | PartsWriter] = {}  # shards that are not durable yet
         self._closing: deque[Future[None]] = deque()
         self._discarded = False
 
@@ -100,7 +101,7 @@ class ResumableFolder:
         return self
 
     def _settle(self) -> None:
-        """What has to be seen to while nobody else can write here, before anything else."""
+        """Hook for work under the lock, before anything else."""
 
     def _resume_or_start(self) -> None:
         found = self._journal.load(self._fingerprint, self.work)
@@ -112,7 +113,7 @@ class ResumableFolder:
         if found is None:
             if self.work.exists():
                 shutil.rmtree(self.work)
-                left = f"{self.part}s that another run left unfinished are discarded"
+                left = f"discarding unfinished {self.part}s of another run"
                 self._on_event(Note(f"{self._asked}: {left}"))
             self.work.mkdir()
             sync_folder(self.work.parent)
@@ -125,12 +126,12 @@ class ResumableFolder:
                 remove(entry)
 
     def tell_resumed(self) -> None:
-        """Say what of an earlier run is gone on from, and what of it is not."""
+        """Report the parts of an earlier run that are reused, and the damaged ones."""
         texts = []
         if self.finished:
-            texts.append(f"going on from {self._finished()} of an earlier run")
+            texts.append(f"continuing from {self._finished()} of an earlier run")
         elif self._remembered:
-            texts.append("going on from what an earlier run measured")
+            texts.append("continuing from the measurements of an earlier run")
         if len(self.damaged) == 1:
             texts.append(f"one {self.part} was damaged and is written again")
         elif self.damaged:
@@ -145,7 +146,7 @@ class ResumableFolder:
     # --- writing --------------------------------------------------------------------------------
 
     def records_of(self, shard: Shard) -> list[JsonObject] | None:
-        """The records of a shard that is already finished, byte for byte this one; else None."""
+        """Return the records of an already finished shard, byte for byte this one; else None."""
         entry = self.finished.get(shard.name)
         if entry is None or not is_entry_of(entry, shard):
             return None
@@ -160,10 +161,10 @@ class ResumableFolder:
         return writer
 
     def parts_of(self, shard: PartsShard) -> list[JsonObject] | None:
-        """The records of a compressed file that is already finished; else None.
+        """Return the records of an already finished compressed file; else None.
 
-        Its header is not known before it is encoded: that it is this one follows from the
-        fingerprint, which must decide which tensors go into which file.
+        Its header is known only after encoding, so the fingerprint must determine which tensors are
+        in which file.
         """
         entry = self.finished.get(shard.name)
         return None if entry is None else entry["records"]
@@ -176,21 +177,21 @@ class ResumableFolder:
         return writer
 
     def finish(self, writer: ShardWriter | PartsWriter, records: list[JsonObject]) -> None:
-        """Make a shard durable and note it in the journal, in the background.
+        """Make a shard durable and record it in the journal, in the background.
 
-        Disks write while the next shard is computed; a disk that is slower than that is waited for
-        here. An error of an earlier shard is raised here or in :meth:`wait`.
+        The disk writes while the next shard is computed; this method waits for a slower disk. An
+        error of an earlier shard is raised here or in :meth:`wait`.
 
         Args:
             writer: with everything written.
-            records: JSON-ready facts on the shard's tensors, given back when a later run resumes.
+            records: JSON-ready facts about the shard's tensors, returned when a later run resumes.
         """
         while self._closing and (self._closing[0].done() or len(self._closing) >= _MAX_CLOSING):
             self._closing.popleft().result()
         self._closing.append(self._closer.submit(self._close_shard, writer, records))
 
     def wait(self) -> None:
-        """Wait until all finished shards are durable; raises what went wrong with one."""
+        """Wait until all finished shards are durable; raise the error of any of them."""
         for future in self._closing:
             future.result()
 
@@ -203,7 +204,7 @@ class ResumableFolder:
         del self._writers[writer.name]
 
     def spoil(self, name: str) -> None:
-        """A finished shard is none after all: neither for this run nor for a later one."""
+        """Discard a finished shard, for this run and for a later one."""
         with os_errors(self._asked):
             (self.work / name).unlink(missing_ok=True)
         self.damaged[name] = self.finished.pop(name)
@@ -215,20 +216,20 @@ class ResumableFolder:
         self._remembered[key] = value
 
     def remembered(self, key: str) -> Any:
-        """A value that this or an earlier run has kept; None if none has."""
+        """Return a value that this or an earlier run has kept; None if there is none."""
         return self._remembered.get(key)
 
     # --- ending ---------------------------------------------------------------------------------
 
     def seen(self) -> str:
-        """What is the same for all processes that see this very folder, and for no others."""
+        """Return a value that is the same for exactly the processes that see this folder."""
         with os_errors(self._asked):
             return self._journal.digest()
 
     def discard(self) -> None:
-        """When the block is left, remove finished shards too, and the folders made for them.
+        """When the block is left, remove finished shards too, and the folders created for them.
 
-        For an error that a later run, going on from these shards, would only meet again.
+        For an error that a later run that continues from these shards would only meet again.
         """
         self._discarded = True
 
@@ -238,7 +239,7 @@ class ResumableFolder:
             self._tell_kept(error)
 
     def _give_up(self, *, keep: bool) -> None:
-        """Drop what is half done, and all else too if a later run could not go on from it."""
+        """Remove unfinished files, and the others too if a later run cannot continue from them."""
         self._closer.shutdown(cancel_futures=True)
         for writer in self._writers.values():
             writer.abort()
@@ -246,9 +247,9 @@ class ResumableFolder:
             self._journal.close()
             return
         shutil.rmtree(self.work, ignore_errors=True)
-        with suppress(OSError):  # of a disk that has failed, what failed first is told
+        with suppress(OSError):  # on a failed disk, only the first error is reported
             self._journal.remove()
-        # What holds something that was put there meanwhile stays.
+        # Folders that are no longer empty are kept.
         remove_empty(list(self.work.parents)[: self._journal.made_parents])
 
     def _is_kept(self) -> bool:
@@ -257,12 +258,12 @@ class ResumableFolder:
         return bool(noted or by_others) and not self._discarded
 
     def _tell_kept(self, error: KeyboardInterrupt) -> None:
-        """Say how to go on, once: an output and what it is made from may both be left by this."""
+        """Report how to continue, once: the error may leave both an output and its calibration."""
         if not self._is_kept() or getattr(error, "__notes__", None):
             return
-        kept = "what was measured" if self._remembered else "what other ranks finished"
+        kept = "the measurements" if self._remembered else "the shards of other ranks"
         if self.finished:
             kept = self._finished()
-        text = f"{self._asked}: kept {kept}; the same command goes on from there"
+        text = f"{self._asked}: kept {kept}; the same command continues from there"
         error.add_note(text)
         self._on_event(Note(text))

@@ -1,4 +1,4 @@
-"""What a further process writes into the folder that the first one has opened."""
+"""Shards that a secondary rank writes into the folder that rank 0 has opened."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
 
 _APPEARS = 15.0
-"""Seconds until a shared disk shows one host what another has written."""
+"""Seconds until a shared disk shows one host the writes of another."""
 
 
 def seen_outside(journal: Path, work: Path, wanted: str) -> str:
-    """:meth:`ResumableFolder.seen` of a folder that another process has open.
+    """Return :meth:`ResumableFolder.seen` of a folder that another process has open.
 
     Args:
-        journal, work: of the folder. wanted: what that process sees.
+        journal, work: of the folder. wanted: the value of that process.
 
     Returns:
         ``wanted``; '' if it does not appear in time.
@@ -42,14 +42,14 @@ def seen_outside(journal: Path, work: Path, wanted: str) -> str:
 
 
 class SecondaryFolder(ResumableFolder):
-    """Shards of an :class:`OutputFolder` that another process has open, and will put in place.
+    """Shards of an :class:`OutputFolder` that rank 0 has open and will put in place.
 
-    Nothing is ever removed but what is half written: what it finishes, it notes in a journal of its
-    own, which the first process takes over when it goes on from here, and deletes when it is done.
+    Only half-written files are ever removed. Finished shards are recorded in a separate journal,
+    which rank 0 takes over when it resumes, and deletes when it is done.
 
     Args:
-        target, fingerprint: as of the first process. number: of this one, from 1.
-        finished: what the first one goes on from.
+        target, fingerprint: as given to rank 0. number: the number of this rank, from 1.
+        finished: the finished shards from which rank 0 continues.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SecondaryFolder(ResumableFolder):
         self.finished = dict(finished)
 
     def sees(self, wanted: str) -> str:
-        """:meth:`ResumableFolder.seen`, from outside; '' if ``wanted`` does not appear in time."""
+        """Return :meth:`ResumableFolder.seen`; '' if ``wanted`` does not appear in time."""
         return seen_outside(self._first, self.work, wanted)
 
     def __enter__(self) -> Self:

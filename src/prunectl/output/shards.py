@@ -1,4 +1,4 @@
-"""Which tensor goes into which file, and writing such a file at known positions."""
+"""Split tensors into files, and write such a file at known positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
 
 
 def parse_size(text: str) -> int:
-    """Read a size such as ``5GB`` or ``300MB``: decimal units, as in huggingface_hub. In bytes.
+    """Read a size such as ``5GB`` or ``300MB`` in bytes: decimal units, as in huggingface_hub.
 
     Raises:
         InvalidOption: not a positive number followed by TB, GB, MB or KB.
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One weights file to be: its name, its tensors in stored order, and its encoded header."""
+    """One weights file to write: its name, its tensors in stored order, and its encoded header."""
 
     name: str
     specs: tuple[TensorSpec, ...]
@@ -73,7 +73,7 @@ class ShardLayout:
         return sum(shard.size for shard in self.shards)
 
     def index(self) -> bytes | None:
-        """The index file, as transformers 5 writes it; None where there is a single file.
+        """Return the index file, as transformers 5 writes it; None for a single file.
 
         ``total_parameters`` counts the elements of floating-point tensors: integer tensors in a
         checkpoint are buffers, which transformers does not count as parameters.
@@ -97,7 +97,7 @@ def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardLayout
     """Split tensors into files by transformers' own rule and names.
 
     Args:
-        specs: all tensors, in the order they are to be stored.
+        specs: all tensors, in the order in which they will be stored.
         max_shard_size: limit on the tensors of a file, in bytes; a larger tensor gets its own file.
 
     Raises:
@@ -122,11 +122,11 @@ def plan_shards(specs: Sequence[TensorSpec], max_shard_size: int) -> ShardLayout
 
 
 class ShardWriter:
-    """Writes one shard into ``folder`` as ``NAME.partial``; :meth:`close` gives it its name.
+    """Write one shard into ``folder`` as ``NAME.partial``; :meth:`close` gives it its name.
 
     :meth:`write` may be called from several threads at once. Space is reserved first, so that a
-    full disk is found before the work and not after it. ``shown`` is what messages call it;
-    ``read_again`` says that it had better stay in memory.
+    full disk is found before the work and not after it. ``shown`` is the name of the shard in
+    messages; ``read_again`` says that it should stay in the page cache.
 
     Raises:
         NoSpace, CannotWrite: the system refuses; also from :meth:`write` and :meth:`close`.
@@ -148,10 +148,10 @@ class ShardWriter:
             raise
 
     def write(self, name: str, offset: int, data: Buffer) -> None:
-        """Put bytes at ``offset`` (bytes) inside the stored tensor; each byte is written once.
+        """Write bytes at ``offset`` (bytes) inside the stored tensor; each byte is written once.
 
         Raises:
-            ValueError: the tensor is not in this shard, or the bytes are not inside of it.
+            ValueError: the tensor is not in this shard, or the bytes are not inside the tensor.
         """
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
         if name not in self._sizes:

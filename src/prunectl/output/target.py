@@ -1,4 +1,4 @@
-"""Whether an output path may be written at all: the checks that protect what is already there."""
+"""Check whether an output path may be written: protect the files that are already there."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MANIFEST_NAME = "prunectl.json"
 CARD_NAME = "README.md"
 
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|pytorch_model[\w.-]*\.bin")
-"""Names that only a model's weights have; ``firmware.bin`` is none of them."""
+"""Names that only weights of a model have; ``firmware.bin`` is not one."""
 
-# What --force may delete where no manifest says what is ours. Anything else may be somebody's work.
+# Files that --force may delete without a manifest. Anything else may be somebody's work.
 _MODEL_FILE = re.compile(
     r"[\w.+-]+\.(safetensors|bin|pt|pth|h5|msgpack|ot|onnx|onnx_data|gguf|tflite"
     r"|json|txt|model|vocab|spm|tiktoken|md|jinja|py)"
@@ -36,31 +36,31 @@ _MODEL_FOLDER = re.compile(
     r"\d+_[A-Z]\w*|onnx|openvino|coreml|original|gguf|metal|additional_chat_templates"
 )
 _HUB_NOTES = (".cache", "huggingface")
-"""``hf download --local-dir`` keeps its notes there, in any model's folder."""
+"""``hf download --local-dir`` keeps its metadata there, in the folder of any model."""
 
 
 def work_folder(target: Path) -> Path:
-    """Where the output grows until it is complete: a hidden sibling of the (resolved) target."""
+    """Return the folder of the unfinished output: a hidden sibling of the (resolved) target."""
     return target.with_name(f".{target.name}.prunectl-partial")
 
 
 def journal_file(target: Path) -> Path:
-    """The list of finished shards, which is also the lock; beside the work folder."""
+    """Return the list of finished shards, which is also the lock; next to the work folder."""
     return target.with_name(f".{target.name}.prunectl-journal")
 
 
 def replaced_folder(target: Path) -> Path:
-    """Where an old output waits, for a moment, on systems that cannot exchange two folders."""
+    """Return the temporary place of an old output, on systems that cannot exchange two folders."""
     return target.with_name(f".{target.name}.prunectl-replaced")
 
 
 def calibrated_folder(target: Path) -> Path:
-    """Where new weights of a calibration wait until the output is complete."""
+    """Return the folder of a calibration's new weights, kept until the output is complete."""
     return target.with_name(f".{target.name}.prunectl-calibrated")
 
 
 def calibrated_journal(target: Path) -> Path:
-    """The list of what waits there, and the lock."""
+    """Return the list of the calibration's finished blocks, which is also the lock."""
     return target.with_name(f".{target.name}.prunectl-calibrated-journal")
 
 
@@ -68,7 +68,7 @@ def check_nobody_writes(target: Path) -> None:
     """Check that no other process writes an output, or calibrates for it, before this one begins.
 
     Raises:
-        OutputConflict: one does. CannotWrite: the path cannot be looked at.
+        OutputConflict: another process does. CannotWrite: the path cannot be read.
     """
     with os_errors(target):
         real = real_path(target)
@@ -77,12 +77,12 @@ def check_nobody_writes(target: Path) -> None:
 
 
 def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Path:
-    """Check that an output folder may come to be at ``target``; the target is only read.
+    """Check that an output folder may be created at ``target``; the target is only read.
 
-    What a run left beside it that was killed after its output was in place is removed.
+    The leftovers of a run that was killed after its output was in place are removed.
 
     Args:
-        target: the folder asked for; symbolic links and ``..`` are followed.
+        target: the requested folder; symbolic links and ``..`` are followed.
         force: whether an existing checkpoint there may be replaced.
         protected: paths that must survive (the source); those that do not exist are ignored.
 
@@ -91,7 +91,7 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
 
     Raises:
         OutputConflict: it is a file, the root, the home or the current folder, a mount point; its
-            name is too long; a hidden name that prunectl needs beside it is taken; it is, holds or
+            name is too long; a hidden name that prunectl needs next to it is taken; it is, holds or
             lies in a protected path; it is not empty and ``force`` is false; it is not empty and
             not a checkpoint; or it holds a file that is not part of one.
         CannotWrite: the path cannot be looked at.
@@ -120,7 +120,7 @@ def _check_place(target: Path, real: Path) -> None:
 
 
 def _check_beside(target: Path, real: Path) -> None:
-    """The hidden names beside the output can be taken: they fit, and nobody else's are there."""
+    """Check that the hidden names next to the output are short enough and free."""
     room = name_room(calibrated_journal(real))
     if room < 0:
         taken = len(os.fsencode(real.name))
@@ -128,10 +128,10 @@ def _check_beside(target: Path, real: Path) -> None:
         raise OutputConflict(target, f"{why}, with room for the names of hidden files")
     for folder in (work_folder(real), replaced_folder(real), calibrated_folder(real)):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise OutputConflict(target, f"needs {folder.name} beside it, which is no folder")
+            raise OutputConflict(target, f"needs {folder.name} next to it, which is not a folder")
     for file in (journal_file(real), calibrated_journal(real)):
         if file.is_symlink() or (file.exists() and not file.is_file()):
-            raise OutputConflict(target, f"needs {file.name} beside it, which is no regular file")
+            raise OutputConflict(target, f"needs {file.name} next to it, which is not a file")
 
 
 def _home() -> Path | None:
@@ -153,12 +153,12 @@ def _check_apart(target: Path, real: Path, protected: Path) -> None:
     for place in (work_folder, journal_file, replaced_folder, calibrated_folder):
         ours = place(real)
         if _holds(ours, source):
-            why = f"needs {ours.name} beside it, which is or holds the source {protected}"
+            why = f"needs {ours.name} next to it, which is or holds the source {protected}"
             raise OutputConflict(target, why)
 
 
 def _holds(outer: Path, inner: Path) -> bool:
-    """Whether ``inner`` is ``outer`` or lies in it; by identity too, for mounts seen twice."""
+    """Return whether ``inner`` is ``outer`` or in it; by identity too, for mounts seen twice."""
     chain = (inner, *inner.parents)
     return outer in chain or (
         outer.exists() and any(p.exists() and outer.samefile(p) for p in chain)
@@ -186,12 +186,12 @@ def _looks_like_checkpoint(folder: Path) -> bool:
         config = json.loads(read_regular(folder / "config.json"))
     except (OSError, ValueError, RecursionError):
         return False
-    # Other programs keep a config.json too; these keys are those of a model.
+    # Other programs have a config.json too; only models have these keys.
     return isinstance(config, dict) and bool(config.keys() & {"model_type", "architectures"})
 
 
 def _check_only_ours(target: Path, real: Path) -> None:
-    """Refuse to replace a folder into which somebody put a file of another kind."""
+    """Refuse to replace a folder that holds a file of another kind."""
     listed = _listed(real)
     for path in _files(real):
         if path.parts[:2] == _HUB_NOTES:
@@ -211,9 +211,9 @@ def _check_only_ours(target: Path, real: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str] | None:
-    """Files of the output by its own manifest; None if there is none that can be read.
+    """Return the files of the output by its own manifest; None if there is no readable manifest.
 
-    The names are all that is asked for: the manifest may be that of a newer prunectl.
+    Only the names are read, since the manifest may be that of a newer prunectl.
     """
     try:
         document = json.loads(read_regular(folder / MANIFEST_NAME))
@@ -225,9 +225,9 @@ def _listed(folder: Path) -> set[str] | None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All that is not a folder, relative and in a fixed order; a link to a folder is a file here.
+    """Yield all relative paths but folders, in a fixed order; links to folders count as files.
 
-    ``OSError`` where a folder cannot be listed: what it holds is not known to be ours.
+    Raises ``OSError`` if a folder cannot be listed: its files may not be ours.
     """
 
     def fail(error: OSError) -> None:
@@ -251,7 +251,7 @@ def _in_hidden_folder(path: Path) -> bool:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Check that ``needed`` bytes fit, counting what an unfinished output there already takes.
+    """Check that ``needed`` bytes fit, including the space of an unfinished output there.
 
     Raises:
         NoSpace: they do not.
