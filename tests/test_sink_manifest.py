@@ -227,6 +227,8 @@ def drop(*place: str | int) -> Callable[[Document], None]:
         ),
         (put("source", "repo_id", value="a/b)](c"), "repo_id is not a string matching"),
         (put("source", "repo_id", value="\ud800"), "repo_id is not a string"),
+        (put("source", value="\ud800"), r"the document holds \\ud800, which is not valid Unicode"),
+        (put("source", "kind", value="hub\udcff"), r"holds \\udcff, which is not valid Unicode"),
         (put("source", "revision", value="\x1b[2J"), "revision holds characters"),
         (put("source", "kind", value="x" * 1000), "source.kind: invalid enum value 'xxx"),
         (put("tensors", 0, "role", value="\ud800"), r"tensors\[0\]\.role holds characters"),

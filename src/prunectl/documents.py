@@ -83,6 +83,10 @@ def convert(value: object, kind: type[T], place: str = "") -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:  # msgspec holds text against an expression or an enum
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        where = place or "the document"
+        raise ValueError(f"{where} holds {half}, which is not valid Unicode") from None
     except msgspec.ValidationError as error:
         why, inner = str(error), ""
         if match := re.fullmatch(r"(.*) - at `\$\.?(.*)`", why, re.DOTALL):
