@@ -134,7 +134,7 @@ def test_columns(text_model: tuple[Checkpoint, ModelKind], tmp_path: Path) -> No
         ("a.jsonl", b"bad{{{\n", "", "JSON"),
         ("a.jsonl", b"", "", "no rows"),
         ("a.parquet", b"no parquet", "", "Parquet|magic"),
-        ("a.bin", b"abc", "", "ends in '.bin'"),
+        ("a.bin", b"abc", "", "files that end in '.bin'"),
         ("a.jsonl", b'{"text": "a"}\n', "::test", "no split 'test'; it has train"),
         ("a.jsonl", b'{"text": "a"}\n', "", "has 1 tokens|has . tokens"),
         ("a.jsonl", b'{"text": ""}\n{"text": null}', "", "no text"),

@@ -122,7 +122,7 @@ def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path, no_room: Runti
         assert tight.most <= tight.room
         assert bool(warnings(events)) == bool(tight.refused)
         said.append(warnings(events))
-    assert any("is pruned on the CPU, model.layers.0" in text for text in said)
+    assert any("are pruned on the CPU, model.layers.0" in text for text in said)
     assert any("kept in the host's memory" in text for text in said)
     assert all(text.count("\n") <= 1 for text in said)  # once each, however many blocks there are
     assert len(said) + len(failed) == 7  # what is too little for one is for all after it
