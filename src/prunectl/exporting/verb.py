@@ -127,25 +127,23 @@ def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored]
     own = run.ranks.share(todo, _dense_bytes)
     ours: list[Stored] = []
     sources = {name: tensor.source for name, tensor in job.outputs.items()}
-    with (
-        job.checkpoint.open() as reader,
-        run.phase("writing weights", sum(map(_dense_bytes, own))) as advance,
-    ):
-        for shard in own:
-            writer: ShardWriter | PartsWriter
-            if isinstance(shard, Shard):
-                writer = sink.open_shard(shard)
-                written = write_dense(
-                    shard, job.outputs, job.checkpoint, reader, writer, run, advance
-                )
-            else:
-                writer = sink.open_parts(shard, room_for(shard, choices))
-                written = write_parts(shard, choices, sources, reader, writer, run, advance)
-            sink.finish(writer, [to_json(one) for one in written])
-            ours += written
-    if run.ranks.count > 1:
-        sink.wait()  # flushed before the other ranks know of it
-    stored |= {one.name: one for one in run.ranks.all_gather(ours)}
+    with run.phase("writing weights", sum(map(_dense_bytes, own))) as advance:
+        with job.checkpoint.open() as reader:
+            for shard in own:
+                writer: ShardWriter | PartsWriter
+                if isinstance(shard, Shard):
+                    writer = sink.open_shard(shard)
+                    written = write_dense(
+                        shard, job.outputs, job.checkpoint, reader, writer, run, advance
+                    )
+                else:
+                    writer = sink.open_parts(shard, room_for(shard, choices))
+                    written = write_parts(shard, choices, sources, reader, writer, run, advance)
+                sink.finish(writer, [to_json(one) for one in written])
+                ours += written
+        if run.ranks.count > 1:
+            sink.wait()  # only durable files are reported to other ranks
+        stored |= {one.name: one for one in run.ranks.all_gather(ours)}
     return stored, len(shards) - len(todo)
 
 

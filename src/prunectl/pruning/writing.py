@@ -49,25 +49,23 @@ def write_weights(
             written.update((record["name"], Written(**record)) for record in records)
     own = run.ranks.share(todo, lambda shard: shard.size)
     ours: dict[str, Written] = {}
-    with (
-        job.checkpoint.open() as reader,
-        run.phase("writing weights", sum(shard.size for shard in own)) as advance,
-    ):
+    with run.phase("writing weights", sum(shard.size for shard in own)) as advance:
+        with job.checkpoint.open() as reader:
 
-        def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
-            one = partial(_one, job, resolution, reader, batch.writer, scratch)
-            return batch, [one(name) for name in batch.names]
+            def work(batch: _Batch, scratch: Scratch) -> tuple[_Batch, list[Written]]:
+                one = partial(_one, job, resolution, reader, batch.writer, scratch)
+                return batch, [one(name) for name in batch.names]
 
-        for batch, results in run.ordered(_batches(own, sink), work):
-            ours.update((result.name, result) for result in results)
-            size = sum(job.outputs[name].spec.nbytes for name in batch.names)
-            advance(size, batch.shard.name)
-            if batch.last:
-                names = [spec.name for spec in batch.shard.specs]
-                sink.finish(batch.writer, [asdict(ours[name]) for name in names])
-    if run.ranks.count > 1:
-        sink.wait()  # only durable shards are reported to other ranks
-    written.update((result.name, result) for result in run.ranks.all_gather(ours.values()))
+            for batch, results in run.ordered(_batches(own, sink), work):
+                ours.update((result.name, result) for result in results)
+                size = sum(job.outputs[name].spec.nbytes for name in batch.names)
+                advance(size, batch.shard.name)
+                if batch.last:
+                    names = [spec.name for spec in batch.shard.specs]
+                    sink.finish(batch.writer, [asdict(ours[name]) for name in names])
+        if run.ranks.count > 1:
+            sink.wait()  # only durable shards are reported to other ranks
+        written.update((result.name, result) for result in run.ranks.all_gather(ours.values()))
     return written, len(job.layout.shards) - len(todo)
 
 
