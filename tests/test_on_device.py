@@ -259,7 +259,7 @@ def test_other_errors_are_not_lack_of_room() -> None:
 class Unstreamed(OnDevice):
     """Of a device that is pretended, which has no streams."""
 
-    _in_line = nullcontext  # type: ignore[assignment]
+    _on_stream = nullcontext  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("room", [1 << 30, 3_000])
