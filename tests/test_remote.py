@@ -508,7 +508,7 @@ def test_a_file_that_the_hub_cannot_give(hub: Hub) -> None:
         ("analyze demo --remote", "demo is on this machine"),
         ("analyze model --remote", "model is on this machine"),
         ("analyze org/name --remote --pattern 1:4", "--pattern is measured on the weights"),
-        ("prune org/name -s 0.3 --remote -o out", "enough for --dry-run and nothing else"),
+        ("prune org/name -s 0.3 --remote -o out", "so it needs --dry-run"),
         ("prune ./model -s 0.3 --remote --dry-run", "./model is on this machine"),
     ],
 )
