@@ -161,7 +161,7 @@ def test_a_row_of_the_pattern_may_hold_other_weights_than_the_source(rows: Path)
         (
             lambda d: d["arguments"].update(method="wanda"),
             "prunectl.json",
-            "which method wanda does not",
+            "but method wanda changes none",
         ),
         (
             lambda d: entry_of(d, UP)["calibrated"].update(by_magnitude=1, tokens=0),

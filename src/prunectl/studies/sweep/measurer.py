@@ -245,7 +245,7 @@ class Measurer:
         except CannotWrite as error:
             if not self._points.is_cache:
                 raise
-            self._run.note(f"points are not kept: {error.message}", warning=True)
+            self._run.note(f"points are not cached: {error.message}", warning=True)
 
     def _known(self, key: str) -> Point | None:
         """A point that was measured before and whose score follows from its samples."""
