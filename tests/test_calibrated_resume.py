@@ -18,7 +18,7 @@ from full import few
 from safetensors import safe_open
 
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
-from prunectl.calibration.store import CalibratedStore, sweep
+from prunectl.calibration.store import CalibratedStore, clean_up
 from prunectl.errors import DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
 from prunectl.output import journal as journal_module
@@ -378,7 +378,7 @@ def test_another_prune_for_the_same_output_leaves_a_running_calibration_its_work
             for another in (lambda: prune(source, out, magnitude), lambda: export("demo", out)):
                 with pytest.raises(OutputConflict, match="another prunectl is writing"):
                     another()
-            sweep(out)
+            clean_up(out)
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
