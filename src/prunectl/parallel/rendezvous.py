@@ -34,6 +34,10 @@ _ENVIRONMENT = (
     "that runs alone has none of them"
 )
 
+_open: list[Store] = []
+"""Stores of earlier meetings. They keep rank 0's server running: one that was stopped and started
+again would have lost the names of ranks that had arrived for the next meeting already."""
+
 
 def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, Link]:
     """Wait for all ranks, and connect them.
@@ -74,7 +78,9 @@ def _store(rank: int, count: int, on_event: OnEvent) -> Store:
 
     def come() -> None:
         try:
-            found.set_result(next(rendezvous("env://", rank, count, timeout=_MEETING))[0])
+            store = next(rendezvous("env://", rank, count, timeout=_MEETING))[0]
+            _open.append(store)
+            found.set_result(store)
         except BaseException as error:
             found.set_exception(error)
 
