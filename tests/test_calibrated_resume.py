@@ -322,7 +322,7 @@ def test_ctrl_c_while_the_output_is_written_says_it_once(source: Path, out: Path
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         prune(source, out, SPARSEGPT, max_shard_size=10_000, on_event=stop)
-    told = [text for text in notes(events) if "the same command goes on" in text]
+    told = [text for text in notes(events) if "the same command continues" in text]
     assert len(told) == 1
     assert stopped.value.__notes__ == told
     assert go_on(source, out, max_shard_size=10_000)[0] == []
