@@ -26,7 +26,6 @@ from prunectl.transform.row_blocks import merged
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.matrix import Done
     from prunectl.calibration.pruner import Captured
 
 

@@ -19,7 +19,9 @@ from prunectl.calibration.memory import forecast
 from prunectl.calibration.store import SharedStore, shared_store
 from prunectl.calibration.targets import (
     ByCounts,
+    ScoreCounts,
     TensorTarget,
+    allocate,
     pool_targets,
     share_targets,
     take_by_error,
@@ -191,8 +193,6 @@ def _count_zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:
 
 def _allocate(passes: _Passes, index: int) -> dict[str, list[int]]:
     """The number of zeros in each matrix of a pool with one threshold."""
-    from prunectl.calibration.targets import ScoreCounts, allocate
-
     job = passes.job
     pool = job.plan.pools[index]
     targets = pool_targets(job.plan, index)

@@ -12,10 +12,10 @@ import numpy as np
 from prunectl.calibration.errors import data_errors
 from prunectl.calibration.sequences import Arrays, Request, make_sequences
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.checkpoint.model_kind import Kind, ModelKind
+from prunectl.checkpoint.model_kind import Kind, ModelKind, model_kind_of
 from prunectl.data import datasets, images
 from prunectl.data.errors import BadData
-from prunectl.data.source import DataSource, Samples, SourceKind
+from prunectl.data.source import DataSource, Samples, SourceKind, parse_source
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
 from prunectl.plan.job import device_of, dtype_of
@@ -23,8 +23,6 @@ from prunectl.plan.settings import Calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from prunectl.checkpoint.model_kind import ModelKind
 
 
 def load_samples(
@@ -194,15 +192,12 @@ def gather_samples(checkpoint: Checkpoint, settings: Calibration, on_event: OnEv
         BadCheckpoint: a config that describes far more weights than there are.
         PrunectlError: see :mod:`prunectl.calibration.errors` and :mod:`prunectl.data.errors`.
     """
-    from prunectl.calibration.samples import load_samples
-    from prunectl.checkpoint.model_kind import model_kind_of
     from prunectl.checkpoint.module_tree import (
         build_on_meta,
         model_class,
         quiet_transformers,
         unknown_if_it_fails,
     )
-    from prunectl.data.source import SourceKind, parse_source
 
     source = parse_source(settings.source, "--calibration")
     dtype_of(settings, checkpoint)  # what is wrong with it is said before data are fetched

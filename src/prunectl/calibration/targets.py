@@ -21,8 +21,6 @@ from prunectl.tensorspec import TensorSpec
 from prunectl.transform.row_blocks import RowShares
 
 if TYPE_CHECKING:
-    import torch
-
     from prunectl.calibration.pruner import Captured
     from prunectl.methods.goal import MatrixGoal
 
@@ -98,7 +96,6 @@ def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None)
     A tensor's count is shared out evenly and exactly; what is zero already goes where it is. What a
     matrix has given of a budget is told to its shares before the next goal is asked for.
     """
-    from prunectl.calibration.capture import as_matrices
     from prunectl.methods.goal import PerRow, PerTensor
 
     match target:

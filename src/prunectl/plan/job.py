@@ -183,8 +183,6 @@ def _calibration(job: Job) -> dict[str, Any]:
     calibration = job.settings.calibration
     if calibration is None or job.samples is None:
         return {}
-    from prunectl.plan.job import device_of, dtype_of
-
     return {
         "refine": job.settings.refine,
         "calibration": {
