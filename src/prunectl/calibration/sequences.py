@@ -46,12 +46,12 @@ class Request:
 
 
 MIN_TOKENS = 16
-"""A window with fewer tokens is no sample, unless fewer were asked for."""
+"""Fewest tokens of a window, unless fewer were requested."""
 BYTES_PER_TOKEN = 8
-"""So much text is read for each token that is needed: about twice what text takes."""
+"""Text to read for each token, about twice the usual length of a token."""
 MIN_BYTES = 1 << 20
 MOST_GROWTH = 64
-"""Text of long tokens is read again, more of it, up to so many times the first amount."""
+"""Text with long tokens is read again, up to this multiple of the first amount."""
 _START_KEYS = ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -118,7 +118,7 @@ def _of_windows(request: Request, tokenizer: Tokenizer) -> list[Arrays]:
 
 
 def _enough(request: Request, tokenizer: Tokenizer, needed: int) -> tuple[text.Documents, Ids]:
-    """Documents that hold ``needed`` tokens, or all there are; and the ids of them."""
+    """Documents with ``needed`` tokens in all, or every document; and their ids."""
     read = _reader(request)
     budget = first = max(MIN_BYTES, BYTES_PER_TOKEN * needed)
     while True:
@@ -184,7 +184,7 @@ def _is_classifier(checkpoint: Checkpoint) -> bool:
 def _encoded(
     request: Request, tokenizer: Tokenizer, texts: Iterator[tuple[str, str | None]]
 ) -> list[Arrays]:
-    """Texts as the tokenizer makes them, as far as the model takes that; empty ones are skipped."""
+    """Texts as the inputs that the model accepts; empty texts are skipped."""
     trust = request.checkpoint.trust_remote_code
     accepted = accepted_inputs(request.checkpoint.folder, trust_remote_code=trust) | {"input_ids"}
     empty = len(tokenizer.prefix) + len(tokenizer.suffix)

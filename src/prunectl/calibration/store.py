@@ -93,11 +93,11 @@ class CalibratedStore:
         return self._folder.remembered(key)
 
     def seen(self) -> str:
-        """What is the same for all processes that see this very folder, and for no others."""
+        """A value that only processes which see this folder share."""
         return self._folder.seen()
 
     def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
-        """Say which tensors of which block get new values; looks at what is there of them."""
+        """Declare which tensors of each block get new values, and check the finished blocks."""
         for number, (block, specs) in enumerate(blocks.items()):
             ordered = storage_order(list(specs))
             name = f"block-{number:05d}.safetensors"
@@ -251,7 +251,7 @@ class SharedStore:
         return self._ranks.broadcast(found)
 
     def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
-        """Say which tensors of which block get new values; looks at what is there of them."""
+        """Declare which tensors of each block get new values, and check the finished blocks."""
         if self._store is not None:
             self._store.expect(blocks)
 

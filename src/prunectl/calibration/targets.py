@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ByMask(Protocol):
-    """A mask that is found when it is asked for."""
+    """A mask that is computed on demand."""
 
     def mask(self) -> torch.Tensor:
         """bool, of the tensor's shape; True = kept."""
@@ -91,10 +91,10 @@ Goal: TypeAlias = "MatrixGoal | Masked | ByRowBlocks"
 
 
 def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None) -> Iterator[Goal]:
-    """The goal of each matrix [out, in] of a tensor, as it is asked for.
+    """Yield the goal of each matrix [out, in] of a tensor.
 
-    A tensor's count is shared out evenly and exactly; what is zero already goes where it is. What a
-    matrix has given of a budget is told to its shares before the next goal is asked for.
+    A tensor's count is distributed evenly and exactly; zeros that are present count. The caller
+    reports the zeros of a matrix to the budget's shares before it takes the next goal.
     """
     from prunectl.methods.goal import PerRow, PerTensor
 
@@ -114,7 +114,7 @@ def split(target: TensorTarget, parts: Sequence[torch.Tensor], axis: int | None)
 
 
 def _shared_out(zeros: int, parts: Sequence[torch.Tensor]) -> list[int]:
-    """How many zeros each matrix of a tensor is to have, ``zeros`` in all."""
+    """The number of zeros of each matrix of a tensor, ``zeros`` in all."""
     present = [int((part == 0).sum()) for part in parts]
     there = min(zeros, sum(present))
     first = [min(n, max(0, there - sum(present[:i]))) for i, n in enumerate(present)]
