@@ -1,4 +1,4 @@
-"""What test_ranks_devices.py has torchrun start: two ranks with pretended devices.
+"""What the two ranks of test_ranks_devices.py do, with pretended devices.
 
     torchrun --nproc-per-node 2 ranks_devices_script.py MODEL FOLDER
 

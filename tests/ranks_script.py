@@ -1,4 +1,4 @@
-"""What test_ranks.py has torchrun start: several verbs, or several ways to fail, one after another.
+"""What the ranks of test_ranks.py do: several verbs, or several ways to fail, one after another.
 
     torchrun --nproc-per-node 2 ranks_script.py JOBS.json ANSWERS
 
@@ -8,7 +8,6 @@ came of them to ANSWERS/rank.json, a list of texts.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import json
@@ -16,7 +15,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,11 +107,9 @@ def _trap(job: dict[str, Any]) -> Callable[[Event], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "small files":  # as on a full disk, which this user may not have
                 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-            case "hang":
-                heartbeat._SILENT = 2.0
-                ctypes.PyDLL(None).sleep(
-                    6
-                )  # keeps the interpreter's lock, so that all stands still
+            case "stop":  # until the other has given this one up
+                Path("stopped").write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "error":
                 raise ValueError("an error of one rank")
             case "not shared":
@@ -133,13 +129,15 @@ def main() -> int:
             said = [run(job, ranks) for job in jobs]
     else:
         for job in jobs:
-            heartbeat._SILENT = 2.0 if job.get("trap", {}).get("what") == "hang" else 30.0
-            began = time.monotonic()
+            stops = job.get("trap", {}).get("what") == "stop"
+            heartbeat._SILENT = 2.0 if stops and RANK == 0 else 600.0
             try:
                 with prunectl.joined_ranks() as ranks:
                     said.append(run(job, ranks))
             except (PrunectlError, ValueError, KeyboardInterrupt) as error:
-                said.append(f"{type(error).__name__}: {error} [{time.monotonic() - began:.0f}]")
+                said.append(f"{type(error).__name__}: {error}")
+            if stops and RANK == 0:
+                os.kill(int(Path("stopped").read_text()), signal.SIGCONT)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     answers.mkdir(exist_ok=True)
     (answers / f"{RANK}.json").write_text(json.dumps(said))

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ from typing import Any
 import pytest
 import reference
 import torch
-from test_ranks import BIN, SECONDS
+from forked_ranks import SECONDS, ends, start
 
 from prunectl.parallel.devices import Place, errors_are_raised, name_of, why_by_host
 
 pytestmark = pytest.mark.full
 
-HERE = Path(__file__).parent
 Said = list[dict[str, Any]]
 
 
@@ -31,12 +31,9 @@ Said = list[dict[str, Any]]
 def folder(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have written what they saw, and what they pruned."""
     folder = tmp_path_factory.mktemp("devices")
-    script = HERE / "ranks_devices_script.py"
-    done = subprocess.run(
-        [BIN / "torchrun", "--nproc-per-node=2", script, tiny("llama"), folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
-    assert not done.returncode, done.stderr
+    program = "import ranks_devices_script; ranks_devices_script.main()"
+    ended = ends(start(2, [str(tiny("llama")), str(folder)], folder, program))
+    assert [code for code, _, _ in ended] == [0, 0], ended
     return folder
 
 
@@ -165,8 +162,10 @@ def test_two_real_devices(tiny: Callable[[str], Path], tmp_path: Path, wrong: st
         for device in ("auto", "cpu")
     ]  # fmt: skip
     (tmp_path / "jobs.json").write_text(json.dumps(jobs[: 1 if wrong else 2]))
+    torchrun = Path(sys.executable).with_name("torchrun")
+    script = Path(__file__).with_name("ranks_script.py")
     done = subprocess.run(
-        [BIN / "torchrun", "--nproc-per-node=2", HERE / "ranks_script.py", "jobs.json", "answers"],
+        [torchrun, "--nproc-per-node=2", script, "jobs.json", "answers"],
         cwd=tmp_path, env={**os.environ, "NCCL_DEBUG": "VERSION"}, capture_output=True, text=True,
         timeout=SECONDS,
     )  # fmt: skip

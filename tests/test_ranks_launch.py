@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
+from forked_ranks import SECONDS, Rank, ends, start, until
 from full import few
 from test_ranks import bytes_in
 
@@ -31,39 +32,26 @@ from prunectl.parallel.link import INTERFACE, _interface, on_their_network
 from prunectl.parallel.rendezvous import NoAnswer, _listens, _roll_call, answer_to
 
 BIN = Path(sys.executable).parent
-SECONDS = 300
 PRUNE = ("prune", "model", "--sparsity", "0.4", "-o", "out", "--max-shard-size", "20KB", "--json")
 HOSTS = ("10.83.61.1", "10.83.61.2")
 
 
-def start(command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        list(map(str, command)),
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **more},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each; none of them is left behind."""
+def launched(commands: Sequence[Sequence[str | Path]], folder: Path) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each launcher; none of them is left behind."""
+    processes = [
+        subprocess.Popen(
+            list(map(str, command)),
+            cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for command in commands
+    ]  # fmt: skip
     try:
         said = [process.communicate(timeout=SECONDS) for process in processes]
         return [(one.returncode, *both) for one, both in zip(processes, said, strict=True)]
     finally:
         for process in processes:
             process.kill()
-
-
-def by_hand(
-    arguments: Sequence[str], folder: Path, program: Sequence[str] = ("-m", "prunectl")
-) -> list[tuple[int, str, str]]:
-    """Two ranks without a launcher, which would tell one exit code for all of them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, *program, *arguments]
-    return ends([start(command, folder, RANK=str(rank), **place) for rank in range(2)])
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +112,12 @@ def test_two_hosts_write_the_bytes_that_one_process_writes(
 ) -> None:
     """The interface is found without GLOO_SOCKET_IFNAME: each host's name may stand for itself."""
     launcher = [BIN / "torchrun", "--nnodes=2", "--nproc-per-node=1", f"--master-addr={HOSTS[0]}"]
-    processes = [
-        start(
-            ["ip", "netns", "exec", name, *launcher, f"--node-rank={number}", "--master-port=29417",
-             "-m", "prunectl", *PRUNE],
-            folder,
-        )
+    commands = [
+        ["ip", "netns", "exec", name, *launcher, f"--node-rank={number}", "--master-port=29417",
+         "-m", "prunectl", *PRUNE]
         for number, name in enumerate(hosts)
     ]  # fmt: skip
-    (code, out, err), (second, other_out, other_err) = ends(processes)
+    (code, out, err), (second, other_out, other_err) = launched(commands, folder)
     assert (code, second) == (0, 0), err + other_err
     assert json.loads(out)["output"] == "out"
     assert other_out == ""
@@ -162,7 +147,7 @@ def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> 
     launcher = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes=2"]
     more = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command = [*launcher, *more, "--main_process_port=0", "-m", "prunectl", *PRUNE]
-    ((code, out, err),) = ends([start(command, folder)])
+    ((code, out, err),) = launched([command], folder)
     assert code == 0, err
     assert json.loads(out)["output"] == "out"
     assert "rank 1" not in err
@@ -172,7 +157,7 @@ def test_processes_of_accelerate_say_one_document(folder: Path, alone: Path) -> 
 @pytest.mark.full
 def test_masks_of_an_output_are_written_by_the_first_alone(folder: Path, alone: Path) -> None:
     words = ["export", str(alone / "out"), "--masks-only", "-o"]
-    both = by_hand([*words, "masks.safetensors", "--json"], folder)
+    both = ends(start(2, [*words, "masks.safetensors", "--json"], folder))
     assert [code for code, _, _ in both] == [0, 0], both
     assert json.loads(both[0][1])["schema"] == "prunectl.masks/1"
     assert both[1][1:] == ("", "")
@@ -190,7 +175,8 @@ def test_all_ranks_end_with_what_verify_has_found(folder: Path, alone: Path) -> 
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    (code, out, _), (second, other_out, other_err) = by_hand(["verify", "out", "--json"], folder)
+    first, (second, other_out, other_err) = ends(start(2, ["verify", "out", "--json"], folder))
+    code, out, _ = first
     assert (code, second) == (3, 3)
     assert json.loads(out)["ok"] is False
     assert (other_out, other_err) == ("", "")
@@ -198,7 +184,7 @@ def test_all_ranks_end_with_what_verify_has_found(folder: Path, alone: Path) -> 
 
 @pytest.mark.full
 def test_a_usage_error_of_all_ranks_is_said_once(folder: Path) -> None:
-    (code, out, err), other = by_hand(["prune", "model", "--sparsty", "0.4"], folder)
+    (code, out, err), other = ends(start(2, ["prune", "model", "--sparsty", "0.4"], folder))
     assert (code, out) == (2, "")
     assert "--sparsty" in err
     assert other == (2, "", "")
@@ -257,76 +243,66 @@ def test_what_the_first_rank_says_no_other_repeats(monkeypatch: pytest.MonkeyPat
 # --- one that stops -------------------------------------------------------------------------------
 
 STOPS = """
-import os, signal, sys
+import ctypes, os, signal, sys
 from prunectl.cli.run import run
 from prunectl.parallel import heartbeat, ranks
-heartbeat._SILENT = 2.0
+stops, number, *silent = map(int, sys.argv[1].split())
 check = ranks.Ranks.check_source
 def check_source(self, *what):
-    if self.number == int(sys.argv[1]):
-        os.kill(os.getpid(), int(sys.argv[2]))
+    heartbeat._SILENT = float(silent[self.number])
+    if self.number == stops:
+        os.kill(os.getpid(), number)
     check(self, *what)
 ranks.Ranks.check_source = check_source
-sys.exit(run(sys.argv[3:]))
+code = run(sys.argv[2:])
+ctypes.pythonapi.Py_Exit(code)  # what the end of the interpreter destroys must not wait
 """
 
 
 @pytest.mark.full
 def test_of_one_that_is_interrupted_the_others_learn(folder: Path) -> None:
     """typer makes an exit code of the interrupt, which once was taken for an end of the work."""
-    first, second = by_hand(["1", str(int(signal.SIGTERM)), *PRUNE], folder, ("-c", STOPS))
+    how = f"1 {int(signal.SIGTERM)} 600 600"
+    first, second = ends(start(2, [how, *PRUNE], folder, STOPS))
     host = socket.gethostname()
     assert first == (130, "", f"error: rank 1 on {host}: was interrupted\n")
     assert second == (130, "", "")
     assert not (folder / "out").exists()
 
 
-def one_stopped(rank: int, folder: Path, program: str) -> list[subprocess.Popen[str]]:
-    """Two ranks without a launcher, once one of them stands still."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", program, str(rank), str(int(signal.SIGSTOP)), *PRUNE]
-    both = [start(command, folder, RANK=str(number), **place) for number in range(2)]
-    os.waitid(os.P_PID, both[rank].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    return both
+@pytest.mark.full
+def test_of_one_that_is_silent_the_others_do_not_wait(folder: Path) -> None:
+    """Neither for its part, nor when they end: gloo would, until the other's host is back."""
+    silent, others = one_stopped(1, "2 600 600", folder)
+    first, third = ends(others, [silent])
+    assert first[:2] == (1, "")
+    assert re.match("error: rank 1 on its host: has sent no heartbeat for 2 s\nhint: ", first[2])
+    assert third == (1, "", "")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_one_that_is_silent_the_others_do_not_wait(rank: int, folder: Path) -> None:
-    """Neither for its part, nor when they end: gloo would, until the other's host is back, and so
-    would every call of the store, which the first rank holds."""
-    both = one_stopped(rank, folder, STOPS)
-    silent, other = both[rank], both[1 - rank]
-    try:
-        out, err = other.communicate(timeout=SECONDS)
-        assert silent.poll() is None, "it is silent, and not gone"
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
-    assert (other.returncode, out) == (1, "")
-    lost = (
-        "rank 1: error: the processes lost one another: the rendezvous store has not answered for"
-    )
-    said = "error: rank 1 on its host: has sent no heartbeat for" if rank else lost
-    assert re.match(f"{said} 2 s\n(rank 1: )?hint: ", err), err
+def test_of_the_first_the_others_do_not_wait_either(folder: Path) -> None:
+    """It holds the store, of which every call waits. One finds out; another is interrupted."""
+    silent, others = one_stopped(0, "600 2 600", folder)
+    interrupt(others[1])
+    second, third = ends(others, [silent])
+    assert second[:2] == (1, "")
+    lost = "rank 1: error: the processes lost one another: the rendezvous store has not answered"
+    assert re.match(f"{lost} for 2 s\nrank 1: hint: ", second[2]), second[2]
+    assert third == (130, "", ""), "the first says it, or nobody"
 
 
-@pytest.mark.full
-def test_while_the_first_is_silent_another_can_be_interrupted(folder: Path) -> None:
-    both = one_stopped(0, folder, STOPS.replace("_SILENT = 2.0", "_SILENT = 600.0"))
-    try:
-        time.sleep(1.0)  # it asks the store for something every half second
-        both[1].send_signal(signal.SIGINT)
-        said = both[1].communicate(timeout=SECONDS)
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
-    assert (both[1].returncode, *said) == (130, "", ""), "the first says it, or nobody"
+def one_stopped(stops: int, silent: str, folder: Path) -> tuple[Rank, list[Rank]]:
+    """Three ranks, once one of them stands still: that one, and the others."""
+    others = start(3, [f"{stops} {int(signal.SIGSTOP)} {silent}", *PRUNE], folder, STOPS)
+    stopped = psutil.Process(others[stops].process.pid)
+    until(lambda: stopped.status() == psutil.STATUS_STOPPED)
+    return others.pop(stops), others
+
+
+def interrupt(rank: Rank) -> None:
+    assert rank.process.pid is not None
+    os.kill(rank.process.pid, signal.SIGINT)
 
 
 def test_a_question_is_waited_for_as_long_as_it_may_be() -> None:
@@ -376,20 +352,13 @@ sys.exit(run(sys.argv[1:]))
 
 @pytest.mark.parametrize("quiet", few([False, True]))
 def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path, quiet: bool) -> None:
-    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    process = start([sys.executable, "-c", WAITS, *PRUNE, *["-q"] * quiet], folder, **place)
+    place = {"WORLD_SIZE": "2", "MASTER_PORT": "0"}
+    (rank,) = start(1, [*PRUNE, *["-q"] * quiet], folder, WAITS, **place)
     told = "" if quiet else "rank 0 of 2 waits for the others at 127.0.0.1:0\n"
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "now\n"
-        if told:
-            assert process.stderr is not None
-            assert process.stderr.readline() == told
-        process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=SECONDS) == ("", "interrupted\n")
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    until(lambda: rank.out.exists() and rank.out.read_text() == "now\n")
+    until(lambda: rank.err.read_text() == told)
+    interrupt(rank)
+    assert ends([rank]) == [(130, "now\n", f"{told}interrupted\n")]
 
 
 def test_where_the_first_waits_it_alone_says_so() -> None:
@@ -432,7 +401,7 @@ print("\\n".join(said))
 
 @pytest.mark.full
 def test_ways_to_leave_the_block(folder: Path) -> None:
-    first, second = by_hand([], folder, ("-c", SCRIPT))
+    first, second = ends(start(2, [], folder, SCRIPT))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     uneven = "rank 1 and rank 0 do not see the same work to do"
     said = f"RankFailed: rank 1 on {socket.gethostname()}: has ended by itself (3)"
@@ -441,26 +410,31 @@ def test_ways_to_leave_the_block(folder: Path) -> None:
 
 
 RESTARTED = """
-import os, time
-import prunectl
-with prunectl.joined_ranks() as ranks:
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        if not ranks.is_first:
-            raise ValueError("an error of the first time")
-        time.sleep(60)  # until the other's error ends it, however busy the machine is
-    time.sleep(1.2)
-    os.write(1, f"rank {ranks.number} joined again\\n".encode())  # at once: print writes two parts
+import os, signal, sys, time
+from prunectl.cli.run import run
+from prunectl.parallel.ranks import Ranks
+check = Ranks.check_source
+def check_source(self, *what):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+        time.sleep(1.2)  # until it has looked for the others' errors twice
+    elif not self.is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    check(self, *what)
+Ranks.check_source = check_source
+sys.exit(run(sys.argv[1:]))
 """
 
 
 @pytest.mark.full
-def test_what_torchrun_starts_again_meets_anew(tmp_path: Path) -> None:
+def test_what_torchrun_starts_again_meets_anew(folder: Path, alone: Path) -> None:
     """In the same store, which holds who came the first time, and how they failed."""
-    (tmp_path / "script.py").write_text(RESTARTED)
-    command = [BIN / "torchrun", "--max-restarts=1", "--nproc-per-node=2", "script.py"]
-    ((code, out, err),) = ends([start(command, tmp_path)])
+    (folder / "script.py").write_text(RESTARTED)
+    command = [BIN / "torchrun", "--max-restarts=1", "--nproc-per-node=2", "script.py", *PRUNE]
+    ((code, out, err),) = launched([command], folder)
     assert code == 0, err
-    assert sorted(out.split("\n")) == ["", "rank 0 joined again", "rank 1 joined again"]
+    assert json.loads(out)["output"] == "out"
+    assert "exitcode: -9" in err
+    assert bytes_in(folder / "out") == bytes_in(alone / "out")
 
 
 def test_a_place_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_ranks import ends, start
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ranks_launch import by_hand
 
 import prunectl
 from prunectl.cli.output import save_text
@@ -293,7 +293,7 @@ def test_all_hosts_know_the_points_of_the_first(tmp_path: Path) -> None:
                 points.add(key, FINE)
     files = [tmp_path / host / name for host in "01" for name in ("points.jsonl", cache)]
     before = [path.read_text() for path in files]
-    first, second = by_hand([], tmp_path, ["-c", TELLS])
+    first, second = ends(start(2, [], tmp_path, TELLS))
     known = "[['b'], ['b']]\n[['c'], ['c']]\n"
     assert (first[:2], second[:2]) == (
         (0, f"{known}CannotWrite\nRanksDiffer\n"),
