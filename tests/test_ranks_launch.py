@@ -25,11 +25,10 @@ from prunectl.cli.app import COMMANDS
 from prunectl.cli.run import run
 from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
-from prunectl.events import ignore_events
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
 from prunectl.parallel.link import INTERFACE, _interface, on_their_network
-from prunectl.parallel.rendezvous import NoAnswer, _listens, _roll_call, answer_to
+from prunectl.parallel.waiting import answer_to
 
 BIN = Path(sys.executable).parent
 PRUNE = ("prune", "model", "--sparsity", "0.4", "-o", "out", "--max-shard-size", "20KB", "--json")
@@ -310,33 +309,12 @@ def test_a_question_is_waited_for_as_long_as_it_may_be() -> None:
     with pytest.raises(KeyError, match="what the store raises"):
         answer_to(lambda: {}["what the store raises"], 5.0)
     never, stop = threading.Event(), threading.Event()
-    with pytest.raises(NoAnswer):
+    with pytest.raises(TimeoutError):
         answer_to(never.wait, 0.2)
     stop.set()
-    with pytest.raises(NoAnswer):
+    with pytest.raises(TimeoutError):
         answer_to(never.wait, 600.0, stop)
     never.set()
-
-
-def test_whoever_calls_the_roll_can_be_interrupted() -> None:
-    """No signal ends a call of the store, so that the main thread makes none."""
-    threads: set[str] = set()
-    known: dict[str, bytes] = {}
-
-    class Store:
-        def set(self, key: str, value: str) -> None:
-            threads.add(threading.current_thread().name)
-            known[key] = value.encode()
-
-        def check(self, keys: list[str]) -> bool:
-            threads.add(threading.current_thread().name)
-            return all(key in known for key in keys)
-
-        def multi_get(self, keys: list[str]) -> list[bytes]:
-            return [known[key] for key in keys]
-
-    assert _roll_call(Store(), 0, 1, ignore_events)  # type: ignore[arg-type]
-    assert threads == {"prunectl-asking"}
 
 
 WAITS = """
@@ -359,14 +337,6 @@ def test_waiting_for_the_others_is_told_and_can_be_interrupted(folder: Path, qui
     until(lambda: rank.err.read_text() == told)
     interrupt(rank)
     assert ends([rank]) == [(130, "now\n", f"{told}interrupted\n")]
-
-
-def test_where_the_first_waits_it_alone_says_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as first:
-        port = str(first.getsockname()[1])
-        assert _listens("127.0.0.1", port)
-    assert not _listens("127.0.0.1", port)
-    assert not _listens("127.0.0.1", "x")
 
 
 # --- in a script ----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ finished work.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import socket
@@ -17,16 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from prunectl.parallel.errors import RankFailed, RanksLost, in_short
-from prunectl.parallel.rendezvous import Answer, NoAnswer, answer_to
+from prunectl.parallel.waiting import Answer, answer_to
 
 _EVERY = 0.5
 """Seconds between two looks at the other ranks."""
 _SILENT = 30.0
 """Seconds without a heartbeat after which a process, or the store, counts as lost."""
 _PARTING = 2.0
-"""Seconds that a failing process spends on reporting its end and on waiting for the others."""
-_GLANCE = 0.5
-"""Seconds to find out whether another rank's failure caused this one's."""
+"""Seconds that a failing process waits for an answer of the store, and for the others to end."""
 _FAILED = "failed"
 
 
@@ -59,35 +56,32 @@ class Watch:
         """Report to the other ranks that this one failed; only the first report counts."""
         self._said = True
         text = json.dumps([self._rank, socket.gethostname(), why, hint, code])
-        self._tell(lambda: self._store.compare_set(_FAILED, "", text))
+        self._ask(lambda: self._store.compare_set(_FAILED, "", text))
 
     def failure(self) -> RankFailed | RanksLost | None:
         """The failure that another rank reported, of itself or of this rank; None if unknown."""
-        if self._answers:
-            with contextlib.suppress(RuntimeError):
-                return answer_to(self._failure, _GLANCE)
-        return None
+        return self._ask(self._failure)
 
     def end(self) -> None:
         """Stop watching, and mark this rank as ended: no heartbeat is expected from it."""
         self._stop.set()
         self._thread.join()
-        self._tell(lambda: self._store.set(f"ended/{self._rank}", "1"))
+        self._ask(lambda: self._store.set(f"ended/{self._rank}", "1"))
 
     def wait_for_others(self) -> None:
         """Give the others a moment to end by themselves: torchrun kills them when this one ends."""
         until = time.monotonic() + _PARTING
         keys = [f"ended/{rank}" for rank in range(self._count)]
-        while self._tell(lambda: self._store.check(keys)) is False and time.monotonic() < until:
+        while self._ask(lambda: self._store.check(keys)) is False and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.2)  # they print their errors after marking themselves ended
 
-    def _tell(self, what: Callable[[], Answer]) -> Answer | None:
+    def _ask(self, call: Callable[[], Answer]) -> Answer | None:
         """Call the store; None if it does not answer, and then it is not called again."""
         if self._answers:
             try:
-                return answer_to(what, _PARTING)
-            except NoAnswer:
+                return answer_to(call, _PARTING)
+            except TimeoutError:
                 self._answers = False
             except RuntimeError:  # the store is gone
                 pass
@@ -116,7 +110,7 @@ class Watch:
 
         try:
             return answer_to(ask, _SILENT, self._stop)
-        except NoAnswer:
+        except TimeoutError:
             if not self._stop.is_set():
                 self._answers = False
             return RanksLost(

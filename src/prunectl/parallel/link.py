@@ -6,15 +6,16 @@ import contextlib
 import datetime
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunectl.parallel import devices
 from prunectl.parallel.errors import RanksLost, in_short
+from prunectl.parallel.waiting import in_thread
 
 if TYPE_CHECKING:
     import torch
@@ -114,25 +115,18 @@ class Link:
         """
         import torch.distributed as dist
 
-        failed: list[RuntimeError] = []
+        def connect() -> None:
+            dist.broadcast(probe, 0, group=self._direct)
+            probe.cpu()  # waits for the device
 
-        def run() -> None:
-            try:
-                dist.broadcast(probe, 0, group=self._direct)
-                probe.cpu()  # waits for the device
-            except RuntimeError as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=run, name="prunectl-connect", daemon=True)
-        thread.start()
+        connected = in_thread(connect)
         until = time.monotonic() + _ANSWERING
-        while thread.is_alive():
+        while not connected.done():
             self._check()
             if time.monotonic() > until:
                 raise RuntimeError(f"no answer for {_ANSWERING:.0f} s")
             time.sleep(0.01)
-        if failed:
-            raise failed[0]
+        connected.result()
 
     def sum(self, tensor: torch.Tensor) -> None:
         """All-reduce contiguous tensors by a sum, in place; every rank gets the same bits."""
@@ -239,15 +233,7 @@ class Link:
 
 def _within(seconds: float, what: Callable[[Any], None], group: Any) -> bool:
     """Whether a call that may block forever returned, or raised, in time."""
-
-    def run() -> None:
-        with contextlib.suppress(RuntimeError, ValueError):
-            what(group)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()
+    return bool(wait([in_thread(partial(what, group))], seconds).done)
 
 
 def _keep(held: object) -> None:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
-
-from blake3 import blake3
+from typing import TYPE_CHECKING
 
 from prunectl.events import Note, OnEvent
 from prunectl.parallel.errors import RanksLost, in_short
 from prunectl.parallel.link import Link
+from prunectl.parallel.waiting import in_thread
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -52,60 +45,40 @@ def meet(rank: int, count: int, group: int, on_event: OnEvent) -> tuple[Store, L
     Raises:
         RanksLost: the processes do not meet.
     """
-    from torch.distributed.distributed_c10d import PrefixStore
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    waits_for = [f"the others at {host}:{port}"]
+
+    def come() -> tuple[Store, Link]:
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        _open.append(next(rendezvous("env://", rank, count, timeout=_MEETING))[0])
+        place = PrefixStore(f"prunectl-{group}", _open[-1])
+        ours = PrefixStore(_roll_call(place, rank, count, waits_for), place)
+        return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
 
     try:
-        place = PrefixStore(f"prunectl-{group}", _store(rank, count, on_event))
-        ours = PrefixStore(_roll_call(place, rank, count, on_event), place)
-
-        def connected() -> tuple[Store, Link]:
-            return ours.clone(), Link(ours, rank, count)  # type: ignore[attr-defined]
-
-        return answer_to(connected, _MEETING.total_seconds())
+        met = in_thread(come)
+        try:
+            return met.result(_PATIENCE)
+        except TimeoutError:
+            for whom in [] if met.done() else waits_for:
+                on_event(Note(f"rank {rank} of {count} waits for {whom}"))
+            return met.result()
     except (RuntimeError, ValueError, OSError) as error:
         hint = _ENVIRONMENT if isinstance(error, ValueError) else _NETWORK
         raise RanksLost(f"they did not meet ({in_short(error)})", hint=hint) from None
 
 
-def _store(rank: int, count: int, on_event: OnEvent) -> Store:
-    """Open torch's store that all ranks share.
-
-    Waits in a thread: Ctrl-C does not end a wait in torch.
-    """
-    from torch.distributed.rendezvous import rendezvous
-
-    found: Future[Store] = Future()
-
-    def come() -> None:
-        try:
-            store = next(rendezvous("env://", rank, count, timeout=_MEETING))[0]
-            _open.append(store)
-            found.set_result(store)
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=come, name="prunectl-meeting", daemon=True).start()
-    try:
-        return found.result(_PATIENCE)
-    except TimeoutError:
-        host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-        if not found.done() and (rank == 0 or not _listens(host, port)):
-            on_event(Note(f"rank {rank} of {count} waits for the others at {host}:{port}"))
-        return found.result()
-
-
-def _listens(host: str, port: str) -> bool:
-    """Whether rank 0 has arrived, and so reports missing ranks itself."""
-    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), 1.0):
-        return True
-    return False
-
-
-def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
+def _roll_call(store: Store, rank: int, count: int, waits_for: list[str]) -> str:
     """Wait until all ranks have arrived, so that connecting them needs no long timeout.
 
-    torchrun restarts failed processes with the same store and its old contents. So each rank writes
-    a new name, rank 0 publishes the names that it reads, and every rank confirms those that count.
+    torchrun restarts failed processes with the same store and its old contents, which torch's
+    ``init_process_group`` takes for the new ones. So rank 0 publishes a new name, the others answer
+    to it by new names of their own, and the meeting counts for those whose answers rank 0 repeats.
+
+    Args:
+        waits_for: receives who is missing, on ranks that report it.
 
     Returns:
         A name that only this meeting has.
@@ -113,92 +86,25 @@ def _roll_call(store: Store, rank: int, count: int, on_event: OnEvent) -> str:
     Raises:
         RuntimeError: a rank does not arrive.
     """
-    own, began, longest = uuid.uuid4().hex, time.monotonic(), _MEETING.total_seconds()
-    answer_to(lambda: store.set(f"here/{rank}", own), longest)
-    told = False
+    own, until = uuid.uuid4().hex, time.monotonic() + _MEETING.total_seconds()
+    if rank == 0:
+        store.set("name", own)
     while True:
-        name = answer_to(partial(_answered, store, rank, count, own), longest)
+        name = own if rank == 0 else _get(store, "name")
         if name:
-            return blake3(name.encode()).hexdigest(length=16)
-        waited = time.monotonic() - began
-        if waited > min(_PATIENCE, longest):
-            missing = answer_to(partial(_missing, store, count), longest)
-            if waited > longest:
-                raise RuntimeError(f"rank {missing} did not come")
-            if not told and 0 in (rank, missing):  # only one rank reports, if it has arrived
-                on_event(Note(f"rank {rank} of {count} waits for rank {missing} to start"))
-                told = True
+            store.set(f"{name}/{rank}", own)
+        answers = [f"{name}/{one}" for one in range(count)]
+        missing = next((one for one in range(count) if not store.check([answers[one]])), 0)
+        if rank == 0 and not missing:
+            store.set(f"{name}/all", ",".join(_get(store, key) for key in answers))
+        if own in _get(store, f"{name}/all"):
+            return name
+        waits_for[:] = [f"rank {missing} to start"] if 0 in (rank, missing) else []
+        if time.monotonic() > until:
+            raise RuntimeError(f"rank {missing} did not come")
         time.sleep(0.05)
-
-
-def _answered(store: Store, rank: int, count: int, own: str) -> str:
-    """Do this rank's part of the roll call; return the confirmed names, '' until then."""
-    calls = [f"here/{other}" for other in range(count)]
-    if rank == 0 and store.check(calls):
-        names = ",".join(name.decode() for name in store.multi_get(calls))
-        store.set("roll", names)
-        if all(_get(store, f"answer/{other}") == names for other in range(1, count)):
-            store.set("complete", names)
-            return names
-    if rank and own in (names := _get(store, "roll")):
-        store.set(f"answer/{rank}", names)
-        if _get(store, "complete") == names:
-            return names
-    return ""
-
-
-def _missing(store: Store, count: int) -> int:
-    """The first rank that has not arrived; 0 if all have."""
-    return next((one for one in range(count) if not store.check([f"here/{one}"])), 0)
 
 
 def _get(store: Store, key: str) -> str:
     """A value that may not exist yet."""
     return store.get(key).decode() if store.check([key]) else ""
-
-
-Answer = TypeVar("Answer")
-
-_STEP = 0.1
-
-
-class NoAnswer(RuntimeError):
-    """The store did not answer in time."""
-
-
-def answer_to(
-    question: Callable[[], Answer], patience: float, stop: threading.Event | None = None
-) -> Answer:
-    """Call torch's store, and return its answer.
-
-    When the store's host hangs, no call returns, and neither its timeout nor a signal ends it. So
-    the call runs in a thread of its own, which is abandoned then.
-
-    Args:
-        patience: seconds. Time in which this process is suspended does not count.
-        stop: when set, wait only briefly.
-
-    Raises:
-        NoAnswer: no answer in time.
-        RuntimeError: raised by the store.
-    """
-    found: Future[Answer] = Future()
-
-    def ask() -> None:
-        try:
-            found.set_result(question())
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=ask, name="prunectl-asking", daemon=True).start()
-    waited = 0.0
-    while waited < patience:
-        try:
-            return found.result(_STEP)
-        except TimeoutError:
-            if found.done():  # just now, or by such an error
-                return found.result()
-        waited += _STEP
-        if stop is not None and stop.is_set():
-            break
-    raise NoAnswer("it does not answer")
