@@ -27,7 +27,7 @@ from prunectl.cli.several import ALONE, SHARED, TRAINED, joined, words_of_rank
 from prunectl.errors import UsageError
 from prunectl.parallel.errors import RankFailed, RanksDiffer, RanksLost
 from prunectl.parallel.joining import _interruptible, joined_ranks
-from prunectl.parallel.link import INTERFACE, _interface, on_their_network
+from prunectl.parallel.link import _own_address
 from prunectl.parallel.waiting import answer_to
 
 BIN = Path(sys.executable).parent
@@ -123,18 +123,14 @@ def test_two_hosts_write_the_bytes_that_one_process_writes(
     assert bytes_in(folder / "out") == bytes_in(alone / "out")
 
 
-def test_the_interface_is_that_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _interface("127.0.0.1") is None
-    assert _interface("") is None
-    assert _interface("192.0.2.77") is None  # nobody has it
-    monkeypatch.setenv(INTERFACE, "chosen")
-    with on_their_network():
-        assert os.environ[INTERFACE] == "chosen"
-    assert os.environ[INTERFACE] == "chosen"
-    monkeypatch.delenv(INTERFACE)
+def test_a_host_that_cannot_be_found_leaves_the_address_to_gloo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert _own_address() == "127.0.0.1"
     monkeypatch.setenv("MASTER_ADDR", "no such host")
-    with on_their_network():
-        assert INTERFACE not in os.environ
+    assert _own_address() == ""
 
 
 # --- accelerate ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import gethostname
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -79,11 +79,3 @@ def errors_are_raised() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def abort(group: Any) -> None:
-    """Abort a group's pending work, also on the device; the group is unusable afterwards."""
-    try:
-        group.abort()
-    except RuntimeError:  # not an NCCL group, or already gone
-        return

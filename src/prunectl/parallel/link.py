@@ -7,9 +7,8 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,14 @@ from prunectl.parallel.waiting import in_thread
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.distributed_c10d import Store
 
 _LONGEST = datetime.timedelta(days=7)
 """Timeout of collective operations: long, since the heartbeat notices dead ranks."""
 _CONNECTING = datetime.timedelta(seconds=30)
 """Timeout of connecting to a rank that has arrived at the rendezvous."""
+_GLOO = "prunectl_gloo"
+"""The name of :func:`_gloo` among torch's backends."""
 _PIECE = 64 << 20
 _ANSWERING = 120.0
 """Seconds for NCCL to connect, which has no timeout of its own."""
@@ -46,7 +48,7 @@ class Link:
             the host.
     """
 
-    def __init__(self, store: Any, rank: int, count: int) -> None:
+    def __init__(self, store: Store, rank: int, count: int) -> None:
         import torch.distributed as dist
 
         self.rank, self.count = rank, count
@@ -55,14 +57,15 @@ class Link:
         self._is_cut = False
         self._is_stuck = False
         self._own = not dist.is_initialized()
-        with on_their_network():
-            if self._own:
-                dist.init_process_group(
-                    "gloo", store=store, rank=rank, world_size=count, timeout=_CONNECTING
-                )
-                self._group = dist.group.WORLD
-            else:
-                self._group = dist.new_group(backend="gloo", timeout=_CONNECTING)
+        if _GLOO not in dist.Backend.backend_list:
+            dist.Backend.register_backend(_GLOO, _gloo, devices=["cpu"])
+        if self._own:
+            dist.init_process_group(
+                _GLOO, store=store, rank=rank, world_size=count, timeout=_CONNECTING
+            )
+            self._group = dist.group.WORLD
+        else:
+            self._group = dist.new_group(backend=_GLOO, timeout=_CONNECTING)
         dist.distributed_c10d._set_pg_timeout(_LONGEST, self._group)
 
     def bytes_of(self, source: int, data: bytes = b"") -> bytes:
@@ -168,14 +171,14 @@ class Link:
         """Abort pending work of NCCL, which an interrupt does not end; called in any thread."""
         self._is_cut = True
         if self._direct is not None:
-            _within(_CUTTING, devices.abort, self._direct)
+            _within(_CUTTING, self._direct.abort)
 
     def leave(self) -> None:
         """Send all tensors through the host again."""
         import torch.distributed as dist
 
         group, self._direct, self.device = self._direct, None, None
-        if group is not None and not _within(_CUTTING, dist.destroy_process_group, group):
+        if group and not _within(_CUTTING, partial(dist.destroy_process_group, group)):
             self._is_stuck = True  # not connected yet, and NCCL does not give up
             _keep(group)
 
@@ -231,9 +234,9 @@ class Link:
             raise RanksLost("this one was cut off")
 
 
-def _within(seconds: float, what: Callable[[Any], None], group: Any) -> bool:
+def _within(seconds: float, call: Callable[[], None]) -> bool:
     """Whether a call that may block forever returned, or raised, in time."""
-    return bool(wait([in_thread(partial(what, group))], seconds).done)
+    return bool(wait([in_thread(call)], seconds).done)
 
 
 def _keep(held: object) -> None:
@@ -243,28 +246,21 @@ def _keep(held: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
 
 
-# --- the network interface ------------------------------------------------------------------------
+def _gloo(store: Store, rank: int, count: int, timeout: datetime.timedelta) -> Any:
+    """Gloo, at an address of this host that the other ranks can reach.
 
-INTERFACE = "GLOO_SOCKET_IFNAME"
-
-
-@contextmanager
-def on_their_network() -> Iterator[None]:
-    """Make gloo advertise an address of this host that the other ranks can reach.
-
-    By default, gloo uses the address of the host's name, which is the loopback address on many
-    systems. In the ``with`` block, unless the user has chosen an interface, gloo uses the one that
-    leads to the rendezvous address.
+    By itself, gloo takes the address of the host's name, which is the loopback address on many
+    systems. Unless the user has chosen an interface, this is the address that the rendezvous sees.
     """
-    name = None if os.environ.get(INTERFACE) else _interface(_own_address())
-    if name is None:
-        yield
-        return
-    os.environ[INTERFACE] = name
-    try:
-        yield
-    finally:
-        del os.environ[INTERFACE]
+    from torch.distributed import ProcessGroupGloo
+
+    address = "" if os.environ.get("GLOO_SOCKET_IFNAME") else _own_address()
+    if not address:
+        return ProcessGroupGloo(store, rank, count, timeout)
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timeout
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    return ProcessGroupGloo(store, rank, count, options)
 
 
 def _own_address() -> str:
@@ -276,14 +272,3 @@ def _own_address() -> str:
             probe.connect(place)  # a datagram socket sends nothing here
             return str(probe.getsockname()[0])
     return ""
-
-
-def _interface(address: str) -> str | None:
-    """The interface that has an address; None for the loopback, which other hosts cannot reach."""
-    import psutil
-
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in addresses):
-            loops = address == "::1" or address.startswith("127.")
-            return None if loops else str(name)
-    return None

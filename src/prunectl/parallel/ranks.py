@@ -83,17 +83,20 @@ class Ranks:
             sizes = [len(message) for message in _messages(items) if spool.write(message)]
             spool.seek(0)
             for source in range(self.count):
-                mine = iter(sizes) if source == self.number else None
-                while message := self._link.bytes_of(source, _next(spool, mine)):
+                own = iter(sizes if source == self.number else ())
+                while message := self._link.bytes_of(source, spool.read(next(own, 0))):
                     yield from _items(message)
 
     def broadcast(self, value: Item) -> Item:
         """Broadcast rank 0's value."""
+        return self._value_of(0, value)
+
+    def _value_of(self, rank: int, value: Item) -> Item:
         if self._link is None:
             return value
-        data = self._link.bytes_of(0, pickle.dumps(value) if self.is_first else b"")
-        first: Item = pickle.loads(data)
-        return first
+        data = self._link.bytes_of(rank, pickle.dumps(value) if rank == self.number else b"")
+        found: Item = pickle.loads(data)
+        return found
 
     def use(self, device: torch.device, on_event: OnEvent = ignore_events) -> None:
         """Set this rank's device.
@@ -141,13 +144,12 @@ class Ranks:
             return tensor
         import torch
 
-        if rank == self.number:
-            assert tensor is not None
+        kind = self._value_of(rank, None if tensor is None else (tensor.shape, tensor.dtype))
+        assert kind is not None
+        if rank == self.number and tensor is not None:
             held = tensor.cpu().contiguous()
-            self._link.bytes_of(rank, pickle.dumps((tuple(held.shape), held.dtype)))
         else:
-            shape, dtype = pickle.loads(self._link.bytes_of(rank))
-            held = torch.empty(shape, dtype=dtype)
+            held = torch.empty(kind[0], dtype=kind[1])
         self._link.tensor_of(rank, held)
         return held
 
@@ -218,10 +220,6 @@ def _items(message: bytes) -> Iterator[Any]:
     stream = io.BytesIO(message)
     while stream.tell() < len(message):
         yield pickle.load(stream)
-
-
-def _next(spool: IO[bytes], sizes: Iterator[int] | None) -> bytes:
-    return b"" if sizes is None else spool.read(next(sizes, 0))
 
 
 # --- partitions, the same in every process --------------------------------------------------------
