@@ -412,7 +412,7 @@ def test_pairs_are_two_sequences_or_one(made: Made, tmp_path: Path) -> None:
             b'{"a": "b", "c": "d"}\n{"a": "b", \n',
             "line 2 is no JSON: Expecting property name",
         ),
-        ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: maximum recursion"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: its lists and"),
     ],
 )
 def test_bad_pairs(tmp_path: Path, name: str, data: bytes, message: str) -> None:

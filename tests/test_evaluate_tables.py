@@ -231,7 +231,7 @@ BAD = {
         (b'{"text": "a"}\n{"text": "b\\ud800"}\n', "row 2 holds half of a surrogate pair"),
         (b'{"a\\udc00": "a"}\n', "row 1 holds half of a surrogate pair"),
         (b"[1]\n", "line 1 is no object"),
-        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 is no JSON: maximum rec"),
+        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 is no JSON: its lists and"),
     ],
     "a.json": [
         (b'{"a": 1}', "without a list of rows"),

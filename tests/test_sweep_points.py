@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import prunectl
 from prunectl.cli.output import save_text
+from prunectl.documents import convert
 from prunectl.errors import CannotWrite
 from prunectl.events import Event
 from prunectl.parallel.run import Run
@@ -74,7 +75,7 @@ def test_what_was_added_is_read_back_bit_for_bit(tmp_path: Path) -> None:
 def test_any_numbers_come_back(values: list[list[float]], sparsity: float) -> None:
     point = Point(sparsity, sparsity, values[0][0], np.array(values), {}, 0.5)
     document = json.loads(json.dumps(module._document(point), allow_nan=False))
-    assert same(module._point(document), point)
+    assert same(convert(document | {"key": "k"}, module._Line).point(), point)
 
 
 def test_a_line_that_was_cut_off_costs_one_point(tmp_path: Path) -> None:
@@ -128,6 +129,7 @@ def test_a_line_that_was_cut_off_costs_one_point(tmp_path: Path) -> None:
         line(values=[[[1.0]]]),
         line(values="text"),
         line(values={"a": 1}),
+        line().replace("2.5,", "1e999,"),
         line(parts=[]),
         line(parts=None),
         line(parts={"f1": [1]}),
@@ -159,14 +161,6 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, data: bytes) 
     path.write_bytes(first)
     Points(path).add("b", FINE)
     assert same(Points(path).get("b"), FINE)
-
-
-def test_a_huge_number_is_infinite_as_python_reads_it(tmp_path: Path) -> None:
-    path = tmp_path / "points.jsonl"
-    path.write_text(line().replace("2.5,", "1e999,") + "\n", encoding="utf-8")
-    found = Points(path).get("k")
-    assert found is not None
-    assert found.score == math.inf
 
 
 @given(st.recursive(
@@ -264,6 +258,7 @@ import os
 from pathlib import Path
 import prunectl
 from prunectl.parallel.run import Run
+from prunectl.documents import convert
 from prunectl.studies.sweep.verb import _points
 
 host = Path(os.environ["RANK"])

@@ -2,16 +2,21 @@
 
 A reader checks a document against the types of the fields, and scripts/make_schemas.py writes the
 JSON Schemas from the same types. A :class:`Check` is a rule that msgspec's constraints cannot
-state.
+state. All JSON from outside is parsed by :func:`parse_json`. docs/security.md says what is defended
+against.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
+import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -23,6 +28,12 @@ from prunectl.tensorspec import name_fault
 
 T = TypeVar("T")
 
+LARGEST = 1 << 29
+"""Bytes of a document: a manifest of 100,000 tensors has an eighth of them."""
+DEEPEST = 200
+"""Levels of lists and objects. What compares, converts or writes a value calls itself by level."""
+_LONGEST_INT = len(str(2**64))
+
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -31,6 +42,98 @@ _KINDS = {
     "array": "a list",
     "object": "an object",
 }
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a document that somebody else may have written.
+
+    Raises:
+        OSError: the system refuses; the file has more than :data:`LARGEST` bytes; or it is a pipe
+            or a device, which may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, f"more than {LARGEST:,} bytes", str(path))
+    return data
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where the file is missing or holds anything else."""
+    try:
+        found = parse_json(read_regular(path))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parse JSON from outside.
+
+    Args:
+        options: of ``json.loads``.
+
+    Raises:
+        ValueError: not JSON, or nested more than :data:`DEEPEST` levels deep.
+    """
+    try:
+        value = json.loads(text, **options)
+        level = [value]
+        for _ in range(DEEPEST + 1):
+            level = _inside(level)
+            if not level:
+                return value
+    except RecursionError:
+        pass
+    raise ValueError(f"its lists and objects are nested more than {DEEPEST} levels deep")
+
+
+def _inside(level: list[Any]) -> list[Any]:
+    """The lists and objects directly inside the given ones."""
+    items = (one.values() if type(one) is dict else one for one in level if type(one) in _NESTED)
+    return [item for inner in items for item in inner if type(item) in _NESTED]
+
+
+_NESTED = (dict, list)
+
+
+def strict_json(text: str) -> Any:
+    """:func:`parse_json` for formats that are stricter than Python.
+
+    Refuses NaN, Infinity, numbers too large for a float, and duplicate names in an object; ``-0``
+    is not an integer.
+
+    Raises:
+        ValueError: not valid JSON.
+    """
+    return parse_json(
+        text,
+        object_pairs_hook=_reject_duplicates,
+        parse_int=_whole,
+        parse_float=_finite,
+        parse_constant=_finite,
+    )
+
+
+def _whole(digits: str) -> int | float:
+    """Parse as the library does: an integer that 64 bits cannot hold, and -0, is a float."""
+    return _finite(digits) if digits == "-0" or len(digits) > _LONGEST_INT else int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits} is not a number")
+    return number
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
 
 
 @dataclass(frozen=True, slots=True)

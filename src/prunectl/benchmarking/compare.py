@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from prunectl.benchmarking.errors import BadBenchFile
 from prunectl.benchmarking.result import SCHEMA, BenchResult
 from prunectl.benchmarking.timing import Ratio, unpaired_ratio
+from prunectl.documents import Document, convert, parse_json, read_regular
 
 _SAME = ("device", "name", "threads")
 _MOST_SAMPLES = 10_000
+_Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,21 @@ class Comparison:
         return tuple(one for one in self.changes if one.against.high < ratio)
 
 
+class _OldRun(Document, frozen=True):
+    workload: str
+    phase: str
+    side: str
+    samples: Annotated[tuple[_Seconds, ...], Meta(max_length=_MOST_SAMPLES)]
+
+
+class _Old(Document, frozen=True):
+    """What is compared of a saved benchmark."""
+
+    runs: tuple[_OldRun, ...]
+    machine: dict[str, Any]
+    inputs: str
+
+
 def read_bench(path: Path) -> dict[str, Any]:
     """Read a saved benchmark: the document of ``BenchResult.to_json()``.
 
@@ -58,10 +76,10 @@ def read_bench(path: Path) -> dict[str, Any]:
         BadBenchFile: the file cannot be read, or is no benchmark.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(read_regular(path))
     except OSError as error:
         raise BadBenchFile(path, error.strerror or type(error).__name__) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise BadBenchFile(path, "is not JSON") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise BadBenchFile(path, f"is no result of schema {SCHEMA}")
@@ -78,18 +96,11 @@ def compare_bench(old: dict[str, Any], path: Path, result: BenchResult) -> Compa
         BadBenchFile: its rows are damaged.
     """
     try:
-        before = {
-            (str(run["workload"]), str(run["phase"]), str(run["side"])): [
-                _seconds(value) for value in run["samples"]
-            ]
-            for run in old["runs"]
-        }
-        machine = dict(old["machine"])
-        inputs = str(old["inputs"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise BadBenchFile(path, f"is damaged: {type(error).__name__}: {error}") from None
-    if max(map(len, before.values()), default=0) > _MOST_SAMPLES:
-        raise BadBenchFile(path, f"is damaged: more than {_MOST_SAMPLES:,} samples in a row")
+        found = convert(old, _Old)
+    except ValueError as error:
+        raise BadBenchFile(path, f"is damaged: {error}") from None
+    before = {(run.workload, run.phase, run.side): run.samples for run in found.runs}
+    machine, versions = found.machine, found.machine.get("versions")
     changes = []
     for run in result.runs:
         samples = before.pop((run.workload.name, run.phase, run.side), None)
@@ -101,27 +112,15 @@ def compare_bench(old: dict[str, Any], path: Path, result: BenchResult) -> Compa
         for key in _SAME
         if machine.get(key) != getattr(result.machine, key)
     ]
-    versions = machine.get("versions")
     for package, version in result.machine.versions.items():
         older = versions.get(package) if isinstance(versions, dict) else None
         if older != version:
             differences.append(f"{package} was {older} and is {version}")
-    if inputs != result.inputs:
-        differences.append(f"inputs were {inputs} and are {result.inputs}")
+    if found.inputs != result.inputs:
+        differences.append(f"inputs were {found.inputs} and are {result.inputs}")
     missing = len(before) + len(result.runs) - len(changes)
     same = all(machine.get(key) == getattr(result.machine, key) for key in ("device", "name"))
     return Comparison(tuple(changes), missing, tuple(differences), same)
-
-
-def _seconds(value: Any) -> float:
-    """A sample of a file in seconds.
-
-    Raises:
-        ValueError: it is no positive, finite number.
-    """
-    if isinstance(value, bool | str) or not 0 < float(value) < math.inf:
-        raise ValueError(f"{str(value)[:40]!r} is no number of seconds")
-    return float(value)
 
 
 def bench_csv(result: BenchResult) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from prunectl.benchmarking.zeros import (
     zeros_in_memory,
 )
 from prunectl.device import free_memory, is_out_of_memory
+from prunectl.documents import read_object
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.loading.weights import count_zeros
 from prunectl.plan.prunable import prunable_tensors, recorded_prunable
@@ -45,11 +45,8 @@ def find_config(name: str) -> dict[str, Any]:
         return PRESETS[name]
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict) or "model_type" not in document:
+    document = read_object(path)
+    if "model_type" not in document:
         raise InvalidOption(
             f"--random-weights '{name}' is no preset, and no config with a model_type",
             hint=f"presets: {', '.join(PRESETS)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,9 @@ from prunectl.data import datasets, table_files, text
 from prunectl.data.errors import BadData
 from prunectl.data.source import DataSource, SourceKind
 from prunectl.data.tokens import Ids, Tokenizer, load_tokenizer, windows
+from prunectl.documents import read_object
 from prunectl.errors import InvalidOption
 from prunectl.events import OnEvent
-from prunectl.output.osfiles import read_regular
 
 Arrays = dict[str, NDArray[Any]]
 """One sample: arrays by the name of the input that they are."""
@@ -208,11 +207,7 @@ def _both(request: Request, source: Ids, target: Ids) -> Arrays:
 
 def _decoder_start(checkpoint: Checkpoint) -> int:
     """The id that a decoder starts with; T5's config names none, and it starts with padding."""
-    try:
-        generation = json.loads(read_regular(checkpoint.folder / "generation_config.json"))
-    except (OSError, ValueError, RecursionError):
-        generation = {}
-    settings = [checkpoint.config, generation if isinstance(generation, dict) else {}]
+    settings = [checkpoint.config, read_object(checkpoint.folder / "generation_config.json")]
     found = (one.get(key) for key in _START_KEYS for one in settings)
     return next((value for value in found if type(value) is int and value >= 0), 0)
 

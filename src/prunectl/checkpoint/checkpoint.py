@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.roles import RoleMap
 from prunectl.checkpoint.stored import StoredTensor, WeightFile
+from prunectl.documents import parse_json, read_regular
 from prunectl.errors import BadCheckpoint, FileChanged
 
 _ROLES_LOCK = threading.Lock()
@@ -156,9 +156,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():  # reading a pipe would never end
         return {}
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(read_regular(path))
     except OSError as error:
         raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
     return config if isinstance(config, dict) else {}

@@ -5,13 +5,13 @@ Works on lists of names, so that a Hub repository can be judged before anything 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunectl.checkpoint.stored import check_name
+from prunectl.documents import parse_json, read_regular
 from prunectl.errors import BadCheckpoint, NoWeights, UnsupportedCheckpoint
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
@@ -157,15 +157,13 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         BadCheckpoint: damaged, or naming files outside the folder.
     """
-    if path.exists() and not path.is_file():
-        raise BadCheckpoint(path, "not a regular file", hint="put the file itself there")
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = parse_json(read_regular(path))["weight_map"]
     except OSError as error:
         raise BadCheckpoint(path, f"cannot be read: {error.strerror}") from None
     except (KeyError, TypeError):
         raise BadCheckpoint(path, "not an index file: it has no weight_map") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadCheckpoint(path, f"not an index file: {error}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadCheckpoint(path, "its weight_map is not a list of tensors")

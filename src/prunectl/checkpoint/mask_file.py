@@ -19,9 +19,9 @@ import numpy as np
 from msgspec import Meta
 
 from prunectl.checkpoint.reader import TensorReader, WeightReader
-from prunectl.checkpoint.safetensors_file import read_safetensors, strict_json
+from prunectl.checkpoint.safetensors_file import read_safetensors
 from prunectl.checkpoint.stored import StoredTensor, declared_spec
-from prunectl.documents import Document, Sizes, Whole, convert
+from prunectl.documents import Document, Sizes, Whole, convert, strict_json
 from prunectl.errors import BadCheckpoint, BadMaskFile, InvalidPattern
 from prunectl.events import Advanced, OnEvent, PhaseDone, PhaseStarted
 from prunectl.pattern import NM, parse_nm
@@ -216,7 +216,7 @@ def _metadata(path: Path, metadata: Mapping[str, str], key: str, kind: type[T]) 
     """A member of the metadata, which is JSON in a string."""
     try:
         value = strict_json(metadata.get(key, ""))
-    except (ValueError, RecursionError):
+    except ValueError:
         raise BadMaskFile(path, f"the header's '{key}' is not JSON") from None
     return _converted(path, value, kind, key)
 

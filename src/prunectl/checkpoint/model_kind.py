@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.checkpoint.module_tree import model_class, quiet_transformers, unknown_if_it_fails
+from prunectl.documents import read_object
 from prunectl.errors import InvalidOption, SourceError, UnknownArchitecture, shortened
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _image_of(config: Any, folder: Path | None) -> tuple[int, int, int]:
     vision = getattr(config, "vision_config", None) or config
     channels = getattr(vision, "num_channels", 3)
     channels = channels if isinstance(channels, int) else 3
-    processor = _read(folder / "preprocessor_config.json") if folder else {}
+    processor = read_object(folder / "preprocessor_config.json") if folder else {}
     for size in (processor.get("crop_size"), processor.get("size"),
                  getattr(vision, "image_size", None)):  # fmt: skip
         if found := _pair(size):
@@ -191,14 +191,6 @@ def _pair(size: Any) -> tuple[int, int] | None:
     values = list(size) if isinstance(size, list | tuple) else [size, size]
     whole = [value for value in values if isinstance(value, int) and value > 0]
     return (whole[0], whole[1]) if len(values) == 2 and len(whole) == 2 else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 # --- quantization ---------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ is allocated, and any error of transformers becomes :class:`UnknownArchitecture`
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import warnings
@@ -17,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunectl.documents import parse_json, read_regular
 from prunectl.errors import UnknownArchitecture
 
 if TYPE_CHECKING:
@@ -133,10 +133,8 @@ def model_class(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if path.exists() and not path.is_file():
-        raise UnknownArchitecture("config.json is not a regular file")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_regular(path))
     except FileNotFoundError:
         raise UnknownArchitecture("there is no config.json") from None
     except (OSError, ValueError) as error:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import blake3
 
 from prunectl._version import __version__
 from prunectl.checkpoint.known_trees import roles_from_table
-from prunectl.checkpoint.roles import Role, RoleMap, TensorRole, roles_from_headers
+from prunectl.checkpoint.roles import RoleMap, TensorRole, roles_from_headers
+from prunectl.documents import convert, parse_json
 from prunectl.errors import UnknownArchitecture
 from prunectl.tensorspec import TensorSpec
 from prunectl.userdirs import cache_dir, write_cache_file
@@ -48,12 +49,7 @@ def load_roles(checkpoint: Checkpoint) -> RoleMap:
     if found.origin != "modules":
         # a failure may be temporary: a missing package, an incomplete download
         return found
-    record = {
-        "origin": found.origin,
-        "detail": found.detail,
-        "roles": {tensor: asdict(role) for tensor, role in found.roles.items()},
-    }
-    write_cache_file(name, lambda file: file.write(json.dumps(record).encode()))
+    write_cache_file(name, lambda file: file.write(json.dumps(asdict(found)).encode()))
     return found
 
 
@@ -83,13 +79,8 @@ def _key(checkpoint: Checkpoint) -> str:
 def _read(name: str, specs: list[TensorSpec]) -> RoleMap | None:
     """The cached roles; None if there are none, or if they are damaged."""
     try:
-        record: Any = json.loads((cache_dir() / name).read_bytes())
-        roles = {
-            tensor: TensorRole(**{**fields, "role": Role(fields["role"])})
-            for tensor, fields in record["roles"].items()
-        }
-        found = RoleMap(roles, str(record["origin"]), str(record["detail"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        found = convert(parse_json((cache_dir() / name).read_bytes()), RoleMap)
+    except (OSError, ValueError):
         return None
     shapes = {spec.name: spec.shape for spec in specs}
     is_whole = found.origin == "modules" and found.roles.keys() == shapes.keys()
@@ -100,9 +91,4 @@ def _read(name: str, specs: list[TensorSpec]) -> RoleMap | None:
 def _fits(role: TensorRole, shape: tuple[int, ...]) -> bool:
     """Whether a cached role is possible for a tensor of this shape."""
     axis, layer = role.input_axis, role.layer
-    return (
-        isinstance(role.stack, str)
-        and isinstance(role.component, str)
-        and (layer is None or (type(layer) is int and layer >= 0))
-        and (axis is None or (type(axis) is int and 0 <= axis < len(shape)))
-    )
+    return (layer is None or layer >= 0) and (axis is None or 0 <= axis < len(shape))

@@ -8,7 +8,6 @@ overlap up to the last byte of the file.
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.checkpoint.stored import StoredTensor, declared_spec, is_sizes
+from prunectl.documents import strict_json
 from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import DTYPES, TensorSpec
 
@@ -26,7 +26,6 @@ MAX_LEVELS = 127
 """Levels of nested lists and objects, as many as the library's JSON parser accepts."""
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_LONGEST_INT = len(str(2**64))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -107,48 +106,11 @@ def _read_header(
         header = strict_json(raw.decode())
         if _SURROGATE.search(raw):  # Python accepts half a surrogate pair, which is not a character
             json.dumps(header, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadCheckpoint(path, f"the safetensors header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadCheckpoint(path, "the safetensors header is not a JSON object")
     return header, 8 + length, size - 8 - length
-
-
-def strict_json(text: str) -> Any:
-    """Parse JSON more strictly than Python does.
-
-    Refuses NaN, Infinity, numbers too large for a float, and duplicate names in an object; ``-0``
-    is not an integer.
-
-    Raises:
-        ValueError, RecursionError: not valid JSON.
-    """
-    return json.loads(
-        text,
-        object_pairs_hook=_reject_duplicates,
-        parse_int=_whole,
-        parse_float=_finite,
-        parse_constant=_finite,
-    )
-
-
-def _whole(digits: str) -> int | float:
-    """Parse as the library does: an integer that 64 bits cannot hold, and -0, is a float."""
-    return _finite(digits) if digits == "-0" or len(digits) > _LONGEST_INT else int(digits)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"{digits} is not a number")
-    return number
-
-
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _entry(path: Path, name: str, fields: Any) -> tuple[TensorSpec, int, int]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from prunectl.documents import read_object
 from prunectl.errors import InvalidOption, NoModelGiven, PrunectlError
 from prunectl.userdirs import cache_dir, expanded, write_cache_file
 
@@ -86,13 +87,10 @@ def _is_name(value: object) -> bool:
 
 def _last_model(out: Output) -> ModelChoice | None:
     file = cache_dir() / _LAST
-    try:
-        document = json.loads(file.read_bytes())
-        model, revision = document["model"], document["revision"]
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        model = revision = None
+    document = read_object(file)
+    model, revision = document.get("model", ""), document.get("revision", "")
     if not _is_name(model) or not (revision is None or _is_name(revision)):
         out.note(f"ignored: {file} is damaged")
         return None

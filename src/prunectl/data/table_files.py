@@ -20,6 +20,7 @@ import numpy as np
 
 from prunectl.data.errors import BadData, file_errors, first_line
 from prunectl.data.source import SPLITS, TABLES
+from prunectl.documents import parse_json
 
 Row = dict[str, Any]
 Note = Callable[[str], None]
@@ -134,7 +135,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
     try:
         with file_errors(path), path.open(encoding="utf-8-sig", newline="") as file:
             yield file
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadData(str(path), f"not a table that can be read: {first_line(error)}") from None
 
 
@@ -153,8 +154,8 @@ def _json_lines(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise BadData(str(path), f"line {number:,} is no JSON: {why[:200]}") from None
         yield f"line {number:,}", value
@@ -168,7 +169,7 @@ def _document(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
             f"larger than {DOCUMENT:,} bytes, which is too much for one JSON document",
             hint="write it as JSONL: an object a line",
         )
-    document = json.load(file)
+    document = parse_json(file.read())
     if isinstance(document, dict):
         found = next((document[key] for key in _LISTS if isinstance(document.get(key), list)), None)
         if found is None:

@@ -3,14 +3,13 @@ says, else by the mean."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunectl.documents import parse_json, read_object, read_regular
 from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
-from prunectl.output.osfiles import read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +53,11 @@ def pooling_of(request: Request) -> Pooling:
         MetricMismatch: a way to pool that is not known.
     """
     folder = request.checkpoint.folder
-    longest = _read(folder / "sentence_bert_config.json").get("max_seq_length")
+    longest = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     kinds = [str(one.get("type", "")) for one in _modules(folder)]
     if any(kind.endswith(".Dense") for kind in kinds):
         request.notes.append("the Dense layer behind the model's pooling is left out")
-    declared = _read(folder / "1_Pooling" / "config.json")
+    declared = read_object(folder / "1_Pooling" / "config.json")
     mode = _mode(declared)
     if mode not in (None, MEAN, CLS):
         raise MetricMismatch(
@@ -79,17 +78,8 @@ def _mode(declared: dict[str, Any]) -> str | None:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    found = _document(folder / "modules.json")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = _document(path)
-    return found if isinstance(found, dict) else {}
-
-
-def _document(path: Path) -> Any:
     try:
-        return json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return None
+        found = parse_json(read_regular(folder / "modules.json"))
+    except (OSError, ValueError):
+        found = None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, TypedDict
 
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.tables import Table, column, has_column
+from prunectl.documents import parse_json
 
 QUESTION = ("question", "ctx", "query", "goal", "stem", "prompt", "sentence", "text")
 CHOICES = ("choices", "options", "endings")
@@ -192,11 +192,11 @@ def _parsed(value: Any) -> Any:
     """A list that a CSV holds as text: JSON, or as Python writes it."""
     if not isinstance(value, str):
         return value
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    readers: tuple[Callable[[str], Any], ...] = (parse_json, ast.literal_eval)
     for read in readers:
         try:
             return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # nested too deep for ast
             continue
     return None
 

@@ -152,7 +152,7 @@ def result_of(equation: str) -> Fraction | None:
     try:
         return _result(ast.parse(text[:1000], mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
+        return None  # the last two: nested too deep for ast
 
 
 def _result(node: ast.expr) -> Fraction | None:

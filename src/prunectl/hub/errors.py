@@ -155,7 +155,8 @@ def why_no_answer(error: BaseException) -> str:
 def _is_malformed_answer(error: BaseException) -> bool:
     """Whether huggingface_hub stumbled over an answer: it takes the members as they come.
 
-    A member that is missing or of another type ends in an error of Python, raised in its own code.
+    A member that is missing or of another type, or deep nesting, ends in an error of Python, raised
+    in its own code.
     """
     expected = LookupError | TypeError | AttributeError | AssertionError | RecursionError
     last = error.__traceback__ if isinstance(error, expected | ValueError) else None

@@ -17,8 +17,8 @@ from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_stored
-from prunectl.checkpoint.safetensors_file import strict_json
 from prunectl.checkpoint.stored import StoredTensor, declared_spec
+from prunectl.documents import strict_json
 from prunectl.errors import BadCheckpoint, BadManifest
 from prunectl.layouts.table import CODINGS, DENSE
 from prunectl.loading.reader import Packed, PartsReader
@@ -123,7 +123,7 @@ def _descriptions(
         raise BadCheckpoint(stored.folder / file, "its header does not describe its compression")
     try:
         document = strict_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadCheckpoint(
             stored.folder / file, f"its header's description of compression is not JSON: {error}"
         ) from None

@@ -7,11 +7,15 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Annotated, Self
 
+from msgspec import Meta
+
+from prunectl.documents import convert, parse_json
 from prunectl.magnitude.histogram import Histogram
 
 _MAGIC = b"prunectl histograms 1\n"
+_Length = Annotated[int, Meta(gt=0, lt=2**31)]
 _SPOOL = 16 * 2**20
 
 
@@ -136,15 +140,4 @@ def _index(file: IO[bytes]) -> list[tuple[str, int]]:
     """Names and record sizes, checked."""
     size = int.from_bytes(file.read(8), "little")
     text = file.read(min(size, 2**31))
-    try:
-        entries: Any = json.loads(text)
-    except ValueError as error:
-        raise ValueError("damaged histogram file: its index cannot be read") from error
-    if not isinstance(entries, list):
-        raise ValueError("damaged histogram file: its index is not a list")
-    for entry in entries:
-        match entry:
-            case [str(), int(length)] if 0 < length < 2**31:
-                continue
-        raise ValueError("damaged histogram file: an entry of its index is not understood")
-    return [(name, length) for name, length in entries]
+    return convert(parse_json(text), list[tuple[str, _Length]], "the index of a histogram file")

@@ -6,7 +6,6 @@ The key is the exact source. Deleting or damaging the cache costs only time.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO
@@ -23,12 +22,6 @@ from prunectl.userdirs import cache_dir, write_cache_file
 
 _MAGIC = b"prunectl measurements 1\n"
 _LIMIT = 2**31
-
-_DAMAGE = (
-    OSError, ValueError, TypeError, KeyError, struct.error,
-    MemoryError, OverflowError, RecursionError,
-)  # fmt: skip
-"""What reading a damaged file may raise."""
 
 
 @contextmanager
@@ -75,7 +68,7 @@ def load_measured(checkpoint: Checkpoint, ranks: Ranks = ALONE) -> Measured | No
     with file:
         try:
             found = _read(file, checkpoint, name)
-        except _DAMAGE:
+        except (OSError, ValueError, MemoryError):  # a damaged size may be 2 GiB
             found = None
     by_rank = list(ranks.all_gather([found is not None]))
     if found is not None and not all(by_rank):
@@ -127,19 +120,19 @@ def _write(file: BinaryIO, measured: Measured, name: str) -> None:
     ]
     record = {"name": name, "facts": facts, "patterns": patterns}
     body = json.dumps(record).encode()
-    file.write(_MAGIC + struct.pack("<Q", len(body)) + blake3.blake3(body).digest() + body)
+    file.write(_MAGIC + len(body).to_bytes(8, "little") + blake3.blake3(body).digest() + body)
     measured.histograms.dump(file)
 
 
 def _read(file: IO[bytes], checkpoint: Checkpoint, name: str) -> Measured:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("not a measurement file")
-    (size,) = struct.unpack("<Q", file.read(8))
+    size = int.from_bytes(file.read(8), "little")
     digest = file.read(32)
     body = file.read(min(size, _LIMIT))
     if blake3.blake3(body).digest() != digest:
         raise ValueError("damaged measurement file")
-    record: Any = json.loads(body)
+    record: Any = json.loads(body)  # whole, as the digest shows
     if record["name"] != name:
         raise ValueError("a measurement file under another name")
     facts = {str(name): TensorFacts(*values) for name, values in record["facts"].items()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+from prunectl.documents import parse_json
+
 CONFIG_NAME = "config.json"
 METHOD = "prunectl"
 KEY = "quantization_config"
@@ -71,7 +73,7 @@ def _without(config: bytes, start: int) -> bytes:
 
 def _document(config: bytes) -> dict[str, object] | None:
     try:
-        document = json.loads(config.decode("utf-8"))
-    except (ValueError, RecursionError):
+        document = parse_json(config.decode())
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None

@@ -57,7 +57,7 @@ def split_card(text: str) -> SplitCard:
         return SplitCard("", {}, text)
     try:
         members = None if (broken := _too_much(match[2])) else yaml.safe_load(match[2])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         broken = shorten(str(error).partition("\n")[0], _LONGEST_REASON) or "it is not YAML"
     except _TAG_FAILURES:
         broken = "a value does not match its tag"
@@ -123,7 +123,7 @@ def update_yaml(card: SplitCard, changes: dict[str, Any], remove: set[str]) -> s
     added = str(yaml.dump(changes, allow_unicode=True, sort_keys=False)) if changes else ""
     kept = _without_members(card.yaml, gone)
     text = kept + ("\n" if kept and not kept.endswith("\n") else "") + added
-    with suppress(yaml.YAMLError, ValueError, RecursionError, *_TAG_FAILURES):
+    with suppress(yaml.YAMLError, ValueError, *_TAG_FAILURES):
         if yaml.safe_load(text) == expected:
             return text
     # A flow mapping, or an anchor that was cut away: the text cannot be kept.

@@ -26,6 +26,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from prunectl.documents import parse_json
 from prunectl.errors import OutputConflict
 from prunectl.output.osfiles import is_safe_relative
 from prunectl.output.shards import Shard
@@ -293,8 +294,8 @@ def _whole_lines(data: bytes) -> tuple[list[JsonObject], int]:
     length = 0
     for text in data.split(b"\n")[:-1]:
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             break
         if not isinstance(line, dict) or "blake3" not in line:
             break

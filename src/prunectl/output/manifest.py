@@ -15,9 +15,8 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta, structs
 
-from prunectl.documents import Check, Document, convert, fault_in
+from prunectl.documents import Check, Document, convert, fault_in, parse_json, read_regular
 from prunectl.errors import BadManifest
-from prunectl.output.osfiles import read_regular
 from prunectl.output.records import (
     Asked,
     Count,
@@ -37,7 +36,7 @@ _LINE = 600
 def _json_fault(value: object) -> str:
     try:
         json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"cannot be written again ({error})"
     return ""
 
@@ -145,8 +144,8 @@ class Manifest(Document, frozen=True, kw_only=True):
                 folder, a tensor named twice, or written by a newer prunectl.
         """
         try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(data)
+        except ValueError as error:
             raise BadManifest(path, f"is not JSON ({error})") from error
         try:
             version = convert(document, _Versioned).schema

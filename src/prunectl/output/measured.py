@@ -5,7 +5,6 @@ Such a file may come from anywhere: every value is checked, and its text is show
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import blake3
 
-from prunectl.documents import Number, Whole, convert
+from prunectl.documents import Number, Whole, convert, parse_json
 from prunectl.output.card import cell
 from prunectl.output.manifest import Manifest
 from prunectl.output.records import FileRecord
@@ -98,8 +97,8 @@ def named_results(section: str) -> set[str]:
 
 def _read(path: Path, data: bytes) -> ResultFile | str:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        document = parse_json(data)
+    except ValueError:
         return "it is not JSON"
     try:
         result = _Part(document)

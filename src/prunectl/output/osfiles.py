@@ -71,17 +71,6 @@ def replace_file(path: Path, data: bytes) -> None:
             hidden.unlink(missing_ok=True)
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a small file.
-
-    Raises:
-        OSError: the system refuses, or it is not a regular file: a pipe would never end.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path.read_bytes()
-
-
 def free_bytes(path: Path) -> int:
     """Return the bytes that this user may still write on the file system of ``path``."""
     return shutil.disk_usage(_existing(path)).free

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from prunectl.documents import Document, convert, parse_json, read_object, read_regular
 from prunectl.errors import NoSpace, OutputConflict
 from prunectl.output.journal import check_free, clean_up_finished
 from prunectl.output.osfiles import (
@@ -15,7 +15,6 @@ from prunectl.output.osfiles import (
     is_mount_point,
     name_room,
     os_errors,
-    read_regular,
     real_path,
 )
 from prunectl.output.osfiles import is_safe_relative as is_safe_relative
@@ -182,12 +181,8 @@ def _looks_like_checkpoint(folder: Path) -> bool:
         return True
     if any(_WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir()):
         return True
-    try:
-        config = json.loads(read_regular(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):
-        return False
     # Other programs have a config.json too; only models have these keys.
-    return isinstance(config, dict) and bool(config.keys() & {"model_type", "architectures"})
+    return bool(read_object(folder / "config.json").keys() & {"model_type", "architectures"})
 
 
 def _check_only_ours(target: Path, real: Path) -> None:
@@ -211,17 +206,37 @@ def _check_only_ours(target: Path, real: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str] | None:
-    """Return the files of the output by its own manifest; None if there is no readable manifest.
+    """Return the files of the output by its own manifest; None if there is no readable manifest."""
+    try:
+        names = listed_names(read_regular(folder / MANIFEST_NAME))
+    except OSError:
+        return None
+    return None if names is None else names | {MANIFEST_NAME, CARD_NAME}
 
-    Only the names are read, since the manifest may be that of a newer prunectl.
+
+class _Name(Document, frozen=True):
+    name: str
+
+
+class _InFile(Document, frozen=True):
+    file: str
+
+
+class _Names(Document, frozen=True):
+    files: tuple[_Name, ...]
+    tensors: tuple[_InFile, ...]
+
+
+def listed_names(manifest: bytes) -> set[str] | None:
+    """Return the files that a manifest lists; None if it cannot be read.
+
+    Only the names are read, since another version of prunectl may have written the manifest.
     """
     try:
-        document = json.loads(read_regular(folder / MANIFEST_NAME))
-        names = {file["name"] for file in document["files"]}
-        names |= {tensor["file"] for tensor in document["tensors"]}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        found = convert(parse_json(manifest), _Names)
+    except ValueError:
         return None
-    return names | {MANIFEST_NAME, CARD_NAME}
+    return {one.name for one in found.files} | {one.file for one in found.tensors}
 
 
 def _files(folder: Path) -> Iterator[Path]:

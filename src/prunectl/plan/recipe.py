@@ -64,7 +64,7 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(text.decode())
     except OSError as error:
         raise RecipeError(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib has no limit of levels
         raise RecipeError(path, f"not valid TOML: {error}") from None
     try:
         top = convert(table, _Top)

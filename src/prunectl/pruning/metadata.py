@@ -13,12 +13,12 @@ from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.sidefiles import is_own_file
 from prunectl.data.source import without_folders
+from prunectl.documents import read_regular
 from prunectl.layouts.table import DENSE
 from prunectl.methods.table import Method
 from prunectl.output.card import CardFacts, model_card, role_rows
 from prunectl.output.folder import OutputFolder
 from prunectl.output.manifest import Manifest, Totals
-from prunectl.output.osfiles import read_regular
 from prunectl.output.records import Calibrated, Count, SourceFile, SourceRecord, TensorRecord
 from prunectl.output.shards import INDEX_NAME, ShardLayout
 from prunectl.output.target import CARD_NAME, MANIFEST_NAME

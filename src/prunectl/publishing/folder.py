@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from prunectl.documents import read_object, read_regular
 from prunectl.errors import BadManifest
 from prunectl.events import Note, OnEvent
 from prunectl.hub.upload import Content
 from prunectl.output.card import hub_card
 from prunectl.output.manifest import Manifest
 from prunectl.output.measured import ResultFile, results_in, weights_of
-from prunectl.output.osfiles import read_regular
 from prunectl.output.target import CARD_NAME, MANIFEST_NAME
 
 ATTRIBUTES = ".gitattributes"
@@ -87,23 +86,6 @@ def card_of(
     return hub_card(text, repo_id, patterns=patterns, library=_library(folder), measured=measured)
 
 
-def listed_names(manifest: bytes) -> set[str]:
-    """Files that a manifest on the Hub lists; none if it cannot be read.
-
-    Nothing but the names is read: another version of prunectl may have written the manifest.
-    """
-    try:
-        document = json.loads(manifest)
-        names = {file["name"] for file in document["files"]}
-        return names | {tensor["file"] for tensor in document["tensors"]}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return set()
-
-
 def _library(folder: Path) -> str | None:
     """transformers, if the folder has a config that it understands."""
-    try:
-        config = json.loads(read_regular(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return "transformers" if isinstance(config, dict) and "model_type" in config else None
+    return "transformers" if "model_type" in read_object(folder / "config.json") else None

@@ -28,12 +28,11 @@ from prunectl.layouts.table import DENSE
 from prunectl.output.card import merged_card, same_text, section_of, sections
 from prunectl.output.manifest import Manifest, read_manifest
 from prunectl.output.measured import named_results, results_in
-from prunectl.output.target import CARD_NAME, MANIFEST_NAME
+from prunectl.output.target import CARD_NAME, MANIFEST_NAME, listed_names
 from prunectl.publishing.folder import (
     ATTRIBUTES,
     Stamps,
     card_of,
-    listed_names,
     local_card,
     local_files,
     published_results,
@@ -263,7 +262,7 @@ def _deletions(job: _Job, listing: HubListing, others: list[str], section: str) 
     Raises:
         PushConflict: weights of another model would stay, and be loaded in place of ours.
     """
-    listed = listed_names(job.repo.read(listing, MANIFEST_NAME) or b"")
+    listed = listed_names(job.repo.read(listing, MANIFEST_NAME) or b"") or set()
     gone = (listed | named_results(section)) & set(others) | matching(others, job.delete)
     stay = [name for name in others if name not in gone and _OTHER_WEIGHTS.fullmatch(name)][:3]
     if stay:

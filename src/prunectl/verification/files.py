@@ -8,13 +8,13 @@ from pathlib import Path
 import blake3
 
 from prunectl.checkpoint.index import read_index
+from prunectl.documents import read_regular
 from prunectl.errors import SourceError
 from prunectl.events import Note, OnEvent
 from prunectl.methods.table import UPDATING
 from prunectl.output.config_json import CONFIG_NAME, unmark
 from prunectl.output.manifest import Manifest
 from prunectl.output.measured import ResultFile, results_in
-from prunectl.output.osfiles import read_regular
 from prunectl.output.parts import PARTS_INDEX, PARTS_SUFFIX
 from prunectl.output.records import FileRecord
 from prunectl.output.shards import INDEX_NAME

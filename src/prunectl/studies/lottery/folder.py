@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunectl.checkpoint.checkpoint import Checkpoint
+from prunectl.documents import read_object
 from prunectl.errors import CannotWrite, OutputConflict
 from prunectl.evaluation.metric import Metric
 from prunectl.output.osfiles import real_path, replace_file
@@ -23,7 +24,6 @@ RESULT, POINTS = "lottery.json", "points.jsonl"
 MASKS = "masks.json"
 """The BLAKE3 digest of each file of masks: a damaged or foreign file is no ticket."""
 OURS = {RESULT, POINTS, MASKS, "masks", "training"}
-_LARGEST = 1 << 26
 
 
 class LotteryFolder:
@@ -113,7 +113,7 @@ class LotteryFolder:
         found = found_in(path, weights)
         if found is None:
             return False
-        known = self._read(MASKS).get(path.name)
+        known = read_object(self.path / MASKS).get(path.name)
         if known is None and found.zeros == zeros:
             self.record(seed, number, weights)
             return True
@@ -124,7 +124,7 @@ class LotteryFolder:
         path = self.mask(seed, number)
         found = found_in(path, weights)
         digest = found.digest if found else None
-        known = self._read(MASKS)
+        known = read_object(self.path / MASKS)
         if known.get(path.name, digest) != digest:
             later = number + 1
             while (stale := self.mask(seed, later)).is_file():
@@ -145,16 +145,5 @@ class LotteryFolder:
         replace_file(self.path / name, (json.dumps(document, indent=2) + "\n").encode())
 
     def _known_key(self) -> str | None:
-        key = self._read(RESULT).get("key")
+        key = read_object(self.path / RESULT).get("key")
         return key if isinstance(key, str) else None
-
-    def _read(self, name: str) -> dict[str, Any]:
-        """A JSON document; {} where it is missing or damaged."""
-        path = self.path / name
-        try:
-            if not path.is_file() or path.stat().st_size > _LARGEST:
-                return {}
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}

@@ -8,18 +8,18 @@ did not write, is ignored.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import blake3
 import numpy as np
 from numpy.typing import NDArray
 
 from prunectl import numbers
+from prunectl.documents import Document, Share, convert, strict_json
 from prunectl.errors import CannotWrite
 from prunectl.parallel.launched import is_first_process
 from prunectl.to_json import to_json
@@ -49,6 +49,33 @@ class Point:
     parts: dict[str, float]
     seconds: float
     failed: str = ""
+
+
+_Number = float | Literal["Infinity", "-Infinity"]
+
+
+class _Line(Document, frozen=True):
+    """A line of a results file; numbers that JSON lacks are text."""
+
+    key: str
+    sparsity: Share
+    overall: Share
+    score: _Number | None
+    values: list[list[_Number]] | None
+    parts: dict[str, _Number | Literal["NaN"]]
+    seconds: float
+    failed: str
+
+    def point(self) -> Point:
+        """Raises ``ValueError`` unless there is either a score, with a table, or a failure."""
+        score = None if self.score is None else float(self.score)
+        values = None if self.values is None else np.array(self.values, np.float64)
+        if {score is None, values is None} != {bool(self.failed)}:
+            raise ValueError("neither a score nor a failure")
+        if values is not None and not (values.ndim == 2 and values.size):
+            raise ValueError("not a table of numbers")
+        parts = {name: float(value) for name, value in self.parts.items()}
+        return Point(self.sparsity, self.overall, score, values, parts, self.seconds, self.failed)
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -135,9 +162,9 @@ class Points:
 
     def _take(self, line: bytes) -> None:
         try:
-            found = json.loads(line)
-            self._points[str(found["key"])] = _point(found)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            found = convert(strict_json(line.decode()), _Line)
+            self._points[found.key] = found.point()
+        except ValueError:
             return  # cut off by a crash, or not ours: the point is measured again
 
 
@@ -151,33 +178,3 @@ def _document(point: Point) -> dict[str, Any]:
         "seconds": round(point.seconds, 3),
         "failed": point.failed,
     }
-
-
-def _point(found: dict[str, Any]) -> Point:
-    values = found["values"]
-    array = None
-    if values is not None:
-        array = np.array([[_number(one) for one in row] for row in values], np.float64)
-        if array.ndim != 2 or not array.size:
-            raise ValueError("not a table of numbers")
-    score = None if found["score"] is None else _number(found["score"])
-    if (score is not None and math.isnan(score)) or (array is not None and np.isnan(array).any()):
-        raise ValueError("no number")
-    failed = str(found["failed"])
-    if (score is None) != bool(failed) or (array is None) != bool(failed):
-        raise ValueError("neither a score nor a failure")
-    sparsity, overall = _number(found["sparsity"]), _number(found["overall"])
-    if not (0 <= sparsity <= 1 and 0 <= overall <= 1):
-        raise ValueError("no sparsity")
-    parts = {str(name): _number(value) for name, value in found["parts"].items()}
-    return Point(sparsity, overall, score, array, parts, _number(found["seconds"]), failed)
-
-
-def _number(value: Any) -> float:
-    """A number, or the text that stands for a number that JSON lacks."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("not a number")
-    number = float(value)
-    if isinstance(value, str) and math.isfinite(number):
-        raise ValueError("a number as text")
-    return number

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from prunectl.checkpoint.index import find_weights
 from prunectl.checkpoint.opening import local_path
+from prunectl.documents import read_object
 from prunectl.errors import PrunectlError
 from prunectl.hub.snapshot import split_revision
 from prunectl.studies.errors import SameStep, TooFewCheckpoints
@@ -18,7 +18,6 @@ from prunectl.studies.errors import SameStep, TooFewCheckpoints
 LEAST = 2
 STATE = "trainer_state.json"
 """Written by the Trainer of transformers next to the weights of a checkpoint."""
-_LARGEST_STATE = 256 << 20
 _STEP = re.compile(
     r"(?:^|[-_.])(?:global[-_]?step|steps?|checkpoint|ckpt|iter|iteration|epoch)[-_]?(\d{1,15})$"
     r"|^step(\d{1,15})-tokens\d+[BMT]$"  # OLMo
@@ -117,13 +116,7 @@ def _in_name(name: str) -> int | None:
 
 
 def _in_state(path: Path) -> int | None:
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_STATE:
-            return None
-        state = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    step = state.get("global_step") if isinstance(state, dict) else None
+    step = read_object(path).get("global_step")
     return step if type(step) is int and 0 <= step < 10**15 else None
 
 
