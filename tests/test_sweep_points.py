@@ -258,7 +258,6 @@ import os
 from pathlib import Path
 import prunectl
 from prunectl.parallel.run import Run
-from prunectl.documents import convert
 from prunectl.studies.sweep.verb import _points
 
 host = Path(os.environ["RANK"])

@@ -91,7 +91,7 @@ def unknown_if_it_fails() -> Iterator[None]:
         yield
     except (UnknownArchitecture, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # see above
         first, *more = str(error).strip().split("\n")
         if first.endswith(":") and more:  # the cause is on the next line
             first = f"{first} {more[0].strip()}"

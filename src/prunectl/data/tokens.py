@@ -56,12 +56,12 @@ class Tokenizer:
         texts = [text + JOINER for text in documents[:-1]] + list(documents[-1:])
         if not texts:
             return np.zeros(0, np.int64)
-        found = self._call(texts, add_special_tokens=False)["input_ids"]
+        found = self(texts, add_special_tokens=False)["input_ids"]
         return np.concatenate([np.asarray(one, np.int64) for one in found])
 
     def each(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, with special tokens."""
-        found: list[list[int]] = self._call(list(texts))["input_ids"]
+        found: list[list[int]] = self(list(texts))["input_ids"]
         return found
 
     def encode(self, first: str, second: str | None = None, *, length: int) -> dict[str, Ids]:
@@ -69,14 +69,19 @@ class Tokenizer:
 
         The sequence is cut to ``length`` tokens. There is no mask, as nothing is padded.
         """
-        made = self._call(first, second, truncation=True, max_length=length)
+        made = self(first, second, truncation=True, max_length=length)
         return {
             name: np.asarray(values, np.int64)
             for name, values in made.items()
             if name != "attention_mask"
         }
 
-    def _call(self, *texts: Any, **options: Any) -> Any:
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        """What transformers' tokenizer makes of texts.
+
+        Raises:
+            BadTokenizer: it fails.
+        """
         try:
             with quiet_transformers():
                 return self.inner(*texts, verbose=False, **options)

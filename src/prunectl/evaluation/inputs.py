@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl.checkpoint.module_tree import quiet_transformers
-from prunectl.data.errors import BadData, BadTokenizer, first_line
+from prunectl.data.errors import BadData, BadTokenizer
 from prunectl.data.images import Process, open_image
 from prunectl.data.tokens import Tokenizer, load_tokenizer
 from prunectl.errors import InvalidOption
@@ -255,24 +255,10 @@ def tokens_of(
     found: list[Tokens] = []
     for start in range(0, len(texts), AT_ONCE):
         columns = [list(one) for one in zip(*texts[start : start + AT_ONCE], strict=True)]
-        made = call(request, tokenizer, *columns, truncation=True, max_length=length)
+        made = tokenizer(*columns, truncation=True, max_length=length)
         found += rows_of(made, accepted)
     check(request, tokenizer, found)
     return found
-
-
-def call(request: Request, tokenizer: Tokenizer, *texts: list[str], **options: Any) -> Any:
-    """What transformers' tokenizer makes of texts.
-
-    Raises:
-        BadTokenizer: it fails.
-    """
-    try:
-        with quiet_transformers():
-            return tokenizer.inner(*texts, verbose=False, **options)
-    except Exception as error:  # transformers may raise anything at all
-        first = first_line(error)
-        raise BadTokenizer(request.checkpoint.model, f"which fails: {first}") from None
 
 
 def rows_of(made: Any, accepted: frozenset[str]) -> list[Tokens]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prunectl.data.tokens import Tokenizer
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.errors import MetricMismatch
-from prunectl.evaluation.inputs import AT_ONCE, Floats, Ints, Tokens, call, check, rows_of
+from prunectl.evaluation.inputs import AT_ONCE, Floats, Ints, Tokens, check, rows_of
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.squad import Question
 
@@ -98,10 +98,8 @@ def windows_of(
     found: list[Window] = []
     for at in range(0, len(questions), AT_ONCE):
         some = questions[at : at + AT_ONCE]
-        made = call(
-            request,
-            tokenizer,
-            _cut(request, tokenizer, [one.question for one in some], min(QUESTION, length // 3)),
+        made = tokenizer(
+            _cut(tokenizer, [one.question for one in some], min(QUESTION, length // 3)),
             [one.context for one in some],
             truncation="only_second",
             max_length=length,
@@ -122,11 +120,9 @@ def windows_of(
     return found
 
 
-def _cut(request: Request, tokenizer: Tokenizer, texts: list[str], most: int) -> list[str]:
+def _cut(tokenizer: Tokenizer, texts: list[str], most: int) -> list[str]:
     """The texts, cut to so many tokens."""
-    made = call(
-        request,
-        tokenizer,
+    made = tokenizer(
         texts,
         add_special_tokens=False,
         truncation=True,

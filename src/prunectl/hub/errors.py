@@ -182,7 +182,7 @@ def reading(model: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # an unknown one is raised again as it is
         raise _of_reading(model, error) from None
 
 
@@ -247,7 +247,7 @@ def writing(repo: str, token: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # an unknown one is raised again as it is
         raise _of_writing(repo, error, token) from None
 
 

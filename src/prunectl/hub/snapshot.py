@@ -84,7 +84,7 @@ def fetch(
     with reading(named(repo_id, revision)):
         try:
             listing = ask_listing(repo_id, revision, token)
-        except Exception as error:
+        except Exception as error:  # httpx and the system have many kinds of no connection
             if not is_connection_error(error):
                 raise
             return _from_cache(repo_id, revision, select, cache_dir, error)

@@ -130,7 +130,7 @@ class HistogramStore:
                 store._append_record(name, record)
             if file.read(1):
                 raise ValueError("damaged histogram file: something follows its end")
-        except BaseException:
+        except BaseException:  # after Ctrl-C too, the temporary file goes
             store.close()
             raise
         return store

@@ -23,6 +23,7 @@ from prunectl.output.osfiles import (
     is_safe_relative,
     os_errors,
     sync_folder,
+    undone_by,
 )
 from prunectl.output.records import FileRecord
 from prunectl.output.resumable import ResumableFolder
@@ -169,11 +170,8 @@ class OutputFolder(ResumableFolder):
             return self.work
         old = replaced_folder(self.target)
         self.target.rename(old)
-        try:
+        with undone_by(lambda: old.rename(self.target)):
             self.work.rename(self.target)
-        except BaseException:
-            old.rename(self.target)
-            raise
         return old
 
     def _delete_old(self, old: Path) -> None:

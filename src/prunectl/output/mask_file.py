@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from prunectl.errors import OutputConflict, OutputError
 from prunectl.output.header import ALIGNMENT, MAX_HEADER
-from prunectl.output.osfiles import Buffer, allocate, os_errors, sync_folder
+from prunectl.output.osfiles import Buffer, allocate, os_errors, sync_folder, undone_by
 
 FORMAT = "prunectl.masks/1"
 
@@ -89,11 +89,8 @@ class MaskWriter:
         with os_errors(path, self.size):
             self._fd: int | None
             self._fd, self._is_named = _create(self._hidden)
-            try:
+            with undone_by(self.abort):
                 allocate(self._fd, self.size)
-            except BaseException:
-                self.abort()
-                raise
 
     def write(self, name: str, position: int, data: Buffer) -> None:
         """Write bytes of a mask at ``position``, in bytes from its first."""

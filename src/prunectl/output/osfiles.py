@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -47,6 +47,16 @@ def os_errors(path: Path, needed: int = 0) -> Iterator[None]:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             refused.hint = "raise the limit, as by 'ulimit -n 1024', and repeat the command"
         raise refused from error
+
+
+@contextmanager
+def undone_by(undo: Callable[[], object]) -> Iterator[None]:
+    """Call ``undo`` if the block fails, or Ctrl-C ends it: no half-made output stays."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 def replace_file(path: Path, data: bytes) -> None:

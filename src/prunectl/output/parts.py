@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from prunectl.errors import OutputError
 from prunectl.output.header import ALIGNMENT, MAX_HEADER, Header
-from prunectl.output.osfiles import Buffer
+from prunectl.output.osfiles import Buffer, undone_by
 from prunectl.output.partial import PartialFile
 from prunectl.output.shards import Shard, plan_shards
 from prunectl.tensorspec import TensorSpec
@@ -115,13 +115,10 @@ class PartsWriter:
         Raises:
             ValueError: the declared tensors leave gaps; the file is removed then.
         """
-        try:
+        with undone_by(self.abort):
             header = self._header()
             self._file.truncate(header.file_size)
             self._file.write(header.data, 0)
-        except BaseException:
-            self.abort()
-            raise
         self._file.close()
         self.shard = Shard(self.name, self.plan.specs, header)
 

@@ -23,7 +23,14 @@ from prunectl.output.journal import (
     is_entry_of,
     secondary_journals,
 )
-from prunectl.output.osfiles import make_parents, os_errors, remove, remove_empty, sync_folder
+from prunectl.output.osfiles import (
+    make_parents,
+    os_errors,
+    remove,
+    remove_empty,
+    sync_folder,
+    undone_by,
+)
 from prunectl.output.parts import PartsShard, PartsWriter
 from prunectl.output.shards import Shard, ShardWriter
 
@@ -84,20 +91,16 @@ class ResumableFolder:
     def __enter__(self) -> Self:
         with os_errors(self._asked):
             made = make_parents(self.work.parent)
-            try:
+            with undone_by(lambda: remove_empty(list(self.work.parents)[:made])):
                 self._journal = Journal(self._journal_path, self._asked)
-            except BaseException:
-                remove_empty(list(self.work.parents)[:made])
-                raise
             self._journal.made_parents = made
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
-        try:
-            with os_errors(self._asked):
-                self._settle()
-                self._resume_or_start()
-        except BaseException:
-            self._give_up(keep=self.work.exists())
-            raise
+        with (
+            undone_by(lambda: self._give_up(keep=self.work.exists())),
+            os_errors(self._asked),
+        ):
+            self._settle()
+            self._resume_or_start()
         return self
 
     def _settle(self) -> None:

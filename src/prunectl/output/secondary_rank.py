@@ -11,7 +11,7 @@ from typing import Self
 from blake3 import blake3
 
 from prunectl.output.journal import Journal, JsonObject, secondary_journal
-from prunectl.output.osfiles import os_errors, real_path
+from prunectl.output.osfiles import os_errors, real_path, undone_by
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
 
@@ -70,12 +70,8 @@ class SecondaryFolder(ResumableFolder):
         with os_errors(self._asked):
             self._journal = Journal(self._journal_path, self._asked)
         self._closer = ThreadPoolExecutor(1, "prunectl-fsync")
-        try:
-            with os_errors(self._asked):
-                self._journal.restart(self._fingerprint, self.work)
-        except BaseException:
-            self._give_up(keep=True)
-            raise
+        with undone_by(lambda: self._give_up(keep=True)), os_errors(self._asked):
+            self._journal.restart(self._fingerprint, self.work)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

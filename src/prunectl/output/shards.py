@@ -12,7 +12,7 @@ from typing import Self
 
 from prunectl.errors import InvalidOption
 from prunectl.output.header import Header, encode_header, storage_order
-from prunectl.output.osfiles import Buffer
+from prunectl.output.osfiles import Buffer, undone_by
 from prunectl.output.partial import PartialFile
 from prunectl.tensorspec import TensorSpec
 
@@ -141,11 +141,8 @@ class ShardWriter:
         self._missing = {spec.name: spec.nbytes for spec in shard.specs}
         self._sizes = dict(self._missing)
         self._file = PartialFile(folder, shard.name, shard.size, shown, direct=not read_again)
-        try:
+        with undone_by(self.abort):
             self._file.write(shard.header.data, 0)
-        except BaseException:
-            self.abort()
-            raise
 
     def write(self, name: str, offset: int, data: Buffer) -> None:
         """Write bytes at ``offset`` (bytes) inside the stored tensor; each byte is written once.

@@ -69,6 +69,7 @@ def _compiled(selector: str) -> regex.Pattern[str]:
         if len(expression) * math.prod(max(1, count) for count in most) > _LARGEST:
             raise OverflowError("its repeats are too many")
         return regex.compile(expression)
+    # the last two: groups inside groups, by the thousand
     except (re.error, regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         why = str(error) or "it is too large"
         raise InvalidOption(
