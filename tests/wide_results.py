@@ -6,7 +6,7 @@ from prunectl.benchmarking.compare import Change, Comparison
 from prunectl.benchmarking.limits import Rates
 from prunectl.benchmarking.loading import LoadCost
 from prunectl.benchmarking.machine import Machine
-from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
+from prunectl.benchmarking.result import BenchResult, KernelRow, MeasuredRun, Side
 from prunectl.benchmarking.timing import Ratio, Summary
 from prunectl.benchmarking.workloads import Workload
 from prunectl.benchmarking.zeros import Zeros
@@ -80,7 +80,7 @@ def bench() -> BenchResult:
     )  # fmt: skip
     seconds = Summary(123.4, 123.3, 123.5, 0.123, 20)
     runs = tuple(
-        Run(workload, phase, label, seconds, (123.4,), 1, 10**9, 1, 1, 10.0, None,
+        MeasuredRun(workload, phase, label, seconds, (123.4,), 1, 10**9, 1, 1, 10.0, None,
             against if label != labels[0] else None)
         for workload in (Workload(128, 32768, 16384), Workload(1, 128, 16))
         for phase in ("prefill", "decode")

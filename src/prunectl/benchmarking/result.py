@@ -68,7 +68,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MeasuredRun:
     """One phase of one workload on one side.
 
     Attributes:
@@ -166,7 +166,7 @@ class BenchResult:
     machine: Machine
     rates: Rates
     sides: tuple[Side, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[MeasuredRun, ...]
     kernels: tuple[KernelRow, ...]
     agreements: tuple[Agreement, ...]
     skipped: tuple[Skipped, ...]

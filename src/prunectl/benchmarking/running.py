@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.limits import Rates, Work, bytes_read, cache_bytes, count_flops
 from prunectl.benchmarking.models import LoadedSide, skipped
-from prunectl.benchmarking.result import INTERRUPTED, Run, Skipped
+from prunectl.benchmarking.result import INTERRUPTED, MeasuredRun, Skipped
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.timing import (
     Clock,
@@ -189,7 +189,7 @@ class Bench:
 
 def run_workloads(
     bench: Bench, workloads: Sequence[Workload], seconds: float, on_event: OnEvent
-) -> tuple[list[Run], list[Skipped]]:
+) -> tuple[list[MeasuredRun], list[Skipped]]:
     """Time all workloads; one that does not fit the memory is skipped, and so are larger ones.
 
     Ctrl-C ends the timing; what was measured before is kept.
@@ -200,7 +200,7 @@ def run_workloads(
     Raises:
         CannotRun: the first workload fails for another reason than memory.
     """
-    runs: list[Run] = []
+    runs: list[MeasuredRun] = []
     left_out: list[Skipped] = []
     too_large: list[Workload] = []
     for number, workload in enumerate(workloads):
@@ -241,7 +241,9 @@ def _at_least(one: Workload, other: Workload) -> bool:
     return one.batch >= other.batch and one.tokens >= other.tokens
 
 
-def _run(bench: Bench, workload: Workload, seconds: float) -> tuple[list[Run], list[Skipped]]:
+def _run(
+    bench: Bench, workload: Workload, seconds: float
+) -> tuple[list[MeasuredRun], list[Skipped]]:
     """Time one workload on the sides that have the memory for it.
 
     Raises whatever torch raises where the first side fails.
@@ -266,7 +268,7 @@ def _run(bench: Bench, workload: Workload, seconds: float) -> tuple[list[Run], l
     flops = _flops(bench, workload, inputs)
     cached = cache_bytes(cache_after(bench.sides[0].model, kind, inputs))
     timed = time_passes(passes, bench.clock, rounds=bench.settings.rounds, seconds=seconds)
-    runs: list[Run] = []
+    runs: list[MeasuredRun] = []
     for loaded in bench.sides:
         label = loaded.side.label
         for phase in timed.samples.get(label, {}):
@@ -286,12 +288,12 @@ def _result(
     timed: Timed,
     work: Work,
     peak: int | None,
-) -> Run:
+) -> MeasuredRun:
     samples = timed.samples[loaded.side.label][phase]
     first = bench.sides[0]
     is_first = loaded is first
     base = timed.samples[first.side.label][phase]
-    return Run(
+    return MeasuredRun(
         workload=workload,
         phase=phase,
         side=loaded.side.label,

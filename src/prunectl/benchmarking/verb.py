@@ -22,7 +22,7 @@ from prunectl.benchmarking.models import (
     skipped,
     source_of,
 )
-from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Run, Skipped
+from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, MeasuredRun, Skipped
 from prunectl.benchmarking.running import Bench, run_workloads
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.benchmarking.sparse import Backend, backends
@@ -246,7 +246,7 @@ def _inputs(model_kind: ModelKind, is_text: bool) -> str:
     return "the text's tokens" if is_text else "random tokens"
 
 
-def _method_notes(runs: Sequence[Run], settings: BenchSettings) -> Iterator[str]:
+def _method_notes(runs: Sequence[MeasuredRun], settings: BenchSettings) -> Iterator[str]:
     rounds = [run.seconds.rounds for run in runs]
     if min(rounds) < settings.rounds:
         yield (

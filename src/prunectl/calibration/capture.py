@@ -95,13 +95,7 @@ class ProductWatcher(TorchFunctionMode):
             self._by_storage.setdefault(_storage(one.weight), []).append(one)
         self._known: dict[tuple[int, ...], tuple[Matrix, ...]] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         place = _OPERANDS.get(func)
         if place is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunectl.benchmarking.compare import Comparison
-    from prunectl.benchmarking.result import BenchResult, KernelRow, Run, Side
+    from prunectl.benchmarking.result import BenchResult, KernelRow, MeasuredRun, Side
     from prunectl.benchmarking.timing import Ratio
     from prunectl.benchmarking.workloads import Workload
 
@@ -111,7 +111,7 @@ def _ratio(interval: Ratio | None) -> tuple[str, str]:
     return f"{interval.ratio:.2f}x ({interval.low:.2f}-{interval.high:.2f})", verdict
 
 
-def _spread(run: Run) -> str:
+def _spread(run: MeasuredRun) -> str:
     return f"{_time(run.seconds.p10)} to {_time(run.seconds.p90)}"
 
 

@@ -13,9 +13,10 @@ from prunectl.evaluation.metric import Metric, Score, prepare
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.loading.weights import count_zeros
+from prunectl.parallel.run import Run
 
 
 def evaluate(
@@ -39,9 +40,7 @@ def evaluate(
     settings = settings or EvalSettings()
     check_device(settings.device)
     started = time.perf_counter()
-    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
-    for text in checkpoint.notes:
-        on_event(Note(text, warning=True))
+    checkpoint = Run(on_event=on_event).opened(model, open_model)
     metric = prepare(checkpoint, settings, on_event)
     tell_unshared(on_event, trains=metric.trains)
     with open_loaded_model(

@@ -78,9 +78,7 @@ def export_masks(
     """
     started = time.perf_counter()
     run = Run(jobs, on_event=on_event)
-    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
-    for text in checkpoint.notes:
-        run.note(text, warning=True)
+    checkpoint = run.opened(model, open_model)
     target = _check_target(Path(output), protected(checkpoint), force=force)
     manifest = _manifest(checkpoint)
     checkpoint = held_to(checkpoint, manifest)

@@ -72,9 +72,7 @@ def export(
     """
     started = time.perf_counter()
     run = Run(jobs, ranks, on_event=on_event)
-    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
-    for text in checkpoint.notes:
-        run.note(text, warning=True)
+    checkpoint = run.opened(model, open_model)
     groups = parse_nm(pattern) if isinstance(pattern, str) else pattern
     job = prepare(checkpoint, Path(output), layout, groups, max_shard_size, force, command or "")
     if ranks.is_first:

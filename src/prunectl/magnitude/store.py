@@ -6,7 +6,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterable
-from types import TracebackType
 from typing import IO, Annotated, Self
 
 from msgspec import Meta
@@ -35,12 +34,7 @@ class HistogramStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Note, OnEvent, PhaseDone, PhaseStarted, ignore_events
@@ -51,6 +53,15 @@ class Run:
     def note(self, text: str, *, warning: bool = False) -> None:
         """Report a sentence to the user."""
         self.on_event(Note(text, warning))
+
+    def opened(
+        self, model: Checkpoint | str | os.PathLike[str], opener: Callable[[str], Checkpoint]
+    ) -> Checkpoint:
+        """Open a model, unless it is open, and report the notes on it."""
+        checkpoint = model if isinstance(model, Checkpoint) else opener(os.fspath(model))
+        for text in checkpoint.notes:
+            self.note(text, warning=True)
+        return checkpoint
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Advance]:

@@ -81,9 +81,7 @@ def prune(
     check_device(device)
     if settings.calibration is not None:
         device_of(settings.calibration)
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-    for text in checkpoint.notes:
-        run.note(text, warning=True)
+    checkpoint = run.opened(model, open_checkpoint)
     job = prepare(checkpoint, Path(output), settings, max_shard_size, force, command or "")
     if ranks.is_first:
         check_nobody_writes(job.target)

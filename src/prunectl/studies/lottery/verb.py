@@ -78,9 +78,7 @@ def lottery(
         )
     settings = settings or LotterySettings()
     check_device(settings.evaluation.device)
-    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
-    for text in checkpoint.notes:
-        run.note(text, warning=True)
+    checkpoint = run.opened(model, open_model)
     folder = LotteryFolder(Path(output))
     evaluation = _with_states_in(folder, settings.evaluation)
     metric = prepare(checkpoint, evaluation, on_event)

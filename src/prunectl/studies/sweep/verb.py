@@ -82,10 +82,8 @@ def sweep(
     if settings.pruning.calibration is not None:
         check_device(settings.pruning.calibration.device)
     given = [models] if isinstance(models, Checkpoint | str | os.PathLike) else list(models)
-    opened = [one if isinstance(one, Checkpoint) else open_model(one) for one in given]
+    opened = [run.opened(one, open_model) for one in given]
     for checkpoint in opened:
-        for text in checkpoint.notes:
-            run.note(text, warning=True)
         if (checkpoint.folder / MANIFEST_NAME).is_file():
             text = (
                 "is already pruned: losses are measured against its current score, not against "

@@ -69,9 +69,7 @@ def trace(
     points: list[TracePoint] = []
     for named in found.checkpoints:
         cached = drop and _is_cached(named.model, cache_dir)
-        checkpoint = open_one(named.model)
-        for text in checkpoint.notes:
-            run.note(text, warning=True)
+        checkpoint = run.opened(named.model, open_one)
         own = require_prunable(checkpoint, settings.include, settings.exclude)
         if points:
             _check_same(points[0].model, specs, named.model, own)
