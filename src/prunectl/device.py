@@ -155,12 +155,7 @@ def left_in_groups(process: Path) -> list[int]:
 
 
 def _upwards(mounted: Path, root: str, path: str) -> list[Path]:
-    """The folders of a group and of the groups above it, as far as they are visible.
-
-    Args:
-        mounted: mount point of the group ``root``.
-        path: of the group.
-    """
+    """The folders of a group and of the groups above it, as far as they are visible."""
     inside = PurePosixPath(path)
     if ".." in inside.parts or not inside.is_relative_to(root):
         return [mounted]  # a container sees only itself there, and does not know its name outside

@@ -69,11 +69,7 @@ def share_in_memory(fd: int) -> float:
 
 
 def _pages_in_memory(fd: int, start: int, size: int) -> int:
-    """The number of cached pages of a part of a file.
-
-    Raises:
-        OSError: the system does not report it.
-    """
+    """The number of cached pages of a part of a file."""
     pages = np.empty(-(-size // mmap.PAGESIZE), np.uint8)
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ, offset=start) as mapped:
         view = np.frombuffer(mapped, np.uint8)

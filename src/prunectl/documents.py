@@ -72,9 +72,6 @@ def read_object(path: Path) -> dict[str, Any]:
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """Parse JSON from outside.
 
-    Args:
-        options: of ``json.loads``.
-
     Raises:
         ValueError: not JSON, or nested more than :data:`DEEPEST` levels deep.
     """

@@ -204,8 +204,6 @@ def remote_space(
     """Bytes that downloading and pruning a model would take.
 
     Args:
-        remote: what :func:`prunectl.open_remote` gave.
-        output: where a pruned copy would go.
         max_shard_size: of the copy, in bytes; default as in ``prunectl prune``.
     """
     weights = {file.name for file in remote.weights}

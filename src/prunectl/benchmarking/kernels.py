@@ -230,7 +230,6 @@ def sparse_side(
     """Make a side that shares all tensors with another one, and runs 2:4 weights on sparse kernels.
 
     Args:
-        loaded: the side with dense kernels.
         kernels: the backends to choose from for each weight shape.
 
     Returns:

@@ -83,11 +83,7 @@ def _pattern_or_none(text: str) -> NM | None:
 
 
 def _words_in(name: str) -> str:
-    """The text of a file.
-
-    Raises:
-        InvalidOption: it cannot be read, is no text, or holds none.
-    """
+    """The text of a file."""
     path = expanded(name)
     try:
         text = path.read_text(encoding="utf-8")

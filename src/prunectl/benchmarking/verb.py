@@ -161,11 +161,7 @@ def _bench(
 def _load(
     sources: Sequence[Source], device: torch.device, settings: BenchSettings, on_event: OnEvent
 ) -> tuple[list[LoadedSide], list[Skipped]]:
-    """Load all sides with dense kernels, the baseline first; sides that do not fit are skipped.
-
-    Raises:
-        NotEnoughMemory: the first side does not fit.
-    """
+    """Load all sides with dense kernels, the baseline first; sides that do not fit are skipped."""
     sides: list[LoadedSide] = []
     left_out: list[Skipped] = []
     for source in sources:

@@ -62,8 +62,6 @@ class Calibrator(Pruner):
     """Prunes the tensors that the engine hands over.
 
     Args:
-        job: the prune. targets: by tensor name.
-        reader: of the source.
         store: takes the new values; None measures the errors and changes nothing.
         full: whether whole second moments are gathered.
 

@@ -91,7 +91,6 @@ def calibrate(
     """Go through the blocks in the order in which the model calls them.
 
     Args:
-        block_model: the model.
         samples: keyword arguments of the model's forward, one sample each.
         wanted: the tensors, and how they are measured.
         prune_tensor: called once for each wanted tensor, with the inputs that it has after all
@@ -101,7 +100,6 @@ def calibrate(
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: called when all tensors of a block have been pruned.
         spill: a folder for block outputs; None keeps them in memory.
-        phase: the name of the progress phase.
         run: its ranks share the samples, and the tensors; each of them calls ``finished`` and
             ``done``. Progress is in bytes of blocks.
 

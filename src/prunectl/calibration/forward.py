@@ -53,8 +53,6 @@ class Forward:
         batches: of this process. count: of them.
 
     Args:
-        block_model: the model.
-        samples: keyword arguments of its forward, one sample each.
         spill: a folder for block outputs; None keeps them in memory.
         own: selects this process's batches.
     """
@@ -212,11 +210,7 @@ def _on_host(output: Any, before: Any, spill: Path | None) -> Any:
 
 
 def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
-    """The tensor in an unlinked file, which disappears with it, also when the process is killed.
-
-    Raises:
-        CannotWrite: the folder takes no file of that size.
-    """
+    """The tensor in an unlinked file, which disappears with it, also when the process is killed."""
     if not tensor.numel():
         return tensor
     try:

@@ -61,7 +61,6 @@ class Statistics:
 
     Args:
         full: whole second moments; False gathers their diagonals only.
-        device: where they are kept.
         shared: whether products may share moments.
         gathers: whether moments are gathered; False only learns what is used in which order.
     """

@@ -52,7 +52,6 @@ class BlockModel:
     Args:
         checkpoint: dense.
         reader: of its bytes; used as long as the block model.
-        device: of the weights.
         others: devices that share the weights if ``device`` has no room for all.
         dtype: of the weights in memory, whatever the files hold.
         built: class and config of the model; default: from config.json.
@@ -234,11 +233,7 @@ class BlockModel:
     # --- loading --------------------------------------------------------------------------------
 
     def _load_rest(self, names: list[str], prefix: str) -> tuple[str, ...]:
-        """Load everything outside the blocks; return the parameters that the checkpoint lacks.
-
-        Args:
-            prefix: of the parameters to load; others are loaded only if tied to one of these.
-        """
+        """Load everything outside the blocks; return the parameters that the checkpoint lacks."""
         import torch
 
         model = self.model

@@ -33,7 +33,6 @@ def plan_devices(
     Args:
         model: of transformers, with its parameters on the meta device. Parameters that its config
             ties are tied afterwards.
-        name: of the model, for messages.
         devices: CUDA devices, if there are several.
         blocks: paths of the modules that each stay on one device.
 

@@ -18,10 +18,6 @@ def shard_names(
 ) -> tuple[tuple[str, ...], dict[str, str] | None]:
     """The weight files, sorted, and the content of the index, if there is one.
 
-    Args:
-        where: name of the folder in messages.
-        folder: holds the index.
-
     Raises:
         BadCheckpoint: the index is damaged, or names a missing file.
     """

@@ -187,7 +187,6 @@ def check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, str])
     """Compare an index with the contents of its shards.
 
     Args:
-        path: of the index, for messages.
         weight_map: tensor -> file, from the index.
         tensors: tensor -> file, from the shards' headers.
 

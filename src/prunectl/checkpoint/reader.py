@@ -56,7 +56,6 @@ class WeightReader:
     views.
 
     Args:
-        folder: of the files.
         once: nothing is read again soon, so the page cache need not keep it.
     """
 
@@ -70,7 +69,6 @@ class WeightReader:
         """Fill ``out`` with the tensor's bytes from byte ``start`` on.
 
         Args:
-            tensor: the tensor to read.
             start: position in the tensor's row-major bytes; a multiple of the element size.
             out: contiguous uint8 array, filled completely.
 

@@ -157,11 +157,7 @@ def _checkpoint(
     weight_map: dict[str, str] | None,
     headers: dict[str, Header],
 ) -> Checkpoint:
-    """The checkpoint in the headers; its folder is the snapshot, which lacks most files.
-
-    Raises:
-        BadCheckpoint: the headers contradict each other or the index.
-    """
+    """The checkpoint in the headers; its folder is the snapshot, which lacks most files."""
     tensors, aliases = check_headers(Path(model), weights, weight_map, headers)
     files = (listing.files[name] for name in headers)
     return Checkpoint(

@@ -100,7 +100,6 @@ def named_role(name: str, ndim: int) -> Role:
     """The role of a tensor that is not a linear layer of a block, by the words in its name.
 
     Args:
-        name: a parameter's full name.
         ndim: its number of dimensions. A vector is never a pooler or head.
     """
     path = name.split(".")
@@ -271,9 +270,6 @@ def roles_from_headers(specs: Sequence[TensorSpec]) -> RoleMap:
     a block that is not a norm, embedding or router is a linear layer, stored ``(out, in)`` unless
     names and shapes match GPT-2. Stacked 3-D experts whose orientation does not follow from the
     shapes get the more common ``(experts, out, in)``.
-
-    Args:
-        specs: all tensors of the checkpoint, in any order.
 
     Returns:
         A map with origin ``headers``; ``tied`` is never set, since headers do not show it.

@@ -33,7 +33,6 @@ def read_safetensors(path: Path, name: str) -> tuple[list[StoredTensor], dict[st
     """Read one file's header.
 
     Args:
-        path: the file.
         name: the name to record as the tensors' ``file``.
 
     Returns:
@@ -57,8 +56,6 @@ def parse_safetensors(
     """Read a header like :func:`read_safetensors`, from any source of bytes.
 
     Args:
-        path: name of the file in messages.
-        size: of the whole file, in bytes.
         read: returns the bytes at a position, by count; fewer at the end of the file.
     """
     header, data_start, data_size = _read_header(path, size, read)

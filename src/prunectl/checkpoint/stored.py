@@ -59,7 +59,6 @@ def declared_spec(path: Path, name: object, dtype: DType, shape: object) -> Tens
     hold: an output repeats them.
 
     Args:
-        path: the file, for messages.
         shape: should be a list or tuple of sizes.
 
     Raises:

@@ -41,7 +41,6 @@ def read_torch_file(path: Path, name: str) -> list[StoredTensor]:
     """List the tensors of a torch pickle, in the order of its state dict.
 
     Args:
-        path: the file.
         name: the name to record as the tensors' ``file``.
 
     Raises:

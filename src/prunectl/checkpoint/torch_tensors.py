@@ -75,7 +75,6 @@ def read_elements(
     """Elements ``first`` to ``last`` of a tensor in row-major order, [last - first], on the CPU.
 
     Args:
-        path: of its file, for messages.
         seen: receives the bytes, block by block.
 
     Raises:

@@ -48,7 +48,6 @@ def unpickle(path: Path, source: BinaryIO, size: int, load: Callable[[Any], Any]
     """The value of a pickle.
 
     Args:
-        path: name of the file in messages.
         source: at the pickle's beginning; left at its end.
         size: of the remaining file, in bytes.
         load: converts ``torch.save``'s tuple of a storage to the value that tensors refer to.

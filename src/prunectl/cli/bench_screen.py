@@ -22,11 +22,7 @@ _UNITS = {"prefill": "tok/s", "decode": "tok/s"}
 
 
 def bench_screen(result: BenchResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: work and limits, and versions.
-    """
+    """Parts of the screen, in order."""
     yield heading(" and ".join(dict.fromkeys(side.model for side in result.sides)))
     for verdict in result.verdicts:
         yield sentence(verdict)

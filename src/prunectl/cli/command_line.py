@@ -14,11 +14,7 @@ RANKS = "ranks"
 
 
 def recorded_command(argv: Sequence[str]) -> str:
-    """The command as the user typed it, quoted for a shell, without ``--token`` and its value.
-
-    Args:
-        argv: the arguments after the program's name.
-    """
+    """The command as the user typed it, quoted for a shell, without ``--token`` and its value."""
     return redact(shlex.join(["prunectl", *_split_tokens(argv)[0]]), argv)
 
 

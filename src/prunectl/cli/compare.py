@@ -104,11 +104,7 @@ _KINDS = {"weights": "", "zeros": ", by its zeros", "masks": ", a file of masks"
 
 
 def compare_screen(result: Comparison, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: every layer, and every tensor without a twin.
-    """
+    """Parts of the screen, in order."""
     labels = [side.label for side in result.models]
     yield heading(" and ".join(labels))
     yield facts(_compared(result, everything=everything))

@@ -54,11 +54,7 @@ _UNSAID = {"metric", "blake3", "joiner", "prefix"}
 
 
 def evaluation_screen(result: Evaluation, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: the whole protocol.
-    """
+    """Parts of the screen, in order."""
     yield heading(result.model)
     found = score(result.score)
     if result.interval is not None:

@@ -139,11 +139,7 @@ MOST_TENSORS = 5
 
 
 def export_screen(result: ExportResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: all tensors instead of the five largest.
-    """
+    """Parts of the screen, in order."""
     yield heading(f"{result.model} -> {result.output}")
     rows = [
         (

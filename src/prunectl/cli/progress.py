@@ -29,7 +29,6 @@ def bar_progress(
     one large tensor, or the modules of a model, takes seconds in which there is nothing to count.
 
     Args:
-        tell: prints a note.
         above: what is drawn above the bars, asked for whenever they are drawn.
     """
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn

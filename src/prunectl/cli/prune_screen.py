@@ -110,11 +110,7 @@ def _what(plan: Plan, entry: TensorPlan) -> str:
 
 
 def prune_screen(result: PruneResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: all pruned tensors instead of the five most affected.
-    """
+    """Parts of the screen, in order."""
     yield heading(f"{result.model} -> {result.output}")
     yield columns(("sparsity", "requested", "achieved", "zeros", "of weights"), _sparsities(result))
     if len(result.pools) > 1:

@@ -208,11 +208,7 @@ _MOST_FILES = 5
 
 
 def push_screen(result: PushResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: all changed files instead of the first five.
-    """
+    """Parts of the screen, in order."""
     branch = f"@{result.revision}" if result.revision else ""
     yield heading(f"{result.folder} -> {result.repo_id}{branch}")
     limit = None if everything else _MOST_FILES

@@ -17,9 +17,6 @@ from prunectl.cli.shells import VARIABLE
 def run(argv: Sequence[str]) -> int:
     """Run one command.
 
-    Args:
-        argv: the arguments after the program's name.
-
     Returns:
         0 done, 1 failed, 2 usage, 3 verification found a difference, 130 interrupted.
     """

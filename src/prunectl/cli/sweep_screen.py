@@ -31,11 +31,7 @@ perplexity of thousands would leave nothing to see of the turning point."""
 
 
 def sweep_screen(result: SweepResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: the metric's whole protocol.
-    """
+    """Parts of the screen, in order."""
     for curve in result.curves:
         yield heading(curve.label)
         yield Text(f"  {curve.essential.text}")

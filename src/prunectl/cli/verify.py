@@ -91,11 +91,7 @@ _WORDS = {True: "ok", False: "FAILED", None: "not possible"}
 
 
 def verify_screen(report: VerifyReport, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Parts of the screen, in order.
-
-    Args:
-        everything: all differences instead of the first 20.
-    """
+    """Parts of the screen, in order."""
     yield heading(str(report.output))
     yield columns(
         ("check", "result", "detail"),

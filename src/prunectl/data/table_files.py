@@ -107,9 +107,6 @@ def rows_of(path: Path, note: Note) -> Iterator[Row]:
 
     Quotes in a TSV are plain characters.
 
-    Args:
-        note: called with a sentence on rows that are left out.
-
     Raises:
         BadData: the file is not the table that its name says, or is too large.
     """

@@ -77,7 +77,6 @@ def read_splits(
     Args:
         option: what messages call it: ``--data``.
         skip: names of splits to leave unread.
-        note: called with a sentence on what is left out.
 
     Raises:
         InvalidOption: a form that is not known, or a file that is not there.
@@ -161,11 +160,7 @@ def _rows_of_file(path: Path, note: Note) -> Iterator[Row]:
 
 
 def _gather(name: str, rows: Iterable[Row], facts: dict[str, Any], note: Note) -> Table:
-    """Rows up to the limits.
-
-    Raises:
-        BadData: there are none.
-    """
+    """Rows up to the limits."""
     kept: list[Row] = []
     columns: dict[str, None] = {}
     size = 0
@@ -187,11 +182,7 @@ def _gather(name: str, rows: Iterable[Row], facts: dict[str, Any], note: Note) -
 
 
 def _size(value: Any) -> int:
-    """Bytes of texts and files in a value, others as 8 each.
-
-    Raises:
-        UnicodeEncodeError: half of a surrogate pair.
-    """
+    """Bytes of texts and files in a value, others as 8 each."""
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, bytes):

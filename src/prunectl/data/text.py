@@ -43,7 +43,6 @@ def read_files(
     """Read UTF-8 files whole, or draw pieces of 64 KiB if they have more than ``budget`` bytes.
 
     Args:
-        files: each is one document.
         budget: bytes that are enough; the pieces have about as many.
         seed: draws the pieces, which stay in the order of the files.
 

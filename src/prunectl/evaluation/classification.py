@@ -184,12 +184,7 @@ def _digest(rows: Sequence[Example], trained: bool) -> str:
 
 
 def _columns(request: Request, task: Task, table: Table, *, images: bool) -> Columns:
-    """The columns that were asked for, or that the task has, or that are known.
-
-    Raises:
-        MissingColumn: one is not there.
-        MetricMismatch: the data are of the other kind.
-    """
+    """The columns that were asked for, or that the task has, or that are known."""
     settings = request.settings
     label = column(table, settings.label_column or task.label, LABELS)
     wanted = settings.text_columns or task.inputs
@@ -207,13 +202,7 @@ def _columns(request: Request, task: Task, table: Table, *, images: bool) -> Col
 
 
 def _examples(request: Request, wanted: Columns, table: Table, trained: bool) -> list[Example]:
-    """The rows that have a class and something to predict it from.
-
-    Raises:
-        MissingColumn: a column is not there.
-        BadData: there are no such rows, a cell holds something else, or the classes of rows to
-            train on are no classes.
-    """
+    """The rows that have a class and something to predict it from."""
     columns = Columns(
         tuple(column(table, name, ()) for name in wanted.inputs), column(table, wanted.label, ())
     )

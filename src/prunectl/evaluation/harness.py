@@ -91,11 +91,7 @@ def prepare(request: Request) -> HarnessMetric:
 
 
 def _task_folder(request: Request) -> list[Path]:
-    """A folder of the user's own tasks, if one is named.
-
-    Raises:
-        InvalidOption: it is no folder, or its code is not trusted.
-    """
+    """A folder of the user's own tasks, if one is named."""
     data = request.settings.data
     if not data:
         return []
@@ -114,11 +110,7 @@ def _task_folder(request: Request) -> list[Path]:
 
 
 def _parts(request: Request, names: Sequence[str], folders: Sequence[Path]) -> dict[str, Part]:
-    """The tasks behind the names, with their data; later folders come first.
-
-    Raises:
-        InvalidOption: a name is not known, or a task is named twice.
-    """
+    """The tasks behind the names, with their data; later folders come first."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(one) for one in folders])
@@ -143,11 +135,7 @@ def _parts(request: Request, names: Sequence[str], folders: Sequence[Path]) -> d
 
 
 def _part(request: Request, name: str, task: Any, named: int) -> Part:
-    """A task with the number of its examples set, and what of it is scored.
-
-    Raises:
-        MetricMismatch: none of its metrics is a mean over samples.
-    """
+    """A task with the number of its examples set, and what of it is scored."""
     settings = request.settings
     own = task.get_config("num_fewshot")
     if settings.shots and own != 0:

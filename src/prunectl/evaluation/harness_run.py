@@ -323,9 +323,6 @@ def _guarded(model: Any, metric: str) -> Iterator[None]:
 
     Where all options score NaN, the harness would choose the first. Where config.json ties the head
     to the embedding but the stored weights differ, it would overwrite the head.
-
-    Raises:
-        EvaluationFailed: an output was NaN inside the ``with`` block.
     """
     import torch
 

@@ -55,10 +55,6 @@ def class_names(
 ) -> tuple[str, ...]:
     """The classes in order: in the model's own where it has the same ones, else in the dataset's,
     else by number or name.
-
-    Args:
-        found: class of each row.
-        config: of the model.
     """
     counts = Counter(found)
     stated = table.facts.get("classes", {}).get(column)
@@ -127,9 +123,6 @@ def _known(config: Mapping[str, Any]) -> list[str]:
 
 def numbered(table: Table, found: Sequence[str], names: Sequence[str], trained: set[str]) -> Ints:
     """The number of each row's class.
-
-    Args:
-        trained: classes that are trained on.
 
     Raises:
         BadData: a class is not trained on.

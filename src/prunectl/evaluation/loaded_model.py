@@ -64,7 +64,6 @@ class LoadedModel:
 
     Args:
         reader: reads the checkpoint; must stay open as long as the model is used.
-        device: device of the weights.
         others: CUDA devices that share the weights if ``device`` is too small.
         head: a model class to use instead of the config's. Parameters that the checkpoint lacks
             are initialised as the class does, by ``seed``.

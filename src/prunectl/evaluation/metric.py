@@ -118,7 +118,6 @@ class Metric(Protocol):
         """Run the model on the data.
 
         Args:
-            loaded: the model, on its device.
             seed: of training; metrics that do not train ignore it.
 
         Raises:

@@ -148,11 +148,7 @@ def _by_letters(shape: Shape, table: Table, protocol: str) -> bool:
 
 
 def _examples(source: Table, questions: list[Question], shots: int) -> dict[str, list[Question]]:
-    """The first ``shots`` questions of each subject.
-
-    Raises:
-        BadData: a subject has fewer questions.
-    """
+    """The first ``shots`` questions of each subject."""
     found: dict[str, list[Question]] = {one["subject"]: [] for one in questions}
     for one in questions_of(source, shape_of(source)):
         if len(found.get(one["subject"], ())) < shots and one["subject"] in found:

@@ -137,11 +137,7 @@ def prepare(request: Request) -> QA:
 
 
 def _with_answer(request: Request, questions: list[Question], table: Table) -> list[Question]:
-    """The questions whose answer is in their text.
-
-    Raises:
-        BadData: there are none.
-    """
+    """The questions whose answer is in their text."""
     usable = [one for one in questions if one.start is not None]
     if not usable:
         raise BadData(table.name, "no answer is where its 'answer_start' says")

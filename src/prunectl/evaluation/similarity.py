@@ -167,11 +167,7 @@ def prepare(request: Request) -> Similarity:
 
 
 def _encodes_text(request: Request) -> None:
-    """Refuse models that read something else.
-
-    Raises:
-        MetricMismatch: with what it is.
-    """
+    """Refuse models that read something else."""
     checkpoint, kind = request.checkpoint, request.model_kind.kind
     inputs = accepted_inputs(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     what = f"is of kind {kind}" if kind is not Kind.ENCODER else ""
@@ -187,11 +183,7 @@ def _encodes_text(request: Request) -> None:
 
 
 def _pairs(table: Table, first: str, second: str, score: str) -> list[tuple[str, str, float]]:
-    """Both texts of each row, and its score.
-
-    Raises:
-        BadData: an empty text, or a score that is no number.
-    """
+    """Both texts of each row, and its score."""
     found = []
     for number, row in enumerate(table.rows, 1):
         a, b = str(row.get(first) or "").strip(), str(row.get(second) or "").strip()

@@ -55,7 +55,6 @@ def train(
         model: a transformers model on its device, in a dtype that can be trained.
         held: weights whose zeros stay zero.
         data: at least one sample, with labels, from which the model returns the mean loss.
-        seed: seed of the order of samples and of dropout.
         folder: receives the Trainer's checkpoint after each epoch. Training resumes from a
             checkpoint in it. The folder is not removed.
 
@@ -321,11 +320,7 @@ class _OneDevice(TrainingArguments):  # type: ignore[misc]
 def _arguments(
     recipe: Recipe, steps_per_epoch: int, seed: int, device: torch.device, folder: Path | None
 ) -> TrainingArguments:
-    """The Trainer's arguments: it prints nothing, and writes nothing but checkpoints.
-
-    Raises:
-        InvalidOption: the device does not support the precision.
-    """
+    """The Trainer's arguments: it prints nothing, and writes nothing but checkpoints."""
     total = steps_per_epoch * recipe.epochs
     total = min(total, recipe.max_steps or total)
     precision = recipe.mixed_precision

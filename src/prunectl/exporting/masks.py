@@ -105,11 +105,7 @@ def export_masks(
 
 
 def _check_target(output: Path, sources: Sequence[Path], *, force: bool) -> Path:
-    """The real path to write, if it may be written.
-
-    Raises:
-        OutputConflict, CannotWrite: it may not be written.
-    """
+    """The real path to write, if it may be written."""
     with os_errors(output):
         target = real_path(output)
         for source in (path.resolve() for path in sources):
@@ -137,12 +133,7 @@ def _manifest(checkpoint: Checkpoint) -> Manifest | None:
 
 
 def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
-    """The tensors that the manifest lists as pruned.
-
-    Raises:
-        BadManifest: it lists other weights.
-        NothingMasked: it lists none.
-    """
+    """The tensors that the manifest lists as pruned."""
     path = checkpoint.folder / MANIFEST_NAME
     own = checkpoint.by_any_name
     found = []
@@ -172,11 +163,7 @@ def _listed(checkpoint: Checkpoint, manifest: Manifest) -> list[_Masked]:
 
 
 def _holding_zeros(checkpoint: Checkpoint, reader: TensorReader, run: Run) -> list[_Masked]:
-    """The prunable tensors that hold a +0.0; the read of a pruned tensor stops early.
-
-    Raises:
-        NothingMasked: there are none.
-    """
+    """The prunable tensors that hold a +0.0; the read of a pruned tensor stops early."""
     roles = checkpoint.roles.roles
     candidates = [checkpoint.by_name[name] for name in prunable_tensors(checkpoint)]
 

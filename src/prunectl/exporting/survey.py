@@ -84,8 +84,6 @@ def choose_layouts(
     """Read every tensor once and choose its layout; by name.
 
     Args:
-        checkpoint: the source.
-        tensors: those to read.
         layout: the requested one; ``auto`` is the smallest. A tensor that would grow stays dense.
         expected: N:M patterns by tensor name; other tensors are checked for the usual patterns.
         axes: axes of that check by tensor name; by default the last.

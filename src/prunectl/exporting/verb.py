@@ -103,11 +103,7 @@ def export(
 
 
 def _write(job: Job, sink: ResumableFolder, run: Run) -> tuple[dict[str, Stored], int]:
-    """Write the files that an earlier run has not finished, each rank its own.
-
-    Returns:
-        Facts by tensor, and the number of files that were finished before, of all ranks.
-    """
+    """Write the files that an earlier run has not finished, each rank its own."""
     check_finished(sink, run)
     stored: dict[str, Stored] = {}
     if job.dense:
@@ -150,13 +146,7 @@ def _dense_bytes(shard: Shard | PartsShard) -> int:
 
 
 def _choices(job: Job, finished: set[str], run: Run) -> Mapping[str, Choice]:
-    """Choose the layout of every tensor to write.
-
-    Raises:
-        InvalidOption: the requested layout fits no tensor.
-        BadCheckpoint: bytes do not match a stored hash.
-        NoSpace: the output will not fit.
-    """
+    """Choose the layout of every tensor to write."""
     todo = {name: tensor for name, tensor in job.outputs.items() if name not in finished}
     sources = {tensor.source.name: tensor.source for tensor in todo.values()}
     found = choose_layouts(

@@ -69,11 +69,6 @@ def write_parts(
     Dense tensors come last, wide types first, so that each is aligned for its type.
 
     Args:
-        shard: the file.
-        choices: layouts by tensor name.
-        sources: the stored source of each tensor.
-        reader: of the source.
-        writer: of the file.
         advance: receives dense bytes as they are written.
     """
 

@@ -104,12 +104,7 @@ def ask_listing(repo_id: str, revision: str | None, token: str | None) -> HubLis
 
 
 def _listed(file: Any, model: str) -> HubFile:
-    """An entry of a listing. The server may be anybody's.
-
-    Raises:
-        BadCheckpoint: the name leads out of the repository.
-        HubUnreachable: no Hub lists such an entry.
-    """
+    """An entry of a listing. The server may be anybody's."""
     name, sha256 = file.rfilename, file.lfs.sha256 if file.lfs else None
     if not isinstance(name, str) or type(file.size) is not int or file.size < 0:
         raise not_the_hub(model)

@@ -122,14 +122,7 @@ def drop_commit(commit: str, cache_dir: Path | None = None) -> None:
 def _from_cache(
     repo_id: str, revision: str | None, select: Select, cache_dir: Path | None, error: Exception
 ) -> HubSnapshot:
-    """The snapshot in the cache.
-
-    Args:
-        error: why the Hub did not answer.
-
-    Raises:
-        HubUnreachable: the cache lacks a selected file.
-    """
+    """The snapshot in the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -74,9 +74,6 @@ def _too_much(text: str) -> str:
     """Return why the YAML would take too long to read and compare, or cannot be written; else ''.
 
     An alias counts as all the values it refers to: 500 bytes of aliases can expand to 10^18 values.
-
-    Raises:
-        YAMLError: it is not YAML.
     """
     import yaml
 

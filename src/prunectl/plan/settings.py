@@ -252,11 +252,7 @@ class PruneSettings:
 
 
 def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
-    """Convert values as users write them: ``"2:4"``, ``"row"``, one selector, a list of selectors.
-
-    Raises:
-        InvalidPattern, InvalidSparsity, InvalidOption: a value with no meaning.
-    """
+    """Convert values as users write them: ``"2:4"``, ``"row"``, one or more selectors."""
 
     def put(name: str, value: object) -> None:
         object.__setattr__(settings, name, value)  # frozen, but still being made

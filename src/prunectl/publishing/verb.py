@@ -225,15 +225,7 @@ def _publish(job: _Job, listing: HubListing, change: Change) -> Published:
 def _changes(
     job: _Job, listing: HubListing, on_event: OnEvent = ignore_events
 ) -> tuple[dict[str, Content], list[str]]:
-    """Files to send and names to delete, so that the revision becomes what was asked for.
-
-    Args:
-        on_event: receives notes about the model card on the Hub.
-
-    Raises:
-        PushConflict: weights of another model would stay, and be loaded in place of ours.
-        PushError: the model card on the Hub cannot be read.
-    """
+    """Files to send and names to delete, so that the revision becomes what was asked for."""
     there = job.repo.read(listing, CARD_NAME)
     theirs = None if there is None else _text(job, there)
     if theirs is not None and not same_text(job.card, theirs):
@@ -253,15 +245,7 @@ def _changes(
 
 
 def _deletions(job: _Job, listing: HubListing, others: list[str], section: str) -> list[str]:
-    """Files on the Hub that go: those of an earlier output, and those that were asked for.
-
-    Args:
-        others: files on the Hub that the folder has not.
-        section: ours, of the card there. The results that it shows measure the weights that go.
-
-    Raises:
-        PushConflict: weights of another model would stay, and be loaded in place of ours.
-    """
+    """Files on the Hub that go: those of an earlier output, and those that were asked for."""
     listed = listed_names(job.repo.read(listing, MANIFEST_NAME) or b"") or set()
     gone = (listed | named_results(section)) & set(others) | matching(others, job.delete)
     stay = [name for name in others if name not in gone and _OTHER_WEIGHTS.fullmatch(name)][:3]
@@ -276,11 +260,7 @@ def _deletions(job: _Job, listing: HubListing, others: list[str], section: str) 
 
 
 def _text(job: _Job, content: Content) -> str:
-    """A model card's text.
-
-    Raises:
-        PushError: it is not UTF-8.
-    """
+    """A model card's text."""
     data = content if isinstance(content, bytes) else content.read_bytes()
     try:
         return data.decode()

@@ -219,11 +219,7 @@ def _data(page: Page) -> dict[str, Any]:
 
 
 def _charts(figure: Figure, tables: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The charts by the numbers of the chosen options, such as ``0|2``; rows become numbers.
-
-    Args:
-        tables: rows as JSON -> number; new rows are added.
-    """
+    """The charts by the numbers of the chosen options, such as ``0|2``; rows become numbers."""
     places = [{option: str(i) for i, option in enumerate(row)} for _, row in figure.options]
     return {
         "|".join(place[option] for place, option in zip(places, chosen, strict=True)): chart

@@ -118,11 +118,7 @@ class SweepCharts:
     def _layers(
         self, y: Chart, fields: tuple[str, str, str], below: list[Chart], above: list[Chart]
     ) -> Chart:
-        """Curves with their marks, between the layers ``below`` and ``above``.
-
-        Args:
-            fields: columns of the value and of both ends of its interval.
-        """
+        """Curves with their marks, between the layers ``below`` and ``above``."""
         alt = load("altair")
         field, low, high = fields
         dashes = dash(labels_of(self.document), legend=not self.interactive)

@@ -128,11 +128,7 @@ def _read_symbols(alphabet: Alphabet, stored: Bytes, escaped: Bytes, count: int)
 
 
 def _unpacked(packed: Bytes, base: int, per_byte: int, count: int, table: Bytes) -> Bytes:
-    """Look up the ``count`` digits of a plane in ``table``.
-
-    Raises:
-        Damaged: a digit is not below ``base``, or one after the last is not zero.
-    """
+    """Look up the ``count`` digits of a plane in ``table``."""
     if packed.size and int(packed.max()) >= base**per_byte:
         raise Damaged(f"a byte is {packed.max()}, where {per_byte} digits of base {base} are")
     if count % per_byte and int(packed[-1]) >= base ** (count % per_byte):

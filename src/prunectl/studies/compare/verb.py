@@ -278,11 +278,7 @@ def _open(one: Given, stack: ExitStack, use_cache: bool) -> Operand:
 
 
 def _assign_selectors(operands: Sequence[Operand], settings: CompareSettings) -> None:
-    """Give each operand the selectors that match its tensors: names may differ between the two.
-
-    Raises:
-        InvalidOption: a selector matches no tensor of either operand.
-    """
+    """Give each operand the selectors that match its tensors: names may differ between the two."""
     known: set[str] = set()
     for operand in operands:
         operand.include, operand.exclude = (

@@ -132,12 +132,6 @@ def _points(
     """The known points of each checkpoint, broadcast by rank 0.
 
     If only some ranks knew a point, the others would measure it, and wait for them in training.
-
-    Args:
-        agreed: must be equal on all ranks; the keys of points follow from it.
-
-    Raises:
-        RanksDiffer: ``agreed`` differs.
     """
     with joined_ranks(run.on_event) as ranks:
         ranks.check_same("sweep", agreed, hint=SAME_COMMAND)
