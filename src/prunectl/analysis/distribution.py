@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -109,20 +110,15 @@ class _CellCounts:
 
 def _edges(tensors: Iterable[TensorStats]) -> tuple[float, ...]:
     """Bounds of the bins, from the lowest octave that is in no role's tail."""
-    roles: dict[str, dict[int, int]] = {}
+    roles: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for tensor in tensors:
-        _add(roles.setdefault(tensor.role, {}), tensor.octaves)
+        roles[tensor.role].update(tensor.octaves)
     spread = [octaves for octaves in roles.values() if octaves]
     if not spread:
         return ()
     low = max(_LOWEST, min(_low_end(octaves) for octaves in spread))
     high = min(_HIGHEST, low + _WIDEST, max(max(octaves) for octaves in spread))
     return (*_ladder(range(low, high + 1), BINS_PER_OCTAVE), math.ldexp(1.0, high + 1))
-
-
-def _add(into: dict[int, int], octaves: Mapping[int, int]) -> None:
-    for exponent, count in octaves.items():
-        into[exponent] = into.get(exponent, 0) + count
 
 
 def _low_end(octaves: Mapping[int, int]) -> int:
@@ -158,9 +154,9 @@ def _codes(format: CodeFormat, values: tuple[float, ...]) -> NDArray[np.uint64]:
 
 def _thresholds(measured: Measured, tensors: Sequence[TensorStats]) -> tuple[float, ...]:
     """0, and the thresholds between bins that are nearest to 1%, 2% .. 99%."""
-    octaves: dict[int, int] = {}
+    octaves: Counter[int] = Counter()
     for tensor in tensors:
-        _add(octaves, tensor.octaves)
+        octaves.update(tensor.octaves)
     usual = [e for e in sorted(octaves) if _LOWEST <= e <= _HIGHEST]
     steps = _COARSE if any(t.dtype == "fp64" for t in tensors) else _FINE
     values = tuple(_ladder([*usual, usual[-1] + 1] if usual else (), steps))

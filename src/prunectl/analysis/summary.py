@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,11 +63,10 @@ def summarize(
         tensors.append(stats)
     source = source_facts(checkpoint, tensors)
     thresholds = table.rows(targets)
-    octaves: dict[int, int] = {}
+    octaves: Counter[int] = Counter()
     for stats in tensors:
         if stats.prunable:
-            for exponent, count in stats.octaves.items():
-                octaves[exponent] = octaves.get(exponent, 0) + count
+            octaves.update(stats.octaves)
     sizes = predicted_bytes(source, tensors, patterns)
     summaries = tuple(
         _pattern_summary(pattern, tensors, source, bytes_in_groups(sizes, pattern))
@@ -99,10 +99,10 @@ def _by_depth(tensors: Sequence[TensorStats]) -> list[TensorStats]:
 
 def source_facts(checkpoint: Checkpoint, tensors: Sequence[TensorStats]) -> SourceFacts:
     """The header of the report."""
-    dtypes: dict[str, int] = {}
+    dtypes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.measured:
-            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numel
+            dtypes[tensor.dtype] += tensor.numel
     roles = checkpoint.roles
     architectures = checkpoint.config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
@@ -190,7 +190,7 @@ class _ThresholdTable:
     quota: list[int] = field(init=False)
     by_role: dict[str, list[int]] = field(default_factory=dict)
     by_layer: dict[str, list[int]] = field(default_factory=dict)
-    weights: dict[str, int] = field(default_factory=dict)
+    weights: Counter[str] = field(default_factory=Counter)
     norm_squared: float = 0.0
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ class _ThresholdTable:
             label = layer_label(stats)
             keys.append((self.by_layer, f"layer {label}", label))
         for _, counter, _ in keys:
-            self.weights[counter] = self.weights.get(counter, 0) + stats.numel
+            self.weights[counter] += stats.numel
         for i, share in enumerate(tensor_shares):
             self.zeros[i] += share.zeros
             self.lost[i] += share.lost
@@ -238,12 +238,10 @@ def _pattern_summary(
 ) -> PatternSummary:
     text = str(pattern)
     fits = [(t, t.patterns[text]) for t in tensors if t.prunable]
-    reasons: dict[str, int] = {}
+    reasons = Counter(fit.reason for _, fit in fits if fit.reason)
     by_layer: dict[str, tuple[float, float]] = {}
     kept = norm = 0.0
     for tensor, fit in fits:
-        if fit.reason:
-            reasons[fit.reason] = reasons.get(fit.reason, 0) + 1
         tensor_kept = tensor.norm_squared * (1.0 if fit.norm_kept is None else fit.norm_kept)
         kept, norm = kept + tensor_kept, norm + tensor.norm_squared
         if tensor.layer is not None:
@@ -257,7 +255,7 @@ def _pattern_summary(
         norm_kept=kept / norm if norm else 1.0,
         eligible=eligible,
         ineligible=len(fits) - eligible,
-        reasons=reasons,
+        reasons=dict(reasons),
         zeros=zeros,
         sparsity=zeros / source.prunable_weights if source.prunable_weights else 0.0,
         by_layer={
@@ -333,22 +331,17 @@ def _group_stats(tensors: Sequence[TensorStats]) -> GroupStats:
     norm = sum(t.norm_squared for t in tensors)
     mean = total / finite if finite else 0.0
     largest = [max(abs(t.minimum), abs(t.maximum)) for t in tensors if t.numel > t.nans]
-    near: dict[str, int] = {}
+    near: Counter[str] = Counter()
     for tensor in tensors:
-        _add_counts(near, tensor.near_zero)
+        near.update(tensor.near_zero)
     return GroupStats(
         tensors=len(tensors),
         weights=weights,
         prunable_weights=sum(t.numel for t in tensors if t.prunable),
         nbytes=sum(t.numel * BY_LABEL[t.dtype].bits // 8 for t in tensors),
         zeros=sum(t.zeros for t in tensors),
-        near_zero=near,
+        near_zero=dict(near),
         std=float(max(0.0, norm / finite - mean * mean) ** 0.5) if finite else 0.0,
         largest=max(largest, default=0.0),
         norm_squared=norm,
     )
-
-
-def _add_counts(into: dict[str, int], counts: Mapping[str, int]) -> None:
-    for key, count in counts.items():
-        into[key] = into.get(key, 0) + count

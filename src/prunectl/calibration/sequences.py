@@ -57,10 +57,10 @@ _START_KEYS = ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_to
 def make_sequences(request: Request) -> list[Arrays]:
     """Samples of a model that reads tokens."""
     if request.source.kind is SourceKind.RANDOM:
-        _cap(request, None)
+        _cap(request, request.model_kind.context)
         return _random_tokens(request)
     tokenizer = load_tokenizer(request.checkpoint)
-    _cap(request, tokenizer.longest)
+    _cap(request, tokenizer.limit(request.model_kind.context))
     if request.length <= len(tokenizer.prefix) + len(tokenizer.suffix):
         raise InvalidOption(
             f"--sequence-length {request.length} leaves no room beside the tokens that begin and "
@@ -79,9 +79,7 @@ def make_sequences(request: Request) -> list[Arrays]:
     return made
 
 
-def _cap(request: Request, longest: int | None) -> None:
-    # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.model_kind.context if request.model_kind.context is not None else longest
+def _cap(request: Request, context: int | None) -> None:
     if context is not None and context < request.length:
         request.notes.append(
             f"samples of {context:,} tokens instead of {request.length:,}: the model takes no more"

@@ -45,11 +45,13 @@ class Tokenizer:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
 
-    @property
-    def longest(self) -> int | None:
-        """The longest sequence of its model in tokens, if it states one."""
-        value = self.inner.model_max_length
-        return value if isinstance(value, int) and 0 < value < _SANE else None
+    def limit(self, stated: int | None) -> int | None:
+        """The longest sequence in tokens: as the model states, else as the tokenizer does.
+
+        The tokenizer's own limit is often wrong.
+        """
+        own = self.inner.model_max_length
+        return own if stated is None and isinstance(own, int) and 0 < own < _SANE else stated
 
     def ids(self, documents: Sequence[str]) -> Ids:
         """Ids of documents joined by an empty line, without special tokens; shape (n,)."""

@@ -22,7 +22,6 @@ from prunectl.data.errors import BadData
 from prunectl.data.images import load_processor
 from prunectl.data.tables import Table, column, digest_rows, has_column
 from prunectl.evaluation import labels
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.examples import Data, Reader, choose, read
 from prunectl.evaluation.inputs import (
     Floats,
@@ -106,7 +105,7 @@ def prepare(request: Request) -> Classification:
     if task.images not in (None, images):
         reads, about = ("images", "text") if images else ("text", "images")
         why = f"it reads {reads}, and task {settings.task} is about {about}"
-        raise MetricMismatch(settings.metric, request.checkpoint.model, why)
+        raise request.mismatch(why)
     head = head_class(request, IMAGES if images else TEXT)
     recipe = recipe_of(request, task)
     trains = recipe.epochs > 0
@@ -195,9 +194,7 @@ def _columns(request: Request, task: Task, table: Table, *, images: bool) -> Col
     mine, others = (IMAGE_COLUMNS, TEXT_COLUMNS) if images else (TEXT_COLUMNS, IMAGE_COLUMNS)
     if not has_column(table, mine) and has_column(table, others):
         reads, are = ("images", "text") if images else ("text", "images")
-        raise MetricMismatch(
-            settings.metric, request.checkpoint.model, f"it reads {reads}, and the data are {are}"
-        )
+        raise request.mismatch(f"it reads {reads}, and the data are {are}")
     return Columns((column(table, None, mine),), label)
 
 

@@ -22,7 +22,6 @@ from prunectl.data.source import DataSource, SourceKind
 from prunectl.data.tables import digest_rows
 from prunectl.errors import InvalidOption
 from prunectl.evaluation import prompts
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.harness_run import (
     BATCH,
     OWN_TASKS,
@@ -59,9 +58,7 @@ def prepare(request: Request) -> HarnessMetric:
             hint="for example --metric harness:arc_easy",
         )
     if kind not in (Kind.CAUSAL_LM, Kind.SEQ2SEQ):
-        raise MetricMismatch(
-            settings.metric,
-            request.checkpoint.model,
+        raise request.mismatch(
             f"tasks of the harness are for models that write text, and this one is of kind {kind}",
             hint=suggested(kind),
         )
@@ -151,9 +148,7 @@ def _part(request: Request, name: str, task: Any, named: int) -> Part:
     ]
     metric = next((one for one in (*PREFERRED, *fit) if one in fit), None)
     if metric is None:
-        raise MetricMismatch(
-            settings.metric,
-            request.checkpoint.model,
+        raise request.mismatch(
             f"no score of task '{name}' is a mean over samples and better if higher "
             f"({', '.join(task.aggregation())})",
             hint="run the harness itself on the pruned folder: lm-eval run --model hf "

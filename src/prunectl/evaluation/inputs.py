@@ -106,7 +106,7 @@ class ImageSamples:
         """
         import torch
 
-        made = list(self._pool.map(self._inputs, indices))
+        made = list(self._pool.map(lambda at: self.process(self._opened(at)), indices))
         inputs = {key: np.concatenate([one[key] for one in made]) for key in made[0]}
         labels = {key: one[list(indices)] for key, one in self.labels.items()}
         return {key: torch.from_numpy(one) for key, one in (inputs | labels).items()}
@@ -117,14 +117,8 @@ class ImageSamples:
         Raises:
             BadData: an image is broken.
         """
-        for _ in self._pool.map(self._check, range(len(self.rows))):
+        for _ in self._pool.map(lambda at: bool(self._opened(at)), range(len(self.rows))):
             pass
-
-    def _check(self, index: int) -> None:
-        self._opened(index)
-
-    def _inputs(self, index: int) -> dict[str, NDArray[Any]]:
-        return self.process(self._opened(index))
 
     def _opened(self, index: int) -> Image:
         source = self.rows[index]
@@ -220,10 +214,7 @@ def length_of(request: Request, tokenizer: Tokenizer, usual: int) -> int:
     Raises:
         InvalidOption: special tokens leave no room.
     """
-    # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = (
-        request.model_kind.context if request.model_kind.context is not None else tokenizer.longest
-    )
+    context = tokenizer.limit(request.model_kind.context)
     wanted = request.settings.sequence_length
     length = min(wanted or usual, context or wanted or usual)
     if wanted is not None and length < wanted:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from prunectl.data.errors import BadData
 from prunectl.data.tables import Table
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
 
 Ints = NDArray[np.int64]
@@ -58,7 +57,7 @@ def class_names(
     """
     counts = Counter(found)
     stated = table.facts.get("classes", {}).get(column)
-    names = stated or sorted(counts, key=_by_number if all(map(_is_int, counts)) else str)
+    names = stated or (sorted(counts, key=int) if all(map(_is_int, counts)) else sorted(counts))
     known = {one.casefold(): at for at, one in enumerate(_known(config))}
     if known.keys() == {one.casefold() for one in names} and len(known) == len(names):
         names = sorted(names, key=lambda one: known[one.casefold()])
@@ -103,9 +102,7 @@ def own_names(request: Request, table: Table, column: str, found: Sequence[str])
     if all(_is_int(one) and 0 <= int(one) < count for one in spelled):
         return tuple(map(str, range(count)))
     some = ", ".join(sorted(set(found))[:3])
-    raise MetricMismatch(
-        request.settings.metric,
-        request.checkpoint.model,
+    raise request.mismatch(
         f"its classes are {', '.join(known[:3]) or 'not named'}, and those of the data {some}",
         hint="--epochs 1 or more trains a head for them",
     )
@@ -142,10 +139,6 @@ def numbered(table: Table, found: Sequence[str], names: Sequence[str], trained: 
 
 def _is_int(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
-
-
-def _by_number(text: str) -> int:
-    return int(text)
 
 
 # --- scores ---------------------------------------------------------------------------------------

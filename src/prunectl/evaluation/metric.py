@@ -18,7 +18,7 @@ from prunectl.checkpoint.module_tree import (
 )
 from prunectl.data.errors import other_data
 from prunectl.errors import UnsupportedCheckpoint
-from prunectl.evaluation.errors import FORMS
+from prunectl.evaluation.errors import FORMS, MetricMismatch
 from prunectl.evaluation.heads import Head as Head
 from prunectl.evaluation.metrics import spec_of
 from prunectl.evaluation.settings import EvalSettings
@@ -71,6 +71,10 @@ class Request:
     on_event: OnEvent = ignore_events
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def mismatch(self, why: str, *, hint: str = "") -> MetricMismatch:
+        """The error of a metric that does not fit the model."""
+        return MetricMismatch(self.settings.metric, self.checkpoint.model, why, hint=hint)
 
 
 class Metric(Protocol):

@@ -117,7 +117,7 @@ def prepare(request: Request) -> Perplexity:
     settings = request.settings
     source = source_of(request, own=True)
     tokenizer = load_tokenizer(request.checkpoint)
-    length = _length(request, tokenizer.longest)
+    length = _length(request, tokenizer.limit(request.model_kind.context))
     body = length - len(tokenizer.prefix)
     stride = settings.stride or body
     _check(length, body, stride)
@@ -172,9 +172,7 @@ def _check(length: int, body: int, stride: int) -> None:
         )
 
 
-def _length(request: Request, longest: int | None) -> int:
-    # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = request.model_kind.context if request.model_kind.context is not None else longest
+def _length(request: Request, context: int | None) -> int:
     wanted = request.settings.sequence_length
     if wanted is None:
         return min(LENGTH, context or LENGTH)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunectl.documents import parse_json, read_object, read_regular
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ def pooling_of(request: Request) -> Pooling:
     declared = read_object(folder / "1_Pooling" / "config.json")
     mode = _mode(declared)
     if mode not in (None, MEAN, CLS):
-        raise MetricMismatch(
-            request.settings.metric,
-            request.checkpoint.model,
+        raise request.mismatch(
             f"its 1_Pooling/config.json asks for '{mode}', and mean and cls are known",
         )
     cut = longest if isinstance(longest, int) and longest > 0 else None

@@ -13,7 +13,6 @@ from prunectl.checkpoint.model_kind import Kind
 from prunectl.data.errors import BadData
 from prunectl.data.tables import Table, column, has_column, pick
 from prunectl.data.tokens import Tokenizer
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.metrics import suggested
 
@@ -35,9 +34,7 @@ def continues_text(request: Request) -> None:
     """
     kind = request.model_kind.kind
     if kind is not Kind.CAUSAL_LM:
-        raise MetricMismatch(
-            request.settings.metric,
-            request.checkpoint.model,
+        raise request.mismatch(
             f"it is for models that continue text, and this one is of kind {kind}",
             hint=suggested(kind),
         )
@@ -48,14 +45,8 @@ def room(request: Request, tokenizer: Tokenizer) -> int | None:
 
     None where nothing limits them.
     """
-    # The tokenizer's own limit is often wrong; it is asked where the model states none.
-    context = (
-        request.model_kind.context if request.model_kind.context is not None else tokenizer.longest
-    )
-    wanted = request.settings.sequence_length
-    if context is None or wanted is None:
-        return context if wanted is None else wanted
-    return min(context, wanted)
+    known = (tokenizer.limit(request.model_kind.context), request.settings.sequence_length)
+    return min((one for one in known if one is not None), default=None)
 
 
 def drawn(request: Request, rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from prunectl.data.tokens import Tokenizer
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.inputs import AT_ONCE, Floats, Ints, Tokens, check, rows_of
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.squad import Question
@@ -94,7 +93,7 @@ def windows_of(
         raise InvalidOption(f"--sequence-length {length} is too short for --metric qa: {LEAST}")
     if not tokenizer.inner.is_fast:
         why = "its tokenizer does not say where in a text its tokens are"
-        raise MetricMismatch(request.settings.metric, request.checkpoint.model, why)
+        raise request.mismatch(why)
     found: list[Window] = []
     for at in range(0, len(questions), AT_ONCE):
         some = questions[at : at + AT_ONCE]

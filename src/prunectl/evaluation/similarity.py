@@ -174,9 +174,7 @@ def _encodes_text(request: Request) -> None:
     if not what and "pixel_values" in inputs:
         what = "reads images too"
     if what:
-        raise MetricMismatch(
-            request.settings.metric,
-            checkpoint.model,
+        raise request.mismatch(
             f"it is for encoders of text, and this one {what}",
             hint=suggested(kind) if kind is not Kind.ENCODER else "",
         )

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from prunectl.checkpoint.model_kind import Kind
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import EvaluationFailed
 from prunectl.evaluation.examples import HELD_OUT, Data, One, Reader, facts_of
 from prunectl.evaluation.heads import Head, NoSuchHead, class_with_head
 from prunectl.evaluation.inputs import Floats, Samples, outputs
@@ -84,8 +84,7 @@ def head_class(request: Request, auto: str) -> HeadClass:
     try:
         cls, config = class_with_head(request.checkpoint, auto)
     except NoSuchHead as error:
-        settings, model = request.settings, request.checkpoint.model
-        raise MetricMismatch(settings.metric, model, error.why) from None
+        raise request.mismatch(error.why) from None
     names = inspect.signature(cls.forward).parameters
     return HeadClass(auto, cls.base_model_prefix, frozenset(names), config)
 
