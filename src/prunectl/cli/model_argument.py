@@ -30,9 +30,6 @@ def choose_model(given: str | None, revision: str | None, out: Output) -> ModelC
     """The given model; else ``$PRUNECTL_MODEL``, the current folder, the model analyzed last.
 
     Says on stderr what was taken where it was not given.
-
-    Raises:
-        NoModelGiven: none of them is there. InvalidOption: the argument is empty.
     """
     if given is not None:
         if not given.strip():

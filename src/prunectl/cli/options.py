@@ -74,9 +74,6 @@ class Access:
 
         Args:
             compressed: whether a compressed folder of ``prunectl export`` is accepted.
-
-        Raises:
-            SourceError: as :func:`prunectl.open_checkpoint`.
         """
         from prunectl.checkpoint.opening import open_checkpoint, open_stored
         from prunectl.hub.snapshot import is_repo_id, split_revision
@@ -99,11 +96,7 @@ class Access:
         return dense_view(found) if found.format == "compressed" else found
 
     def open_headers(self, choice: ModelChoice, jobs: int | None, out: Output) -> RemoteModel:
-        """Read the headers of a model on the Hub; warn of custom code.
-
-        Raises:
-            SourceError, InvalidOption: as :func:`prunectl.checkpoint.remote.open_remote`.
-        """
+        """Read the headers of a model on the Hub; warn of custom code."""
         from prunectl.checkpoint.remote import REQUESTS, open_remote
 
         self._warn_of_code(choice.model, out)
@@ -193,10 +186,6 @@ class Saved:
 
         Args:
             others: more files that the command writes.
-
-        Raises:
-            InvalidOption: two names are of the same file.
-            MissingLibrary, OutputError: a file cannot be made.
         """
         for path in self.named:
             check_file(path)
@@ -233,9 +222,6 @@ def keep_source(source: Checkpoint | MaskFile, writes: Iterable[Path]) -> None:
 
     In a model's folder, only results of prunectl are overwritten: any other file may belong to the
     model.
-
-    Raises:
-        InvalidOption: one of ``writes`` is a file of the model, or the file of masks.
     """
     for path in writes:
         if path.exists() and _is_of(source, path):
@@ -272,11 +258,7 @@ _OURS = b'{\n  "schema": "prunectl.'
 
 
 def parsed_size(text: str) -> int:
-    """A size such as ``5GB`` in bytes.
-
-    Raises:
-        InvalidOption: the text is not a size.
-    """
+    """A size such as ``5GB`` in bytes."""
     from prunectl.output.shards import parse_size
 
     return parse_size(text)
@@ -334,10 +316,6 @@ def calibration_of(
         refine: whether survivors are refined, which needs calibration with any method.
         device: where the samples are run; None is ``auto``.
         names: names of options that differ from their fields, by field.
-
-    Raises:
-        InvalidOption: calibration options without calibration, or without effect on it; or a
-            source that does not exist, which is reported before a model is fetched.
     """
     if not (method.spec.is_calibrated or refine):
         for name in given.typed:

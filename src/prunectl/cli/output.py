@@ -138,12 +138,7 @@ def as_json(document: dict[str, Any]) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Find out before the work whether a file can be put at ``path``.
-
-    Raises:
-        CannotWrite: it is a folder, or its own folder is missing or not writable; it is a loop of
-            links, or its name is too long.
-    """
+    """Find out before the work whether a file can be put at ``path``."""
     from prunectl.output.osfiles import os_errors, real_path
 
     with os_errors(path):
@@ -157,11 +152,7 @@ def check_file(path: Path) -> None:
 
 
 def save_text(path: Path, text: str | bytes) -> None:
-    """Write a file, whole or not at all; of several processes on one command, the first does it.
-
-    Raises:
-        CannotWrite: the system refuses.
-    """
+    """Write a file, whole or not at all; of several processes on one command, the first does it."""
     if not is_first_process():
         return
     from prunectl.output.osfiles import replace_file

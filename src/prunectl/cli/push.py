@@ -77,12 +77,7 @@ class PushAfter(Commit):
     ] = None
 
     def check(self) -> None:
-        """Find out before the work what cannot be.
-
-        Raises:
-            InvalidOption: options of a push without ``--push``, or that contradict each other.
-            InvalidRepository: no repository can have that name.
-        """
+        """Find out before the work what cannot be."""
         if self.repo_id is None:
             given = {
                 "--push-revision": self.revision,

@@ -28,11 +28,7 @@ ALONE = ("bench", "compare", "lottery", "push", "trace")
 
 @contextmanager
 def joined(argv: Sequence[str]) -> Iterator[Ranks | None]:
-    """The processes that work on a command line; None for this one alone.
-
-    Raises:
-        InvalidOption: there are several, and the command is for one.
-    """
+    """The processes that work on a command line; None for this one alone."""
     command = argv[0] if argv else ""
     if command in ALONE and launched()[1] > 1:
         raise InvalidOption(
