@@ -192,19 +192,17 @@ class _Engine:
         }
         if not todo:
             return []
-        in_turn = self._in_order(group, todo) if self._wanted.true_sequential else [list(todo)]
+        in_turn = [list(todo)]
+        if self._wanted.true_sequential:
+            own = self._order_of_use(group, todo) if self._ranks.is_first else []
+            in_turn = self._ranks.broadcast(own)
         return [
             partial(self._measure_and_prune, group, {name: todo[name] for name in names}, views)
             for names in in_turn
         ]
 
-    def _in_order(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
-        """The tensors in order of use by the first batch, grouped by shared input."""
-        return self._ranks.broadcast(
-            self._order_of_use(group, todo) if self._ranks.is_first else []
-        )
-
     def _order_of_use(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
+        """The tensors in order of use by the first batch, grouped by shared input."""
         statistics = self._statistics(gathers=False)
         self._collect_one(group, todo, statistics, 0)
         groups: dict[Key, list[str]] = {}

@@ -201,7 +201,7 @@ def _on_host(output: Any, before: Any, spill: Path | None) -> Any:
         if torch.is_tensor(leaf):
             leaf = leaf.detach().to("cpu")
             other = others[i] if i < len(others) else None
-            if torch.is_tensor(other) and _same(leaf, other):
+            if torch.is_tensor(other) and leaf.dtype == other.dtype and torch.equal(leaf, other):
                 leaf = other
             elif spill is not None:
                 leaf = _in_file(leaf, spill)
@@ -226,7 +226,3 @@ def _in_file(tensor: torch.Tensor, folder: Path) -> torch.Tensor:
     except OSError as error:
         raise CannotWrite(folder, error.strerror or type(error).__name__) from None
     return mapped.copy_(tensor)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

@@ -148,9 +148,8 @@ def _resolve(
     targets = _known_masks(job, resolution.edits, passes.reader) if has_masks else {}
     for index, pool in enumerate(job.plan.pools):
         if pool.is_budget and job.settings.budget is Budget.ROWS:
-            unfit = sum(
-                _count_zeros(passes, set(pool.members) - _taking_pattern(job, index)).values()
-            )
+            taking = {entry.spec.name for entry in job.plan.tensors if entry.pool == index}
+            unfit = sum(_count_zeros(passes, set(pool.members) - taking).values())
             targets |= share_targets(job.plan, index, unfit)
         elif pool.is_budget:
             found = pool_targets(job.plan, index)
@@ -173,11 +172,6 @@ def _resolve(
         elif not has_masks:
             targets |= pool_targets(job.plan, index)
     return resolution, targets
-
-
-def _taking_pattern(job: Job, index: int) -> set[str]:
-    """The names of a pool's tensors that can take its pattern."""
-    return {entry.spec.name for entry in job.plan.tensors if entry.pool == index}
 
 
 def _count_zeros(passes: _Passes, names: Iterable[str]) -> dict[str, int]:

@@ -37,7 +37,9 @@ def is_side_file(name: str) -> bool:
     *folders, base = name.split("/")
     if any(_is_skipped_folder(part) or part.startswith("checkpoint-") for part in folders):
         return False
-    if (base.startswith(".") and base != ".gitattributes") or _is_private(base):
+    if base.startswith(".") and base != ".gitattributes":
+        return False
+    if base.startswith(_PRIVATE_KEYS) or base.lower().endswith(_PRIVATE_SUFFIXES):
         return False
     if folders and folders[0].lower() in _OTHER_FOLDERS:
         return False
@@ -50,10 +52,6 @@ def is_side_file(name: str) -> bool:
 
 def _is_skipped_folder(name: str) -> bool:
     return name.startswith(".") or name in _SKIPPED_FOLDERS
-
-
-def _is_private(base: str) -> bool:
-    return base.startswith(_PRIVATE_KEYS) or base.lower().endswith(_PRIVATE_SUFFIXES)
 
 
 def is_model_file(name: str) -> bool:

@@ -168,7 +168,9 @@ def _read_legacy(path: Path) -> tuple[Any, _Places]:
 
         if following() != _LEGACY_MAGIC:
             raise BadCheckpoint(path, "not a torch file", hint="expected the output of torch.save")
-        if following() != _LEGACY_PROTOCOL or not _is_little_endian(following()):
+        protocol, system = following(), following()
+        is_little_endian = isinstance(system, dict) and system.get("little_endian")
+        if protocol != _LEGACY_PROTOCOL or not is_little_endian:
             raise UnsupportedCheckpoint(
                 path, "saved on a big-endian machine or in an unknown version", hint="save it again"
             )
@@ -198,10 +200,6 @@ def _legacy_places(
         places[key] = position + 8, nbytes
         position += 8 + nbytes
     return places
-
-
-def _is_little_endian(system: Any) -> bool:
-    return isinstance(system, dict) and bool(system.get("little_endian", False))
 
 
 def _state_dict(path: Path, loaded: Any) -> Iterator[tuple[object, PickledTensor]]:

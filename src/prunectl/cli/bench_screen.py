@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunectl.benchmarking.compare import Comparison
-    from prunectl.benchmarking.result import BenchResult, KernelRow, MeasuredRun, Side
+    from prunectl.benchmarking.result import BenchResult, KernelRow, Side
     from prunectl.benchmarking.timing import Ratio
     from prunectl.benchmarking.workloads import Workload
 
@@ -84,7 +84,8 @@ def _speed(result: BenchResult, letters: dict[str, str], everything: bool) -> Re
             *_ratio(run.against),
             numbers.share(run.of_limit, 0),
         )
-        rows.append((*row, _spread(run)) if everything else row)
+        spread = f"{_time(run.seconds.p10)} to {_time(run.seconds.p90)}"
+        rows.append((*row, spread) if everything else row)
         last = place
     names = ("batch", "phase", "", "median", "cv", unit, f"speed to {baseline}", "", "limit")
     shown = (*names, "p10 to p90") if everything else names
@@ -105,10 +106,6 @@ def _ratio(interval: Ratio | None) -> tuple[str, str]:
         return "", ""
     verdict = interval.verdict if interval.verdict != UNDECIDED else "-"
     return f"{interval.ratio:.2f}x ({interval.low:.2f}-{interval.high:.2f})", verdict
-
-
-def _spread(run: MeasuredRun) -> str:
-    return f"{_time(run.seconds.p10)} to {_time(run.seconds.p90)}"
 
 
 def _time(seconds: float) -> str:

@@ -145,15 +145,11 @@ def _compared(result: Comparison, *, everything: bool) -> list[tuple[str, str]]:
 def _mask_cells(pair: MaskPair) -> tuple[str, ...]:
     one = pair.overlap
     return (
-        _target(pair),
+        pair.target if pair.sparsity is None else numbers.share(pair.sparsity),
         _share(one.first, one.weights),
         "" if one.first == one.second else _share(one.second, one.weights),
         *_alike(one),
     )
-
-
-def _target(pair: MaskPair) -> str:
-    return pair.target if pair.sparsity is None else numbers.share(pair.sparsity)
 
 
 def _alike(one: Overlap) -> tuple[str, ...]:

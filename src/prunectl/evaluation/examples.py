@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from prunectl.data.errors import BadData
-from prunectl.data.tables import TABLE_FORMS, Table, column, has_column, pick
+from prunectl.data.tables import TABLE_FORMS, Table, pick
 from prunectl.evaluation.errors import NoData
 from prunectl.evaluation.metric import Request
+from prunectl.evaluation.prompts import has_answers
 from prunectl.evaluation.settings import Training
 from prunectl.evaluation.sources import splits_of
 from prunectl.evaluation.tasks import Task
@@ -101,7 +102,7 @@ def choose(request: Request, task: Task, answers: Sequence[str], *, trains: bool
         )
     name = given[0]
     splits = splits_of(request, name, skip=task.skipped)
-    unanswered = [one for one in splits if one == "test" and not _has_answers(splits[one], answers)]
+    unanswered = [one for one in splits if one == "test" and not has_answers(splits[one], answers)]
     usable = {key: one for key, one in splits.items() if key not in unanswered}
     scored = pick(usable if set(usable) & set(task.scored) else splits, task.scored, name)
     further = {
@@ -160,14 +161,6 @@ def read(request: Request, chosen: Chosen, reader: Reader[One], *, trains: bool)
         divided,
         chosen,
     )
-
-
-def _has_answers(table: Table, answers: Sequence[str]) -> bool:
-    """Whether any row has an answer."""
-    if not has_column(table, answers):
-        return False
-    name = column(table, None, answers)
-    return any(str(row.get(name)).strip() not in ("None", "", "-1") for row in table.rows)
 
 
 def drawn(groups: Sequence[Hashable], count: int | None, seed: int) -> list[int]:

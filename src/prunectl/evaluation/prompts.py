@@ -4,7 +4,7 @@ are taken."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,18 +84,18 @@ def scored_split(splits: dict[str, Table], answers: Sequence[str], name: str) ->
     having = {key: one for key, one in splits.items() if has_column(one, answers)}
     if not having:
         column(next(iter(splits.values())), None, answers)
-    useful = {
-        key: one
-        for key, one in having.items()
-        if any(_is_given(row.get(column(one, None, answers))) for row in one.rows)
-    }
+    useful = {key: one for key, one in having.items() if has_answers(one, answers)}
     if not useful:
         raise BadData(name, "its column of answers is empty")
     return pick(useful, SCORED, name)
 
 
-def _is_given(value: Any) -> bool:
-    return value is not None and str(value).strip() not in ("", "-1")
+def has_answers(table: Table, answers: Sequence[str]) -> bool:
+    """Whether any row has an answer: published test splits often have none, or -1."""
+    if not has_column(table, answers):
+        return False
+    name = column(table, None, answers)
+    return any(str(row.get(name)).strip() not in ("None", "", "-1") for row in table.rows)
 
 
 def examples_split(splits: dict[str, Table], scored: Table, name: str) -> Table:

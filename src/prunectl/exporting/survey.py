@@ -182,7 +182,7 @@ def _count(
             continue
         codes = fixed(block.view(f"u{spec.dtype.bits // 8}"))
         zeros += int(symbols.tally(codes, tables))
-        negative += int(np.count_nonzero(codes == _negative_zero(spec)))
+        negative += int(np.count_nonzero(codes == 1 << (spec.dtype.bits - 1)))
         for candidate, grid in list(grids.items()):
             groups = codes.size // grid.m
             if grouping.overfull(grid.read(codes, 0, groups), grid.n) >= 0:
@@ -215,7 +215,3 @@ def _grids(spec: TensorSpec, expected: Expected | None, axis: int) -> Iterator[t
 def _tightest(grids: Mapping[NM, Grid]) -> NM | None:
     """The pattern that keeps the smallest share, of those that hold; None if none does."""
     return min(grids, key=lambda p: (p.n / p.m, p.m), default=None)
-
-
-def _negative_zero(spec: TensorSpec) -> int:
-    return 1 << (spec.dtype.bits - 1)

@@ -41,7 +41,8 @@ class Weights(Mapping[str, "torch.Tensor"]):
             BadCheckpoint: its bytes are damaged; a stored hash detects any damage.
         """
         tensor = self._tensors[name]
-        return self._read(tensor, 0, tensor.spec.numel, tensor.spec.shape, self._digest_of(tensor))
+        digest = self.checkpoint.digests.get(name)
+        return self._read(tensor, 0, tensor.spec.numel, tensor.spec.shape, digest)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -65,9 +66,6 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def spec(self, name: str) -> TensorSpec:
         """Name, dtype and shape, from the header."""
         return self._tensors[name].spec
-
-    def _digest_of(self, tensor: StoredTensor) -> str | None:
-        return self.checkpoint.digests.get(tensor.name)
 
     def _read(
         self,

@@ -109,14 +109,10 @@ def cut_rows(codes: Codes, sparsity: float) -> int:
         return int(cutting.cut_rows(codes.reshape(outer, axis), mask, k, bits))
     zeros = 0
     for matrix in codes:
-        cutter = ColumnCutter(partial(_once, matrix), inner, codes.dtype, k)
+        cutter = ColumnCutter(partial(iter, [matrix]), inner, codes.dtype, k)
         cutter.apply(matrix)
         zeros += cutter.zeros
     return zeros
-
-
-def _once(matrix: Codes) -> tuple[Codes]:
-    return (matrix,)
 
 
 def nm(codes: Codes, n: int, m: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunectl.errors import OutputConflict, OutputError
+from prunectl.output.direct import write_at
 from prunectl.output.header import ALIGNMENT, MAX_HEADER
 from prunectl.output.osfiles import Buffer, allocate, os_errors, sync_folder, undone_by
 
@@ -131,11 +132,8 @@ class MaskWriter:
     def _write(self, data: Buffer, position: int) -> None:
         if self._fd is None:
             raise ValueError(f"{self._path.name} is closed")
-        view = memoryview(data).cast("B")
         with os_errors(self._path, self.size):
-            while view.nbytes:
-                written = os.pwrite(self._fd, view, position)
-                view, position = view[written:], position + written
+            write_at(self._fd, memoryview(data).cast("B"), position)
 
     def _header(self, zeros: Mapping[str, int]) -> bytes:
         described = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prunectl.documents import Document, convert, parse_json, read_object, read_regular
@@ -194,7 +194,8 @@ def _check_only_ours(target: Path, real: Path) -> None:
         if listed is None:
             known = _is_model_file(path)
         else:
-            hidden = path.name.startswith(".") and not _in_hidden_folder(path)
+            in_hidden = any(part.startswith(".") for part in path.parts[:-1])
+            hidden = path.name.startswith(".") and not in_hidden
             known = hidden or path.as_posix() in listed
         if not known:
             what = "a model" if listed is None else "what prunectl wrote"
@@ -261,10 +262,6 @@ def _is_model_file(path: Path) -> bool:
     )
 
 
-def _in_hidden_folder(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts[:-1])
-
-
 def check_space(target: Path, needed: int) -> None:
     """Check that ``needed`` bytes fit, including the space of an unfinished output there.
 
@@ -274,11 +271,8 @@ def check_space(target: Path, needed: int) -> None:
     """
     with os_errors(target):
         real = real_path(target)
-        available = free_bytes(real) + _allocated(work_folder(real).rglob("*"))
+        # st_blocks is in units of 512 bytes whatever the file system's block size.
+        own = sum(path.lstat().st_blocks * 512 for path in work_folder(real).rglob("*"))
+        available = free_bytes(real) + own
     if available < needed:
         raise NoSpace(target, needed, available)
-
-
-def _allocated(paths: Iterable[Path]) -> int:
-    # st_blocks is in units of 512 bytes whatever the file system's block size.
-    return sum(path.lstat().st_blocks * 512 for path in paths)
