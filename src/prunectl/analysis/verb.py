@@ -12,7 +12,6 @@ from prunectl.analysis.summary import summarize
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
-from prunectl.errors import UnsupportedCheckpoint
 from prunectl.events import OnEvent, ignore_events
 from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import measure_missing, refuse_nans
@@ -20,7 +19,7 @@ from prunectl.measure.thresholds import find_thresholds
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
 from prunectl.pattern import NM, distinct_nms, pruned_count
-from prunectl.plan.prunable import prunable_tensors
+from prunectl.plan.prunable import prunable_tensors, refuse_quantized
 
 DEFAULT_PATTERNS = (NM(2, 4),)
 
@@ -82,10 +81,5 @@ def analyze(
 
 def _refuse_packed(checkpoint: Checkpoint) -> None:
     """Refuse quantized weights other than fp8: their numbers are not magnitudes."""
-    if checkpoint.quantization and not any(t.spec.dtype.is_float and t.spec.dtype.bits == 8
-                                           for t in checkpoint.tensors):  # fmt: skip
-        raise UnsupportedCheckpoint(
-            checkpoint.model,
-            f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="use the checkpoint from before quantization",
-        )
+    if not any(t.spec.dtype.is_float and t.spec.dtype.bits == 8 for t in checkpoint.tensors):
+        refuse_quantized(checkpoint, "use the checkpoint from before quantization")

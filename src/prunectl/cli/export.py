@@ -84,13 +84,15 @@ def export(
     Compressed folders are read by prunectl.load_model and prunectl.load_state_dict, and by
     transformers after 'import prunectl'. Nothing else loads them: --layout dense is the way back.
     """
+    from prunectl.output.shards import parse_size
+
     if masks_only and (layout != AUTO or pattern or max_shard_size != options.SHARD_SIZE):
         raise InvalidOption(
             "--masks-only writes one file of bits: --layout, --pattern and --max-shard-size have "
             "no meaning with it",
             hint="leave them out",
         )
-    shard_size = options.parsed_size(max_shard_size)
+    shard_size = parse_size(max_shard_size)
     if output is None:
         raise InvalidOption("no output given", hint="add -o FILE" if masks_only else "add -o DIR")
     after.check()

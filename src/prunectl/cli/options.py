@@ -257,13 +257,6 @@ _RESULTS = (".html", ".csv", ".png", ".svg")
 _OURS = b'{\n  "schema": "prunectl.'
 
 
-def parsed_size(text: str) -> int:
-    """A size such as ``5GB`` in bytes."""
-    from prunectl.output.shards import parse_size
-
-    return parse_size(text)
-
-
 def ranks_of(context: typer.Context) -> Ranks:
     """The processes that share this command."""
     from prunectl.parallel.ranks import ALONE

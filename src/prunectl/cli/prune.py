@@ -69,9 +69,11 @@ def prune(
     The source is not touched. The output is complete or absent; a run that was cut off goes on
     where it stopped when the same command is given again.
     """
+    from prunectl.output.shards import parse_size
+
     choice = source.choose(out)
     settings = _settings(flags, recipe, calibration, choice.model, device)
-    shard_size = options.parsed_size(max_shard_size)
+    shard_size = parse_size(max_shard_size)
     after.check()
     if output is None and not dry_run:
         raise InvalidOption(

@@ -11,7 +11,7 @@ import blake3
 
 from prunectl._version import __version__
 from prunectl.checkpoint.checkpoint import Checkpoint
-from prunectl.errors import BadManifest, InvalidOption, UnsupportedCheckpoint
+from prunectl.errors import BadManifest, InvalidOption
 from prunectl.exporting.survey import Expected, held_to
 from prunectl.layouts.table import AUTO, DENSE, LAYOUTS
 from prunectl.output.manifest import Manifest, read_manifest
@@ -20,7 +20,7 @@ from prunectl.output.shards import ShardLayout, parse_size, plan_shards
 from prunectl.output.target import MANIFEST_NAME, check_target
 from prunectl.pattern import NM, Unstructured, parse_pattern
 from prunectl.plan.job import OutputTensor, output_tensors, protected
-from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors
+from prunectl.plan.prunable import input_axis, misfit_reason, prunable_tensors, refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,8 @@ def prepare(
         raise InvalidOption(f"layout '{layout}' is not known", hint=f"one of {known}")
     if is_dense and pattern is not None:
         raise InvalidOption(f"--pattern has no meaning with --layout {layout}", hint="leave it out")
-    if checkpoint.quantization:
-        raise UnsupportedCheckpoint(
-            checkpoint.model,
-            f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="export the checkpoint from before quantization",
-        )
-    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-    if size < 1:
-        raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
+    refuse_quantized(checkpoint, "export the checkpoint from before quantization")
+    size = parse_size(max_shard_size)
     check_target(target, force=force, protected=protected(checkpoint))
     manifest = _manifest_of(checkpoint)
     checkpoint = held_to(checkpoint, manifest)

@@ -21,12 +21,17 @@ _FLOATING = ("F", "BF", "C")
 _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: int | str) -> int:
     """Read a size such as ``5GB`` or ``300MB`` in bytes: decimal units, as in huggingface_hub.
 
     Raises:
-        InvalidOption: not a positive number followed by TB, GB, MB or KB.
+        InvalidOption: neither a positive number, nor one followed by TB, GB, MB or KB.
     """
+    if isinstance(text, int):
+        if text < 1:
+            why = f"max_shard_size: {text} is not a positive size"
+            raise InvalidOption(why, hint="such as 5GB")
+        return text
     cleaned = text.strip()
     unit = _UNITS.get(cleaned[-2:].upper())
     why = "use a number and a decimal unit: 5GB, 300MB, 1TB or 64KB"

@@ -105,9 +105,7 @@ def plan_job(
 ) -> Job:
     """Plan a prune without looking at the target."""
     plan, masks = _plan(checkpoint, settings)
-    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-    if size < 1:
-        raise InvalidOption(f"max_shard_size: {size} is not a positive size", hint="such as 5GB")
+    size = parse_size(max_shard_size)
     outputs = {tensor.spec.name: tensor for tensor in output_tensors(checkpoint)}
     layout = plan_shards([tensor.spec for tensor in outputs.values()], size)
     return Job(checkpoint, target, plan, settings, size, outputs, layout, command, masks)

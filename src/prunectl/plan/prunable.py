@@ -85,14 +85,14 @@ def require_prunable(
     return found
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
+def refuse_quantized(
+    checkpoint: Checkpoint,
+    hint: str = "prune the checkpoint from before quantization, then quantize the result",
+) -> None:
     """Raise UnsupportedCheckpoint if the checkpoint is quantized."""
     if checkpoint.quantization:
-        raise UnsupportedCheckpoint(
-            checkpoint.model,
-            f"the checkpoint is quantized ({checkpoint.quantization})",
-            hint="prune the checkpoint from before quantization, then quantize the result",
-        )
+        what = f"the checkpoint is quantized ({checkpoint.quantization})"
+        raise UnsupportedCheckpoint(checkpoint.model, what, hint=hint)
 
 
 def selected(selectors: Iterable[str], name: str) -> bool:
