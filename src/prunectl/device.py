@@ -61,11 +61,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def check_device(wanted: str) -> None:
-    """Refuse a device that does not exist, before anything is read.
-
-    Raises:
-        InvalidOption: as :func:`choose_device`.
-    """
+    """Refuse a device that does not exist, before anything is read."""
     if wanted not in ("auto", "cpu"):  # always available, and torch takes a second to load
         choose_device(wanted)
 

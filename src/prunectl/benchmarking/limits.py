@@ -57,9 +57,6 @@ def measure_rates(device: torch.device, dtype: torch.dtype, weights: int, clock:
 
     Args:
         weights: bytes of the model's weights.
-
-    Raises:
-        RuntimeError: as torch raises it where memory is missing.
     """
     import torch
 

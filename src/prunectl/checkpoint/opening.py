@@ -106,11 +106,7 @@ def open_stored(
     trust_remote_code: bool = False,
     on_event: OnEvent | None = None,
 ) -> Checkpoint:
-    """Open like :func:`open_checkpoint`, but a compressed folder as its stored parts.
-
-    Raises:
-        SourceError, InvalidOption: as :func:`open_checkpoint`.
-    """
+    """Open like :func:`open_checkpoint`, but a compressed folder as its stored parts."""
     text = os.fspath(model)
     if model == demo.NAME:  # not a Path, which is always local
         return _open_demo(revision, trust_remote_code=trust_remote_code)

@@ -233,9 +233,6 @@ def own_metric(
         record: the metric's record, without the counts of prompts that are cut.
         order: groups that come first among the further scores.
         new_tokens: most tokens that the model generates.
-
-    Raises:
-        BadTokenizer, WrongTokenizer, BadData, InvalidOption: see :func:`_check_prompts`.
     """
     tokenizer = open_tokenizer(request)
     tasks = [part.task for part in parts.values()]

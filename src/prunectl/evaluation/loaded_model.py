@@ -124,9 +124,6 @@ class LoadedModel:
         """Replace a tensor by ``values``, in its stored shape and any dtype.
 
         Does nothing where the model lacks the tensor: the model may be one of two towers.
-
-        Raises:
-            UnsupportedCheckpoint: as for ``views``.
         """
         import torch
 
@@ -142,9 +139,6 @@ class LoadedModel:
     def weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Views of some tensors in the stored shape, by name and in order; tensors that the model
         lacks are left out.
-
-        Raises:
-            UnsupportedCheckpoint: as for ``views``.
         """
         wanted = [name for name in names if name in self._block_model.targets]
         more = [name for name in wanted if name not in self.views and name not in self._more_views]

@@ -154,9 +154,6 @@ def fetch_files(
 
     Args:
         on_event: receives progress; None leaves it to huggingface_hub's own bars.
-
-    Raises:
-        AccessDenied, HubUnreachable, SourceError: as :func:`prunectl.hub.errors.reading`.
     """
     from huggingface_hub import snapshot_download
 
@@ -210,9 +207,6 @@ def read_range(
 
     Args:
         start: position of the first byte. count: bytes wanted; fewer come at the file's end.
-
-    Raises:
-        AccessDenied, HubUnreachable: as :func:`prunectl.hub.errors.reading`.
     """
     from huggingface_hub import errors
 

@@ -268,9 +268,6 @@ def resolved(
     Args:
         measured: measurements from earlier jobs, which receives more; the caller closes it. None
             takes the cache.
-
-    Raises:
-        PrunectlError: as :func:`prunectl.prune`.
     """
     if job.settings.needs_calibration and job.settings.calibration is not None:
         from prunectl.calibration.samples import gather_samples

@@ -250,9 +250,6 @@ def edited(
     Args:
         stored: the tensor in the source, which ``reader`` reads.
         axis: its input axis. prunable: whether NaN is refused.
-
-    Raises:
-        NaNWeights, BadMaskFile: as :func:`prunectl.transform.writing.write_tensor`.
     """
     out = np.empty(stored.spec.nbytes, np.uint8)
 

@@ -70,11 +70,7 @@ class WeightOperand:
         return self.checkpoint.by_name
 
     def candidates(self) -> dict[str, Candidate]:
-        """The prunable tensors.
-
-        Raises:
-            UnsupportedCheckpoint, NothingPrunable, InvalidOption: as :func:`require_prunable`.
-        """
+        """The prunable tensors."""
         roles = self.checkpoint.roles.roles
         found = require_prunable(
             self.checkpoint, self.include, self.exclude, recorded=self.recorded

@@ -93,11 +93,7 @@ class PrunedModel:
         self._zeros: dict[str, int] = {}
 
     def apply(self, settings: PruneSettings | None, run: Run) -> Zeros:
-        """Prune the model in memory as ``prune`` would; None makes it dense again.
-
-        Raises:
-            PrunectlError: as :func:`prunectl.prune`.
-        """
+        """Prune the model in memory as ``prune`` would; None makes it dense again."""
         checkpoint = self.loaded.checkpoint
         if settings is None:
             self._put({}, {}, run)
