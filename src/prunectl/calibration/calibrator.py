@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunectl.calibration.capture import as_matrices
 from prunectl.calibration.matrix import Done, MatrixPruner
 from prunectl.calibration.pruner import Computed, Pruner, refuse_odd
-from prunectl.calibration.store import SharedStore
+from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
@@ -74,7 +74,7 @@ class Calibrator(Pruner):
         job: Job,
         targets: Mapping[str, TensorTarget],
         reader: TensorReader,
-        store: SharedStore | None,
+        store: CalibratedStore | None,
         on_event: OnEvent,
         *,
         full: bool,
@@ -186,7 +186,7 @@ def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
     return None if ranges == ((0, out * len(done)),) else list(ranges)
 
 
-def replaced(resolution: Resolution, store: SharedStore) -> Resolution:
+def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
     """The resolution with the new values in place of edits."""
     records: dict[str, dict[str, Any]] = {}
     stored = store.written()

@@ -16,7 +16,7 @@ import torch
 from prunectl.calibration.calibrator import Calibrator, replaced
 from prunectl.calibration.matrix import needs_full
 from prunectl.calibration.memory import forecast
-from prunectl.calibration.store import SharedStore, shared_store
+from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import (
     ByCounts,
     ScoreCounts,
@@ -100,7 +100,7 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
     """
     with job.checkpoint.open() as reader:
         passes = _Passes(job, reader, run)
-        with shared_store(run, job.target, fingerprint(job)) as store:
+        with CalibratedStore(job.target, fingerprint(job), run) as store:
             resolution, targets = _resolve(passes, resolution, store)
             blocks = _blocks(job, targets, passes.block_model)
             store.expect(blocks)
@@ -115,7 +115,7 @@ def _prune_blocks(
     passes: _Passes,
     targets: dict[str, TensorTarget],
     blocks: Mapping[str, list[TensorSpec]],
-    store: SharedStore,
+    store: CalibratedStore,
 ) -> None:
     """Compute the new weights that the store lacks."""
     job = passes.job
@@ -137,7 +137,7 @@ def _prune_blocks(
 
 
 def _resolve(
-    passes: _Passes, resolution: Resolution, store: SharedStore
+    passes: _Passes, resolution: Resolution, store: CalibratedStore
 ) -> tuple[Resolution, dict[str, TensorTarget]]:
     """The target of each tensor. An N:M budget is spent on the matrices whose outputs change least.
 

@@ -9,10 +9,11 @@ comes out as it was, and are computed anew too if it does not, as may be on anot
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import blake3
@@ -30,7 +31,7 @@ from prunectl.output.secondary_rank import seen_outside
 from prunectl.output.shards import Shard, ShardWriter
 from prunectl.output.target import calibrated_folder, calibrated_journal, check_space
 from prunectl.parallel.folder import SAME, SHARED_DISK
-from prunectl.parallel.ranks import ALONE, Ranks
+from prunectl.parallel.ranks import ALONE
 from prunectl.parallel.run import Run
 from prunectl.tensorspec import TensorSpec
 
@@ -53,22 +54,38 @@ def clean_up(target: Path) -> None:
         journal.remove()
 
 
+Value = TypeVar("Value")
+
+
 class CalibratedStore:
     """New values of tensors, block by block; removed when it is left after :meth:`done_with`.
+
+    Rank 0 writes, and broadcasts; all ranks call every method, in the same order.
 
     Args:
         target: the output that it belongs to.
         fingerprint: of all that decides the values.
+
+    Attributes:
+        reader: of finished blocks.
+
+    Raises:
+        RanksDiffer: on entry: a rank was asked for something else, or does not see the folder.
+        OutputConflict, CannotWrite, NoSpace: as of :class:`ResumableFolder`.
     """
+
+    reader: TensorReader
 
     def __init__(self, target: Path, fingerprint: str, run: Run) -> None:
         with os_errors(target):
             real = real_path(target)
+        self._work, self._journal = calibrated_folder(real), calibrated_journal(real)
         self._folder = ResumableFolder(
-            calibrated_folder(real), calibrated_journal(real), target, fingerprint,
+            self._work, self._journal, target, fingerprint,
             part="block", read_again=True, on_event=run.on_event,
         )  # fmt: skip
-        self._target, self._run = target, run
+        self._target, self._fingerprint, self._run = target, fingerprint, run
+        self._ranks = run.ranks
         self._shards: dict[str, Shard] = {}
         self._block_of: dict[str, str] = {}
         self._writers: dict[str, ShardWriter] = {}
@@ -76,25 +93,38 @@ class CalibratedStore:
         self._passed: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._folder.__enter__()
-        self._reader = WeightReader(self._folder.work)
+        ranks = self._ranks
+        ranks.check_same("weights and settings", self._fingerprint, hint=SAME)
+        with ExitStack() as stack:
+            if ranks.is_first:
+                stack.enter_context(self._folder)
+            if ranks.count > 1:
+                seen = ranks.broadcast(self._folder.seen() if ranks.is_first else "")
+                if not ranks.is_first:
+                    seen = seen_outside(self._journal, self._work, seen)
+                ranks.check_same("output folder", seen, hint=SHARED_DISK)
+            self.reader = stack.enter_context(WeightReader(self._work))
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._reader.close()
-        self._folder.__exit__(kind, error, trace)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-    def remember(self, key: str, value: Any) -> None:
-        """Keep a JSON value for a later run."""
-        self._folder.remember(key, value)
-
-    def remembered(self, key: str) -> Any:
-        """A value that this or an earlier run has kept; None if none has."""
-        return self._folder.remembered(key)
-
-    def seen(self) -> str:
-        """A value that only processes which see this folder share."""
-        return self._folder.seen()
+    def once(self, key: str, measure: Callable[[], Value]) -> Value:
+        """What ``measure`` gives rank 0, a JSON value; a later run has it without that."""
+        known: Value | None = self._folder.remembered(key) if self._ranks.is_first else None
+        known = self._ranks.broadcast(known)
+        if known is not None:
+            return known
+        found = measure()
+        if self._ranks.is_first:
+            self._folder.remember(key, found)
+        return self._ranks.broadcast(found)
 
     def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
         """Declare which tensors of each block get new values, and check the finished blocks."""
@@ -103,22 +133,32 @@ class CalibratedStore:
             name = f"block-{number:05d}.safetensors"
             self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
             self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
-        # The other ranks have no store.
-        check_finished(self._folder, replace(self._run, ranks=ALONE), once=False)
+        if self._ranks.is_first:
+            check_finished(self._folder, replace(self._run, ranks=ALONE), once=False)
 
-    @property
-    def missing(self) -> int:
-        """Bytes of the blocks that are not there yet."""
+    def _missing(self) -> int:
+        """Bytes of the blocks that are not there yet, on rank 0."""
         shards = self._shards.values()
         return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
 
     @property
     def complete(self) -> bool:
         """Whether every block is there."""
-        return all(self._folder.records_of(s) is not None for s in self._shards.values())
+        return self._ranks.broadcast(self._ranks.is_first and not self._missing())
+
+    def check_space(self, more: int) -> None:
+        """Check that the blocks that are not there yet fit on the disk, and ``more`` bytes.
+
+        Raises:
+            NoSpace, CannotWrite: on rank 0.
+        """
+        if self._ranks.is_first:
+            check_space(self._target, self._missing() + more)
 
     def put(self, name: str, values: torch.Tensor, record: dict[str, Any]) -> None:
         """Write a tensor's new values, of its dtype and shape, and JSON-ready facts on them."""
+        if not self._ranks.is_first:
+            return
         import torch
 
         block = self._block_of[name]
@@ -160,30 +200,35 @@ class CalibratedStore:
         shard = self._shards.get(block)
         if shard is None:
             return {}
-        if self._folder.records_of(shard) is None:
+        held: dict[str, torch.Tensor] = {}
+        if self._ranks.is_first and self._folder.records_of(shard) is not None:
+            held = {
+                spec.name: read_tensor(self.reader, self._tensor(spec.name)) for spec in shard.specs
+            }
+        if not self._ranks.broadcast(bool(held)):
             return None
-        return {
-            spec.name: read_tensor(self._reader, self.tensor(spec.name)) for spec in shard.specs
-        }
+        names = [spec.name for spec in shard.specs]
+        return {name: self._ranks.tensor_of(0, held.get(name)) for name in names}
 
-    def tensor(self, name: str) -> StoredTensor:
+    def _tensor(self, name: str) -> StoredTensor:
         """Where a tensor's values are, for :attr:`reader`."""
         shard = self._shards[self._block_of[name]]
         spec = next(spec for spec in shard.specs if spec.name == name)
         return StoredTensor(spec, shard.name, shard.header.offsets[name])
 
-    @property
-    def reader(self) -> TensorReader:
-        """Reads finished blocks."""
-        return self._reader
-
-    def records(self) -> dict[str, tuple[dict[str, Any], str]]:
-        """Of every tensor of all finished blocks, the facts, and the BLAKE3 of its values."""
-        return {
-            record["name"]: (dict(record["facts"]), record["blake3"])
-            for shard in self._shards.values()
-            for record in self._folder.records_of(shard) or ()
-        }
+    def written(self) -> dict[str, tuple[StoredTensor, dict[str, Any], str]]:
+        """Of every tensor of all finished blocks, where its values are, the facts, the BLAKE3."""
+        return self._ranks.broadcast(
+            {
+                record["name"]: (
+                    self._tensor(record["name"]),
+                    dict(record["facts"]),
+                    record["blake3"],
+                )
+                for shard in (self._shards.values() if self._ranks.is_first else ())
+                for record in self._folder.records_of(shard) or ()
+            }
+        )
 
     def done_with(self) -> None:
         """The values are in the output: nothing is kept when the store is left."""
@@ -192,114 +237,3 @@ class CalibratedStore:
 
 def _digests_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return [record["blake3"] for record in records]
-
-
-# --- the store of several processes: rank 0 writes, and broadcasts --------------------------------
-
-Value = TypeVar("Value")
-
-
-@contextmanager
-def shared_store(run: Run, target: Path, fingerprint: str) -> Iterator[SharedStore]:
-    """The store of an output; see :class:`CalibratedStore`.
-
-    Raises:
-        RanksDiffer: a rank was asked for something else, or does not see the folder.
-        OutputConflict, CannotWrite, NoSpace: as of :class:`CalibratedStore`.
-    """
-    ranks = run.ranks
-    ranks.check_same("weights and settings", fingerprint, hint=SAME)
-    with ExitStack() as stack:
-        if ranks.is_first:
-            store = stack.enter_context(CalibratedStore(target, fingerprint, run))
-            if ranks.count > 1:
-                ranks.check_same("output folder", ranks.broadcast(store.seen()), hint=SHARED_DISK)
-            yield SharedStore(ranks, target, store, store.reader)
-        else:
-            with os_errors(target):
-                real = real_path(target)
-            seen = seen_outside(
-                calibrated_journal(real), calibrated_folder(real), ranks.broadcast("")
-            )
-            ranks.check_same("output folder", seen, hint=SHARED_DISK)
-            reader = stack.enter_context(WeightReader(calibrated_folder(real)))
-            yield SharedStore(ranks, target, None, reader)
-
-
-class SharedStore:
-    """A :class:`CalibratedStore`; every method is called by all ranks alike, in the same order.
-
-    Args:
-        store: on the first rank. reader: of finished blocks.
-    """
-
-    def __init__(
-        self, ranks: Ranks, target: Path, store: CalibratedStore | None, reader: TensorReader
-    ) -> None:
-        self._ranks, self._target, self._store = ranks, target, store
-        self.reader = reader
-
-    def once(self, key: str, measure: Callable[[], Value]) -> Value:
-        """What ``measure`` gives the first rank, a JSON value; a later run has it without that."""
-        known: Value | None = None if self._store is None else self._store.remembered(key)
-        known = self._ranks.broadcast(known)
-        if known is not None:
-            return known
-        found = measure()
-        if self._store is not None:
-            self._store.remember(key, found)
-        return self._ranks.broadcast(found)
-
-    def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
-        """Declare which tensors of each block get new values, and check the finished blocks."""
-        if self._store is not None:
-            self._store.expect(blocks)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every block is there."""
-        return self._ranks.broadcast(self._store is not None and self._store.complete)
-
-    def check_space(self, more: int) -> None:
-        """Check that the blocks that are not there yet fit on the disk, and ``more`` bytes.
-
-        Raises:
-            NoSpace, CannotWrite: on the first rank.
-        """
-        if self._store is not None:
-            check_space(self._target, self._store.missing + more)
-
-    def put(self, name: str, values: torch.Tensor, record: dict[str, Any]) -> None:
-        """Write a tensor's new values, of its dtype and shape, and JSON-ready facts on them."""
-        if self._store is not None:
-            self._store.put(name, values, record)
-
-    def finish(self, block: str) -> None:
-        """Make a block durable; does nothing where it is so already, or holds nothing."""
-        if self._store is not None:
-            self._store.finish(block)
-
-    def values_of(self, block: str) -> dict[str, torch.Tensor] | None:
-        """A finished block's values by tensor; None where it is not finished."""
-        values = None if self._store is None else self._store.values_of(block)
-        names = self._ranks.broadcast(None if values is None else list(values))
-        if names is None:
-            return None
-        held = values or {}
-        return {name: self._ranks.tensor_of(0, held.get(name)) for name in names}
-
-    def written(self) -> dict[str, tuple[StoredTensor, dict[str, Any], str]]:
-        """Of every tensor of all finished blocks, where its values are, the facts, the BLAKE3."""
-        found = {} if self._store is None else self._store.records()
-        return self._ranks.broadcast(
-            {
-                name: (self._store.tensor(name), *rest)
-                for name, rest in found.items()
-                if self._store is not None
-            }
-        )
-
-    def done_with(self) -> None:
-        """The values are in the output: nothing is kept when the store is left."""
-        if self._store is not None:
-            self._store.done_with()
