@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import own_words
 import pytest
 
-from prunectl import PruneSettings, prune
+import prunectl
+from prunectl import PruneSettings, documents, prune
 
 EVALUATE = "evaluate model --data"
 INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00001.safetensors"
@@ -95,3 +97,37 @@ def test_hostile_documents_end_in_a_clear_error(
         assert "Traceback" not in err, kind
         assert Path("other").exists() == (code == 0 and "-o" in line), kind
         shutil.rmtree("other", ignore_errors=True)
+
+
+def test_documents_larger_than_the_limit_are_not_read(
+    made: Path, typed: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "pruned", "pruned")
+    monkeypatch.setattr(documents, "LARGEST", 1000)
+    code, _, err = typed("verify", "pruned")
+    assert (code, "prunectl.json: more than 1,000 bytes" in err) == (1, True), err
+
+
+OWN = {
+    "benchmarking/loading.py": "the answer of a process that bench has started",
+    "checkpoint/known_trees.py": "a file of the package",
+    "evaluation/arithmetic.py": "a file of the package",
+    "measure/cache.py": "the user's own cache, whole by its digest",
+    "output/card.py": "front matter that frontmatter.py has checked",
+    "output/frontmatter.py": "checks the nesting first",
+    "parallel/heartbeat.py": "what another rank of this run wrote",
+    "plan/recipe.py": "catches RecursionError",
+    "report/page.py": "rows that it has written itself",
+}
+"""Modules with a parser of their own, and why its text is harmless."""
+
+
+def test_documents_from_outside_are_parsed_in_one_place() -> None:
+    source = Path(prunectl.__file__).parent
+    parses = re.compile(r"\b(json\.loads?|yaml\.(safe_)?load|tomllib\.loads?)\(")
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if parses.search(path.read_text(encoding="utf-8"))
+    }
+    assert found - {"documents.py"} == OWN.keys()

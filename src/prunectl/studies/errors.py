@@ -15,26 +15,6 @@ class NothingToCompare(UsageError):
         self.first, self.second, self.why = first, second, why
 
 
-def nothing_in_common(first: str, second: str) -> NothingToCompare:
-    """No two tensors are twins."""
-    return NothingToCompare(
-        first,
-        second,
-        why="no prunable tensor of one has the name or place, and the shape, of one of the other",
-        hint="both must be of one architecture: see 'prunectl analyze MODEL --all' of each",
-    )
-
-
-def no_sparsity(first: str, second: str, masked: str) -> NothingToCompare:
-    """One of the two has a mask of its own that prunes nothing or everything."""
-    return NothingToCompare(
-        first,
-        second,
-        why=f"{masked} prunes none, or all, of the weights that both have",
-        hint="give a --sparsity",
-    )
-
-
 class TooFewCheckpoints(UsageError):
     """Fewer checkpoints than a trace needs."""
 

@@ -39,7 +39,7 @@ from prunectl.studies.compare.result import (
     Overlap,
     findings,
 )
-from prunectl.studies.errors import no_sparsity, nothing_in_common
+from prunectl.studies.errors import NothingToCompare
 from prunectl.studies.settings import DEFAULT_SPARSITIES, CompareSettings
 from prunectl.studies.sweep.commands import short_names
 from prunectl.userdirs import expanded
@@ -91,7 +91,12 @@ def compare(
         candidates = operands[0].candidates(), operands[1].candidates()
         matching = match(*candidates)
         if not matching.pairs:
-            raise nothing_in_common(operands[0].name, operands[1].name)
+            raise NothingToCompare(
+                operands[0].name, operands[1].name,
+                why="no prunable tensor of one has the name or place, and the shape, of one of the "
+                "other",
+                hint="both must be of one architecture: see 'prunectl analyze MODEL --all' of each",
+            )  # fmt: skip
         pairing = _Pairing(operands, candidates, matching, run)
         stats = pairing.stats(settings, by_zeros=by_zeros)
         masks = pairing.masks(_goals(pairing, settings, stats))
@@ -260,7 +265,9 @@ def _own_sparsity(pairing: _Pairing, at: int, stats: Sequence[ModelStats | None]
         assert one is not None
         zeros = one.zeros
     if not 0 < zeros < pairing.weights:
-        raise no_sparsity(pairing.operands[0].name, pairing.operands[1].name, operand.name)
+        first, second = (one.name for one in pairing.operands)
+        why = f"{operand.name} prunes none, or all, of the weights that both have"
+        raise NothingToCompare(first, second, why=why, hint="give a --sparsity")
     return zeros / pairing.weights
 
 
