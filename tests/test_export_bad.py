@@ -41,6 +41,7 @@ from prunectl.errors import (
     BadManifest,
     CannotWrite,
     InvalidOption,
+    InvalidPattern,
     NoSpace,
     OutputConflict,
     PatternMismatch,
@@ -57,11 +58,8 @@ from prunectl.output.target import journal_file, work_folder
 from prunectl.parallel.run import PLAIN_RUN
 
 UP = "model.layers.1.mlp.up_proj.weight"
-DOWN = "model.layers.1.mlp.down_proj.weight"
-NORM = "model.norm.weight"
 INDEX = f"{WEIGHTS}.index.json"
 Typed = Callable[..., tuple[int, str]]
-Prepared = Callable[[], None]
 
 
 @pytest.fixture(scope="module")
@@ -174,38 +172,62 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "mask"), ("nm", "positions"))
-)
-@pytest.mark.parametrize("where", few(["first", "middle"]))
-def test_a_flipped_bit(small: Small, typed: Typed, layout: str, suffix: str, where: str) -> None:
-    folder = small(layout)
-    place = {"first": lambda data: 0, "middle": lambda data: len(data) // 2}[where]
-    change_part(folder, f"{UP}.{suffix}", lambda data: flip(data, place(data), 1))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
-)
-def test_a_shortened_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
-    folder = small(layout)
-    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
+def shortened(folder: Path, part: str) -> None:
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[part]
     rows = shape[0] // 2
     short = (rows, *shape[1:]), data[: len(data) * rows // shape[0]]
-    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (dtype, *short)})
-    damaged(typed, folder, UP)
+    cases.replace_stored(folder / WEIGHTS, {part: (dtype, *short)})
+
+
+def of_another_type(folder: Path, part: str) -> None:
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[part]
+    other = {"U8": "I8", "U32": "I32", "F32": "I32"}[dtype]
+    cases.replace_stored(folder / WEIGHTS, {part: (other, shape, data)})
+
+
+def missing(folder: Path, part: str) -> None:
+    path = folder / WEIGHTS
+    header: Header = {"__metadata__": cases.read_file(path)[0]["__metadata__"]}
+    data = b""
+    for name, (dtype, shape, some) in cases.entries(path).items():
+        if name != part:
+            place = [len(data), len(data) + len(some)]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
+            data += some
+    cases.write_file(path, header, data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path, str], None], str]] = {
+    "the first byte": (lambda folder, part: change_part(folder, part, lambda d: flip(d, 0)), ""),
+    "a byte inside": (
+        lambda folder, part: change_part(folder, part, lambda d: flip(d, len(d) // 2)), "",
+    ),
+    "shortened": (shortened, ""),
+    "another type": (of_another_type, "the part '{}' is "),
+    "missing": (missing, "its part '{}' is missing"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
 )
-def test_a_part_of_another_type(small: Small, typed: Typed, layout: str, suffix: str) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part(small: Small, typed: Typed, layout: str, suffix: str, damage: str) -> None:
     folder = small(layout)
-    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
-    other = {"U8": "I8", "U32": "I32", "F32": "I32"}[dtype]
-    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (other, shape, data)})
-    damaged(typed, folder, UP, f"the part '{suffix}' is {other}")
+    change, says = DAMAGES[damage]
+    change(folder, f"{UP}.{suffix}")
+    damaged(typed, folder, UP, says.format(suffix))
+
+
+@pytest.mark.parametrize("bytes_left", [0, 100, -1])
+def test_a_truncated_file(small: Small, typed: Typed, bytes_left: int) -> None:
+    path = small("packed") / WEIGHTS
+    os.truncate(path, bytes_left if bytes_left >= 0 else path.stat().st_size - 1)
+    refused(typed, BadCheckpoint, WEIGHTS, path.parent)
+    with pytest.raises(BadCheckpoint, match="truncated"):
+        load_state_dict(path.parent)
+    code, text = typed("verify", path.parent)
+    assert (code, "truncated" in text) == (3, True)
 
 
 @pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
@@ -335,60 +357,7 @@ def test_a_foreign_shard(made: Path, small: Small, tmp_path: Path, typed: Typed)
     assert "hashes" in text
 
 
-def test_a_dense_tensor_of_a_compressed_file(small: Small, typed: Typed) -> None:
-    """It has no hash in the header: the manifest's hash is the one that tells."""
-    folder = small("packed")
-    change_part(folder, NORM, lambda data: flip(data, 3))
-    report = verify(folder)
-    assert {one.where for one in report.differences if one.kind == "hashes"} == {NORM}
-    refused(typed, BadCheckpoint, NORM, folder)
-    refused(typed, BadCheckpoint, NORM, folder, layout="auto")
-    with pytest.raises(BadCheckpoint, match=NORM):
-        load_state_dict(folder)
-
-
-@pytest.mark.parametrize("bytes_left", [0, 4, 100, -1])
-def test_a_truncated_file(small: Small, typed: Typed, bytes_left: int) -> None:
-    path = small("packed") / WEIGHTS
-    os.truncate(path, bytes_left if bytes_left >= 0 else path.stat().st_size - 1)
-    refused(typed, BadCheckpoint, WEIGHTS, path.parent)
-    with pytest.raises(BadCheckpoint, match="truncated"):
-        load_state_dict(path.parent)
-    code, text = typed("verify", path.parent)
-    assert code == 3
-    assert "truncated" in text
-
-
-def test_bytes_after_the_end(small: Small, typed: Typed) -> None:
-    path = small("packed") / WEIGHTS
-    with path.open("ab") as file:
-        file.write(b"more")
-    refused(typed, BadCheckpoint, "4 bytes after the last tensor", path.parent)
-
-
 # --- files that are missing, or not what they were ----------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
-)
-def test_a_missing_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
-    folder = small(layout)
-    path = folder / WEIGHTS
-    stored = cases.entries(path)
-    gone = f"{UP}.{suffix}"
-    header: Header = {"__metadata__": cases.read_file(path)[0]["__metadata__"]}
-    data = b""
-    for name, (dtype, shape, some) in stored.items():
-        if name != gone:
-            place = [len(data), len(data) + len(some)]
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
-            data += some
-    cases.write_file(path, header, data)
-    refused(typed, BadCheckpoint, f"tensor '{UP}': its part '{suffix}' is missing", folder)
-    code, text = typed("verify", folder)
-    assert code == 3
-    assert UP in text
 
 
 def test_a_part_that_the_description_leaves_out(small: Small, typed: Typed) -> None:
@@ -475,7 +444,7 @@ def test_a_weights_file_that_is_a_pipe(small: Small, typed: Typed) -> None:
 # --- versions -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["2", "1.1", 1, None, [], ""])
+@pytest.mark.parametrize("version", ["2", 1, None])
 def test_a_newer_format(small: Small, typed: Typed, version: object) -> None:
     folder = small("packed")
     cases.edit_described(folder / WEIGHTS, lambda document: document.update(format=version))
@@ -497,26 +466,16 @@ def test_a_newer_manifest(small: Small, typed: Typed) -> None:
     assert load_state_dict(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", ""])
-def test_an_unreadable_manifest(small: Small, typed: Typed, text: str) -> None:
-    folder = small("packed")
-    (folder / "prunectl.json").write_text(text)
-    refused(typed, BadManifest, "prunectl.json", folder)
-    assert load_state_dict(folder)
-
-
 EDITS: list[tuple[str, dict[str, Any]]] = [
     ("rules", {"arguments": {"rules": 5}}),
-    ("rules", {"arguments": {"rules": ["x"]}}),
     ("model", {"source": {"model": "a\0b"}}),
-    ("repo_id", {"source": {"repo_id": "\ud800"}}),
     ("repo_id", {"source": {"repo_id": "a/b\n<!-- prunectl:end -->\n"}}),
     ("role", {"tensors": {"role": "\ud800"}}),
     ("arguments", {"arguments": {"x": float("inf")}}),
 ]
 
 
-@pytest.mark.parametrize(("field", "edit"), few(EDITS, *EDITS[::4]), ids=str)
+@pytest.mark.parametrize(("field", "edit"), EDITS, ids=str)
 def test_a_manifest_that_was_edited_by_hand(
     small: Small, typed: Typed, field: str, edit: dict[str, dict[str, Any]]
 ) -> None:
@@ -530,25 +489,16 @@ def test_a_manifest_that_was_edited_by_hand(
     refused(typed, BadManifest, field, folder)
 
 
-@pytest.mark.parametrize("model", ["circle", "x" * 3000])
-def test_a_source_that_leads_nowhere(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "circle").symlink_to("circle")
-    folder = small("packed")
-    cases.edit_manifest(folder, lambda document: document["source"].update(model=model))
-    export(folder, tmp_path / "out", "dense")
-    assert f"`{model}`" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_a_manifest_that_is_a_pipe(small: Small, typed: Typed, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_an_unreadable_manifest(small: Small, typed: Typed, text: str | None) -> None:
+    """No JSON, no object, or a pipe, which is not waited for; the weights can be read."""
     folder = small("packed")
     (folder / "prunectl.json").unlink()
-    os.mkfifo(folder / "prunectl.json")
-    refused(typed, BadManifest, "not a regular file", folder)
-    code, text = typed("export", folder, "--masks-only", "-o", tmp_path / "masks")
-    assert (code, "not a regular file" in text) == (1, True)
+    if text is None:
+        os.mkfifo(folder / "prunectl.json")
+    else:
+        (folder / "prunectl.json").write_text(text)
+    refused(typed, BadManifest, "prunectl.json", folder)
     assert load_state_dict(folder)
 
 
@@ -564,15 +514,6 @@ def test_a_manifest_of_other_tensors(small: Small, typed: Typed) -> None:
         load_state_dict(folder)
 
 
-def test_a_manifest_of_other_tensors_beside_dense_weights(source: Path, typed: Typed) -> None:
-    def reshape(document: dict[str, Any]) -> None:
-        (record,) = [one for one in document["tensors"] if one["name"] == UP]
-        record["shape"].reverse()
-
-    cases.edit_manifest(source, reshape)
-    refused(typed, BadManifest, f"disagree about tensor '{UP}'", source)
-
-
 def test_a_tensor_that_is_seen_in_another_shape(small: Small, typed: Typed) -> None:
     """Of as many weights, and so of the same bytes and the same hash."""
     folder = small("bitmask")
@@ -584,13 +525,6 @@ def test_a_tensor_that_is_seen_in_another_shape(small: Small, typed: Typed) -> N
     code, text = typed("verify", folder)
     assert code == 3
     assert UP in text
-
-
-def test_no_manifest_is_no_obstacle(made: Path, small: Small, tmp_path: Path) -> None:
-    folder = small("packed")
-    (folder / "prunectl.json").unlink()
-    export(folder, tmp_path / "back", "dense")
-    cases.assert_same(cases.raw(tmp_path / "back"), cases.raw(made / "pruned"))
 
 
 def test_a_manifest_whose_hash_is_another(small: Small, typed: Typed) -> None:
@@ -629,8 +563,8 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("shape", HUGE, ids=str)
-@pytest.mark.parametrize("layout", few(["packed", "bitmask", "nm"]))
+@pytest.mark.parametrize("shape", few(HUGE, HUGE[2]), ids=str)
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
 def test_a_shape_that_is_huge(small: Small, tmp_path: Path, layout: str, shape: list[int]) -> None:
     folder = small(layout)
     (folder / "prunectl.json").unlink()
@@ -698,12 +632,9 @@ def test_a_frame_that_says_less_than_it_holds(small: Small, typed: Typed) -> Non
 @pytest.mark.parametrize(
     "lie",
     [
-        lambda table: table + 1,
         lambda table: table * 0,
         lambda table: table * 0 + 0xFFFFFFFF,
         lambda table: np.roll(table, 1),
-        lambda table: np.where(np.arange(table.size) == 0, table.sum(), 0),
-        lambda table: table[::-1].copy(),
     ],
 )
 def test_a_chunk_table_that_lies(
@@ -718,87 +649,53 @@ def test_a_chunk_table_that_lies(
     damaged(typed, folder, UP)
 
 
-FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"layout": "zip"}, "unknown layout 'zip'"),
-    ({"layout": "dense"}, "unknown layout 'dense'"),
-    ({"layout": None}, "unknown layout"),
-    ({"layout": ["packed"]}, "unknown layout"),
-    ({"layout": {"name": "packed"}}, "unknown layout"),
-    ({"dtype": "F33"}, "unknown dtype 'F33'"),
-    ({"dtype": None}, "unknown dtype"),
-    ({"dtype": {"a": 1}}, "unknown dtype"),
-    ({"shape": None}, "shape"),
-    ({"shape": "48"}, "shape"),
-    ({"shape": [48, -32]}, "shape"),
-    ({"shape": [48.0, 32]}, "shape"),
-    ({"shape": [True, 32]}, "shape"),
-    ({"shape": [1 << 70]}, "shape"),
-    ({"shape": [1] * 100}, "shape"),
-    ({"parts": None}, "parts"),
-    ({"parts": "data"}, "parts"),
-    ({"parts": [1, 2]}, "parts"),
-    ({"parts": ["data", "nothing"]}, "'nothing' is missing"),
+EXTRA: list[tuple[str, dict[str, Any]]] = [
+    ("packed", {"mask": "other"}),
+    ("packed", {"chunk": 7}),
+    ("packed", {"chunk": 1 << 60}),
+    ("packed", {"n": 5}),
+    ("packed", {"m": 1 << 40}),
+    ("packed", {"axis": True}),
+    ("packed", {"axis": 10**30}),
+    ("packed", {"per_byte": 100}),
+    ("packed", {"symbols": list(range(256)) * 9}),
+    ("packed", {"symbols": ["a"]}),
+    ("nm", {"n": 4}),
+    ("nm", {"axis": 9}),
+    ("nm", {"order": 1}),
+]
+DESCRIPTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("packed", {"layout": "zip"}, "unknown layout 'zip'"),
+    ("packed", {"layout": ["packed"]}, "unknown layout"),
+    ("packed", {"dtype": "F33"}, "unknown dtype 'F33'"),
+    ("packed", {"dtype": None}, "unknown dtype"),
+    ("packed", {"shape": "48"}, "shape"),
+    ("packed", {"shape": [48, -32]}, "shape"),
+    ("packed", {"shape": [48.0, 32]}, "shape"),
+    ("packed", {"shape": [1 << 70]}, "shape"),
+    ("packed", {"parts": [1, 2]}, "parts"),
+    ("packed", {"parts": ["data", "nothing"]}, "'nothing' is missing"),
+    ("packed", {"extra": None}, ""),
+    ("packed", {"extra": {}}, ""),
+    *((layout, {"extra.": extra}, "") for layout, extra in EXTRA),
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"), few(FIELDS, *FIELDS[::4]), ids=lambda value: str(value)[:30]
-)
+@pytest.mark.parametrize(("layout", "fields", "says"), DESCRIPTIONS, ids=lambda one: str(one)[:30])
 def test_a_description_that_is_none(
-    small: Small, typed: Typed, fields: dict[str, Any], says: str
+    small: Small, typed: Typed, layout: str, fields: dict[str, Any], says: str
 ) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one.update(fields))
-    error = refused(typed, BadCheckpoint, says, folder)
-    assert UP in str(error)
-    with pytest.raises(BadCheckpoint, match=UP):
-        load_state_dict(folder)
+    folder = small(layout)
+
+    def edit(one: Header) -> None:
+        one["extra"].update(fields.pop("extra.", {}))
+        one.update(fields)
+
+    edit_tensor(folder, edit)
+    damaged(typed, folder, UP, says)
 
 
-EXTRAS: list[dict[str, Any]] = [
-    {"mask": "other"},
-    {"mask": None},
-    {"chunk": 0},
-    {"chunk": -8},
-    {"chunk": 7},
-    {"chunk": 1 << 60},
-    {"chunk": "8"},
-    {"n": 0},
-    {"n": 5},
-    {"m": 1},
-    {"m": 1 << 40},
-    {"m": 3},
-    {"axis": -1},
-    {"axis": 2},
-    {"axis": 10**30},
-    {"axis": True},
-    {"per_byte": 0},
-    {"per_byte": 100},
-    {"symbols": None},
-    {"symbols": [300]},
-    {"symbols": list(range(256)) * 9},
-    {"symbols": [1, 1, 1, 1]},
-    {"symbols": ["a"]},
-]
-
-
-@pytest.mark.parametrize("extra", few(EXTRAS, *EXTRAS[::4]), ids=lambda value: str(value)[:30])
-def test_parameters_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one["extra"].update(extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize(
-    "extra", [{"n": 4}, {"m": 8}, {"axis": 0}, {"axis": 9}, {"order": "cutlass"}, {"order": 1}]
-)
-def test_parameters_of_nm_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
-    folder = small("nm")
-    edit_tensor(folder, lambda one: one["extra"].update(extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize("key", ["mask", "chunk", "order", "format"])
+@pytest.mark.parametrize("key", ["mask", "order", "format"])
 def test_what_is_long_is_not_repeated_whole(small: Small, typed: Typed, key: str) -> None:
     folder = small("nm" if key == "order" else "packed")
     long = "x" * 1_000_000
@@ -810,35 +707,16 @@ def test_what_is_long_is_not_repeated_whole(small: Small, typed: Typed, key: str
     assert len(str(error)) < 500 + len(str(folder))
 
 
-@pytest.mark.parametrize("extra", [None, [], "packed", {}])
-def test_parameters_that_are_missing(small: Small, typed: Typed, extra: object) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one.update(extra=extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"])
-def test_what_the_header_says_of_compression_is_nothing(
-    small: Small, typed: Typed, text: str
-) -> None:
-    folder = small("packed")
-    cases.edit_header(folder / WEIGHTS, lambda header: header["__metadata__"].update(prunectl=text))
-    refused(typed, BadCheckpoint, WEIGHTS, folder)
-
-
-@pytest.mark.parametrize(
-    "tensors", [[], None, "x", {UP: None}, {UP: []}, {UP: {}}, {"": {}}, {"a" * 2000: {}}]
-)
+@pytest.mark.parametrize("tensors", [[], None, {UP: None}, {UP: []}, {UP: {}}, {"a" * 2000: {}}])
 def test_a_list_of_tensors_that_is_none(small: Small, typed: Typed, tensors: object) -> None:
     folder = small("packed")
     cases.edit_described(folder / WEIGHTS, lambda document: document.update(tensors=tensors))
     refused(typed, BadCheckpoint, WEIGHTS, folder)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "\x1b[31mred", "a\nb", "."])
-def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path, name: str) -> None:
+def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path) -> None:
     """A name is only ever a name: it leads to no file, and does not paint the terminal."""
-    folder = small("packed")
+    folder, name = small("packed"), "../../etc/\x1b[31mred"
     (folder / "prunectl.json").unlink()
 
     def rename(header: Header) -> None:
@@ -850,8 +728,7 @@ def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path, name: 
 
     expected = load_state_dict(folder)[UP]
     cases.edit_header(folder / WEIGHTS, rename)
-    found = load_state_dict(folder)
-    reference.assert_same({"": found[name]}, {"": expected})
+    reference.assert_same({"": load_state_dict(folder)[name]}, {"": expected})
     export(folder, tmp_path / "out", "dense")
     reference.assert_same({"": reference.stored(tmp_path / "out")[name]}, {"": expected})
     change_part(folder, f"{name}.data", lambda data: flip(data, 50))
@@ -875,16 +752,6 @@ def test_two_tensors_of_the_same_parts(small: Small, typed: Typed) -> None:
         export(folder, folder.with_name("out"), "dense")
     with pytest.raises(BadCheckpoint, match="up_proj"):
         load_state_dict(folder)
-
-
-def test_a_part_that_is_described_as_a_tensor_too(small: Small, typed: Typed) -> None:
-    folder = small("packed")
-
-    def claim(document: Header) -> None:
-        document["tensors"][NORM] = document["tensors"][UP] | {"parts": []}
-
-    cases.edit_described(folder / WEIGHTS, claim)
-    refused(typed, BadCheckpoint, f"'{NORM}' is stored twice", folder)
 
 
 def test_a_tensor_that_is_described_in_two_files(small: Small, typed: Typed) -> None:
@@ -936,40 +803,31 @@ def test_a_pattern_that_the_weights_do_not_follow(made: Path, typed: Typed) -> N
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "4:2", "2:", "x", "0:4"])
-def test_a_pattern_that_is_none(source: Path, typed: Typed, pattern: str) -> None:
-    before = reference.snapshot(source.parent)
-    code, text = typed("export", source, "-o", "out", f"--pattern={pattern}")
-    assert code == 2
-    assert pattern in text
-    assert reference.snapshot(source.parent) == before
-
-
-def test_a_pattern_for_dense(source: Path, typed: Typed) -> None:
-    refused(typed, InvalidOption, "--pattern", source, "out", "-p", "2:4", code=2, pattern=NM(2, 4))
-
-
-@pytest.mark.parametrize("layout", ["zip", "", "Packed", "bitmask,nm"])
-def test_a_layout_that_is_none(source: Path, typed: Typed, layout: str) -> None:
-    error = refused(typed, InvalidOption, f"'{layout}'", source, layout=layout, code=2)
-    assert "bitmask" in error.hint
-
-
-@pytest.mark.parametrize("size", [0, -5])
-def test_a_shard_size_that_is_none(source: Path, typed: Typed, size: int) -> None:
-    with pytest.raises(InvalidOption, match=str(size)):
-        export(source, source.with_name("out"), max_shard_size=size)
-    code, _ = typed("export", source, "-o", "out", f"--max-shard-size={size}")
-    assert code == 2
-
-
-@pytest.mark.parametrize("jobs", [0, -1, 1000])
-def test_threads_that_are_none(source: Path, typed: Typed, jobs: int) -> None:
-    for layout in ("packed", "dense"):
-        refused(
-            typed, InvalidOption, "jobs", source, "out", f"--jobs={jobs}", code=2, layout=layout,
-            jobs=jobs,
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"layout": "zip"}, "'zip'"),
+        ({"layout": ""}, "''"),
+        ({"jobs": 0}, "jobs"),
+        ({"jobs": 1000}, "jobs"),
+        ({"max_shard_size": 0}, "0"),
+        ({"pattern": "2:4"}, "--pattern"),
+        ({"pattern": "4:2"}, "4:2"),
+        ({"pattern": "unstructured"}, "unstructured"),
+    ],
+)
+def test_options_that_have_no_meaning(
+    source: Path, typed: Typed, options: dict[str, Any], says: str
+) -> None:
+    place = source.parent
+    before = reference.snapshot(place)
+    with pytest.raises((InvalidOption, InvalidPattern), match=says) as caught:
+        export(source, place / "out", **{"layout": "dense"} | options)
+    assert caught.value.exit_code == 2
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    code, text = typed("export", source, "-o", "out", "--layout=dense", *flags)
+    assert (code, says in text) == (2, True)
+    assert reference.snapshot(place) == before
 
 
 def test_no_output_given(source: Path, typed: Typed) -> None:
@@ -1035,26 +893,15 @@ def test_parts_of_a_tensor_that_has_the_name_of_a_part(tmp_path: Path) -> None:
 # --- outputs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", few(["packed", "dense"]))
-@pytest.mark.parametrize("where", ["pruned", "pruned/out", "pruned/a/b/out"])
-def test_an_output_in_the_source(source: Path, typed: Typed, where: str, layout: str) -> None:
-    for force in ((), ("--force",)):
-        error = refused(
-            typed, OutputConflict, "source", source, where, *force, code=2, layout=layout,
-            force=bool(force),
-        )  # fmt: skip
-        assert "never changed" in error.message
-
-
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_an_output_over_the_compressed_source(small: Small, typed: Typed, layout: str) -> None:
+def test_an_output_over_or_in_the_compressed_source(small: Small, typed: Typed) -> None:
     folder = small("bitmask")
     (folder.with_name("link")).symlink_to(folder)
-    for out in ("bitmask", "link", "bitmask/out"):
-        refused(
+    for layout, out in (("packed", "bitmask"), ("dense", "link"), ("packed", "bitmask/a/b/out")):
+        error = refused(
             typed, OutputConflict, "source", folder, out, "--force", code=2, layout=layout,
             force=True,
         )  # fmt: skip
+        assert "never changed" in error.message
 
 
 def test_an_output_around_the_source(source: Path, typed: Typed, tmp_path: Path) -> None:
@@ -1069,18 +916,6 @@ def test_an_output_around_the_one_file_that_is_the_source(small: Small, typed: T
     refused(typed, OutputConflict, WEIGHTS, file, "packed", "--force", code=2, force=True)
 
 
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_an_output_that_exists(source: Path, typed: Typed, tmp_path: Path, layout: str) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
-    error = refused(typed, OutputConflict, "not empty", source, code=2, layout=layout)
-    assert "--force" in error.hint
-    refused(
-        typed, OutputConflict, "not a checkpoint", source, "out", "--force", code=2,
-        layout=layout, force=True,
-    )  # fmt: skip
-
-
 def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
     folder = small("packed")
     code, _ = typed("export", made / "pruned", "-o", "packed", "-q")
@@ -1091,32 +926,12 @@ def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, type
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
-def test_an_output_that_is_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    refused(typed, OutputConflict, "is a file", source, code=2, layout="packed")
-
-
-def test_an_output_below_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    refused(typed, CannotWrite, "file", source, "file/out", layout="packed")
-
-
 # --- disks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_no_space_found_beforehand(
-    source: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, layout: str
-) -> None:
-    monkeypatch.setattr(target, "free_bytes", lambda path: 12_345)
-    error = refused(typed, NoSpace, "12,345 are free", source, layout=layout)
-    assert isinstance(error, NoSpace)
-    assert error.needed > 12_345
-
-
-@pytest.mark.parametrize("layout", ["packed", "dense"])
+@pytest.mark.parametrize("layout", few(["packed", "dense"]))
 def test_a_disk_that_fills_up_on_the_way(
-    made: Path, source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+    source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     # The check passes, as if another program took the space after it.
     (source / "vocab.txt").write_bytes(bytes(110_000))
@@ -1149,12 +964,6 @@ def test_a_disk_that_has_no_room_for_the_first_shard(
         with pytest.raises(NoSpace):
             export(source, small_disk / "out", layout)
         assert list(small_disk.iterdir()) == []
-
-
-def test_a_read_only_disk(source: Path, small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro,size=4194304", small_disk], check=True)
-    with pytest.raises(CannotWrite, match=small_disk.name):
-        export(source, small_disk / "out", "packed")
 
 
 # --- killed -------------------------------------------------------------------------------------
@@ -1214,8 +1023,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("number", few([1, 3, 4, 0], 3))
-@pytest.mark.parametrize("layout", few(["packed", "dense"]))
+@pytest.mark.parametrize(
+    ("layout", "number"), few([("packed", 3), ("packed", 0), ("dense", 1), ("dense", 4)])
+)
 def test_killed_and_resumed(shards: Path, tmp_path: Path, layout: str, number: int) -> None:
     source = shards / {"packed": "source", "dense": "packed"}[layout]
     out = tmp_path / "out"
@@ -1229,17 +1039,7 @@ def test_killed_and_resumed(shards: Path, tmp_path: Path, layout: str, number: i
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.full
-def test_other_arguments_begin_anew(shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    killed(shards / "source", out, "packed", 2)
-    result = export(shards / "source", out, "bitmask", max_shard_size=1_000_000)
-    assert result.resumed_shards == 0
-    assert {one.layout for one in result.tensors} == {"bitmask"}
-    assert verify(out).ok
-
-
-@pytest.mark.parametrize("layout", few(["packed", "bitmask", "nm", "dense"]))
+@pytest.mark.parametrize("layout", few(["packed", "dense"]))
 def test_a_finished_file_that_was_damaged_is_written_again(
     shards: Path, tmp_path: Path, layout: str
 ) -> None:
