@@ -136,12 +136,6 @@ def test_prune_makes_the_zeros_that_a_cut_tells(tmp_path: Path) -> None:
     assert {(c.stack, c.layer, c.component): c.zeros[at] for c in analysis.cuts.cells} == zeros
 
 
-def test_experts_of_a_layer_are_one_cell() -> None:
-    assert kind_of("mlp.experts.17.up_proj") == "mlp.experts.*.up_proj"
-    assert kind_of("experts.0") == "experts.*"
-    assert kind_of("conv1.layer2.dense") == "conv1.layer2.dense"
-
-
 def test_pruned_constant_and_absent_weights(tmp_path: Path) -> None:
     half = np.where(np.arange(4000) % 2, np.random.default_rng(1).normal(0, 1, 4000), 0.0)
     pruned = {UP.format(0): stored("F32", half.reshape(40, 100))}

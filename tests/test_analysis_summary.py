@@ -245,14 +245,6 @@ def test_groups_across_blocks_of_a_large_tensor(tmp_path: Path) -> None:
         )
 
 
-def test_no_patterns(tmp_path: Path) -> None:
-    tiny_models.build("bert", tmp_path)
-    analysis = analyze(tmp_path, patterns=())
-    assert analysis.patterns == ()
-    assert all(not t.patterns for t in analysis.tensors)
-    assert len(analysis.thresholds) == 19
-
-
 # --- sums --------------------------------------------------------------------------------------
 
 
@@ -327,13 +319,6 @@ def test_predicted_bytes(tmp_path: Path) -> None:
     }
 
 
-def test_what_would_take_more_in_a_layout_stays_dense(tmp_path: Path) -> None:
-    ones = {LINEAR.format(0): stored("BF16", np.ones((16, 32)))}
-    found = analyze(write(tmp_path, ones), patterns=[NM(7, 8)])
-    assert found.predicted_bytes["nm@7:8"] == found.predicted_bytes["dense"] == 16 * 32 * 2
-    assert found.patterns[0].bytes_packed == 16 * 32 * 2
-
-
 # --- memory ------------------------------------------------------------------------------------
 
 _PEAK = """
@@ -379,21 +364,6 @@ def test_a_huge_tensor_needs_no_memory(tmp_path: Path, dtype: str) -> None:
     tensors, zeros, peak = peak_mebibytes(tmp_path)
     assert (tensors, zeros) == (1, rows * columns)
     assert peak < 200
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["BF16", "F32"])
-def test_many_small_tensors(tmp_path: Path, dtype: str) -> None:
-    count, shape = 100_000, (32, 32)
-    codes = weights(DTYPES[dtype], 1 << 20, 4).reshape(-1, *shape)
-    name = "model.layers.{}.mlp.experts.{}.up_proj.weight"
-    write(
-        tmp_path,
-        {name.format(i % 60, i // 60): (dtype, codes[i % len(codes)]) for i in range(count)},
-    )
-    tensors, zeros, peak = peak_mebibytes(tmp_path)
-    assert (tensors, zeros) == (count, count * 1024 * 4 // 10)
-    assert peak < 700  # MiB: headers of 100,000 tensors take 200, their statistics 400
 
 
 def test_layers_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import cache_bytes, count_flops, measure_rates
 from prunectl.benchmarking.loading import measure_loading
-from prunectl.benchmarking.machine import _kernel_module, torch_threads
+from prunectl.benchmarking.machine import torch_threads
 from prunectl.benchmarking.models import find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
@@ -293,12 +293,6 @@ def test_an_encoder_decoder_gives_the_tokens_of_generate() -> None:
     assert torch.equal(torch.stack(seen, 1), expected)
 
 
-def test_a_single_new_token_has_no_decode_phase() -> None:
-    model = tiny_models.make("llama").requires_grad_(False)
-    one = make_pass(model, Kind.CAUSAL_LM, Workload(1, 4, 1), torch.ones(1, 4, dtype=torch.int64))
-    assert set(one(WallClock())) == {"prefill"}
-
-
 def test_operations_are_those_of_the_formula() -> None:
     model = tiny_models.make("llama").requires_grad_(False)
     batch, length, heads, width = 2, 6, 4, 8
@@ -542,16 +536,6 @@ def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "memory_stated", lambda key: 0)
     monkeypatch.setattr(device, "left_in_groups", lambda process: [])
     assert device.free_memory(torch.device("cpu")) is None
-
-
-def test_what_the_system_says_of_the_driver(tmp_path: Path) -> None:
-    version = tmp_path / "version"
-    assert _kernel_module(version) == ""
-    version.write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release\n",
-        encoding="ascii",
-    )
-    assert _kernel_module(version) == "driver 550.54.15"
 
 
 def test_more_threads_than_processors_are_refused() -> None:
@@ -829,11 +813,3 @@ def test_a_source_that_was_not_finished_is_not_used(
     with pytest.raises(KeyboardInterrupt):
         gpu.main(["--magnitude", str(tmp_path), "--size-gb", "0.01", "--device", "cpu"])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_kernels_are_rows_of_its_table() -> None:
-    row = KernelRow((192, 512), 12, 1.0, 8, "CUTLASS", 2e-5, 1e-5, Ratio(2, 1.9, 2.1), True, 0.0)
-    shown = "| 192 x 512 | 8 | CUTLASS | 20.0 | 10.0 | 2.00x (1.90 to 2.10) | yes |"
-    assert gpu.kernel_row(row) == shown
-    lost = replace(row, against=None, error="no kernel runs", chosen=False)
-    assert gpu.kernel_row(lost) == "| 192 x 512 | | no kernel runs | | | | no |"

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from reference import Tensors
 from safetensors.torch import load_file, save_file
 
-from prunectl import NM, PruneResult, PruneSettings, prune, verify
-from prunectl.calibration.targets import ByCount, ByShare, allocate, count_scores, split
+from prunectl import PruneResult, PruneSettings, prune, verify
+from prunectl.calibration.targets import ByCount, allocate, count_scores, split
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.plan.settings import Calibration
-from prunectl.transform.row_blocks import RowShares
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 FEW = Calibration(("random",), samples=1, sequence_length=2)
@@ -270,16 +269,6 @@ def test_blocks_of_rows_come_as_near_as_one_block(
     largest = max(one.shape[one.input_axis] for one in result.tensors if one.input_axis is not None)
     assert abs(result.prunable_zeros - wanted) <= 16 * largest // 2 // 2
     assert verify(out).ok
-
-
-def test_zeros_of_a_stack_are_what_it_has_reached(tiny: Tiny) -> None:
-    shares = RowShares(500, 1000)
-    goals = split(ByShare(NM(2, 4), shares), [torch.ones(10, 40)] * 2, None)
-    for reached, expected in ((150, 200), (260, 250)):
-        goal: Any = next(goals)
-        assert goal.zeros == expected
-        shares.reached(reached)
-    assert shares.of_next(200) == 500 - 150 - 260
 
 
 @pytest.mark.parametrize("sparsity", few([0.05, 0.15, 0.25, 0.45]))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-import transformers
 from full import few
 
 from prunectl.calibration.engine import Captured, Wanted, calibrate
@@ -282,57 +281,3 @@ def test_nan_between_blocks_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(CalibrationFailed, match=r"block model\.layers\.0 puts out NaN or Inf"):
         run(tmp_path, samples_of("llama"), prune)
-
-
-def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) -> None:
-    from prunectl.calibration.forward import Forward
-
-    tiny_models.build("t5", tmp_path / "model")
-    folder = tmp_path / "states"
-    folder.mkdir()
-    checkpoint = open_checkpoint(tmp_path / "model")
-    found: list[dict[str, torch.Tensor]] = []
-    for spill in (None, folder):
-        moments: dict[str, torch.Tensor] = {}
-
-        def prune(
-            tensor: str, parts: Sequence[Captured], moments: dict[str, torch.Tensor] = moments
-        ) -> torch.Tensor:
-            assert parts[0].gram is not None
-            moments[tensor] = parts[0].gram.hessian()
-            assert not list(folder.iterdir())
-            return parts[0].matrix.weight * 0.9
-
-        with checkpoint.open() as reader:
-            block_model = BlockModel(
-                checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
-            )
-            wanted = Wanted(axes_of(checkpoint, block_model))
-            calibrate(block_model, samples_of("t5"), wanted, prune, spill=spill)
-        found.append(moments)
-    assert all(torch.equal(moment, found[1][tensor]) for tensor, moment in found[0].items())
-    assert Forward(block_model, samples_of("t5"), folder).count == 1
-
-
-def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
-    """As where a model adds what several blocks have put out to the input of a later one."""
-    from prunectl.calibration.block_order import find_block_order
-    from prunectl.calibration.forward import Forward
-
-    config = transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    with checkpoint.open() as reader:
-        block_model = BlockModel(
-            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
-        )
-        assert len(find_block_order(Forward(block_model, samples_of("llama"))).groups) == 4
-        layers = block_model.model.get_submodule("model.layers")
-        kept: list[torch.Tensor] = []
-        layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
-        layers[3].register_forward_pre_hook(lambda module, args: (args[0] + kept[-1], *args[1:]))
-        with pytest.raises(CalibrationFailed, match=r"model\.layers\.3 depends on more than"):
-            find_block_order(Forward(block_model, samples_of("llama")))

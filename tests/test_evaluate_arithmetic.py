@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +18,10 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
+from prunectl.evaluation.errors import MetricMismatch, NoData
 from prunectl.evaluation.harness_run import HarnessMetric
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.verb import evaluate
 from prunectl.evaluation.word_problems import first_number, result_of, written
 
 SVAMP = Path(__file__).parent / "data" / "svamp"
@@ -277,17 +275,6 @@ def test_the_score_is_the_share_that_is_right(
         assert score.parts == {"right": right, "wrong": 0.0, "majority": 0.5}
 
 
-def test_the_whole_verb(checkpoint: Checkpoint) -> None:
-    settings = EvalSettings("arithmetic", (str(SVAMP),), samples=4, max_new_tokens=4)
-    result = evaluate(checkpoint, settings)
-    assert result.samples == 4
-    assert result.score == 0
-    assert result.record["problems_available"] == 8
-    assert result.record["answer"] == "last number before 'Question:'"
-    assert result.record["max_new_tokens"] == 4
-    assert result.interval is not None
-
-
 def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint, plain: Plain) -> None:
     def lengths(shots: int) -> list[int]:
         task = prepared(checkpoint, SVAMP, shots=shots).parts["problems"].task
@@ -310,15 +297,6 @@ def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint, plain: Plain)
         prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
 
 
-def test_outputs_that_are_no_numbers(checkpoint: Checkpoint) -> None:
-    metric = prepared(checkpoint, SVAMP, max_new_tokens=2)
-    broken = Plain(demo.model_folder())
-    with torch.no_grad():
-        broken.model.get_input_embeddings().weight.fill_(math.nan)
-    with pytest.raises(EvaluationFailed, match="arithmetic: the model's outputs are NaN"):
-        metric.score(broken)  # type: ignore[arg-type]
-
-
 def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
     metric = prepared(checkpoint, SVAMP, max_new_tokens=6)
     want = answers(metric, Plain(demo.model_folder()).model)
@@ -327,14 +305,6 @@ def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
         do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1, num_beams=2
     )
     assert answers(metric, odd.model) == want
-
-
-def test_a_model_without_a_padding_token(checkpoint: Checkpoint) -> None:
-    metric = prepared(checkpoint, SVAMP, max_new_tokens=4, batch_size=8)
-    want = answers(metric, Plain(demo.model_folder()).model)
-    bare = Plain(demo.model_folder())
-    bare.model.config.pad_token_id = bare.model.config.eos_token_id = None
-    assert answers(metric, bare.model) == want
 
 
 def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import tiny_models
 import tiny_tokenizers
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import WORDS
@@ -26,9 +27,9 @@ from prunectl.checkpoint.model_kind import model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.tokens import load_tokenizer
-from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
+from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.evaluation import squad
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Request, prepare
 from prunectl.evaluation.qa import QA
@@ -138,7 +139,6 @@ def test_a_model_learns_where_answers_are(model: Model, data: Path) -> None:
     assert (record["questions"], record["train"]["questions"]) == (30, 80)
     assert (record["sequence_length"], record["overlap"]) == (20, 6)
     assert record["recipe"]["epochs"] == 6
-    assert scored(model(), data).score == result.score
 
 
 def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> None:
@@ -176,7 +176,7 @@ def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> 
     assert metric.record["windows"] > 12
 
 
-@pytest.mark.parametrize("name", ["gpt2", "distilbert", "roberta", "llama"])
+@pytest.mark.parametrize("name", few(["llama", "distilbert", "roberta", "gpt2"]))
 def test_other_architectures(model: Model, data: Path, name: str) -> None:
     result = scored(model(name), data, training=replace(RECIPE, epochs=1))
     assert 0 < result.score <= 1
@@ -222,16 +222,6 @@ def test_all_shapes_are_the_same_questions(model: Model, data: Path, tmp_path: P
         assert record["split"] == "validation"
 
 
-def test_squad_is_looked_for_on_the_hub(model: Model) -> None:
-    with pytest.raises(HubUnreachable, match="squad"):
-        evaluate(model(), EvalSettings("qa", task="squad"))
-
-
-def test_squad_s_own_recipe(model: Model, data: Path) -> None:
-    recipe = prepared(model(), data, training=Training()).record["recipe"]
-    assert (recipe["epochs"], recipe["train_batch_size"], recipe["learning_rate"]) == (3, 16, 3e-5)
-
-
 def test_one_split_is_divided_by_texts(model: Model, tmp_path: Path) -> None:
     rows = [one | {"question": word} for one in asked(20, 0) for word in WORDS[:3]]
     metric = prepared(model(), write(tmp_path / "d.jsonl", rows))
@@ -239,12 +229,6 @@ def test_one_split_is_divided_by_texts(model: Model, tmp_path: Path) -> None:
     assert (metric.samples, metric.record["train"]["questions"]) == (12, 48)
     texts = {one.context for one in metric.questions}
     assert len(texts) == 4
-
-
-def test_fewer_questions_are_drawn(model: Model, data: Path) -> None:
-    metric = prepared(model(), data, samples=7, training=replace(RECIPE, train_samples=9))
-    assert (metric.samples, metric.record["questions_available"]) == (7, 30)
-    assert metric.record["train"]["questions"] == 9
 
 
 def test_questions_without_an_answer_are_left_out_and_said(model: Model, data: Path) -> None:
@@ -265,10 +249,6 @@ def test_questions_without_an_answer_are_left_out_and_said(model: Model, data: P
 
 
 # --- windows and spans ----------------------------------------------------------------------------
-
-
-def contexts(draw: Any) -> list[str]:
-    return [WORDS[one] for one in draw]
 
 
 @given(
@@ -352,23 +332,6 @@ def test_a_real_tokenizer_s_spans_are_the_answers(real_model: Callable[[str], Pa
 # --- scores ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("told", "answers", "exact", "f1"),
-    [
-        ("The Eiffel Tower.", ["Eiffel tower"], 1.0, 1.0),
-        ("in Paris, France", ["Paris"], 0.0, 0.5),
-        ("42", ["forty two", "42!"], 1.0, 1.0),
-        ("", ["a"], 1.0, 0.0),
-        ("blue", ["red", "green"], 0.0, 0.0),
-        ("a b b c", ["b b d"], 0.0, 2 * 2 / (3 + 3)),
-        ("U.S.", ["us"], 1.0, 1.0),
-    ],
-)
-def test_scores_by_hand(told: str, answers: list[str], exact: float, f1: float) -> None:
-    assert squad.exact_match(told, answers) == exact
-    assert squad.f1(told, answers) == pytest.approx(f1)
-
-
 def official(told: str, right: str) -> tuple[float, float]:
     """As the program that came with SQuAD 1.1 goes: normalise, count words, F1 of both ratios."""
 
@@ -407,6 +370,9 @@ def test_columns_that_are_missing(model: Model, data: Path) -> None:
     write(data / "validation.jsonl", [{"paragraphs": [{"context": "a"}]}])
     with pytest.raises(MissingColumn, match="no column 'qas'"):
         scored(model(), data)
+    write(data / "validation.jsonl", [{"paragraphs": 3}])
+    with pytest.raises(BadData, match="'paragraphs' is no list of objects"):
+        scored(model(), data)
 
 
 @pytest.mark.parametrize(
@@ -425,12 +391,6 @@ def test_cells_of_another_kind(model: Model, data: Path, row: Row, message: str)
         scored(model(), data)
 
 
-def test_a_list_that_is_none(model: Model, data: Path) -> None:
-    write(data / "validation.jsonl", [{"paragraphs": 3}])
-    with pytest.raises(BadData, match="'paragraphs' is no list of objects"):
-        scored(model(), data)
-
-
 def test_no_answer_to_train_on(model: Model, data: Path) -> None:
     rows = asked(3, 0)
     for one in rows:
@@ -440,21 +400,9 @@ def test_no_answer_to_train_on(model: Model, data: Path) -> None:
         scored(model(), data)
 
 
-def test_too_few_texts_to_divide(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="too few"):
-        scored(model(), write(tmp_path / "d.jsonl", asked(1, 0)))
-
-
 def test_windows_that_are_too_short(model: Model, data: Path) -> None:
     with pytest.raises(InvalidOption, match="--sequence-length 12 is too short"):
         scored(model(), data, sequence_length=12)
-
-
-def test_options_of_other_metrics(model: Model, data: Path) -> None:
-    with pytest.raises(InvalidOption, match="--stride"):
-        scored(model(), data, stride=3)
-    with pytest.raises(InvalidOption, match="--task 'qqp' is not one of --metric qa"):
-        scored(model(), data, task="qqp")
 
 
 def test_a_metric_that_does_not_fit(model: Model, tiny: Model, data: Path) -> None:
@@ -462,14 +410,3 @@ def test_a_metric_that_does_not_fit(model: Model, tiny: Model, data: Path) -> No
         scored(model("phi"), data)
     with pytest.raises(MetricMismatch, match="no AutoModelForQuestionAnswering"):
         scored(tiny("vit"), data)
-
-
-def test_outputs_that_are_nan(model: Model, data: Path) -> None:
-    metric = prepared(model(), data)
-    with open_loaded_model(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (
-        loaded,
-        _,
-    ):
-        loaded.model.qa_outputs.bias.data[0] = np.nan
-        with pytest.raises(EvaluationFailed, match="NaN"):
-            metric.outputs(loaded.model, metric.scored)
