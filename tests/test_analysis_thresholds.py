@@ -19,8 +19,7 @@ from prunectl import open_checkpoint
 from prunectl.analysis.verb import analyze
 from prunectl.errors import InvalidPattern, NaNWeights, UnsupportedCheckpoint
 from prunectl.measure.cache import store_measured
-from prunectl.measure.measured import Measured, measure, refine
-from prunectl.measure.thresholds import find_thresholds
+from prunectl.measure.measured import Measured, measure
 from prunectl.parallel.run import PLAIN_RUN
 from prunectl.pattern import NM
 from prunectl.plan.settings import PruneSettings
@@ -298,29 +297,6 @@ def test_an_analysis_that_only_refines_is_not_from_the_cache(tmp_path: Path, mon
     second = analyze(checkpoint, patterns=())
     assert read.take() == 0
     assert second.from_cache
-
-
-def test_tensors_refined_unequally_before_are_compared(tmp_path: Path) -> None:
-    """One fp64 tensor's bin was split by its own target; the other's is still whole."""
-    tensors = linears([(DTYPES["F64"], 30, 40)] * 2, 5)
-    checkpoint = open_checkpoint(write(tmp_path / "m", tensors))
-    names = [tensor.name for tensor in checkpoint.tensors]
-    values = np.concatenate([np.abs(values_of(t)).reshape(-1) for t in tensors.values()])
-    measured = Measured()
-    try:
-        measure(checkpoint, names, {}, {}, into=measured, run=PLAIN_RUN)
-        first = measured.histograms.get(names[0])
-        at = len(first.starts) // 2
-        span = [(int(first.starts[at]), int(first.log2_widths[at]))]
-        list(refine(checkpoint, {names[0]: span}, measured, PLAIN_RUN))
-        k = 1 + int((values < first.format.value(span[0][0])).sum())
-        (target,) = find_thresholds(
-            checkpoint, measured, names, [k], PLAIN_RUN, with_statistics=False
-        )
-        assert target.selected is not None
-        assert target.selected.value == np.sort(values)[k - 1]
-    finally:
-        measured.close()
 
 
 def test_patterns_may_be_text(tmp_path: Path) -> None:

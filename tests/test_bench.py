@@ -24,7 +24,7 @@ from prunectl.benchmarking import limits
 from prunectl.benchmarking import models as sides
 from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory
-from prunectl.benchmarking.limits import cache_bytes, count_flops, measure_rates
+from prunectl.benchmarking.limits import cache_bytes, count_flops
 from prunectl.benchmarking.loading import measure_loading
 from prunectl.benchmarking.machine import torch_threads
 from prunectl.benchmarking.models import find_config
@@ -321,13 +321,6 @@ def test_bytes_of_caches() -> None:
     expected = 3 * 2 * 3 * 32 * (1 + 5) * 4
     assert cache_bytes(cache_after(bart, Kind.SEQ2SEQ, ids)) == expected
     assert cache_bytes(None) == 0
-
-
-def test_rates_are_measured_on_the_device() -> None:
-    found = measure_rates(CPU, torch.float32, 10**6, WallClock())
-    assert found.buffer == 1 << 20
-    assert found.bandwidth > 1e6
-    assert found.flops > 1e6
 
 
 def test_what_fails_in_the_process_that_loads_is_said(tmp_path: Path) -> None:
@@ -784,6 +777,7 @@ def test_the_benchmark_for_gpus_runs_on_what_there_is(
         assert "sees no CUDA device" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_it_times_magnitude_work_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("of another command")
@@ -798,18 +792,3 @@ def test_it_times_magnitude_work_too(tmp_path: Path, capsys: pytest.CaptureFixtu
     if not torch.cuda.is_available():
         assert gpu.main(args) == 2
         assert "sees no CUDA device" in capsys.readouterr().err
-
-
-def test_a_source_that_was_not_finished_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = gpu.make_checkpoint.make_checkpoint
-
-    def stopped(target: Path, **options: Any) -> None:
-        make(target, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gpu.make_checkpoint, "make_checkpoint", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        gpu.main(["--magnitude", str(tmp_path), "--size-gb", "0.01", "--device", "cpu"])
-    assert list(tmp_path.iterdir()) == []

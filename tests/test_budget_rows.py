@@ -18,8 +18,6 @@ import torch
 from blake3 import blake3
 from docs_pages import call
 from full import few
-from hypothesis import given
-from hypothesis import strategies as st
 from reference import Tensors
 from safetensors.torch import load_file, save_file
 from test_modules import expected_prunable
@@ -38,7 +36,6 @@ from prunectl.pattern import pruned_count
 from prunectl.plan.job import arguments, fingerprint, prepare
 from prunectl.plan.settings import Budget, Rule
 from prunectl.publishing.folder import card_of, local_card
-from prunectl.transform.row_blocks import choose_rows
 
 BLOCK = 16
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -199,29 +196,6 @@ def test_rules_have_budgets_of_their_own(tmp_path: Path) -> None:
 
 
 # --- choosing and finding rows --------------------------------------------------------------------
-
-
-@given(
-    rows=st.lists(
-        st.tuples(st.sampled_from([0.0, 0.5, 1.0, 1.0 + 1e-12, 7.0]), st.integers(0, 3)),
-        max_size=70,
-    ),
-    wanted=st.integers(-5, 150),
-)
-def test_chosen_rows_are_the_nearest_blocks(rows: list[tuple[float, int]], wanted: int) -> None:
-    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
-    costs = []
-    for block in blocks:
-        pruned = sum(zeros for _, zeros in block)
-        costs.append(round(sum(loss for loss, _ in block) / pruned, 6) if pruned else 0.0)
-    order = sorted(range(len(blocks)), key=lambda i: (costs[i], i))
-    reached = [sum(z for b in order[:t] for _, z in blocks[b]) for t in range(len(blocks) + 1)]
-    taken = min(range(len(reached)), key=lambda t: (abs(reached[t] - wanted), t))
-    expected = {r for b in order[:taken] for r in range(b * BLOCK, b * BLOCK + len(blocks[b]))}
-    found = choose_rows([loss for loss, _ in rows], [zeros for _, zeros in rows], wanted)
-    assert as_rows(found) == expected
-    ends = [end for pair in found for end in pair]
-    assert ends == sorted(set(ends))
 
 
 # --- what follows from it -------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.evaluation.batches import in_batches, tell_unshared
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metric import prepare
-from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
+from prunectl.evaluation.perplexity import Perplexity, batch_of
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -147,18 +147,6 @@ def test_what_a_tokenizer_begins_a_text_with_begins_each_window(
     without = evaluate(speaker, EvalSettings(data=(f"text:{text}",), dtype="float64"))
     assert without.record["prefix"] == []
     assert without.score != pytest.approx(found.score, rel=1e-4)
-
-
-def test_every_token_is_predicted_once_whatever_the_stride() -> None:
-    ids = np.arange(100, 153)
-    for prefix in (np.zeros(0, np.int64), np.array([2])):
-        for stride in (1, 4, 9, 10):
-            told = [list(one.ids[-one.scored :]) for one in cut(ids, prefix, 10, stride)]
-            flat = [int(token) for tokens in told for token in tokens]
-            assert len(set(flat)) == len(flat)
-            last = (53 - 10) // stride * stride + 10  # what fills no window is dropped
-            starts = set(range(100, 100 + last, 10)) if stride == 10 else {100}
-            assert set(flat) == set(range(100, 100 + last)) - (set() if len(prefix) else starts)
 
 
 def test_a_text_that_is_shorter_than_a_window_is_one(verses: Path) -> None:

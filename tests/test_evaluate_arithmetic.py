@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from fractions import Fraction
@@ -275,28 +274,6 @@ def test_the_score_is_the_share_that_is_right(
         assert score.parts == {"right": right, "wrong": 0.0, "majority": 0.5}
 
 
-def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint, plain: Plain) -> None:
-    def lengths(shots: int) -> list[int]:
-        task = prepared(checkpoint, SVAMP, shots=shots).parts["problems"].task
-        texts = [task.fewshot_context(doc=doc, num_fewshot=shots) for doc in task.eval_docs]
-        return [len(plain.tokenizer(text)["input_ids"]) for text in texts]
-
-    room = max(lengths(0)) + 5
-    squeezed = prepared(checkpoint, SVAMP, shots=2, sequence_length=room, max_new_tokens=5)
-    fewer = sum(two > room - 5 for two in lengths(2))
-    assert squeezed.record["problems_with_fewer_examples"] == fewer > 0
-    assert squeezed.record["problems_cut"] == 0
-    cut = prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=5)
-    assert cut.record["problems_cut"] == 8
-    shorter = prepared(checkpoint, SVAMP, sequence_length=19, max_new_tokens=5)
-    assert shorter.record != cut.record
-    assert len(answers(cut, plain.model)) == 8
-    drawn = [prepared(checkpoint, SVAMP, samples=4, seed=seed).record for seed in (1, 2)]
-    assert drawn[0] != drawn[1]
-    with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
-        prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
-
-
 def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
     metric = prepared(checkpoint, SVAMP, max_new_tokens=6)
     want = answers(metric, Plain(demo.model_folder()).model)
@@ -305,18 +282,6 @@ def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
         do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1, num_beams=2
     )
     assert answers(metric, odd.model) == want
-
-
-def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    path = tmp_path / "dev.csv"
-    rows = [SHAPES["svamp's csv"] | {"Numbers": "0.5 12,000", "Answer": "98"}] * 2
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    problem = problems_of(prepared(checkpoint, path))[0]
-    assert problem["question"] == "Sam had 0.5 apples and lost 12000. How many are left?"
-    assert problem["answer"] == "98"
 
 
 @pytest.mark.parametrize(
@@ -336,5 +301,7 @@ def test_options_that_a_metric_would_ignore(metric: str, options: dict[str, Any]
 
 def test_the_defaults(checkpoint: Checkpoint) -> None:
     assert prepared(checkpoint, SVAMP).record["max_new_tokens"] == 64
+    with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
+        prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
     with pytest.raises(InvalidOption, match="--max-new-tokens 0 is not valid: at least 1"):
         EvalSettings("arithmetic", max_new_tokens=0)

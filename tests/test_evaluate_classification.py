@@ -35,7 +35,7 @@ from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import labels
 from prunectl.evaluation.classification import Classification
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
-from prunectl.evaluation.examples import drawn, held_out
+from prunectl.evaluation.examples import drawn
 from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.result import Evaluation
@@ -761,13 +761,3 @@ def test_drawn_rows_keep_shares(groups: list[str], count: int, seed: int) -> Non
         exact = {one: whole[one] * count / len(groups) for one in whole}
         if all(share >= 1 for share in exact.values()):
             assert all(abs(some[one] - exact[one]) < 1 for one in whole)
-
-
-@given(st.lists(st.sampled_from("aaaaabbc"), max_size=80), st.integers(0, 5))
-def test_what_is_held_out_is_a_fifth_of_each_class(groups: list[str], seed: int) -> None:
-    train, scored = held_out(groups, seed)
-    assert sorted(train + scored) == list(range(len(groups)))
-    assert (train, scored) == held_out(groups, seed)
-    for one, total in Counter(groups).items():
-        count = sum(groups[index] == one for index in scored)
-        assert count == (0 if total == 1 else min(max(int(0.2 * total + 0.5), 1), total - 1))

@@ -33,7 +33,7 @@ from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Request, prepare
 from prunectl.evaluation.qa import QA
-from prunectl.evaluation.qa_windows import Window, windows_of
+from prunectl.evaluation.qa_windows import windows_of
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.squad import Question
@@ -283,20 +283,6 @@ def test_windows_hold_the_text_and_spans_the_answer(
         assert whole == ((low, high) != (one.begin, one.begin))
     # An answer of four tokens is whole in some window, as five or more overlap.
     assert set(marked) == {answer}
-
-
-@given(st.integers(1, 45), st.integers(0, 3), st.integers(0, 1000))
-def test_the_best_span_is_the_best_of_all(count: int, first: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    starts, ends = rng.normal(size=(2, first + count + 4))
-    offsets = np.stack([np.arange(count) * 3, np.arange(count) * 3 + 2], axis=1)
-    window = Window(0, {}, first, offsets, 0)
-    every = [
-        (starts[first + low] + ends[first + high], low * 3, high * 3 + 2)
-        for low in range(count)
-        for high in range(low, min(low + 30, count))
-    ]
-    assert window.best(starts, ends) == max(every)
 
 
 def _held() -> tuple[Request, Any]:
