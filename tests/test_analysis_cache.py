@@ -288,8 +288,8 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     ]
     for worker in workers:
         worker.start()
-    results = [queue.get(timeout=120) for _ in workers]
+    results = [queue.get(timeout=600) for _ in workers]
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
         assert worker.exitcode == 0
     assert results == [{want}, {want}]

@@ -17,7 +17,6 @@ import torch
 from full import few
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import prunectl
 from prunectl import NM, PruneSettings, Scope, open_checkpoint, prune
@@ -311,6 +310,8 @@ def test_random_models_are_no_more_alike_than_chance(tmp_path: Path) -> None:
 @given(st.data())
 def test_measures_are_their_definitions(data: st.DataObject) -> None:
     """Of one tensor: scikit-learn's Jaccard index and kappa, numpy's cosine."""
+    from sklearn.metrics import cohen_kappa_score, jaccard_score
+
     size = data.draw(st.integers(1, 40))
     masks = [np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
              for _ in range(2)]  # fmt: skip

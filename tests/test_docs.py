@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import tiny_models
 import yaml
-from docs_pages import Reader, blocks_of, call
+from docs_pages import Call, Reader, blocks_of, call, calls_elsewhere
 from full import few
-from hubserver import WRITER, serve
+from hubserver import WRITER, Hub, serve
 from test_calibration_samples import WORDS, save_tokenizer
 from typer.main import get_command
 
@@ -120,10 +120,23 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pushing(shelf: Path) -> Iterator[tuple[Hub, Call]]:
+    """A Hub, and what runs commands that push to it."""
+    with serve(shelf.parent / "hub") as hub:
+        env = {"PRUNECTL_CACHE_DIR": str(shelf.parent / CACHE), "COLUMNS": "100"}
+        with calls_elsewhere(hub.environment(WRITER) | env) as push:
+            yield hub, push
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", few(PAGES, ROOT / "docs" / "automation.md"), ids=name_of)
 def test_a_page_can_be_followed(
-    page: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    shelf: Path,
+    pushing: tuple[Hub, Call],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "reader"
     shutil.copytree(shelf, folder)
@@ -131,15 +144,11 @@ def test_a_page_can_be_followed(
     monkeypatch.setenv("COLUMNS", "100")
     # What is known of the stand-ins' modules is kept from page to page.
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(shelf.parent / CACHE))
-    with serve(tmp_path / "hub") as hub:
-        reader = Reader(
-            page,
-            folder,
-            folder / SUPPLIES,
-            in_shell=page.name == IN_SHELL,
-            hub=hub.environment(WRITER),
-        )
-        reader.follow()
+    hub, push = pushing
+    hub.store.repos.clear()
+    in_shell = page.name == IN_SHELL
+    reader = Reader(page, folder, folder / SUPPLIES, in_shell=in_shell, push=push)
+    reader.follow()
     assert reader.ran == RUN.get(page.name, 0)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import string
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import tiny_models
@@ -206,6 +207,8 @@ def test_all_shapes_are_the_same_questions(model: Model, data: Path, tmp_path: P
     original.mkdir()
     (original / "train-v1.1.json").write_text(json.dumps(as_squad(asked(80, 0))))
     (original / "dev-v1.1.json").write_text(json.dumps(as_squad(asked(30, 1))))
+    import datasets
+
     saved = {"train": asked(80, 0), "validation": asked(30, 1)}
     datasets.DatasetDict(
         {name: datasets.Dataset.from_list(rows) for name, rows in saved.items()}
@@ -261,7 +264,7 @@ def test_questions_without_an_answer_are_left_out_and_said(model: Model, data: P
 def test_windows_hold_the_text_and_spans_the_answer(
     words: list[str], place: int, count: int, asks: int, length: int
 ) -> None:
-    request, tokenizer = HELD
+    request, tokenizer = held()
     place = place % len(words)
     answer = " ".join(words[place : place + count])
     context = "  ".join(["", *words[:place], answer, *words[place + count :]])
@@ -285,16 +288,12 @@ def test_windows_hold_the_text_and_spans_the_answer(
     assert set(marked) == {answer}
 
 
-def _held() -> tuple[Request, Any]:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    tiny_models.build("bert_base", folder)
-    tiny_tokenizers.save(folder, cls_token="<s>")
-    return request_of(folder), load_tokenizer(open_checkpoint(folder))
-
-
-HELD = _held()
+@functools.cache
+def held() -> tuple[Request, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        tiny_models.build("bert_base", Path(name))
+        tiny_tokenizers.save(Path(name), cls_token="<s>")
+        return request_of(Path(name)), load_tokenizer(open_checkpoint(name))
 
 
 def test_a_real_tokenizer_s_spans_are_the_answers(real_model: Callable[[str], Path]) -> None:

