@@ -360,7 +360,8 @@ def write_sparse(folder: Path, dtype: str, shape: tuple[int, int]) -> None:
         file.truncate(8 + len(header) + size)
 
 
-@pytest.mark.parametrize("dtype", few(["BF16", "F32"]))
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_a_huge_tensor_needs_no_memory(tmp_path: Path, dtype: str) -> None:
     columns = 1 << 14
     rows = 600 * 2**20 // columns // (DTYPES[dtype].bits // 8)

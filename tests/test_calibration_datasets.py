@@ -77,7 +77,7 @@ def windows_of(source: str, model: tuple[Checkpoint, ModelKind], **options: Any)
 # --- datasets -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "data/train.csv"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "data/train.jsonl"])
 def test_local_datasets_of_each_format(
     text_model: tuple[Checkpoint, ModelKind], tmp_path: Path, name: str
 ) -> None:

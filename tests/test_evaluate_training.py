@@ -360,7 +360,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", few(["bf16", "no"]))
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     tmp_path: Path, precision: str
 ) -> None:
@@ -405,7 +405,7 @@ def test_a_training_that_ends_before_its_epochs_is_not_gone_on_with(tmp_path: Pa
     assert same(state_of(again), state_of(model))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "bert_base"])
+@pytest.mark.parametrize("name", few(["mixtral", "bert_base"]))
 def test_weights_of_any_names_are_gone_on_from(
     tiny: Tiny, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from extension_walk import HOUSE, foreign_mentions, package_with
+from extension_walk import HOUSE, foreign_mentions, package_with, parsed
 
 from prunectl.cli.completion import complete
 from prunectl.errors import InvalidOption
@@ -221,7 +221,7 @@ def path_of(module: str) -> Path:
 def imported(path: Path) -> set[str]:
     """Modules of the room that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             dotted = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             found |= {one for one in dotted if one.startswith(ROOM) and path_of(one).is_file()}
