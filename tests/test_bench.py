@@ -26,7 +26,6 @@ from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory
 from prunectl.benchmarking.limits import cache_bytes, count_flops
 from prunectl.benchmarking.loading import measure_loading
-from prunectl.benchmarking.machine import torch_threads
 from prunectl.benchmarking.models import find_config
 from prunectl.benchmarking.result import Agreement, BenchResult, KernelRow, Skipped
 from prunectl.benchmarking.running import cache_after, make_pass, outputs_of
@@ -323,6 +322,7 @@ def test_bytes_of_caches() -> None:
     assert cache_bytes(None) == 0
 
 
+@pytest.mark.full
 def test_what_fails_in_the_process_that_loads_is_said(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match="loading it failed"):
         measure_loading(tmp_path, "cpu", "auto")
@@ -529,13 +529,6 @@ def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "memory_stated", lambda key: 0)
     monkeypatch.setattr(device, "left_in_groups", lambda process: [])
     assert device.free_memory(torch.device("cpu")) is None
-
-
-def test_more_threads_than_processors_are_refused() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(InvalidOption, match="this machine has"), torch_threads(10**8):
-        pass
-    assert torch.get_num_threads() == before
 
 
 def test_missing_weights_are_never_random(tiny: Model, tmp_path: Path) -> None:

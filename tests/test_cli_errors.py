@@ -198,26 +198,6 @@ def test_a_library_that_is_broken_is_named(
     assert "install prunectl again" in hint
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of address space")
-@pytest.mark.parametrize("megabytes", [40, 60, 80, *range(140, 320, 20)])
-def test_little_address_space(megabytes: int) -> None:
-    # Below and between these, OpenBLAS ends the process itself, or waits without end.
-    script = (
-        f"ulimit -v {megabytes << 10}; exec {sys.executable} -m prunectl prune demo -s 0.4 -o out"
-    )
-    done = subprocess.run(
-        ["sh", "-c", script],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-2].startswith("error: ")
-    assert "this is a bug" not in done.stderr
-    assert not Path("out").exists()
-
-
 @pytest.mark.parametrize("error", [ZeroDivisionError("what"), NoModelGiven()])
 def test_debug_shows_the_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -370,6 +370,7 @@ def test_zsh_says_what_the_values_mean(terminals: Callable[[str], Terminal]) -> 
         ), terminal.shown
 
 
+@pytest.mark.full
 def test_zsh_loads_the_script_from_a_folder_of_functions(
     tmp_path: Path, terminals: Callable[[str], Terminal]
 ) -> None:
@@ -386,6 +387,7 @@ def test_zsh_loads_the_script_from_a_folder_of_functions(
         terminal.close()
 
 
+@pytest.mark.full
 def test_fish_says_what_the_values_mean(here: Path) -> None:
     if not is_installed("fish"):
         pytest.skip("fish is not installed")

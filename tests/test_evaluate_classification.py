@@ -193,7 +193,7 @@ def test_a_pruned_model_s_zeros_are_held(model: Model, data: Path, tmp_path: Pat
         for one, old in zip(held, before, strict=True):
             assert (one.weight[one.gone] == 0).all()
             assert (one.weight[~one.gone] != old[~one.gone]).any()
-    assert scored(tmp_path / "out", data).sparsity == 0.5
+    assert scored(tmp_path / "out", data, training=Training(max_steps=1)).sparsity == 0.5
 
 
 def test_weights_are_trained_in_fp32_whatever_the_checkpoint_s_dtype(
@@ -240,7 +240,7 @@ def test_an_interrupted_evaluation_goes_on(model: Model, data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", few(["gpt2", "llama", "roberta", "distilbert", "albert", "bart", "t5"], "llama", "t5")
+    "name", few(["gpt2", "llama", "roberta", "distilbert", "albert", "bart", "t5"], "llama")
 )
 def test_other_architectures_learn_it(model: Model, data: Path, name: str) -> None:
     folder = model(name)
@@ -272,12 +272,13 @@ def test_a_tokenizer_without_padding_pads_by_what_ends_a_text(model: Model, data
         ids, mask = batch["input_ids"], batch["attention_mask"]
         assert ((ids == 3) == (mask == 0)).all()
         assert (mask == 0).any()
-    result = evaluate(folder, settings_of(data), on_event=notes.append)
+    once = replace(RECIPE, epochs=1)
+    result = evaluate(folder, settings_of(data, training=once), on_event=notes.append)
     assert "the tokenizer has no padding token: '</s>', which ends a text, pads" in [
         one.text for one in notes if isinstance(one, Note)
     ]
     # Padding changes nothing: one at a time, nothing is padded.
-    assert scored(folder, data, batch_size=1).score == result.score
+    assert scored(folder, data, training=once, batch_size=1).score == result.score
 
 
 def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model: Model, data: Path) -> None:

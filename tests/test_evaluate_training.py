@@ -604,6 +604,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.full
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     """Of the last step's samples (one) the second process has none."""
     script = tmp_path / "worker.py"

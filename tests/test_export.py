@@ -522,12 +522,10 @@ print(json.dumps({name: t.untyped_storage().nbytes() for name, t in state.items(
 """
 
 
-@pytest.mark.parametrize("limit", few([10**9, 20_000], 20_000))
-def test_from_the_hub(
-    pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+@pytest.mark.full
+def test_from_the_hub(pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = pruned("llama", "half")
-    export(source, tmp_path / "small", "packed", max_shard_size=limit)
+    export(source, tmp_path / "small", "packed", max_shard_size=20_000)
     files = reference.contents(tmp_path / "small")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serve(tmp_path / "hub") as hub:

@@ -713,14 +713,6 @@ def test_options_that_have_no_meaning(
     assert reference.snapshot(place) == before
 
 
-@pytest.mark.parametrize("model", ["nothing", "./nothing", "a/b/c", "org/nothing@main"])
-def test_no_such_source(tmp_path: Path, typed: Typed, model: str) -> None:
-    code, text = typed("export", model, "-o", "out")
-    assert code == 1
-    assert f"error: {model}" in text
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("layout", ["packed", "dense"])
 def test_a_quantized_source(source: Path, typed: Typed, layout: str) -> None:
     config = json.loads((source / "config.json").read_text())
@@ -771,13 +763,6 @@ def test_an_output_over_or_in_the_compressed_source(small: Small, typed: Typed) 
             force=True,
         )  # fmt: skip
         assert "never changed" in error.message
-
-
-def test_an_output_around_the_source(source: Path, typed: Typed, tmp_path: Path) -> None:
-    deep = tmp_path / "around" / "in"
-    deep.parent.mkdir()
-    source.rename(deep)
-    refused(typed, OutputConflict, "source", deep, "around", "--force", code=2, force=True)
 
 
 def test_an_output_around_the_one_file_that_is_the_source(small: Small, typed: Typed) -> None:

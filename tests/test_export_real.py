@@ -59,8 +59,9 @@ def assert_verified(folder: Path) -> None:
 # --- SmolLM2, bf16 ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    ("how", "layout"), few([("2:4", "packed"), ("2:4", "nm"), ("40%", "bitmask"), ("40%", "auto")])
+    ("how", "layout"), [("2:4", "packed"), ("2:4", "nm"), ("40%", "bitmask"), ("40%", "auto")]
 )
 def test_smollm2_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     source = pruned("smollm2", how)
