@@ -168,7 +168,7 @@ def test_weights_are_those_of_a_plain_loop() -> None:
     assert not any(p.requires_grad or p.grad is not None for p in ours.parameters())
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     sparsity=st.floats(0.0, 0.95),
     decays=st.sampled_from([0.0, 0.3, 5.0]),
@@ -459,11 +459,11 @@ def test_a_state_that_is_damaged_or_hostile_is_refused_by_name(tmp_path: Path) -
     torch.save(Hostile(), hostile)
     for path in found.iterdir():
         whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], hostile.getvalue()):
-            path.write_bytes(damaged)
-            with pytest.raises(EvaluationFailed, match=r"checkpoint-3 cannot be loaded") as caught:
-                train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path)
-            assert "delete" in caught.value.hint
+        cut = path.suffix in (".json", ".safetensors")
+        path.write_bytes(whole[: len(whole) // 2] if cut else hostile.getvalue())
+        with pytest.raises(EvaluationFailed, match=r"checkpoint-3 cannot be loaded") as caught:
+            train(*model_and_held(), Rows(), RECIPE, 0, folder=tmp_path)
+        assert "delete" in caught.value.hint
         path.write_bytes(whole)
 
 
