@@ -219,13 +219,12 @@ def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
         check_pattern(analysis, values, dict.fromkeys(tensors, 1), pattern)
 
 
-@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("name", "matrix_axis", "stacked_axis"),
     [("gpt2", 0, None), ("gpt_oss", 1, 1), ("llama4", 1, 1), ("granitemoe", 1, 2)],
 )
-def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis, dtype) -> None:
-    tiny_models.build(name, tmp_path, dtype)
+def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis) -> None:
+    tiny_models.build(name, tmp_path, torch.bfloat16)
     tensors = {n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
     analysis = analyze(tmp_path, patterns=PATTERNS)
     axes = {
