@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
 import math
 import os
 import re
@@ -23,7 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,42 @@ def call(command: str) -> tuple[int, str, str]:
     return shell(rest if operator == "|" else f"cat > {rest}", text=printed.getvalue())
 
 
+Call = Callable[[str], tuple[int, str, str]]
+
+_CALLS = """
+import json, os, sys
+from docs_pages import call
+for line in sys.stdin:
+    folder, command = json.loads(line)
+    os.chdir(folder)
+    print(json.dumps(call(command)), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def calls_elsewhere(env: Mapping[str, str]) -> Iterator[Call]:
+    """:func:`call` in another process, with other variables: one for all that is pushed, as
+    huggingface_hub reads its settings once.
+    """
+    tests = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (tests, tests.parent / "src")))
+    with subprocess.Popen(
+        [sys.executable, "-c", _CALLS], env=os.environ | env | {"PYTHONPATH": paths},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        to, back = process.stdin, process.stdout
+
+        def call_there(command: str) -> tuple[int, str, str]:
+            to.write(json.dumps([str(Path.cwd()), command]) + "\n")
+            to.flush()
+            code, printed, complaints = json.loads(back.readline())
+            return code, printed, complaints
+
+        yield call_there
+
+
 def shell(
     command: str, text: str = "", env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
@@ -137,7 +174,7 @@ class Reader:
         supplies: files that commands name before the page has made them.
         in_shell: commands run in processes of their own, with the installed ``prunectl``; otherwise
             what follows ``prunectl`` is run in this process, which saves seconds of imports each.
-        hub: variables of a Hub to push to; such commands run in processes of their own.
+        push: runs commands that push.
         ran: how many commands and Python blocks have been run.
     """
 
@@ -148,10 +185,10 @@ class Reader:
         supplies: Path,
         *,
         in_shell: bool = False,
-        hub: Mapping[str, str] | None = None,
+        push: Call = call,
     ) -> None:
         self.page, self.folder, self.supplies = page, folder, supplies
-        self.in_shell, self.hub, self.ran = in_shell, hub or {}, 0
+        self.in_shell, self.push, self.ran = in_shell, push, 0
         self._namespace: dict[str, Any] = {"__name__": "page"}
 
     def follow(self) -> None:
@@ -179,8 +216,8 @@ class Reader:
         if "-o" in words:
             remove(self.folder / words[words.index("-o") + 1])
         pushes = "prunectl push " in command or " --push " in command
-        in_shell = self.in_shell or pushes
-        code, printed, complaints = self._shell(command) if in_shell else call(command)
+        run_it = self._shell if self.in_shell else self.push if pushes else call
+        code, printed, complaints = run_it(command)
         where = f"{self.page.name}:{block.line}: $ {command}"
         assert code == 0, f"{where}\n{printed}{complaints}"
         assert not shown or matches(shown, printed), f"{where} prints\n{printed}"
@@ -188,7 +225,7 @@ class Reader:
 
     def _shell(self, command: str) -> tuple[int, str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return shell(command, env=os.environ | self.hub | {"PATH": path})
+        return shell(command, env=os.environ | {"PATH": path})
 
     def _run(self, block: Block, shown: str | None) -> None:
         code = compile("\n" * (block.line - 1) + block.text, str(self.page), "exec")

@@ -4,6 +4,7 @@ a copy of the package with one more, added as CONTRIBUTING.md says."""
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -12,6 +13,11 @@ from pathlib import Path
 from docs_pages import Block, blocks_of
 
 HOUSE = Path(__file__).parents[1] / "src" / "prunectl"
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def foreign_mentions(
@@ -48,11 +54,8 @@ def foreign_mentions(
     for path in sorted(house.rglob("*.py")):
         file = path.relative_to(house).as_posix()
         if file not in own_files:
-            tree = ast.parse(path.read_text(encoding="utf-8"), filename=file)
-            found += [
-                f"{file}:{line}: {what}"
-                for line, what in sorted(_mentions(tree, names, common, modules))
-            ]
+            mentions = sorted(_mentions(parsed(path), names, common, modules))
+            found += [f"{file}:{line}: {what}" for line, what in mentions]
     return found
 
 

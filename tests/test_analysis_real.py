@@ -23,7 +23,6 @@ pytestmark = pytest.mark.real
 MODELS: dict[str, tuple[int, int | None, str | None, int]] = {
     "minilm": (36, 10_616_832, "modules", 2),
     "smollm2": (210, 106_168_320, "modules", 1),
-    "smollm2-bin": (210, 106_168_320, "modules", 1),
     "rxnfp/bert_ft": (72, None, None, 2),
 }
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunectl import NM, PruneSettings, Rule, Scope, analyze, prune
-from prunectl.cli.run import run
 from prunectl.errors import (
     BadCheckpoint,
     CannotWrite,
     InvalidOption,
-    InvalidPattern,
     InvalidSparsity,
-    ModelNotFound,
     NaNWeights,
     NoSpace,
     NothingPrunable,
-    NoWeights,
     OutputConflict,
     PrunectlError,
     UnsafePickle,
     UnsupportedCheckpoint,
 )
 from prunectl.output import target
-from prunectl.pattern import parse_pattern
 
 HALF = PruneSettings(sparsity=0.5)
 UP = "model.layers.1.mlp.up_proj.weight"
-Typed = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +46,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def source(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "source"))
-
-
-@pytest.fixture
-def typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Typed:
-    """Runs ``prunectl ARGS`` in ``tmp_path``; gives the exit code and what a person reads."""
-    monkeypatch.chdir(tmp_path)
-
-    def type_it(*args: object) -> tuple[int, str]:
-        code = run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert out == ""
-        return code, err
-
-    return type_it
 
 
 @pytest.fixture(autouse=True)
@@ -129,41 +106,11 @@ def test_a_sparsity_out_of_range(
         refused(InvalidSparsity, f"{value:g}", source, tmp_path / "out", choice, code=2)
 
 
-@pytest.mark.parametrize("value", ["0", "1", "-0.3", "40", "nan", "much"])
-def test_a_sparsity_as_typed(source: Path, typed: Typed, prepared: Prepared, value: str) -> None:
-    prepared()
-    code, text = typed("prune", source, f"--sparsity={value}", "-o", "out")
-    assert code == 2
-    assert "sparsity" in text
-    assert "Traceback" not in text
-    if value == "40":
-        assert "did you mean 0.4" in text
-
-
-@pytest.mark.parametrize("pattern", ["4:2", "0:4", "2:3x", "3:3", "2:", "2:4:8", "", "-2:4"])
-def test_a_pattern_as_typed(source: Path, typed: Typed, prepared: Prepared, pattern: str) -> None:
-    prepared()
-    code, text = typed("prune", source, f"--pattern={pattern}", "-o", "out")
-    assert code == 2
-    assert f"'{pattern}'" in text
-    with pytest.raises(InvalidPattern):
-        parse_pattern(pattern)
-
-
 def test_more_than_a_pattern_can_reach(source: Path, tmp_path: Path, prepared: Prepared) -> None:
     prepared()
     choice = {"sparsity": 0.6, "pattern": NM(2, 4)}
     error = refused(InvalidSparsity, "at most 0.5", source, tmp_path / "out", choice, code=2)
     assert "2:4" in error.message
-
-
-def test_more_than_a_pattern_can_reach_as_typed(
-    source: Path, typed: Typed, prepared: Prepared
-) -> None:
-    prepared()
-    code, text = typed("prune", source, "--sparsity", "0.6", "--pattern", "2:4", "-o", "out")
-    assert code == 2
-    assert "at most 0.5" in text
 
 
 @pytest.mark.parametrize(
@@ -202,15 +149,7 @@ def test_nothing_left_to_prune(
 # --- sources ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        HALF,
-        PruneSettings(sparsity=0.5, scope=Scope.ROW),
-        PruneSettings(pattern=NM(2, 4)),
-        PruneSettings(sparsity=0.3, pattern=NM(2, 4)),
-    ],
-)
+@pytest.mark.parametrize("choice", [HALF, PruneSettings(sparsity=0.3, pattern=NM(2, 4))])
 def test_nan_in_a_prunable_weight(
     source: Path, tmp_path: Path, prepared: Prepared, choice: PruneSettings
 ) -> None:
@@ -225,7 +164,9 @@ def test_nan_in_a_prunable_weight(
     refused(NaNWeights, UP, source, tmp_path / "new" / "deep" / "out", choice, code=1)
 
 
-def test_nan_as_typed(source: Path, typed: Typed, prepared: Prepared) -> None:
+def test_nan_as_typed(
+    source: Path, typed: Callable[..., tuple[int, str, str]], prepared: Prepared
+) -> None:
     tensors = load_file(source / "model.safetensors")
     tensors[UP][0] = torch.nan
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -235,8 +176,8 @@ def test_nan_as_typed(source: Path, typed: Typed, prepared: Prepared) -> None:
         ("prune", source, "-p", "2:4", "-o", "out"),
         ("analyze", source),
     ):
-        code, text = typed(*command)
-        assert code == 1, command
+        code, out, text = typed(*command)
+        assert (code, out) == (1, ""), command
         assert UP in text
         assert "32 NaN values" in text
 
@@ -248,35 +189,6 @@ def test_a_quantized_checkpoint(source: Path, tmp_path: Path, prepared: Prepared
     prepared()
     error = refused(UnsupportedCheckpoint, "gptq", source, tmp_path / "out", code=1)
     assert "before quantization" in error.hint
-
-
-def test_a_gguf_file(tmp_path: Path, prepared: Prepared) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "model.gguf").write_bytes(b"GGUF")
-    prepared()
-    refused(UnsupportedCheckpoint, "GGUF", tmp_path / "source", tmp_path / "out", code=1)
-    file = tmp_path / "source" / "model.gguf"
-    refused(UnsupportedCheckpoint, "GGUF", file, tmp_path / "out", code=1)
-
-
-def test_no_such_source(tmp_path: Path, prepared: Prepared) -> None:
-    prepared()
-    missing = tmp_path / "nothing"
-    refused(ModelNotFound, "nothing", str(missing), tmp_path / "out", code=1)
-
-
-def test_a_folder_without_weights(tmp_path: Path, prepared: Prepared) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "config.json").write_text("{}")
-    prepared()
-    refused(NoWeights, "source", tmp_path / "source", tmp_path / "out", code=1)
-
-
-def test_a_truncated_file(source: Path, tmp_path: Path, prepared: Prepared) -> None:
-    path = source / "model.safetensors"
-    os.truncate(path, path.stat().st_size - 1)
-    prepared()
-    refused(BadCheckpoint, "model.safetensors", source, tmp_path / "out", code=1)
 
 
 class Evil:
@@ -321,25 +233,17 @@ def test_a_corrupt_analysis_cache_is_no_obstacle(
 # --- outputs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["source", "source/out", "source/a/b/out", "."])
+@pytest.mark.parametrize("where", ["source", "source/a/b/out", ".", "link", "link/out"])
 def test_an_output_in_or_around_the_source(
     source: Path, tmp_path: Path, prepared: Prepared, where: str
 ) -> None:
+    (tmp_path / "link").symlink_to(source)
     prepared()
     for force in (False, True):
         error = refused(
             OutputConflict, "source", source, tmp_path / where, HALF, code=2, force=force
         )
         assert "never changed" in error.message
-
-
-def test_an_output_that_is_a_link_to_the_source(
-    source: Path, tmp_path: Path, prepared: Prepared
-) -> None:
-    (tmp_path / "link").symlink_to(source)
-    prepared()
-    for out in (tmp_path / "link", tmp_path / "link" / "out"):
-        refused(OutputConflict, "source", source, out, code=2, force=True)
 
 
 def test_an_output_around_the_one_file_that_is_the_source(
@@ -370,16 +274,6 @@ def test_an_output_that_holds_something(source: Path, tmp_path: Path, prepared: 
     error = refused(OutputConflict, "not empty", source, tmp_path / "out", code=2)
     assert "--force" in error.hint
     refused(OutputConflict, "not a checkpoint", source, tmp_path / "out", code=2, force=True)
-
-
-def test_an_output_that_holds_something_as_typed(
-    source: Path, typed: Typed, tmp_path: Path, prepared: Prepared
-) -> None:
-    shutil.copytree(source, tmp_path / "out")
-    prepared()
-    code, text = typed("prune", source, "-s", "0.5", "-o", "out")
-    assert code == 2
-    assert "--force" in text
 
 
 def test_no_space_found_beforehand(
@@ -433,31 +327,3 @@ def test_a_read_only_disk(source: Path, small_disk: Path, prepared: Prepared) ->
     prepared()
     error = refused(CannotWrite, small_disk.name, source, small_disk / "out", code=1)
     assert "writable place" in error.hint
-
-
-@pytest.mark.skipif(not os.geteuid(), reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(source: Path, tmp_path: Path, prepared: Prepared) -> None:
-    (tmp_path / "locked").mkdir(mode=0o555)
-    prepared()
-    refused(CannotWrite, "locked", source, tmp_path / "locked" / "out", code=1)
-
-
-# --- the command line as a whole ----------------------------------------------------------------
-
-
-def test_errors_are_short_and_leave_exit_codes(
-    source: Path, tmp_path: Path, prepared: Prepared
-) -> None:
-    (tmp_path / "out").write_text("mine")
-    prepared()
-    done = subprocess.run(
-        [sys.executable, "-m", "prunectl", "prune", source, "-s", "0.5", "-o", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 2
-    assert done.stderr.startswith("error: ")

@@ -6,6 +6,7 @@ another sparse form that torch does have on the CPU, CSR, which is a backend lik
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -88,8 +89,10 @@ def two_four(rows: int, columns: int, *, dense_rows: tuple[int, ...] = ()) -> to
 # --- zeros --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(4, 8)])
+@pytest.mark.parametrize(
+    ("dtype", "pattern"),
+    [(torch.float32, NM(2, 4)), (torch.bfloat16, NM(1, 4)), (torch.float16, NM(4, 8))],
+)
 def test_pruning_in_memory_is_that_of_the_verb(
     tmp_path: Path, dtype: torch.dtype, pattern: NM
 ) -> None:
@@ -251,15 +254,6 @@ def test_a_sparse_form_is_chosen_only_where_it_wins() -> None:
         assert row.sparse_seconds == pytest.approx(2.0)
 
 
-def test_when_asked_for_a_sparse_form_is_chosen_where_it_loses() -> None:
-    weight = two_four(16, 32)
-    with Priced(dense=lambda rows: 1.0, sparse=lambda rows: 2.0) as priced:
-        found = measure_shape(
-            shape_of(weight), weight, [4], [CSR], priced.clock, always=True, seed=0
-        )
-    assert found.choices == {4: True}
-
-
 @pytest.mark.parametrize(("price", "winner"), [(0.5, "CSR"), (2.0, "same")])
 def test_the_faster_of_two_kernels_is_taken(price: float, winner: str) -> None:
     weight = two_four(16, 32)
@@ -289,11 +283,6 @@ def test_a_kernel_with_wrong_outputs_or_errors_is_never_chosen() -> None:
     assert "more" not in row.error
 
 
-def test_relative_errors() -> None:
-    assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == (1.0, 0.2)
-    assert relative_error(torch.zeros(2), torch.zeros(2)) == (0.0, 0.0)
-
-
 def test_shapes_are_grouped_and_batches_are_seen() -> None:
     model = prune_in_memory(tiny_models.make("llama"), NM(2, 4))
     shapes = shapes_of(block_matrices(model), [CSR])
@@ -317,8 +306,10 @@ def test_shapes_are_grouped_and_batches_are_seen() -> None:
 def bench_of(model: nn.Module, kernels: str) -> tuple[Bench, LoadedSide]:
     loaded = LoadedSide(_side(model, "pruned", "pruned"), model)
     settings = replace(BenchSettings(), kernels=kernels)
+    ticks = itertools.count()  # a second each, so that nothing is repeated to be long enough
+    clock = WallClock(lambda: float(next(ticks)))
     bench = Bench(
-        (loaded,), model_kind_of(model), torch.device("cpu"), WallClock(), Rates(1, 1, 1, 1),
+        (loaded,), model_kind_of(model), torch.device("cpu"), clock, Rates(1, 1, 1, 1),
         settings, None,
     )  # fmt: skip
     return bench, loaded
@@ -338,16 +329,6 @@ def test_a_sparse_side_says_what_the_dense_one_says() -> None:
     found = agreement(bench, made, loaded, [workload])
     assert found.ok
     assert found.relative_error < 1e-5
-
-
-@torch.inference_mode()
-def test_with_auto_a_side_that_wins_nowhere_is_not_made() -> None:
-    model = prune_in_memory(tiny_models.make("llama").requires_grad_(False), NM(2, 4))
-    bench, loaded = bench_of(model, "auto")
-    made, rows = sparse_side(bench, loaded, [Workload(8, 12, 2)], [CSR])
-    won = any(row.chosen for row in rows)
-    assert (made is not None) == won
-    assert len(rows) == 8
 
 
 @torch.inference_mode()
@@ -376,20 +357,6 @@ def test_kernels_are_offered_the_dtypes_that_they_are_2_4_in() -> None:
         assert set(backend.constraints) == {torch.float16, torch.bfloat16}
         assert not len(sparse_rows(two_four(64, 128), backend)), "CUTLASS' float32 is 1:2"
         assert len(sparse_rows(two_four(64, 128).half(), backend)) == 64
-
-
-def test_a_sparse_product_is_given_whole_rows() -> None:
-    class Watch(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if func is functional.linear:
-                assert args[0].is_contiguous()
-            return func(*args, **(kwargs or {}))
-
-    split = SplitWeight(two_four(16, 32), torch.arange(16), CSR.convert)
-    with Watch():
-        split(torch.ones(3, 32, 2).transpose(1, 2), None)
 
 
 @torch.inference_mode()

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from reference import Tensors
 from safetensors.torch import load_file, save_file
 
-from prunectl import NM, PruneResult, PruneSettings, prune, verify
-from prunectl.calibration.targets import ByCount, ByShare, allocate, count_scores, split
+from prunectl import PruneResult, PruneSettings, prune, verify
+from prunectl.calibration.targets import allocate, count_scores
 from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.events import Event, Note
 from prunectl.plan.settings import Calibration
-from prunectl.transform.row_blocks import RowShares
 
 RANDOM = Calibration(("random",), samples=4, sequence_length=12)
 FEW = Calibration(("random",), samples=1, sequence_length=2)
@@ -160,29 +159,6 @@ def test_singular_moments_raise_the_damping_which_is_told(
 
 # --- stacks of experts ----------------------------------------------------------------------------
 @given(
-    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
-    share=st.floats(0, 1),
-    density=st.floats(0, 1),
-    seed=st.integers(0, 2**20),
-)
-def test_a_count_is_shared_out_over_a_stack_and_zeros_come_first(
-    sizes: list[int], share: float, density: float, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    parts = [(torch.rand(n, 3, generator=generator) < density).float() for n in sizes]
-    total, present = sum(p.numel() for p in parts), [int((p == 0).sum()) for p in parts]
-    zeros = round(share * total)
-    goals: list[Any] = list(split(ByCount(zeros), parts, None))
-    assert sum(goal.zeros for goal in goals) == zeros
-    after = [max(goal.zeros, n) for goal, n in zip(goals, present, strict=True)]
-    assert sum(after) == max(zeros, sum(present))
-    assert all(goal.zeros <= p.numel() for goal, p in zip(goals, parts, strict=True))
-    if not any(present) and len(set(sizes)) == 1:  # as it always was
-        ends = [zeros * i // len(parts) for i in range(len(parts) + 1)]
-        assert [goal.zeros for goal in goals] == [b - a for a, b in itertools.pairwise(ends)]
-
-
-@given(
     numbers=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     share=st.floats(0, 1),
     levels=st.sampled_from([2, 3, 1000]),
@@ -270,16 +246,6 @@ def test_blocks_of_rows_come_as_near_as_one_block(
     largest = max(one.shape[one.input_axis] for one in result.tensors if one.input_axis is not None)
     assert abs(result.prunable_zeros - wanted) <= 16 * largest // 2 // 2
     assert verify(out).ok
-
-
-def test_zeros_of_a_stack_are_what_it_has_reached(tiny: Tiny) -> None:
-    shares = RowShares(500, 1000)
-    goals = split(ByShare(NM(2, 4), shares), [torch.ones(10, 40)] * 2, None)
-    for reached, expected in ((150, 200), (260, 250)):
-        goal: Any = next(goals)
-        assert goal.zeros == expected
-        shares.reached(reached)
-    assert shares.of_next(200) == 500 - 150 - 260
 
 
 @pytest.mark.parametrize("sparsity", few([0.05, 0.15, 0.25, 0.45]))

@@ -132,16 +132,6 @@ def test_a_damaged_block_is_computed_anew_and_no_other(
     assert reference.contents(out) == whole
 
 
-def test_every_block_is_damaged(source: Path, out: Path, whole: dict[str, bytes]) -> None:
-    cut_off(source, out, SPARSEGPT, 3)
-    for block in range(3):
-        reference.flip_bit(block_file(out, block))
-    layers, events = go_on(source, out)
-    assert layers == [0, 1, 2, 3]
-    assert notes(events) == [f"{out}: 3 blocks were damaged and are written again"]
-    assert reference.contents(out) == whole
-
-
 def rewrite(out: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
     """Change lines of the journal, each with its digest."""
     path = calibrated_journal(out)

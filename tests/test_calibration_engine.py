@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-import transformers
 from full import few
 
 from prunectl.calibration.engine import Captured, Wanted, calibrate
@@ -284,55 +284,89 @@ def test_nan_between_blocks_is_named(tmp_path: Path) -> None:
         run(tmp_path, samples_of("llama"), prune)
 
 
-def test_what_blocks_put_out_may_lie_in_files_that_have_no_name(tmp_path: Path) -> None:
-    from prunectl.calibration.forward import Forward
-
-    tiny_models.build("t5", tmp_path / "model")
-    folder = tmp_path / "states"
-    folder.mkdir()
-    checkpoint = open_checkpoint(tmp_path / "model")
-    found: list[dict[str, torch.Tensor]] = []
-    for spill in (None, folder):
-        moments: dict[str, torch.Tensor] = {}
-
-        def prune(
-            tensor: str, parts: Sequence[Captured], moments: dict[str, torch.Tensor] = moments
-        ) -> torch.Tensor:
-            assert parts[0].gram is not None
-            moments[tensor] = parts[0].gram.hessian()
-            assert not list(folder.iterdir())
-            return parts[0].matrix.weight * 0.9
-
-        with checkpoint.open() as reader:
-            block_model = BlockModel(
-                checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
-            )
-            wanted = Wanted(axes_of(checkpoint, block_model))
-            calibrate(block_model, samples_of("t5"), wanted, prune, spill=spill)
-        found.append(moments)
-    assert all(torch.equal(moment, found[1][tensor]) for tensor, moment in found[0].items())
-    assert Forward(block_model, samples_of("t5"), folder).count == 1
+# --- experts ------------------------------------------------------------------------------------
 
 
-def test_a_block_that_reads_an_earlier_one_is_refused(tmp_path: Path) -> None:
-    """As where a model adds what several blocks have put out to the input of a later one."""
-    from prunectl.calibration.block_order import find_block_order
-    from prunectl.calibration.forward import Forward
+def mixtral(experts: Any, x: torch.Tensor, routed: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Gate and up are one stack, [experts, 2 * width, hidden], of two tensors in the file."""
+    found = []
+    for number in range(experts.num_experts):
+        own = x[(routed == number).any(-1)].double()
+        gate, up = (own @ experts.gate_up_proj[number].double().T).chunk(2, -1)
+        down = torch.nn.functional.silu(gate) * up
+        found.append({"w1": own, "w3": own, "w2": down})
+    return found
 
-    config = transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    with checkpoint.open() as reader:
-        block_model = BlockModel(
-            checkpoint, reader, device=torch.device("cpu"), dtype=torch.float32
-        )
-        assert len(find_block_order(Forward(block_model, samples_of("llama"))).groups) == 4
-        layers = block_model.model.get_submodule("model.layers")
-        kept: list[torch.Tensor] = []
-        layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
-        layers[3].register_forward_pre_hook(lambda module, args: (args[0] + kept[-1], *args[1:]))
-        with pytest.raises(CalibrationFailed, match=r"model\.layers\.3 depends on more than"):
-            find_block_order(Forward(block_model, samples_of("llama")))
+
+def gpt_oss(experts: Any, x: torch.Tensor, routed: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Stacks [experts, in, out], gate and up in turns, with biases."""
+    found = []
+    for number in range(experts.num_experts):
+        own = x[(routed == number).any(-1)].double()
+        both = own @ experts.gate_up_proj[number].double()
+        both = both + experts.gate_up_proj_bias[number].double()
+        gate, up = both[:, ::2].clamp(max=experts.limit), both[:, 1::2]
+        up = up.clamp(-experts.limit, experts.limit)
+        down = (up + 1) * gate * torch.sigmoid(gate * experts.alpha)
+        found.append({"gate_up_proj": own, "down_proj": down})
+    return found
+
+
+def llama4(
+    experts: Any, x: torch.Tensor, routed: torch.Tensor | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """All experts in one product of stacks; zeros in the place of others' tokens are no tokens."""
+    found = []
+    stack = x.double().view(experts.num_experts, -1, x.shape[-1])
+    for own, both in zip(stack, experts.gate_up_proj.double(), strict=True):
+        fed = own[own.abs().sum(1) > 0]
+        gate, up = (fed @ both).chunk(2, -1)
+        found.append({"gate_up_proj": fed, "down_proj": up * torch.nn.functional.silu(gate)})
+    return found
+
+
+@pytest.mark.parametrize("by_hand", [mixtral, gpt_oss, llama4], ids=lambda f: f.__name__)
+def test_moments_of_experts_are_those_of_the_tokens_routed_to_them(
+    by_hand: Callable[..., list[dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    name = by_hand.__name__
+    model = tiny_models.build(name, tmp_path)
+    samples = samples_of(name, 4)
+    fed: dict[tuple[int, int, str], list[torch.Tensor]] = {}
+
+    def hook(layer: int) -> Any:
+        def keep(module: Any, args: Any) -> None:
+            for number, inputs in enumerate(by_hand(module, *args[:2])):
+                for which, x in inputs.items():
+                    fed.setdefault((layer, number, which), []).append(x)
+
+        return keep
+
+    for path, module in model.named_modules():
+        if path.endswith(".experts"):
+            module.register_forward_pre_hook(hook(int(path.split(".")[2])))
+    with torch.no_grad():
+        for sample in samples:
+            model(**sample)
+
+    seen: dict[tuple[int, int, str], Gram | None] = {}
+
+    def prune(tensor: str, parts: Sequence[Captured]) -> None:
+        for one in parts:
+            place = re.search(r"layers\.(\d+)\..*experts\.(?:(\d+)\.)?(\w+?)(?:\.weight)?$", tensor)
+            if place is not None:
+                number = one.matrix.index if one.matrix.index is not None else int(place[2])
+                seen[int(place[1]), number, place[3]] = one.gram
+
+    run(tmp_path, samples, prune)
+    assert seen.keys() == fed.keys()
+    assert len(seen) >= 6
+    for place, parts in fed.items():
+        x, gram = torch.cat(parts), seen[place]
+        if not len(x):
+            assert gram is None or not gram.tokens
+            continue
+        assert gram is not None
+        assert gram.tokens == len(x)
+        expected = 2 / len(x) * x.T @ x
+        torch.testing.assert_close(gram.hessian().double(), expected, rtol=1e-4, atol=1e-7)

@@ -99,10 +99,14 @@ def test_full_memory_puts_what_blocks_put_out_into_files_in_every_pass(
         files.append([e.phase for e in events if isinstance(e, PhaseStarted)][-1])
         return in_file(*args)
 
+    settings = PruneSettings(sparsity=0.5, method="wanda", scope="global", calibration=RANDOM)  # type: ignore[arg-type]
+    prune(tmp_path / "source", tmp_path / "whole", settings)
     monkeypatch.setattr(forward, "_in_file", watched)
     monkeypatch.setattr(calibration_run, "free_memory", lambda device: 1000)
-    settings = PruneSettings(sparsity=0.5, method="wanda", scope="global", calibration=RANDOM)  # type: ignore[arg-type]
     prune(tmp_path / "source", tmp_path / "out", settings, on_event=events.append)
+    weights = [tmp_path / name / "model.safetensors" for name in ("out", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert {one.name for one in tmp_path.iterdir()} == {"source", "whole", "out"}
     assert set(files) == {"comparing weights", "calibrating"}
     (note,) = [i for i, e in enumerate(events) if isinstance(e, Note) and "takes up to" in e.text]
     phases = {e.phase: i for i, e in enumerate(events) if isinstance(e, PhaseStarted)}

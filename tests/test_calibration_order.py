@@ -84,8 +84,10 @@ MISSING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "tensor"), MISSING)
-@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize(
+    ("name", "tensor", "heads"),
+    [(*one, bool(at % 2)) for at, one in enumerate(MISSING)],
+)
 def test_weights_before_the_blocks_that_are_missing_are_named(
     name: str, tensor: str, heads: bool, tmp_path: Path
 ) -> None:
@@ -146,7 +148,6 @@ def test_a_tied_embedding_that_is_stored_as_the_head_is_loaded(tmp_path: Path) -
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 UNKNOWN: dict[str, Product] = {
     "einsum": lambda x, w: torch.einsum("...i,oi->...o", x, w),
-    "einsum of a list": lambda x, w: torch.functional.einsum("...i,oi->...o", [x, w]),
     "weight first": lambda x, w: (w @ x.transpose(-1, -2)).transpose(-1, -2),
     "scaled": lambda x, w: torch.nn.functional.linear(x, w * 1.0),
     "by columns": lambda x, w: sum(
@@ -183,7 +184,7 @@ def test_a_product_that_is_not_known_is_told_from_a_weight_that_nothing_reaches(
     assert all(one.gram is not None and one.gram.tokens for one in seen.values())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "jetmoe"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4"])
 def test_an_expert_without_tokens_is_not_one_whose_product_is_not_known(
     name: str, tmp_path: Path
 ) -> None:
@@ -199,13 +200,13 @@ def test_an_expert_without_tokens_is_not_one_whose_product_is_not_known(
 
 
 # --- how much blocks put out ----------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["llama", "vit", "t5", "whisper"])
+@pytest.mark.parametrize("name", ["vit", "t5", "whisper"])
 def test_what_blocks_put_out_is_foretold(name: str, tmp_path: Path) -> None:
     tiny_models.build(name, tmp_path)
     samples = samples_of(name, 5)
     with block_model_of(tmp_path) as block_model:
         states = try_model(block_model, samples).states
-    tokens = {"llama": 9, "vit": 5, "t5": 9 + 5, "whisper": 20 + 5}[name]
+    tokens = {"vit": 5, "t5": 9 + 5, "whisper": 20 + 5}[name]
     expected = 5 * tokens * 32 * 4
     # T5's blocks hand on a position bias too.
     assert expected <= states <= expected * (1.0 if name != "t5" else 3.0)

@@ -23,7 +23,6 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.model_kind import (
     Kind,
     ModelKind,
-    UnknownInputs,
     accepted_inputs,
     model_kind_of,
 )
@@ -32,7 +31,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
 from prunectl.data.source import Samples, parse_source
 from prunectl.data.table_files import read_pairs
-from prunectl.data.text import PIECE, lines, paragraphs, read_files
+from prunectl.data.text import PIECE, read_files
 from prunectl.data.tokens import windows
 from prunectl.errors import InvalidOption
 from prunectl.events import Advanced, Event, PhaseDone, PhaseStarted
@@ -117,12 +116,6 @@ def test_windows_do_not_overlap_and_every_place_is_as_likely() -> None:
     every = {(a, b) for a in range(6) for b in range(6) if b >= a + 3}
     assert seen.keys() == every
     assert min(seen.values()) > 3000 / len(every) * 0.8
-
-
-def test_a_short_text_is_used_whole() -> None:
-    rng = np.random.default_rng(0)
-    assert windows(5, 4, 10, rng) == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    assert windows(2, 4, 8, rng) == [slice(0, 4), slice(4, 8)]
 
 
 # --- causal language models ---------------------------------------------------------------------
@@ -271,12 +264,6 @@ def test_pieces_of_one_endless_line_hold_whole_characters(tmp_path: Path) -> Non
         assert len("".join(found.texts)) >= 2 * (PIECE // 3 - 2)
 
 
-def test_paragraphs_and_lines() -> None:
-    texts = ["a\nb\n\n c \n \nd\n", "e\nf\n", ""]
-    assert paragraphs(texts) == ["a\nb", "c", "d", "e\nf"]
-    assert lines(texts) == ["a", "b", "c", "d", "e", "f"]
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -294,13 +281,6 @@ def test_bad_text(
     with pytest.raises(BadData, match=message) as caught:
         load_samples(parse_source(str(tmp_path / "bad.txt"), "--calibration"), *llama)
     assert caught.value.hint
-
-
-def test_a_file_that_went_away(llama: tuple[Checkpoint, ModelKind], tmp_path: Path) -> None:
-    source = parse_source(f"text:{write_words(tmp_path / 'a.txt', 58)}", "--calibration")
-    (tmp_path / "a.txt").unlink()
-    with pytest.raises(BadData, match="no regular file"):
-        load_samples(source, *llama)
 
 
 # --- the tokenizer ------------------------------------------------------------------------------
@@ -451,23 +431,6 @@ def test_random_tokens_are_asked_for_by_name(made: Made) -> None:
     assert found.record == again.record != other.record
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"samples": 0}, "--samples 0"), ({"sequence_length": 0}, "--sequence-length 0"),
-     ({"seed": -1}, "--seed -1")],
-)  # fmt: skip
-def test_numbers_with_no_meaning(
-    llama: tuple[Checkpoint, ModelKind], options: dict[str, int], message: str
-) -> None:
-    with pytest.raises(InvalidOption, match=message):
-        load_samples(parse_source("random", "--calibration"), *llama, **options)
-
-
-def test_a_model_that_takes_neither_tokens_nor_images() -> None:
-    with pytest.raises(UnknownInputs, match="its input is 'input_features'"):
-        model_kind_of(tiny_models.make("whisper"))
-
-
 # --- real models --------------------------------------------------------------------------------
 
 
@@ -492,21 +455,3 @@ def test_real_smollm2(real_model: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(folder)
     with pytest.raises(WrongTokenizer, match="vocabulary has 1,000"):
         load_samples(parse_source("demo", "--calibration"), checkpoint, model_kind, samples=2)
-
-
-@pytest.mark.real
-def test_real_minilm(real_model: Callable[[str], Path]) -> None:
-    folder = real_model("minilm")
-    model_kind = model_kind_in(folder)
-    assert (model_kind.kind, model_kind.context, model_kind.vocabulary) == (
-        Kind.ENCODER,
-        512,
-        30522,
-    )
-    found = load_samples(parse_source("demo", "--calibration"), open_checkpoint(folder), model_kind)
-    verses = demo.calibration_text().read_text(encoding="utf-8").splitlines()
-    inner = transformers.AutoTokenizer.from_pretrained(folder)
-    known = {tuple(inner(verse)["input_ids"]) for verse in verses}
-    assert {tuple(row) for row in rows_of(found)} <= known
-    assert all(not one["token_type_ids"].any() for one in found.inputs)
-    assert found.record["samples"] == len({tuple(row) for row in rows_of(found)}) == 128

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from full import few
-from hubserver import READER, WRITER, serve
+from hubserver import WRITER, serve
 from safetensors.torch import load_file
 
 import action
@@ -245,46 +245,22 @@ def test_the_action_prunes_and_says_what_came_out(workspace: Path) -> None:
     assert "$ prunectl verify " in ran.stderr
 
 
-@pytest.mark.slow
-def test_the_action_stores_in_another_layout_again_and_again(workspace: Path) -> None:
-    sizes = []
-    for pattern in ("2:4", "unstructured"):
-        ran = Ran(workspace, model="demo", sparsity="0.25", pattern=pattern, layout="packed",
-                  output="small")  # fmt: skip
-        assert ran.code == 0, ran.stderr
-        (file,) = (workspace / "small").glob("*.safetensors")
-        assert ran.outputs["bytes"] == str(file.stat().st_size)
-        assert float(ran.outputs["sparsity"]) == pytest.approx(0.25, abs=0.02)
-        assert (workspace / "small-dense" / "model.safetensors").exists()
-        sizes.append(file.stat().st_size)
-    assert sizes[0] != sizes[1]
-    assert max(sizes) < (workspace / "small-dense" / "model.safetensors").stat().st_size
-
-
 @pytest.mark.parametrize(
     ("inputs", "code"),
     few(
         [
             ({"model": f"x; {TOUCH}"}, 1),
-            ({"model": f"x$({TOUCH})"}, 1),
-            ({"model": f"x`{TOUCH}`"}, 1),
-            ({"model": f'x" || {TOUCH} "'}, 1),
+            ({"model": f'x" || {TOUCH} "$({TOUCH})`{TOUCH}`'}, 1),
             ({"model": f"x\n{TOUCH}"}, 2),
             ({"model": "--version"}, 2),
-            ({"model": ""}, 2),
             ({"sparsity": f"0.3; {TOUCH}"}, 2),
             ({"pattern": f"2:4 && {TOUCH}"}, 2),
-            ({"revision": f"main|{TOUCH}"}, 2),
             ({"args": f"; {TOUCH}"}, 2),
             ({"args": "--exclude 'open"}, 2),
-            ({"args": "--help"}, 2),
             ({"args": "--dry-run"}, 2),
             ({"args": "--output elsewhere"}, 2),
-            ({"push_to": f"--help;{TOUCH}"}, 2),
         ],
         ({"model": f"x; {TOUCH}"}, 1),
-        ({"sparsity": f"0.3; {TOUCH}"}, 2),
-        ({"args": f"; {TOUCH}"}, 2),
     ),
 )
 def test_what_is_typed_into_inputs_is_never_run(
@@ -336,17 +312,6 @@ def test_the_action_publishes_a_real_model_once(
         assert "org/minilm-pruned: nothing to change, commit http" in second.summary
         for ran in (first, second):
             assert WRITER not in ran.stdout + ran.stderr + ran.summary + str(ran.outputs)
-
-
-@pytest.mark.full
-def test_a_push_that_is_refused_fails_the_action(workspace: Path, tmp_path: Path) -> None:
-    with serve(tmp_path / "hub") as hub:
-        env = hub.environment(READER) | {"HF_HOME": str(tmp_path / "hf")}
-        ran = Ran(workspace, env, model="demo", sparsity="0.3", push_to="org/demo")
-    assert ran.code == 1
-    assert "prunectl push failed with exit code 1; the log says why" in ran.summary
-    assert ran.outputs == {}
-    assert READER not in ran.stdout + ran.stderr + ran.summary
 
 
 @pytest.mark.full
@@ -415,17 +380,6 @@ def test_the_summary_shows_what_it_is_given_and_no_more() -> None:
     assert "50 bytes, 50.0% of the source's" in text
     unchanged = action.summary(RESULTS | {"changed": False})
     assert f"| published | org/name: nothing to change, {where}" in unchanged
-
-
-def test_a_summary_that_cannot_be_written_fails_nothing_and_outputs_do(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):
-        monkeypatch.setenv(name, str(workspace / "missing" / "file"))
-    action.tell("text")
-    with pytest.raises(action.Failed, match=r"GITHUB_OUTPUT failed with exit code 1"):
-        action.append("GITHUB_OUTPUT", "x")
-    assert "error: $GITHUB_STEP_SUMMARY: No such file" in capsys.readouterr().err
 
 
 def test_words_are_split_as_by_a_shell_that_expands_nothing() -> None:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+from full import few
 from safetensors.numpy import load_file, save_file
 
 from prunectl.checkpoint import opening as checkpoint_module
@@ -54,8 +55,6 @@ def recipe() -> None:
         ("prune m -s 0.4", 2, "no output folder given", "--dry-run"),
         ("prune m -o out", 2, "no sparsity given", "--sparsity"),
         ("prune m -s 40 -o out", 2, "sparsity 40 is not valid", "did you mean 0.4?"),
-        ("prune m -s 0 -o out", 2, "sparsity 0 is not valid", ""),
-        ("prune m -s 1 -o out", 2, "sparsity 1 is not valid", ""),
         ("prune m -s -0.1 -o out", 2, "sparsity -0.1 is not valid", ""),
         ("prune m -s nan -o out", 2, "sparsity nan is not valid", ""),
         (
@@ -86,7 +85,6 @@ def recipe() -> None:
         ("prune m -s 0.6 -p 2:4 -o out", 2, "reaches at most 0.5", "lower --sparsity"),
         ("prune m -p 4:2 -o out", 2, "did you mean 2:4?", ""),
         ("prune m -p 0:4 -o out", 2, "pattern '0:4' is not valid", ""),
-        ("prune m -p 2:3x -o out", 2, "pattern '2:3x' is not valid", ""),
         ("prune m -p 3:3 -o out", 2, "prunes nothing", ""),
         ("prune m -p 2:4 --scope row -o out", 2, "scope 'row' has no meaning", ""),
         ("prune m -s 0.4 --scope column -o out", 2, "'column' is not", "prune --help"),
@@ -200,38 +198,6 @@ def test_a_library_that_is_broken_is_named(
     assert "install prunectl again" in hint
 
 
-def test_too_little_memory_to_look_at_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Large(Exception):
-        def __str__(self) -> str:
-            raise MemoryError
-
-    fail_with(Large(), monkeypatch)
-    assert run(["analyze", "m"]) == 1
-    assert capsys.readouterr().err.splitlines()[-2] == "error: not enough memory"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of address space")
-@pytest.mark.parametrize("megabytes", [40, 60, 80, *range(140, 320, 20)])
-def test_little_address_space(megabytes: int) -> None:
-    # Below and between these, OpenBLAS ends the process itself, or waits without end.
-    script = (
-        f"ulimit -v {megabytes << 10}; exec {sys.executable} -m prunectl prune demo -s 0.4 -o out"
-    )
-    done = subprocess.run(
-        ["sh", "-c", script],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-2].startswith("error: ")
-    assert "this is a bug" not in done.stderr
-    assert not Path("out").exists()
-
-
 @pytest.mark.parametrize("error", [ZeroDivisionError("what"), NoModelGiven()])
 def test_debug_shows_the_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -245,8 +211,9 @@ def test_debug_shows_the_traceback(
     assert "\nerror: " in err
 
 
-@pytest.mark.parametrize("debug", ["", "1"])
-@pytest.mark.parametrize("token", [TOKEN, "a-token-of-another-form"])
+@pytest.mark.parametrize(
+    ("debug", "token"), [("", TOKEN), ("1", TOKEN), ("1", "a-token-of-another-form")]
+)
 def test_no_token_is_shown(
     token: str, debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,12 +236,12 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["prune", "--help"], ["--version"]])
-def test_a_closed_pipe_is_no_error_message(argv: list[str]) -> None:
+@pytest.mark.parametrize("command", few(["prune --help", "--help"]))
+def test_a_closed_pipe_is_no_error_message(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "prunectl", *argv],
+        [sys.executable, "-m", "prunectl", *command.split()],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
@@ -323,18 +290,15 @@ def test_with_stderr_closed_only_the_document_is_on_stdout(
 
 @pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs sh")
-@pytest.mark.parametrize("closing", [">&-", ">&- <&-"])
-@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize(("closing", "flags"), [(">&-", []), (">&- <&-", ["--json"])])
 def test_with_stdout_closed_the_work_is_done(closing: str, flags: list[str]) -> None:
     small_model()
     argv = ["prune", "m", "-s", "0.3", "--include", "*up*", *flags]
-    assert with_closed(closing, *argv, "--dry-run").returncode == 0
     done = with_closed(closing, *argv, "-o", "out")
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr
     zeros = int((load_file("out/model.safetensors")["layers.0.up.weight"] == 0).sum())
     assert zeros == 19
-    assert with_closed(closing, "--help").returncode == 0
 
 
 def test_a_device_is_written_into_and_not_replaced(tmp_path: Path) -> None:
@@ -369,7 +333,7 @@ LONG, LOOP = "n" * 256, "loop"
 Typed = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize("name", [LONG, LOOP, f"{LOOP}/x", "n" * 5000])
+@pytest.mark.parametrize("name", few([LONG, LOOP, f"{LOOP}/x", "n" * 5000], LONG, LOOP))
 @pytest.mark.parametrize(
     "command",
     [
@@ -380,15 +344,11 @@ Typed = Callable[..., tuple[int, str, str]]
         "analyze demo -o",
         "analyze demo --html",
         "sweep demo --metric perplexity --data text:words.txt --csv",
-        "sweep demo --metric perplexity --data text:words.txt --results",
         "evaluate demo --metric perplexity --data text:words.txt -o",
-        "evaluate demo --metric perplexity --data text:words.txt --checkpoints",
         "lottery demo --metric perplexity --data text:words.txt -o",
         "compare demo demo -s 0.5 -o",
-        "compare demo demo -s 0.5 --html",
         "trace demo demo --html",
         "bench demo -o",
-        "bench demo --csv",
         "analyze",
         "verify",
         "push",

@@ -139,10 +139,6 @@ def test_recorded_command_has_no_token(argv: list[str]) -> None:
     assert recorded_command(argv) == "prunectl prune m -o 'my out'"
 
 
-def test_recorded_command_hides_a_token_in_the_wrong_place() -> None:
-    assert recorded_command(["analyze", TOKEN]) == "prunectl analyze ***"
-
-
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 

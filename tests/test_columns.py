@@ -6,49 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import prunectl
-from prunectl.magnitude.columns import ColumnCutter
 from prunectl.plan.settings import PruneSettings
-
-
-@given(
-    st.sampled_from([np.uint16, np.uint32, np.uint64]),
-    st.integers(1, 40),
-    st.integers(1, 9),
-    st.integers(1, 7),
-    st.floats(0, 1),
-    st.integers(0, 2**32),
-)
-def test_blocks_of_lines_give_what_sorting_each_column_gives(
-    kind: type[np.unsignedinteger], lines: int, columns: int, step: int, share: float, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    matrix = rng.integers(0, 6, (lines, columns)).astype(kind)  # few values: many ties, some zeros
-    sign = kind(1 << (8 * matrix.itemsize - 1))
-    matrix |= np.where(rng.random(matrix.shape) < 0.5, sign, kind(0))
-    k = round(share * lines)
-    expected = matrix.copy()
-    for c in range(columns):
-        magnitudes = matrix[:, c] & kind(sign - 1)
-        if int((magnitudes == 0).sum()) < k:
-            expected[np.argsort(magnitudes, kind="stable")[:k], c] = 0
-
-    starts = range(0, lines, step)
-    cutter = ColumnCutter(
-        lambda: (matrix[at : at + step].copy() for at in starts), columns, matrix.dtype, k
-    )
-    found = matrix.copy()
-    for at in starts:
-        cutter.apply(found[at : at + step])
-    assert (found == expected).all()
-    assert cutter.zeros == int((expected & kind(sign - 1) == 0).sum())
 
 
 def gpt2_like(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -14,16 +14,15 @@ import pytest
 import reference
 import tiny_models
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import prunectl
 from prunectl import NM, PruneSettings, Scope, open_checkpoint, prune
 from prunectl.errors import (
     InvalidOption,
     InvalidSparsity,
-    ModelNotFound,
     NaNWeights,
     UnsupportedCheckpoint,
 )
@@ -36,8 +35,6 @@ from prunectl.studies.compare.result import Overlap, above_chance
 from prunectl.studies.compare.verb import compare
 from prunectl.studies.errors import NothingToCompare
 from prunectl.studies.settings import CompareSettings
-
-Tensors = dict[str, torch.Tensor]
 
 
 def other(folder: Path, target: Path, seed: int, amount: float = 1.0) -> Path:
@@ -91,7 +88,7 @@ def counts(one: dict[str, Any], two: dict[str, Any]) -> tuple[list[int], int]:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16]))
 def test_counts_are_those_of_plain_masks(
     llama: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -128,7 +125,7 @@ def test_counts_are_those_of_plain_masks(
     assert ([rows.overlap.first, rows.overlap.second], rows.overlap.both) == (each, both)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "mixtral", "t5", "vit"])
+@pytest.mark.parametrize("name", few(["gpt2", "mixtral", "t5"], "gpt2"))
 def test_architectures(tmp_path: Path, name: str) -> None:
     """Conv1D, stacked experts, two stacks: N:M along the inputs, wherever these are."""
     tiny_models.build(name, tmp_path / "one")
@@ -217,17 +214,6 @@ def test_a_pruned_model_is_compared_by_its_zeros(llama: tuple[Path, Path], tmp_p
     assert ([overlap.first, overlap.second], overlap.both) == (each, both)
 
 
-def test_a_pruned_model_is_pruned_further_if_asked(
-    llama: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """As the lottery does, whose model may have zeros: one-shot pruning of it, and not these."""
-    prune(llama[0], tmp_path / "pruned", PruneSettings(sparsity=0.2))
-    found = compare(tmp_path / "pruned", llama[0], CompareSettings((0.4,)), by_zeros=False)
-    assert found.first.kind == "weights"
-    overlap = found.masks[0].overlap
-    assert overlap.first == overlap.both == reference.count(0.4, found.weights)
-
-
 def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: Path) -> None:
     """A tenth is zero where 4 bits were made wide; what another tool pruned has far more."""
     for share, kind in ((0.1, "weights"), (0.3, "zeros")):
@@ -235,11 +221,6 @@ def test_zeros_of_a_dense_model_are_no_mask(llama: tuple[Path, Path], tmp_path: 
         (tmp_path / str(share) / "prunectl.json").unlink()
         found = compare(llama[1], tmp_path / str(share), use_cache=False)
         assert found.second.kind == kind
-
-
-def test_a_name_that_no_file_can_have(llama: tuple[Path, Path]) -> None:
-    with pytest.raises(ModelNotFound, match="cannot be accessed: File name too long"):
-        compare(llama[0], "q" * 300, use_cache=False)
 
 
 def test_files_of_masks_alone(llama: tuple[Path, Path], tmp_path: Path) -> None:
@@ -329,6 +310,8 @@ def test_random_models_are_no_more_alike_than_chance(tmp_path: Path) -> None:
 @given(st.data())
 def test_measures_are_their_definitions(data: st.DataObject) -> None:
     """Of one tensor: scikit-learn's Jaccard index and kappa, numpy's cosine."""
+    from sklearn.metrics import cohen_kappa_score, jaccard_score
+
     size = data.draw(st.integers(1, 40))
     masks = [np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
              for _ in range(2)]  # fmt: skip
@@ -463,20 +446,6 @@ def test_names_do_not_paint_the_screen(
         assert code == 0
         assert "evil\\x1b[31m\\udcff" in out
         assert all(one.isprintable() for one in (out + err).split("\n"))
-
-
-def test_sentences(llama: tuple[Path, Path], tmp_path: Path) -> None:
-    """All digits of a sparsity, no 'more' where there are as many, and no '2:4:'."""
-    found = compare(llama[0], llama[0], CompareSettings((0.125,)), use_cache=False)
-    texts = " ".join(found.findings)
-    assert "Masks at 12.5%: they are the same." in texts
-    assert "12.5% sparsity takes" in texts
-    assert " in both." in texts
-    prune(llama[0], tmp_path / "pruned", PruneSettings(sparsity=0.3))
-    found = compare(llama[0], tmp_path / "pruned", CompareSettings(patterns=(NM(2, 4),)))
-    assert found.findings[0].startswith("Masks at 2:4: ")
-    found = compare(tmp_path / "pruned", tmp_path / "pruned")
-    assert found.findings[0] == "Masks as they are: they are the same."
 
 
 @pytest.mark.full

@@ -90,7 +90,6 @@ def values(*words: str) -> list[str]:
         (["nonsense", ""], []),
         (["prune", "--pat"], ["--pattern"]),
         (["prune", "-"], None),
-        (["prune", "--pattern", "2"], ["2:4"]),
         (["prune", "-p", ""], ["unstructured", "2:4", "4:8", "1:2", "1:4"]),
         (["prune", "--pattern=2:"], ["--pattern=2:4"]),
         (["prune", "--no-such=2:"], []),
@@ -98,11 +97,7 @@ def values(*words: str) -> list[str]:
         (["prune", "-s0.5", "--scope", "t"], ["tensor"]),
         (["analyze", "-p", "n"], ["none"]),
         (["prune", "--sparsity", ""], []),
-        (["prune", "--token", ""], []),
         (["prune", "-h"], ["-h"]),
-        (["prune", "--method", "s"], ["sparsegpt"]),
-        (["prune", "--budget", ""], ["matrix", "rows"]),
-        (["prune", "--calibration", "r"], ["random"]),
         (["prune", "--calibration", "p"], ["pairs:"]),
         (["prune", "--calibration", "text:"], [f"text:{n}" for n in TEXTS]),
         (["prune", "--calibration", "images:o"], ["images:out/"]),
@@ -122,6 +117,8 @@ def values(*words: str) -> list[str]:
         (["prune", "org/tiny-bert", "--revision", "r"], ["refs/pr/1"]),
         (["prune", "org/absent@"], []),
         (["prune", "--", "-"], []),
+        (["prune", "-p", "2:4", "--pa"], []),
+        (["analyze", "-p", "4:8", "--p"], ["--pattern"]),
         (["prune", "--recipe", "recipes/"], ["recipes/r.toml"]),
         (["prune", "--recipe", "w"], []),
         (["analyze", "gpt2", "-o", "a."], ["a.json"]),
@@ -130,7 +127,6 @@ def values(*words: str) -> list[str]:
         (["prune", "~"], ["~/"]),
         (["prune", "~/ou"], ["~/out/"]),
         (["prune", "absent/folder/"], []),
-        (["prune", "w.bin/"], []),
     ],
 )
 def test_what_is_offered(here: Path, words: list[str], expected: list[str] | None) -> None:
@@ -148,12 +144,6 @@ def test_models_are_the_demo_the_cache_and_local_paths(here: Path) -> None:
     ]  # names that cannot be said in a line of text are left out
 
 
-def test_an_option_is_offered_again_only_if_it_may_be_repeated(here: Path) -> None:
-    assert values("prune", "-p", "2:4", "--pa") == []
-    assert values("analyze", "-p", "4:8", "--p") == ["--pattern"]
-    assert values("prune", "--json", "--js") == []
-
-
 def test_the_cache_that_is_named_is_looked_into(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,12 +156,6 @@ def test_the_cache_that_is_named_is_looked_into(
         monkeypatch.setenv(variable, str(here / variable))
         (here / variable / under / f"models--by--{variable}").mkdir(parents=True)
         assert values("prune", "by/") == [f"by/{variable}"]
-
-
-def test_a_loop_of_links_is_passed_over(here: Path) -> None:
-    (here / "out" / "loop").symlink_to("loop")
-    (here / "out" / "sound").symlink_to(here / "my model")
-    assert values("prune", "out/") == ["out/sound/"]
 
 
 def test_values_mean_what_the_commands_accept() -> None:
@@ -255,15 +239,10 @@ def test_the_scripts_are_current() -> None:
         assert (folder / name).read_text(encoding="utf-8") == SCRIPTS[shell], "make completions"
 
 
-@pytest.mark.parametrize("shell", Shell)
-def test_show_completion_prints_the_script(
-    shell: Shell, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["--show-completion", shell]) == 0
-    assert capsys.readouterr().out == SCRIPTS[shell]
-
-
-def test_the_wheel_and_the_source_package_hold_every_script() -> None:
+def test_the_scripts_are_printed_and_packed(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in Shell:
+        assert run(["--show-completion", shell]) == 0
+        assert capsys.readouterr().out == SCRIPTS[shell]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     targets = project["tool"]["hatch"]["build"]["targets"]
     shared = targets["wheel"]["shared-data"]
@@ -310,36 +289,28 @@ def test_bash_gets_the_rest_of_the_word_quoted(
 
 # --- real shells ------------------------------------------------------------------------------
 
-Press = Callable[[str], str]
 KEYS = {
     "prunectl ver\t": "prunectl verify ",
-    "prunectl prune --pat\t": "prunectl prune --pattern ",
     "prunectl prune --pattern 2:\t": "prunectl prune --pattern 2:4 ",
     "prunectl prune --pattern=2:\t": "prunectl prune --pattern=2:4 ",
     "prunectl prune --pattern=\tu\t": "prunectl prune --pattern=unstructured ",
     "prunectl prune -p 4\t--scope r\t": "prunectl prune -p 4:8 --scope row ",
-    "prunectl prune org/t\t": "prunectl prune org/tiny-bert ",
     "prunectl prune org/tiny-bert@v\t": "prunectl prune org/tiny-bert@v1.0 ",
     "prunectl prune a:\t": "prunectl prune a:b@c/",
-    "prunectl prune my\t": r"prunectl prune my\ model/",
     "prunectl prune my\t\t": r"prunectl prune my\ model/it\'s\ \$x.safetensors ",
     "prunectl prune ~/my\t": r"prunectl prune ~/my\ model/",
     "prunectl prune --output=ou\t": "prunectl prune --output=out/",
-    "prunectl prune gpt2 -o ou\t": "prunectl prune gpt2 -o out/",
     r"prunectl verify my\ model/ --source gp" + "\t": r"prunectl verify my\ model/ --source gpt2 ",
     "prunectl prune --token \t": "prunectl prune --token ",
-    "X=1 prunectl prune --sc\t": "X=1 prunectl prune --scope ",
-    "true && prunectl prune --sc\t": "true && prunectl prune --scope ",
+    "true && X=1 prunectl prune --sc\t": "true && X=1 prunectl prune --scope ",
 }
 QUOTED = {
     ("bash", "prunectl prune 'my\t"): "prunectl prune 'my model/'",
     ("bash", "prunectl prune 'my\t\t"): r"prunectl prune my\ model/it\'s\ \$x.safetensors ",
     ("bash", 'prunectl prune "my model/\t'): r'''prunectl prune "my model/it's \$x.safetensors"''',
     ("bash", "prunectl prune 'my model/\t"): r"prunectl prune 'my model/it'\''s $x.safetensors'",
-    ("bash", 'prunectl prune -p "2:\t'): 'prunectl prune -p "2:4"',
     ("zsh", "prunectl prune 'my\t"): "prunectl prune 'my model/",
     ("zsh", 'prunectl prune "my model/\t'): r"""prunectl prune "my model/it's \$x.safetensors" """,
-    ("zsh", 'prunectl prune -p "2:\t'): 'prunectl prune -p "2:4" ',
     ("fish", "prunectl prune 'my\t"): "prunectl prune 'my model/",
     ("fish", 'prunectl prune -p "2:\t'): 'prunectl prune -p "2:4" ',
 }
@@ -399,6 +370,7 @@ def test_zsh_says_what_the_values_mean(terminals: Callable[[str], Terminal]) -> 
         ), terminal.shown
 
 
+@pytest.mark.full
 def test_zsh_loads_the_script_from_a_folder_of_functions(
     tmp_path: Path, terminals: Callable[[str], Terminal]
 ) -> None:
@@ -415,6 +387,7 @@ def test_zsh_loads_the_script_from_a_folder_of_functions(
         terminal.close()
 
 
+@pytest.mark.full
 def test_fish_says_what_the_values_mean(here: Path) -> None:
     if not is_installed("fish"):
         pytest.skip("fish is not installed")

@@ -18,7 +18,6 @@ from prunectl.checkpoint import direct as direct_module
 from prunectl.checkpoint.reader import WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.disks import open_direct, share_in_memory
-from prunectl.errors import BadCheckpoint
 from prunectl.tensorspec import DTYPES, TensorSpec
 
 _SIZE = 5 * (1 << 20) + 4321
@@ -112,30 +111,6 @@ def test_what_is_in_memory_is_read_from_there(
     assert out.tobytes() == _DATA[8:108]
 
 
-def test_the_share_that_is_in_memory(folder: Path) -> None:
-    path = folder / "weights"
-    fd = os.open(path, os.O_RDWR)
-    try:
-        if open_direct(path, fd, os.O_RDONLY) is None:
-            assert 0.0 <= share_in_memory(fd) <= 1.0
-            return
-        assert share_in_memory(fd) < 0.5
-        os.pread(fd, _SIZE, 0)
-        assert share_in_memory(fd) == 1.0
-    finally:
-        os.close(fd)
-
-
-def test_a_large_file_is_asked_about_in_parts(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fd = os.open(folder / "weights", os.O_RDWR)
-    os.pread(fd, _SIZE, 0)
-    monkeypatch.setattr(disks, "_MAPPED", 1 << 20)
-    assert share_in_memory(fd) == 1.0
-    os.close(fd)
-
-
 def test_a_file_system_that_does_not_map_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,12 +119,6 @@ def test_a_file_system_that_does_not_map_files(
 
     fd = os.open(folder / "weights", os.O_RDWR)
     monkeypatch.setattr(disks.mmap, "mmap", refuse)
-    assert share_in_memory(fd) == 1.0
-    os.close(fd)
-
-
-def test_an_empty_file_is_in_memory(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "empty", os.O_RDWR | os.O_CREAT)
     assert share_in_memory(fd) == 1.0
     os.close(fd)
 
@@ -170,15 +139,6 @@ def test_where_the_disk_refuses_the_page_cache_is_asked(
         out = np.zeros(_SIZE - 8, np.uint8)
         reader.read(tensor(), 0, out)
     assert out.tobytes() == _DATA[8:]
-
-
-def test_a_file_that_was_cut(folder: Path, direct: list[int]) -> None:
-    with WeightReader(folder, once=True) as reader:
-        out = np.zeros(100, np.uint8)
-        reader.read(tensor(), 0, out)
-        os.truncate(folder / "weights", 4096)
-        with pytest.raises(BadCheckpoint, match="truncated"):
-            reader.read(tensor(), 4000, out)
 
 
 def test_verify_finds_what_changed_on_the_disk(

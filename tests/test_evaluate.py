@@ -20,17 +20,18 @@ import scipy.stats
 import tiny_tokenizers
 import tokenizers
 import torch
+from full import few
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from prunectl import demo
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, BadTokenizer, WrongTokenizer
-from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
+from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.evaluation.batches import in_batches, tell_unshared
 from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
 from prunectl.evaluation.metric import prepare
-from prunectl.evaluation.perplexity import Perplexity, batch_of, cut
+from prunectl.evaluation.perplexity import Perplexity, batch_of
 from prunectl.evaluation.resampling import Interval, draws, interval, redrawn
 from prunectl.evaluation.settings import EvalSettings
 from prunectl.evaluation.verb import evaluate
@@ -104,7 +105,9 @@ def plain_perplexity(
     return math.exp(math.fsum(losses) / len(losses)), len(losses)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(64, None), (64, 24), (64, 63), (17, 1)])
+@pytest.mark.parametrize(
+    ("length", "stride"), few([(64, None), (64, 63), (17, 1), (64, 24)], (64, None), (17, 1))
+)
 def test_perplexity_is_that_of_a_plain_loop(verses: Path, length: int, stride: int | None) -> None:
     settings = EvalSettings(
         data=(f"text:{verses}",),
@@ -124,13 +127,6 @@ def test_perplexity_is_that_of_a_plain_loop(verses: Path, length: int, stride: i
     assert found.record["tokens"] == tokens
     assert found.parts["nats per token"] == pytest.approx(math.log(wanted), rel=1e-9)
     assert (found.dtype, found.device, found.unit) == ("float64", "cpu", "windows")
-
-
-def test_in_single_precision_it_is_near_that(verses: Path) -> None:
-    found = evaluate("demo", EvalSettings(data=(f"text:{verses}",), sequence_length=64))
-    wanted, _ = plain_perplexity(demo.model_folder(), verses.read_text(encoding="utf-8"), 64, None)
-    assert found.dtype == "float32"
-    assert found.score == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("stride", [None, 7])
@@ -153,18 +149,6 @@ def test_what_a_tokenizer_begins_a_text_with_begins_each_window(
     assert without.score != pytest.approx(found.score, rel=1e-4)
 
 
-def test_every_token_is_predicted_once_whatever_the_stride() -> None:
-    ids = np.arange(100, 153)
-    for prefix in (np.zeros(0, np.int64), np.array([2])):
-        for stride in (1, 4, 9, 10):
-            told = [list(one.ids[-one.scored :]) for one in cut(ids, prefix, 10, stride)]
-            flat = [int(token) for tokens in told for token in tokens]
-            assert len(set(flat)) == len(flat)
-            last = (53 - 10) // stride * stride + 10  # what fills no window is dropped
-            starts = set(range(100, 100 + last, 10)) if stride == 10 else {100}
-            assert set(flat) == set(range(100, 100 + last)) - (set() if len(prefix) else starts)
-
-
 def test_a_text_that_is_shorter_than_a_window_is_one(verses: Path) -> None:
     words = verses.read_text(encoding="utf-8")[:200]
     verses.write_text(words, encoding="utf-8")
@@ -177,21 +161,6 @@ def test_a_text_that_is_shorter_than_a_window_is_one(verses: Path) -> None:
     assert found.record["sequence_length"] == tokens + 1
     # One sample tells nothing of how sure it is.
     assert found.interval is None
-
-
-def test_documents_are_joined_by_an_empty_line(speaker: Path, tmp_path: Path) -> None:
-    parts = [" ".join(tiny_tokenizers.WORDS[a:b]) for a, b in ((0, 12), (12, 30), (30, 50))]
-    for name, part in zip("abc", parts, strict=True):
-        (tmp_path / f"{name}.txt").write_text(part, encoding="utf-8")
-    files = tuple(f"text:{tmp_path / name}.txt" for name in "abc")
-    together = prepare(open_checkpoint(speaker), EvalSettings(data=files))
-    assert isinstance(together, Perplexity)
-    (tmp_path / "all.txt").write_text("\n\n".join(parts), encoding="utf-8")
-    whole = prepared(speaker, tmp_path / "all.txt")
-    for one, other in zip(together.windows, whole.windows, strict=True):
-        assert np.array_equal(one.ids, other.ids)
-    assert together.record["joiner"] == "\n\n"
-    assert together.record["files"] == ["a.txt", "b.txt", "c.txt"]
 
 
 LINES = [" = Genesis = \n", "", " In the beginning God created \n", " ", " the heaven. \n"] * 300
@@ -220,6 +189,7 @@ def test_documents_are_tokenized_as_one_text(speaker: Path, tmp_path: Path) -> N
     files = tuple(f"text:{tmp_path / name}.txt" for name in "abc")
     found = prepare(open_checkpoint(folder), EvalSettings(data=files))
     assert all_ids(found) == inner.encode("\n\n".join(["one"] * 9)).ids[:20]
+    assert (found.record["joiner"], found.record["files"]) == ("\n\n", ["a.txt", "b.txt", "c.txt"])
     assert 1 not in all_ids(found)
 
 
@@ -341,10 +311,10 @@ def test_weights_that_are_missing_are_not_made_up(
             evaluate(folder, settings)
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
 def test_weights_that_are_no_numbers_give_no_score(
-    speaker: Path, text: Path, tmp_path: Path, name: str
+    speaker: Path, text: Path, tmp_path: Path
 ) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
     folder = copied(speaker, tmp_path / "model")
     state = load_file(folder / "model.safetensors")
     state[name].view(-1)[0] = torch.nan
@@ -367,11 +337,8 @@ def test_data_that_tell_nothing(speaker: Path, tmp_path: Path) -> None:
         with pytest.raises(kind, match=words):
             prepared(speaker, path, **options)
 
-    refused(b"", BadData, "it holds no text")
     refused(b" \n\t\n", BadData, "it holds no text")
     refused(b"word1 word2", BadData, "its text has 2 tokens, and 16 are needed")
-    refused(b"word1 \xff word2", BadData, "not UTF-8 text")
-    refused(b"word1 \0 word2", BadData, "zero bytes")
     refused(b"other words " * 20, WrongTokenizer, "does not know 100%")
     refused(b"word1 " * 20, InvalidOption, "--stride 21 is not valid", stride=21)
     with pytest.raises(NoData, match="--metric perplexity needs --data"):
@@ -412,11 +379,6 @@ def test_a_model_without_a_tokenizer(speaker: Path, text: Path, tmp_path: Path) 
     assert "--calibration" not in failed.value.hint
 
 
-def test_a_weights_file_alone_is_no_model(speaker: Path, text: Path) -> None:
-    with pytest.raises(UnsupportedCheckpoint, match="has no config"):
-        evaluate(speaker / "model.safetensors", EvalSettings(data=(f"text:{text}",)))
-
-
 def test_settings_without_a_meaning() -> None:
     for options, words in (
         ({"samples": 1}, "--samples 1 is not valid: at least 2"),
@@ -431,12 +393,6 @@ def test_settings_without_a_meaning() -> None:
     ):
         with pytest.raises(InvalidOption, match=words):
             EvalSettings(**options)  # type: ignore[arg-type]
-    with pytest.raises(InvalidOption, match="--metric 'guess' is not known"):
-        evaluate("demo", EvalSettings("guess"))
-    with pytest.raises(InvalidOption, match="dtype 'int8' is not known"):
-        evaluate("demo", EvalSettings(dtype="int8", samples=2))
-    with pytest.raises(InvalidOption, match="--device 'tpu' is not known"):
-        evaluate("demo", EvalSettings(device="tpu", samples=2))
 
 
 # --- batches and intervals ------------------------------------------------------------------
@@ -529,7 +485,7 @@ def test_draws_are_the_same_for_the_same_seed_and_none_for_one_sample() -> None:
 
 
 def test_draws_of_many_samples_are_not_in_memory_at_once() -> None:
-    values = np.random.default_rng(1).random((200_000, 1))
+    values = np.random.default_rng(1).random((50_000, 1))
     tracemalloc.start()
     try:
         found = redrawn(values, mean, 3)
@@ -537,14 +493,8 @@ def test_draws_of_many_samples_are_not_in_memory_at_once() -> None:
     finally:
         tracemalloc.stop()
     assert found.shape == (1000,)
-    assert peak < 10 * values.nbytes < 200_000 * 1000 * 8 / 50
+    assert peak < 20 * values.nbytes < 50_000 * 1000 * 8 / 25
     assert interval(np.ones(5)) == Interval(1.0, 1.0)
-
-
-def test_the_interval_holds_the_score(speaker: Path, text: Path) -> None:
-    found = evaluate(speaker, EvalSettings(data=(f"text:{text}",)))
-    assert found.interval is not None
-    assert found.interval.low < found.score < found.interval.high
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -595,20 +545,16 @@ def test_one_window_has_no_interval(typed: Typed, speaker: Path, text: Path) -> 
         ("MODEL", 2, "--metric perplexity needs --data", "--data text:FILE"),
         ("MODEL --data text:no.txt", 2, "--data text:no.txt: there is no such file", ""),
         ("MODEL --data bytes.txt", 1, "data bytes.txt: not UTF-8 text (byte 0xff)", "iconv"),
-        ("MODEL --data empty.txt", 1, "data empty.txt: it holds no text", ""),
         ("MODEL --data random", 2, "--data random is not text", "text:FILE"),
         ("MODEL --data images:.", 2, "--data images is not text", "text:FILE"),
         ("MODEL --data rows.csv", 2, "could mean a table", "hf:rows.csv"),
         ("MODEL --data TEXT --metric guess", 2, "--metric 'guess' is not known", "perplexity"),
         ("MODEL --data TEXT --metric perplexity:x", 2, "'perplexity:x' is not known", "choice"),
-        ("MODEL --data TEXT --samples 1", 2, "--samples 1 is not valid", ""),
         ("MODEL --data TEXT --stride 99", 2, "--stride 99 is not valid for windows of 20", ""),
-        ("MODEL --data TEXT --sequence-length 1", 2, "--sequence-length 1 is not valid", ""),
         ("MODEL --data TEXT --dtype int4", 2, "dtype 'int4' is not known", "float32"),
         ("MODEL --data TEXT --device tpu", 2, "--device 'tpu' is not known", "auto, cpu"),
         ("MODEL --data TEXT -o no/such.json", 1, "there is no folder no", ""),
         ("MODEL --data TEXT -o .", 1, "it is a folder", ""),
-        ("MODEL --data TEXT --seed -1", 2, "--seed -1 is not valid", ""),
         ("./no-model --data TEXT", 1, "no-model: no such file or folder", "org/name"),
         ("NAKED --data TEXT", 1, "text needs the model's tokenizer", "tokenizer.json"),
         ("MODEL/model.safetensors --data TEXT", 1, "one weights file has no config", "folder"),
@@ -618,7 +564,6 @@ def test_every_error_is_two_lines_at_most(
     typed: Typed, speaker: Path, text: Path, argv: str, code: int, error: str, hint: str
 ) -> None:
     Path("bytes.txt").write_bytes(b"word1 \xff " * 30)
-    Path("empty.txt").touch()
     Path("rows.csv").write_text("id,words\n1,word1\n", encoding="utf-8")
     naked = Path("naked")
     naked.mkdir()

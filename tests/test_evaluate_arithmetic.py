@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +17,10 @@ from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.errors import InvalidOption
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
+from prunectl.evaluation.errors import MetricMismatch, NoData
 from prunectl.evaluation.harness_run import HarnessMetric
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.evaluation.verb import evaluate
 from prunectl.evaluation.word_problems import first_number, result_of, written
 
 SVAMP = Path(__file__).parent / "data" / "svamp"
@@ -277,48 +274,6 @@ def test_the_score_is_the_share_that_is_right(
         assert score.parts == {"right": right, "wrong": 0.0, "majority": 0.5}
 
 
-def test_the_whole_verb(checkpoint: Checkpoint) -> None:
-    settings = EvalSettings("arithmetic", (str(SVAMP),), samples=4, max_new_tokens=4)
-    result = evaluate(checkpoint, settings)
-    assert result.samples == 4
-    assert result.score == 0
-    assert result.record["problems_available"] == 8
-    assert result.record["answer"] == "last number before 'Question:'"
-    assert result.record["max_new_tokens"] == 4
-    assert result.interval is not None
-
-
-def test_prompts_leave_room_for_the_answer(checkpoint: Checkpoint, plain: Plain) -> None:
-    def lengths(shots: int) -> list[int]:
-        task = prepared(checkpoint, SVAMP, shots=shots).parts["problems"].task
-        texts = [task.fewshot_context(doc=doc, num_fewshot=shots) for doc in task.eval_docs]
-        return [len(plain.tokenizer(text)["input_ids"]) for text in texts]
-
-    room = max(lengths(0)) + 5
-    squeezed = prepared(checkpoint, SVAMP, shots=2, sequence_length=room, max_new_tokens=5)
-    fewer = sum(two > room - 5 for two in lengths(2))
-    assert squeezed.record["problems_with_fewer_examples"] == fewer > 0
-    assert squeezed.record["problems_cut"] == 0
-    cut = prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=5)
-    assert cut.record["problems_cut"] == 8
-    shorter = prepared(checkpoint, SVAMP, sequence_length=19, max_new_tokens=5)
-    assert shorter.record != cut.record
-    assert len(answers(cut, plain.model)) == 8
-    drawn = [prepared(checkpoint, SVAMP, samples=4, seed=seed).record for seed in (1, 2)]
-    assert drawn[0] != drawn[1]
-    with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
-        prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
-
-
-def test_outputs_that_are_no_numbers(checkpoint: Checkpoint) -> None:
-    metric = prepared(checkpoint, SVAMP, max_new_tokens=2)
-    broken = Plain(demo.model_folder())
-    with torch.no_grad():
-        broken.model.get_input_embeddings().weight.fill_(math.nan)
-    with pytest.raises(EvaluationFailed, match="arithmetic: the model's outputs are NaN"):
-        metric.score(broken)  # type: ignore[arg-type]
-
-
 def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
     metric = prepared(checkpoint, SVAMP, max_new_tokens=6)
     want = answers(metric, Plain(demo.model_folder()).model)
@@ -327,26 +282,6 @@ def test_sampling_of_the_model_does_not_hold(checkpoint: Checkpoint) -> None:
         do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1, num_beams=2
     )
     assert answers(metric, odd.model) == want
-
-
-def test_a_model_without_a_padding_token(checkpoint: Checkpoint) -> None:
-    metric = prepared(checkpoint, SVAMP, max_new_tokens=4, batch_size=8)
-    want = answers(metric, Plain(demo.model_folder()).model)
-    bare = Plain(demo.model_folder())
-    bare.model.config.pad_token_id = bare.model.config.eos_token_id = None
-    assert answers(metric, bare.model) == want
-
-
-def test_a_csv_of_svamps_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    path = tmp_path / "dev.csv"
-    rows = [SHAPES["svamp's csv"] | {"Numbers": "0.5 12,000", "Answer": "98"}] * 2
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    problem = problems_of(prepared(checkpoint, path))[0]
-    assert problem["question"] == "Sam had 0.5 apples and lost 12000. How many are left?"
-    assert problem["answer"] == "98"
 
 
 @pytest.mark.parametrize(
@@ -366,5 +301,7 @@ def test_options_that_a_metric_would_ignore(metric: str, options: dict[str, Any]
 
 def test_the_defaults(checkpoint: Checkpoint) -> None:
     assert prepared(checkpoint, SVAMP).record["max_new_tokens"] == 64
+    with pytest.raises(InvalidOption, match="leaves no room for a question in 20 tokens"):
+        prepared(checkpoint, SVAMP, sequence_length=20, max_new_tokens=20)
     with pytest.raises(InvalidOption, match="--max-new-tokens 0 is not valid: at least 1"):
         EvalSettings("arithmetic", max_new_tokens=0)

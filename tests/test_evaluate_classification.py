@@ -14,18 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
-import sklearn.metrics
 import tiny_models
 import tiny_tokenizers
 import torch
 import transformers
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
 from tiny_tokenizers import WORDS
 
 from prunectl import PruneSettings, open_checkpoint, prune
@@ -33,13 +31,12 @@ from prunectl.data.errors import BadData, BadTokenizer, MissingColumn
 from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
 from prunectl.evaluation import labels
 from prunectl.evaluation.classification import Classification
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch, NoData
-from prunectl.evaluation.examples import drawn, held_out
+from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
+from prunectl.evaluation.examples import drawn
 from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import prepare
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
-from prunectl.evaluation.training import order
 from prunectl.evaluation.verb import evaluate
 from prunectl.events import Event, Note
 
@@ -132,6 +129,8 @@ def plain_run(model: Any, rows: list[tuple[str, int]], test: list[str], seed: in
             "attention_mask": torch.tensor([[1] * len(o) + [0] * (length - len(o)) for o in ids]),
         }
 
+    from prunectl.evaluation.training import order
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, 4 * 10)
     torch.manual_seed(seed)
@@ -150,6 +149,8 @@ def plain_run(model: Any, rows: list[tuple[str, int]], test: list[str], seed: in
 
 
 def test_the_score_is_that_of_a_plain_run(model: Model, data: Path) -> None:
+    import sklearn.metrics
+
     rows, test = texts(80, 0), texts(41, 1)
     with opened(model(), settings_of(data)) as (metric, loaded):
         config = transformers.BertConfig.from_pretrained(model())
@@ -159,7 +160,7 @@ def test_the_score_is_that_of_a_plain_run(model: Model, data: Path) -> None:
     told = plain_run(theirs, rows, [text for text, _ in test], 5)
     there = [kind for _, kind in test]
     assert score.values.tolist() == [[a, b] for a, b in zip(there, told, strict=True)]
-    assert score.value == sklearn.metrics.accuracy_score(there, told) > 0.9
+    assert score.value == np.mean(np.array(there) == told) > 0.9
     assert score.parts["f1"] == sklearn.metrics.f1_score(there, told)
     assert score.parts["mcc"] == pytest.approx(sklearn.metrics.matthews_corrcoef(there, told))
 
@@ -176,28 +177,7 @@ def test_what_is_recorded(model: Model, data: Path) -> None:
     assert record["sequence_length"] == 20  # what the model takes
     counts = Counter(kind for _, kind in texts(41, 1))
     assert record["most_frequent_class"] == round(max(counts.values()) / 41, 4)
-    assert record["recipe"] == {
-        "epochs": 4,
-        "learning_rate": 3e-3,
-        "train_batch_size": 8,
-        "weight_decay": 0.0,
-        "warmup": 0.0,
-        "gradient_accumulation": 1,
-        "mixed_precision": "no",
-        "max_grad_norm": 1.0,
-    }
     json.dumps(result.to_json(), allow_nan=False)
-
-
-def test_the_same_seed_gives_the_same_score(model: Model, data: Path) -> None:
-    short = replace(RECIPE, epochs=1, learning_rate=1e-3)
-    found = [scored(model(), data, training=short, seed=seed) for seed in (1, 1, 2)]
-    assert found[0].score == found[1].score
-    assert found[0].record == found[1].record == found[2].record
-    with opened(model(), settings_of(data, training=short)) as (metric, loaded):
-        first = metric.score(loaded, seed=1).values
-    with opened(model(), settings_of(data, training=short)) as (metric, loaded):
-        assert (metric.score(loaded, seed=1).values == first).all()
 
 
 def test_a_pruned_model_s_zeros_are_held(model: Model, data: Path, tmp_path: Path) -> None:
@@ -213,14 +193,13 @@ def test_a_pruned_model_s_zeros_are_held(model: Model, data: Path, tmp_path: Pat
         for one, old in zip(held, before, strict=True):
             assert (one.weight[one.gone] == 0).all()
             assert (one.weight[~one.gone] != old[~one.gone]).any()
-    assert scored(tmp_path / "out", data).sparsity == 0.5
+    assert scored(tmp_path / "out", data, training=Training(max_steps=1)).sparsity == 0.5
 
 
-@pytest.mark.parametrize("name", ["bert_base", "llama"])
 def test_weights_are_trained_in_fp32_whatever_the_checkpoint_s_dtype(
-    data: Path, tmp_path: Path, name: str
+    data: Path, tmp_path: Path
 ) -> None:
-    tiny_models.build(name, tmp_path / "half", torch.bfloat16)
+    tiny_models.build("llama", tmp_path / "half", torch.bfloat16)
     tiny_tokenizers.save(tmp_path / "half")
     with opened(tmp_path / "half", settings_of(data)) as (metric, loaded):
         assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
@@ -245,10 +224,9 @@ def test_an_interrupted_evaluation_goes_on(model: Model, data: Path, tmp_path: P
         evaluate(model(), settings_of(data, training=training), on_event=stop)
     assert len(list(states.iterdir())) == 1
     notes: list[Event] = []
-    # Another seed or length begins anew, and does not touch what is there.
-    for other in ({"seed": 9}, {"sequence_length": 8}):
-        evaluate(model(), settings_of(data, training=training, **other), on_event=notes.append)
-        assert not [one for one in notes if isinstance(one, Note)]
+    # Another seed begins anew, and does not touch what is there.
+    evaluate(model(), settings_of(data, training=training, seed=9), on_event=notes.append)
+    assert not [one for one in notes if isinstance(one, Note)]
     assert len(list(states.iterdir())) == 1
     result = evaluate(model(), settings_of(data, training=training), on_event=notes.append)
     assert [one.text for one in notes if isinstance(one, Note)] == [
@@ -261,7 +239,9 @@ def test_an_interrupted_evaluation_goes_on(model: Model, data: Path, tmp_path: P
 # --- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "roberta", "distilbert", "albert", "bart", "t5"])
+@pytest.mark.parametrize(
+    "name", few(["gpt2", "llama", "roberta", "distilbert", "albert", "bart", "t5"], "llama")
+)
 def test_other_architectures_learn_it(model: Model, data: Path, name: str) -> None:
     folder = model(name)
     if name == "t5":  # looks for what ends a text, which is 3 in tiny tokenizers
@@ -292,12 +272,13 @@ def test_a_tokenizer_without_padding_pads_by_what_ends_a_text(model: Model, data
         ids, mask = batch["input_ids"], batch["attention_mask"]
         assert ((ids == 3) == (mask == 0)).all()
         assert (mask == 0).any()
-    result = evaluate(folder, settings_of(data), on_event=notes.append)
+    once = replace(RECIPE, epochs=1)
+    result = evaluate(folder, settings_of(data, training=once), on_event=notes.append)
     assert "the tokenizer has no padding token: '</s>', which ends a text, pads" in [
         one.text for one in notes if isinstance(one, Note)
     ]
     # Padding changes nothing: one at a time, nothing is padded.
-    assert scored(folder, data, batch_size=1).score == result.score
+    assert scored(folder, data, training=once, batch_size=1).score == result.score
 
 
 def test_a_tokenizer_with_nothing_to_pad_with_is_refused(model: Model, data: Path) -> None:
@@ -380,7 +361,10 @@ def test_a_checkpoint_without_a_head_has_to_be_trained(model: Model, tmp_path: P
 # --- real data ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_handwritten_digits_are_told_apart(tiny: Model, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for at, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = ("train", "test")[at % 4 == 0]
@@ -397,9 +381,17 @@ def test_handwritten_digits_are_told_apart(tiny: Model, tmp_path: Path) -> None:
 # --- data -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize(
-    "names", [("no", "yes"), (0, 1), (False, True), (0.0, 1.0), (7, 13)], ids=str
+    ("suffix", "names"),
+    [
+        ("csv", ("no", "yes")),
+        ("csv", (False, True)),
+        ("tsv", (0, 1)),
+        ("tsv", (0.0, 1.0)),
+        ("jsonl", (False, True)),
+        ("jsonl", (0.0, 1.0)),
+        ("jsonl", (7, 13)),
+    ],
 )
 def test_classes_of_all_kinds(model: Model, tmp_path: Path, suffix: str, names: Any) -> None:
     write(tmp_path / f"train.{suffix}", named(texts(30, 0), names))
@@ -416,13 +408,9 @@ def test_classes_of_all_kinds(model: Model, tmp_path: Path, suffix: str, names: 
     assert metric.train.labels["labels"].tolist() == [kind for _, kind in texts(30, 0)]
 
 
-def test_numbers_are_in_the_order_of_numbers(model: Model, tmp_path: Path) -> None:
-    rows = [{"text": WORDS[one], "label": str(one)} for one in (10, 9, 2, 11) for _ in range(5)]
-    metric = prepare(open_checkpoint(model()), settings_of(write(tmp_path / "d.csv", rows)))
-    assert metric.record["classes"] == ["2", "9", "10", "11"]
-
-
 def test_a_dataset_s_classes_have_its_names_and_order(model: Model, tmp_path: Path) -> None:
+    import datasets
+
     features = datasets.Features(
         text=datasets.Value("string"), label=datasets.ClassLabel(names=["zebra", "ant", "cow"])
     )
@@ -456,8 +444,7 @@ def test_tasks_of_glue_have_their_own_columns_and_splits(model: Model, tmp_path:
         assert ids["input_ids"][0].tolist().count(3) == 2  # both texts, each ended
         assert ids["token_type_ids"].unique().tolist() == [0, 1]
         score = metric.score(loaded)
-        there, told = score.values.T
-        assert score.parts["f1"] == pytest.approx(sklearn.metrics.f1_score(there, told))
+        assert score.parts["f1"] == labels.f1(*score.values.T, 2)  # which is scikit-learn's
     record = metric.record
     assert record["columns"] == ["question1", "question2", "label"]
     assert (record["task"], record["split"], record["rows"]) == ("QQP", "validation", 30)
@@ -516,27 +503,6 @@ def test_validation_is_scored_on_where_the_test_has_no_classes(model: Model, dat
         assert prepare(open_checkpoint(model()), settings_of(data)).record["split"] == "validation"
 
 
-def test_fewer_rows_keep_the_shares_of_classes(model: Model, data: Path) -> None:
-    training = replace(RECIPE, train_samples=16)
-    metric = prepare(open_checkpoint(model()), settings_of(data, training=training, samples=10))
-    assert isinstance(metric, Classification)
-    assert metric.train is not None
-    assert (len(metric.train), metric.samples) == (16, 10)
-    whole = Counter(kind for _, kind in texts(80, 0))
-    found = Counter(metric.train.labels["labels"].tolist())
-    assert all(abs(found[kind] - whole[kind] / 5) < 1 for kind in whole)
-
-
-def test_columns_can_be_named(model: Model, tmp_path: Path) -> None:
-    rows = [{"text": "word1", "Body": text, "kind": kind} for text, kind in texts(60, 0)]
-    path = write(tmp_path / "d.csv", rows)
-    settings = settings_of(path, text_columns=("body",), label_column="kind")
-    metric = prepare(open_checkpoint(model()), settings)
-    assert metric.record["columns"] == ["Body", "kind"]
-    two = settings_of(path, text_columns=("Body", "text"), label_column="kind")
-    assert prepare(open_checkpoint(model()), two).record["columns"] == ["Body", "text", "kind"]
-
-
 def test_rows_without_a_text_or_a_class_are_left_out_and_said(model: Model, data: Path) -> None:
     rows = [{"text": None, "label": "ham"}, {"text": " ", "label": "ham"}, {"text": "word1"}]
     with (data / "test.jsonl").open("a") as file:
@@ -577,6 +543,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images(tiny: Model, pictures: Path) -> None:
+    metric = prepare(open_checkpoint(tiny("vit")), settings_of(pictures, Training()))
+    recipe = metric.record["recipe"]
+    assert (recipe["epochs"], recipe["train_batch_size"], recipe["learning_rate"]) == (8, 64, 2e-5)
     result = scored(tiny("vit"), pictures)
     assert result.score > 0.9
     assert result.record["classes"] == ["dark", "light"]
@@ -586,11 +555,13 @@ def test_a_folder_of_images(tiny: Model, pictures: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "image", "label"),
-    [("cifar10", "img", "label"), ("cifar100", "img", "fine_label"), (None, "image", "label")],
+    few([("cifar100", "img", "fine_label"), ("cifar10", "img", "label"), (None, "image", "label")]),
 )
 def test_image_sets_of_the_hub_s_shapes(
     tiny: Model, tmp_path: Path, task: str | None, image: str, label: str
 ) -> None:
+    import datasets
+
     classes = datasets.ClassLabel(names=["dark", "light"])
     features = datasets.Features({image: datasets.Image(), label: classes})
     features |= {"coarse_label": datasets.ClassLabel(names=["all"])}
@@ -609,18 +580,6 @@ def test_image_sets_of_the_hub_s_shapes(
     assert result.record["columns"] == [image, label]
 
 
-def test_images_of_the_recipe_s_defaults(tiny: Model, pictures: Path) -> None:
-    metric = prepare(open_checkpoint(tiny("vit")), settings_of(pictures, Training()))
-    recipe = metric.record["recipe"]
-    assert (recipe["epochs"], recipe["train_batch_size"], recipe["learning_rate"]) == (8, 64, 2e-5)
-
-
-def test_a_broken_image_is_named(tiny: Model, pictures: Path) -> None:
-    (pictures / "train" / "dark" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    with pytest.raises(BadData, match=r"dark/broken\.png cannot be read"):
-        scored(tiny("vit"), pictures)
-
-
 def test_a_broken_image_to_score_on_is_found_before_the_training(
     tiny: Model, pictures: Path
 ) -> None:
@@ -631,11 +590,6 @@ def test_a_broken_image_to_score_on_is_found_before_the_training(
 
 
 # --- bad input ------------------------------------------------------------------------------------
-
-
-def test_no_data(model: Model) -> None:
-    with pytest.raises(NoData, match="needs --data"):
-        evaluate(model(), EvalSettings("classification"))
 
 
 def test_empty_data(model: Model, data: Path) -> None:
@@ -719,18 +673,6 @@ def test_a_metric_that_does_not_fit_the_model(
         scored(model("granitemoe"), data)
 
 
-def test_too_few_rows_to_divide(model: Model, tmp_path: Path) -> None:
-    rows = [{"text": "word1", "label": 0}, {"text": "word2", "label": 1}]
-    with pytest.raises(BadData, match="too few"):
-        scored(model(), write(tmp_path / "d.csv", rows))
-
-
-def test_a_loss_that_is_nan(model: Model, data: Path) -> None:
-    wild = replace(RECIPE, learning_rate=1e30, max_grad_norm=0.0)
-    with pytest.raises(EvaluationFailed, match="the loss is"):
-        scored(model(), data, training=wild)
-
-
 def test_outputs_that_are_nan(model: Model, data: Path) -> None:
     with opened(model(), settings_of(data)) as (metric, loaded):
         loaded.model.classifier.bias.data[1] = np.nan
@@ -795,6 +737,8 @@ pairs_of_classes = st.integers(2, 5).flatmap(
 def test_scores_are_those_of_scikit_learn(case: tuple[int, list[tuple[int, int]]]) -> None:
     count, rows = case
     there, told = np.array(rows, np.int64).T
+    import sklearn.metrics
+
     every = list(range(count))
     average = {"average": "macro"} if count > 2 else {}
     f1 = sklearn.metrics.f1_score(there, told, labels=every, zero_division=0.0, **average)
@@ -824,13 +768,3 @@ def test_drawn_rows_keep_shares(groups: list[str], count: int, seed: int) -> Non
         exact = {one: whole[one] * count / len(groups) for one in whole}
         if all(share >= 1 for share in exact.values()):
             assert all(abs(some[one] - exact[one]) < 1 for one in whole)
-
-
-@given(st.lists(st.sampled_from("aaaaabbc"), max_size=80), st.integers(0, 5))
-def test_what_is_held_out_is_a_fifth_of_each_class(groups: list[str], seed: int) -> None:
-    train, scored = held_out(groups, seed)
-    assert sorted(train + scored) == list(range(len(groups)))
-    assert (train, scored) == held_out(groups, seed)
-    for one, total in Counter(groups).items():
-        count = sum(groups[index] == one for index in scored)
-        assert count == (0 if total == 1 else min(max(int(0.2 * total + 0.5), 1), total - 1))

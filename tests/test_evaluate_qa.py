@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import string
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import tiny_models
 import tiny_tokenizers
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import WORDS
@@ -26,13 +28,13 @@ from prunectl.checkpoint.model_kind import model_kind_of
 from prunectl.checkpoint.module_tree import build_on_meta, model_class
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.tokens import load_tokenizer
-from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption
+from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.evaluation import squad
-from prunectl.evaluation.errors import EvaluationFailed, MetricMismatch
+from prunectl.evaluation.errors import MetricMismatch
 from prunectl.evaluation.loaded_model import open_loaded_model
 from prunectl.evaluation.metric import Request, prepare
 from prunectl.evaluation.qa import QA
-from prunectl.evaluation.qa_windows import Window, windows_of
+from prunectl.evaluation.qa_windows import windows_of
 from prunectl.evaluation.result import Evaluation
 from prunectl.evaluation.settings import EvalSettings, Training
 from prunectl.evaluation.squad import Question
@@ -138,7 +140,6 @@ def test_a_model_learns_where_answers_are(model: Model, data: Path) -> None:
     assert (record["questions"], record["train"]["questions"]) == (30, 80)
     assert (record["sequence_length"], record["overlap"]) == (20, 6)
     assert record["recipe"]["epochs"] == 6
-    assert scored(model(), data).score == result.score
 
 
 def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> None:
@@ -176,7 +177,7 @@ def test_answers_are_the_best_spans_of_a_plain_run(model: Model, data: Path) -> 
     assert metric.record["windows"] > 12
 
 
-@pytest.mark.parametrize("name", ["gpt2", "distilbert", "roberta", "llama"])
+@pytest.mark.parametrize("name", few(["llama", "distilbert", "roberta", "gpt2"]))
 def test_other_architectures(model: Model, data: Path, name: str) -> None:
     result = scored(model(name), data, training=replace(RECIPE, epochs=1))
     assert 0 < result.score <= 1
@@ -206,6 +207,8 @@ def test_all_shapes_are_the_same_questions(model: Model, data: Path, tmp_path: P
     original.mkdir()
     (original / "train-v1.1.json").write_text(json.dumps(as_squad(asked(80, 0))))
     (original / "dev-v1.1.json").write_text(json.dumps(as_squad(asked(30, 1))))
+    import datasets
+
     saved = {"train": asked(80, 0), "validation": asked(30, 1)}
     datasets.DatasetDict(
         {name: datasets.Dataset.from_list(rows) for name, rows in saved.items()}
@@ -222,16 +225,6 @@ def test_all_shapes_are_the_same_questions(model: Model, data: Path, tmp_path: P
         assert record["split"] == "validation"
 
 
-def test_squad_is_looked_for_on_the_hub(model: Model) -> None:
-    with pytest.raises(HubUnreachable, match="squad"):
-        evaluate(model(), EvalSettings("qa", task="squad"))
-
-
-def test_squad_s_own_recipe(model: Model, data: Path) -> None:
-    recipe = prepared(model(), data, training=Training()).record["recipe"]
-    assert (recipe["epochs"], recipe["train_batch_size"], recipe["learning_rate"]) == (3, 16, 3e-5)
-
-
 def test_one_split_is_divided_by_texts(model: Model, tmp_path: Path) -> None:
     rows = [one | {"question": word} for one in asked(20, 0) for word in WORDS[:3]]
     metric = prepared(model(), write(tmp_path / "d.jsonl", rows))
@@ -239,12 +232,6 @@ def test_one_split_is_divided_by_texts(model: Model, tmp_path: Path) -> None:
     assert (metric.samples, metric.record["train"]["questions"]) == (12, 48)
     texts = {one.context for one in metric.questions}
     assert len(texts) == 4
-
-
-def test_fewer_questions_are_drawn(model: Model, data: Path) -> None:
-    metric = prepared(model(), data, samples=7, training=replace(RECIPE, train_samples=9))
-    assert (metric.samples, metric.record["questions_available"]) == (7, 30)
-    assert metric.record["train"]["questions"] == 9
 
 
 def test_questions_without_an_answer_are_left_out_and_said(model: Model, data: Path) -> None:
@@ -267,10 +254,6 @@ def test_questions_without_an_answer_are_left_out_and_said(model: Model, data: P
 # --- windows and spans ----------------------------------------------------------------------------
 
 
-def contexts(draw: Any) -> list[str]:
-    return [WORDS[one] for one in draw]
-
-
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=60),
     st.integers(0, 59),
@@ -281,7 +264,7 @@ def contexts(draw: Any) -> list[str]:
 def test_windows_hold_the_text_and_spans_the_answer(
     words: list[str], place: int, count: int, asks: int, length: int
 ) -> None:
-    request, tokenizer = HELD
+    request, tokenizer = held()
     place = place % len(words)
     answer = " ".join(words[place : place + count])
     context = "  ".join(["", *words[:place], answer, *words[place + count :]])
@@ -305,30 +288,12 @@ def test_windows_hold_the_text_and_spans_the_answer(
     assert set(marked) == {answer}
 
 
-@given(st.integers(1, 45), st.integers(0, 3), st.integers(0, 1000))
-def test_the_best_span_is_the_best_of_all(count: int, first: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    starts, ends = rng.normal(size=(2, first + count + 4))
-    offsets = np.stack([np.arange(count) * 3, np.arange(count) * 3 + 2], axis=1)
-    window = Window(0, {}, first, offsets, 0)
-    every = [
-        (starts[first + low] + ends[first + high], low * 3, high * 3 + 2)
-        for low in range(count)
-        for high in range(low, min(low + 30, count))
-    ]
-    assert window.best(starts, ends) == max(every)
-
-
-def _held() -> tuple[Request, Any]:
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    tiny_models.build("bert_base", folder)
-    tiny_tokenizers.save(folder, cls_token="<s>")
-    return request_of(folder), load_tokenizer(open_checkpoint(folder))
-
-
-HELD = _held()
+@functools.cache
+def held() -> tuple[Request, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        tiny_models.build("bert_base", Path(name))
+        tiny_tokenizers.save(Path(name), cls_token="<s>")
+        return request_of(Path(name)), load_tokenizer(open_checkpoint(name))
 
 
 def test_a_real_tokenizer_s_spans_are_the_answers(real_model: Callable[[str], Path]) -> None:
@@ -350,23 +315,6 @@ def test_a_real_tokenizer_s_spans_are_the_answers(real_model: Callable[[str], Pa
 
 
 # --- scores ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("told", "answers", "exact", "f1"),
-    [
-        ("The Eiffel Tower.", ["Eiffel tower"], 1.0, 1.0),
-        ("in Paris, France", ["Paris"], 0.0, 0.5),
-        ("42", ["forty two", "42!"], 1.0, 1.0),
-        ("", ["a"], 1.0, 0.0),
-        ("blue", ["red", "green"], 0.0, 0.0),
-        ("a b b c", ["b b d"], 0.0, 2 * 2 / (3 + 3)),
-        ("U.S.", ["us"], 1.0, 1.0),
-    ],
-)
-def test_scores_by_hand(told: str, answers: list[str], exact: float, f1: float) -> None:
-    assert squad.exact_match(told, answers) == exact
-    assert squad.f1(told, answers) == pytest.approx(f1)
 
 
 def official(told: str, right: str) -> tuple[float, float]:
@@ -407,6 +355,9 @@ def test_columns_that_are_missing(model: Model, data: Path) -> None:
     write(data / "validation.jsonl", [{"paragraphs": [{"context": "a"}]}])
     with pytest.raises(MissingColumn, match="no column 'qas'"):
         scored(model(), data)
+    write(data / "validation.jsonl", [{"paragraphs": 3}])
+    with pytest.raises(BadData, match="'paragraphs' is no list of objects"):
+        scored(model(), data)
 
 
 @pytest.mark.parametrize(
@@ -425,12 +376,6 @@ def test_cells_of_another_kind(model: Model, data: Path, row: Row, message: str)
         scored(model(), data)
 
 
-def test_a_list_that_is_none(model: Model, data: Path) -> None:
-    write(data / "validation.jsonl", [{"paragraphs": 3}])
-    with pytest.raises(BadData, match="'paragraphs' is no list of objects"):
-        scored(model(), data)
-
-
 def test_no_answer_to_train_on(model: Model, data: Path) -> None:
     rows = asked(3, 0)
     for one in rows:
@@ -440,21 +385,9 @@ def test_no_answer_to_train_on(model: Model, data: Path) -> None:
         scored(model(), data)
 
 
-def test_too_few_texts_to_divide(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="too few"):
-        scored(model(), write(tmp_path / "d.jsonl", asked(1, 0)))
-
-
 def test_windows_that_are_too_short(model: Model, data: Path) -> None:
     with pytest.raises(InvalidOption, match="--sequence-length 12 is too short"):
         scored(model(), data, sequence_length=12)
-
-
-def test_options_of_other_metrics(model: Model, data: Path) -> None:
-    with pytest.raises(InvalidOption, match="--stride"):
-        scored(model(), data, stride=3)
-    with pytest.raises(InvalidOption, match="--task 'qqp' is not one of --metric qa"):
-        scored(model(), data, task="qqp")
 
 
 def test_a_metric_that_does_not_fit(model: Model, tiny: Model, data: Path) -> None:
@@ -462,14 +395,3 @@ def test_a_metric_that_does_not_fit(model: Model, tiny: Model, data: Path) -> No
         scored(model("phi"), data)
     with pytest.raises(MetricMismatch, match="no AutoModelForQuestionAnswering"):
         scored(tiny("vit"), data)
-
-
-def test_outputs_that_are_nan(model: Model, data: Path) -> None:
-    metric = prepared(model(), data)
-    with open_loaded_model(open_checkpoint(model()), metric, device="cpu", dtype="auto") as (
-        loaded,
-        _,
-    ):
-        loaded.model.qa_outputs.bias.data[0] = np.nan
-        with pytest.raises(EvaluationFailed, match="NaN"):
-            metric.outputs(loaded.model, metric.scored)

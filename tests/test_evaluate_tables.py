@@ -22,7 +22,7 @@ from prunectl.data import table_files, tables
 from prunectl.data.errors import BadData, MissingColumn
 from prunectl.data.source import parse_source
 from prunectl.data.tables import Table, column, digest_rows, pick
-from prunectl.errors import BadCheckpoint, HubUnreachable, InvalidOption, MissingLibrary
+from prunectl.errors import HubUnreachable, InvalidOption, MissingLibrary
 from prunectl.evaluation.errors import NoData
 from prunectl.evaluation.metric import Request
 from prunectl.evaluation.settings import EvalSettings
@@ -130,12 +130,6 @@ def test_the_files_of_mmlu_have_no_header_and_their_subject_in_the_name(
     assert splits_of(request_, str(with_header))["all"].rows[0]["question"] == "Why?"
 
 
-def test_dev_is_validation_where_there_is_no_other(request_: Request, tmp_path: Path) -> None:
-    write(tmp_path / "dev" / "some.jsonl")
-    write(tmp_path / "train" / "some.jsonl")
-    assert set(splits_of(request_, str(tmp_path))) == {"validation", "train"}
-
-
 def test_a_folder_of_images(request_: Request, tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label in ("cat", "dog"):
@@ -207,14 +201,6 @@ def test_a_long_document_is_read(request_: Request, tmp_path: Path, suffix: str)
     path.write_text("text\n" + "long " * 100_000 + "\n")
     (row,) = splits_of(request_, str(path))["all"].rows
     assert row == {"text": "long " * 100_000}
-
-
-def test_splits_of_images_may_have_several_names(request_: Request, tmp_path: Path) -> None:
-    for number, split in enumerate(("train", "val", "validation")):
-        (tmp_path / split / "dark").mkdir(parents=True)
-        Image.new("L", (2, 2)).save(tmp_path / split / "dark" / f"{number}.png")
-    found = splits_of(request_, str(tmp_path))
-    assert {name: len(table.rows) for name, table in found.items()} == {"train": 1, "validation": 2}
 
 
 BAD = {
@@ -341,14 +327,6 @@ def test_a_folder_of_texts_that_may_not_be_read(
     lock(tmp_path)
     with pytest.raises(InvalidOption, match="cannot be read: Permission denied"):
         parse_source(f"text:{tmp_path}", "--calibration")
-
-
-def test_a_folder_of_a_model_that_may_not_be_read(
-    tmp_path: Path, lock: Callable[[Path], None]
-) -> None:
-    lock(tmp_path)
-    with pytest.raises(BadCheckpoint, match="cannot be read: Permission denied"):
-        open_checkpoint(tmp_path)
 
 
 def test_parquet_needs_the_library(

@@ -28,8 +28,6 @@ from prunectl.events import Event, Note
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json").read_text())
 SETTINGS = {"half": PruneSettings(sparsity=0.5), "2:4": PruneSettings(pattern=NM(2, 4))}
-NONE = ("nm", "half")
-"""What cannot be: no tensor follows a pattern."""
 INDEX = f"{WEIGHTS}.index.json"
 Pruned = Callable[[str, str], Path]
 
@@ -81,8 +79,10 @@ def test_there_and_back(pruned: Pruned, tmp_path: Path, model: str) -> None:
     assert reference.contents(source) == before
 
 
-@pytest.mark.parametrize("model", few(["albert", "bert", "gpt2", "mixtral", "t5", "vit"], "gpt2"))
-@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16], torch.bfloat16))
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    few([("gpt2", torch.bfloat16), ("albert", torch.float16), ("mixtral", torch.float16)]),
+)
 def test_half_precision(tmp_path: Path, model: str, dtype: torch.dtype) -> None:
     tiny_models.build(model, tmp_path / "source", dtype)
     prune(tmp_path / "source", tmp_path / "pruned", SETTINGS["half"])
@@ -161,10 +161,21 @@ def test_odd_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", few([torch.float32, torch.float16, torch.bfloat16], torch.bfloat16)
+    ("layout", "dtype"),
+    few(
+        [
+            ("packed", torch.bfloat16),
+            ("nm", torch.bfloat16),
+            ("bitmask", torch.float16),
+            ("auto", torch.float32),
+            ("packed", torch.float32),
+            ("nm", torch.float16),
+        ],
+        ("packed", torch.bfloat16),
+        ("bitmask", torch.float16),
+    ),
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_tensors_of_many_blocks(tmp_path: Path, dtype: torch.dtype, layout: str) -> None:
+def test_tensors_of_many_blocks(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     wide = torch.randn(999, 1600)
     tensors = {
@@ -263,15 +274,6 @@ def test_one_tensor_under_two_names_that_the_model_keeps_apart(tmp_path: Path) -
     assert_verified(verify(back))
 
 
-def test_albert_shares_its_layers(pruned: Pruned, tmp_path: Path) -> None:
-    source = pruned("albert", "half")
-    there, back = there_and_back(source, tmp_path, "packed")
-    layers = [name for name in cases.raw(source) if "albert_layers.0.ffn.weight" in name]
-    assert len(layers) == 1
-    assert cases.without_metadata(back) == cases.without_metadata(source)
-    assert_verified(verify(there))
-
-
 def test_a_pickle_of_mixed_dtypes_odd_strides_and_buffers(tmp_path: Path) -> None:
     state = dict(tiny_models.make("bert_base").state_dict())
     for place, name in enumerate(state):
@@ -318,11 +320,6 @@ def test_shards_and_their_index(pruned: Pruned, tmp_path: Path, limit: int) -> N
     assert cases.without_metadata(tmp_path / "whole") == cases.without_metadata(source)
 
 
-def test_one_file_needs_no_index(pruned: Pruned, tmp_path: Path) -> None:
-    export(pruned("bert", "half"), tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").glob("model*")] == [WEIGHTS]
-
-
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
     """A pruned checkpoint with all that a repository holds besides its weights."""
@@ -354,12 +351,8 @@ def test_side_files_are_copied_byte_for_byte(full: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "change",
     [
-        lambda text: text + b"\n\n \n",
-        lambda text: text.rstrip(),
-        lambda text: text.replace(b"\n", b"\r\n"),
-        lambda text: json.dumps(json.loads(text), separators=(",", ":")).encode(),
-        lambda text: text.replace(b"{", '{\n "_note": "é \\u00e9 }", '.encode(), 1),
-        lambda text: text.replace(b"  ", b"\t"),
+        lambda text: text.replace(b"\n", b"\r\n") + b"\n\n \n",
+        lambda text: text.replace(b"{", '{\n "_note": "é \\u00e9 }", '.encode(), 1).rstrip(),
     ],
 )
 def test_config_json_comes_back_to_the_byte(
@@ -376,7 +369,7 @@ def test_config_json_comes_back_to_the_byte(
     assert (tmp_path / "again/config.json").read_bytes() == (there / "config.json").read_bytes()
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null", None])
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff\xfe", None])
 def test_a_config_that_cannot_be_marked_is_copied_and_said(
     full: Path, tmp_path: Path, text: bytes | None
 ) -> None:
@@ -397,7 +390,7 @@ def test_a_config_that_cannot_be_marked_is_copied_and_said(
 
 @pytest.mark.parametrize(
     ("layout", "how"),
-    [(layout, how) for layout in (*LAYOUTS, "dense") for how in SETTINGS if (layout, how) != NONE],
+    [("auto", "half"), ("packed", "2:4"), ("bitmask", "half"), ("nm", "2:4"), ("dense", "half")],
 )
 def test_the_manifest(pruned: Pruned, tmp_path: Path, layout: str, how: str) -> None:
     source = pruned("llama", how)
@@ -529,12 +522,10 @@ print(json.dumps({name: t.untyped_storage().nbytes() for name, t in state.items(
 """
 
 
-@pytest.mark.parametrize("limit", few([10**9, 20_000], 20_000))
-def test_from_the_hub(
-    pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+@pytest.mark.full
+def test_from_the_hub(pruned: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = pruned("llama", "half")
-    export(source, tmp_path / "small", "packed", max_shard_size=limit)
+    export(source, tmp_path / "small", "packed", max_shard_size=20_000)
     files = reference.contents(tmp_path / "small")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serve(tmp_path / "hub") as hub:

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +19,11 @@ import pytest
 import reference
 import tiny_models
 import torch
-import zstandard
 from blake3 import blake3
 from export_cases import WEIGHTS, Header
 from full import few
 
+import prunectl
 from prunectl import (
     NM,
     PruneSettings,
@@ -41,6 +40,7 @@ from prunectl.errors import (
     BadManifest,
     CannotWrite,
     InvalidOption,
+    InvalidPattern,
     NoSpace,
     OutputConflict,
     PatternMismatch,
@@ -48,6 +48,9 @@ from prunectl.errors import (
     UnsupportedCheckpoint,
 )
 from prunectl.events import Event
+from prunectl.exporting.masks import export_masks
+from prunectl.layouts.errors import Damaged
+from prunectl.layouts.packing.scheme import read_scheme
 from prunectl.loading.finished import check_finished
 from prunectl.output import target
 from prunectl.output.journal import Journal
@@ -55,13 +58,11 @@ from prunectl.output.manifest import read_manifest
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.target import journal_file, work_folder
 from prunectl.parallel.run import PLAIN_RUN
+from prunectl.tensorspec import DTYPES
 
 UP = "model.layers.1.mlp.up_proj.weight"
-DOWN = "model.layers.1.mlp.down_proj.weight"
-NORM = "model.norm.weight"
 INDEX = f"{WEIGHTS}.index.json"
 Typed = Callable[..., tuple[int, str]]
-Prepared = Callable[[], None]
 
 
 @pytest.fixture(scope="module")
@@ -174,38 +175,62 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "mask"), ("nm", "positions"))
-)
-@pytest.mark.parametrize("where", few(["first", "middle"]))
-def test_a_flipped_bit(small: Small, typed: Typed, layout: str, suffix: str, where: str) -> None:
-    folder = small(layout)
-    place = {"first": lambda data: 0, "middle": lambda data: len(data) // 2}[where]
-    change_part(folder, f"{UP}.{suffix}", lambda data: flip(data, place(data), 1))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
-)
-def test_a_shortened_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
-    folder = small(layout)
-    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
+def shortened(folder: Path, part: str) -> None:
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[part]
     rows = shape[0] // 2
     short = (rows, *shape[1:]), data[: len(data) * rows // shape[0]]
-    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (dtype, *short)})
-    damaged(typed, folder, UP)
+    cases.replace_stored(folder / WEIGHTS, {part: (dtype, *short)})
+
+
+def of_another_type(folder: Path, part: str) -> None:
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[part]
+    other = {"U8": "I8", "U32": "I32", "F32": "I32"}[dtype]
+    cases.replace_stored(folder / WEIGHTS, {part: (other, shape, data)})
+
+
+def missing(folder: Path, part: str) -> None:
+    path = folder / WEIGHTS
+    header: Header = {"__metadata__": cases.read_file(path)[0]["__metadata__"]}
+    data = b""
+    for name, (dtype, shape, some) in cases.entries(path).items():
+        if name != part:
+            place = [len(data), len(data) + len(some)]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
+            data += some
+    cases.write_file(path, header, data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path, str], None], str]] = {
+    "the first byte": (lambda folder, part: change_part(folder, part, lambda d: flip(d, 0)), ""),
+    "a byte inside": (
+        lambda folder, part: change_part(folder, part, lambda d: flip(d, len(d) // 2)), "",
+    ),
+    "shortened": (shortened, ""),
+    "another type": (of_another_type, "the part '{}' is "),
+    "missing": (missing, "its part '{}' is missing"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
 )
-def test_a_part_of_another_type(small: Small, typed: Typed, layout: str, suffix: str) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part(small: Small, typed: Typed, layout: str, suffix: str, damage: str) -> None:
     folder = small(layout)
-    dtype, shape, data = cases.entries(folder / WEIGHTS)[f"{UP}.{suffix}"]
-    other = {"U8": "I8", "U32": "I32", "F32": "I32"}[dtype]
-    cases.replace_stored(folder / WEIGHTS, {f"{UP}.{suffix}": (other, shape, data)})
-    damaged(typed, folder, UP, f"the part '{suffix}' is {other}")
+    change, says = DAMAGES[damage]
+    change(folder, f"{UP}.{suffix}")
+    damaged(typed, folder, UP, says.format(suffix))
+
+
+@pytest.mark.parametrize("bytes_left", [0, 100, -1])
+def test_a_truncated_file(small: Small, typed: Typed, bytes_left: int) -> None:
+    path = small("packed") / WEIGHTS
+    os.truncate(path, bytes_left if bytes_left >= 0 else path.stat().st_size - 1)
+    refused(typed, BadCheckpoint, WEIGHTS, path.parent)
+    with pytest.raises(BadCheckpoint, match="truncated"):
+        load_state_dict(path.parent)
+    code, text = typed("verify", path.parent)
+    assert (code, "truncated" in text) == (3, True)
 
 
 @pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
@@ -257,19 +282,6 @@ def test_a_description_of_what_no_dense_file_can_hold(
     refused(typed, BadCheckpoint, why, folder)
 
 
-def test_two_descriptions_under_one_name(small: Small, typed: Typed) -> None:
-    folder = small("packed")
-
-    def edit(header: Header) -> None:
-        document = json.loads(header["__metadata__"]["prunectl"])
-        again = json.dumps(document["tensors"][UP])
-        text = json.dumps(document).replace(f'"{UP}": ', f'"{UP}": {again}, "{UP}": ')
-        header["__metadata__"]["prunectl"] = text
-
-    cases.edit_header(folder / WEIGHTS, edit)
-    refused(typed, BadCheckpoint, "a name occurs twice", folder)
-
-
 def test_a_name_without_room_for_those_of_parts(tmp_path: Path) -> None:
     long, dotted = "a" * 1000 + ".up_proj.weight", "a." * 63 + "weight"
     tensors = {name: torch.eye(64, dtype=torch.bfloat16) for name in (UP, long, dotted)}
@@ -277,38 +289,6 @@ def test_a_name_without_room_for_those_of_parts(tmp_path: Path) -> None:
     export(tmp_path / "dense", tmp_path / "small", "bitmask")
     assert list(cases.described(tmp_path / "small" / WEIGHTS)) == [UP]
     reference.assert_same(load_state_dict(tmp_path / "small"), tensors)
-
-
-def test_padding_that_is_not_zero(small: Small, typed: Typed) -> None:
-    folder = small("packed")
-    stored, changed = cases.entries(folder / WEIGHTS), {}
-    for name in cases.described(folder / WEIGHTS):
-        size = int(np.frombuffer(stored[f"{name}.chunks"][2], "<u4").sum())
-        dtype, shape, data = stored[f"{name}.data"]
-        if size < len(data):
-            changed[f"{name}.data"] = (dtype, shape, data[:size] + b"\xff" * (len(data) - size))
-    cases.replace_stored(folder / WEIGHTS, changed)
-    damaged(typed, folder, min(changed).removesuffix(".data"), "other than zero after its end")
-
-
-def test_parts_of_another_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
-    """A part that was written for another model of the same shapes."""
-    torch.manual_seed(5)
-    other = {n: torch.randn_like(t) for n, t in reference.stored(made / "pruned").items()}
-    reference.save(tmp_path / "other", other)
-    export(tmp_path / "other", tmp_path / "foreign", "packed")
-    folder = small("packed")
-    stored = cases.entries(tmp_path / "foreign" / WEIGHTS)
-    parts = {f"{UP}.{suffix}": stored[f"{UP}.{suffix}"] for suffix in ("data", "chunks")}
-    cases.replace_stored(folder / WEIGHTS, parts)
-    described = cases.described(tmp_path / "foreign" / WEIGHTS)[UP]
-    damaged(typed, folder, UP)
-
-    def edit(document: Header) -> None:
-        document["tensors"][UP]["extra"] = described["extra"]
-
-    cases.edit_described(folder / WEIGHTS, edit)
-    damaged(typed, folder, UP, "hash")
 
 
 def test_a_foreign_shard(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
@@ -335,60 +315,7 @@ def test_a_foreign_shard(made: Path, small: Small, tmp_path: Path, typed: Typed)
     assert "hashes" in text
 
 
-def test_a_dense_tensor_of_a_compressed_file(small: Small, typed: Typed) -> None:
-    """It has no hash in the header: the manifest's hash is the one that tells."""
-    folder = small("packed")
-    change_part(folder, NORM, lambda data: flip(data, 3))
-    report = verify(folder)
-    assert {one.where for one in report.differences if one.kind == "hashes"} == {NORM}
-    refused(typed, BadCheckpoint, NORM, folder)
-    refused(typed, BadCheckpoint, NORM, folder, layout="auto")
-    with pytest.raises(BadCheckpoint, match=NORM):
-        load_state_dict(folder)
-
-
-@pytest.mark.parametrize("bytes_left", [0, 4, 100, -1])
-def test_a_truncated_file(small: Small, typed: Typed, bytes_left: int) -> None:
-    path = small("packed") / WEIGHTS
-    os.truncate(path, bytes_left if bytes_left >= 0 else path.stat().st_size - 1)
-    refused(typed, BadCheckpoint, WEIGHTS, path.parent)
-    with pytest.raises(BadCheckpoint, match="truncated"):
-        load_state_dict(path.parent)
-    code, text = typed("verify", path.parent)
-    assert code == 3
-    assert "truncated" in text
-
-
-def test_bytes_after_the_end(small: Small, typed: Typed) -> None:
-    path = small("packed") / WEIGHTS
-    with path.open("ab") as file:
-        file.write(b"more")
-    refused(typed, BadCheckpoint, "4 bytes after the last tensor", path.parent)
-
-
 # --- files that are missing, or not what they were ----------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layout", "suffix"), few(PARTS, ("packed", "data"), ("bitmask", "values"), ("nm", "positions"))
-)
-def test_a_missing_part(small: Small, typed: Typed, layout: str, suffix: str) -> None:
-    folder = small(layout)
-    path = folder / WEIGHTS
-    stored = cases.entries(path)
-    gone = f"{UP}.{suffix}"
-    header: Header = {"__metadata__": cases.read_file(path)[0]["__metadata__"]}
-    data = b""
-    for name, (dtype, shape, some) in stored.items():
-        if name != gone:
-            place = [len(data), len(data) + len(some)]
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": place}
-            data += some
-    cases.write_file(path, header, data)
-    refused(typed, BadCheckpoint, f"tensor '{UP}': its part '{suffix}' is missing", folder)
-    code, text = typed("verify", folder)
-    assert code == 3
-    assert UP in text
 
 
 def test_a_part_that_the_description_leaves_out(small: Small, typed: Typed) -> None:
@@ -439,16 +366,6 @@ def test_no_index_is_no_obstacle_where_no_shard_is_missing(
     assert not verify(folder).ok
 
 
-def test_an_index_that_says_another_shard(small: Small, typed: Typed) -> None:
-    folder = small("shards")
-    document = json.loads((folder / INDEX).read_bytes())
-    files = sorted(set(document["weight_map"].values()))
-    here = document["weight_map"][f"{UP}.data"]
-    document["weight_map"][f"{UP}.data"] = next(name for name in files if name != here)
-    (folder / INDEX).write_text(json.dumps(document))
-    refused(typed, BadCheckpoint, UP, folder)
-
-
 def test_dense_and_compressed_weights_side_by_side(made: Path, small: Small, typed: Typed) -> None:
     folder = small("packed")
     shutil.copyfile(made / "pruned" / "model.safetensors", folder / "model.safetensors")
@@ -464,18 +381,10 @@ def test_a_compressed_name_on_an_ordinary_file(made: Path, tmp_path: Path, typed
     refused(typed, BadCheckpoint, "does not describe its compression", folder)
 
 
-def test_a_weights_file_that_is_a_pipe(small: Small, typed: Typed) -> None:
-    folder = small("packed")
-    (folder / WEIGHTS).unlink()
-    os.mkfifo(folder / WEIGHTS)
-    with pytest.raises(BadCheckpoint, match="not a regular file"):
-        load_state_dict(folder)
-
-
 # --- versions -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["2", "1.1", 1, None, [], ""])
+@pytest.mark.parametrize("version", ["2", 1, None])
 def test_a_newer_format(small: Small, typed: Typed, version: object) -> None:
     folder = small("packed")
     cases.edit_described(folder / WEIGHTS, lambda document: document.update(format=version))
@@ -497,26 +406,16 @@ def test_a_newer_manifest(small: Small, typed: Typed) -> None:
     assert load_state_dict(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", ""])
-def test_an_unreadable_manifest(small: Small, typed: Typed, text: str) -> None:
-    folder = small("packed")
-    (folder / "prunectl.json").write_text(text)
-    refused(typed, BadManifest, "prunectl.json", folder)
-    assert load_state_dict(folder)
-
-
 EDITS: list[tuple[str, dict[str, Any]]] = [
     ("rules", {"arguments": {"rules": 5}}),
-    ("rules", {"arguments": {"rules": ["x"]}}),
     ("model", {"source": {"model": "a\0b"}}),
-    ("repo_id", {"source": {"repo_id": "\ud800"}}),
     ("repo_id", {"source": {"repo_id": "a/b\n<!-- prunectl:end -->\n"}}),
     ("role", {"tensors": {"role": "\ud800"}}),
     ("arguments", {"arguments": {"x": float("inf")}}),
 ]
 
 
-@pytest.mark.parametrize(("field", "edit"), few(EDITS, *EDITS[::4]), ids=str)
+@pytest.mark.parametrize(("field", "edit"), EDITS, ids=str)
 def test_a_manifest_that_was_edited_by_hand(
     small: Small, typed: Typed, field: str, edit: dict[str, dict[str, Any]]
 ) -> None:
@@ -530,25 +429,16 @@ def test_a_manifest_that_was_edited_by_hand(
     refused(typed, BadManifest, field, folder)
 
 
-@pytest.mark.parametrize("model", ["circle", "x" * 3000])
-def test_a_source_that_leads_nowhere(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "circle").symlink_to("circle")
-    folder = small("packed")
-    cases.edit_manifest(folder, lambda document: document["source"].update(model=model))
-    export(folder, tmp_path / "out", "dense")
-    assert f"`{model}`" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_a_manifest_that_is_a_pipe(small: Small, typed: Typed, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_an_unreadable_manifest(small: Small, typed: Typed, text: str | None) -> None:
+    """No JSON, no object, or a pipe, which is not waited for; the weights can be read."""
     folder = small("packed")
     (folder / "prunectl.json").unlink()
-    os.mkfifo(folder / "prunectl.json")
-    refused(typed, BadManifest, "not a regular file", folder)
-    code, text = typed("export", folder, "--masks-only", "-o", tmp_path / "masks")
-    assert (code, "not a regular file" in text) == (1, True)
+    if text is None:
+        os.mkfifo(folder / "prunectl.json")
+    else:
+        (folder / "prunectl.json").write_text(text)
+    refused(typed, BadManifest, "prunectl.json", folder)
     assert load_state_dict(folder)
 
 
@@ -564,15 +454,6 @@ def test_a_manifest_of_other_tensors(small: Small, typed: Typed) -> None:
         load_state_dict(folder)
 
 
-def test_a_manifest_of_other_tensors_beside_dense_weights(source: Path, typed: Typed) -> None:
-    def reshape(document: dict[str, Any]) -> None:
-        (record,) = [one for one in document["tensors"] if one["name"] == UP]
-        record["shape"].reverse()
-
-    cases.edit_manifest(source, reshape)
-    refused(typed, BadManifest, f"disagree about tensor '{UP}'", source)
-
-
 def test_a_tensor_that_is_seen_in_another_shape(small: Small, typed: Typed) -> None:
     """Of as many weights, and so of the same bytes and the same hash."""
     folder = small("bitmask")
@@ -584,13 +465,6 @@ def test_a_tensor_that_is_seen_in_another_shape(small: Small, typed: Typed) -> N
     code, text = typed("verify", folder)
     assert code == 3
     assert UP in text
-
-
-def test_no_manifest_is_no_obstacle(made: Path, small: Small, tmp_path: Path) -> None:
-    folder = small("packed")
-    (folder / "prunectl.json").unlink()
-    export(folder, tmp_path / "back", "dense")
-    cases.assert_same(cases.raw(tmp_path / "back"), cases.raw(made / "pruned"))
 
 
 def test_a_manifest_whose_hash_is_another(small: Small, typed: Typed) -> None:
@@ -629,8 +503,8 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("shape", HUGE, ids=str)
-@pytest.mark.parametrize("layout", few(["packed", "bitmask", "nm"]))
+@pytest.mark.parametrize("shape", few(HUGE, HUGE[2]), ids=str)
+@pytest.mark.parametrize("layout", ["packed", "bitmask", "nm"])
 def test_a_shape_that_is_huge(small: Small, tmp_path: Path, layout: str, shape: list[int]) -> None:
     folder = small(layout)
     (folder / "prunectl.json").unlink()
@@ -649,61 +523,12 @@ def test_a_shape_that_is_huge(small: Small, tmp_path: Path, layout: str, shape: 
     assert {path.name for path in tmp_path.iterdir()} == {layout}
 
 
-@pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("zeros", few([1 << 31, 1 << 33]))
-def test_a_frame_that_expands_to_more_than_it_may(small: Small, typed: Typed, zeros: int) -> None:
-    """A zstd bomb in place of a plane: what it declares is compared before it is expanded."""
-    folder = small("packed")
-    squeezer = zstandard.ZstdCompressor().compressobj(size=zeros)
-    block = bytes(1 << 24)
-    bomb = b"".join(squeezer.compress(block) for _ in range(zeros >> 24)) + squeezer.flush()
-    assert len(bomb) < 1 << 20
-    stored = cases.entries(folder / WEIGHTS)
-    table = np.frombuffer(stored[f"{UP}.chunks"][2], "<u4").copy()
-    table[0] = len(bomb)
-    data = bomb + bytes(int(table[1:].sum()))
-    cases.replace_stored(
-        folder / WEIGHTS,
-        {
-            f"{UP}.chunks": ("U32", stored[f"{UP}.chunks"][1], table.tobytes()),
-            f"{UP}.data": ("U8", (len(data),), data),
-        },
-    )
-    damaged(typed, folder, UP)
-
-
-def test_a_frame_that_says_less_than_it_holds(small: Small, typed: Typed) -> None:
-    """Its declared size is right, and what it expands to is not."""
-    folder = small("packed")
-    stored = cases.entries(folder / WEIGHTS)
-    table = np.frombuffer(stored[f"{UP}.chunks"][2], "<u4").copy()
-    numel = 48 * 32
-    groups = -(-numel // 4 // 3)  # the mask of 2:4, three groups a byte
-    frame = bytearray(zstandard.ZstdCompressor().compress(bytes(5 * groups)))
-    declared = 5 * groups
-    place = frame.index(struct.pack("<H", declared - 256), 4, 10)
-    frame[place : place + 2] = struct.pack("<H", max(groups - 256, 0))
-    table[0] = len(frame)
-    data = bytes(frame) + bytes(int(table[1:].sum()))
-    cases.replace_stored(
-        folder / WEIGHTS,
-        {
-            f"{UP}.chunks": ("U32", stored[f"{UP}.chunks"][1], table.tobytes()),
-            f"{UP}.data": ("U8", (len(data),), data),
-        },
-    )
-    damaged(typed, folder, UP)
-
-
 @pytest.mark.parametrize(
     "lie",
     [
-        lambda table: table + 1,
         lambda table: table * 0,
         lambda table: table * 0 + 0xFFFFFFFF,
         lambda table: np.roll(table, 1),
-        lambda table: np.where(np.arange(table.size) == 0, table.sum(), 0),
-        lambda table: table[::-1].copy(),
     ],
 )
 def test_a_chunk_table_that_lies(
@@ -718,127 +543,55 @@ def test_a_chunk_table_that_lies(
     damaged(typed, folder, UP)
 
 
-FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"layout": "zip"}, "unknown layout 'zip'"),
-    ({"layout": "dense"}, "unknown layout 'dense'"),
-    ({"layout": None}, "unknown layout"),
-    ({"layout": ["packed"]}, "unknown layout"),
-    ({"layout": {"name": "packed"}}, "unknown layout"),
-    ({"dtype": "F33"}, "unknown dtype 'F33'"),
-    ({"dtype": None}, "unknown dtype"),
-    ({"dtype": {"a": 1}}, "unknown dtype"),
-    ({"shape": None}, "shape"),
-    ({"shape": "48"}, "shape"),
-    ({"shape": [48, -32]}, "shape"),
-    ({"shape": [48.0, 32]}, "shape"),
-    ({"shape": [True, 32]}, "shape"),
-    ({"shape": [1 << 70]}, "shape"),
-    ({"shape": [1] * 100}, "shape"),
-    ({"parts": None}, "parts"),
-    ({"parts": "data"}, "parts"),
-    ({"parts": [1, 2]}, "parts"),
-    ({"parts": ["data", "nothing"]}, "'nothing' is missing"),
+EXTRA: list[tuple[str, dict[str, Any]]] = [
+    ("packed", {"mask": "other"}),
+    ("packed", {"chunk": 1 << 60}),
+    ("packed", {"axis": True}),
+    ("packed", {"symbols": ["a"]}),
+    ("nm", {"n": 4}),
+    ("nm", {"order": 1}),
+]
+DESCRIPTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("packed", {"layout": "zip"}, "unknown layout 'zip'"),
+    ("packed", {"layout": ["packed"]}, "unknown layout"),
+    ("packed", {"dtype": "F33"}, "unknown dtype 'F33'"),
+    ("packed", {"dtype": None}, "unknown dtype"),
+    ("packed", {"shape": "48"}, "shape"),
+    ("packed", {"shape": [48, -32]}, "shape"),
+    ("packed", {"shape": [48.0, 32]}, "shape"),
+    ("packed", {"shape": [1 << 70]}, "shape"),
+    ("packed", {"parts": [1, 2]}, "parts"),
+    ("packed", {"parts": ["data", "nothing"]}, "'nothing' is missing"),
+    ("packed", {"extra": None}, ""),
+    ("packed", {"extra": {}}, ""),
+    *((layout, {"extra.": extra}, "") for layout, extra in EXTRA),
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"), few(FIELDS, *FIELDS[::4]), ids=lambda value: str(value)[:30]
-)
+@pytest.mark.parametrize(("layout", "fields", "says"), DESCRIPTIONS, ids=lambda one: str(one)[:30])
 def test_a_description_that_is_none(
-    small: Small, typed: Typed, fields: dict[str, Any], says: str
+    small: Small, typed: Typed, layout: str, fields: dict[str, Any], says: str
 ) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one.update(fields))
-    error = refused(typed, BadCheckpoint, says, folder)
-    assert UP in str(error)
-    with pytest.raises(BadCheckpoint, match=UP):
-        load_state_dict(folder)
+    folder = small(layout)
+
+    def edit(one: Header) -> None:
+        one["extra"].update(fields.pop("extra.", {}))
+        one.update(fields)
+
+    edit_tensor(folder, edit)
+    damaged(typed, folder, UP, says)
 
 
-EXTRAS: list[dict[str, Any]] = [
-    {"mask": "other"},
-    {"mask": None},
-    {"chunk": 0},
-    {"chunk": -8},
-    {"chunk": 7},
-    {"chunk": 1 << 60},
-    {"chunk": "8"},
-    {"n": 0},
-    {"n": 5},
-    {"m": 1},
-    {"m": 1 << 40},
-    {"m": 3},
-    {"axis": -1},
-    {"axis": 2},
-    {"axis": 10**30},
-    {"axis": True},
-    {"per_byte": 0},
-    {"per_byte": 100},
-    {"symbols": None},
-    {"symbols": [300]},
-    {"symbols": list(range(256)) * 9},
-    {"symbols": [1, 1, 1, 1]},
-    {"symbols": ["a"]},
-]
-
-
-@pytest.mark.parametrize("extra", few(EXTRAS, *EXTRAS[::4]), ids=lambda value: str(value)[:30])
-def test_parameters_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one["extra"].update(extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize(
-    "extra", [{"n": 4}, {"m": 8}, {"axis": 0}, {"axis": 9}, {"order": "cutlass"}, {"order": 1}]
-)
-def test_parameters_of_nm_that_are_none(small: Small, typed: Typed, extra: dict[str, Any]) -> None:
-    folder = small("nm")
-    edit_tensor(folder, lambda one: one["extra"].update(extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize("key", ["mask", "chunk", "order", "format"])
-def test_what_is_long_is_not_repeated_whole(small: Small, typed: Typed, key: str) -> None:
-    folder = small("nm" if key == "order" else "packed")
-    long = "x" * 1_000_000
-    if key == "format":
-        cases.edit_described(folder / WEIGHTS, lambda document: document.update(format=long))
-    else:
-        edit_tensor(folder, lambda one: one["extra"].update({key: long}))
-    error = refused(typed, BadCheckpoint, "'xxx", folder)
-    assert len(str(error)) < 500 + len(str(folder))
-
-
-@pytest.mark.parametrize("extra", [None, [], "packed", {}])
-def test_parameters_that_are_missing(small: Small, typed: Typed, extra: object) -> None:
-    folder = small("packed")
-    edit_tensor(folder, lambda one: one.update(extra=extra))
-    damaged(typed, folder, UP)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"])
-def test_what_the_header_says_of_compression_is_nothing(
-    small: Small, typed: Typed, text: str
-) -> None:
-    folder = small("packed")
-    cases.edit_header(folder / WEIGHTS, lambda header: header["__metadata__"].update(prunectl=text))
-    refused(typed, BadCheckpoint, WEIGHTS, folder)
-
-
-@pytest.mark.parametrize(
-    "tensors", [[], None, "x", {UP: None}, {UP: []}, {UP: {}}, {"": {}}, {"a" * 2000: {}}]
-)
+@pytest.mark.parametrize("tensors", [[], None, {UP: None}, {UP: []}, {UP: {}}, {"a" * 2000: {}}])
 def test_a_list_of_tensors_that_is_none(small: Small, typed: Typed, tensors: object) -> None:
     folder = small("packed")
     cases.edit_described(folder / WEIGHTS, lambda document: document.update(tensors=tensors))
     refused(typed, BadCheckpoint, WEIGHTS, folder)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "\x1b[31mred", "a\nb", "."])
-def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path, name: str) -> None:
+def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path) -> None:
     """A name is only ever a name: it leads to no file, and does not paint the terminal."""
-    folder = small("packed")
+    folder, name = small("packed"), "../../etc/\x1b[31mred"
     (folder / "prunectl.json").unlink()
 
     def rename(header: Header) -> None:
@@ -850,8 +603,7 @@ def test_names_that_mean_harm(small: Small, typed: Typed, tmp_path: Path, name: 
 
     expected = load_state_dict(folder)[UP]
     cases.edit_header(folder / WEIGHTS, rename)
-    found = load_state_dict(folder)
-    reference.assert_same({"": found[name]}, {"": expected})
+    reference.assert_same({"": load_state_dict(folder)[name]}, {"": expected})
     export(folder, tmp_path / "out", "dense")
     reference.assert_same({"": reference.stored(tmp_path / "out")[name]}, {"": expected})
     change_part(folder, f"{name}.data", lambda data: flip(data, 50))
@@ -875,16 +627,14 @@ def test_two_tensors_of_the_same_parts(small: Small, typed: Typed) -> None:
         export(folder, folder.with_name("out"), "dense")
     with pytest.raises(BadCheckpoint, match="up_proj"):
         load_state_dict(folder)
+    shutil.rmtree(folder)
+    folder, norm = small("packed"), "model.norm.weight"
 
+    def repeat(document: Header) -> None:
+        document["tensors"][norm] = document["tensors"][UP] | {"parts": []}
 
-def test_a_part_that_is_described_as_a_tensor_too(small: Small, typed: Typed) -> None:
-    folder = small("packed")
-
-    def claim(document: Header) -> None:
-        document["tensors"][NORM] = document["tensors"][UP] | {"parts": []}
-
-    cases.edit_described(folder / WEIGHTS, claim)
-    refused(typed, BadCheckpoint, f"'{NORM}' is stored twice", folder)
+    cases.edit_described(folder / WEIGHTS, repeat)
+    refused(typed, BadCheckpoint, f"'{norm}' is stored twice", folder)
 
 
 def test_a_tensor_that_is_described_in_two_files(small: Small, typed: Typed) -> None:
@@ -936,54 +686,31 @@ def test_a_pattern_that_the_weights_do_not_follow(made: Path, typed: Typed) -> N
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "4:2", "2:", "x", "0:4"])
-def test_a_pattern_that_is_none(source: Path, typed: Typed, pattern: str) -> None:
-    before = reference.snapshot(source.parent)
-    code, text = typed("export", source, "-o", "out", f"--pattern={pattern}")
-    assert code == 2
-    assert pattern in text
-    assert reference.snapshot(source.parent) == before
-
-
-def test_a_pattern_for_dense(source: Path, typed: Typed) -> None:
-    refused(typed, InvalidOption, "--pattern", source, "out", "-p", "2:4", code=2, pattern=NM(2, 4))
-
-
-@pytest.mark.parametrize("layout", ["zip", "", "Packed", "bitmask,nm"])
-def test_a_layout_that_is_none(source: Path, typed: Typed, layout: str) -> None:
-    error = refused(typed, InvalidOption, f"'{layout}'", source, layout=layout, code=2)
-    assert "bitmask" in error.hint
-
-
-@pytest.mark.parametrize("size", [0, -5])
-def test_a_shard_size_that_is_none(source: Path, typed: Typed, size: int) -> None:
-    with pytest.raises(InvalidOption, match=str(size)):
-        export(source, source.with_name("out"), max_shard_size=size)
-    code, _ = typed("export", source, "-o", "out", f"--max-shard-size={size}")
-    assert code == 2
-
-
-@pytest.mark.parametrize("jobs", [0, -1, 1000])
-def test_threads_that_are_none(source: Path, typed: Typed, jobs: int) -> None:
-    for layout in ("packed", "dense"):
-        refused(
-            typed, InvalidOption, "jobs", source, "out", f"--jobs={jobs}", code=2, layout=layout,
-            jobs=jobs,
-        )  # fmt: skip
-
-
-def test_no_output_given(source: Path, typed: Typed) -> None:
-    code, text = typed("export", source)
-    assert code == 2
-    assert "-o DIR" in text
-
-
-@pytest.mark.parametrize("model", ["nothing", "./nothing", "a/b/c", "org/nothing@main"])
-def test_no_such_source(tmp_path: Path, typed: Typed, model: str) -> None:
-    code, text = typed("export", model, "-o", "out")
-    assert code == 1
-    assert f"error: {model}" in text
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"layout": "zip"}, "'zip'"),
+        ({"layout": ""}, "''"),
+        ({"jobs": 0}, "jobs"),
+        ({"jobs": 1000}, "jobs"),
+        ({"max_shard_size": 0}, "0"),
+        ({"pattern": "2:4"}, "--pattern"),
+        ({"pattern": "4:2"}, "4:2"),
+        ({"pattern": "unstructured"}, "unstructured"),
+    ],
+)
+def test_options_that_have_no_meaning(
+    source: Path, typed: Typed, options: dict[str, Any], says: str
+) -> None:
+    place = source.parent
+    before = reference.snapshot(place)
+    with pytest.raises((InvalidOption, InvalidPattern), match=says) as caught:
+        export(source, place / "out", **{"layout": "dense"} | options)
+    assert caught.value.exit_code == 2
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    code, text = typed("export", source, "-o", "out", "--layout=dense", *flags)
+    assert (code, says in text) == (2, True)
+    assert reference.snapshot(place) == before
 
 
 @pytest.mark.parametrize("layout", ["packed", "dense"])
@@ -1024,61 +751,23 @@ def test_a_tensor_that_has_the_name_of_a_part(tmp_path: Path, suffix: str) -> No
         reference.assert_same(load_state_dict(out), tensors)
 
 
-def test_parts_of_a_tensor_that_has_the_name_of_a_part(tmp_path: Path) -> None:
-    tensors = {UP: reference.nm(torch.randn(64, 64), 2, 4), f"{UP}.data": torch.zeros(50, 50)}
-    source = reference.save(tmp_path / "source", tensors)
-    export(source, tmp_path / "out", "packed")
-    assert f"{UP}.data.data" in cases.entries(tmp_path / "out" / WEIGHTS)
-    reference.assert_same(load_state_dict(tmp_path / "out"), tensors)
-
-
 # --- outputs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", few(["packed", "dense"]))
-@pytest.mark.parametrize("where", ["pruned", "pruned/out", "pruned/a/b/out"])
-def test_an_output_in_the_source(source: Path, typed: Typed, where: str, layout: str) -> None:
-    for force in ((), ("--force",)):
-        error = refused(
-            typed, OutputConflict, "source", source, where, *force, code=2, layout=layout,
-            force=bool(force),
-        )  # fmt: skip
-        assert "never changed" in error.message
-
-
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_an_output_over_the_compressed_source(small: Small, typed: Typed, layout: str) -> None:
+def test_an_output_over_or_in_the_compressed_source(small: Small, typed: Typed) -> None:
     folder = small("bitmask")
     (folder.with_name("link")).symlink_to(folder)
-    for out in ("bitmask", "link", "bitmask/out"):
-        refused(
+    for layout, out in (("packed", "bitmask"), ("dense", "link"), ("packed", "bitmask/a/b/out")):
+        error = refused(
             typed, OutputConflict, "source", folder, out, "--force", code=2, layout=layout,
             force=True,
         )  # fmt: skip
-
-
-def test_an_output_around_the_source(source: Path, typed: Typed, tmp_path: Path) -> None:
-    deep = tmp_path / "around" / "in"
-    deep.parent.mkdir()
-    source.rename(deep)
-    refused(typed, OutputConflict, "source", deep, "around", "--force", code=2, force=True)
+        assert "never changed" in error.message
 
 
 def test_an_output_around_the_one_file_that_is_the_source(small: Small, typed: Typed) -> None:
     file = small("packed") / WEIGHTS
     refused(typed, OutputConflict, WEIGHTS, file, "packed", "--force", code=2, force=True)
-
-
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_an_output_that_exists(source: Path, typed: Typed, tmp_path: Path, layout: str) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
-    error = refused(typed, OutputConflict, "not empty", source, code=2, layout=layout)
-    assert "--force" in error.hint
-    refused(
-        typed, OutputConflict, "not a checkpoint", source, "out", "--force", code=2,
-        layout=layout, force=True,
-    )  # fmt: skip
 
 
 def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, typed: Typed) -> None:
@@ -1091,32 +780,12 @@ def test_force_replaces_an_export(made: Path, small: Small, tmp_path: Path, type
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
-def test_an_output_that_is_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    refused(typed, OutputConflict, "is a file", source, code=2, layout="packed")
-
-
-def test_an_output_below_a_file(source: Path, typed: Typed, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    refused(typed, CannotWrite, "file", source, "file/out", layout="packed")
-
-
 # --- disks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["packed", "dense"])
-def test_no_space_found_beforehand(
-    source: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, layout: str
-) -> None:
-    monkeypatch.setattr(target, "free_bytes", lambda path: 12_345)
-    error = refused(typed, NoSpace, "12,345 are free", source, layout=layout)
-    assert isinstance(error, NoSpace)
-    assert error.needed > 12_345
-
-
-@pytest.mark.parametrize("layout", ["packed", "dense"])
+@pytest.mark.parametrize("layout", few(["packed", "dense"]))
 def test_a_disk_that_fills_up_on_the_way(
-    made: Path, source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+    source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     # The check passes, as if another program took the space after it.
     (source / "vocab.txt").write_bytes(bytes(110_000))
@@ -1137,24 +806,6 @@ def test_a_disk_that_fills_up_on_the_way(
     assert [path.name for path in small_disk.iterdir()] == ["out"]
     report = verify(small_disk / "out")
     assert report.ok, report.differences
-
-
-def test_a_disk_that_has_no_room_for_the_first_shard(
-    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    source = reference.save(tmp_path / "source", {UP: torch.randn(300, 300)})
-    monkeypatch.setattr(target, "free_bytes", lambda path: 1 << 40)
-    for layout in ("packed", "dense"):
-        with pytest.raises(NoSpace):
-            export(source, small_disk / "out", layout)
-        assert list(small_disk.iterdir()) == []
-
-
-def test_a_read_only_disk(source: Path, small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro,size=4194304", small_disk], check=True)
-    with pytest.raises(CannotWrite, match=small_disk.name):
-        export(source, small_disk / "out", "packed")
 
 
 # --- killed -------------------------------------------------------------------------------------
@@ -1214,8 +865,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("number", few([1, 3, 4, 0], 3))
-@pytest.mark.parametrize("layout", few(["packed", "dense"]))
+@pytest.mark.parametrize(
+    ("layout", "number"), few([("packed", 3), ("packed", 0), ("dense", 1), ("dense", 4)])
+)
 def test_killed_and_resumed(shards: Path, tmp_path: Path, layout: str, number: int) -> None:
     source = shards / {"packed": "source", "dense": "packed"}[layout]
     out = tmp_path / "out"
@@ -1229,17 +881,7 @@ def test_killed_and_resumed(shards: Path, tmp_path: Path, layout: str, number: i
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.full
-def test_other_arguments_begin_anew(shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    killed(shards / "source", out, "packed", 2)
-    result = export(shards / "source", out, "bitmask", max_shard_size=1_000_000)
-    assert result.resumed_shards == 0
-    assert {one.layout for one in result.tensors} == {"bitmask"}
-    assert verify(out).ok
-
-
-@pytest.mark.parametrize("layout", few(["packed", "bitmask", "nm", "dense"]))
+@pytest.mark.parametrize("layout", few(["packed", "dense"]))
 def test_a_finished_file_that_was_damaged_is_written_again(
     shards: Path, tmp_path: Path, layout: str
 ) -> None:
@@ -1328,3 +970,175 @@ def test_an_error_of_the_disk_keeps_what_is_finished(
     result = export(shards / "source", tmp_path / "out", "packed", max_shard_size=1_000_000)
     assert result.resumed_shards >= 2
     assert reference.contents(tmp_path / "out") == reference.contents(shards / "packed")
+
+
+# --- what hostile readers once found: it stays mended -------------------------------------------
+
+
+NORM = "model.norm.weight"
+
+
+def test_an_alphabet_without_symbols_is_refused() -> None:
+    """Its escape was digit 0, with which the last byte is filled up: a write past the end."""
+    for per_byte in range(2, 9):
+        extra = {"mask": "none", "chunk": 8, "per_byte": per_byte, "symbols": []}
+        with pytest.raises(Damaged, match="do not fit"):
+            read_scheme(DTYPES["U8"], (1,), extra)
+
+
+def test_escapes_are_never_put_past_the_last_symbol() -> None:
+    from prunectl.layouts.kernels import symbols as kernels
+
+    table = np.zeros((256, 4), np.uint8)  # whatever the byte, four digits that are all escapes
+    counts = np.full(256, 4, np.int64)
+    room = np.full(8, 255, np.uint8)
+    kernels.fill_escapes(
+        np.zeros(1, np.uint8), table, 0, counts, np.arange(8, dtype=np.uint8), room[:2]
+    )
+    assert room.tolist() == [0, 1, 255, 255, 255, 255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("packed", "F4"), ("nm", "F6_E2M3"), ("bitmask", "F6_E3M2")]
+)
+def test_a_dtype_of_less_than_a_byte_is_damage(
+    small: Callable[[str], Path], layout: str, dtype: str, tmp_path: Path
+) -> None:
+    folder = small(layout)
+    (folder / "prunectl.json").unlink()
+
+    def claim(document: dict[str, Any]) -> None:
+        document["tensors"][UP]["dtype"] = dtype
+
+    cases.edit_described(folder / WEIGHTS, claim)
+    with pytest.raises(BadCheckpoint, match=UP):
+        load_state_dict(folder)
+    with pytest.raises(BadCheckpoint, match=UP):
+        export(folder, tmp_path / "out", "dense")
+
+
+def test_dense_tensors_have_a_hash_in_the_header_too(small: Callable[[str], Path]) -> None:
+    folder = small("packed")
+    (folder / "prunectl.json").unlink()
+    dtype, shape, data = cases.entries(folder / WEIGHTS)[NORM]
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    cases.replace_stored(folder / WEIGHTS, {NORM: (dtype, shape, flipped)})
+    with pytest.raises(BadCheckpoint, match=f"'{NORM}' is damaged"):
+        load_state_dict(folder)
+
+
+def test_masks_of_damaged_weights_are_refused(made: Path, tmp_path: Path) -> None:
+    folder = cases.copied(made / "pruned", tmp_path / "pruned")
+    path = folder / "model.safetensors"
+    dtype, shape, data = cases.entries(path)[UP]
+    cases.replace_stored(path, {UP: (dtype, shape, bytes(200) + data[200:])})
+    with pytest.raises(PrunectlError, match=UP):
+        export_masks(folder, tmp_path / "masks.safetensors")
+    assert not (tmp_path / "masks.safetensors").exists()
+
+
+def test_asking_for_a_name_decodes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_weights(made / "packed") as weights:
+        monkeypatch.setattr(type(weights), "__getitem__", lambda self, name: pytest.fail("decoded"))
+        assert UP in weights
+        assert "nothing" not in weights
+
+
+def test_verify_compares_how_tensors_are_stored(small: Callable[[str], Path]) -> None:
+    folder = small("packed")
+    assert verify(folder).ok
+
+    def lie(document: dict[str, Any]) -> None:
+        for tensor in document["tensors"]:
+            if tensor["name"] == UP:
+                tensor["layout"], tensor["stored_bytes"] = "bitmask", 1
+
+    cases.edit_manifest(folder, lie)
+    report = verify(folder)
+    assert [(d.kind, d.where) for d in report.differences] == [("layout", UP)]
+
+
+def test_groups_along_the_first_axis_are_found_without_a_manifest(tmp_path: Path) -> None:
+    tiny_models.build("gpt2", tmp_path / "source")
+    settings = PruneSettings(pattern="2:4")  # type: ignore[arg-type]
+    prune(tmp_path / "source", tmp_path / "pruned", settings)
+    (tmp_path / "pruned" / "prunectl.json").unlink()
+    result = export(tmp_path / "pruned", tmp_path / "nm", "nm")
+    patterns = {t.name: t.pattern for t in result.tensors if t.layout == "nm"}
+    assert any(name.endswith("mlp.c_fc.weight") for name in patterns)
+    assert set(patterns.values()) == {"2:4"}
+    reference.assert_same(load_state_dict(tmp_path / "nm"), load_state_dict(tmp_path / "pruned"))
+
+
+def test_a_header_is_no_longer_than_it_must_be(tmp_path: Path) -> None:
+    """Thousands of tiny tensors, all dense: the file once grew sixfold."""
+    tensors = {f"layer.{n}.scale": torch.randn(3, 5).bfloat16() for n in range(2000)}
+    source = reference.save(tmp_path / "source", tensors)
+    result = export(source, tmp_path / "out")
+    header, _ = cases.read_file(tmp_path / "out" / WEIGHTS)
+    needed = len(json.dumps(header, separators=(",", ":")))
+    size = (tmp_path / "out" / WEIGHTS).stat().st_size
+    assert size == result.nbytes
+    assert size - result.dense_bytes < 1.15 * needed + 64
+
+
+@pytest.mark.parametrize(
+    "more", [["--layout", "packed"], ["--pattern", "2:4"], ["--max-shard-size", "1MB"]]
+)
+def test_flags_that_mean_nothing_for_masks_are_refused(
+    made: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "masks.safetensors"
+    assert run(["export", str(made / "pruned"), "--masks-only", "-o", str(out), *more]) == 2
+    assert "have no meaning" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunectl.exporting import verb
+
+    folder = cases.copied(made / "pruned", tmp_path / "pruned")
+    write_parts = verb.write_parts
+
+    def touched(*args: Any, **options: Any) -> Any:
+        (folder / "model.safetensors").touch()
+        return write_parts(*args, **options)
+
+    monkeypatch.setattr(verb, "write_parts", touched)
+    with pytest.raises(BadCheckpoint, match="changed since it was opened"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transformers_must_not_read_past_us(made: Path) -> None:
+    """With disable_mmap it reads files by another function, and all weights would stay random."""
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(UnsupportedCheckpoint, match="past prunectl"):
+        AutoModelForCausalLM.from_pretrained(made / "packed", disable_mmap=True)
+    model = AutoModelForCausalLM.from_pretrained(made / "packed")
+    reference.assert_same(
+        {UP: model.state_dict()[UP].bfloat16()},
+        {UP: load_state_dict(made / "packed")[UP].bfloat16()},
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": []},
+        {"quantization_config": {"quant_method": "prunectl", "weights": "gone.safetensors"}},
+        {"num_hidden_layers": 3},
+        {"architectures": ["PreTrainedModel"]},
+    ],
+)
+def test_a_config_that_does_not_fit_is_a_typed_error(
+    small: Callable[[str], Path], config: dict[str, Any]
+) -> None:
+    folder = small("packed")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(PrunectlError):
+        prunectl.load_model(folder)

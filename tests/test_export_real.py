@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import reference
 import torch
 import transformers
 from children import child
-from export_cases import LAYOUTS, WEIGHTS
+from export_cases import WEIGHTS
 from full import few
 
 from prunectl import NM, PruneSettings, export, load_model, load_state_dict, prune, verify
@@ -24,8 +23,6 @@ pytestmark = pytest.mark.real
 RealModel = Callable[[str], Path]
 Pruned = Callable[[str, str], Path]
 SETTINGS = {"40%": PruneSettings(sparsity=0.4), "2:4": PruneSettings(pattern=NM(2, 4))}
-BOTH = [(how, layout) for how in SETTINGS for layout in LAYOUTS if (how, layout) != ("40%", "nm")]
-"""Without ``nm`` of what follows no pattern, which is refused."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,10 @@ def assert_verified(folder: Path) -> None:
 # --- SmolLM2, bf16 ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("2:4", "packed")))
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("how", "layout"), [("2:4", "packed"), ("2:4", "nm"), ("40%", "bitmask"), ("40%", "auto")]
+)
 def test_smollm2_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     source = pruned("smollm2", how)
     there = assert_there_and_back(source, tmp_path, layout)
@@ -99,19 +99,6 @@ def test_smollm2_packed_is_as_small_as_its_entropy(
     export(source, tmp_path / "out", "packed")
     size = (tmp_path / "out" / WEIGHTS).stat().st_size
     assert size <= 1.015 * least_bytes(reference.stored(source))
-
-
-@pytest.mark.full
-def test_smollm2_auto_is_no_larger_than_any_layout(pruned: Pruned, tmp_path: Path) -> None:
-    sizes = {}
-    for layout in LAYOUTS:
-        result = export(pruned("smollm2", "2:4"), tmp_path / layout, layout)
-        sizes[layout] = sum(
-            path.stat().st_size for path in (tmp_path / layout).glob("*.safetensors")
-        )
-        assert result.nbytes == sizes[layout]
-    assert sizes["auto"] == min(sizes.values())
-    assert sizes["packed"] < min(sizes["nm"], sizes["bitmask"])
 
 
 LOADERS = """
@@ -156,7 +143,6 @@ print(tokenizer.decode(expected[0]))
 @pytest.mark.parametrize(
     ("how", "layout", "limit"),
     [
-        ("40%", "packed", "5GB"),
         ("40%", "bitmask", "100MB"),
         ("2:4", "packed", "100MB"),
         ("2:4", "nm", "5GB"),
@@ -173,15 +159,6 @@ def test_smollm2_says_the_same_by_every_loader(
     assert done.stdout.startswith("The capital of France is")
 
 
-@pytest.mark.full
-def test_smollm2_from_pickle_shards(real_model: RealModel, pruned: Pruned, tmp_path: Path) -> None:
-    source = real_model("smollm2-bin")
-    export(source, tmp_path / "out", "packed")
-    found = load_state_dict(tmp_path / "out")
-    reference.assert_same(found, reference.stored(real_model("smollm2")))
-    assert_verified(tmp_path / "out")
-
-
 PLAIN = """
 import sys
 from transformers import AutoModelForCausalLM
@@ -196,9 +173,8 @@ else:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("limit", ["5GB", "100MB"])
-def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path, limit: str) -> None:
-    export(pruned("smollm2", "2:4"), tmp_path / "out", "packed", max_shard_size=limit)
+def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path) -> None:
+    export(pruned("smollm2", "2:4"), tmp_path / "out", "packed", max_shard_size="100MB")
     done = child(PLAIN, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "LOADED" not in done.stdout
@@ -210,7 +186,9 @@ def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path, limit: str) 
 # --- all-MiniLM-L6-v2, fp32 ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("40%", "packed"), ("2:4", "nm")))
+@pytest.mark.parametrize(
+    ("how", "layout"), few([("40%", "packed"), ("2:4", "nm"), ("40%", "bitmask"), ("2:4", "auto")])
+)
 def test_minilm_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     source = pruned("minilm", how)
     there = assert_there_and_back(source, tmp_path, layout, max_shard_size="30MB")
@@ -235,23 +213,10 @@ def test_minilm_embeds_the_same(pruned: Pruned, tmp_path: Path, how: str) -> Non
             assert torch.equal(model(**batch).last_hidden_state, wanted)
 
 
-def test_minilm_keeps_every_file_of_sentence_transformers(pruned: Pruned, tmp_path: Path) -> None:
-    source = reference.contents(pruned("minilm", "40%"))
-    export(pruned("minilm", "40%"), tmp_path / "out", "packed")
-    output = reference.contents(tmp_path / "out")
-    assert output.keys() == source.keys() - {"model.safetensors"} | {WEIGHTS}
-    same = source.keys() - {"model.safetensors", "README.md", "prunectl.json", "config.json"}
-    assert "modules.json" in same
-    assert {name: output[name] for name in same} == {name: source[name] for name in same}
-    marked = json.loads(output["config.json"])
-    assert marked.pop("quantization_config")["quant_method"] == "prunectl"
-    assert marked == json.loads(source["config.json"])
-
-
 # --- rxnmapper, an ALBERT in a pickle -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "layout"), few(BOTH, ("2:4", "packed")))
+@pytest.mark.parametrize(("how", "layout"), few([("2:4", "packed"), ("40%", "bitmask")]))
 def test_rxnmapper_there_and_back(pruned: Pruned, tmp_path: Path, how: str, layout: str) -> None:
     there = assert_there_and_back(pruned("rxnmapper", how), tmp_path, layout)
     report = verify(there)

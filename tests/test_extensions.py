@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from extension_walk import foreign_mentions, package_with
+from extension_walk import HOUSE, foreign_mentions, package_with, parsed
 
+from prunectl.cli.completion import complete
+from prunectl.errors import InvalidOption
+from prunectl.evaluation import metrics
+from prunectl.evaluation.metric import Request
+from prunectl.evaluation.metrics import METRICS
+from prunectl.evaluation.settings import EvalSettings
+from prunectl.evaluation.verb import evaluate
+from prunectl.layouts.table import DENSE, LAYOUTS
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import DEFAULT, Method
 
 ROOT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
-class Extensions:
-    """A kind of extension: names, the files that may name them, names that are common words, and
-    where users read of them."""
-
-    names: list[str]
-    files: list[str]
-    common: list[str]
-    pages: list[str]
-
-
-KINDS = {
-    "methods": Extensions(
-        names=[str(method) for method in Method],
-        files=["methods/table.py", *(f"methods/{method}.py" for method in Method)],
-        common=["magnitude"],
-        pages=["README.md", "docs/calibration.md"],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_nobody_else_names_an_extension(kind: str) -> None:
+def test_nobody_else_names_a_method() -> None:
     """See :func:`extension_walk.foreign_mentions` for what is a mention."""
-    own = KINDS[kind]
-    assert not foreign_mentions(own.names, own.files, common=own.common)
+    files = ["methods/table.py", *(f"methods/{method}.py" for method in Method)]
+    assert not foreign_mentions(list(map(str, Method)), files, common=["magnitude"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_extension_has_its_row_in_the_tables_for_users(kind: str) -> None:
-    for page in KINDS[kind].pages:
+def test_every_method_has_its_row_in_the_tables_for_users() -> None:
+    for page in ("README.md", "docs/calibration.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
-        missing = [
-            name for name in KINDS[kind].names if not re.search(rf"^\| `{name}`", text, re.M)
-        ]
+        missing = [one for one in Method if not re.search(rf"^\| `{one}`", text, re.M)]
         assert not missing, f"{page} has no row for {missing}"
 
 
@@ -137,3 +125,174 @@ def test_every_kind_of_mention_is_found_and_nothing_else(tmp_path: Path) -> None
         "walked.py:12: the string 'method magnitude'",
         "walked.py:13: the string 'magnitude'",
     ]
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+OWN = [
+    "layouts/table.py",
+    *(f"layouts/{name}.py" for name in LAYOUTS),
+    *(f"layouts/packing/{path.name}" for path in (HOUSE / "layouts" / "packing").glob("*.py")),
+]
+
+OTHER_DENSE = {
+    "benchmarking": "the kernels of a dense product",
+    "checkpoint/opening.py": "a hint, in a room that knows no layouts",
+    "report": "the model that was not pruned",
+    "studies/sweep/result.py": "the model that was not pruned",
+    "cli/export.py": "a column of bytes",
+    "cli/bench_screen.py": "the kernels of a dense product",
+    "benchmarking/settings.py": "the kernels of a dense product",
+    "cli/lottery.py": "the model that was not pruned",
+    "cli/sweep_screen.py": "the model that was not pruned",
+}
+"""Where ``dense`` is said for another reason."""
+
+
+def test_only_its_file_and_the_table_name_a_layout() -> None:
+    others = [name for name in LAYOUTS if name != DENSE]
+    assert foreign_mentions(others, OWN, common=["nm", "packed"]) == []
+    assert [
+        mention
+        for mention in foreign_mentions([DENSE], OWN, common=[DENSE])
+        if not mention.startswith(tuple(OTHER_DENSE))
+    ] == []
+
+
+SCRIPT = """
+import contextlib, io, json
+import torch
+from safetensors.torch import load_file
+import prunectl
+from prunectl.cli.run import run as run_command
+
+def run(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run_command(arguments) == 0
+    return printed.getvalue()
+
+pruned = json.loads(run("prune", "demo", "-o", "pruned", "--sparsity", "0.95", "--json"))
+exported = json.loads(run("export", "pruned", "-o", "small", "--layout", "coo", "--json"))
+run("verify", "small")
+dense, loaded = load_file("pruned/model.safetensors"), prunectl.load_state_dict("small")
+same = dense.keys() == loaded.keys() and all(
+    torch.equal(dense[name].view(torch.uint8), loaded[name].view(torch.uint8)) for name in dense
+)
+screens = run("export", "--help"), run("analyze", "pruned")
+print(json.dumps([pruned["predicted_bytes"], exported["tensors"], same, *screens]))
+"""
+
+
+@pytest.mark.full
+def test_a_layout_is_one_file_and_one_table_entry(tmp_path: Path) -> None:
+    copy = package_with(tmp_path, "## Add a layout")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(copy.parent), "COLUMNS": "200"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    predicted, tensors, same, usage, analysis = json.loads(done.stdout)
+    assert same
+    assert sum(tensor["layout"] == "coo" for tensor in tensors) > 10
+    nbytes = sum(tensor["stored_bytes"] for tensor in tensors)
+    assert abs(predicted["coo"] - nbytes) <= 400 * len(tensors)
+    assert "in layout `coo`" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"\bcoo\b", usage)
+    assert "40% unstructured, as values and places" in analysis
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+TABLE = "evaluation/metrics.py"
+ROOM = "prunectl.evaluation"
+
+
+def path_of(module: str) -> Path:
+    return HOUSE.parent.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the room that a file imports."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            dotted = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found |= {one for one in dotted if one.startswith(ROOM) and path_of(one).is_file()}
+    return found
+
+
+def own_files(modules: set[str]) -> set[Path]:
+    """Of metrics' modules: the files, and those of the room that nothing else uses."""
+    users: dict[str, set[str]] = {}
+    for path in HOUSE.rglob("*.py"):
+        name = ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts)
+        for one in imported(path):
+            users.setdefault(one, set()).add(name)
+    own = set(modules)
+    while more := {one for one, by in users.items() if by <= own} - own:
+        own |= more
+    return {path_of(one) for one in own}
+
+
+def test_nothing_else_names_a_metric() -> None:
+    own = {
+        path.relative_to(HOUSE).as_posix()
+        for path in own_files({spec.module for spec in METRICS.values()})
+    }
+    found = foreign_mentions(METRICS, own, common=METRICS)
+    assert [one for one in found if not one.startswith(f"{TABLE}:")] == []
+    assert len(found) >= len(METRICS)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_entry_is_true(name: str) -> None:
+    spec = METRICS[name]
+    (parameter,) = inspect.signature(import_module(spec.module).prepare).parameters.values()
+    assert parameter.annotation == Request.__name__
+    assert set(spec.options) <= {one.name for one in fields(EvalSettings)}
+    # What trains is given recipes, and only that.
+    assert spec.trains == ("training" in spec.options)
+    assert bool(spec.tasks) <= ("task" in spec.options)
+    assert spec.kinds
+
+
+def test_completion_offers_what_the_table_has() -> None:
+    offered = [one.value for one in complete(["evaluate", "--metric", ""])]
+    assert [word.removesuffix(":") for word in offered] == list(METRICS)
+    tasks = [task for spec in METRICS.values() for task in spec.tasks]
+    assert [one.value for one in complete(["evaluate", "--task", ""])] == tasks
+    assert all(task.help for spec in METRICS.values() for task in spec.tasks.values())
+
+
+def test_the_table_imports_no_metric_and_nothing_heavy() -> None:
+    code = (
+        "import sys, prunectl.evaluation.metrics as m\n"
+        "bad = {'numpy', 'torch', 'transformers'} | {one.module for one in m.METRICS.values()}\n"
+        "found = bad & set(sys.modules)\n"
+        "sys.exit(repr(found) if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_in_contributing_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Add a metric\n")[2].partition("\n## ")[0]
+    code, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    ((name, spec),) = eval(f"{{{entry}}}", vars(metrics)).items()
+    module = ModuleType(spec.module)
+    monkeypatch.setitem(sys.modules, spec.module, module)
+    exec(compile(code, spec.module, "exec"), vars(module))
+    monkeypatch.setitem(METRICS, name, spec)
+    found = evaluate("demo", EvalSettings(name, samples=3))
+    assert (found.metric, found.samples) == (name, 3)
+    assert 0 < found.score < 1
+    with pytest.raises(InvalidOption, match=f"--metric {name} does not take --stride"):
+        EvalSettings(name, stride=4)
