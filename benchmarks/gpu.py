@@ -28,7 +28,7 @@ from typing import Any
 
 import make_checkpoint
 import prunectl
-from prunectl.benchmarking.result import BenchResult, KernelRow, Run
+from prunectl.benchmarking.result import BenchResult, KernelRow, MeasuredRun
 from prunectl.events import Event, Note
 
 
@@ -91,7 +91,7 @@ def markdown(result: BenchResult) -> Iterator[str]:
         yield f"Left out: {left.what}: {left.why}."
 
 
-def run_row(run: Run) -> str:
+def run_row(run: MeasuredRun) -> str:
     ratio = ""
     if run.against is not None:
         one = run.against
