@@ -204,11 +204,25 @@ def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worke
         assert not [secret for secret in SECRETS if secret in running.said]
 
 
+@pytest.fixture(scope="module")
+def unreached(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
+    """Processes that do not reach it: one is ``offline``, the other is ``refused``."""
+    from hubserver import worker
+
+    folder = tmp_path_factory.mktemp("unreached")
+    with (
+        worker(hub, folder / "offline", HF_HUB_OFFLINE="1") as offline,
+        worker(hub, folder / "refused", HF_ENDPOINT="http://127.0.0.1:9") as refused,
+    ):
+        yield {"offline": offline, "refused": refused}
+
+
 @pytest.fixture
-def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
+def repo(hub: Hub, request: pytest.FixtureRequest) -> Iterator[str]:
     """A name that no other test uses; the Hub has forgotten what it was asked before."""
-    hub.requests.clear()
-    return "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
+    hub.forget()
+    yield "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
+    hub.faults.clear()
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,10 @@ def test_a_pruned_folder_has_the_prunable_weights_that_prune_counted(
         scored = prunectl.evaluate(folder, settings)
         assert (scored.zeros, scored.weights) == wanted
     side = prunectl.bench(
-        out, settings=BenchSettings(seconds=0.01, measure_loading=False, pattern=None)
+        out,
+        settings=BenchSettings(
+            seconds=0.01, prompt_tokens=(8,), new_tokens=1, measure_loading=False, pattern=None
+        ),
     ).sides[0]
     assert (side.zeros.zeros, side.zeros.weights) == wanted
 

@@ -171,8 +171,7 @@ def test_matrices_of_an_onnx_graph_are_named_by_the_bias_that_follows() -> None:
         np.testing.assert_array_equal(found[name], values, err_msg=name, strict=True)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("dtype", "tied"), [("bf16", False), ("fp16", True), ("fp32", True)])
 def test_a_made_checkpoint_is_a_llama(tmp_path: Path, dtype: str, tied: bool) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -127,27 +127,6 @@ def test_a_slow_disk_gets_it_through_the_page_cache(
     assert (on_disk / "weights").read_bytes() == _DATA
 
 
-def test_one_thread_at_a_time_writes_through_the_page_cache(
-    on_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(direct_module, "SLOW", float("inf"))
-    whole, inside, most = direct_module.write_at, [], []
-
-    def write_at(fd: int, data: memoryview, at: int) -> None:
-        inside.append(at)
-        most.append(len(inside))
-        time.sleep(0.001)
-        whole(fd, data, at)
-        inside.remove(at)
-
-    monkeypatch.setattr(direct_module, "write_at", write_at)
-    file = PartialFile(on_disk, "weights", len(_DATA))
-    file.write(_DATA, 0)
-    file.close()
-    assert len(most) > 20
-    assert max(most) == 1
-
-
 def direct_pwrite(
     monkeypatch: pytest.MonkeyPatch, refusal: Callable[[int], OSError | None]
 ) -> None:
@@ -271,45 +250,6 @@ def test_gaps_do_not_fill_memory(on_disk: Path, threads: int) -> None:
     assert (on_disk / "weights").read_bytes() == expected
     assert not writer._begun
     assert not writer._free
-
-
-def test_buffers_of_many_threads_are_not_kept(on_disk: Path) -> None:
-    file = PartialFile(on_disk, "weights", len(_DATA))
-    writer = file._direct
-    assert writer is not None
-    at_once = threading.Barrier(16, timeout=120)
-
-    def put(number: int) -> None:
-        for begin in range(0, _CHUNK, _CHUNK // 2):
-            place = number * _CHUNK + begin
-            file.write(_DATA[place : place + _CHUNK // 2], place)
-            at_once.wait()
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(put, range(16)))
-    file.write(_DATA[16 * _CHUNK :], 16 * _CHUNK)
-    assert len(writer._free) <= 4
-    file.close()
-    assert (on_disk / "weights").read_bytes() == _DATA
-
-
-class _Seconds(list[float]):
-    """Lets another thread in between what is added and what is looked at."""
-
-    def append(self, value: float) -> None:
-        super().append(value)
-        time.sleep(0.05)
-
-
-def test_two_threads_judge_a_disk(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "weights", os.O_RDWR | os.O_CREAT)
-    writer = DirectWriter(os.dup(fd), fd)
-    writer._seconds = _Seconds([1.0] * 8)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(writer._judge, [1.0, 1.0]))
-    assert writer._is_slow
-    writer.close()
-    os.close(fd)
 
 
 def test_who_waits_when_it_is_closed_gets_an_error(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from prunectl.studies.sweep.curves import (
     Read,
     Redraws,
     Requested,
-    ends,
     essential,
     knee,
     last_within,
@@ -382,11 +381,6 @@ def test_any_curve_is_read(losses: list[float], width: float) -> None:
     assert found.status in set(Status) - {Status.FAILED}
 
 
-def test_how_wide_draws_are() -> None:
-    assert ends(np.linspace(0, 1, 1001)) == (pytest.approx(0.025), pytest.approx(0.975))
-    assert ends(np.zeros(0)) == ends(np.array([0.0, math.inf])) == (None, None)
-
-
 # --- knees ----------------------------------------------------------------------------------
 
 
@@ -553,19 +547,6 @@ def test_one_sample_has_no_interval() -> None:
     assert (found.essential.sparsity, found.essential.low) == (0.1, None)
     seeds = {0: point(0, [1.0]), 1: point(0, [1.0])}
     assert curve_of([Requested(0, seeds), Requested(0.1, dict(seeds))]).points[1].low is None
-
-
-def test_draws_of_a_point_are_made_once() -> None:
-    asked_for: list[int] = []
-
-    def statistic(values: Any) -> float:
-        asked_for.append(len(values))
-        return mean(values)
-
-    redraws = Redraws(statistic, 0)
-    one = Requested(0.1, {0: point(0.1, [1.0, 2.0])})
-    assert np.array_equal(redraws.of(one), redraws.of(one))
-    assert len(asked_for) == 1000
 
 
 def test_further_scores_are_means_where_there_are_any() -> None:
