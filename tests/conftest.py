@@ -89,16 +89,19 @@ def is_required() -> bool:
     return IN_CI or os.environ.get("PRUNECTL_REQUIRE_REAL") == "1"
 
 
+@pytest.fixture(scope="session")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("users")
+
+
 @pytest.fixture(autouse=True)
-def isolated_user(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def isolated_user(users: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a user with empty caches and state.
 
     Returns the folder they are in; prunectl's cache is its subfolder ``prunectl``. The Hub's cache
     is an empty one too, shared by the run, and the Hub is offline.
     """
-    home = tmp_path_factory.mktemp("user")
+    home = Path(tempfile.mkdtemp(dir=users))  # mktemp looks at all folders of the run for each
     for name in ("COLUMNS", "LINES"):  # set by a terminal, or by those who run tests in parallel
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(home / "prunectl"))

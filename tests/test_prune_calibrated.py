@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import reference
 import tiny_models
 import torch
 import transformers
+from forked import dying_after, forked
 from full import few
 from methods_reference import errors, keep, optimal, second_moments, sparsegpt_reference
 from PIL import Image
@@ -562,33 +560,17 @@ def test_two_runs_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
 
 
 # --- cut off, and gone on with --------------------------------------------------------------------
-CHILD = """
-import os, signal, sys
-from prunectl import PruneSettings, prune
-from prunectl.calibration.store import CalibratedStore
-from prunectl.plan.settings import Calibration
-
-finish = CalibratedStore.finish
-
-def finish_and_die(self, block):
-    finish(self, block)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-CalibratedStore.finish = finish_and_die
-calibration = Calibration("random", samples=4, sequence_length=12)
-prune(*sys.argv[1:3], PruneSettings(sparsity=0.5, method="sparsegpt", calibration=calibration))
-"""
-
-
 def test_a_killed_run_goes_on_behind_the_last_block(
     tiny: Tiny, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, choice = tiny("llama"), settings("sparsegpt")
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, source, out], check=False, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-    )  # fmt: skip
-    assert child.returncode == -signal.SIGKILL, child.stderr
+
+    def work() -> None:
+        torch.set_num_threads(1)  # others wait for threads that the copy does not have
+        dying_after(CalibratedStore, "finish")
+        prune(source, out, choice)
+
+    assert forked(work) == -signal.SIGKILL
     assert not out.exists()
     left = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-left")))
     put: list[str] = []

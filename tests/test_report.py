@@ -200,7 +200,8 @@ def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
     found = {**charts.scores(), **charts.losses()}
     assert bool(found) == (name != "bare")
     for chart in found.values():
-        vega = compiled(finished(chart, charts.datasets(), height=100), strict=name == "accuracy")
+        strict = interactive and name == "accuracy"
+        vega = compiled(finished(chart, charts.datasets(), height=100), strict=strict)
         rows = next(d["values"] for d in vega["data"] if d["name"] == "points")
         assert len(rows) == sum(len(curve["points"]) for curve in document["curves"])
 
@@ -208,9 +209,15 @@ def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
 # --- sweeps: page and picture ------------------------------------------------------------------
 
 
-def test_the_page_of_a_sweep_says_all_of_it() -> None:
+@pytest.fixture(scope="module")
+def real_page() -> str:
+    return sweep_page(report_documents.real())
+
+
+def test_the_page_of_a_sweep_says_all_of_it(real_page: str) -> None:
     document = report_documents.real()
-    page = Read(sweep_page(document))
+    assert sweep_page(document) == real_page, "made anew, it is the same"
+    page = Read(real_page)
     for curve in document["curves"]:
         assert curve["essential"]["text"] in page.seen
         for point in curve["points"]:
@@ -232,12 +239,8 @@ def test_failed_points_seeds_and_parts_are_said() -> None:
     assert "interrupted" in Read(sweep_page(report_documents.bare())).seen
 
 
-def test_a_page_is_the_same_again() -> None:
-    assert sweep_page(report_documents.real()) == sweep_page(report_documents.real())
-
-
-def test_nothing_is_fetched_and_only_our_scripts_may_run() -> None:
-    page = Read(sweep_page(report_documents.real()))
+def test_nothing_is_fetched_and_only_our_scripts_may_run(real_page: str) -> None:
+    page = Read(real_page)
     for tag, attributes in page.elements:
         assert not {"src", "href", "srcset", "action", "data"} & set(attributes), tag
         assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
@@ -249,14 +252,12 @@ def test_nothing_is_fetched_and_only_our_scripts_may_run() -> None:
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert policy.count("sha256-") == len(page.scripts) - 1 == 2
-    assert "@import" not in sweep_page(report_documents.real())
+    assert "@import" not in real_page
 
 
 def test_texts_of_a_document_stay_texts() -> None:
-    clean, spoilt = (
-        Read(sweep_page(document))
-        for document in (report_documents.accuracy(), report_documents.hostile())
-    )
+    texts = [sweep_page(made()) for made in (report_documents.accuracy, report_documents.hostile)]
+    clean, spoilt = map(Read, texts)
     # The parser sees the very same elements, and no attribute that only the hostile page has. Each
     # word of a command is a span, and hostile ones have more words.
     seen = [[tag for tag, _ in page.elements if tag != "span"] for page in (clean, spoilt)]
@@ -267,7 +268,7 @@ def test_texts_of_a_document_stay_texts() -> None:
     assert spoilt.seen.count("window.hacked = 1") > 30
     assert "{{ 7 * 7 }}" in spoilt.seen  # a template's words are not followed either
     assert "\\udcff" in spoilt.seen  # and the page can be saved
-    sweep_page(report_documents.hostile()).encode()
+    texts[1].encode()
     # What reaches Vega as an expression is ours alone.
     charts = json.dumps([s["figures"] for s in spoilt.data["sections"]])
     assert "window.hacked" not in "".join(re.findall(r'"(?:expr|test|filter)": "[^"]*"', charts))
@@ -365,8 +366,8 @@ def test_all_charts_of_an_analysis_are_charts(
         norm_curve(analysis.cuts, analysis.source.prunable_weights),
     ]
     assert len(charts) == 6 + 2 + 2
-    for chart in charts:
-        compiled(chart, strict=True)
+    for number, chart in enumerate(charts):
+        compiled(chart, strict=number in (0, *range(6, 10)))  # one of each kind
 
 
 def test_losses_are_those_of_each_tensor(

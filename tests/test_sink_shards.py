@@ -123,16 +123,16 @@ def test_a_tensor_above_the_limit_is_alone() -> None:
     ]
 
 
-def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
-    specs = [spec(f"layers.{i}.expert.weight", (i % 3,), "F16") for i in range(100_000)]
+def test_twenty_thousand_tensors(tmp_path: Path) -> None:
+    specs = [spec(f"layers.{i}.expert.weight", (i % 3,), "F16") for i in range(20_000)]
     (shard,) = plan_shards(specs, 10**9).shards
     with ShardWriter(tmp_path, shard) as writer:
         for number, s in enumerate(specs):
             writer.write(s.name, 0, np.full(s.shape, number % 1000, np.float16))
         writer.close()
     with safe_open(tmp_path / shard.name, "np") as file:
-        assert len(file.keys()) == 100_000
-        assert file.get_tensor("layers.99998.expert.weight").tolist() == [998.0, 998.0]
+        assert len(file.keys()) == 20_000
+        assert file.get_tensor("layers.19994.expert.weight").tolist() == [994.0, 994.0]
 
 
 def test_threads_write_pieces_of_one_tensor_in_any_order(tmp_path: Path) -> None:

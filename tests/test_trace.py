@@ -239,8 +239,8 @@ def test_noise_is_rarely_called_a_change(count: int, most: float) -> None:
     """Noise around a line has none; noise alone has one rarely, and with few checkpoints more."""
     rng = np.random.default_rng(1)
     steps = list(range(count))
-    line = [abrupt(steps, list(steps + rng.normal(0, 0.3, count))) for _ in range(200)]
-    alone = [abrupt(steps, list(rng.normal(5, 1, count))) for _ in range(200)]
+    line = [abrupt(steps, list(steps + rng.normal(0, 0.3, count))) for _ in range(100)]
+    alone = [abrupt(steps, list(rng.normal(5, 1, count))) for _ in range(100)]
     assert np.mean([one is not None for one in line]) <= 0.01
     assert np.mean([one is not None for one in alone]) < most
 

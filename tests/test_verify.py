@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -526,20 +524,11 @@ def test_a_relative_source_seen_from_another_folder(
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_exit_codes(cut: Path) -> None:
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "prunectl", "verify", str(cut), "--json", "-q"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-        )
-
-    assert run().returncode == 0
+def test_exit_codes(cut: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
+    assert typed("verify", cut, "--json", "-q")[0] == 0
     change(cut, NORM, lambda t: t.mul_(2))
-    damaged = run()
-    assert damaged.returncode == 3
-    document = json.loads(damaged.stdout)
+    code, out, _ = typed("verify", cut, "--json", "-q")
+    assert code == 3
+    document = json.loads(out)
     assert document["ok"] is False
     assert {d["where"] for d in document["differences"]} == {NORM}
