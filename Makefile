@@ -29,7 +29,7 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 
 # Tests run side by side, with one thread each: more threads than cores would wait for one another.
 # Each process reads all test files first. Files are handed out in the order of tests/conftest.py.
-PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test: models ## test all behaviour, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
 	$(PYTEST) --cov $(ARGS)

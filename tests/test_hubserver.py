@@ -107,24 +107,6 @@ def test_large_files_are_elsewhere_and_ranges_are_parts(hub: Hub) -> None:
     assert (status, body, headers["ETag"]) == (200, b"text", f'"{git_oid(b"text")}"')
 
 
-def test_a_tree_has_pages(hub: Hub) -> None:
-    hub.put(REPO, {f"{i}.txt": b"x" for i in range(9)})
-    path = f"/api/models/{REPO}/tree/main?recursive=True&expand=False"
-    names: list[str] = []
-    pages = 0
-    while path:
-        _, entries, headers = ask(hub, path)
-        assert len(entries) <= hub.page_size
-        names += [entry["path"] for entry in entries if entry["type"] == "file"]
-        path = headers.get("Link", "").partition(">")[0].lstrip("<")
-        pages += 1
-    assert pages > 2
-    assert names == sorted(hub.files(REPO))
-    _, entries, _ = ask(hub, f"/api/models/{REPO}/tree/main/sub")
-    assert [entry["path"] for entry in entries] == ["sub/b.safetensors"]
-    assert entries[0]["lfs"]["oid"] == hashlib.sha256(FILES["sub/b.safetensors"]).hexdigest()
-
-
 @pytest.mark.parametrize(
     ("lines", "status"),
     [

@@ -32,7 +32,6 @@ from prunectl.events import Note, ignore_events
 from prunectl.exporting.masks import export_masks
 from prunectl.studies.compare.verb import compare
 from prunectl.studies.errors import NoSchedule, OtherLottery
-from prunectl.studies.lottery.folder import LotteryFolder
 from prunectl.studies.lottery.masks import write_mask
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 from prunectl.studies.lottery.settings import schedule
@@ -289,19 +288,6 @@ def test_a_model_with_zeros_is_pruned_further(model: Path, data: Path, tmp_path:
     assert overlap.both == sum(
         int((gone & (shot[name] == 0).numpy().reshape(-1)).sum()) for name, gone in masks.items()
     )
-
-
-def test_masks_that_a_former_one_led_to_are_dropped(
-    model: Path, found: tuple[Path, LotteryResult], tmp_path: Path
-) -> None:
-    folder = LotteryFolder(shutil.copytree(found[0], tmp_path / "ticket"))
-    weights = {name: one.size for name, one in bits_of(folder.mask(0, 1)).items()}
-    folder.record(0, 1, weights)
-    assert folder.mask(0, 2).exists()
-    shutil.copy(folder.mask(3, 1), folder.mask(0, 1))
-    folder.record(0, 1, weights)
-    assert not folder.mask(0, 2).exists()
-    assert folder.mask(3, 2).exists()
 
 
 # --- masks ------------------------------------------------------------------------------------

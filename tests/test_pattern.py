@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prunectl import errors
 from prunectl.errors import InvalidPattern, PrunectlError, UsageError
 from prunectl.pattern import MAX_GROUP, NM, Unstructured, parse_nm, parse_pattern, pruned_count
-from prunectl.tensorspec import DTYPES, TensorSpec
+from prunectl.tensorspec import DTYPES
 
 
 @pytest.mark.parametrize(
@@ -122,22 +122,6 @@ def test_the_count_is_exact(sparsity: float, weights: int) -> None:
 )
 def test_counts_where_floats_go_wrong(sparsity: float, weights: int, count: int) -> None:
     assert pruned_count(sparsity, weights) == count
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "numel", "nbytes"),
-    [
-        ("F32", (), 1, 4),
-        ("BF16", (2, 3), 6, 12),
-        ("F64", (0, 3), 0, 0),
-        ("F4", (6,), 6, 3),
-        ("BOOL", (5,), 5, 5),
-        ("F16", (2**20, 2**20), 2**40, 2**41),
-    ],
-)
-def test_sizes_of_tensors(dtype: str, shape: tuple[int, ...], numel: int, nbytes: int) -> None:
-    spec = TensorSpec("t", DTYPES[dtype], shape)
-    assert (spec.numel, spec.nbytes) == (numel, nbytes)
 
 
 def test_only_floats_of_16_bits_and_more_are_prunable() -> None:

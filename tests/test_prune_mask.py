@@ -461,10 +461,6 @@ def test_a_mask_goes_with_nothing_else(other: dict[str, Any], name: str) -> None
         PruneSettings(mask="m", **other)  # type: ignore[arg-type]
 
 
-def test_a_path_may_be_text() -> None:
-    assert PruneSettings(mask="a/m").mask == Path("a/m")  # type: ignore[arg-type]
-
-
 # --- the command line -----------------------------------------------------------------------------
 
 

@@ -172,17 +172,6 @@ def test_files_in_parts_arrive_whole(
 
 
 @pytest.mark.full
-def test_the_repository_s_own_git_files_do_not_hide_weights(
-    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
-) -> None:
-    hub.put(repo, {".gitignore": b"*.safetensors\nconfig.json\n"})
-    assert pusher.push(outputs["two"], repo, WRITER)["changed"]
-    assert on_hub(hub, repo) == expected(outputs["two"]) | {
-        ".gitignore": b"*.safetensors\nconfig.json\n"
-    }
-
-
-@pytest.mark.full
 def test_rules_that_the_hub_adds_to_gitattributes_stay(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -263,15 +252,6 @@ def test_private_is_private_or_nothing(
     assert "config.json" not in hub.files(public)
     found = pusher.push(outputs["two"], public, WRITER, exist_ok=False)
     assert (found["error"], "exists already" in found["text"]) == ("InvalidRepository", True)
-
-
-@pytest.mark.full
-def test_a_name_alone_is_the_user_s_own(
-    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
-) -> None:
-    name = repo.partition("/")[2]
-    assert pusher.push(outputs["two"], name, WRITER)["repo_id"] == f"writer/{name}"
-    assert on_hub(hub, f"writer/{name}") == expected(outputs["two"])
 
 
 # --- the model card ---------------------------------------------------------------------------

@@ -85,13 +85,6 @@ def test_fetch_repairs_a_damaged_model(
     assert [path.name for path in weights.parent.iterdir()] == ["model.bin"]
 
 
-def test_a_touched_file_is_hashed_and_stays(tmp_path: Path, downloads: list[list[str]]) -> None:
-    cache = tmp_path / "cache"
-    folder = fetch_models.fetch("pack", cache)
-    (folder / "config.json").write_text("{}")
-    assert fetch_models.is_complete("pack", cache)
-
-
 @pytest.mark.usefixtures("downloads")
 def test_a_wheel_with_another_hash_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

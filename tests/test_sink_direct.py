@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import prunectl
 from prunectl.calibration.store import CalibratedStore
-from prunectl.disks import file_system, open_direct
+from prunectl.disks import open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.output import direct as direct_module
 from prunectl.output import osfiles
@@ -93,19 +93,6 @@ def test_nothing_but_the_end_is_written_otherwise(
     file.close()
     assert sum(size for _, size in through) == 1234
     assert min(at for at, _ in through) == 40 * _CHUNK
-
-
-def test_a_size_that_is_not_known_yet(on_disk: Path) -> None:
-    """As compressed files are written: the header last, the rest after room for it."""
-    file = PartialFile(on_disk, "weights", 0, expected=len(_DATA))
-    for at, data in pieces(6):
-        if at:
-            file.write(data, at)
-    first = next(data for at, data in pieces(6) if at == 0)
-    file.truncate(len(_DATA))
-    file.write(first, 0)
-    file.close()
-    assert (on_disk / "weights").read_bytes() == _DATA
 
 
 def test_a_slow_disk_gets_it_through_the_page_cache(
@@ -290,17 +277,6 @@ def test_no_more_descriptors_no_direct_writes(on_disk: Path) -> None:
         assert open_direct(path, fd, os.O_WRONLY) is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        os.close(fd)
-
-
-def test_no_kind_of_file_system_elsewhere(on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other systems have a ``fstatfs`` too, which writes more than Linux does."""
-    fd = os.open(on_disk / "probe", os.O_RDWR)
-    try:
-        assert file_system(fd) != 0
-        monkeypatch.setattr("sys.platform", "freebsd14")
-        assert file_system(fd) == 0
-    finally:
         os.close(fd)
 
 

@@ -124,12 +124,6 @@ def test_a_grid_without_a_meaning(text: str, words: str) -> None:
     assert "auto, START:STOP:STEP" in failed.value.hint or "points" in words
 
 
-@pytest.mark.parametrize("step", [0.0, -0.01, 0.2, 1e-6, math.nan, math.inf])
-def test_a_step_without_a_meaning(step: float) -> None:
-    with pytest.raises(InvalidOption, match=f"--step {step:g} is not valid: 1e-05 to 0.1"):
-        parse_grid("auto", step)
-
-
 def test_a_pattern_ends_its_curve() -> None:
     assert [most_of(one) for one in (Unstructured(), NM(2, 4), NM(1, 3))] == [
         1, Fraction(1, 2), Fraction(2, 3),
@@ -216,18 +210,6 @@ def test_losses_are_shares_of_dense_or_plain_differences() -> None:
         assert np.isnan(relative.losses(np.array([score]), 0.0, higher_is_better=True)).all()
     infinite = relative.losses(np.array([math.inf]), math.inf, higher_is_better=False)
     assert np.isnan(infinite).all()
-
-
-@pytest.mark.parametrize("epsilon", [0, -0.1, math.nan, math.inf])
-def test_a_tolerance_without_a_meaning(epsilon: float) -> None:
-    with pytest.raises(InvalidOption, match=f"--epsilon {epsilon} is not valid"):
-        Tolerance(epsilon)
-
-
-def test_a_mode_that_is_not_known() -> None:
-    with pytest.raises(InvalidOption, match="--epsilon-mode 'some' is not known"):
-        Tolerance(0.1, "some")  # type: ignore[arg-type]
-    assert Tolerance(0.1, "absolute").mode is EpsilonMode.ABSOLUTE  # type: ignore[arg-type]
 
 
 # --- the turning point ----------------------------------------------------------------------
