@@ -185,9 +185,9 @@ def typed(
     return run_it
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub of its own for each module; at the end, nothing that it stored holds a token."""
+    """A Hub; at the end, nothing that it stored holds a token."""
     from hubserver import SECRETS, serve
 
     with serve(tmp_path_factory.mktemp("hub")) as running:
@@ -197,9 +197,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             assert not [secret for secret in SECRETS if secret.encode() in data], path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A process that pushes to it; none of its tracebacks and log lines shows a token."""
+    """A process that uses it; none of its tracebacks and log lines shows a token."""
     from hubserver import SECRETS, worker
 
     with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
@@ -207,7 +207,7 @@ def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worke
         assert not [secret for secret in SECRETS if secret in running.said]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unreached(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
     """Processes that do not reach it: one is ``offline``, the other is ``refused``."""
     from hubserver import worker

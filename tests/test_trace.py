@@ -348,7 +348,8 @@ def test_revisions_of_the_hub_are_dropped_in_turn(
 
     def held() -> set[str]:
         """Commits whose weights are in the cache."""
-        return {one.parent.name for one in pusher.home.glob("hub/*/snapshots/*/*.safetensors")}
+        cached = pusher.home / "hub" / f"models--{repo.replace('/', '--')}"
+        return {one.parent.name for one in cached.glob("snapshots/*/*.safetensors")}
 
     assert pusher.type(tmp_path, "analyze", f"{repo}@{commits[0]}").code == 0
     assert held() == {commits[0]}

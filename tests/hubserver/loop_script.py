@@ -80,9 +80,12 @@ def push(folder: str, repo: str, **options: Any) -> Answer:
 
 
 def command(*words: str, cwd: str) -> Answer:
-    os.chdir(cwd)
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.chdir(cwd),  # the test's, which goes with it
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         code = run(list(words))
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
