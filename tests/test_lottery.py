@@ -39,7 +39,7 @@ from prunectl.studies.lottery.settings import schedule
 from prunectl.studies.lottery.verb import verdict
 from prunectl.studies.settings import CompareSettings
 
-TRAINING = Training(epochs=2, learning_rate=1e-2, train_batch_size=8)
+TRAINING = Training(epochs=6, learning_rate=1e-2, train_batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts of which the first and the last word tell the class; some are marked wrongly."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for name, count in (("train.csv", 32), ("test.csv", 30)):
+    for name, count in (("train.csv", 64), ("test.csv", 60)):
         with (folder / name).open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["text", "label"])
