@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full import few
 
 import prunectl
 from prunectl import CompareSettings, EvalSettings, PruneSettings, Rule, demo
@@ -29,7 +30,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", few(SETTINGS, "recipe"))
 def test_a_pruned_folder_has_the_prunable_weights_that_prune_counted(
     case: str, tmp_path: Path
 ) -> None:
