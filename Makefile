@@ -28,17 +28,17 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 	$(BIN)/prunectl verify .demo/pruned
 
 # Tests run side by side, with one thread each: more threads than cores would wait for one another.
-# Files are handed out in the order that tests/conftest.py puts them in.
-PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov
+# Each process reads all test files first. Files are handed out in the order of tests/conftest.py.
+PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test: models ## test all behaviour, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --cov $(ARGS)
 
 test-all: test test-rest ## test, and then every case of everything
 
 # Property tests run a second time, with more examples.
 test-rest: models
-	$(PYTEST) --cov-append --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
+	$(PYTEST) --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

@@ -89,16 +89,19 @@ def is_required() -> bool:
     return IN_CI or os.environ.get("PRUNECTL_REQUIRE_REAL") == "1"
 
 
+@pytest.fixture(scope="session")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("users")
+
+
 @pytest.fixture(autouse=True)
-def isolated_user(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def isolated_user(users: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a user with empty caches and state.
 
     Returns the folder they are in; prunectl's cache is its subfolder ``prunectl``. The Hub's cache
     is an empty one too, shared by the run, and the Hub is offline.
     """
-    home = tmp_path_factory.mktemp("user")
+    home = Path(tempfile.mkdtemp(dir=users))  # mktemp looks at all folders of the run for each
     for name in ("COLUMNS", "LINES"):  # set by a terminal, or by those who run tests in parallel
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PRUNECTL_CACHE_DIR", str(home / "prunectl"))
@@ -182,9 +185,9 @@ def typed(
     return run_it
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub of its own for each module; at the end, nothing that it stored holds a token."""
+    """A Hub; at the end, nothing that it stored holds a token."""
     from hubserver import SECRETS, serve
 
     with serve(tmp_path_factory.mktemp("hub")) as running:
@@ -194,9 +197,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             assert not [secret for secret in SECRETS if secret.encode() in data], path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A process that pushes to it; none of its tracebacks and log lines shows a token."""
+    """A process that uses it; none of its tracebacks and log lines shows a token."""
     from hubserver import SECRETS, worker
 
     with worker(hub, tmp_path_factory.mktemp("pusher")) as running:
@@ -204,11 +207,25 @@ def pusher(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worke
         assert not [secret for secret in SECRETS if secret in running.said]
 
 
+@pytest.fixture(scope="session")
+def unreached(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
+    """Processes that do not reach it: one is ``offline``, the other is ``refused``."""
+    from hubserver import worker
+
+    folder = tmp_path_factory.mktemp("unreached")
+    with (
+        worker(hub, folder / "offline", HF_HUB_OFFLINE="1") as offline,
+        worker(hub, folder / "refused", HF_ENDPOINT="http://127.0.0.1:9") as refused,
+    ):
+        yield {"offline": offline, "refused": refused}
+
+
 @pytest.fixture
-def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
+def repo(hub: Hub, request: pytest.FixtureRequest) -> Iterator[str]:
     """A name that no other test uses; the Hub has forgotten what it was asked before."""
-    hub.requests.clear()
-    return "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
+    hub.forget()
+    yield "org/t" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]
+    hub.faults.clear()
 
 
 @pytest.fixture(scope="module")

@@ -200,23 +200,6 @@ def test_damaged_store_is_refused(at: int, change: str) -> None:
         HistogramStore.load(io.BytesIO(bytes(data)))
 
 
-def test_only_what_came_from_a_file_is_checked_and_only_once(monkeypatch) -> None:
-    store, want = filled_store()
-    file = io.BytesIO()
-    strict = []
-    original = Histogram.from_bytes
-    monkeypatch.setattr(Histogram, "from_bytes", lambda data: strict.append(1) or original(data))
-    with store:
-        assert all(same(store.get(name), h) for name, h in want.items())
-        store.dump(file)
-    assert not strict
-    file.seek(0)
-    with HistogramStore.load(file) as loaded:
-        assert len(strict) == len(want)
-        assert all(same(loaded.get(name), h) for name, h in want.items())
-    assert len(strict) == len(want)
-
-
 def test_an_impossible_record_with_a_right_checksum_is_refused_at_loading() -> None:
     f = code_format(DTYPES["BF16"])
     columns = (np.array([5, 5], np.uint64), np.zeros(2, np.uint8), np.array([1, 1]), np.zeros(2))
@@ -248,11 +231,3 @@ def test_a_replaced_histogram_is_the_one_that_is_given_and_dumped() -> None:
     with HistogramStore.load(file) as loaded:
         assert same(loaded.get("a"), fine)
         assert same(loaded.get("b"), coarse)
-
-
-def test_energies_are_not_computed_before_they_are_asked_for() -> None:
-    f, m = magnitudes_of(DTYPES["BF16"], 500, 3)
-    back = Histogram.from_own_bytes(histogram_of(f, m, 0).to_bytes())
-    back.counts_below(np.array([9], np.uint64))
-    assert "energies" not in vars(back)
-    assert back.energies.tobytes() == histogram_of(f, m, 0).energies.tobytes()

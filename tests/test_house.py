@@ -78,6 +78,7 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@functools.cache
 def imports_of(tree: ast.AST) -> set[str]:
     """Dotted names of all that a module imports, also inside functions and for types only.
 

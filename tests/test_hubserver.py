@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubserver import READER, STRANGER, WRITER, Hub, serve
+from hubserver import WRITER, Hub, serve
 from hubserver.cards import check_card
 from hubserver.store import git_oid
 from hubserver.writing import LFS_JSON
@@ -88,36 +88,6 @@ def batch(hub: Hub, data: bytes, token: str = WRITER) -> tuple[int, Any]:
     return status, answer
 
 
-@pytest.mark.parametrize(
-    ("path", "token", "status", "code"),
-    [
-        ("/api/models/org/none", None, 401, "RepoNotFound"),
-        ("/api/models/org/none", WRITER, 404, "RepoNotFound"),
-        ("/api/models/org/hidden", None, 401, "RepoNotFound"),
-        ("/api/models/org/hidden", STRANGER, 404, "RepoNotFound"),
-        ("/api/models/org/hidden", READER, 200, None),
-        ("/api/models/org/gated", None, 200, None),
-        ("/org/gated/resolve/main/a.txt", None, 401, "GatedRepo"),
-        ("/org/gated/resolve/main/a.txt", STRANGER, 403, "GatedRepo"),
-        ("/org/gated/resolve/main/a.txt", READER, 200, None),
-        (f"/api/models/{REPO}", "hf_wrong", 401, None),
-        (f"/api/models/{REPO}/revision/nowhere", WRITER, 404, "RevisionNotFound"),
-        (f"/{REPO}/resolve/main/nothing", WRITER, 404, "EntryNotFound"),
-        ("/api/whoami-v2", None, 401, None),
-        ("/api/whoami-v2", READER, 200, None),
-        ("/api/something", WRITER, 404, None),
-    ],
-)
-def test_who_may_read_what(
-    hub: Hub, path: str, token: str | None, status: int, code: str | None
-) -> None:
-    hub.put("org/hidden", {"a.txt": b"a"}, private=True)
-    hub.put("org/gated", {"a.txt": b"a"})
-    hub.repo("org/gated").gated = True
-    found, _, headers = ask(hub, path, token=token)
-    assert (found, headers.get("X-Error-Code")) == (status, code)
-
-
 def test_large_files_are_elsewhere_and_ranges_are_parts(hub: Hub) -> None:
     path, data = f"/{REPO}/resolve/main/sub/b.safetensors", FILES["sub/b.safetensors"]
     status, _, headers = ask(hub, path)
@@ -135,24 +105,6 @@ def test_large_files_are_elsewhere_and_ranges_are_parts(hub: Hub) -> None:
     assert ask(hub, address, token=None, Range="bytes=9999-")[0] == 416
     status, body, headers = ask(hub, f"/{REPO}/resolve/main/a.txt")
     assert (status, body, headers["ETag"]) == (200, b"text", f'"{git_oid(b"text")}"')
-
-
-def test_a_tree_has_pages(hub: Hub) -> None:
-    hub.put(REPO, {f"{i}.txt": b"x" for i in range(9)})
-    path = f"/api/models/{REPO}/tree/main?recursive=True&expand=False"
-    names: list[str] = []
-    pages = 0
-    while path:
-        _, entries, headers = ask(hub, path)
-        assert len(entries) <= hub.page_size
-        names += [entry["path"] for entry in entries if entry["type"] == "file"]
-        path = headers.get("Link", "").partition(">")[0].lstrip("<")
-        pages += 1
-    assert pages > 2
-    assert names == sorted(hub.files(REPO))
-    _, entries, _ = ask(hub, f"/api/models/{REPO}/tree/main/sub")
-    assert [entry["path"] for entry in entries] == ["sub/b.safetensors"]
-    assert entries[0]["lfs"]["oid"] == hashlib.sha256(FILES["sub/b.safetensors"]).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -176,23 +128,6 @@ def test_a_commit_is_whole_or_refused(hub: Hub, lines: list[dict[str, Any]], sta
     assert (hub.files(REPO) == before) == (status != 200)
 
 
-def test_a_commit_on_another_parent_is_refused(hub: Hub) -> None:
-    head = hub.repo(REPO).refs["refs/heads/main"]
-    assert commit(hub, text_file("b.txt", b"1"), parentCommit=head)[0] == 200
-    status, answer = commit(hub, text_file("c.txt", b"1"), parentCommit=head)
-    assert (status, "A commit has happened since" in answer["error"]) == (412, True)
-    assert "c.txt" not in hub.files(REPO)
-
-
-@pytest.mark.parametrize(("token", "status"), [(READER, 403), (STRANGER, 403), ("hf_none", 401)])
-def test_who_may_not_write(hub: Hub, token: str, status: int) -> None:
-    assert commit(hub, text_file("b.txt", b"1"), token=token)[0] == status
-    assert batch(hub, b"data", token)[0] == status
-    new = {"name": "new", "organization": "org"}
-    assert ask(hub, "/api/repos/create", new, token)[0] == status
-    assert ("model", "org/new") not in hub.store.repos
-
-
 def test_an_upload_must_be_what_it_is_called(hub: Hub) -> None:
     status, answer = batch(hub, b"weights")
     upload = answer["objects"][0]["actions"]["upload"]["href"]
@@ -205,22 +140,6 @@ def test_an_upload_must_be_what_it_is_called(hub: Hub) -> None:
     assert "actions" not in batch(hub, b"weights")[1]["objects"][0]
     assert commit(hub, large_file("x.safetensors", b"weights"))[0] == 200
     assert hub.files(REPO)["x.safetensors"] == b"weights"
-
-
-def test_faults_happen_as_often_as_asked_and_every_state_is_kept(hub: Hub) -> None:
-    hub.fail("commit", status=503, times=2, headers={"Retry-After": "7"})
-    hub.fail("info", cut="before")
-    answers = [commit(hub, text_file("b.txt", b"1"))[0] for _ in range(3)]
-    assert answers == [503, 503, 200]
-    assert hub.faults.left == ["info"]
-    with pytest.raises(OSError):
-        ask(hub, f"/api/models/{REPO}")
-    assert ask(hub, f"/api/models/{REPO}")[0] == 200
-    assert [sorted(state) for state in hub.states(REPO)] == [
-        [".gitattributes"],
-        [".gitattributes", *FILES],
-        [".gitattributes", "a.txt", "b.txt", "sub/b.safetensors"],
-    ]
 
 
 CARDS = {

@@ -11,9 +11,6 @@ import pytest
 from prunectl.checkpoint.index import (
     check_index,
     find_weights,
-    is_plain_name,
-    is_training_state,
-    is_weights_name,
     read_index,
 )
 from prunectl.errors import BadCheckpoint, NoWeights, SourceError, UnsupportedCheckpoint
@@ -106,52 +103,6 @@ def test_folders_that_are_no_checkpoint(
     assert str(caught.value).startswith("the/folder: ")
     assert says in str(caught.value)
     assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "state"),
-    [
-        ("model.safetensors", True, False),
-        ("pytorch_model.bin", True, False),
-        ("a/b/model.pth", True, False),
-        ("training_args.bin", False, True),
-        ("sub/optimizer.pt", False, True),
-        ("rng_state_3.pth", False, True),
-        ("trainer_state.json", False, True),
-        ("optimizers_handbook.pdf", False, False),
-        ("config.json", False, False),
-        ("model.safetensors.index.json", False, False),
-    ],
-)
-def test_names_of_weights_and_of_training_state(name: str, weights: bool, state: bool) -> None:
-    assert is_weights_name(name) == weights
-    if state:
-        assert is_training_state(name)
-
-
-def test_a_document_is_no_training_state() -> None:
-    assert not is_training_state("my_optimizer.pt")
-    assert not is_training_state("config.json")
-
-
-@pytest.mark.parametrize(
-    ("name", "plain"),
-    [
-        ("model.safetensors", True),
-        ("..model", True),
-        ("", False),
-        (".", False),
-        ("..", False),
-        ("../x", False),
-        ("a/b", False),
-        ("/etc/passwd", False),
-        ("a\\b", False),
-        ("a\0b", False),
-        ("a\nb", False),
-    ],
-)
-def test_plain_names(name: str, plain: bool) -> None:
-    assert is_plain_name(name) == plain
 
 
 def write_index(folder: Path, weight_map: Any) -> Path:

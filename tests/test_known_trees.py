@@ -94,12 +94,11 @@ def test_opening_a_known_class_imports_no_torch(tiny: Callable[[str], Path]) -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "types",
     [
-        pytest.param(("llama", "gpt2"), id="some"),
-        pytest.param((), id="all"),
+        pytest.param(("llama", "gpt2"), id="some", marks=pytest.mark.full),
+        pytest.param((), id="all", marks=pytest.mark.slow),
     ],
 )
 def test_the_table_is_that_of_this_transformers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,8 @@ from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType
 
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+SKIPPED = r"embed_tokens|layers\.([4-9]|\d\d)\."
+"""Of SmolLM2, four of 30 blocks are enough."""
 CLOSE = 1.015
 """Packed bytes over entropy, at most."""
 
@@ -75,7 +78,7 @@ def test_trained_tensors_are_packed_to_their_entropy(real_model, model, name, ho
         tensors = {
             key: codes_of(tensor, dtype)
             for key in file.keys()  # noqa: SIM118  (it is no dict)
-            if (tensor := file.get_tensor(key)).is_floating_point()
+            if not re.search(SKIPPED, key) and (tensor := file.get_tensor(key)).is_floating_point()
         }
     least = packed = estimated = zstd = 0.0
     for codes, pattern in pruned(tensors, how):

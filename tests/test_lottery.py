@@ -18,6 +18,7 @@ import reference
 import tiny_models
 import tiny_tokenizers
 import torch
+from full import few
 from hypothesis import given
 from hypothesis import strategies as st
 from test_calibration_samples import WORDS
@@ -32,7 +33,6 @@ from prunectl.events import Note, ignore_events
 from prunectl.exporting.masks import export_masks
 from prunectl.studies.compare.verb import compare
 from prunectl.studies.errors import NoSchedule, OtherLottery
-from prunectl.studies.lottery.folder import LotteryFolder
 from prunectl.studies.lottery.masks import write_mask
 from prunectl.studies.lottery.result import LotteryResult, Round, Scored
 from prunectl.studies.lottery.settings import schedule
@@ -107,42 +107,40 @@ def trained(model: Path, data: Path, seed: int) -> dict[str, torch.Tensor]:
         return {name: view.clone() for name, view in loaded.views.items()}
 
 
+@pytest.mark.parametrize("seed", few([3, 0]))
 def test_rounds_are_those_of_a_plain_loop(
-    model: Path, data: Path, found: tuple[Path, LotteryResult], tmp_path: Path
+    model: Path, data: Path, found: tuple[Path, LotteryResult], tmp_path: Path, seed: int
 ) -> None:
     """Train, prune the smallest of what was trained, rewind: masks bit for bit, scores exactly."""
     folder, result = found
     steps = [round(1 - math.sqrt(0.4), 6), 0.6]
     assert [one.sparsity for one in result.rounds] == steps == list(result.planned)
-    for seed in (0, 3):
-        current, before = model, None
-        for number, sparsity in enumerate(steps, 1):
-            weights = trained(current, data, seed)
-            pruned = reference.together(weights, weights, sparsity)
-            expected = {name: (one == 0).numpy().reshape(-1) for name, one in pruned.items()}
-            path = folder / f"masks/seed-{seed}-round-{number:02}.safetensors"
-            masks = bits_of(path)
-            assert masks.keys() == expected.keys()
-            assert all((masks[name] == expected[name]).all() for name in masks)
-            assert sum(int(one.sum()) for one in masks.values()) == reference.count(
-                sparsity, result.weights
-            )
-            if before is not None:  # what went stays away
-                assert all((masks[name] >= before[name]).all() for name in masks)
-            before = masks
-            # Rewound: the pre-trained weights under the mask, which is what prune --mask makes.
-            current = tmp_path / f"{seed}-{number}"
-            prune(model, current, PruneSettings(mask=path))
-            for file in model.glob("token*"):
-                shutil.copy(file, current)
-            chosen = replace(settings_of(data).evaluation, seed=seed)
-            score = evaluate(current, chosen).score
-            assert result.rounds[number - 1].ticket.seeds[str(seed)] == score
-            shot = tmp_path / f"shot-{seed}-{number}"
-            prune(model, shot, PruneSettings(sparsity=sparsity))
-            assert (
-                result.rounds[number - 1].one_shot.seeds[str(seed)] == evaluate(shot, chosen).score
-            )
+    current, before = model, None
+    for number, sparsity in enumerate(steps, 1):
+        weights = trained(current, data, seed)
+        pruned = reference.together(weights, weights, sparsity)
+        expected = {name: (one == 0).numpy().reshape(-1) for name, one in pruned.items()}
+        path = folder / f"masks/seed-{seed}-round-{number:02}.safetensors"
+        masks = bits_of(path)
+        assert masks.keys() == expected.keys()
+        assert all((masks[name] == expected[name]).all() for name in masks)
+        assert sum(int(one.sum()) for one in masks.values()) == reference.count(
+            sparsity, result.weights
+        )
+        if before is not None:  # what went stays away
+            assert all((masks[name] >= before[name]).all() for name in masks)
+        before = masks
+        # Rewound: the pre-trained weights under the mask, which is what prune --mask makes.
+        current = tmp_path / f"{seed}-{number}"
+        prune(model, current, PruneSettings(mask=path))
+        for file in model.glob("token*"):
+            shutil.copy(file, current)
+        chosen = replace(settings_of(data).evaluation, seed=seed)
+        score = evaluate(current, chosen).score
+        assert result.rounds[number - 1].ticket.seeds[str(seed)] == score
+        shot = tmp_path / f"shot-{seed}-{number}"
+        prune(model, shot, PruneSettings(sparsity=sparsity))
+        assert result.rounds[number - 1].one_shot.seeds[str(seed)] == evaluate(shot, chosen).score
 
 
 def test_the_numbers_agree_with_one_another(model: Path, found: tuple[Path, LotteryResult]) -> None:
@@ -289,19 +287,6 @@ def test_a_model_with_zeros_is_pruned_further(model: Path, data: Path, tmp_path:
     assert overlap.both == sum(
         int((gone & (shot[name] == 0).numpy().reshape(-1)).sum()) for name, gone in masks.items()
     )
-
-
-def test_masks_that_a_former_one_led_to_are_dropped(
-    model: Path, found: tuple[Path, LotteryResult], tmp_path: Path
-) -> None:
-    folder = LotteryFolder(shutil.copytree(found[0], tmp_path / "ticket"))
-    weights = {name: one.size for name, one in bits_of(folder.mask(0, 1)).items()}
-    folder.record(0, 1, weights)
-    assert folder.mask(0, 2).exists()
-    shutil.copy(folder.mask(3, 1), folder.mask(0, 1))
-    folder.record(0, 1, weights)
-    assert not folder.mask(0, 2).exists()
-    assert folder.mask(3, 2).exists()
 
 
 # --- masks ------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from prunectl.errors import (
     OutputConflict,
     OutputError,
 )
-from prunectl.events import Advanced, Event, Note, PhaseStarted, ignore_events
+from prunectl.events import Advanced, Event, PhaseStarted, ignore_events
 from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.magnitude.masks import keep, kept_bits
@@ -322,28 +320,6 @@ def test_the_mode_follows_the_umask(
 
 # --- whole or not at all --------------------------------------------------------------------------
 
-# Exports in a process of its own, which is killed while it writes.
-CHILD = """
-import os, signal, sys
-from prunectl.events import Advanced
-from prunectl.exporting.masks import export_masks
-
-def on_event(event):
-    if isinstance(event, Advanced) and event.phase == "writing masks":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-export_masks(sys.argv[1], sys.argv[2], on_event=on_event, jobs=1)
-"""
-
-
-@pytest.mark.full
-def test_a_killed_export_leaves_nothing(made: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, made / "half", tmp_path / "m"], check=False, timeout=300
-    )
-    assert done.returncode == -9
-    assert list(tmp_path.iterdir()) == []
-
 
 class Stopped(Exception):
     pass
@@ -384,17 +360,6 @@ def test_what_came_in_the_meantime_is_not_replaced(
     with pytest.raises(OutputConflict, match="exists by now"):
         export_masks(made / "half", tmp_path / "m", on_event=on_event)
     assert reference.contents(tmp_path) == {"m": b"mine"}
-
-
-def test_both_ways_to_write_give_the_same_bytes(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_masks(made / "half", tmp_path / "a")
-    monkeypatch.delattr(os, "O_TMPFILE")
-    export_masks(made / "half", tmp_path / "b")
-    found = reference.contents(tmp_path)
-    assert found.keys() == {"a", "b"}
-    assert found["a"] == found["b"]
 
 
 def test_names_that_cannot_be_stored(tmp_path: Path) -> None:
@@ -551,11 +516,3 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
     with file.open() as reader, pytest.raises(BadMaskFile, match="truncated"):
         check_bits(file, reader, ignore_events)
-
-
-def test_notes_of_opening_are_passed_on(made: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(made / "half")
-    object.__setattr__(checkpoint, "notes", ("the Hub did not answer",))
-    events: list[Event] = []
-    export_masks(checkpoint, tmp_path / "m", on_event=events.append)
-    assert Note("the Hub did not answer", warning=True) in events

@@ -1,7 +1,6 @@
 """Measuring, refining and selecting against concatenation and sorting."""
 
 import math
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -221,7 +220,7 @@ def test_quantiles(dtype: DType, size: int, seed: int, qs: list[float]) -> None:
     dtype=dtypes,
     inner=st.sampled_from([0, 1, 3, 700]),
     groups=st.sampled_from([1, 5, 130]),
-    pattern=st.sampled_from([NM(2, 4), NM(1, 2), NM(4, 8), NM(5, 12)]),
+    pattern=st.sampled_from([NM(2, 4), NM(1, 3), NM(4, 8)]),
     seed=seeds,
 )
 def test_pattern_measure_says_what_nm_does(dtype, inner, groups, pattern, seed) -> None:
@@ -242,23 +241,3 @@ def test_pattern_measure_says_what_nm_does(dtype, inner, groups, pattern, seed) 
 def test_pattern_measure_wants_whole_groups() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         PatternMeasure(DTYPES["BF16"], NM(2, 4)).update(np.zeros((1, 6, 1), np.uint16))
-
-
-@pytest.mark.parametrize("name", ["BF16", "F32"])
-def test_two_threads_equal_one(name: str) -> None:
-    dtype = DTYPES[name]
-    tensors = [weights(dtype, 2**19, seed) for seed in (0, 2)]
-    alone = [measured(dtype, np.array_split(c, 8)) for c in tensors]
-    together: dict[int, Measurement] = {}
-
-    def work(i: int) -> None:
-        together[i] = measured(dtype, np.array_split(tensors[i], 8))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    for i, want in enumerate(alone):
-        assert together[i].histogram.to_bytes() == want.histogram.to_bytes()
-        assert together[i].facts == want.facts

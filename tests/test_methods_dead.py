@@ -28,11 +28,6 @@ def by_norms(weight: torch.Tensor, hessian: torch.Tensor, target: MatrixGoal) ->
 METHODS: dict[str, Method] = {"wanda": by_norms, "sparsegpt": sparsegpt, "admm": admm}
 
 
-def free_of(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """Weights whose going costs nothing."""
-    return (weight == 0) | (hessian.diagonal() == 0)
-
-
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("zeros", [0.0, 0.5])
 @pytest.mark.parametrize("target", [PerTensor(4096), PerTensor(2458), PerRow(77), PerRow(200)])

@@ -181,25 +181,19 @@ def test_every_tiny_model_has_a_rule() -> None:
     assert set(PRUNABLE) == set(tiny_models.NAMES)
 
 
-@pytest.mark.parametrize("origin", ["modules", "headers"])
 @pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
-def test_exactly_the_linear_layers_of_blocks_are_prunable(
-    tiny: Tiny, model: str, origin: str
-) -> None:
-    folder = tiny(model)
-    specs = specs_of(folder)
-    found = roles_from_modules(folder, specs) if origin == "modules" else roles_from_headers(specs)
-    assert found.origin == origin
+def test_exactly_the_linear_layers_of_blocks_are_prunable(tiny: Tiny, model: str) -> None:
+    specs = specs_of(tiny(model))
+    found = roles_from_modules(tiny(model), specs)
+    assert found.origin == "modules"
     assert set(found.roles) == {spec.name for spec in specs}
     assert prunable(found) == expected_prunable(model, [spec.name for spec in specs])
 
 
-@pytest.mark.parametrize("origin", ["modules", "headers"])
 @pytest.mark.parametrize("model", few(tiny_models.NAMES, *tiny_models.FEW))
-def test_input_axes_are_those_of_the_live_model(tiny: Tiny, model: str, origin: str) -> None:
+def test_input_axes_are_those_of_the_live_model(tiny: Tiny, model: str) -> None:
     folder = tiny(model)
-    specs = specs_of(folder)
-    found = roles_from_modules(folder, specs) if origin == "modules" else roles_from_headers(specs)
+    found = roles_from_modules(folder, specs_of(folder))
     weights = load_file(folder / "model.safetensors")
     layers = [m for m in tiny_models.make(model).modules() if isinstance(m, nn.Linear | Conv1D)]
     for name, role in found.roles.items():
@@ -222,9 +216,9 @@ def test_headers_and_modules_agree_on_every_tensor(tiny: Tiny, model: str) -> No
     folder = tiny(model)
     specs = specs_of(folder)
     by_module = roles_from_modules(folder, specs).roles
-    assert roles_from_headers(specs).roles == {
-        name: replace(role, tied=False) for name, role in by_module.items()
-    }
+    found = roles_from_headers(specs)
+    assert found.origin == "headers"
+    assert found.roles == {name: replace(role, tied=False) for name, role in by_module.items()}
 
 
 @pytest.mark.parametrize(("model", "path"), [("gpt_oss", "mlp"), ("llama4", "feed_forward")])

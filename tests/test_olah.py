@@ -7,7 +7,6 @@ it would look up on the Hub. It answers no ranges, and lists no sizes beside the
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_remote import looks
+from hubserver import Hub, Store, Worker, worker
 
 pytestmark = [pytest.mark.real, pytest.mark.full]
 
@@ -105,20 +104,21 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.1)
 
 
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+@pytest.fixture
+def client(mirror: Mirror, tmp_path: Path) -> Iterator[Worker]:
+    with worker(Hub(Store(tmp_path / "none"), mirror.url), tmp_path / "client") as running:
+        yield running
 
 
 def test_branches_tags_and_commits_are_downloaded(
-    mirror: Mirror, real_model: Callable[[str], Path]
+    mirror: Mirror, client: Worker, real_model: Callable[[str], Path]
 ) -> None:
     first = mirror.commits["v1.0"]
     names = ("main", "v1.0", first)
-    answers = looks(mirror.url, *(("local", f"org/minilm@{name}", {}) for name in names))
+    answers = [client.look(f"org/minilm@{name}") for name in names]
     assert [a["commit"] for a in answers] == [mirror.commits["main"], first, first]
     assert [len(answer["tensors"]) for answer in answers] == [104] * 3
-    snapshots = Path(os.environ["HF_HOME"], "hub", "models--org--minilm", "snapshots")
+    snapshots = client.home / "hub" / "models--org--minilm" / "snapshots"
     source = real_model("minilm")
     for name in ("model.safetensors", "vocab.txt", "1_Pooling/config.json"):
         found = (snapshots / first / name).read_bytes()
@@ -126,21 +126,14 @@ def test_branches_tags_and_commits_are_downloaded(
             hashlib.sha256(found).digest() == hashlib.sha256((source / name).read_bytes()).digest()
         )
     assert (snapshots / mirror.commits["main"] / "vocab.txt").read_text() == "changed"
-    (again,) = looks(mirror.url, ("local", "org/minilm@v1.0", {}), offline=True)
-    assert again == answers[1]
 
 
-def test_headers_are_those_of_the_download(mirror: Mirror) -> None:
-    remote, local = looks(
-        mirror.url, ("remote", "org/minilm@v1.0", {}), ("local", "org/minilm@v1.0", {})
-    )
-    assert remote["headers"] == local
+def test_headers_are_those_of_the_download(client: Worker) -> None:
+    remote = client.look("org/minilm@v1.0", "remote")
     assert remote["cached"] == ["config.json"]
+    assert remote["headers"] == client.look("org/minilm@v1.0")["headers"]
 
 
-def test_what_the_mirror_lacks_is_said(mirror: Mirror) -> None:
-    model, revision = looks(
-        mirror.url, ("local", "org/missing@main", {}), ("local", "org/minilm@v9", {})
-    )
-    assert model["error"] in ("AccessDenied", "ModelNotFound")
-    assert revision["error"] in ("AccessDenied", "ModelNotFound")
+def test_what_the_mirror_lacks_is_said(client: Worker) -> None:
+    for model in ("org/missing@main", "org/minilm@v9"):
+        assert client.look(model)["error"] in ("AccessDenied", "ModelNotFound")

@@ -27,8 +27,8 @@ from test_masks import layouts, magnitudes, nm_reference, shaped
 from prunectl import Calibration, Method, PruneSettings, analyze, prune, verify
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
-from prunectl.errors import InvalidOption, NaNWeights
-from prunectl.events import Advanced, Event, Note
+from prunectl.errors import InvalidOption
+from prunectl.events import Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.geometry import Rows
 from prunectl.magnitude import masks, on_device
@@ -38,7 +38,6 @@ from prunectl.magnitude.on_device import OnDevice
 from prunectl.measure.measured import Measured, measure
 from prunectl.parallel import streaming
 from prunectl.parallel.run import Run
-from prunectl.parallel.streaming import Scratch
 from prunectl.pattern import NM
 from prunectl.tensorspec import DTYPES, DType, TensorSpec
 from prunectl.transform.edits import Editor, RowGroups
@@ -98,7 +97,7 @@ def test_cut_rows(place, dtype, layout, outer, axis, inner, sparsity, seed) -> N
     assert np.array_equal(back(there, codes), codes)
 
 
-PATTERNS = [(2, 4), (1, 2), (4, 8), (1, 4), (6, 8), (2, 3), (8, 16)]
+PATTERNS = [(2, 4), (4, 8), (1, 4), (6, 8), (2, 3)]
 
 
 @on_each
@@ -223,12 +222,6 @@ def test_many_threads_share_a_device(place: str) -> None:
     assert not device.was_full
 
 
-def test_what_comes_not_back_is_as_it_was() -> None:
-    codes = np.array([1, 2, 3], np.uint32)
-    OnDevice(torch.device("cpu")).run(codes, lambda there: there.zero_())
-    assert codes.tolist() == [1, 2, 3]
-
-
 def too_much(*_: Any) -> torch.Tensor:
     """Ask torch for more than any machine has: its own error."""
     return torch.empty(1 << 60, dtype=torch.uint8)
@@ -247,13 +240,6 @@ def test_a_block_without_room_is_worked_on_here() -> None:
     assert device.run(codes, work, back=True) == "here"
     assert codes.tolist() == [7, 7]
     assert device.was_full
-
-
-def test_other_errors_are_not_lack_of_room() -> None:
-    device = OnDevice(torch.device("cpu"))
-    with pytest.raises(RuntimeError, match="size of tensor"):
-        device.run(np.zeros(2, np.uint16), lambda there: there + torch.zeros(3))
-    assert not device.was_full
 
 
 class Unstreamed(OnDevice):
@@ -431,58 +417,6 @@ def test_a_full_device_is_told_of_and_changes_nothing(
           on_event=notes.append)  # fmt: skip
     assert reference.contents(tmp_path / "here") == reference.contents(tmp_path / "there")
     assert Note("it was full") in notes
-
-
-@pytest.mark.usefixtures("small_blocks", "torch_cpu")
-def test_nan_stops_on_a_device_too(tmp_path: Path) -> None:
-    weight = torch.zeros(40, 40, dtype=torch.bfloat16)
-    weight[39, 39] = torch.nan
-    name = "model.layers.0.mlp.up_proj.weight"
-    source = reference.save(tmp_path / "model", {name: weight})
-    with pytest.raises(NaNWeights, match="up_proj"):
-        prune(source, tmp_path / "out", CHOICES[3], use_cache=False, device="cuda")
-
-
-@pytest.mark.usefixtures("small_blocks", "torch_cpu")
-def test_the_cpu_goes_on_where_a_device_was_stopped(tmp_path: Path) -> None:
-    source = model_of("llama", torch.bfloat16, tmp_path)
-    options: dict[str, Any] = {"max_shard_size": 10_000, "use_cache": False, "jobs": 1}
-    whole = prune(source, tmp_path / "whole", CHOICES[4], **options)
-    assert whole.shards > 3
-    seen = 0
-
-    def stop(event: Event) -> None:
-        nonlocal seen
-        seen += isinstance(event, Advanced) and event.phase == "writing weights"
-        if seen == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prune(source, tmp_path / "out", CHOICES[4], **options, device="cuda", on_event=stop)
-    assert prune(source, tmp_path / "out", CHOICES[4], **options).resumed_shards > 0
-    assert reference.contents(tmp_path / "out") == reference.contents(tmp_path / "whole")
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_one_buffer_of_a_thread_is_pinned(tmp_path: Path) -> None:
-    """That of large blocks, at its full size at once."""
-    made: list[int] = []
-
-    class Pinning(OnDevice):
-        def buffer(self, nbytes: int) -> np.ndarray:
-            made.append(nbytes)
-            return super().buffer(nbytes)
-
-    weights = {f"w{rows}": torch.ones(rows, 100, dtype=torch.bfloat16) for rows in (4, 9, 40)}
-    checkpoint = open_checkpoint(reference.save(tmp_path / "model", weights))
-    scratch = Scratch(threading.Event(), Pinning(torch.device("cpu")))
-    with checkpoint.open() as reader:
-        for tensor in checkpoint.tensors:
-            for large in (False, True):
-                seen = [b.tobytes() for _, b in scratch.blocks(reader, tensor, large=large)]
-                assert b"".join(seen) == weights[tensor.name].view(torch.uint8).numpy().tobytes()
-    scratch.buffer(10_000, "other")
-    assert made == [2500]
 
 
 @on_each

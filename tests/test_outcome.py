@@ -44,11 +44,6 @@ def test_of_a_budget_too_it_is_said_that_zeros_were_there(budget: Budget) -> Non
     assert "the nearest they come" in pool_note(pool, 310_000, 1, before=300_000)
 
 
-def test_a_rules_pool_is_named() -> None:
-    pool = Pool("*.mlp.*", NM(2, 4), Scope.GLOBAL, None, ("a",), 1000)
-    assert "in *.mlp.*" in pool_note(pool, 0, 1)
-
-
 def test_more_zeros_by_rounding_are_not_said_to_have_been_there(tmp_path: Path) -> None:
     """49% of rows of 32 and of 48 weights are 16 and 24, half of each."""
     tiny_models.build("llama", tmp_path / "source")

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ import pytest
 import torch
 from docs_pages import blocks_of
 from full import few
-from hubserver import Hub
+from hubserver import Hub, Worker
 from paper_models import CONFIGS, matrices, reduced
 from test_evaluate_arithmetic import SVAMP, Plain
 from test_evaluate_multiple_choice import mmlu_prompt, rows_of
@@ -62,19 +60,6 @@ CHEAPER = {
 }
 """What is put behind a command, by its verb and metric: less to train on and to score, no less of
 what the command does."""
-
-_LOOP = """
-import contextlib, io, json, os, sys
-from prunectl.cli.run import run
-for line in sys.stdin:
-    folder, words = json.loads(line)
-    os.chdir(folder)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(words)
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
-"""
-
 
 # --- the Hub, and who types ------------------------------------------------------------------
 
@@ -127,43 +112,25 @@ def answered_problems(plain: Plain) -> list[dict[str, Any]]:
 
 
 class Typist:
-    """Types commands in one process, since huggingface_hub learns but once where the Hub is."""
+    """Types commands of the page in a process whose Hub is the one that holds its models."""
 
-    def __init__(self, hub: Hub, home: Path) -> None:
-        self.hub, self.cache = hub, home / "hf" / "hub"
-        own = {"HF_HOME": str(home / "hf"), "PRUNECTL_CACHE_DIR": str(home / "cache")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _LOOP],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | hub.environment() | own,
-        )
+    def __init__(self, hub: Hub, worker: Worker) -> None:
+        self.hub, self._worker, self.cache = hub, worker, worker.home / "hub"
 
     def type(self, folder: Path, command: str) -> dict[str, Any]:
         """The document that a command prints; it is run in ``folder``."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        words = [*shlex.split(command)[1:], "--json"]
-        self._process.stdin.write(json.dumps([str(folder), words]) + "\n")
-        self._process.stdin.flush()
-        code, out, err = json.loads(self._process.stdout.readline())
-        assert code == 0, f"{command}\n{err}"
-        found: dict[str, Any] = json.loads(out)
+        done = self._worker.type(folder, *shlex.split(command)[1:], "--json")
+        assert done.code == 0, f"{command}\n{done.err}"
+        found: dict[str, Any] = done.document
         return found
 
     def commit(self, name: str, type_: str = "model", ref: str = "main") -> str:
         return self.hub.repo(name, type_).refs[f"refs/heads/{ref}"]
 
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
-
 
 @pytest.fixture(scope="module")
-def typist(filled: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
-    running = Typist(filled, tmp_path_factory.mktemp("home"))
-    yield running
-    running.end()
+def typist(filled: Hub, pusher: Worker) -> Typist:
+    return Typist(filled, pusher)
 
 
 # --- the page --------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from prunectl import errors
 from prunectl.errors import InvalidPattern, PrunectlError, UsageError
-from prunectl.events import Advanced, Note, PhaseDone, PhaseStarted, ignore_events
 from prunectl.pattern import MAX_GROUP, NM, Unstructured, parse_nm, parse_pattern, pruned_count
-from prunectl.tensorspec import DTYPES, TensorSpec
+from prunectl.tensorspec import DTYPES
 
 
 @pytest.mark.parametrize(
@@ -125,28 +124,6 @@ def test_counts_where_floats_go_wrong(sparsity: float, weights: int, count: int)
     assert pruned_count(sparsity, weights) == count
 
 
-@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.integers(0, 10**12))
-def test_a_higher_sparsity_never_prunes_less(a: float, b: float, weights: int) -> None:
-    low, high = sorted((a, b))
-    assert pruned_count(low, weights) <= pruned_count(high, weights)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "numel", "nbytes"),
-    [
-        ("F32", (), 1, 4),
-        ("BF16", (2, 3), 6, 12),
-        ("F64", (0, 3), 0, 0),
-        ("F4", (6,), 6, 3),
-        ("BOOL", (5,), 5, 5),
-        ("F16", (2**20, 2**20), 2**40, 2**41),
-    ],
-)
-def test_sizes_of_tensors(dtype: str, shape: tuple[int, ...], numel: int, nbytes: int) -> None:
-    spec = TensorSpec("t", DTYPES[dtype], shape)
-    assert (spec.numel, spec.nbytes) == (numel, nbytes)
-
-
 def test_only_floats_of_16_bits_and_more_are_prunable() -> None:
     assert {name for name, d in DTYPES.items() if d.is_prunable} == {"F64", "F32", "F16", "BF16"}
     assert {name for name, d in DTYPES.items() if d.is_float} == {
@@ -187,10 +164,3 @@ def test_errors_say_what_where_and_what_to_do() -> None:
     assert "holds 1 NaN value," in str(errors.NaNWeights("t", 1))
     assert "holds 2 NaN values," in str(errors.NaNWeights("t", 2))
     assert "1,000,000,000 bytes are needed and 5 are free" in str(errors.NoSpace("o", 10**9, 5))
-
-
-def test_the_default_listener_takes_every_event() -> None:
-    for event in (PhaseStarted("read", 1), Advanced("read", 1), PhaseDone("read"), Note("done")):
-        ignore_events(event)
-    assert not Note("x").warning
-    assert Advanced("read", 5).item == ""

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from prunectl.checkpoint.roles import Role, TensorRole
 from prunectl.errors import (
     InvalidOption,
-    InvalidPattern,
     InvalidSparsity,
     NothingPrunable,
     UsageError,
@@ -424,8 +423,3 @@ def test_a_model_without_tensors_or_blocks() -> None:
         plan([])
     with pytest.raises(NothingPrunable):
         plan([MODEL[0]])
-
-
-def test_errors_of_arguments_share_a_class() -> None:
-    for error in (InvalidSparsity, InvalidOption, InvalidPattern, NothingPrunable):
-        assert issubclass(error, UsageError)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full import few
 
 import prunectl
 from prunectl import CompareSettings, EvalSettings, PruneSettings, Rule, demo
@@ -29,7 +30,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", few(SETTINGS, "recipe"))
 def test_a_pruned_folder_has_the_prunable_weights_that_prune_counted(
     case: str, tmp_path: Path
 ) -> None:
@@ -48,7 +49,10 @@ def test_a_pruned_folder_has_the_prunable_weights_that_prune_counted(
         scored = prunectl.evaluate(folder, settings)
         assert (scored.zeros, scored.weights) == wanted
     side = prunectl.bench(
-        out, settings=BenchSettings(seconds=0.01, measure_loading=False, pattern=None)
+        out,
+        settings=BenchSettings(
+            seconds=0.01, prompt_tokens=(8,), new_tokens=1, measure_loading=False, pattern=None
+        ),
     ).sides[0]
     assert (side.zeros.zeros, side.zeros.weights) == wanted
 

@@ -106,7 +106,7 @@ def test_each_row_on_its_own(tensors: Tensors, sparsity: float) -> None:
     reference.assert_same(output, {**source, **expected})
 
 
-@given(st.sampled_from([(2, 4), (1, 2), (4, 8), (1, 4), (2, 3), (6, 8), (5, 7)]), st.data())
+@given(st.sampled_from([(2, 4), (4, 8), (1, 4), (2, 3), (6, 8)]), st.data())
 def test_n_of_every_m(pattern: tuple[int, int], data: st.DataObject) -> None:
     n, m = pattern
     tensors = data.draw(checkpoints(multiple=m))
@@ -337,16 +337,15 @@ def test_an_analysis_that_was_kept_changes_nothing_but_time(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "choice",
+    ("choice", "dtype"),
     [
-        PruneSettings(sparsity=0.5),
-        PruneSettings(sparsity=0.5, scope=Scope.TENSOR),
-        PruneSettings(sparsity=0.5, scope=Scope.ROW),
-        PruneSettings(pattern=NM(2, 4)),
-        PruneSettings(sparsity=0.3, pattern=NM(2, 4)),
+        (PruneSettings(sparsity=0.5), torch.float64),
+        (PruneSettings(sparsity=0.5, scope=Scope.TENSOR), torch.float32),
+        (PruneSettings(sparsity=0.5, scope=Scope.ROW), torch.float16),
+        (PruneSettings(pattern=NM(2, 4)), torch.bfloat16),
+        (PruneSettings(sparsity=0.3, pattern=NM(2, 4)), torch.float32),
     ],
 )
-@pytest.mark.parametrize("dtype", FLOATS)
 def test_nan_stops_with_the_tensors_name(
     tmp_path: Path, choice: PruneSettings, dtype: torch.dtype
 ) -> None:
@@ -421,8 +420,13 @@ def test_a_card_that_is_not_utf_8_keeps_its_bytes_and_is_warned_of(
     assert Note(text, warning=True) in notes
 
 
-@pytest.mark.parametrize("verb", ["prune", "export"])
-@pytest.mark.parametrize("kind", ["own", "link", "link out", "link to a folder", "pipe", "large"])
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [("export", "own"), ("export", "link out")]
+    + [
+        ("prune", kind) for kind in ("own", "link", "link out", "link to a folder", "pipe", "large")
+    ],
+)
 def test_the_card_is_the_source_s_own(tmp_path: Path, kind: str, verb: str) -> None:
     source = reference.save(
         tmp_path / "source", {LAYER.format(0, "up"): trained((8, 8), torch.float32, 0, "plain")}

@@ -118,17 +118,6 @@ def test_a_budget_of_conv1d_matrices(tiny: Tiny, tmp_path: Path) -> None:
     reference.assert_same(reference.stored(tmp_path / "out"), expected)
 
 
-@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16], torch.bfloat16))
-def test_16_bit_models(tmp_path: Path, dtype: torch.dtype) -> None:
-    tiny_models.build("llama", tmp_path / "source", dtype)
-    source = reference.stored(tmp_path / "source")
-    prune(tmp_path / "source", tmp_path / "out", PruneSettings(sparsity=0.4))
-    names = [name for name in source if name in expected_prunable("llama", list(source))]
-    expected = reference.together(source, names, 0.4)
-    reference.assert_same(reference.stored(tmp_path / "out"), expected)
-    assert_loads(tmp_path / "out", expected, tmp_path / "source")
-
-
 # --- pickles ------------------------------------------------------------------------------------
 
 
@@ -322,23 +311,6 @@ def test_the_manifest_is_valid_and_its_totals_agree(full: Path, tmp_path: Path) 
         (tmp_path / "out/model.safetensors").stat().st_size,
         1,
     )
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        PruneSettings(pattern=NM(2, 4)),
-        PruneSettings(sparsity=0.3, pattern=NM(2, 4)),
-        PruneSettings(sparsity=0.3, scope=Scope.ROW),
-        PruneSettings(sparsity=0.3, scope=Scope.TENSOR),
-    ],
-)
-def test_manifests_of_other_settings_are_valid(
-    full: Path, tmp_path: Path, choice: PruneSettings
-) -> None:
-    prune(full, tmp_path / "out", choice, max_shard_size=20_000)
-    document = json.loads((tmp_path / "out" / "prunectl.json").read_bytes())
-    jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
 
 
 def test_the_card_keeps_the_sources_text(full: Path, tmp_path: Path) -> None:

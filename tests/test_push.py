@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hubserver import READER, SECRETS, WRITER, Hub, Worker
+from hubserver import READER, WRITER, Hub, Worker
 from hubserver.cards import check_card
 
 import prunectl
@@ -173,17 +172,6 @@ def test_files_in_parts_arrive_whole(
 
 
 @pytest.mark.full
-def test_the_repository_s_own_git_files_do_not_hide_weights(
-    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
-) -> None:
-    hub.put(repo, {".gitignore": b"*.safetensors\nconfig.json\n"})
-    assert pusher.push(outputs["two"], repo, WRITER)["changed"]
-    assert on_hub(hub, repo) == expected(outputs["two"]) | {
-        ".gitignore": b"*.safetensors\nconfig.json\n"
-    }
-
-
-@pytest.mark.full
 def test_rules_that_the_hub_adds_to_gitattributes_stay(
     hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -266,15 +254,6 @@ def test_private_is_private_or_nothing(
     assert (found["error"], "exists already" in found["text"]) == ("InvalidRepository", True)
 
 
-@pytest.mark.full
-def test_a_name_alone_is_the_user_s_own(
-    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
-) -> None:
-    name = repo.partition("/")[2]
-    assert pusher.push(outputs["two"], name, WRITER)["repo_id"] == f"writer/{name}"
-    assert on_hub(hub, f"writer/{name}") == expected(outputs["two"])
-
-
 # --- the model card ---------------------------------------------------------------------------
 
 
@@ -351,69 +330,46 @@ def test_a_card_that_the_hub_would_refuse_stops_before_the_upload(
 
 # --- the command line -------------------------------------------------------------------------
 
-Prunectl = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def prunectl_at(hub: Hub, tmp_path: Path) -> Prunectl:
-    """Runs ``prunectl ARGS`` in an empty folder, with an empty cache unless told otherwise."""
-
-    def run(*args: str | Path, token: str = WRITER, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "prunectl", *map(str, args)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"HF_HOME": str(tmp_path / "hf")} | hub.environment(token) | env,
-            timeout=300,
-            check=False,
-        )
-        assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
-        return done
-
-    return run
-
 
 def test_the_command_pushes_and_says_so(
-    hub: Hub, prunectl_at: Prunectl, repo: str, outputs: dict[str, Path]
+    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    done = prunectl_at("push", outputs["two"], repo, "--commit-message", "By hand")
-    assert done.returncode == 0, done.stderr
+    words = ("push", outputs["two"], repo)
+    done = pusher.type(tmp_path, *words, "--commit-message", "By hand", hf_token=WRITER)
     head = hub.repo(repo).resolve("main")
     assert head is not None
     assert head.title == "By hand"
-    assert f"{hub.url}/{repo}/commit/{head.oid}" in done.stdout
-    assert done.stderr == ""
-    done = prunectl_at("push", outputs["two"], repo, "--json", "-q")
-    document = json.loads(done.stdout)
+    assert f"{hub.url}/{repo}/commit/{head.oid}" in done.out
+    assert (done.code, done.err) == (0, "")
+    document = pusher.type(tmp_path, *words, "--json", "-q", hf_token=WRITER).document
     assert document["schema"] == "prunectl.push/1"
     assert not document["changed"]
-    done = prunectl_at("push", outputs["two"], repo, token=READER, PRUNECTL_DEBUG="1")
-    assert (done.returncode, "nothing was committed" in done.stdout) == (0, True)
+    code, out, _ = pusher.type(tmp_path, *words, hf_token=READER)
+    assert (code, "nothing was committed" in out) == (0, True)
 
 
 def test_prune_and_export_end_with_a_push(
-    hub: Hub, prunectl_at: Prunectl, repo: str, outputs: dict[str, Path], tmp_path: Path
+    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    done = prunectl_at(
+    document = pusher.type(
+        tmp_path,
         *("prune", outputs["source"], "-s", "0.3", "-o", "out", "--json"),
         *("--push", repo, "--push-revision", "dev", "--private", "--token", WRITER),
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    ).document
     assert document["push"]["revision"] == "dev"
     assert hub.repo(repo).private
     assert on_hub(hub, repo, "dev") == expected(tmp_path / "out")
     card = hub.files(repo, "dev")["README.md"].decode()
     assert f"--push {repo}" in card
     assert WRITER not in card
-    done = prunectl_at("export", "out", "-o", "small", "--push", f"{repo}-small", token=READER)
-    assert done.returncode == 1
-    assert "small is complete, but not pushed" in done.stderr
-    assert "the token may not write there" in done.stderr
-    assert done.stdout.startswith("out -> small")
-    done = prunectl_at("export", "out", "-o", "small", "--force", "--push", f"{repo}-small")
-    assert done.returncode == 0, done.stderr
+    words = ("export", "out", "-o", "small", "--push", f"{repo}-small")
+    code, out, err = pusher.type(tmp_path, *words, hf_token=READER)
+    assert code == 1
+    assert "small is complete, but not pushed" in err
+    assert "the token may not write there" in err
+    assert out.startswith("out -> small")
+    done = pusher.type(tmp_path, *words, "--force", hf_token=WRITER)
+    assert done.code == 0, done.err
     assert on_hub(hub, f"{repo}-small") == expected(tmp_path / "small")
 
 
@@ -427,11 +383,12 @@ def test_prune_and_export_end_with_a_push(
     ],
 )
 def test_a_push_that_cannot_be_ends_before_the_work(
-    prunectl_at: Prunectl, outputs: dict[str, Path], tmp_path: Path, args: list[str], said: str
-) -> None:
-    done = prunectl_at("prune", outputs["source"], "-s", "0.3", "-o", "out", *args)
-    assert done.returncode == 2
-    assert said in done.stderr
+    typed: Callable[..., tuple[int, str, str]], outputs: dict[str, Path], tmp_path: Path,
+    args: list[str], said: str,
+) -> None:  # fmt: skip
+    code, _, err = typed("prune", outputs["source"], "-s", "0.3", "-o", "out", *args)
+    assert code == 2
+    assert said in err
     assert not (tmp_path / "out").exists()
 
 
@@ -453,7 +410,7 @@ torch.save(model.eval()(ids).last_hidden_state, path)
 @pytest.mark.real
 def test_a_real_model_goes_the_whole_way_twice(
     hub: Hub,
-    prunectl_at: Prunectl,
+    pusher: Worker,
     real_model: Callable[[str], Path],
     repo: str,
     tmp_path: Path,
@@ -463,11 +420,10 @@ def test_a_real_model_goes_the_whole_way_twice(
     hub.put(MINILM, {name: folder / name for name in names})
 
     def load(how: str, name: str) -> torch.Tensor:
-        environment = os.environ | hub.environment(READER) | {"HF_HOME": str(tmp_path / how)}
         path = tmp_path / "hidden.pt"
         done = subprocess.run(
             [sys.executable, "-c", LOAD, how, name, str(path)],
-            env=environment,
+            env=os.environ | hub.environment(READER) | {"HF_HOME": str(tmp_path / how)},
             capture_output=True,
             text=True,
             timeout=300,
@@ -478,9 +434,7 @@ def test_a_real_model_goes_the_whole_way_twice(
         return hidden
 
     def run(*args: str) -> Any:
-        done = prunectl_at(*args, "--json", "-q")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return pusher.type(tmp_path, *args, "--json", "-q", hf_token=WRITER).document
 
     run("prune", MINILM, "--pattern", "2:4", "-o", "out")
     assert run("verify", "out")["ok"]
@@ -496,7 +450,7 @@ def test_a_real_model_goes_the_whole_way_twice(
                  "library_name: sentence-transformers", "- sparsity-2-4"):  # fmt: skip
         assert f"\n{line}\n" in card
 
-    shutil.rmtree(tmp_path / "hf")
+    shutil.rmtree(pusher.home / "hub")
     run("export", repo, "--layout", "dense", "-o", "pulled")
     assert run("verify", "pulled")["ok"]
     dense = load("transformers", repo)
@@ -505,4 +459,3 @@ def test_a_real_model_goes_the_whole_way_twice(
     assert pushed["nbytes"] < 60_000_000
     assert run("push", "small", f"{repo}-small")["changed"] is False
     assert torch.equal(load("prunectl", f"{repo}-small"), dense)
-    assert torch.equal(load("transformers", str(tmp_path / "out")), dense)

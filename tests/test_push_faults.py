@@ -125,13 +125,6 @@ def test_a_new_repository_in_a_namespace_of_others(case: Case) -> None:
     assert 'under the namespace "others"' in found["text"]
 
 
-def test_a_private_repository_of_others_is_not_told_of(case: Case) -> None:
-    case.hub.repo(case.repo).private = True
-    found = case.push(STRANGER)
-    assert found["error"] == "PushDenied"
-    case.check_retry()
-
-
 def test_a_gated_repository_takes_a_push_from_its_owner_only(case: Case) -> None:
     case.hub.repo(case.repo).gated = True
     found = case.push(STRANGER, create_pr=True)
@@ -232,13 +225,6 @@ def test_every_route_of_a_push_is_cut_somewhere(case: Case) -> None:
     assert used <= {route for route, _ in CUTS} <= set(ROUTES)
 
 
-def test_a_slow_connection_is_only_slow(case: Case) -> None:
-    case.hub.fail("put", delay=0.2)
-    case.hub.fail("commit", delay=0.2)
-    assert case.push()["changed"]
-    case.check_retry()
-
-
 def test_a_hub_that_is_not_there(case: Case, tmp_path: Path) -> None:
     environment = case.hub.environment(WRITER)
     for change, said in (
@@ -310,14 +296,6 @@ def test_a_busy_hub_is_waited_for(case: Case) -> None:
     assert any("503" in note for note in found["notes"])
     # An address that is signed is a key; it is not shown.
     assert not any("X-Amz-Signature" in note for note in found["notes"])
-    case.check_retry()
-
-
-def test_a_hub_that_stays_busy_is_given_up(case: Case) -> None:
-    case.hub.fail("batch", status=503, times=6, headers=AT_ONCE)
-    found = case.push()
-    assert (found["error"], found["exit"]) == ("PushError", 1)
-    assert "the Hub cannot take it now (HTTP 503" in found["text"]
     case.check_retry()
 
 

@@ -189,33 +189,15 @@ def test_what_answers_is_no_hub(
 
 # --- progress ---------------------------------------------------------------------------------
 
-WATCH = """
-import sys, json, prunectl
-from prunectl.events import Advanced, PhaseStarted
-seen = []
-def on_event(event):
-    if isinstance(event, (Advanced, PhaseStarted)) and event.phase == "uploading":
-        seen.append([getattr(event, "total", None), getattr(event, "count", 0)])
-prunectl.push(sys.argv[1], sys.argv[2], on_event=on_event)
-print(json.dumps(seen))
-"""
-
 
 def test_each_file_s_bytes_are_reported_once(
-    hub: Hub, repo: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pusher: Worker, repo: str, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "part_size", 7_000)
     hub.fail("put", status=503, headers={"Retry-After": "0"})
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(made), repo],
-        env=os.environ | {"HF_HOME": str(tmp_path)} | hub.environment(WRITER),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    (total, _), *advances = json.loads(done.stdout)
+    said = pusher.said
+    (total, _), *advances = pusher.push(made, repo, WRITER)["uploading"]
     assert sum(count for _, count in advances) == total
     sent = {name: data for name, data in hub.files(repo).items() if name != ".gitattributes"}
     assert sorted(count for _, count in advances) == sorted(map(len, sent.values()))
-    assert done.stderr == ""
+    assert pusher.said == said

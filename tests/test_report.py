@@ -17,6 +17,7 @@ import pytest
 import report_documents
 import tiny_models
 import torch
+from full import few
 from report_documents import HOSTILE
 from safetensors.torch import load_file
 
@@ -192,15 +193,17 @@ def test_scales_that_are_offered() -> None:
     assert list(sweep_data.loss_ranges(points(20, 20.1), 0.0)) == ["All"]
 
 
-@pytest.mark.parametrize("name", report_documents.EVERY)
-@pytest.mark.parametrize("interactive", [True, False])
+@pytest.mark.parametrize(
+    ("name", "interactive"), [*((name, True) for name in report_documents.EVERY), ("real", False)]
+)
 def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
     document = report_documents.EVERY[name]()
     charts = SweepCharts(document, interactive)
     found = {**charts.scores(), **charts.losses()}
     assert bool(found) == (name != "bare")
     for chart in found.values():
-        vega = compiled(finished(chart, charts.datasets(), height=100), strict=name == "accuracy")
+        strict = name == "accuracy"
+        vega = compiled(finished(chart, charts.datasets(), height=100), strict=strict)
         rows = next(d["values"] for d in vega["data"] if d["name"] == "points")
         assert len(rows) == sum(len(curve["points"]) for curve in document["curves"])
 
@@ -208,9 +211,15 @@ def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
 # --- sweeps: page and picture ------------------------------------------------------------------
 
 
-def test_the_page_of_a_sweep_says_all_of_it() -> None:
+@pytest.fixture(scope="module")
+def real_page() -> str:
+    return sweep_page(report_documents.real())
+
+
+def test_the_page_of_a_sweep_says_all_of_it(real_page: str) -> None:
     document = report_documents.real()
-    page = Read(sweep_page(document))
+    assert sweep_page(document) == real_page, "made anew, it is the same"
+    page = Read(real_page)
     for curve in document["curves"]:
         assert curve["essential"]["text"] in page.seen
         for point in curve["points"]:
@@ -232,12 +241,8 @@ def test_failed_points_seeds_and_parts_are_said() -> None:
     assert "interrupted" in Read(sweep_page(report_documents.bare())).seen
 
 
-def test_a_page_is_the_same_again() -> None:
-    assert sweep_page(report_documents.real()) == sweep_page(report_documents.real())
-
-
-def test_nothing_is_fetched_and_only_our_scripts_may_run() -> None:
-    page = Read(sweep_page(report_documents.real()))
+def test_nothing_is_fetched_and_only_our_scripts_may_run(real_page: str) -> None:
+    page = Read(real_page)
     for tag, attributes in page.elements:
         assert not {"src", "href", "srcset", "action", "data"} & set(attributes), tag
         assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
@@ -249,14 +254,12 @@ def test_nothing_is_fetched_and_only_our_scripts_may_run() -> None:
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert policy.count("sha256-") == len(page.scripts) - 1 == 2
-    assert "@import" not in sweep_page(report_documents.real())
+    assert "@import" not in real_page
 
 
 def test_texts_of_a_document_stay_texts() -> None:
-    clean, spoilt = (
-        Read(sweep_page(document))
-        for document in (report_documents.accuracy(), report_documents.hostile())
-    )
+    texts = [sweep_page(made()) for made in (report_documents.accuracy, report_documents.hostile)]
+    clean, spoilt = map(Read, texts)
     # The parser sees the very same elements, and no attribute that only the hostile page has. Each
     # word of a command is a span, and hostile ones have more words.
     seen = [[tag for tag, _ in page.elements if tag != "span"] for page in (clean, spoilt)]
@@ -267,7 +270,7 @@ def test_texts_of_a_document_stay_texts() -> None:
     assert spoilt.seen.count("window.hacked = 1") > 30
     assert "{{ 7 * 7 }}" in spoilt.seen  # a template's words are not followed either
     assert "\\udcff" in spoilt.seen  # and the page can be saved
-    sweep_page(report_documents.hostile()).encode()
+    texts[1].encode()
     # What reaches Vega as an expression is ours alone.
     charts = json.dumps([s["figures"] for s in spoilt.data["sections"]])
     assert "window.hacked" not in "".join(re.findall(r'"(?:expr|test|filter)": "[^"]*"', charts))
@@ -297,7 +300,7 @@ def test_texts_stay_texts_in_pictures_too() -> None:
     assert not [name for e in root.iter() for name in e.attrib if name.lower().startswith("on")]
 
 
-@pytest.mark.parametrize("name", ["bare", "two points", "many"])
+@pytest.mark.parametrize("name", few(["bare", "two points", "many"]))
 def test_odd_sweeps_have_pages_and_pictures(name: str) -> None:
     document = report_documents.EVERY[name]()
     page = Read(sweep_page(document))
@@ -365,8 +368,8 @@ def test_all_charts_of_an_analysis_are_charts(
         norm_curve(analysis.cuts, analysis.source.prunable_weights),
     ]
     assert len(charts) == 6 + 2 + 2
-    for chart in charts:
-        compiled(chart, strict=True)
+    for number, chart in enumerate(charts):
+        compiled(chart, strict=number in (0, *range(6, 10)))  # one of each kind
 
 
 def test_losses_are_those_of_each_tensor(
@@ -447,7 +450,9 @@ def test_texts_of_a_checkpoint_stay_texts(tmp_path: Path) -> None:
     assert len(page.scripts) == 3
 
 
-@pytest.mark.parametrize("values", [[[0.0] * 4] * 4, [[1.0] * 4] * 4, [[float("inf")] * 4] * 4])
+@pytest.mark.parametrize(
+    "values", few([[[float("inf")] * 4] * 4, [[0.0] * 4] * 4, [[1.0] * 4] * 4])
+)
 def test_analyses_without_much_to_draw_have_pages(tmp_path: Path, values: Any) -> None:
     from analysis_reference import stored, write
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import reference
 import torch
-from full import few
+from forked import die, dying_after, forked
 
 from prunectl import PruneResult, PruneSettings, prune, verify
 from prunectl.errors import OutputConflict
@@ -27,50 +25,19 @@ SHARDS = 6
 LIMIT = 1_000_000
 HALF = PruneSettings(sparsity=0.5)
 
-# Prunes in a process of its own, which dies, or waits to be stopped, at a chosen place.
+# Prunes in a process of its own, which goes on in the middle when its stdin is closed.
 CHILD = """
-import os, signal, sys, time
+import sys
 from prunectl import PruneSettings, prune
 from prunectl.events import Advanced
-from prunectl.output.folder import OutputFolder
-from prunectl.output.journal import Journal
-
-source, out, mode, number = *sys.argv[1:4], int(sys.argv[4])
-force = "force" in mode
-add, commit, shards, events = Journal.add, OutputFolder.commit, [], []
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def add_and_die(self, shard, records):
-    entry = add(self, shard, records)
-    shards.append(shard)
-    if "shard" in mode and len(shards) == number:
-        die()
-    return entry
-
-def die_then_commit(self):
-    if "commit" in mode:
-        while len(shards) < number:  # a disk may be slower than what is written for it
-            time.sleep(0.01)
-        die()
-    commit(self)
 
 def on_event(event):
     if isinstance(event, Advanced) and event.phase == "writing weights":
         print("writing", flush=True)
-        if "wait" in mode:
-            time.sleep(0.1)
-        if "held" in mode:  # goes on when its stdin is closed
-            sys.stdin.read()
-        if "tensor" in mode:
-            events.append(event)
-            if len(events) == number:
-                die()
+        sys.stdin.read()
 
-Journal.add, OutputFolder.commit = add_and_die, die_then_commit
-result = prune(source, out, PruneSettings(sparsity=0.5), max_shard_size=1_000_000,
-               force=force, jobs=1, on_event=on_event)
+result = prune(*sys.argv[1:], PruneSettings(sparsity=0.5), max_shard_size=1_000_000, jobs=1,
+               on_event=on_event)
 print("resumed", result.resumed_shards, flush=True)
 """
 
@@ -107,21 +74,24 @@ def run(
     return prune(source, out, choice, max_shard_size=LIMIT, force=force)
 
 
-def start(source: Path, out: Path, mode: str, number: int = 0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, source, out, mode, str(number)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-    )
+def killed(
+    source: Path, out: Path, shards: int = 0, *, tensors: int = 0, force: bool = False
+) -> None:
+    """Prune until so many shards are noted as finished, or so many tensors are written."""
+    seen = 0
 
+    def on_event(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, Advanced) and event.phase == "writing weights"
+        if tensors and seen == tensors:
+            die()
 
-def killed(source: Path, out: Path, mode: str, number: int = 0) -> None:
-    child = start(source, out, mode, number)
-    _, errors = child.communicate(timeout=300)
-    assert child.returncode == -signal.SIGKILL, errors
+    def work() -> None:
+        if shards:
+            dying_after(Journal, "add", shards)
+        prune(source, out, HALF, max_shard_size=LIMIT, force=force, jobs=1, on_event=on_event)
+
+    assert forked(work) == -signal.SIGKILL
 
 
 def finished(out: Path) -> list[str]:
@@ -138,7 +108,11 @@ def assert_complete(out: Path, whole: dict[str, bytes]) -> None:
 @pytest.fixture
 def waiting(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that is in the middle of writing ``out``."""
-    child = start(source, out, "held")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, source, out],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )  # fmt: skip
     assert child.stdout
     assert child.stdout.readline() == "writing\n"
     yield child
@@ -150,11 +124,11 @@ def waiting(source: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
 # --- killed -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", few(range(1, SHARDS + 1), 2))
+@pytest.mark.parametrize("number", range(1, SHARDS + 1))
 def test_killed_after_a_shard(
     source: Path, out: Path, whole: dict[str, bytes], number: int
 ) -> None:
-    killed(source, out, "shard", number)
+    killed(source, out, number)
     assert not out.exists()
     assert len(finished(out)) == number
     result = run(source, out)
@@ -163,11 +137,11 @@ def test_killed_after_a_shard(
     assert verify(out).ok
 
 
-@pytest.mark.parametrize("number", few([1, 3]))
+@pytest.mark.parametrize("number", [1, 3])
 def test_killed_after_a_tensor(
     source: Path, out: Path, whole: dict[str, bytes], number: int
 ) -> None:
-    killed(source, out, "tensor", number)
+    killed(source, out, tensors=number)
     assert not out.exists()
     done = len(finished(out))
     assert done <= number
@@ -175,41 +149,16 @@ def test_killed_after_a_tensor(
     assert_complete(out, whole)
 
 
-@pytest.mark.full
-def test_killed_before_the_end(source: Path, out: Path, whole: dict[str, bytes]) -> None:
-    killed(source, out, "commit", SHARDS - 2)
-    assert not out.exists()
-    # The last one or two may not have been noted yet.
-    assert run(source, out).resumed_shards >= SHARDS - 2
-    assert_complete(out, whole)
-
-
-@pytest.mark.full
-def test_killed_again_and_again_at_any_time(
-    source: Path, out: Path, whole: dict[str, bytes]
-) -> None:
-    chance = random.Random(1)
-    kills = 0
-    for _ in range(5):
-        child = start(source, out, "wait")
-        assert child.stdout
-        child.stdout.readline()
-        time.sleep(chance.uniform(0, 0.5))
-        child.kill()
-        child.communicate()
-        kills += child.returncode == -signal.SIGKILL
-        if out.exists():
-            break
-    assert kills
-    if out.exists():  # killed behind the last step: what is left is the journal, for the next run
-        assert reference.contents(out) == whole
-        journal_file(out).touch()
-    run(source, out, force=out.exists())
+def test_killed_again_and_again(source: Path, out: Path, whole: dict[str, bytes]) -> None:
+    for number in range(1, 4):
+        killed(source, out, 1)
+        assert len(finished(out)) == number
+    assert run(source, out).resumed_shards == 3
     assert_complete(out, whole)
 
 
 def test_what_is_resumed_is_said(source: Path, out: Path) -> None:
-    killed(source, out, "shard", 2)
+    killed(source, out, 2)
     events: list[Event] = []
     prune(source, out, HALF, max_shard_size=LIMIT, on_event=events.append)
     assert any(isinstance(e, Note) and "2 finished shards" in e.text for e in events)
@@ -228,7 +177,7 @@ def test_what_is_resumed_is_said(source: Path, out: Path) -> None:
 def test_other_arguments_begin_anew(
     source: Path, out: Path, tmp_path: Path, choice: PruneSettings, limit: int
 ) -> None:
-    killed(source, out, "shard", 3)
+    killed(source, out, 3)
     result = prune(source, out, choice, max_shard_size=limit)
     assert result.resumed_shards == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -236,21 +185,20 @@ def test_other_arguments_begin_anew(
     assert reference.contents(out) == reference.contents(tmp_path / "clean")
 
 
-@pytest.mark.full
 def test_a_source_that_changed_begins_anew(out: Path, tmp_path: Path) -> None:
     tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(400, 500) for i in range(SHARDS)}
     source = reference.save(tmp_path / "source", tensors)
-    killed(source, out, "shard", 3)
+    killed(source, out, 3)
     reference.save(source, {name: tensor * 2 for name, tensor in tensors.items()})
     assert run(source, out).resumed_shards == 0
     assert verify(out).ok
 
 
-@pytest.mark.parametrize("damage", few(["a bit", "cut", "gone"]))
+@pytest.mark.parametrize("damage", ["a bit", "cut", "gone"])
 def test_a_finished_shard_that_was_damaged_is_written_again(
     source: Path, out: Path, whole: dict[str, bytes], damage: str
 ) -> None:
-    killed(source, out, "shard", 3)
+    killed(source, out, 3)
     shard = work_folder(out) / finished(out)[1]
     if damage == "a bit":
         reference.flip_bit(shard)
@@ -269,13 +217,12 @@ def test_a_finished_shard_that_was_damaged_is_written_again(
     assert_complete(out, whole)
 
 
-@pytest.mark.full
 def test_a_run_that_ends_again_does_not_take_the_damaged_shard_either(
     source: Path, out: Path, whole: dict[str, bytes]
 ) -> None:
-    killed(source, out, "shard", 3)
+    killed(source, out, 3)
     reference.flip_bit(work_folder(out) / finished(out)[1])
-    killed(source, out, "tensor", 1)
+    killed(source, out, tensors=1)
     assert run(source, out).resumed_shards >= 2
     assert_complete(out, whole)
 
@@ -340,14 +287,14 @@ def test_an_error_half_way_keeps_what_is_finished(
 # --- replaced -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "number"), few([("shard", 1), ("shard", SHARDS), ("commit", 0)]))
+@pytest.mark.parametrize("number", [1, SHARDS])
 def test_a_killed_replacement_leaves_the_old_output(
-    source: Path, out: Path, whole: dict[str, bytes], mode: str, number: int
+    source: Path, out: Path, whole: dict[str, bytes], number: int
 ) -> None:
     run(source, out, PruneSettings(sparsity=0.1))
     old = reference.contents(out)
     assert old != whole
-    killed(source, out, f"{mode} force", number)
+    killed(source, out, number, force=True)
     assert reference.contents(out) == old
     assert verify(out).ok
     with pytest.raises(OutputConflict, match="not empty"):

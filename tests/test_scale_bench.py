@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -172,40 +171,3 @@ def test_a_folder_is_served_as_it_is(tmp_path: Path) -> None:
             "model.safetensors": len(data) + 1199001 + len(data) - 1279000,
         }
         assert hub.sent() == {}
-
-
-TREE = """
-import subprocess, sys
-child = "import time; block = bytearray({} << 20); time.sleep(1)"
-both = [subprocess.Popen([sys.executable, "-c", child.format(size)]) for size in (40, 80)]
-assert not any(process.wait() for process in both)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_memory_of_a_tree_is_that_of_all_that_was_started(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    job = measuring.Job("x", [sys.executable, "-c", TREE], is_tree=True)
-    began = time.monotonic()
-    measuring.run_job(job, tmp_path / "cache")
-    assert 1 < job.walls[0] <= time.monotonic() - began
-    assert 120 * measuring.MIB < job.sums[0] < 220 * measuring.MIB
-    (row,) = measuring.summary([measuring.Job(measuring.COPY, [], walls=[1.0], peaks=[1])])
-    assert row["sum_rss_mib"] is None
-
-
-def test_a_line_is_laid_through_the_times_of_each_job() -> None:
-    rows = [
-        {"job": job, "gb": gb, "seconds": start + slope * gb}
-        for gb in (1, 2, 4)
-        for job, start, slope in (("a", 1.0, 0.5), ("b", 0.0, 2.0))
-    ]
-    rows.append({"job": "once", "gb": 1, "seconds": 1.0})
-    found = scale.lines_through(rows)
-    assert [(row["job"], row["start_seconds"], row["seconds_per_gb"]) for row in found] == [
-        ("a", 1.0, 0.5),
-        ("b", 0.0, 2.0),
-    ]
-    assert all(row["farthest"] < 1e-9 for row in found)
-    rows[0]["seconds"] = 3.0
-    assert scale.lines_through(rows)[0]["farthest"] > 0.1

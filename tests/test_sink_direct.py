@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import prunectl
 from prunectl.calibration.store import CalibratedStore
-from prunectl.disks import file_system, open_direct
+from prunectl.disks import open_direct
 from prunectl.errors import CannotWrite, NoSpace
 from prunectl.output import direct as direct_module
 from prunectl.output import osfiles
@@ -95,19 +95,6 @@ def test_nothing_but_the_end_is_written_otherwise(
     assert min(at for at, _ in through) == 40 * _CHUNK
 
 
-def test_a_size_that_is_not_known_yet(on_disk: Path) -> None:
-    """As compressed files are written: the header last, the rest after room for it."""
-    file = PartialFile(on_disk, "weights", 0, expected=len(_DATA))
-    for at, data in pieces(6):
-        if at:
-            file.write(data, at)
-    first = next(data for at, data in pieces(6) if at == 0)
-    file.truncate(len(_DATA))
-    file.write(first, 0)
-    file.close()
-    assert (on_disk / "weights").read_bytes() == _DATA
-
-
 def test_a_slow_disk_gets_it_through_the_page_cache(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,27 +112,6 @@ def test_a_slow_disk_gets_it_through_the_page_cache(
     assert file._direct._is_slow
     assert early >= 1
     assert (on_disk / "weights").read_bytes() == _DATA
-
-
-def test_one_thread_at_a_time_writes_through_the_page_cache(
-    on_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(direct_module, "SLOW", float("inf"))
-    whole, inside, most = direct_module.write_at, [], []
-
-    def write_at(fd: int, data: memoryview, at: int) -> None:
-        inside.append(at)
-        most.append(len(inside))
-        time.sleep(0.001)
-        whole(fd, data, at)
-        inside.remove(at)
-
-    monkeypatch.setattr(direct_module, "write_at", write_at)
-    file = PartialFile(on_disk, "weights", len(_DATA))
-    file.write(_DATA, 0)
-    file.close()
-    assert len(most) > 20
-    assert max(most) == 1
 
 
 def direct_pwrite(
@@ -273,45 +239,6 @@ def test_gaps_do_not_fill_memory(on_disk: Path, threads: int) -> None:
     assert not writer._free
 
 
-def test_buffers_of_many_threads_are_not_kept(on_disk: Path) -> None:
-    file = PartialFile(on_disk, "weights", len(_DATA))
-    writer = file._direct
-    assert writer is not None
-    at_once = threading.Barrier(16, timeout=120)
-
-    def put(number: int) -> None:
-        for begin in range(0, _CHUNK, _CHUNK // 2):
-            place = number * _CHUNK + begin
-            file.write(_DATA[place : place + _CHUNK // 2], place)
-            at_once.wait()
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(put, range(16)))
-    file.write(_DATA[16 * _CHUNK :], 16 * _CHUNK)
-    assert len(writer._free) <= 4
-    file.close()
-    assert (on_disk / "weights").read_bytes() == _DATA
-
-
-class _Seconds(list[float]):
-    """Lets another thread in between what is added and what is looked at."""
-
-    def append(self, value: float) -> None:
-        super().append(value)
-        time.sleep(0.05)
-
-
-def test_two_threads_judge_a_disk(tmp_path: Path) -> None:
-    fd = os.open(tmp_path / "weights", os.O_RDWR | os.O_CREAT)
-    writer = DirectWriter(os.dup(fd), fd)
-    writer._seconds = _Seconds([1.0] * 8)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(writer._judge, [1.0, 1.0]))
-    assert writer._is_slow
-    writer.close()
-    os.close(fd)
-
-
 def test_who_waits_when_it_is_closed_gets_an_error(tmp_path: Path) -> None:
     """As after a second Ctrl-C: the program could not end as long as a thread waits."""
     fd = os.open(tmp_path / "weights", os.O_RDWR | os.O_CREAT)
@@ -350,17 +277,6 @@ def test_no_more_descriptors_no_direct_writes(on_disk: Path) -> None:
         assert open_direct(path, fd, os.O_WRONLY) is None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        os.close(fd)
-
-
-def test_no_kind_of_file_system_elsewhere(on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other systems have a ``fstatfs`` too, which writes more than Linux does."""
-    fd = os.open(on_disk / "probe", os.O_RDWR)
-    try:
-        assert file_system(fd) != 0
-        monkeypatch.setattr("sys.platform", "freebsd14")
-        assert file_system(fd) == 0
-    finally:
         os.close(fd)
 
 

@@ -13,22 +13,24 @@ import stat
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import dying_after, dying_before, forked
 
 from prunectl.errors import CannotWrite, NoSpace, OutputConflict
-from prunectl.events import Event, Note
+from prunectl.events import Event, Note, OnEvent, ignore_events
 from prunectl.output import folder as folder_module
 from prunectl.output import journal as journal_module
 from prunectl.output import osfiles
 from prunectl.output.folder import OutputFolder
+from prunectl.output.journal import Journal
 from prunectl.output.osfiles import os_errors
-from prunectl.output.shards import plan_shards
+from prunectl.output.shards import ShardWriter, plan_shards
 from prunectl.output.target import (
     calibrated_folder,
     check_space,
@@ -41,19 +43,11 @@ from prunectl.tensorspec import DTYPES, TensorSpec
 
 LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
 
-# A whole run, as a caller writes it; the tests let it die at chosen places.
-JOB = """
-import os, signal, sys
-from pathlib import Path
-from prunectl.output import folder as folder_module
-from prunectl.output.folder import OutputFolder
-from prunectl.output.journal import Journal
-from prunectl.output.shards import ShardWriter, plan_shards
-from prunectl.tensorspec import DTYPES, TensorSpec
+SHARDS = [shard.name for shard in LAYOUT.shards]
 
-LAYOUT = plan_shards([TensorSpec(n, DTYPES["F32"], (64,)) for n in "abc"], 256)
 
-def job(target, fill, on_event=lambda event: None):
+def job(target: Path, fill: int, on_event: OnEvent = ignore_events) -> list[str]:
+    """A whole run, as a caller writes it; returns the shards that it had to write."""
     wrote = []
     with OutputFolder(target, f"fp-{fill}", force=True, protected=[], on_event=on_event) as out:
         out.tell_resumed()
@@ -71,11 +65,6 @@ def job(target, fill, on_event=lambda event: None):
         out.write_bytes("prunectl.json", str(fill).encode())
         out.commit()
     return wrote
-"""
-namespace: dict[str, object] = {}
-exec(JOB, namespace)
-job: Callable[..., list[str]] = namespace["job"]  # type: ignore[assignment]
-SHARDS = [shard.name for shard in LAYOUT.shards]
 
 
 def state(target: Path) -> int | None:
@@ -94,87 +83,72 @@ def left_over(target: Path) -> list[str]:
     return sorted(p.name for p in target.parent.iterdir() if p != target)
 
 
-def run_until_killed(target: Path, fill: int, hook: str) -> None:
-    """Run the job in a process of its own that ``hook`` has prepared to kill itself."""
-    code = JOB + textwrap.dedent(hook) + f"\njob(Path({str(target)!r}), {fill})\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def run_until_killed(target: Path, fill: int, *hooks: tuple[Any, ...]) -> None:
+    """Run the job in a copy of this process that ``hooks`` let die: (when, owner, name, times)."""
+
+    def work() -> None:
+        for when, *where in hooks:
+            when(*where)
+        job(target, fill)
+
+    assert forked(work) == -signal.SIGKILL
 
 
-DIE = """
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
+AT_COMMIT = (dying_before, OutputFolder, "commit")
 
-def after(owner, name, times=1):
-    whole, calls = getattr(owner, name), []
-    def wrapped(*args, **kwargs):
-        result = whole(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == times:
-            die()
-        return result
-    setattr(owner, name, wrapped)
-
-def before(owner, name, times=1):
-    whole, calls = getattr(owner, name), []
-    def wrapped(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == times:
-            die()
-        return whole(*args, **kwargs)
-    setattr(owner, name, wrapped)
-"""
-
-# (name, hook, shards the next run still has to write, whether the kill came after the switch)
-STAGES = [
-    ("work folder just made", "after(Path, 'mkdir')", 3, False),
-    ("middle of the first shard", "after(ShardWriter, 'write', 1)", 3, False),
-    ("middle of the third shard", "after(ShardWriter, 'write', 5)", 1, False),
-    ("shard written, not durable", "before(ShardWriter, 'close', 2)", 2, False),
-    ("shard renamed, not in the journal", "after(ShardWriter, 'close', 2)", 2, False),
-    ("journal line written", "after(Journal, 'add', 2)", 1, False),
-    ("between side files", "after(OutputFolder, 'write_bytes', 1)", 0, False),
-    ("before the commit", "before(OutputFolder, 'commit')", 0, False),
-    ("before the switch", "before(OutputFolder, '_move_in'); before(OutputFolder, '_swap')", 0, 0),
-    ("after the switch", "after(OutputFolder, '_move_in'); after(OutputFolder, '_swap')", 3, True),
-    ("before the journal goes", "before(Journal, 'remove')", 3, True),
-]
+# (name, hooks, shards the next run still has to write, whether the kill came after the switch)
+STAGES: list[tuple[str, list[tuple[Any, ...]], int, bool]] = [
+    ("work folder just made", [(dying_after, Path, "mkdir")], 3, False),
+    ("middle of the first shard", [(dying_after, ShardWriter, "write", 1)], 3, False),
+    ("middle of the third shard", [(dying_after, ShardWriter, "write", 5)], 1, False),
+    ("shard written, not durable", [(dying_before, ShardWriter, "close", 2)], 2, False),
+    ("shard renamed, not in the journal", [(dying_after, ShardWriter, "close", 2)], 2, False),
+    ("journal line written", [(dying_after, Journal, "add", 2)], 1, False),
+    ("between side files", [(dying_after, OutputFolder, "write_bytes", 1)], 0, False),
+    ("before the commit", [AT_COMMIT], 0, False),
+    ("before the switch", [(dying_before, OutputFolder, "_move_in"),
+                           (dying_before, OutputFolder, "_swap")], 0, False),
+    ("after the switch", [(dying_after, OutputFolder, "_move_in"),
+                          (dying_after, OutputFolder, "_swap")], 3, True),
+    ("before the journal goes", [(dying_before, Journal, "remove")], 3, True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("old", [None, 7], ids=["fresh", "replacing"])
-@pytest.mark.parametrize(("hook", "to_write", "switched"), [s[1:] for s in STAGES],
+@pytest.mark.parametrize(("hooks", "to_write", "switched"), [s[1:] for s in STAGES],
                          ids=[s[0] for s in STAGES])  # fmt: skip
 def test_killed_at_any_stage(
-    tmp_path: Path, hook: str, to_write: int, switched: bool, old: int | None
+    tmp_path: Path, hooks: list[tuple[Any, ...]], to_write: int, switched: bool, old: int | None
 ) -> None:
     target = tmp_path / "out"
     if old is not None:
         job(target, old)
-    run_until_killed(target, 1, DIE + hook)
+    run_until_killed(target, 1, *hooks)
     assert state(target) == (1 if switched else old)
     assert len(job(target, 1)) == to_write
     assert state(target) == 1
     assert left_over(target) == []
 
 
-NO_EXCHANGE = "\nfolder_module.exchange = lambda first, second: False\n"
+def no_exchange() -> None:
+    folder_module.exchange = lambda first, second: False
 
 
 @pytest.mark.parametrize(
     ("hook", "found"),
     [
-        ("before(Path, 'rename', 4)", 7),
-        ("after(Path, 'rename', 4)", None),
-        ("after(Path, 'rename', 5)", 1),
+        ((dying_before, Path, "rename", 4), 7),
+        ((dying_after, Path, "rename", 4), None),
+        ((dying_after, Path, "rename", 5), 1),
     ],
     ids=["before both renames", "between them", "after both"],
 )
 def test_killed_where_folders_cannot_be_exchanged(
-    tmp_path: Path, hook: str, found: int | None
+    tmp_path: Path, hook: tuple[Any, ...], found: int | None
 ) -> None:
     target = tmp_path / "out"
     job(target, 7)
-    run_until_killed(target, 1, DIE + NO_EXCHANGE + hook)
+    run_until_killed(target, 1, (no_exchange,), hook)
     assert state(target) == found
     with pytest.raises(OutputConflict), OutputFolder(target, "x", force=False, protected=[]):
         pass
@@ -208,10 +182,10 @@ def test_a_failed_second_rename_puts_the_old_output_back(
 
 def test_the_end_of_a_torn_journal_is_ignored(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
+    run_until_killed(target, 1, (dying_after, Journal, "add", 2))
     with journal_file(target).open("ab") as file:
         file.write(b'{"shard": "model-00003-of-0000')
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     assert job(target, 1) == []
     assert state(target) == 1
 
@@ -219,7 +193,7 @@ def test_the_end_of_a_torn_journal_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "header", "gone", "symlink"])
 def test_a_finished_shard_that_changed_is_written_again(tmp_path: Path, damage: str) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     shard = work_folder(target) / SHARDS[1]
     if damage == "cut":
         os.truncate(shard, 100)
@@ -244,7 +218,7 @@ def test_a_journal_counts_up_to_a_line_that_is_damaged(
     tmp_path: Path, line: int, kept: int
 ) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     lines = journal_file(target).read_bytes().splitlines(keepends=True)
     place = lines[line].index(b":") + 2
     damaged = bytearray(lines[line])
@@ -280,7 +254,7 @@ def test_values_are_remembered_by_a_later_run(tmp_path: Path) -> None:
 )
 def test_a_journal_of_nonsense_is_a_fresh_start(tmp_path: Path, journal: bytes) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     journal_file(target).write_bytes(journal)
     assert job(target, 1) == SHARDS
     assert state(target) == 1
@@ -288,7 +262,7 @@ def test_a_journal_of_nonsense_is_a_fresh_start(tmp_path: Path, journal: bytes) 
 
 def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     events: list[Event] = []
     assert job(target, 2, events.append) == SHARDS
     assert state(target) == 2
@@ -297,7 +271,7 @@ def test_an_unfinished_output_of_other_settings_is_discarded_and_said_so(tmp_pat
 
 def test_records_come_back(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
+    run_until_killed(target, 1, (dying_after, Journal, "add", 2))
     events: list[Event] = []
     with OutputFolder(target, "fp-1", force=False, protected=[], on_event=events.append) as out:
         assert [out.records_of(s) for s in LAYOUT.shards] == [[{"fill": 1}], [{"fill": 1}], None]
@@ -342,15 +316,13 @@ def test_a_folder_that_is_called_as_a_guests_journal_is_left_alone(tmp_path: Pat
     assert other.is_dir()
 
 
-def test_only_one_process_writes_an_output(tmp_path: Path) -> None:
+def test_only_one_run_writes_an_output(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with OutputFolder(target, "fp-1", force=False, protected=[]):
-        code = JOB + f"job(Path({str(target)!r}), 1)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 1
-    assert "another prunectl is writing this output now" in done.stderr
+    with (
+        OutputFolder(target, "fp-1", force=False, protected=[]),
+        pytest.raises(OutputConflict, match="another prunectl is writing this output now"),
+    ):
+        job(target, 1)
     job(target, 1)
     assert state(target) == 1
 
@@ -393,7 +365,7 @@ def test_an_exception_leaves_the_target_and_finished_work(
 def test_discarding_leaves_nothing(tmp_path: Path, killed: bool) -> None:
     target = tmp_path / "new" / "deep" / "out"
     if killed:  # the folders were made by another run then
-        run_until_killed(target, 1, DIE + "after(Journal, 'add', 2)")
+        run_until_killed(target, 1, (dying_after, Journal, "add", 2))
     with OutputFolder(target, "fp-1", force=False, protected=[]) as out:
         for shard in LAYOUT.shards[2:] if killed else LAYOUT.shards:
             writer = out.open_shard(shard)
@@ -419,7 +391,7 @@ def test_a_refused_run_clears_up_after_one_killed_at_its_end(
     target = tmp_path / "out"
     if old is not None:
         job(target, old)
-    run_until_killed(target, 1, DIE + "before(Journal, 'remove')")
+    run_until_killed(target, 1, (dying_before, Journal, "remove"))
     assert left_over(target) != []
     with pytest.raises(OutputConflict, match="not empty"):
         check_target(target, force=False, protected=[])
@@ -443,7 +415,7 @@ def test_a_pipe_in_an_old_output_is_not_waited_for(tmp_path: Path, name: str) ->
 def test_an_old_output_that_became_a_source_is_not_cleared_up(tmp_path: Path) -> None:
     target = tmp_path / "out"
     job(target, 7)
-    run_until_killed(target, 1, DIE + "after(OutputFolder, '_swap')")
+    run_until_killed(target, 1, (dying_after, OutputFolder, "_swap"))
     with pytest.raises(OutputConflict, match="needs"):
         check_target(target, force=True, protected=[work_folder(target)])
     assert state(work_folder(target)) == 7
@@ -682,7 +654,7 @@ def test_something_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
 
 def test_a_refusal_on_entry_keeps_an_unfinished_output(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    run_until_killed(target, 1, DIE + "before(OutputFolder, 'commit')")
+    run_until_killed(target, 1, AT_COMMIT)
     checkpoint(target)
     with (
         pytest.raises(OutputConflict),
@@ -694,27 +666,18 @@ def test_a_refusal_on_entry_keeps_an_unfinished_output(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_written() -> None:
-    code = """
-import os, sys
-from pathlib import Path
-from prunectl.errors import CannotWrite
-from prunectl.output.folder import OutputFolder
-import prunectl.output.journal
-if os.getuid() == 0:
-    os.setuid(65534)  # root may write everywhere
-for name in ("out", "a/b/out"):
-    try:
-        OutputFolder(Path(sys.argv[1]) / name, "x", force=False, protected=[]).__enter__()
-    except CannotWrite as error:
-        print(error)
-"""
     # Not tmp_path: pytest shuts its folders to other users.
     with tempfile.TemporaryDirectory() as shut:
         Path(shut).chmod(0o555)
-        done = subprocess.run(
-            [sys.executable, "-c", code, shut], capture_output=True, text=True, check=False
-        )
-        assert done.stdout.count("cannot write: Permission denied") == 2, done.stderr
+
+        def refused_twice() -> None:
+            if os.getuid() == 0:
+                os.setuid(65534)  # root may write everywhere
+            for name in ("out", "a/b/out"):
+                with pytest.raises(CannotWrite, match="cannot write: Permission denied"):
+                    OutputFolder(Path(shut) / name, "x", force=False, protected=[]).__enter__()
+
+        assert forked(refused_twice) == 0
         assert list(Path(shut).iterdir()) == []
         Path(shut).chmod(0o755)
 

@@ -24,7 +24,6 @@ from prunectl.parallel.streaming import (
     BLOCK_BYTES,
     Scratch,
     batches,
-    default_jobs,
     run_ordered,
 )
 from prunectl.tensorspec import DTYPES, TensorSpec
@@ -54,10 +53,6 @@ def test_results_come_in_order_whatever_finishes_first(jobs: int) -> None:
         return item * item
 
     assert list(run_ordered(range(40), work, jobs)) == [i * i for i in range(40)]
-
-
-def test_nothing_to_do() -> None:
-    assert list(run_ordered([], lambda item, _: item, 1)) == []
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -228,11 +223,6 @@ def test_batches_keep_order_and_size(sizes: list[int]) -> None:
         assert sum(t.spec.nbytes for t in one) + two[0].spec.nbytes > BATCH_BYTES
 
 
-def test_a_hundred_thousand_small_tensors_are_few_hand_overs() -> None:
-    made = list(batches(stored(str(i), 64) for i in range(100_000)))
-    assert len(made) == 2
-
-
 # --- Run.tensors ------------------------------------------------------------------------------
 
 
@@ -256,7 +246,3 @@ def test_threads_give_what_one_thread_gives(tmp_path: Path, sizes: list[int], jo
         assert found == [(t, total(t, alone)) for t in checkpoint.tensors]
     for tensor, result in found:
         assert result == pytest.approx(tensors[tensor.name].double().sum().item())
-
-
-def test_the_default_is_a_thread_a_core() -> None:
-    assert 1 <= default_jobs() <= 8

@@ -26,7 +26,6 @@ from prunectl.studies.sweep.curves import (
     Read,
     Redraws,
     Requested,
-    ends,
     essential,
     knee,
     last_within,
@@ -125,12 +124,6 @@ def test_a_grid_without_a_meaning(text: str, words: str) -> None:
     assert "auto, START:STOP:STEP" in failed.value.hint or "points" in words
 
 
-@pytest.mark.parametrize("step", [0.0, -0.01, 0.2, 1e-6, math.nan, math.inf])
-def test_a_step_without_a_meaning(step: float) -> None:
-    with pytest.raises(InvalidOption, match=f"--step {step:g} is not valid: 1e-05 to 0.1"):
-        parse_grid("auto", step)
-
-
 def test_a_pattern_ends_its_curve() -> None:
     assert [most_of(one) for one in (Unstructured(), NM(2, 4), NM(1, 3))] == [
         1, Fraction(1, 2), Fraction(2, 3),
@@ -217,18 +210,6 @@ def test_losses_are_shares_of_dense_or_plain_differences() -> None:
         assert np.isnan(relative.losses(np.array([score]), 0.0, higher_is_better=True)).all()
     infinite = relative.losses(np.array([math.inf]), math.inf, higher_is_better=False)
     assert np.isnan(infinite).all()
-
-
-@pytest.mark.parametrize("epsilon", [0, -0.1, math.nan, math.inf])
-def test_a_tolerance_without_a_meaning(epsilon: float) -> None:
-    with pytest.raises(InvalidOption, match=f"--epsilon {epsilon} is not valid"):
-        Tolerance(epsilon)
-
-
-def test_a_mode_that_is_not_known() -> None:
-    with pytest.raises(InvalidOption, match="--epsilon-mode 'some' is not known"):
-        Tolerance(0.1, "some")  # type: ignore[arg-type]
-    assert Tolerance(0.1, "absolute").mode is EpsilonMode.ABSOLUTE  # type: ignore[arg-type]
 
 
 # --- the turning point ----------------------------------------------------------------------
@@ -380,11 +361,6 @@ def test_any_curve_is_read(losses: list[float], width: float) -> None:
     assert found.sparsity == (place if at else None)
     assert (found.beyond is None) == (at == len(losses))
     assert found.status in set(Status) - {Status.FAILED}
-
-
-def test_how_wide_draws_are() -> None:
-    assert ends(np.linspace(0, 1, 1001)) == (pytest.approx(0.025), pytest.approx(0.975))
-    assert ends(np.zeros(0)) == ends(np.array([0.0, math.inf])) == (None, None)
 
 
 # --- knees ----------------------------------------------------------------------------------
@@ -553,19 +529,6 @@ def test_one_sample_has_no_interval() -> None:
     assert (found.essential.sparsity, found.essential.low) == (0.1, None)
     seeds = {0: point(0, [1.0]), 1: point(0, [1.0])}
     assert curve_of([Requested(0, seeds), Requested(0.1, dict(seeds))]).points[1].low is None
-
-
-def test_draws_of_a_point_are_made_once() -> None:
-    asked_for: list[int] = []
-
-    def statistic(values: Any) -> float:
-        asked_for.append(len(values))
-        return mean(values)
-
-    redraws = Redraws(statistic, 0)
-    one = Requested(0.1, {0: point(0.1, [1.0, 2.0])})
-    assert np.array_equal(redraws.of(one), redraws.of(one))
-    assert len(asked_for) == 1000
 
 
 def test_further_scores_are_means_where_there_are_any() -> None:

@@ -23,8 +23,6 @@ import demo_digits
 import demo_text
 import train_demo
 from demo_bigram import Bigram
-from demo_lm import windows
-from demo_training import Run, Shape
 from prunectl import demo
 
 pytestmark = pytest.mark.full
@@ -148,17 +146,6 @@ def test_a_digit_classifier_learns_and_loads(
     assert ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-200")
 
 
-def test_text_files_are_not_for_digits(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["train_demo.py", "--output", "x", "--objective", "supervised", "--text", "y"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as stopped:
-        train_demo.main()
-    assert stopped.value.code == 2
-    assert "--text is for --objective lm" in capsys.readouterr().err
-
-
 def literal_lzw(text: str) -> bytes:
     """An LZW stream of 9-bit literals only, which is valid while the table is short."""
     bits = sum(ord(letter) << (9 * place) for place, letter in enumerate(text))
@@ -174,35 +161,11 @@ def test_the_data_file_of_the_bible_is_read_window_by_window() -> None:
     assert text == "Title\nGe1:1 In the beginning\nGe1:2 And\n"
 
 
-def test_books_lose_verse_numbers_and_keep_chapters_apart() -> None:
-    text = "Title\n1Sm1:1 One: 2.\n1Sm1:2 Two.\n1Sm2:1 Three.\nJohn1:1 Four.\n"
-    books = demo_text.books_of(text)
-    assert books == {"1Sm": "One: 2.\nTwo.\n\nThree.\n", "John": "Four.\n"}
-    with pytest.raises(SystemExit, match="not a verse: 'no verse'"):
-        demo_text.books_of("Title\nno verse\n")
-
-
 def test_what_is_held_out_is_nowhere_else() -> None:
     splits = demo_text.disjoint(["a\nb\nc\n", " d \n\nb\n", "c\n"], "b\n\nx\n", "c\nx\ny\n")
     assert splits.training == ["a\n", " d \n\n"]
     assert (splits.heldout, splits.calibration) == ("b\n\nx\n", "c\ny\n")
     assert splits.removed == 5
-
-
-def test_text_files_are_cut_at_the_end(tmp_path: Path) -> None:
-    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    files[0].write_text("".join(f"a{n}\n" for n in range(57)))
-    files[1].write_text("b0\nb1\nb2\n")
-    splits = demo_text.split_files(files)
-    assert splits.heldout == "b0\nb1\nb2\n"
-    assert splits.calibration == "a54\na55\na56\n"
-    assert splits.training == ["".join(f"a{n}\n" for n in range(54))]
-
-
-def test_a_text_too_short_to_split_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("one\ntwo\n")
-    with pytest.raises(SystemExit, match="too short"):
-        demo_text.split_files([tmp_path / "short.txt"])
 
 
 def test_bigram_probabilities_are_kneser_ney_by_hand() -> None:
@@ -222,33 +185,6 @@ def test_bigram_probabilities_are_kneser_ney_by_hand() -> None:
             backed = before[w] / sum(before.values())
             direct = max(row[w] - discount, 0) + discount * kinds * backed
             assert math.isclose(found[w], direct / total if total else backed)
-
-
-def test_the_bigram_discount_is_the_best_on_the_calibration_text() -> None:
-    generator = torch.Generator().manual_seed(3)
-    stream = torch.randint(40, (600,), generator=generator)
-    text = [torch.randint(40, (90,), generator=generator)]
-    bigram = Bigram.tuned(stream, 40, text)
-    for discount in (0.1, 0.3, 0.5, 0.7, 0.95):
-        assert bigram.mean_loss(text) <= Bigram(bigram.counts, discount).mean_loss(text)
-
-
-def test_training_windows_are_runs_of_the_stream_and_cover_it() -> None:
-    run = Run(Path(), 1, 4, 1e-3, 0, 0, Shape(context=8))
-    stream = torch.arange(100, 200)
-    batches = windows(stream, run)
-    drawn = [next(batches) for _ in range(60)]
-    for batch in drawn:
-        assert batch.shape == (4, 9)
-        assert (batch.diff(dim=1) == 1).all()
-    assert len(torch.cat(drawn).unique()) > 90
-
-
-def test_turned_images_come_with_their_quarter_turns() -> None:
-    image = torch.arange(4.0).view(1, 1, 2, 2)
-    images, turns = demo_digits.turned(image)
-    assert turns.tolist() == [0, 1, 2, 3]
-    assert images.flatten(1).tolist() == [[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]]
 
 
 def test_no_digit_is_both_trained_on_and_held_out() -> None:

@@ -97,6 +97,7 @@ def test_questions_are_answered_as_before(tmp_path: Path) -> None:
     check(on_questions(tmp_path / "qa", 0), 0)
 
 
+@pytest.mark.full
 def test_mails_are_told_apart_as_before(real_model: Callable[[str], Path], tmp_path: Path) -> None:
     """80 mails of SpamAssassin's corpus (Apache-2.0), cut to 250 characters, addresses replaced."""
     check(on_mails(real_model("minilm"), tmp_path, 2), 2)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,12 +128,6 @@ def test_the_card_is_for_people_to_edit(cut: Path) -> None:
     assert kinds(verify(cut)) == {"files": {"README.md"}}
 
 
-def test_a_git_repository_around_the_output_is_not_stray(cut: Path) -> None:
-    (cut / ".git").mkdir()
-    (cut / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
-    assert kinds(verify(cut)) == {}
-
-
 # --- weights ------------------------------------------------------------------------------------
 
 
@@ -151,15 +143,6 @@ def test_one_flipped_bit_of_a_survivor(cut: Path) -> None:
     }
     (survivor,) = [one for one in report.differences if one.kind == "survivors"]
     assert survivor.detail == "1 weight with neither the source's bits nor +0.0"
-
-
-def test_a_survivor_of_the_other_sign(cut: Path) -> None:
-    def negate(tensor: torch.Tensor) -> None:
-        where = tuple(tensor.nonzero()[0])
-        tensor[where] = -tensor[where]
-
-    change(cut, UP, negate)
-    assert kinds(verify(cut)) == {"hashes": {UP}, "survivors": {UP}}
 
 
 def test_one_pruned_weight_restored(cut: Path, made: Path) -> None:
@@ -188,11 +171,6 @@ def test_a_large_weight_pruned_instead_of_a_small_one(cut: Path, made: Path) -> 
     assert kinds(verify(cut)) == {"hashes": {UP}, "threshold": {UP}}
 
 
-def test_a_tensor_that_was_not_pruned_is_changed(cut: Path) -> None:
-    change(cut, NORM, lambda t: t.mul_(2))
-    assert kinds(verify(cut)) == {"hashes": {NORM}, "untouched": {NORM}}
-
-
 def test_a_group_with_three_weights(groups: Path, made: Path) -> None:
     original = reference.stored(made / "source")[UP]
 
@@ -219,6 +197,84 @@ def test_damage_is_found_even_if_the_manifest_was_made_to_agree(groups: Path, ma
     assert kinds(verify(groups)) == {"pattern": {UP}}
 
 
+def negate(tensor: torch.Tensor) -> None:
+    where = tuple(tensor.nonzero()[0])
+    tensor[where] = -tensor[where]
+
+
+def edit_index(folder: Path, how: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((folder / INDEX).read_bytes())
+    how(document)
+    (folder / INDEX).write_text(json.dumps(document))
+
+
+def put(name: str, text: str) -> Damage:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(text)
+
+    return write
+
+
+def link_to_nowhere(folder: Path) -> None:
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to("nowhere")
+
+
+def of_up(**changes: Any) -> Damage:
+    return lambda folder: edit_manifest(folder, lambda d: entry_of(d, UP).update(changes))
+
+
+DAMAGES: dict[str, tuple[Damage, dict[str, set[str]]]] = {
+    "survivor of the other sign": (
+        lambda f: change(f, UP, negate), {"hashes": {UP}, "survivors": {UP}}
+    ),
+    "tensor that was not pruned": (
+        lambda f: change(f, NORM, lambda t: t.mul_(2)), {"hashes": {NORM}, "untouched": {NORM}}
+    ),
+    "missing side file": (lambda f: (f / "notes.txt").unlink(), {"files": {"notes.txt"}}),
+    "missing index": (lambda f: (f / INDEX).unlink(), {"files": {INDEX}, "index": {INDEX}}),
+    "no index": (
+        put(INDEX, "{"), {"index": {INDEX}, "side files": {INDEX}, "files": {"cut"}}
+    ),
+    "index without a tensor": (
+        lambda f: edit_index(f, lambda d: d["weight_map"].pop(UP)),
+        {"index": {UP}, "side files": {INDEX}},
+    ),
+    "link to nowhere": (
+        link_to_nowhere, {"files": {"notes.txt"}, "side files": {"notes.txt"}}
+    ),
+    # It is compared with the source's, and would never end.
+    "pipe": (
+        lambda f: make_pipe(f / "config.json"),
+        {"files": {"config.json"}, "side files": {"config.json"}},
+    ),
+    **{
+        f"stray {name}": (put(name, "stray"), {"files": {name}})
+        for name in ("more.txt", "sub/folder/more.txt", ".hidden", "x.safetensors")
+    },
+    "another count": (of_up(zeros=5), {"zeros": {UP, "prunectl.json"}}),
+    "another hash": (of_up(blake3="0" * 64), {"hashes": {UP}}),
+    "said to be dense": (of_up(pattern=None, threshold=None), {"untouched": {UP}}),
+    "forgotten tensor": (
+        lambda f: edit_manifest(f, lambda d: d["tensors"].remove(entry_of(d, NORM))),
+        {"shapes": {NORM}, "index": {NORM}, "zeros": {"prunectl.json"}},
+    ),
+    "later minor version": (
+        lambda f: edit_manifest(f, lambda d: d.update(schema="1.7", something_new=[1])), {}
+    ),
+    "git": (put(".git/HEAD", "ref: refs/heads/main\n"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_each_damage_is_told_by_its_kind(cut: Path, case: str) -> None:
+    damage, expected = DAMAGES[case]
+    damage(cut)
+    assert kinds(verify(cut)) == expected
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
@@ -229,29 +285,6 @@ def test_a_side_file_changed(cut: Path) -> None:
         "side files of the source": {"notes.txt"},
     }
     assert kinds(verify(cut, source=None)) == {"side files": {"notes.txt"}}
-
-
-def test_a_side_file_that_is_a_pipe(cut: Path) -> None:
-    make_pipe(cut / "config.json")  # it is compared with the source's, and would never end
-    assert "config.json" in kinds(verify(cut))["files"]
-
-
-def test_a_side_file_missing(cut: Path) -> None:
-    (cut / "notes.txt").unlink()
-    assert kinds(verify(cut)) == {"files": {"notes.txt"}}
-
-
-def test_a_side_file_that_is_a_link_to_nowhere(cut: Path) -> None:
-    (cut / "notes.txt").unlink()
-    (cut / "notes.txt").symlink_to("nowhere")
-    assert kinds(verify(cut))["side files"] == {"notes.txt"}
-
-
-@pytest.mark.parametrize("name", ["more.txt", "sub/folder/more.txt", ".hidden", "x.safetensors"])
-def test_a_stray_file(cut: Path, name: str) -> None:
-    (cut / name).parent.mkdir(parents=True, exist_ok=True)
-    (cut / name).write_text("stray")
-    assert kinds(verify(cut)) == {"files": {name}}
 
 
 def test_a_missing_shard(cut: Path) -> None:
@@ -282,24 +315,6 @@ def test_an_index_that_says_another_shard(cut: Path) -> None:
     assert found["index"] == {UP}
     assert found["side files"] == {INDEX}
     assert cut.name in found["files"]
-
-
-def test_an_index_that_is_no_index(cut: Path) -> None:
-    (cut / INDEX).write_text("{")
-    assert kinds(verify(cut))["index"] == {INDEX}
-
-
-def test_an_index_that_lacks_a_tensor(cut: Path) -> None:
-    document = json.loads((cut / INDEX).read_bytes())
-    del document["weight_map"][UP]
-    (cut / INDEX).write_text(json.dumps(document))
-    found = kinds(verify(cut))
-    assert found["index"] == {UP}
-
-
-def test_a_missing_index(cut: Path) -> None:
-    (cut / INDEX).unlink()
-    assert kinds(verify(cut)) == {"files": {INDEX}, "index": {INDEX}}
 
 
 def test_a_tensor_renamed(made: Path, tmp_path: Path) -> None:
@@ -365,11 +380,6 @@ def test_an_architecture_that_is_unknown_is_not_a_difference(tmp_path: Path) -> 
 # --- manifest -----------------------------------------------------------------------------------
 
 
-def test_a_manifest_with_another_count(cut: Path) -> None:
-    edit_manifest(cut, lambda d: entry_of(d, UP).update(zeros=entry_of(d, UP)["zeros"] - 1))
-    assert kinds(verify(cut))["zeros"] >= {UP}
-
-
 @pytest.mark.parametrize("total", ["overall", "prunable"])
 @pytest.mark.parametrize("change_by", [-5000, 5000])
 def test_a_manifest_with_other_totals(cut: Path, total: str, change_by: int) -> None:
@@ -380,23 +390,6 @@ def test_a_manifest_with_other_totals(cut: Path, total: str, change_by: int) -> 
 
     edit_manifest(cut, edit)
     assert kinds(verify(cut)) == {"zeros": {"prunectl.json"}}
-
-
-def test_a_manifest_with_another_hash(cut: Path) -> None:
-    edit_manifest(cut, lambda d: entry_of(d, UP).update(blake3="0" * 64))
-    assert kinds(verify(cut)) == {"hashes": {UP}}
-
-
-def test_a_manifest_that_forgets_a_tensor(cut: Path) -> None:
-    edit_manifest(cut, lambda d: d["tensors"].remove(entry_of(d, NORM)))
-    found = kinds(verify(cut))
-    assert found["shapes"] == {NORM}
-    assert found["index"] == {NORM}
-
-
-def test_a_manifest_that_says_pruned_tensors_were_not(cut: Path) -> None:
-    edit_manifest(cut, lambda d: entry_of(d, UP).update(pattern=None, threshold=None))
-    assert kinds(verify(cut))["untouched"] == {UP}
 
 
 @pytest.mark.parametrize(
@@ -420,11 +413,6 @@ def test_a_manifest_that_cannot_be_used(cut: Path, damage: Damage, why: str) -> 
         verify(cut)
     assert caught.value.path == str(cut / "prunectl.json")
     assert caught.value.exit_code == 1
-
-
-def test_a_later_minor_version_is_read(cut: Path) -> None:
-    edit_manifest(cut, lambda d: d.update(schema="1.7", something_new=[1]))
-    assert kinds(verify(cut)) == {}
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
@@ -526,20 +514,11 @@ def test_a_relative_source_seen_from_another_folder(
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_exit_codes(cut: Path) -> None:
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "prunectl", "verify", str(cut), "--json", "-q"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
-        )
-
-    assert run().returncode == 0
+def test_exit_codes(cut: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
+    assert typed("verify", cut, "--json", "-q")[0] == 0
     change(cut, NORM, lambda t: t.mul_(2))
-    damaged = run()
-    assert damaged.returncode == 3
-    document = json.loads(damaged.stdout)
+    code, out, _ = typed("verify", cut, "--json", "-q")
+    assert code == 3
+    document = json.loads(out)
     assert document["ok"] is False
     assert {d["where"] for d in document["differences"]} == {NORM}

@@ -116,6 +116,12 @@ class Hub:
             self.sent.clear()
         return taken
 
+    def forget(self) -> None:
+        """What was asked and sent so far."""
+        self.take_sent()
+        for known in (self.requests, self.ranges, self.connections):
+            known.clear()
+
     def environment(self, token: str | None = None) -> dict[str, str]:
         """Variables that let a process use this Hub, and only this one."""
         return {

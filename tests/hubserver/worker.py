@@ -1,4 +1,4 @@
-"""Processes that use a test's Hub; one of them pushes what it is told to, and loads torch once.
+"""Processes that use a test's Hub; one of them does what it is told to, and loads torch once.
 
 huggingface_hub reads its settings when it is imported, so none of it can run in the test's own
 process.
@@ -13,44 +13,36 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubserver.server import Hub
 from hubserver.store import SECRETS
 
-_LOOP = """
-import json, os, sys, traceback
-import prunectl, prunectl.events
-from prunectl.cli.errors import describe
-for line in sys.stdin:
-    folder, repo, token, options = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    if token:
-        os.environ["HF_TOKEN"] = token
-    notes = []
-    def hear(event):
-        if isinstance(event, prunectl.events.Note):
-            notes.append(event.text)
-    try:
-        found = prunectl.push(folder, repo, on_event=hear, **options).to_json()
-    except Exception as error:
-        traceback.print_exc()
-        code, text = describe(error, [])
-        found = {"error": type(error).__name__, "exit": code, "text": text}
-    print(json.dumps(found | {"notes": notes}), flush=True)
-"""
+
+class Typed(NamedTuple):
+    """What a command ended with and said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
 
 
 class Worker:
-    """The process; one push at a time."""
+    """The process; it does one thing at a time. ``home``: of its Hub cache (``home / "hub"``)."""
 
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self._process, self._errors = process, errors
+    def __init__(self, process: subprocess.Popen[str], errors: Path, home: Path) -> None:
+        self._process, self._errors, self.home = process, errors, home
 
-    def start(self, folder: Path, repo: str, hf_token: str | None = None, **options: Any) -> None:
-        """Begin a push, with ``HF_TOKEN`` as given; :meth:`result` waits for it."""
+    def ask(self, what: str, token: str | None, /, *arguments: object, **options: Any) -> None:
+        """Begin what loop_script.py can do, with ``HF_TOKEN`` as given; :meth:`result` waits."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([str(folder), repo, hf_token, options]) + "\n")
+        asked = [what, token, list(map(str, arguments)), options]
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
 
     def result(self) -> dict[str, Any]:
@@ -58,7 +50,11 @@ class Worker:
         line = self._process.stdout.readline()
         assert line, self._errors.read_text()
         found: dict[str, Any] = json.loads(line)
+        assert not [secret for secret in SECRETS if secret in line]
         return found
+
+    def start(self, folder: Path, repo: str, hf_token: str | None = None, **options: Any) -> None:
+        self.ask("push", hf_token, folder, repo, **options)
 
     def push(
         self, folder: Path, repo: str, hf_token: str | None = None, **options: Any
@@ -66,6 +62,18 @@ class Worker:
         """The result as JSON; or ``error`` (class), ``exit`` and ``text`` of what was raised."""
         self.start(folder, repo, hf_token, **options)
         return self.result()
+
+    def look(
+        self, model: str, how: str = "local", hf_token: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Open a model, ``local`` or ``remote``; or ``error``, ``text`` and ``hint``."""
+        self.ask(how, hf_token, model, **options)
+        return self.result()
+
+    def type(self, cwd: Path, *words: object, hf_token: str | None = None) -> Typed:
+        """Run ``prunectl WORDS`` in a folder."""
+        self.ask("command", hf_token, *words, cwd=str(cwd))
+        return Typed(**self.result())
 
     @property
     def said(self) -> str:
@@ -105,22 +113,22 @@ def environment(url: str, *, offline: bool = False) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def worker(hub: Hub, folder: Path) -> Iterator[Worker]:
-    """A process that pushes to ``hub``; its Hub cache and stderr are in ``folder``."""
+def worker(hub: Hub, folder: Path, **variables: str) -> Iterator[Worker]:
+    """A process that uses ``hub``; its Hub cache and stderr are in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     errors = folder / "stderr.txt"
-    environment = os.environ | hub.environment() | {"HF_HOME": str(folder / "hf")}
+    variables = hub.environment() | {"HF_HOME": str(folder / "hf")} | variables
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", _LOOP],
+            [sys.executable, "-P", Path(__file__).with_name("loop_script.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment,
+            env=os.environ | variables,
         )
         try:
-            yield Worker(process, errors)
+            yield Worker(process, errors, folder / "hf")
         finally:
             if process.stdin is not None:
                 process.stdin.close()
