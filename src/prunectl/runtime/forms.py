@@ -110,10 +110,7 @@ def _codebook(
     counts = np.zeros(256, np.int64)
     for start in range(0, values.size, 1 << 20):
         counts += np.bincount(values[start : start + (1 << 20)] >> 8, minlength=256)
-    # on a boundary of 16 bytes, where kernels load it whole
-    room = np.empty(32, np.uint8)
-    codebook = room[-room.ctypes.data % 16 :][:16]
-    codebook[:] = np.argsort(-counts, kind="stable")[:16]
+    codebook = np.argsort(-counts, kind="stable")[:16].astype(np.uint8)
     ranks = np.full(256, 16, np.uint8)
     ranks[codebook] = np.arange(16)
     return codebook, ranks, int(counts.sum() - counts[codebook].sum())

@@ -240,7 +240,7 @@ class _Writer:
         """
         builder = self.builder
         lows, codebook = self.argument("values", I8), self.argument("codebook", I8)
-        book = load_vector(builder, codebook, I8, 16, 16)
+        book = load_vector(builder, codebook, I8, 16)
         skipped = builder.add(
             builder.lshr(start, ir.Constant(I64, 1)), builder.mul(row, ir.Constant(I64, 8))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 
 import numpy as np
@@ -83,6 +83,19 @@ class Matrix:
         parts = [getattr(self.values, name) for name in ("data", "starts", "ranks", "codebook")]
         parts += [getattr(self.values, f"escape_{name}") for name in ("starts", "places", "values")]
         return sum(part.nbytes for part in [*parts, self.mask] if part is not None)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return TORCH_TYPES[self.dtype]
+
+    def copy(self) -> Matrix:
+        """The same in other memory."""
+        parts = {
+            one.name: None if (part := getattr(self.values, one.name)) is None else part.copy()
+            for one in fields(Values)
+        }
+        mask = None if self.mask is None else self.mask.copy()
+        return Matrix(self.form, self.dtype, self.rows, self.columns, Values(**parts), mask)
 
     def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``inputs`` [..., columns] times the transposed matrix, plus ``bias`` [rows].

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from prunectl.errors import UnsupportedCheckpoint
-from prunectl.runtime.matrix import TORCH_TYPES, Matrix
+from prunectl.runtime.matrix import Matrix
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
@@ -38,7 +38,7 @@ class CompressedWeight(torch.Tensor):
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             shape[::-1] if transposed else shape,
-            dtype=TORCH_TYPES[matrix.dtype],
+            dtype=matrix.torch_dtype,
             device="cpu",
             requires_grad=False,
         )
@@ -128,7 +128,7 @@ def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor 
             f"takes inputs on the CPU, not on {inputs.device}",
             hint="load the model with execution='dense'",
         )
-    stored = TORCH_TYPES[weight.matrix.dtype]  # weight.dtype takes longer than a small product
+    stored = weight.matrix.torch_dtype  # weight.dtype takes longer than a small product
     if inputs.dtype != stored:  # as torch's own product would say
         raise RuntimeError(f"inputs are {inputs.dtype}, the weight is {stored}")
     if torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad)):
