@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunectl.output.config_json import METHOD
-from prunectl.runtime.choice import DENSE, check_execution
+from prunectl.runtime.executions import DENSE, check_execution
 
 
 class Compressed(QuantizationConfigMixin):  # type: ignore[misc]

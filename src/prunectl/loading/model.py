@@ -45,8 +45,9 @@ def load_model(
         semi_structured: on CUDA, whether 2:4 weights are converted for torch's sparse kernels:
             ``never``, ``auto`` (where a kernel supports them), or ``always`` (an error if none can
             be). This halves their memory; whether it is faster depends on shapes and batch size.
-        execution: ``dense``; ``compressed``: weights of linear layers and embeddings stay compressed
-            in memory, for inference on the CPU; ``auto``: where that is not slower on this machine.
+        execution: ``dense``; ``compressed``: the weights of linear layers and embeddings stay
+            compressed in memory, for inference on the CPU; ``auto``: where that is not slower on
+            this machine.
         revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
         trust_remote_code: let the model's own Python code run.
         options: passed on to ``from_pretrained``.
@@ -60,7 +61,8 @@ def load_model(
         UnknownArchitecture: transformers has no class for it, or its config describes a far larger
             model.
         UnsupportedCheckpoint: ``execution`` is ``compressed``, and ``device_map`` not the CPU.
-        InvalidOption: an unknown ``execution`` or ``semi_structured``, or ``always`` and no weight can be converted.
+        InvalidOption: an unknown ``execution`` or ``semi_structured``, or ``always`` and no weight
+            can be converted.
     """
     check_mode(semi_structured)
     stored = open_stored(

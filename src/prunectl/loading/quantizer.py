@@ -22,7 +22,7 @@ from prunectl.layouts.table import DENSE as DENSE_LAYOUT
 from prunectl.loading import safe_open
 from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
-from prunectl.runtime.choice import DENSE as DENSE_EXECUTION
+from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
 from prunectl.runtime.models import compressed, is_compressible
 from prunectl.runtime.weight import CompressedWeight
 
@@ -47,7 +47,9 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         owner, _, name = param_name.rpartition(".")
-        return self.execution != DENSE_EXECUTION and is_compressible(model.get_submodule(owner), name)
+        return self.execution != DENSE_EXECUTION and is_compressible(
+            model.get_submodule(owner), name
+        )
 
     def get_quantize_ops(self) -> Any:
         return _compress_operation(self.execution)

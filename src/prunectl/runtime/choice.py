@@ -15,39 +15,18 @@ import torch
 from torch.nn import functional
 
 from prunectl._version import __version__
-from prunectl.errors import InvalidOption
 from prunectl.runtime.forms import FORMS, compress, reason_against
 from prunectl.runtime.matrix import Matrix
 from prunectl.runtime.selection import instructions
 from prunectl.userdirs import cache_dir, write_cache_file
 
-DENSE = "dense"
-
-EXECUTIONS = {
-    DENSE: "weights as torch keeps them",
-    "compressed": "the smallest form of each weight",
-    "auto": "the smallest form that is not slower than dense on this machine",
-}
-
 _TOLERANCE = 1.02
 """Repeated measurements of the same kernel differ by this much."""
 
-_COLD = 96 << 20
-"""Bytes that a measurement goes through: in a model, each weight comes from memory, not the cache."""
+_COLD = 64 << 20
+"""Bytes that a measurement reads: in a model, each weight comes from memory, not the cache."""
 
-_PASSES = 3
-
-
-def check_execution(execution: str) -> None:
-    """Refuse an unknown execution.
-
-    Raises:
-        InvalidOption: it is not one of EXECUTIONS.
-    """
-    if execution not in EXECUTIONS:
-        raise InvalidOption(
-            f"execution '{execution}' is not known", hint=f"one of {', '.join(EXECUTIONS)}"
-        )
+_PASSES = 5
 
 
 def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
@@ -72,52 +51,50 @@ def _fast_forms(weight: torch.Tensor, made: list[Matrix]) -> list[str]:
     key = f"{weight.shape[0]}x{weight.shape[1]} {weight.dtype} {share}"
     known = _known()
     if key not in known:
-        dense = _seconds(weight.nbytes, _dense_copies(weight))
+        dense, *others = _seconds([_dense_copies(weight), *(_copies(one) for one in made)])
         known[key] = [
             one.form
-            for one in made
-            if _seconds(one.nbytes, _copies(one)) <= dense * _TOLERANCE
+            for one, seconds in zip(made, others, strict=True)
+            if seconds <= dense * _TOLERANCE
         ]
         text = json.dumps(known).encode()
         write_cache_file(_cache_name(), lambda file: file.write(text))
     return known[key]
 
 
-Work = Callable[[int], list[Callable[[], Any]]]
+Products = list[Callable[[], Any]]
 
 
-def _dense_copies(weight: torch.Tensor) -> Work:
+def _dense_copies(weight: torch.Tensor) -> Products:
     inputs = torch.ones(1, weight.shape[1], dtype=weight.dtype)
-
-    def make(count: int) -> list[Callable[[], Any]]:
-        copies = [weight.clone() for _ in range(count)]
-        return [lambda one=one: functional.linear(inputs, one) for one in copies]  # type: ignore[misc]
-
-    return make
+    copies = [weight.clone() for _ in range(_copies_of(weight.nbytes))]
+    return [lambda one=one: functional.linear(inputs, one) for one in copies]  # type: ignore[misc]
 
 
-def _copies(matrix: Matrix) -> Work:
+def _copies(matrix: Matrix) -> Products:
     inputs = torch.ones(1, matrix.columns, dtype=matrix.torch_dtype)
-
-    def make(count: int) -> list[Callable[[], Any]]:
-        copies = [matrix.copy() for _ in range(count)]
-        return [lambda one=one: one.product(inputs, None) for one in copies]  # type: ignore[misc]
-
-    return make
+    copies = [matrix.copy() for _ in range(_copies_of(matrix.nbytes))]
+    return [lambda one=one: one.product(inputs, None) for one in copies]  # type: ignore[misc]
 
 
-def _seconds(nbytes: int, make: Work) -> float:
-    """The time of one product, of the fastest pass over copies that exceed the cache."""
-    work = make(max(1, math.ceil(_COLD / max(nbytes, 1 << 14))))
-    best = math.inf
+def _copies_of(nbytes: int) -> int:
+    return max(1, math.ceil(_COLD / max(nbytes, 1 << 14)))
+
+
+def _seconds(sides: list[Products]) -> list[float]:
+    """The time of one product of each side: the best of several passes, made in turns."""
+    best = [math.inf] * len(sides)
     with torch.inference_mode():
-        work[0]()
+        for products in sides:
+            products[0]()
         for _ in range(_PASSES):
-            start = time.perf_counter()
-            for one in work:
-                one()
-            best = min(best, time.perf_counter() - start)
-    return best / len(work)
+            for number, products in enumerate(sides):
+                start = time.perf_counter()
+                for one in products:
+                    one()
+                taken = (time.perf_counter() - start) / len(products)
+                best[number] = min(best[number], taken)
+    return best
 
 
 @cache

@@ -1,8 +1,8 @@
 """Vector instructions of CPUs: how packed weights are put back where a mask has ones.
 
-Everything else in the kernels is portable LLVM code. A set of instructions emits one operation,
-*expand*: given mask bits and a pointer to packed weights, lane i gets the next weight if bit i is 1,
-else 0. It may read up to ``OVERREAD`` bytes beyond the last weight.
+Everything else in the kernels is portable LLVM code. A set of instructions emits *expand*: given
+mask bits and a pointer to packed weights, lane i gets the next weight if bit i is 1, else 0; and
+*lookup*, of bytes in a codebook. An expansion may read up to ``OVERREAD`` bytes beyond the last weight.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ BLOCK = 32
 """Coded values that are decoded at a time."""
 
 ARGUMENTS = (
-    "counter", "slot", "rows", "chunk", "columns", "width", "inputs", "outputs", "mask", "values", "starts", "tables",
-    "bias", "bias_step", "scratch", "scratch_bytes", "ranks", "codebook", "escape_starts", "escape_places",
-    "escape_values", "order",
+    "counter", "slot", "rows", "chunk", "columns", "width", "inputs", "outputs", "mask", "values",
+    "starts", "tables", "bias", "bias_step", "scratch", "scratch_bytes", "ranks", "codebook",
+    "escape_starts", "escape_places", "escape_values", "order",
 )  # fmt: skip
 """The i64 arguments of a kernel, in their order; pointers are addresses, 0 if there is none."""
 
@@ -200,7 +200,7 @@ class _Writer:
         builder.ret_void()
 
     def convert_inputs(self) -> None:
-        """The input rows as fp32, with zeros in the padded columns: each thread has its own copy."""
+        """Each thread's own copy of the input rows, in fp32, with zeros in the padded columns."""
         builder, width = self.builder, self.argument("width")
         kind = ir.IntType(self.kernel.bits)
         for j in range(self.kernel.batch):

@@ -6,6 +6,7 @@ import ctypes
 import threading
 from dataclasses import dataclass, field, fields
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,7 @@ class Values:
     """Packed weights, row after row.
 
     Attributes:
-        data: the weights' dtype as bits, or their low bytes if coded; ``OVERREAD`` bytes longer than
-            what is in it.
+        data: the bits of the weights, or their low bytes if coded, and ``OVERREAD`` bytes more.
         starts: u32 [rows + 1], the index of each row's first value; None: every column has one.
         ranks: u8, 4 bits for each coded value: the rank of its high byte in the codebook. Those of
             row r begin at byte starts[r] // 2 + 8 r. None if not coded.
@@ -90,7 +90,7 @@ class Matrix:
 
     def copy(self) -> Matrix:
         """The same in other memory."""
-        parts = {
+        parts: dict[str, Any] = {
             one.name: None if (part := getattr(self.values, one.name)) is None else part.copy()
             for one in fields(Values)
         }

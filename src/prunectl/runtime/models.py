@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from prunectl.runtime.choice import DENSE, check_execution, kept
+from prunectl.runtime.choice import kept
+from prunectl.runtime.executions import DENSE, check_execution
 from prunectl.runtime.weight import CompressedWeight
 
 
@@ -18,7 +19,7 @@ def compress_model(model: torch.nn.Module, execution: str = "compressed") -> tor
 
     Args:
         model: for inference only: a backward pass through a compressed weight raises.
-        execution: ``compressed``; ``auto`` compresses only where it is not slower; ``dense`` nothing.
+        execution: ``compressed``; ``auto`` compresses where that is not slower; ``dense`` nothing.
 
     Returns:
         The model.
@@ -71,12 +72,6 @@ def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:
         for name, parameter in model.named_parameters()
         if isinstance(parameter, CompressedWeight)
     }
-
-
-def nbytes(parameter: torch.Tensor) -> int:
-    """Bytes that a parameter takes in memory."""
-    is_compressed = isinstance(parameter, CompressedWeight)
-    return parameter.matrix.nbytes if is_compressed else parameter.nbytes
 
 
 def _is_conv1d(module: Any) -> bool:

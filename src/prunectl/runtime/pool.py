@@ -47,5 +47,5 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
                 continue
             function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
             function.restype = None
-            return function  # type: ignore[no-any-return]
+            return function
     return None

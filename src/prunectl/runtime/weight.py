@@ -39,17 +39,25 @@ class CompressedWeight(torch.Tensor):
             cls,
             shape[::-1] if transposed else shape,
             dtype=matrix.torch_dtype,
-            device="cpu",
+            device=torch.device("cpu"),
             requires_grad=False,
         )
         made.matrix, made.transposed = matrix, transposed
-        return made  # type: ignore[no-any-return]
+        return made
 
     def __init__(self, matrix: Matrix, transposed: bool = False) -> None:
         pass
 
-    def __repr__(self, *args: Any, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedWeight:
+        """Another weight with the same matrix, which nothing changes."""
+        return torch.nn.Parameter(self.again(), requires_grad=False)  # type: ignore[return-value]
+
+    def again(self, *, turned: bool = False) -> CompressedWeight:
+        """The same weight, or its transpose, as another tensor."""
+        return CompressedWeight(self.matrix, self.transposed != turned)
 
     def decoded(self) -> torch.Tensor:
         """The dense weight, bit for bit."""
@@ -69,17 +77,17 @@ class CompressedWeight(torch.Tensor):
             found = handler(*args, **(kwargs or {}))
             if found is not NotImplemented:
                 return found
-        return super().__torch_function__(function, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():  # results are ordinary tensors
+            return function(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if operation in _SAME:
             return CompressedWeight(args[0].matrix, args[0].transposed)
         if operation is _aten._to_copy.default:
-            _refuse_conversion(args[0], kwargs or {})
-            return CompressedWeight(args[0].matrix, args[0].transposed)
+            return _moved(args[0], kwargs or {})
         if operation._schema.is_mutable:
             raise UnsupportedCheckpoint(
                 "a compressed weight",
@@ -92,7 +100,8 @@ class CompressedWeight(torch.Tensor):
         return operation(*args, **kwargs)
 
 
-def _refuse_conversion(weight: CompressedWeight, wanted: dict[str, Any]) -> None:
+def _moved(weight: CompressedWeight, wanted: dict[str, Any]) -> CompressedWeight:
+    """The weight itself: it has one device and one dtype."""
     device, dtype = wanted.get("device"), wanted.get("dtype")
     if device is not None and torch.device(device).type != "cpu":
         raise UnsupportedCheckpoint(
@@ -106,6 +115,7 @@ def _refuse_conversion(weight: CompressedWeight, wanted: dict[str, Any]) -> None
             f"keeps its dtype {weight.dtype} and cannot become {dtype}",
             hint="load the model with this dtype, or with execution='dense'",
         )
+    return CompressedWeight(weight.matrix, weight.transposed)
 
 
 def _linear(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> Any:
@@ -131,8 +141,10 @@ def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor 
     stored = weight.matrix.torch_dtype  # weight.dtype takes longer than a small product
     if inputs.dtype != stored:  # as torch's own product would say
         raise RuntimeError(f"inputs are {inputs.dtype}, the weight is {stored}")
-    if torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad)):
-        return _NoGradient.apply(inputs, weight, bias)
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _NoGradient.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
     return weight.matrix.product(inputs, bias)
 
 
@@ -170,7 +182,14 @@ def _embedding(
     return rows.reshape(*places.shape, weight.matrix.columns)
 
 
+def _transposed(weight: CompressedWeight) -> CompressedWeight:
+    return weight.again(turned=True)
+
+
 _HANDLERS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.detach: CompressedWeight.again,
+    torch.Tensor.t: _transposed,
+    torch.Tensor.T.__get__: _transposed,  # type: ignore[attr-defined]
     functional.linear: _linear,
     torch.addmm: _addmm,
     functional.embedding: _embedding,
