@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,9 @@ def load_model(
         register()
         options["quantization_config"] = Compressed(execution=execution)
     kind = _model_class(stored.folder, stored.config, trust_remote_code)
-    with _typed_errors(stored.model):
+    with _typed_errors(stored.model), warnings.catch_warnings():
+        # transformers warns that the folder's config is used, and then takes the execution given
+        warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)
         loaded, info = kind.from_pretrained(
             stored.folder,
             device_map=device_map,

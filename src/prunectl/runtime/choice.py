@@ -38,7 +38,7 @@ def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
     """
     if reason_against(weight):
         return None
-    made = [compress(weight, form) for form in FORMS]
+    made = [compress(weight, form, instructions()) for form in FORMS]
     made = sorted((one for one in made if one.nbytes < weight.nbytes), key=lambda one: one.nbytes)
     if execution == "compressed" or not made:
         return next(iter(made), None)

@@ -43,18 +43,20 @@ def reason_against(weight: torch.Tensor) -> str:
     return "it has too many weights" if weight.shape[0] * columns > _MOST else ""
 
 
-def compress(weight: torch.Tensor, form: str) -> Matrix:
-    """Keep a matrix [rows, columns] that no reason is against in a form."""
+def compress(weight: torch.Tensor, form: str, instructions: str) -> Matrix:
+    """Keep a matrix [rows, columns] that no reason is against in a form, for some instructions."""
     columns = weight.shape[1]
     gap = -columns % STEP
     padded = torch.nn.functional.pad(weight, (0, gap)) if gap else weight
     dtype = DTYPES[weight.dtype]
     width = torch.int32 if dtype == "fp32" else torch.int16
     codes = padded.contiguous().view(width).numpy().view(_CODES[dtype])
-    return FORMS[form](codes, dtype, columns)
+    return FORMS[form](codes, dtype, columns, instructions)
 
 
-def _bitmask(codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int) -> Matrix:
+def _bitmask(
+    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
+) -> Matrix:
     rows = codes.shape[0]
     mask = np.empty((rows, codes.shape[1] // 8), np.uint8)
     spare = OVERREAD // codes.itemsize
@@ -62,19 +64,23 @@ def _bitmask(codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int) -
     kept = int(compact(codes.reshape(-1), mask.reshape(-1), data[: codes.size]))
     data.resize(kept + spare, refcheck=False)
     counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
-    return Matrix("bitmask", dtype, rows, columns, Values(data, _starts(counts)), mask)
+    return Matrix(
+        "bitmask", instructions, dtype, rows, columns, Values(data, _starts(counts)), mask
+    )
 
 
-def _coded(codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int) -> Matrix:
+def _coded(
+    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
+) -> Matrix:
     if dtype != "bf16":
-        return _bitmask(codes, dtype, columns)
+        return _bitmask(codes, dtype, columns, instructions)
     rows, padded = codes.shape
     zeros = codes.size - int(np.count_nonzero(codes))
     mask: Any = None
     values: Any = codes.reshape(-1)
     counts = np.full(rows, padded)
     if zeros * 12 > codes.size:
-        masked = _bitmask(codes, dtype, columns)
+        masked = _bitmask(codes, dtype, columns, instructions)
         mask, values = masked.mask, masked.values.data[: codes.size - zeros]
         counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
     starts = _starts(counts)
@@ -93,10 +99,10 @@ def _coded(codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int) -> 
         places,
         others,
     )
-    return Matrix("coded", dtype, rows, columns, coded, mask)
+    return Matrix("coded", instructions, dtype, rows, columns, coded, mask)
 
 
-FORMS: dict[str, Callable[[npt.NDArray[np.unsignedinteger], str, int], Matrix]] = {
+FORMS: dict[str, Callable[[npt.NDArray[np.unsignedinteger], str, int, str], Matrix]] = {
     "bitmask": _bitmask,
     "coded": _coded,
 }

@@ -1,8 +1,9 @@
 """Vector instructions of CPUs: how packed weights are put back where a mask has ones.
 
-Everything else in the kernels is portable LLVM code. A set of instructions emits *expand*: given
-mask bits and a pointer to packed weights, lane i gets the next weight if bit i is 1, else 0; and
-*lookup*, of bytes in a codebook. An expansion may read up to ``OVERREAD`` bytes beyond the last weight.
+A set of instructions emits two operations; everything else in the kernels is portable LLVM code.
+*Expand*: given mask bits and a pointer to packed weights, lane i gets the next weight if bit i is
+1, else 0; up to ``OVERREAD`` bytes beyond the last weight may be read. *Lookup*: bytes of a
+codebook by their ranks.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class InstructionSet:
         expand32: mask, pointer -> <lanes x i32>.
         lookup: builder, <16 x i8> codebook, <32 x i8> ranks -> <32 x i8>.
         tables: the bytes of the tables that the expansions read.
-        machine: prefix of ``platform.machine()``; '' is any.
+        machines: values of ``platform.machine()``; empty for any.
+        is_tested: whether the tests have run with it. One that is not is checked before its use.
     """
 
     lanes: int
@@ -93,6 +95,7 @@ class InstructionSet:
     expand16_high: Callable[[Emitted, Any, Any], Any] | None = None
     tables: Callable[[], Bytes] = lambda: np.zeros(64, np.uint8)
     machines: tuple[str, ...] = ()
+    is_tested: bool = False
 
 
 def _bits_before() -> npt.NDArray[np.int64]:
@@ -256,6 +259,7 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
         lookup=_x86_lookup,
         tables=_avx2_tables,
         machines=X86,
+        is_tested=True,
     ),
     "neon": InstructionSet(
         lanes=8,
@@ -272,6 +276,7 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
         expand16=_compressed_load(8, 16),
         expand32=_compressed_load(8, 32),
         lookup=_plain_lookup,
+        is_tested=True,
     ),
 }
 """The fastest first."""

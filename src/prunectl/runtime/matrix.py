@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,6 @@ from prunectl.lazy import torch
 from prunectl.runtime import pool
 from prunectl.runtime.instructions import OVERREAD, tables_of
 from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
-from prunectl.runtime.selection import instructions
 
 MOST_ROWS = 8
 """Input rows that a kernel multiplies while a row of weights is in registers."""
@@ -58,6 +57,7 @@ class Matrix:
 
     Attributes:
         form: its name.
+        instructions: the instruction set of its kernels.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         rows, columns: outputs and inputs of the product.
         values: the weights that are kept.
@@ -65,6 +65,7 @@ class Matrix:
     """
 
     form: str
+    instructions: str
     dtype: str
     rows: int
     columns: int
@@ -95,7 +96,7 @@ class Matrix:
             for one in fields(Values)
         }
         mask = None if self.mask is None else self.mask.copy()
-        return Matrix(self.form, self.dtype, self.rows, self.columns, Values(**parts), mask)
+        return replace(self, values=Values(**parts), mask=mask, _calls={})
 
     def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``inputs`` [..., columns] times the transposed matrix, plus ``bias`` [rows].
@@ -160,7 +161,7 @@ class _Call:
     def __init__(self, matrix: Matrix, batch: int, to_fp32: bool) -> None:
         values = matrix.values
         kernel = Kernel(
-            instructions=instructions(),
+            instructions=matrix.instructions,
             dtype=matrix.dtype,
             is_masked=matrix.mask is not None,
             is_coded=values.ranks is not None,

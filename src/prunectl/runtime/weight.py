@@ -48,7 +48,7 @@ class CompressedWeight(torch.Tensor):
     def __init__(self, matrix: Matrix, transposed: bool = False) -> None:
         pass
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedWeight:
