@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -252,7 +253,8 @@ def test_transformers_takes_an_execution_for_compressed_and_dense_folders(
     export(pruned("llama"), tmp_path / "small", layout)
     for folder in (pruned("llama"), tmp_path / "small"):
         config = prunectl.Compressed(execution="compressed")
-        with pytest.warns(UserWarning, match="quantization_config") if folder.parent == tmp_path else _nothing():
+        warned = pytest.warns(UserWarning, match="quantization_config")
+        with warned if folder.parent == tmp_path else nullcontext():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, quantization_config=config
             )
@@ -263,12 +265,6 @@ def test_transformers_takes_an_execution_for_compressed_and_dense_folders(
         prunectl.Compressed(execution="fast")
     with pytest.raises(InvalidOption, match="execution 'fast' is not known"):
         load_model(pruned("llama"), execution="fast")
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_a_damaged_part_ends_at_loading_with_the_name_of_the_tensor(
