@@ -18,14 +18,15 @@ from pathlib import Path
 
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.result import LoadCost
+from prunectl.runtime.executions import DENSE
 
 
 def measure_loading(
     folder: Path,
     device: str,
     dtype: str,
-    execution: str,
     *,
+    execution: str = DENSE,
     trust_remote_code: bool = False,
 ) -> LoadCost:
     """Load a model with ``prunectl.load_model`` in a fresh process.

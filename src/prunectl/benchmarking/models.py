@@ -195,7 +195,7 @@ def load_side(
                     source.folder,
                     str(device),
                     settings.dtype,
-                    source.execution,
+                    execution=source.execution,
                     trust_remote_code=source.trust_remote_code,
                 )
             model = _load(source, device, settings)

@@ -112,8 +112,13 @@ def _executed(source: Source, device: torch.device, wanted: str, *, alone: bool)
         raise InvalidOption(
             f"--execution {execution} runs on the CPU, not on {device}", hint="add --device cpu"
         )
-    executed = replace(source, execution=execution, short=f"{source.short}, {execution}")
-    return [replace(source, short=f"{source.short}, {DENSE}"), executed] if alone else [executed]
+    executed = replace(source, execution=execution)
+    if not alone:
+        return [executed]
+    return [
+        replace(source, short=f"{source.short}, {DENSE}"),
+        replace(executed, short=f"{source.short}, {execution}"),
+    ]
 
 
 def _source(model: Model) -> Source:
