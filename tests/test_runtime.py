@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -295,6 +296,8 @@ def test_what_a_compressed_model_cannot_do_is_said_in_a_sentence(pruned: Made) -
     inputs = torch.randn(1, 32, dtype=torch.bfloat16, requires_grad=True)
     with pytest.raises(UnsupportedCheckpoint, match="has no backward pass"):
         model.model.layers[0].mlp.up_proj(inputs).sum().backward()
+    with pytest.raises(UnsupportedCheckpoint, match="cannot be pickled"):
+        torch.save(model.state_dict(), io.BytesIO())
     with pytest.raises(IndexError):
         functional.embedding(torch.tensor([61]), model.model.embed_tokens.weight)
     with pytest.raises(RuntimeError, match="inputs are"):

@@ -13,6 +13,7 @@ row. With 40% zeros, 0.51 of the dense bytes are left; without zeros, 0.75.
 from __future__ import annotations
 
 from collections.abc import Callable
+from platform import machine
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from prunectl.jit import jit
 from prunectl.layouts.kernels.masking import compact
 from prunectl.lazy import torch
-from prunectl.runtime.instructions import OVERREAD
+from prunectl.runtime.instructions import OVERREAD, X86, cpu_features
 from prunectl.runtime.kernels import STEP
 from prunectl.runtime.matrix import DTYPES, Matrix, Values
 
@@ -39,6 +40,8 @@ def reason_against(weight: torch.Tensor) -> str:
         return f"{str(weight.dtype).removeprefix('torch.')} has no kernel"
     if weight.device.type != "cpu":
         return f"it is on {weight.device.type}, and kernels run on the CPU"
+    if weight.dtype == torch.float16 and machine() in X86 and "f16c" not in cpu_features():
+        return "this CPU has no instructions for float16"
     columns = -(-weight.shape[1] // STEP) * STEP
     return "it has too many weights" if weight.shape[0] * columns > _MOST else ""
 

@@ -51,6 +51,13 @@ class CompressedWeight(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            "cannot be pickled",
+            hint="save_pretrained writes the dense weights",
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedWeight:
         """Another weight with the same matrix, which nothing changes."""
         return torch.nn.Parameter(self.again(), requires_grad=False)  # type: ignore[return-value]
