@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from prunectl._version import __version__
+from prunectl.documents import parse_json
 from prunectl.runtime.forms import FORMS, compress, reason_against
 from prunectl.runtime.matrix import Matrix
 from prunectl.runtime.selection import instructions
@@ -101,8 +102,8 @@ def _seconds(sides: list[Products]) -> list[float]:
 def _known() -> dict[str, list[str]]:
     """What was measured on this CPU with these libraries and threads."""
     try:
-        found = json.loads((cache_dir() / _cache_name()).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json((cache_dir() / _cache_name()).read_bytes())
+    except (OSError, ValueError):
         return {}
     is_ours = isinstance(found, dict) and all(isinstance(one, list) for one in found.values())
     return found if is_ours else {}
