@@ -32,7 +32,7 @@ FLOORS: dict[str, set[str]] = {
         "evaluation",
     },
     "work": {"calibration", "loading", "measure", "transform"},
-    "plan": {"plan", "data", "parallel"},
+    "plan": {"plan", "data", "parallel", "runtime"},
     "rooms": {"checkpoint", "magnitude", "methods", "layouts", "output"},
     "outside": {"hub"},
     "ground": {

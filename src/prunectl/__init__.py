@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from prunectl.benchmarking.compare import bench_csv as bench_csv
     from prunectl.benchmarking.compare import compare_bench as compare_bench
     from prunectl.benchmarking.compare import read_bench as read_bench
+    from prunectl.benchmarking.generating import Generation as Generation
+    from prunectl.benchmarking.generating import generate as generate
     from prunectl.benchmarking.result import BenchResult as BenchResult
     from prunectl.benchmarking.settings import BenchSettings as BenchSettings
     from prunectl.benchmarking.verb import bench as bench
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from prunectl.exporting.result import MasksResult as MasksResult
     from prunectl.exporting.verb import export as export
     from prunectl.loading.compressed import open_model as open_model
+    from prunectl.loading.execution import Compressed as Compressed
     from prunectl.loading.hook import register as register
     from prunectl.loading.model import load_model as load_model
     from prunectl.loading.weights import Weights as Weights
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from prunectl.report.sweep_page import sweep_page as sweep_page
     from prunectl.report.sweep_page import sweep_picture as sweep_picture
     from prunectl.report.trace_page import trace_page as trace_page
+    from prunectl.runtime.models import compress_model as compress_model
     from prunectl.studies.compare.result import Comparison as Comparison
     from prunectl.studies.compare.verb import compare as compare
     from prunectl.studies.lottery.result import LotteryResult as LotteryResult

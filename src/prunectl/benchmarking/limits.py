@@ -122,7 +122,11 @@ def bytes_read(model: Any, rows: int) -> int:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor; of a wrapper (torch's 2:4 form), those of the tensors inside."""
+    """Bytes of a tensor; of a wrapper (torch's 2:4 form, a compressed weight), those inside."""
+    from prunectl.runtime.weight import CompressedWeight
+
+    if isinstance(tensor, CompressedWeight):
+        return tensor.matrix.nbytes
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(tensor_bytes(getattr(tensor, name)) for name in names)

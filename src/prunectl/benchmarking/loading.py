@@ -1,6 +1,6 @@
 """Time and memory of loading a model, measured in a process of its own.
 
-    python -m prunectl.benchmarking.loading FOLDER DEVICE DTYPE TRUST
+    python -m prunectl.benchmarking.loading FOLDER DEVICE DTYPE TRUST EXECUTION
 
 loads one model and prints the measurement as JSON. It needs its own process because the peak of
 memory belongs to a whole process, and because a second load in one process is already warm.
@@ -18,10 +18,16 @@ from pathlib import Path
 
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.result import LoadCost
+from prunectl.runtime.executions import DENSE
 
 
 def measure_loading(
-    folder: Path, device: str, dtype: str, *, trust_remote_code: bool = False
+    folder: Path,
+    device: str,
+    dtype: str,
+    *,
+    execution: str = DENSE,
+    trust_remote_code: bool = False,
 ) -> LoadCost:
     """Load a model with ``prunectl.load_model`` in a fresh process.
 
@@ -34,7 +40,7 @@ def measure_loading(
     done = subprocess.run(
         [
             sys.executable, "-m", "prunectl.benchmarking.loading",
-            str(folder.resolve()), device, dtype, "1" if trust_remote_code else "0",
+            str(folder.resolve()), device, dtype, "1" if trust_remote_code else "0", execution,
         ],
         capture_output=True,
         text=True,
@@ -53,7 +59,7 @@ _STATUS = Path("/proc/self/status")
 _PAGE = 4096
 
 
-def main(folder: str, device: str, dtype: str, trust: str) -> None:
+def main(folder: str, device: str, dtype: str, trust: str, execution: str) -> None:
     """Load a model once; print seconds, and bytes of host memory before and at the peak."""
     import torch
     import transformers  # noqa: F401  (not part of the time)
@@ -70,6 +76,7 @@ def main(folder: str, device: str, dtype: str, trust: str) -> None:
             folder,
             device_map=None if device == "cpu" else device,
             dtype=dtype,
+            execution=execution,
             trust_remote_code=trust == "1",
         )
         if device.startswith("cuda"):
@@ -85,8 +92,12 @@ def _touch(model: object) -> None:
     """Read every weight: weights that are only mapped from a file are not loaded yet."""
     import torch
 
+    from prunectl.runtime.weight import CompressedWeight
+
     assert isinstance(model, torch.nn.Module)
     for parameter in model.parameters():
+        if isinstance(parameter, CompressedWeight):  # made from a weight that was read
+            continue
         flat = parameter.detach().reshape(-1)
         flat[:: max(1, _PAGE // flat.element_size())].sum()
 

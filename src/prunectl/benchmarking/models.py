@@ -25,6 +25,7 @@ from prunectl.documents import read_object
 from prunectl.errors import InvalidOption, PrunectlError
 from prunectl.loading.weights import count_zeros
 from prunectl.plan.prunable import prunable_tensors, recorded_prunable
+from prunectl.runtime.executions import DENSE
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,8 @@ SPARSE_ENOUGH = 0.01
 class Source:
     """The source of a side: an open checkpoint, or the config of a random model.
 
-    ``name`` is as the user wrote it, ``short`` the last part of a path.
+    ``name`` is as the user wrote it, ``short`` the last part of a path. ``execution`` is how its
+    weights are held in memory.
     """
 
     name: str
@@ -122,6 +124,12 @@ class Source:
     config: dict[str, Any]
     trust_remote_code: bool = False
     checkpoint: Checkpoint | None = None
+    execution: str = DENSE
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its weights are stored in another layout than dense."""
+        return self.checkpoint is not None and self.checkpoint.opener is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,22 +183,29 @@ def load_side(
         NotEnoughMemory: it does not fit.
     """
     cost: LoadCost | None = None
+    from prunectl.runtime.models import compress_model, weights_of
+
     with memory_errors(source.name, device, "loading the model"):
         if source.folder is None:
             model = random_model(source.config, label, device, settings.dtype, settings.seed)
+            model = compress_model(model, source.execution)
         else:
             if settings.measure_loading:
                 cost = measure_loading(
                     source.folder,
                     str(device),
                     settings.dtype,
+                    execution=source.execution,
                     trust_remote_code=source.trust_remote_code,
                 )
             model = _load(source, device, settings)
     side = _side(model, label, source.name)
     if source.checkpoint is not None:
         side = replace(side, zeros=_as_evaluated(source.checkpoint, side.zeros))
-    return LoadedSide(replace(side, disk_bytes=source.disk_bytes, loading=cost), model)
+    side = replace(side, disk_bytes=source.disk_bytes, loading=cost)
+    if source.execution != DENSE:
+        side = replace(side, kernels=source.execution, converted=len(weights_of(model)))
+    return LoadedSide(side, model)
 
 
 def _as_evaluated(checkpoint: Checkpoint, found: Zeros) -> Zeros:
@@ -220,6 +235,7 @@ def _load(source: Source, device: torch.device, settings: BenchSettings) -> Any:
             source.folder,
             device_map=place,
             dtype=settings.dtype,
+            execution=source.execution,
             trust_remote_code=source.trust_remote_code,
         )
     return model.eval().requires_grad_(False)

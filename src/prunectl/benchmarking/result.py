@@ -43,13 +43,13 @@ class Side:
 
     Attributes:
         label: its name in tables and verdicts. model: as the user named it.
-        kernels: ``dense``, ``sparse``, or ``auto`` (whichever won for a shape and batch).
+        kernels: ``dense``, ``sparse``, ``compressed``, or ``auto`` (whichever won for a shape).
         made: how its weights were changed in memory, or ''.
         architecture: name of the transformers class. dtype: of most of its weights.
         parameters: their number. weight_bytes: in memory, on the device.
         disk_bytes: of its weight files; None if it has none.
         zeros: in its prunable weights; without files, in the matrices of its blocks.
-        converted: matrices with a sparse form in memory.
+        converted: matrices with a sparse or compressed form in memory.
         loading: None where it was not measured.
     """
 
@@ -204,10 +204,11 @@ class BenchResult:
         ]
         is_sparse = any(side.zeros.sparsity >= 0.01 for side in self.sides)
         measured = {run.against.verdict for run in self.runs if run.against}
-        if is_sparse and self.machine.device == "cpu" and FASTER not in measured:
+        is_dense = all(side.kernels == "dense" for side in self.sides)
+        if is_sparse and is_dense and self.machine.device == "cpu" and FASTER not in measured:
             sentences.append(
-                "Zeros bring no speed-up on the CPU: torch's dense products there compute with "
-                "them like with any number."
+                "Zeros bring no speed-up on the CPU in dense execution, which computes with them "
+                "like with any number; --execution auto leaves them out."
             )
         return tuple(sentences)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from prunectl.errors import InvalidOption
 from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option
 from prunectl.pattern import COMMON_NMS, NM, parse_nm
+from prunectl.runtime.executions import EXECUTIONS, check_execution
 from prunectl.userdirs import expanded
 
 LEAST_ROUNDS = 7
@@ -110,6 +111,8 @@ class BenchSettings:
         threads: of torch on the CPU; None leaves the choice to torch.
         kernels: for 2:4 weights on CUDA: ``dense``, ``sparse`` (wherever a kernel takes them), or
             ``auto`` (dense and sparse side by side, sparse only where it was measured to win).
+        execution: of the model, not of those it is compared with: a name in EXECUTIONS; ''
+            is ``auto`` for a compressed folder on the CPU, else ``dense``.
         pattern: prunes a dense model in memory, to measure what zeros bring; None leaves it dense.
         compile: mode of torch.compile, the same for all sides.
         text: tokenized as the input; '' takes random tokens.
@@ -164,6 +167,16 @@ class BenchSettings:
             values=KERNELS,
         ),
     ] = "auto"
+    execution: Annotated[
+        str,
+        Option(
+            "How the model's weights are held in memory: dense, compressed, or auto (compressed "
+            "where that is not slower). Default: auto for a compressed folder on the CPU.",
+            "EXECUTION",
+            COMPUTING,
+            values=EXECUTIONS,
+        ),
+    ] = ""
     pattern: Annotated[
         NM | None,
         Option(
@@ -210,6 +223,8 @@ class BenchSettings:
                 raise InvalidOption(
                     f"{name} '{value}' is not known", hint=f"one of {', '.join(known)}"
                 )
+        if self.execution:
+            check_execution(self.execution)
         for name, values in (
             ("--batch-size", self.batch_sizes),
             ("--prompt-tokens", self.prompt_tokens),

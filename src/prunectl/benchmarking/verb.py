@@ -33,6 +33,7 @@ from prunectl.checkpoint.model_kind import Kind, ModelKind, common_model_kind, m
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
+from prunectl.runtime.executions import AUTO, DENSE
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +56,9 @@ def bench(
 ) -> BenchResult:
     """Time inference of one or several models, end to end and in turns.
 
-    A single model is compared with itself: pruned in memory, or with its zeros filled if it is
-    already pruned. On CUDA, 2:4 weights are run on dense and on sparse kernels.
+    A single model is compared with itself: compressed in memory with dense if it has another
+    execution than dense; else pruned in memory, or with its zeros filled if it is already pruned.
+    On CUDA, 2:4 weights are run on dense and on sparse kernels.
 
     Args:
         model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes; compressed
@@ -86,13 +88,37 @@ def bench(
             hint="leave it out: on the CPU zeros bring no speed-up, and bench measures that",
         )
     sources = [_source(one) for one in against]
-    sources.append(random_source(random_weights) if model is None else _source(model))
+    measured = random_source(random_weights) if model is None else _source(model)
+    sources += _executed(measured, device, settings.execution, alone=not sources)
     with torch_threads(settings.threads), current_device(device):
         result = _bench(sources, device, settings, on_event)
     result = replace(result, seconds=time.perf_counter() - started)
     if result.interrupted:
         raise Interrupted(result)
     return result
+
+
+def _executed(source: Source, device: torch.device, wanted: str, *, alone: bool) -> list[Source]:
+    """The model in its execution; if that is not dense and it comes alone, dense before it.
+
+    Raises:
+        InvalidOption: an execution that the device has no kernels for.
+    """
+    is_cpu = device.type == "cpu"
+    execution = wanted or (AUTO if source.is_compressed and is_cpu else DENSE)
+    if execution == DENSE:
+        return [source]
+    if not is_cpu:
+        raise InvalidOption(
+            f"--execution {execution} runs on the CPU, not on {device}", hint="add --device cpu"
+        )
+    executed = replace(source, execution=execution)
+    if not alone:
+        return [executed]
+    return [
+        replace(source, short=f"{source.short}, {DENSE}"),
+        replace(executed, short=f"{source.short}, {execution}"),
+    ]
 
 
 def _source(model: Model) -> Source:

@@ -25,6 +25,7 @@ COMMANDS = {
     "trace": "Follow magnitudes over a training.",
     "lottery": "Is a trained ticket better than one-shot pruning?",
     "bench": "Compare the speed of models.",
+    "generate": "Continue a text, and say how fast.",
     "push": "Publish an output on the Hub.",
 }
 """Command NAME is the function NAME of module ``prunectl.cli.NAME``, which has its EXAMPLES."""

@@ -10,7 +10,8 @@ from prunectl.cli import options
 from prunectl.cli.output import Output
 from prunectl.cli.tables import columns, facts, heading, sentence
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.option import Fields
+from prunectl.option import COMPUTING, Fields, Option
+from prunectl.runtime.executions import DENSE, EXECUTIONS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,6 +30,16 @@ def evaluate(
     saved: Annotated[options.Saved, Fields(only=("output",))],
     source: options.OneModel,
     out: Output,
+    execution: Annotated[
+        str,
+        Option(
+            "How the weights are held in memory: dense, compressed, or auto (compressed where that "
+            "is not slower).",
+            "EXECUTION",
+            COMPUTING,
+            values=EXECUTIONS,
+        ),
+    ] = DENSE,
 ) -> None:
     """Score a dense, pruned or compressed model by one metric.
 
@@ -41,7 +52,7 @@ def evaluate(
     checkpoint = source.open(source.choose(out), out, compressed=True)
     options.keep_source(checkpoint, saved.named)
     with out.progress() as on_event:
-        result = evaluate(checkpoint, settings, on_event=on_event)
+        result = evaluate(checkpoint, settings, execution=execution, on_event=on_event)
     out.data(result.to_json())
     out.show(*evaluation_screen(result, everything=out.verbose))
     saved.save(out, result.to_json())

@@ -7,8 +7,9 @@ import time
 
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.device import check_device
+from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import tell_unshared
-from prunectl.evaluation.loaded_model import open_loaded_model
+from prunectl.evaluation.loaded_model import LoadedModel, open_loaded_model
 from prunectl.evaluation.metric import Metric, Score, prepare
 from prunectl.evaluation.resampling import Interval, interval, redrawn
 from prunectl.evaluation.result import Evaluation
@@ -17,12 +18,14 @@ from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.loading.weights import count_zeros
 from prunectl.parallel.run import Run
+from prunectl.runtime.executions import DENSE, check_execution
 
 
 def evaluate(
     model: Checkpoint | str | os.PathLike[str],
     settings: EvalSettings | None = None,
     *,
+    execution: str = DENSE,
     on_event: OnEvent = ignore_events,
 ) -> Evaluation:
     """Score a dense, pruned or compressed checkpoint.
@@ -30,15 +33,19 @@ def evaluate(
     Args:
         model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes.
         settings: metric and data; by default perplexity, for which ``demo`` has a text of its own.
+        execution: ``dense``; ``compressed``: weights stay compressed in memory while the model is
+            scored; ``auto``: where that is not slower on this machine.
         on_event: receives progress.
 
     Raises:
-        UsageError: a metric that is not known or does not fit the model, or no data.
+        UsageError: a metric that is not known or does not fit the model, no data, or an execution
+            that does not fit the device or the metric.
         SourceError: the checkpoint cannot be read.
         BadData: the data cannot be read. EvaluationFailed: the outputs are not numbers.
     """
     settings = settings or EvalSettings()
     check_device(settings.device)
+    check_execution(execution)
     started = time.perf_counter()
     checkpoint = Run(on_event=on_event).opened(model, open_model)
     metric = prepare(checkpoint, settings, on_event)
@@ -49,6 +56,8 @@ def evaluate(
         for note in loaded.notes:
             on_event(note)
         zeros, weights = count_zeros(checkpoint, loaded.prunable, reader)
+        if execution != DENSE:
+            _compress(loaded, metric, execution)
         score = metric.score(loaded, seed=settings.seed, on_event=on_event)
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         return Evaluation(
@@ -69,6 +78,22 @@ def evaluate(
             dtype=dtype,
             seconds=time.perf_counter() - started,
         )
+
+
+def _compress(loaded: LoadedModel, metric: Metric, execution: str) -> None:
+    from prunectl.runtime.models import compress_model
+
+    if metric.trains:
+        raise InvalidOption(
+            f"--metric {metric.name} trains the model, and compressed weights are for inference",
+            hint="leave --execution out",
+        )
+    if loaded.devices != "cpu":
+        raise InvalidOption(
+            f"--execution {execution} runs on the CPU, not on {loaded.devices}",
+            hint="add --device cpu",
+        )
+    compress_model(loaded.model, execution)
 
 
 def interval_of(metric: Metric, score: Score, seed: int) -> Interval | None:

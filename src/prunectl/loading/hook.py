@@ -27,12 +27,15 @@ def register() -> None:
     """
     from transformers.quantizers import auto
 
-    from prunectl.loading.quantizer import CompressedConfig, CompressedQuantizer
+    from prunectl.loading.execution import Compressed
+    from prunectl.loading.quantizer import CompressedQuantizer
     from prunectl.output.config_json import METHOD
 
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
-        auto.register_quantization_config(METHOD)(CompressedConfig)
+        auto.register_quantization_config(METHOD)(Compressed)
         auto.register_quantizer(METHOD)(CompressedQuantizer)
+        # a user's execution replaces that in a compressed folder's config
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (Compressed,)
 
 
 def install() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,14 @@ def load_model(
     device_map: Any = None,
     dtype: str | torch.dtype | None = "auto",
     semi_structured: str = "never",
+    execution: str = "dense",
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Load a dense or compressed model for inference or training.
+    """Load a dense or compressed model for inference, or dense for training.
 
     The module tree is built without memory (accelerate's empty weights). Each tensor is decoded,
     checked against its hash and moved to its device on its own: in addition to the model, the host
@@ -44,6 +46,9 @@ def load_model(
         semi_structured: on CUDA, whether 2:4 weights are converted for torch's sparse kernels:
             ``never``, ``auto`` (where a kernel supports them), or ``always`` (an error if none can
             be). This halves their memory; whether it is faster depends on shapes and batch size.
+        execution: ``dense``; ``compressed``: the weights of linear layers and embeddings stay
+            compressed in memory, for inference on the CPU; ``auto``: where that is not slower on
+            this machine.
         revision, token, cache_dir: as for :func:`prunectl.open_checkpoint`.
         trust_remote_code: let the model's own Python code run.
         options: passed on to ``from_pretrained``.
@@ -56,7 +61,9 @@ def load_model(
         BadCheckpoint: weights are missing.
         UnknownArchitecture: transformers has no class for it, or its config describes a far larger
             model.
-        InvalidOption: an unknown ``semi_structured``, or ``always`` and no weight can be converted.
+        UnsupportedCheckpoint: ``execution`` is ``compressed``, and ``device_map`` not the CPU.
+        InvalidOption: an unknown ``execution`` or ``semi_structured``, or ``always`` and no weight
+            can be converted.
     """
     check_mode(semi_structured)
     stored = open_stored(
@@ -75,8 +82,15 @@ def load_model(
     check_counts(stored.config)
     if stored.format == "compressed":
         register()
+    if execution != "dense":
+        from prunectl.loading.execution import Compressed
+
+        register()
+        options["quantization_config"] = Compressed(execution=execution)
     kind = _model_class(stored.folder, stored.config, trust_remote_code)
-    with _typed_errors(stored.model):
+    with _typed_errors(stored.model), warnings.catch_warnings():
+        # transformers warns that the folder's config is used, and then takes the execution given
+        warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)
         loaded, info = kind.from_pretrained(
             stored.folder,
             device_map=device_map,

@@ -1,10 +1,13 @@
-"""The plug-in through which transformers' ``from_pretrained`` reads a compressed folder.
+"""The plug-in through which transformers' ``from_pretrained`` loads what prunectl wrote.
 
-The folder's config.json has the member ``"quantization_config": {"quant_method": "prunectl",
-"weights": FILE}``. transformers calls the quantizer registered under this name, which points it at
-the compressed weights and makes it read them through :class:`prunectl.loading.safe_open.SafeOpen`.
-The result is an ordinary dense model: nothing of the plug-in stays in it, and saving it writes an
-ordinary checkpoint.
+A compressed folder's config.json has the member ``"quantization_config": {"quant_method":
+"prunectl", "weights": FILE}``. transformers calls the quantizer registered under this name, which
+points it at the compressed weights and makes it read them through
+:class:`prunectl.loading.safe_open.SafeOpen`.
+
+The result is an ordinary dense model: nothing of the plug-in stays in it. With another execution
+than ``dense``, also for dense folders, each weight is compressed again as soon as it is loaded, and
+stays so (:mod:`prunectl.runtime`). Saving either model writes an ordinary dense checkpoint.
 """
 
 from __future__ import annotations
@@ -13,54 +16,81 @@ from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunectl.errors import BadCheckpoint, BadManifest, UnsupportedCheckpoint
-from prunectl.layouts.table import DENSE
+from prunectl.layouts.table import DENSE as DENSE_LAYOUT
 from prunectl.loading import safe_open
-from prunectl.output.config_json import METHOD
+from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
-
-
-class CompressedConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """The member of config.json that describes the compressed weights."""
-
-    def __init__(self, weights: str = "", **unknown: Any) -> None:
-        self.quant_method = METHOD
-        self.weights = weights
-        # read by transformers: the loaded model is dense, and so is its config
-        self.dequantize = True
+from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
+from prunectl.runtime.models import compressed, is_compressible
+from prunectl.runtime.weight import CompressedWeight
 
 
 class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Decodes while transformers loads; changes no module."""
+    """Decodes while transformers loads, and compresses each weight again if it stays compressed."""
 
-    requires_calibration = True  # nothing can be quantized on the fly
+    def __init__(self, quantization_config: Compressed, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.execution = quantization_config.execution
+        if self.execution != DENSE_EXECUTION:
+            self.pre_quantized = False  # transformers hands over each weight, and loads one by one
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         safe_open.install()
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Name the compressed weights in the model's config before transformers looks for files."""
-        config.transformers_weights = self.quantization_config.weights
+        if self.quantization_config.weights:
+            config.transformers_weights = self.quantization_config.weights
         return config
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        owner, _, name = param_name.rpartition(".")
+        return self.execution != DENSE_EXECUTION and is_compressible(
+            model.get_submodule(owner), name
+        )
+
+    def get_quantize_ops(self) -> Any:
+        return _compress_operation(self.execution)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """Dense weights, for ``save_pretrained``."""
+        found = model.state_dict()
+        held = {n: one for n, one in found.items() if isinstance(one, CompressedWeight)}
+        dense = {id(one.matrix): one.decoded() for one in held.values()}  # tied weights once
+        return found | {name: dense[id(one.matrix)] for name, one in held.items()}, {}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         places = kwargs.get("device_map") or {}
+        self._check_places(places)
         if "disk" in (places.values() if isinstance(places, dict) else [places]):
             raise UnsupportedCheckpoint(
                 model.config.name_or_path,
                 "compressed weights cannot be offloaded to disk",
-                hint=f"export them first: prunectl export MODEL --layout {DENSE} -o DIR",
+                hint=f"export them first: prunectl export MODEL --layout {DENSE_LAYOUT} -o DIR",
             )
         self._files = [str(path) for path in kwargs.get("checkpoint_files") or ()]
-        _check_complete(self._files)
-        safe_open.opened.difference_update(self._files)
+        if self.quantization_config.weights:
+            _check_complete(self._files)
+            safe_open.opened.difference_update(self._files)
         return model
+
+    def _check_places(self, places: Any) -> None:
+        """Refuse devices on which no kernel runs."""
+        named = places.values() if isinstance(places, dict) else [places] if places else []
+        others = sorted({str(place) for place in named} - {"cpu"})
+        if self.execution == "compressed" and others:
+            raise UnsupportedCheckpoint(
+                "execution='compressed'",
+                f"runs on the CPU, not on {others[0]}",
+                hint="leave device_map out, or use execution='dense'",
+            )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # read another way, the parts fit no weight of the model, which would stay random
-        if unread := set(self._files) - safe_open.opened:
+        unread = set(self._files) - safe_open.opened
+        if unread and self.quantization_config.weights:
             raise UnsupportedCheckpoint(
                 min(unread),
                 "transformers read compressed weights past prunectl, so the model has none",
@@ -68,14 +98,33 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             )
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
+        if hasattr(model.config, "quantization_config"):  # what is saved is dense
+            del model.config.quantization_config
         return model
 
     @property
     def is_trainable(self) -> bool:
-        return True
+        return self.execution == DENSE_EXECUTION
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
+
+
+def _compress_operation(execution: str) -> Any:
+    """The operation by which transformers replaces a loaded weight."""
+    from transformers.core_model_loading import ConversionOps
+
+    class Compress(ConversionOps):  # type: ignore[misc]
+        def convert(
+            self, input_dict: dict[str, Any], *, model: Any, full_layer_name: str, **kwargs: Any
+        ) -> dict[str, Any]:
+            (given,) = input_dict.values()
+            weight = given[0] if isinstance(given, list) else given
+            module = model.get_submodule(full_layer_name.rpartition(".")[0])
+            kept = compressed(weight, module, execution)
+            return {full_layer_name: weight if kept is None else kept}
+
+    return Compress()
 
 
 def _check_complete(files: list[str]) -> None:

@@ -1,0 +1,120 @@
+"""Which form a weight is kept in: by its size, or by what was measured to be fast on this CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+import llvmlite.binding as llvm
+import torch
+from torch.nn import functional
+
+from prunectl._version import __version__
+from prunectl.documents import parse_json
+from prunectl.runtime.forms import FORMS, compress, reason_against
+from prunectl.runtime.matrix import Matrix
+from prunectl.runtime.selection import instructions
+from prunectl.userdirs import cache_dir, write_cache_file
+
+_TOLERANCE = 1.02
+"""Repeated measurements of the same kernel differ by this much."""
+
+_COLD = 64 << 20
+"""Bytes that a measurement reads: in a model, each weight comes from memory, not the cache."""
+
+_PASSES = 5
+
+
+def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
+    """A weight in the form that an execution gives it; None if it stays dense.
+
+    Args:
+        weight: [outputs, inputs].
+        execution: ``compressed`` or ``auto``.
+    """
+    if reason_against(weight):
+        return None
+    made = [compress(weight, form, instructions()) for form in FORMS]
+    made = sorted((one for one in made if one.nbytes < weight.nbytes), key=lambda one: one.nbytes)
+    if execution == "compressed" or not made:
+        return next(iter(made), None)
+    return next((one for one in made if one.form in _fast_forms(weight, made)), None)
+
+
+def _fast_forms(weight: torch.Tensor, made: list[Matrix]) -> list[str]:
+    """Forms whose product with one row takes no longer than torch's, from the cache or measured."""
+    share = round(20 * float(weight.count_nonzero()) / weight.numel()) / 20
+    key = f"{weight.shape[0]}x{weight.shape[1]} {weight.dtype} {share}"
+    known = _known()
+    if key not in known:
+        dense, *others = _seconds([_dense_copies(weight), *(_copies(one) for one in made)])
+        known[key] = [
+            one.form
+            for one, seconds in zip(made, others, strict=True)
+            if seconds <= dense * _TOLERANCE
+        ]
+        text = json.dumps(known).encode()
+        write_cache_file(_cache_name(), lambda file: file.write(text))
+    return known[key]
+
+
+Products = list[Callable[[], Any]]
+
+
+def _dense_copies(weight: torch.Tensor) -> Products:
+    inputs = torch.ones(1, weight.shape[1], dtype=weight.dtype)
+    copies = [weight.clone() for _ in range(_copies_of(weight.nbytes))]
+    return [lambda one=one: functional.linear(inputs, one) for one in copies]  # type: ignore[misc]
+
+
+def _copies(matrix: Matrix) -> Products:
+    inputs = torch.ones(1, matrix.columns, dtype=matrix.torch_dtype)
+    copies = [matrix.copy() for _ in range(_copies_of(matrix.nbytes))]
+    return [lambda one=one: one.product(inputs, None) for one in copies]  # type: ignore[misc]
+
+
+def _copies_of(nbytes: int) -> int:
+    return max(1, math.ceil(_COLD / max(nbytes, 1 << 14)))
+
+
+def _seconds(sides: list[Products]) -> list[float]:
+    """The time of one product of each side: the best of several passes, made in turns."""
+    best = [math.inf] * len(sides)
+    with torch.inference_mode():
+        for products in sides:
+            products[0]()
+        for _ in range(_PASSES):
+            for number, products in enumerate(sides):
+                start = time.perf_counter()
+                for one in products:
+                    one()
+                taken = (time.perf_counter() - start) / len(products)
+                best[number] = min(best[number], taken)
+    return best
+
+
+@cache
+def _known() -> dict[str, list[str]]:
+    """What was measured on this CPU with these libraries and threads."""
+    try:
+        found = parse_json((cache_dir() / _cache_name()).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    is_ours = isinstance(found, dict) and all(isinstance(one, list) for one in found.values())
+    return found if is_ours else {}
+
+
+def _cache_name() -> str:
+    parts = (
+        __version__,
+        torch.__version__,
+        llvm.get_host_cpu_name(),
+        instructions(),
+        str(torch.get_num_threads()),
+    )
+    return f"execution-{blake2b(' '.join(parts).encode(), digest_size=8).hexdigest()}.json"

@@ -1,0 +1,149 @@
+"""The forms in which a weight is kept in memory, all lossless.
+
+``bitmask``: a bit for each weight, and the kept weights. With 40% zeros, bf16 takes 0.66 of the
+dense bytes.
+
+``coded``: as ``bitmask``, or without a mask where that is smaller, with bf16 weights in 12 bits.
+The high byte of a weight is its sign and the upper seven bits of its exponent; the 16 most frequent
+high bytes of a matrix, its codebook, are nearly all that occur. A weight is kept as its low byte
+and the 4-bit rank of its high byte in the codebook. Weights with other high bytes are listed by
+row. With 40% zeros, 0.51 of the dense bytes are left; without zeros, 0.75.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from platform import machine
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunectl.jit import jit
+from prunectl.layouts.kernels.masking import compact
+from prunectl.lazy import torch
+from prunectl.runtime.instructions import OVERREAD, X86, cpu_features
+from prunectl.runtime.kernels import STEP
+from prunectl.runtime.matrix import DTYPES, Matrix, Values
+
+_MOST = (1 << 32) - 1
+"""Weights of a matrix that the starts of its rows can count."""
+
+_CODES = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32}
+
+
+def reason_against(weight: torch.Tensor) -> str:
+    """Why a weight cannot be kept in a form; '' if it can."""
+    if weight.dim() != 2 or not weight.numel():
+        return "it is not a matrix"
+    if weight.dtype not in DTYPES:
+        return f"{str(weight.dtype).removeprefix('torch.')} has no kernel"
+    if weight.device.type != "cpu":
+        return f"it is on {weight.device.type}, and kernels run on the CPU"
+    if weight.dtype == torch.float16 and machine() in X86 and "f16c" not in cpu_features():
+        return "this CPU has no instructions for float16"
+    columns = -(-weight.shape[1] // STEP) * STEP
+    return "it has too many weights" if weight.shape[0] * columns > _MOST else ""
+
+
+def compress(weight: torch.Tensor, form: str, instructions: str) -> Matrix:
+    """Keep a matrix [rows, columns] that no reason is against in a form, for some instructions."""
+    columns = weight.shape[1]
+    gap = -columns % STEP
+    padded = torch.nn.functional.pad(weight, (0, gap)) if gap else weight
+    dtype = DTYPES[weight.dtype]
+    width = torch.int32 if dtype == "fp32" else torch.int16
+    codes = padded.contiguous().view(width).numpy().view(_CODES[dtype])
+    return FORMS[form](codes, dtype, columns, instructions)
+
+
+def _bitmask(
+    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
+) -> Matrix:
+    rows = codes.shape[0]
+    mask = np.empty((rows, codes.shape[1] // 8), np.uint8)
+    spare = OVERREAD // codes.itemsize
+    data = np.empty(codes.size + spare, codes.dtype)
+    kept = int(compact(codes.reshape(-1), mask.reshape(-1), data[: codes.size]))
+    data.resize(kept + spare, refcheck=False)
+    counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
+    return Matrix(
+        "bitmask", instructions, dtype, rows, columns, Values(data, _starts(counts)), mask
+    )
+
+
+def _coded(
+    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
+) -> Matrix:
+    if dtype != "bf16":
+        return _bitmask(codes, dtype, columns, instructions)
+    rows, padded = codes.shape
+    zeros = codes.size - int(np.count_nonzero(codes))
+    mask: Any = None
+    values: Any = codes.reshape(-1)
+    counts = np.full(rows, padded)
+    if zeros * 12 > codes.size:
+        masked = _bitmask(codes, dtype, columns, instructions)
+        mask, values = masked.mask, masked.values.data[: codes.size - zeros]
+        counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
+    starts = _starts(counts)
+    codebook, ranks_of, escapes = _codebook(values)
+    data = np.zeros(values.size + OVERREAD, np.uint8)
+    ranks = np.zeros(values.size // 2 + 8 * rows + OVERREAD, np.uint8)
+    places, others = np.empty(escapes, np.uint32), np.empty(escapes, np.uint16)
+    escape_starts = np.zeros(rows + 1, np.uint32)
+    _code(values, starts, ranks_of, data, ranks, escape_starts, places, others)
+    coded = Values(
+        data,
+        None if mask is None else starts,
+        ranks,
+        codebook,
+        escape_starts,
+        places,
+        others,
+    )
+    return Matrix("coded", instructions, dtype, rows, columns, coded, mask)
+
+
+FORMS: dict[str, Callable[[npt.NDArray[np.unsignedinteger], str, int, str], Matrix]] = {
+    "bitmask": _bitmask,
+    "coded": _coded,
+}
+
+
+def _starts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+
+
+def _codebook(
+    values: npt.NDArray[np.unsignedinteger],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int]:
+    """The 16 most frequent high bytes, the rank of each byte (16: none), and values without one."""
+    counts = np.zeros(256, np.int64)
+    for start in range(0, values.size, 1 << 20):
+        counts += np.bincount(values[start : start + (1 << 20)] >> 8, minlength=256)
+    codebook = np.argsort(-counts, kind="stable")[:16].astype(np.uint8)
+    ranks = np.full(256, 16, np.uint8)
+    ranks[codebook] = np.arange(16)
+    return codebook, ranks, int(counts.sum() - counts[codebook].sum())
+
+
+@jit
+def _code(values, starts, ranks_of, data, ranks, escape_starts, places, others):  # type: ignore[no-untyped-def]
+    """Split bf16 values into low bytes, ranks and escapes, row by row."""
+    escapes = 0
+    for row in range(starts.size - 1):
+        first = np.int64(starts[row])
+        place = first // 2 + 8 * row
+        for k in range(np.int64(starts[row + 1]) - first):
+            value = values[first + k]
+            data[first + k] = value & 0xFF
+            rank = ranks_of[value >> 8]
+            if rank == 16:
+                places[escapes] = k
+                others[escapes] = value
+                escapes += 1
+            else:
+                at = place + k // 32 * 16 + k % 32 // 16 * 8 + k % 8
+                ranks[at] |= rank << (4 * (k // 8 % 2))
+        escape_starts[row + 1] = escapes

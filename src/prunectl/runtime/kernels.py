@@ -1,0 +1,426 @@
+"""Kernels over compressed matrices: products with a few input rows, and decoding of rows.
+
+A kernel is one function, ``void work(i64 *arguments)``, which any number of threads run at once:
+each takes the next chunk of rows from a counter until none is left. A row is computed by one thread
+in one order, so results do not depend on the number of threads. Sums are fp32.
+
+The function is written as LLVM code for this CPU; no compiler is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from prunectl.runtime.instructions import (
+    FLOAT,
+    I8,
+    I16,
+    I32,
+    I64,
+    INSTRUCTION_SETS,
+    MASK_TYPES,
+    Emitted,
+    intrinsic,
+    load_vector,
+    splat,
+    vector,
+)
+
+STEP = 32
+"""Columns of an inner step; the columns of a compressed matrix are padded to a multiple of it."""
+
+BLOCK = 32
+"""Coded values that are decoded at a time."""
+
+ARGUMENTS = (
+    "counter", "slot", "rows", "chunk", "columns", "width", "inputs", "outputs", "mask", "values",
+    "starts", "tables", "bias", "bias_step", "scratch", "scratch_bytes", "ranks", "codebook",
+    "escape_starts", "escape_places", "escape_values", "order",
+)  # fmt: skip
+"""The i64 arguments of a kernel, in their order; pointers are addresses, 0 if there is none."""
+
+_PLACE = {name: number for number, name in enumerate(ARGUMENTS)}
+_PREFETCH = 1024
+"""Bytes ahead of the packed values that are asked for: measured best of 0 to 2,048."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a kernel computes; each combination is compiled when it is first needed.
+
+    Attributes:
+        instructions: a name in INSTRUCTION_SETS.
+        dtype: of the weights: ``bf16``, ``fp16``, ``fp32``.
+        is_masked: whether zeros are left out.
+        is_coded: whether bf16 values are stored in 12 bits.
+        batch: input rows of a product, whose inputs and outputs have the dtype of the weights; 0
+            decodes rows instead.
+        to_fp32: whether decoded rows are fp32, not as they are stored.
+    """
+
+    instructions: str
+    dtype: str
+    is_masked: bool
+    is_coded: bool
+    batch: int = 0
+    to_fp32: bool = False
+
+    @property
+    def bits(self) -> int:
+        return 32 if self.dtype == "fp32" else 16
+
+
+Function = Callable[[int], None]
+
+
+@cache
+def compiled(kernel: Kernel) -> tuple[Function, int]:
+    """The kernel as a function of the address of its arguments, and its own address."""
+    module = ir.Module("prunectl")
+    _Writer(kernel, module).write()
+    machine = _target_machine()
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_vectorization = True
+    passes = llvm.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(parsed, passes)
+    engine = llvm.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _engines.append(engine)  # its machine code lives as long as the engine
+    address = engine.get_function_address("work")
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address
+
+
+_engines: list[Any] = []
+
+
+@cache
+def _target_machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+
+
+class _Writer:
+    """Writes one kernel."""
+
+    def __init__(self, kernel: Kernel, module: Any) -> None:
+        self.kernel = kernel
+        self.set = INSTRUCTION_SETS[kernel.instructions]
+        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
+        self.function = ir.Function(module, kind, "work")
+        self.builder = ir.IRBuilder(self.function.append_basic_block())
+        self.arguments = {
+            name: self.builder.load(self.builder.gep(self.function.args[0], [ir.Constant(I64, k)]))
+            for name, k in _PLACE.items()
+        }
+        self.columns = self.arguments["columns"]
+
+    def argument(self, name: str, pointed: Any = None) -> Any:
+        value = self.arguments[name]
+        return self.builder.inttoptr(value, pointed.as_pointer()) if pointed else value
+
+    def next_of(self, name: str) -> Any:
+        """Add 1 to an argument that all threads share; what it was."""
+        pointer = self.builder.gep(self.function.args[0], [ir.Constant(I64, _PLACE[name])])
+        return self.builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
+
+    def at(self, pointer: Any, index: Any) -> Any:
+        return self.builder.gep(pointer, [index])
+
+    @contextmanager
+    def loop(self, start: Any, end: Any, carried: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
+        """Run the body for start <= i < end, with values carried from pass to pass.
+
+        Yields the index and the carried values; the body replaces the elements of that list, and
+        afterwards they are what the last pass left.
+        """
+        builder = self.builder
+        before = builder.block
+        head, body, after = (self.function.append_basic_block() for _ in range(3))
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(I64)
+        index.add_incoming(start, before)
+        merged = [builder.phi(value.type) for value in carried]
+        for phi, value in zip(merged, carried, strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_unsigned("<", index, end), body, after)
+        builder.position_at_end(body)
+        values = list(merged)
+        yield index, values
+        following = builder.add(index, ir.Constant(I64, 1))
+        index.add_incoming(following, builder.block)
+        for phi, value in zip(merged, values, strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        values[:] = merged
+
+    def write(self) -> None:
+        """Take chunks of rows until none is left."""
+        builder, function = self.builder, self.function
+        rows, chunk = self.argument("rows"), self.argument("chunk")
+        own = builder.mul(self.next_of("slot"), self.argument("scratch_bytes"))
+        self.scratch = self.at(self.argument("scratch", I8), own)
+        if self.kernel.batch:
+            self.inputs = builder.bitcast(self.scratch, FLOAT.as_pointer())
+            size = builder.mul(self.columns, ir.Constant(I64, 4 * self.kernel.batch))
+            self.scratch = self.at(self.scratch, size)
+            self.convert_inputs()
+        take, work, done = (function.append_basic_block() for _ in range(3))
+        builder.branch(take)
+        builder.position_at_end(take)
+        first = builder.mul(self.next_of("counter"), chunk)
+        builder.cbranch(builder.icmp_unsigned("<", first, rows), work, done)
+        builder.position_at_end(work)
+        last = builder.add(first, chunk)
+        last = builder.select(builder.icmp_unsigned("<", last, rows), last, rows)
+        with self.loop(first, last, []) as (row, _):
+            if self.kernel.batch:
+                self.product(row, rows)
+            else:
+                self.decoding(row)
+        builder.branch(take)
+        builder.position_at_end(done)
+        builder.ret_void()
+
+    def convert_inputs(self) -> None:
+        """Each thread's own copy of the input rows, in fp32, with zeros in the padded columns."""
+        builder, width = self.builder, self.argument("width")
+        kind = ir.IntType(self.kernel.bits)
+        for j in range(self.kernel.batch):
+            row = ir.Constant(I64, j)
+            given = self.at(self.argument("inputs", kind), builder.mul(width, row))
+            exact = self.at(self.inputs, builder.mul(self.columns, row))
+            with self.loop(ir.Constant(I64, 0), width, []) as (column, _):
+                value = self.floats(builder.load(self.at(given, column)))
+                builder.store(value, self.at(exact, column))
+            with self.loop(width, self.columns, []) as (column, _):
+                builder.store(ir.Constant(FLOAT, 0.0), self.at(exact, column))
+
+    def start_of(self, row: Any) -> Any:
+        """Index of the first value of a row."""
+        if not self.kernel.is_masked:
+            return self.builder.mul(row, self.columns)
+        start = self.builder.load(self.at(self.argument("starts", I32), row))
+        return self.builder.zext(start, I64)
+
+    def packed_row(self, row: Any) -> Any:
+        """Pointer to the packed values of a row, decoded first if they are coded."""
+        builder = self.builder
+        start = self.start_of(row)
+        if not self.kernel.is_coded:
+            size = ir.Constant(I64, self.kernel.bits // 8)
+            return self.at(self.argument("values", I8), builder.mul(start, size))
+        end = self.start_of(builder.add(row, ir.Constant(I64, 1)))
+        self.decode_values(row, start, end)
+        self.put_escapes(row)
+        return self.scratch
+
+    def decode_values(self, row: Any, start: Any, end: Any) -> None:
+        """A row's low bytes, and the ranks of its high bytes -> bf16 in the scratch.
+
+        The ranks of 32 values are 16 bytes: byte i < 8 holds those of values i (low) and i + 8, and
+        byte i + 8 those of values i + 16 and i + 24.
+        """
+        builder = self.builder
+        lows, codebook = self.argument("values", I8), self.argument("codebook", I8)
+        book = load_vector(builder, codebook, I8, 16)
+        skipped = builder.add(
+            builder.lshr(start, ir.Constant(I64, 1)), builder.mul(row, ir.Constant(I64, 8))
+        )
+        ranks, lows = self.at(self.argument("ranks", I8), skipped), self.at(lows, start)
+        count = builder.add(builder.sub(end, start), ir.Constant(I64, BLOCK - 1))
+        blocks = builder.udiv(count, ir.Constant(I64, BLOCK))
+        order = [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]
+        with self.loop(ir.Constant(I64, 0), blocks, []) as (number, _):
+            first = builder.mul(number, ir.Constant(I64, BLOCK))
+            place = builder.lshr(first, ir.Constant(I64, 1))
+            pairs = load_vector(builder, self.at(ranks, place), I8, 16)
+            both = builder.shuffle_vector(
+                builder.and_(pairs, splat(I8, 16, 15)),
+                builder.lshr(pairs, splat(I8, 16, 4)),
+                ir.Constant(vector(I32, BLOCK), list(range(BLOCK))),
+            )
+            high = self.set.lookup(builder, book, both)
+            low = load_vector(builder, self.at(lows, first), I8, BLOCK)
+            low = builder.shuffle_vector(low, low, ir.Constant(vector(I32, BLOCK), order))
+            for half, spots in enumerate((range(8), range(8, 16))):
+                lanes = [*spots, *(16 + spot for spot in spots)]
+                mixed = [lane for spot in lanes for lane in (spot, BLOCK + spot)]
+                codes = builder.shuffle_vector(low, high, ir.Constant(vector(I32, BLOCK), mixed))
+                into = builder.add(
+                    builder.shl(first, ir.Constant(I64, 1)), ir.Constant(I64, BLOCK * half)
+                )
+                target = builder.bitcast(self.at(self.scratch, into), codes.type.as_pointer())
+                builder.store(codes, target).align = 1
+
+    def put_escapes(self, row: Any) -> None:
+        """Write the values of a row whose exponents have no rank to their places."""
+        builder = self.builder
+        starts = self.argument("escape_starts", I32)
+        places = self.argument("escape_places", I32)
+        values = self.argument("escape_values", I16)
+        following = builder.add(row, ir.Constant(I64, 1))
+        first, last = (
+            builder.zext(builder.load(self.at(starts, at)), I64) for at in (row, following)
+        )
+        target = builder.bitcast(self.scratch, I16.as_pointer())
+        with self.loop(first, last, []) as (number, _):
+            place = builder.zext(builder.load(self.at(places, number)), I64)
+            value = builder.load(self.at(values, number))
+            builder.store(value, self.at(target, place)).align = 2
+
+    def expand(self, mask: Any, pointer: Any, *, as_floats: bool) -> tuple[Any, Any]:
+        """The next ``lanes`` weights of a row, as fp32 or as they are; and the advanced pointer."""
+        builder, lanes, bits = self.builder, self.set.lanes, self.kernel.bits
+        emitted = Emitted(builder, self.argument("tables", I8))
+        if not self.kernel.is_masked:
+            codes = load_vector(builder, pointer, ir.IntType(bits), lanes)
+            following = self.at(pointer, ir.Constant(I64, lanes * bits // 8))
+        else:
+            count = intrinsic(builder, "llvm.ctpop.i32", I32, builder.zext(mask, I32))
+            size = builder.mul(builder.zext(count, I64), ir.Constant(I64, bits // 8))
+            following = self.at(pointer, size)
+            if self.kernel.dtype == "bf16" and as_floats and self.set.expand16_high:
+                placed = self.set.expand16_high(emitted, mask, pointer)
+                return builder.bitcast(placed, vector(FLOAT, lanes)), following
+            expand = self.set.expand16 if bits == 16 else self.set.expand32
+            codes = expand(emitted, mask, pointer)
+        return (self.floats(codes) if as_floats else codes), following
+
+    def floats(self, codes: Any) -> Any:
+        """Codes of the weights' dtype, one or a vector, as fp32."""
+        builder = self.builder
+
+        def like(kind: Any) -> Any:
+            return vector(kind, codes.type.count) if hasattr(codes.type, "count") else kind
+
+        if self.kernel.dtype == "bf16":
+            wide = builder.zext(codes, like(I32))
+            sixteen = ir.Constant(I32, 16)
+            if wide.type != I32:
+                sixteen = splat(I32, codes.type.count, 16)
+            return builder.bitcast(builder.shl(wide, sixteen), like(FLOAT))
+        if self.kernel.dtype == "fp16":
+            return builder.fpext(builder.bitcast(codes, like(ir.HalfType())), like(FLOAT))
+        return builder.bitcast(codes, like(FLOAT))
+
+    def groups(self, row: Any) -> tuple[Any, Any]:
+        """Pointer to the mask of a row, and the number of steps in it."""
+        steps = self.builder.udiv(self.columns, ir.Constant(I64, STEP))
+        if not self.kernel.is_masked:
+            return None, steps
+        size = self.builder.mul(row, self.builder.udiv(self.columns, ir.Constant(I64, 8)))
+        return self.at(self.argument("mask", I8), size), steps
+
+    def masks_of(self, masks: Any, step: Any) -> list[Any]:
+        """The masks of the groups of a step."""
+        lanes = self.set.lanes
+        if masks is None:
+            return [None] * (STEP // lanes)
+        builder, kind = self.builder, MASK_TYPES[lanes]
+        place = builder.mul(step, ir.Constant(I64, STEP // 8))
+        whole = builder.load(builder.bitcast(self.at(masks, place), I32.as_pointer()))
+        whole.align = 1
+        if lanes == STEP:
+            return [whole]
+        shifts = (ir.Constant(I32, first) for first in range(0, STEP, lanes))
+        return [builder.trunc(builder.lshr(whole, shift), kind) for shift in shifts]
+
+    def product(self, row: Any, rows: Any) -> None:
+        """outputs[j, row] = sum over columns of inputs[j] * the row, + bias[row]."""
+        builder, batch, lanes = self.builder, self.kernel.batch, self.set.lanes
+        masks, steps = self.groups(row)
+        packed = self.packed_row(row)
+        groups = STEP // lanes
+        sums = min(groups, max(1, 4 // batch))
+        carried = [packed] + [splat(FLOAT, lanes, 0.0)] * (batch * sums)
+        with self.loop(ir.Constant(I64, 0), steps, carried) as (step, now):
+            ahead = self.at(now[0], ir.Constant(I64, _PREFETCH))
+            hint = [ir.Constant(I32, value) for value in (0, 3, 1)]
+            intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), ahead, *hint)
+            for group, mask in enumerate(self.masks_of(masks, step)):
+                weights, now[0] = self.expand(mask, now[0], as_floats=True)
+                for j in range(batch):
+                    column = builder.add(
+                        builder.mul(step, ir.Constant(I64, STEP)),
+                        ir.Constant(I64, group * lanes),
+                    )
+                    place = builder.add(builder.mul(self.columns, ir.Constant(I64, j)), column)
+                    value = load_vector(builder, self.at(self.inputs, place), FLOAT, lanes, 4)
+                    k = 1 + j * sums + group % sums
+                    name = f"llvm.fma.v{lanes}f32"
+                    now[k] = intrinsic(builder, name, weights.type, weights, value, now[k])
+        for j in range(batch):
+            total = self.total(now[1 + j * sums : 1 + (j + 1) * sums])
+            place = builder.add(builder.mul(rows, ir.Constant(I64, j)), row)
+            self.put(total, row, place)
+
+    def total(self, parts: list[Any]) -> Any:
+        """The sum of vectors and of their lanes, halves first."""
+        builder = self.builder
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = builder.fadd(whole, part)
+        while (lanes := whole.type.count // 2) > 0:
+            nothing = ir.Constant(whole.type, ir.Undefined)
+            halves = [
+                builder.shuffle_vector(
+                    whole, nothing, ir.Constant(vector(I32, lanes), list(range(k, k + lanes)))
+                )
+                for k in (0, lanes)
+            ]
+            whole = builder.fadd(*halves)
+        return builder.extract_element(whole, ir.Constant(I32, 0))
+
+    def put(self, total: Any, row: Any, place: Any) -> None:
+        """Add the bias and store one element of the product."""
+        builder = self.builder
+        bias = self.at(self.argument("bias", FLOAT), builder.mul(row, self.argument("bias_step")))
+        total = builder.fadd(total, builder.load(bias))
+        if self.kernel.dtype == "bf16":
+            bits = builder.bitcast(total, I32)  # ties to even; NaN stays NaN
+            odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+            rounded = builder.add(builder.add(bits, ir.Constant(I32, 0x7FFF)), odd)
+            is_nan = builder.fcmp_unordered("uno", total, total)
+            quiet = builder.or_(bits, ir.Constant(I32, 0x400000))
+            half = builder.lshr(builder.select(is_nan, quiet, rounded), ir.Constant(I32, 16))
+            total = builder.trunc(half, I16)
+        elif self.kernel.dtype == "fp16":
+            total = builder.fptrunc(total, ir.HalfType())
+        builder.store(total, self.at(self.argument("outputs", total.type), place))
+
+    def decoding(self, number: Any) -> None:
+        """outputs[number] = the row order[number]."""
+        builder, lanes = self.builder, self.set.lanes
+        row = builder.load(self.at(self.argument("order", I64), number))
+        masks, steps = self.groups(row)
+        packed = self.packed_row(row)
+        as_floats = self.kernel.to_fp32
+        kind = FLOAT if as_floats else ir.IntType(self.kernel.bits)
+        outputs = self.at(self.argument("outputs", kind), builder.mul(number, self.columns))
+        with self.loop(ir.Constant(I64, 0), steps, [packed]) as (step, now):
+            for group, mask in enumerate(self.masks_of(masks, step)):
+                weights, now[0] = self.expand(mask, now[0], as_floats=as_floats)
+                column = builder.add(
+                    builder.mul(step, ir.Constant(I64, STEP)), ir.Constant(I64, group * lanes)
+                )
+                target = self.at(outputs, column)
+                pointer = builder.bitcast(target, weights.type.as_pointer())
+                builder.store(weights, pointer).align = 4 if as_floats else self.kernel.bits // 8

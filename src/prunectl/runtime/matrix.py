@@ -1,0 +1,231 @@
+"""A matrix that stays compressed: its product with few or many rows, and its decoded rows."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunectl.lazy import torch
+from prunectl.runtime import pool
+from prunectl.runtime.instructions import OVERREAD, tables_of
+from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
+
+MOST_ROWS = 8
+"""Input rows that a kernel multiplies while a row of weights is in registers."""
+
+_CHUNK_BYTES = 1 << 15
+"""Dense bytes of the rows that a thread takes at a time: few enough that none waits long."""
+
+_PANEL = 1 << 18
+"""Weights of a panel: as fp32 they fit in a core's share of the cache."""
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Values:
+    """Packed weights, row after row.
+
+    Attributes:
+        data: the bits of the weights, or their low bytes if coded, and ``OVERREAD`` bytes more.
+        starts: u32 [rows + 1], the index of each row's first value; None: every column has one.
+        ranks: u8, 4 bits for each coded value: the rank of its high byte in the codebook. Those of
+            row r begin at byte starts[r] // 2 + 8 r. None if not coded.
+        codebook: u8 [16], high bytes.
+        escape_starts, escape_places, escape_values: u32 [rows + 1], u32 and u16 [escapes]: values
+            whose high byte is not in the codebook, by row, and their places among the row's values.
+    """
+
+    data: Array
+    starts: Array | None = None
+    ranks: Array | None = None
+    codebook: Array | None = None
+    escape_starts: Array | None = None
+    escape_places: Array | None = None
+    escape_values: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """Weights in a form.
+
+    Attributes:
+        form: its name.
+        instructions: the instruction set of its kernels.
+        dtype: ``bf16``, ``fp16`` or ``fp32``.
+        rows, columns: outputs and inputs of the product.
+        values: the weights that are kept.
+        mask: u8 [rows, padded / 8], bits of kept weights, the lowest first; None: all are.
+    """
+
+    form: str
+    instructions: str
+    dtype: str
+    rows: int
+    columns: int
+    values: Values
+    mask: Array | None
+    _calls: dict[tuple[int, bool], _Call] = field(default_factory=dict, repr=False)
+
+    @property
+    def padded(self) -> int:
+        """Columns with those of zeros at the end of a row."""
+        return -(-self.columns // STEP) * STEP
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        parts = [getattr(self.values, name) for name in ("data", "starts", "ranks", "codebook")]
+        parts += [getattr(self.values, f"escape_{name}") for name in ("starts", "places", "values")]
+        return sum(part.nbytes for part in [*parts, self.mask] if part is not None)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return TORCH_TYPES[self.dtype]
+
+    def copy(self) -> Matrix:
+        """The same in other memory."""
+        parts: dict[str, Any] = {
+            one.name: None if (part := getattr(self.values, one.name)) is None else part.copy()
+            for one in fields(Values)
+        }
+        mask = None if self.mask is None else self.mask.copy()
+        return replace(self, values=Values(**parts), mask=mask, _calls={})
+
+    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``inputs`` [..., columns] times the transposed matrix, plus ``bias`` [rows].
+
+        Sums are fp32; inputs, bias and the result [..., rows] have the dtype of the weights.
+        """
+        count = inputs.numel() // self.columns
+        if count > MOST_ROWS:
+            return self._many(inputs, bias)
+        inputs = inputs.contiguous()
+        result = inputs.new_empty((*inputs.shape[:-1], self.rows))
+        if count:
+            added = _nothing() if bias is None else bias.float()
+            call = self._call(count, to_fp32=False)
+            call.run(
+                self.rows,
+                inputs=inputs.data_ptr(),
+                outputs=result.data_ptr(),
+                bias=added.data_ptr(),
+                bias_step=bias is not None,
+            )
+        return result
+
+    def _many(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        exact = inputs.reshape(-1, self.columns).float()
+        result = torch.empty(exact.shape[0], self.rows, dtype=inputs.dtype)
+        step = max(64, _PANEL // self.padded)
+        order = np.arange(self.rows)
+        for first in range(0, self.rows, step):
+            last = min(first + step, self.rows)
+            panel = self.decoded(order[first:last], to_fp32=True)
+            if bias is None:
+                result[:, first:last] = exact @ panel.T
+            else:
+                result[:, first:last] = torch.addmm(bias[first:last].float(), exact, panel.T)
+        return result.reshape(*inputs.shape[:-1], self.rows)
+
+    def decoded(self, order: npt.NDArray[np.int64], *, to_fp32: bool = False) -> torch.Tensor:
+        """Rows ``order`` (all in range) as they are stored, or as fp32: [len(order), columns]."""
+        kind = torch.float32 if to_fp32 else TORCH_TYPES[self.dtype]
+        rows = torch.empty(len(order), self.padded, dtype=kind)
+        order = np.ascontiguousarray(order)
+        call = self._call(0, to_fp32=to_fp32)
+        call.run(len(order), outputs=rows.data_ptr(), order=order.ctypes.data)
+        return rows[:, : self.columns]
+
+    def dense(self) -> torch.Tensor:
+        """The whole matrix, bit for bit."""
+        return self.decoded(np.arange(self.rows)).contiguous()
+
+    def _call(self, batch: int, *, to_fp32: bool) -> _Call:
+        """The kernel for ``batch`` input rows with the arguments that stay the same."""
+        known = self._calls.get((batch, to_fp32))
+        if known is None:
+            known = self._calls[batch, to_fp32] = _Call(self, batch, to_fp32)
+        return known
+
+
+class _Call:
+    """A kernel and its arguments for one matrix; threads may run it side by side."""
+
+    def __init__(self, matrix: Matrix, batch: int, to_fp32: bool) -> None:
+        values = matrix.values
+        kernel = Kernel(
+            instructions=matrix.instructions,
+            dtype=matrix.dtype,
+            is_masked=matrix.mask is not None,
+            is_coded=values.ranks is not None,
+            batch=batch,
+            to_fp32=to_fp32,
+        )
+        self._function, self._address = compiled(kernel)
+        self._chunk = max(1, _CHUNK_BYTES // (matrix.padded * kernel.bits // 8))
+        self._scratch_bytes = (4 * batch + 2) * matrix.padded + 4 * OVERREAD
+        fixed = {
+            "chunk": self._chunk,
+            "columns": matrix.padded,
+            "width": matrix.columns,
+            "mask": _address(matrix.mask),
+            "values": _address(values.data),
+            "starts": _address(values.starts),
+            "tables": tables_of(kernel.instructions).ctypes.data,
+            "scratch_bytes": self._scratch_bytes,
+            "ranks": _address(values.ranks),
+            "codebook": _address(values.codebook),
+            "escape_starts": _address(values.escape_starts),
+            "escape_places": _address(values.escape_places),
+            "escape_values": _address(values.escape_values),
+        }
+        self._arguments = _Arguments(**fixed)
+
+    def run(self, rows: int, **given: int) -> None:
+        """Compute ``rows`` rows on torch's threads."""
+        arguments = _Arguments.from_buffer_copy(self._arguments)
+        arguments.rows = rows
+        for name, value in given.items():
+            setattr(arguments, name, value)
+        tasks = -(-rows // self._chunk)
+        threads = min(torch.get_num_threads(), tasks)
+        arguments.scratch = _scratch(threads * self._scratch_bytes)
+        pool.run(self._function, self._address, arguments, threads)
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ARGUMENTS]
+
+
+TORCH_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""The dtypes of weights that kernels take."""
+
+DTYPES = {dtype: name for name, dtype in TORCH_TYPES.items()}
+
+
+def _address(part: Array | None) -> int:
+    return 0 if part is None else part.ctypes.data
+
+
+@cache
+def _nothing() -> torch.Tensor:
+    """A bias that changes no sum, not even that of -0.0."""
+    return torch.full((1,), -0.0)
+
+
+_own = threading.local()
+
+
+def _scratch(size: int) -> int:
+    """The address of memory that only this thread uses, until it asks again."""
+    if getattr(_own, "size", 0) < size:
+        _own.memory, _own.size = np.empty(size + OVERREAD, np.uint8), size
+        _own.address = -(-_own.memory.ctypes.data // OVERREAD) * OVERREAD
+    return int(_own.address)

@@ -1,0 +1,81 @@
+"""Models whose weights are compressed: in place, or one by one while they are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunectl.runtime.choice import kept
+from prunectl.runtime.executions import DENSE, check_execution
+from prunectl.runtime.weight import CompressedWeight
+
+
+def compress_model(model: torch.nn.Module, execution: str = "compressed") -> torch.nn.Module:
+    """Compress the weights of linear layers and embeddings of a model on the CPU, in place.
+
+    A weight that several modules share stays shared. Weights that no kernel takes, or that a form
+    would not make smaller, stay dense.
+
+    Args:
+        model: for inference only: a backward pass through a compressed weight raises.
+        execution: ``compressed``; ``auto`` compresses where that is not slower; ``dense`` nothing.
+
+    Returns:
+        The model.
+
+    Raises:
+        InvalidOption: an unknown execution.
+    """
+    check_execution(execution)
+    if execution == DENSE:
+        return model
+    made: dict[int, tuple[torch.Tensor, torch.nn.Parameter | None]] = {}
+    for module in model.modules():
+        if not is_compressible(module, "weight"):
+            continue
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        if id(weight) not in made:
+            made[id(weight)] = weight, compressed(weight, module, execution)
+        parameter = made[id(weight)][1]
+        if parameter is not None:
+            module.weight = parameter
+    return model
+
+
+def is_compressible(module: torch.nn.Module, name: str) -> bool:
+    """Whether a parameter is the matrix of a linear layer or an embedding."""
+    return name == "weight" and (
+        isinstance(module, torch.nn.Linear | torch.nn.Embedding) or _is_conv1d(module)
+    )
+
+
+def compressed(
+    weight: torch.Tensor, module: torch.nn.Module, execution: str
+) -> torch.nn.Parameter | None:
+    """A module's weight as a parameter that stays compressed; None if it stays dense."""
+    if isinstance(weight, CompressedWeight):
+        return None
+    transposed = _is_conv1d(module)
+    dense = weight.detach()
+    matrix = kept(dense.T.contiguous() if transposed else dense, execution)
+    if matrix is None:
+        return None
+    return torch.nn.Parameter(CompressedWeight(matrix, transposed), requires_grad=False)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:
+    """The compressed weights of a model by name, shared ones once."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, CompressedWeight)
+    }
+
+
+def _is_conv1d(module: Any) -> bool:
+    """GPT-2's linear layer, whose weight is [inputs, outputs]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)

@@ -1,0 +1,203 @@
+"""A weight of a model that stays compressed: a tensor that holds a :class:`Matrix`.
+
+To its module it is an ordinary parameter with a shape, a dtype and a device. Products and lookups
+of rows read the compressed form. Every other operation gets the decoded matrix, which lives as long
+as the operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from prunectl.errors import UnsupportedCheckpoint
+from prunectl.runtime.matrix import Matrix
+
+_aten = torch.ops.aten
+_SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
+
+
+class CompressedWeight(torch.Tensor):
+    """A matrix [outputs, inputs] in a form; transposed, a Conv1D's [inputs, outputs].
+
+    Attributes:
+        matrix: what it holds, with a row for each output.
+        transposed: whether its own rows are inputs.
+    """
+
+    matrix: Matrix
+    transposed: bool
+
+    @staticmethod
+    def __new__(cls, matrix: Matrix, transposed: bool = False) -> CompressedWeight:
+        shape = (matrix.rows, matrix.columns)
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            shape[::-1] if transposed else shape,
+            dtype=matrix.torch_dtype,
+            device=torch.device("cpu"),
+            requires_grad=False,
+        )
+        made.matrix, made.transposed = matrix, transposed
+        return made
+
+    def __init__(self, matrix: Matrix, transposed: bool = False) -> None:
+        pass
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            "cannot be pickled",
+            hint="save_pretrained writes the dense weights",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedWeight:
+        """Another weight with the same matrix, which nothing changes."""
+        return torch.nn.Parameter(self.again(), requires_grad=False)  # type: ignore[return-value]
+
+    def again(self, *, turned: bool = False) -> CompressedWeight:
+        """The same weight, or its transpose, as another tensor."""
+        return CompressedWeight(self.matrix, self.transposed != turned)
+
+    def decoded(self) -> torch.Tensor:
+        """The dense weight, bit for bit."""
+        dense = self.matrix.dense()
+        return dense.T.contiguous() if self.transposed else dense
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        handler = _HANDLERS.get(function)
+        if handler is not None:
+            found = handler(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+        with torch._C.DisableTorchFunctionSubclass():  # results are ordinary tensors
+            return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if operation in _SAME:
+            return CompressedWeight(args[0].matrix, args[0].transposed)
+        if operation is _aten._to_copy.default:
+            return _moved(args[0], kwargs or {})
+        if operation._schema.is_mutable:
+            raise UnsupportedCheckpoint(
+                "a compressed weight",
+                "cannot be changed in place",
+                hint="load the model with execution='dense'",
+            )
+        args, kwargs = pytree.tree_map_only(
+            CompressedWeight, CompressedWeight.decoded, (args, kwargs or {})
+        )
+        return operation(*args, **kwargs)
+
+
+def _moved(weight: CompressedWeight, wanted: dict[str, Any]) -> CompressedWeight:
+    """The weight itself: it has one device and one dtype."""
+    device, dtype = wanted.get("device"), wanted.get("dtype")
+    if device is not None and torch.device(device).type != "cpu":
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            f"stays on the CPU and cannot move to {device}",
+            hint="load the model with execution='dense'",
+        )
+    if dtype is not None and dtype != weight.dtype:
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            f"keeps its dtype {weight.dtype} and cannot become {dtype}",
+            hint="load the model with this dtype, or with execution='dense'",
+        )
+    return CompressedWeight(weight.matrix, weight.transposed)
+
+
+def _linear(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> Any:
+    if not isinstance(weight, CompressedWeight) or weight.transposed:
+        return NotImplemented
+    return _product(inputs, weight, bias)
+
+
+def _addmm(bias: torch.Tensor, inputs: torch.Tensor, weight: Any, **scales: Any) -> Any:
+    """The product of a Conv1D."""
+    if scales or not isinstance(weight, CompressedWeight) or not weight.transposed:
+        return NotImplemented
+    return _product(inputs, weight, bias)
+
+
+def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor | None) -> Any:
+    if inputs.device.type != "cpu":
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            f"takes inputs on the CPU, not on {inputs.device}",
+            hint="load the model with execution='dense'",
+        )
+    stored = weight.matrix.torch_dtype  # weight.dtype takes longer than a small product
+    if inputs.dtype != stored:  # as torch's own product would say
+        raise RuntimeError(f"inputs are {inputs.dtype}, the weight is {stored}")
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _NoGradient.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+    return weight.matrix.product(inputs, bias)
+
+
+class _NoGradient(torch.autograd.Function):
+    """A product whose backward pass says why there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any, bias: Any) -> Any:
+        return weight.matrix.product(inputs, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise UnsupportedCheckpoint(
+            "a compressed weight",
+            "has no backward pass",
+            hint="load the model with execution='dense' to train it",
+        )
+
+
+def _embedding(
+    places: torch.Tensor,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if not isinstance(weight, CompressedWeight) or weight.transposed or max_norm is not None:
+        return NotImplemented
+    flat = places.reshape(-1).to(torch.int64)
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < weight.matrix.rows:
+        raise IndexError("index out of range in self")  # torch's own words
+    rows = weight.matrix.decoded(flat.numpy())
+    return rows.reshape(*places.shape, weight.matrix.columns)
+
+
+def _transposed(weight: CompressedWeight) -> CompressedWeight:
+    return weight.again(turned=True)
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.detach: CompressedWeight.again,
+    torch.Tensor.t: _transposed,
+    torch.Tensor.T.__get__: _transposed,  # type: ignore[attr-defined]
+    functional.linear: _linear,
+    torch.addmm: _addmm,
+    functional.embedding: _embedding,
+}
