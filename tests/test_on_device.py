@@ -27,8 +27,8 @@ from test_masks import layouts, magnitudes, nm_reference, shaped
 from prunectl import Calibration, Method, PruneSettings, analyze, prune, verify
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import choose_device
-from prunectl.errors import InvalidOption
-from prunectl.events import Event, Note
+from prunectl.errors import InvalidOption, NaNWeights
+from prunectl.events import Advanced, Event, Note
 from prunectl.exporting.masks import export_masks
 from prunectl.geometry import Rows
 from prunectl.magnitude import masks, on_device
@@ -566,3 +566,33 @@ def test_what_cannot_be_is_said(
     assert error in err
     assert hint in err
     assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("small_blocks", "torch_cpu")
+def test_nan_stops_on_a_device_too(tmp_path: Path) -> None:
+    weight = torch.zeros(40, 40, dtype=torch.bfloat16)
+    weight[39, 39] = torch.nan
+    name = "model.layers.0.mlp.up_proj.weight"
+    source = reference.save(tmp_path / "model", {name: weight})
+    with pytest.raises(NaNWeights, match="up_proj"):
+        prune(source, tmp_path / "out", CHOICES[3], use_cache=False, device="cuda")
+
+
+@pytest.mark.usefixtures("small_blocks", "torch_cpu")
+def test_the_cpu_goes_on_where_a_device_was_stopped(tmp_path: Path) -> None:
+    source = model_of("llama", torch.bfloat16, tmp_path)
+    options: dict[str, Any] = {"max_shard_size": 10_000, "use_cache": False, "jobs": 1}
+    whole = prune(source, tmp_path / "whole", CHOICES[4], **options)
+    assert whole.shards > 3
+    seen = 0
+
+    def stop(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, Advanced) and event.phase == "writing weights"
+        if seen == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(source, tmp_path / "out", CHOICES[4], **options, device="cuda", on_event=stop)
+    assert prune(source, tmp_path / "out", CHOICES[4], **options).resumed_shards > 0
+    assert reference.contents(tmp_path / "out") == reference.contents(tmp_path / "whole")

@@ -459,3 +459,23 @@ def test_a_real_model_goes_the_whole_way_twice(
     assert pushed["nbytes"] < 60_000_000
     assert run("push", "small", f"{repo}-small")["changed"] is False
     assert torch.equal(load("prunectl", f"{repo}-small"), dense)
+
+
+@pytest.mark.full
+def test_the_repository_s_own_git_files_do_not_hide_weights(
+    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path], tmp_path: Path
+) -> None:
+    hub.put(repo, {".gitignore": b"*.safetensors\nconfig.json\n"})
+    assert pusher.push(outputs["two"], repo, WRITER)["changed"]
+    assert on_hub(hub, repo) == expected(outputs["two"]) | {
+        ".gitignore": b"*.safetensors\nconfig.json\n"
+    }
+
+
+@pytest.mark.full
+def test_a_name_alone_is_the_user_s_own(
+    hub: Hub, pusher: Worker, repo: str, outputs: dict[str, Path]
+) -> None:
+    name = repo.partition("/")[2]
+    assert pusher.push(outputs["two"], name, WRITER)["repo_id"] == f"writer/{name}"
+    assert on_hub(hub, f"writer/{name}") == expected(outputs["two"])
