@@ -12,6 +12,7 @@ import errno
 import functools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -54,8 +55,10 @@ def read_regular(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
+        size = os.fstat(file.fileno()).st_size
+        # memory for a file's size only, which may grow meanwhile
+        data = file.read(size + 1) if size <= LARGEST else b""
+    if max(size, len(data)) > LARGEST:
         raise OSError(errno.EFBIG, f"more than {LARGEST:,} bytes", str(path))
     return data
 

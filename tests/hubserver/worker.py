@@ -103,7 +103,8 @@ def python(
 
 def environment(url: str, *, offline: bool = False) -> dict[str, str]:
     """Variables of a process that reads from the Hub at ``url``, in this test's HF_HOME."""
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return inherited | {
         "HF_ENDPOINT": url,
         "HF_HUB_OFFLINE": "1" if offline else "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -125,7 +126,7 @@ def worker(hub: Hub, folder: Path, **variables: str) -> Iterator[Worker]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=os.environ | variables,
+            env={name: one for name, one in os.environ.items() if name != "COLUMNS"} | variables,
         )
         try:
             yield Worker(process, errors, folder / "hf")

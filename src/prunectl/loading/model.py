@@ -14,6 +14,7 @@ from prunectl.checkpoint.opening import open_stored
 from prunectl.errors import BadCheckpoint, UnknownArchitecture
 from prunectl.loading.hook import register
 from prunectl.loading.semi_structured import check_mode, convert
+from prunectl.runtime.executions import DENSE
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ def load_model(
     device_map: Any = None,
     dtype: str | torch.dtype | None = "auto",
     semi_structured: str = "never",
-    execution: str = "dense",
+    execution: str = DENSE,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -82,7 +83,7 @@ def load_model(
     check_counts(stored.config)
     if stored.format == "compressed":
         register()
-    if execution != "dense":
+    if execution != DENSE:
         from prunectl.loading.execution import Compressed
 
         register()

@@ -134,4 +134,7 @@ def _index(file: IO[bytes]) -> list[tuple[str, int]]:
     """Names and record sizes, checked."""
     size = int.from_bytes(file.read(8), "little")
     text = file.read(min(size, 2**31))
-    return convert(parse_json(text), list[tuple[str, _Length]], "the index of a histogram file")
+    try:
+        return convert(parse_json(text), list[tuple[str, _Length]], "its index")
+    except ValueError as error:
+        raise ValueError(f"damaged histogram file: {error}") from None
