@@ -90,19 +90,23 @@ def products(threads: int, size: int) -> None:
     Console(width=100).print(table)
 
 
+def resident() -> int:
+    """Bytes of this process in memory, mapped files included."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(x.split()[1] for x in status.splitlines() if x.startswith("VmRSS")))
+
+
 def one_run(folder: str, execution: str, dtype: str, threads: int) -> dict[str, float]:
     """Seconds and memory of one model; called in a process of its own."""
+    import transformers  # noqa: F401
+
     from prunectl import load_model
 
     torch.set_num_threads(threads)
+    before = resident()
     started = time.perf_counter()
     model = load_model(folder, execution=execution, dtype=getattr(torch, dtype))
     loading = time.perf_counter() - started
-    resident = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("RssAnon")
-    )
     prompt = torch.arange(1, 1 + PROMPT)[None] % model.config.vocab_size
     with torch.inference_mode():
         model(prompt[:, :2])  # kernels are compiled once
@@ -117,7 +121,7 @@ def one_run(folder: str, execution: str, dtype: str, threads: int) -> dict[str, 
     return {
         "token": statistics.median(steps),
         "prefill": prefill,
-        "resident": resident,
+        "resident": resident() - before,
         "loading": loading,
     }
 

@@ -23,7 +23,7 @@ from prunectl.loading import safe_open
 from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
 from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
-from prunectl.runtime.models import compressed, is_compressible
+from prunectl.runtime.models import compressed, is_compressible, leave_files
 from prunectl.runtime.weight import CompressedWeight
 
 
@@ -98,6 +98,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             )
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
+        if self.execution != DENSE_EXECUTION:
+            leave_files(model)
         if hasattr(model.config, "quantization_config"):  # what is saved is dense
             del model.config.quantization_config
         return model

@@ -74,6 +74,19 @@ def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:
     }
 
 
+def leave_files(model: torch.nn.Module) -> None:
+    """Copy the weights that stayed dense, if they are the smaller part of a model.
+
+    They are views of the mapped weights file, which stays in memory whole as long as one of them
+    is left.
+    """
+    held = weights_of(model)
+    dense = [one for name, one in model.named_parameters() if name not in held]
+    if sum(one.nbytes for one in dense) < sum(one.matrix.nbytes for one in held.values()):
+        for one in dense:
+            one.data = one.data.clone()
+
+
 def _is_conv1d(module: Any) -> bool:
     """GPT-2's linear layer, whose weight is [inputs, outputs]."""
     from transformers.pytorch_utils import Conv1D
