@@ -13,6 +13,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import tiny_models
+import tiny_tokenizers
 import torch
 import transformers
 from hypothesis import given
@@ -364,10 +365,11 @@ def test_generate_writes_the_same_text_from_every_execution(
         (["demo", "x", "--execution", "fast"], "execution 'fast' is not known", 2),
         (["demo", ""], "the prompt holds no tokens", 2),
         (["{bert}", "x"], "generates no text", 1),
-        (["{llama}", "x"], "its tokenizer does not load", 1),
+        (["{llama}", "x"], "has none", 1),
     ],
 )
 def test_generate_says_what_it_cannot_do(arguments, words, code, pruned, capsys):
+    tiny_tokenizers.save(pruned("bert"))
     filled = [one.format(bert=pruned("bert"), llama=pruned("llama")) for one in arguments]
     assert cli.run(["generate", *filled]) == code
     assert words in capsys.readouterr().err

@@ -122,6 +122,12 @@ def device_option(auto: str, text: str = "") -> Option:
     return Option(text, "DEVICE", COMPUTING, values=values, read=_checked_device)
 
 
+def dtype_option(auto: str) -> Option:
+    """The option ``--dtype`` of a model's weights; ``auto`` is what that means."""
+    text = f"dtype of the weights in memory; auto: {auto}."
+    return Option(text, "DTYPE", COMPUTING, values=DTYPES)
+
+
 def _checked_device(name: str) -> str:
     check_device(name)
     return name

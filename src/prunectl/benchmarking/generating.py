@@ -13,9 +13,10 @@ from prunectl.benchmarking.limits import weight_bytes
 from prunectl.benchmarking.models import source_of
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.module_tree import quiet_transformers
+from prunectl.data.tokens import load_tokenizer
 from prunectl.device import choose_device
 from prunectl.errors import InvalidOption
-from prunectl.runtime.executions import AUTO, DENSE, check_execution
+from prunectl.runtime.executions import AUTO, DENSE, check_execution, check_place
 from prunectl.to_json import to_json
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def generate(
     Raises:
         InvalidOption: an unknown execution, or one that the device has no kernels for; fewer tokens
             than one; an empty prompt.
-        CannotRun: the model generates no text, or its tokenizer cannot be loaded.
+        CannotRun: the model generates no text. BadTokenizer: its tokenizer cannot be loaded.
         SourceError: as :func:`prunectl.load_model`.
     """
     import torch
@@ -94,15 +95,13 @@ def generate(
     place = choose_device(device)
     execution = execution or (AUTO if place.type == "cpu" else DENSE)
     check_execution(execution)
-    if execution != DENSE and place.type != "cpu":
-        raise InvalidOption(
-            f"--execution {execution} runs on the CPU, not on {place}", hint="add --device cpu"
-        )
+    check_place(execution, place)
     if max_new_tokens < 1:
         raise InvalidOption("--max-new-tokens must be 1 or more")
-    source = source_of(model if isinstance(model, Checkpoint) else open_model(model))
+    checkpoint = model if isinstance(model, Checkpoint) else open_model(model)
+    source = source_of(checkpoint)
     assert source.folder is not None
-    tokenizer = _tokenizer(source.name, source.folder, trust_remote_code=source.trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():
         raise InvalidOption("the prompt holds no tokens", hint="give a word or more")
@@ -116,7 +115,7 @@ def generate(
         )
     if not getattr(loaded, "can_generate", lambda: False)():
         raise CannotRun(source.name, f"{type(loaded).__name__} generates no text")
-    streamer = _Streamer(tokenizer, on_text)
+    streamer = _Streamer(tokenizer.inner, on_text)
     with torch.inference_mode(), quiet_transformers():
         started = time.perf_counter()
         loaded.generate(
@@ -173,15 +172,3 @@ class _Streamer:
         if len(text) > len(self.text):
             self._on_text(text[len(self.text) :])
             self.text = text
-
-
-def _tokenizer(name: str, folder: Any, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # transformers may raise anything at all
-        first = str(error).strip().split("\n")[0]
-        raise CannotRun(name, f"its tokenizer does not load: {first[:200]}") from None

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from prunectl.errors import InvalidOption
-from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option
+from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option, dtype_option
 from prunectl.pattern import COMMON_NMS, NM, parse_nm
-from prunectl.runtime.executions import EXECUTIONS, check_execution
+from prunectl.runtime.executions import check_execution, execution_option
 from prunectl.userdirs import expanded
 
 LEAST_ROUNDS = 7
@@ -148,15 +148,7 @@ class BenchSettings:
         ),
     ] = None
     device: Annotated[str, device_option("CUDA if there is any")] = "auto"
-    dtype: Annotated[
-        str,
-        Option(
-            "dtype of the weights in memory; auto: the checkpoint's.",
-            "DTYPE",
-            COMPUTING,
-            values=DTYPES,
-        ),
-    ] = "auto"
+    dtype: Annotated[str, dtype_option("the checkpoint's")] = "auto"
     threads: Annotated[int | None, Option("Threads of torch on the CPU.", "N", COMPUTING)] = None
     kernels: Annotated[
         str,
@@ -168,14 +160,7 @@ class BenchSettings:
         ),
     ] = "auto"
     execution: Annotated[
-        str,
-        Option(
-            "How the model's weights are held in memory: dense, compressed, or auto (compressed "
-            "where that is not slower). Default: auto for a compressed folder on the CPU.",
-            "EXECUTION",
-            COMPUTING,
-            values=EXECUTIONS,
-        ),
+        str, execution_option("auto for a compressed folder on the CPU.", "the model's weights")
     ] = ""
     pattern: Annotated[
         NM | None,

@@ -33,7 +33,7 @@ from prunectl.checkpoint.model_kind import Kind, ModelKind, common_model_kind, m
 from prunectl.device import choose_device, is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.events import Note, OnEvent, ignore_events
-from prunectl.runtime.executions import AUTO, DENSE
+from prunectl.runtime.executions import AUTO, DENSE, check_place
 
 if TYPE_CHECKING:
     import torch
@@ -104,14 +104,11 @@ def _executed(source: Source, device: torch.device, wanted: str, *, alone: bool)
     Raises:
         InvalidOption: an execution that the device has no kernels for.
     """
-    is_cpu = device.type == "cpu"
-    execution = wanted or (AUTO if source.is_compressed and is_cpu else DENSE)
+    on_cpu = AUTO if device.type == "cpu" else DENSE
+    execution = wanted or (on_cpu if source.is_compressed else DENSE)
+    check_place(execution, device)
     if execution == DENSE:
         return [source]
-    if not is_cpu:
-        raise InvalidOption(
-            f"--execution {execution} runs on the CPU, not on {device}", hint="add --device cpu"
-        )
     executed = replace(source, execution=execution)
     if not alone:
         return [executed]

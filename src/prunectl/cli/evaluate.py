@@ -10,8 +10,8 @@ from prunectl.cli import options
 from prunectl.cli.output import Output
 from prunectl.cli.tables import columns, facts, heading, sentence
 from prunectl.evaluation.settings import EvalSettings
-from prunectl.option import COMPUTING, Fields, Option
-from prunectl.runtime.executions import DENSE, EXECUTIONS
+from prunectl.option import Fields
+from prunectl.runtime.executions import DENSE, execution_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,16 +30,7 @@ def evaluate(
     saved: Annotated[options.Saved, Fields(only=("output",))],
     source: options.OneModel,
     out: Output,
-    execution: Annotated[
-        str,
-        Option(
-            "How the weights are held in memory: dense, compressed, or auto (compressed where that "
-            "is not slower).",
-            "EXECUTION",
-            COMPUTING,
-            values=EXECUTIONS,
-        ),
-    ] = DENSE,
+    execution: Annotated[str, execution_option()] = DENSE,
 ) -> None:
     """Score a dense, pruned or compressed model by one metric.
 

@@ -9,8 +9,8 @@ from prunectl import numbers
 from prunectl.cli import options
 from prunectl.cli.command_line import visible
 from prunectl.cli.output import Output
-from prunectl.option import COMPUTING, DTYPES, MEASURING, Option, device_option
-from prunectl.runtime.executions import EXECUTIONS
+from prunectl.option import MEASURING, Option, device_option, dtype_option
+from prunectl.runtime.executions import execution_option
 
 if TYPE_CHECKING:
     from prunectl.benchmarking.generating import Generation
@@ -32,26 +32,9 @@ def generate(
     access: options.RevisionAccess,
     out: Output,
     max_new_tokens: Annotated[int, Option("Most tokens to add.", "N", MEASURING, least=1)] = 128,
-    execution: Annotated[
-        str,
-        Option(
-            "How the weights are held in memory: dense, compressed, or auto (compressed where that "
-            "is not slower). Default: auto on the CPU.",
-            "EXECUTION",
-            COMPUTING,
-            values=EXECUTIONS,
-        ),
-    ] = "",
+    execution: Annotated[str, execution_option("auto on the CPU.")] = "",
     device: Annotated[str, device_option("CUDA if there is any")] = "auto",
-    dtype: Annotated[
-        str,
-        Option(
-            "dtype of the weights in memory; auto: the checkpoint's.",
-            "DTYPE",
-            COMPUTING,
-            values=DTYPES,
-        ),
-    ] = "auto",
+    dtype: Annotated[str, dtype_option("the checkpoint's")] = "auto",
 ) -> None:
     """Continue a text, token by token, and say how fast that was.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.metrics import DEFAULT, METRICS, spec_of, taking
 from prunectl.numbers import listed
-from prunectl.option import COMPUTING, DTYPES, MEASURING, TRAINING, Fields, Option, device_option
+from prunectl.option import MEASURING, TRAINING, Fields, Option, device_option, dtype_option
 
 PRECISIONS = {
     "no": "that of the weights",
@@ -226,15 +226,7 @@ class EvalSettings:
         str,
         device_option("CUDA if there is any; all GPUs, where one does not hold the model"),
     ] = "auto"
-    dtype: Annotated[
-        str,
-        Option(
-            "dtype of the weights in memory; auto: float32 on the CPU, else the checkpoint's.",
-            "DTYPE",
-            COMPUTING,
-            values=DTYPES,
-        ),
-    ] = "auto"
+    dtype: Annotated[str, dtype_option("float32 on the CPU, else the checkpoint's")] = "auto"
 
     def __post_init__(self) -> None:
         given: object = self.data

@@ -18,7 +18,7 @@ from prunectl.events import OnEvent, ignore_events
 from prunectl.loading.compressed import open_model
 from prunectl.loading.weights import count_zeros
 from prunectl.parallel.run import Run
-from prunectl.runtime.executions import DENSE, check_execution
+from prunectl.runtime.executions import DENSE, check_execution, check_place
 
 
 def evaluate(
@@ -88,11 +88,7 @@ def _compress(loaded: LoadedModel, metric: Metric, execution: str) -> None:
             f"--metric {metric.name} trains the model, and compressed weights are for inference",
             hint="leave --execution out",
         )
-    if loaded.devices != "cpu":
-        raise InvalidOption(
-            f"--execution {execution} runs on the CPU, not on {loaded.devices}",
-            hint="add --device cpu",
-        )
+    check_place(execution, loaded.devices)
     compress_model(loaded.model, execution)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from prunectl._version import __version__
 from prunectl.documents import parse_json
-from prunectl.runtime.forms import FORMS, compress, reason_against
+from prunectl.runtime.forms import in_all_forms, reason_against
 from prunectl.runtime.matrix import Matrix
 from prunectl.runtime.selection import instructions
 from prunectl.userdirs import cache_dir, write_cache_file
@@ -39,8 +39,8 @@ def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
     """
     if reason_against(weight):
         return None
-    made = [compress(weight, form, instructions()) for form in FORMS]
-    made = sorted((one for one in made if one.nbytes < weight.nbytes), key=lambda one: one.nbytes)
+    smaller = (one for one in in_all_forms(weight, instructions()) if one.nbytes < weight.nbytes)
+    made = sorted(smaller, key=lambda one: one.nbytes)
     if execution == "compressed" or not made:
         return next(iter(made), None)
     return next((one for one in made if one.form in _fast_forms(weight, made)), None)

@@ -13,6 +13,7 @@ row. With 40% zeros, 0.51 of the dense bytes are left; without zeros, 0.75.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from platform import machine
 from typing import Any
 
@@ -25,6 +26,8 @@ from prunectl.lazy import torch
 from prunectl.runtime.instructions import OVERREAD, X86, cpu_features
 from prunectl.runtime.kernels import STEP
 from prunectl.runtime.matrix import DTYPES, Matrix, Values
+
+Codes = npt.NDArray[np.unsignedinteger]
 
 _MOST = (1 << 32) - 1
 """Weights of a matrix that the starts of its rows can count."""
@@ -48,45 +51,44 @@ def reason_against(weight: torch.Tensor) -> str:
 
 def compress(weight: torch.Tensor, form: str, instructions: str) -> Matrix:
     """Keep a matrix [rows, columns] that no reason is against in a form, for some instructions."""
-    columns = weight.shape[1]
+    codes, masked = _masked(weight, instructions)
+    return FORMS[form](codes, masked)
+
+
+def in_all_forms(weight: torch.Tensor, instructions: str) -> list[Matrix]:
+    """The matrix in each form that its dtype has."""
+    codes, masked = _masked(weight, instructions)
+    made = (form(codes, masked) for form in FORMS.values())
+    return list({one.form: one for one in made}.values())
+
+
+def _masked(weight: torch.Tensor, instructions: str) -> tuple[Codes, Matrix]:
+    """The codes of a matrix, padded, and its form ``bitmask``, from which others are made."""
+    rows, columns = weight.shape
     gap = -columns % STEP
     padded = torch.nn.functional.pad(weight, (0, gap)) if gap else weight
     dtype = DTYPES[weight.dtype]
     width = torch.int32 if dtype == "fp32" else torch.int16
     codes = padded.contiguous().view(width).numpy().view(_CODES[dtype])
-    return FORMS[form](codes, dtype, columns, instructions)
-
-
-def _bitmask(
-    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
-) -> Matrix:
-    rows = codes.shape[0]
     mask = np.empty((rows, codes.shape[1] // 8), np.uint8)
     spare = OVERREAD // codes.itemsize
     data = np.empty(codes.size + spare, codes.dtype)
     kept = int(compact(codes.reshape(-1), mask.reshape(-1), data[: codes.size]))
     data.resize(kept + spare, refcheck=False)
     counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
-    return Matrix(
-        "bitmask", instructions, dtype, rows, columns, Values(data, _starts(counts)), mask
-    )
+    values = Values(data, _starts(counts))
+    return codes, Matrix("bitmask", instructions, dtype, rows, columns, values, mask)
 
 
-def _coded(
-    codes: npt.NDArray[np.unsignedinteger], dtype: str, columns: int, instructions: str
-) -> Matrix:
-    if dtype != "bf16":
-        return _bitmask(codes, dtype, columns, instructions)
+def _coded(codes: Codes, masked: Matrix) -> Matrix:
+    if masked.dtype != "bf16":
+        return masked
     rows, padded = codes.shape
-    zeros = codes.size - int(np.count_nonzero(codes))
-    mask: Any = None
-    values: Any = codes.reshape(-1)
-    counts = np.full(rows, padded)
-    if zeros * 12 > codes.size:
-        masked = _bitmask(codes, dtype, columns, instructions)
-        mask, values = masked.mask, masked.values.data[: codes.size - zeros]
-        counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
-    starts = _starts(counts)
+    starts: Any = masked.values.starts
+    kept = int(starts[-1])
+    mask, values = masked.mask, masked.values.data[:kept]
+    if (codes.size - kept) * 12 <= codes.size:  # the mask would take more than it saves
+        mask, values, starts = None, codes.reshape(-1), _starts(np.full(rows, padded))
     codebook, ranks_of, escapes = _codebook(values)
     data = np.zeros(values.size + OVERREAD, np.uint8)
     ranks = np.zeros(values.size // 2 + 8 * rows + OVERREAD, np.uint8)
@@ -102,13 +104,14 @@ def _coded(
         places,
         others,
     )
-    return Matrix("coded", instructions, dtype, rows, columns, coded, mask)
+    return replace(masked, form="coded", values=coded, mask=mask, _calls={})
 
 
-FORMS: dict[str, Callable[[npt.NDArray[np.unsignedinteger], str, int, str], Matrix]] = {
-    "bitmask": _bitmask,
+FORMS: dict[str, Callable[[Codes, Matrix], Matrix]] = {
+    "bitmask": lambda codes, masked: masked,
     "coded": _coded,
 }
+"""For each form, how it is made of the padded codes [rows, padded] and their form ``bitmask``."""
 
 
 def _starts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
@@ -116,7 +119,7 @@ def _starts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
 
 
 def _codebook(
-    values: npt.NDArray[np.unsignedinteger],
+    values: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int]:
     """The 16 most frequent high bytes, the rank of each byte (16: none), and values without one."""
     counts = np.zeros(256, np.int64)

@@ -125,23 +125,30 @@ def _avx2_tables() -> Bytes:
 def _avx2_16_high(emitted: Emitted, mask: Any, pointer: Any) -> Any:
     """Both halves of a register get the same 16 bytes, and one shuffle puts 8 weights in place."""
     builder = emitted.builder
-    packed = load_vector(builder, pointer, I8, 16)
-    twice = builder.shuffle_vector(
-        packed,
-        ir.Constant(packed.type, ir.Undefined),
-        ir.Constant(vector(I32, 32), [i % 16 for i in range(32)]),
-    )
+    twice = _twice(builder, load_vector(builder, pointer, I8, 16))
     row = emitted.table(0, builder.zext(mask, I32), 32, I8)
     placed = intrinsic(builder, "llvm.x86.avx2.pshuf.b", twice.type, twice, row)
     return builder.bitcast(placed, vector(I32, 8))
 
 
-def _avx2_16(emitted: Emitted, mask: Any, pointer: Any) -> Any:
-    builder = emitted.builder
-    packed = load_vector(builder, pointer, I8, 16)
-    row = emitted.table(8192, builder.zext(mask, I32), 16, I8)
-    placed = intrinsic(builder, "llvm.x86.ssse3.pshuf.b.128", packed.type, packed, row)
-    return builder.bitcast(placed, vector(I16, 8))
+def _twice(builder: Any, packed: Any) -> Any:
+    """16 bytes in both halves of a register."""
+    return builder.shuffle_vector(
+        packed, packed, ir.Constant(vector(I32, 32), [i % 16 for i in range(32)])
+    )
+
+
+def _shuffle_16(name: str, offset: int) -> Callable[[Emitted, Any, Any], Any]:
+    """The expansion by a shuffle of 16 bytes, ``name``, with the table at ``offset``."""
+
+    def expand(emitted: Emitted, mask: Any, pointer: Any) -> Any:
+        builder = emitted.builder
+        packed = load_vector(builder, pointer, I8, 16)
+        row = emitted.table(offset, builder.zext(mask, I32), 16, I8)
+        placed = intrinsic(builder, name, packed.type, packed, row)
+        return builder.bitcast(placed, vector(I16, 8))
+
+    return expand
 
 
 def _avx2_32(emitted: Emitted, mask: Any, pointer: Any) -> Any:
@@ -151,14 +158,6 @@ def _avx2_32(emitted: Emitted, mask: Any, pointer: Any) -> Any:
     placed = intrinsic(builder, "llvm.x86.avx2.permps", packed.type, packed, row)
     absent = builder.icmp_signed("<", row, splat(I32, 8, 0))
     return builder.select(absent, splat(I32, 8, 0), builder.bitcast(placed, vector(I32, 8)))
-
-
-def _neon_16(emitted: Emitted, mask: Any, pointer: Any) -> Any:
-    builder = emitted.builder
-    packed = load_vector(builder, pointer, I8, 16)
-    row = emitted.table(0, builder.zext(mask, I32), 16, I8)
-    placed = intrinsic(builder, "llvm.aarch64.neon.tbl1.v16i8", packed.type, packed, row)
-    return builder.bitcast(placed, vector(I16, 8))
 
 
 def _neon_32(emitted: Emitted, mask: Any, pointer: Any) -> Any:
@@ -215,9 +214,7 @@ def _avx512_32(emitted: Emitted, mask: Any, pointer: Any) -> Any:
 
 
 def _x86_lookup(builder: Any, book: Any, ranks: Any) -> Any:
-    twice = builder.shuffle_vector(
-        book, book, ir.Constant(vector(I32, 32), [i % 16 for i in range(32)])
-    )
+    twice = _twice(builder, book)
     return intrinsic(builder, "llvm.x86.avx2.pshuf.b", twice.type, twice, ranks)
 
 
@@ -253,7 +250,7 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
     "avx2": InstructionSet(
         lanes=8,
         needs=("avx2", "fma", "f16c", "popcnt"),
-        expand16=_avx2_16,
+        expand16=_shuffle_16("llvm.x86.ssse3.pshuf.b.128", 8192),
         expand16_high=_avx2_16_high,
         expand32=_avx2_32,
         lookup=_x86_lookup,
@@ -264,7 +261,7 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
     "neon": InstructionSet(
         lanes=8,
         needs=("neon",),
-        expand16=_neon_16,
+        expand16=_shuffle_16("llvm.aarch64.neon.tbl1.v16i8", 0),
         expand32=_neon_32,
         lookup=_neon_lookup,
         tables=lambda: np.concatenate([_byte_table(2, 2, 0), _byte_table(4, 4, 0)]),

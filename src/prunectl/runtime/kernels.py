@@ -63,7 +63,7 @@ class Kernel:
         is_coded: whether bf16 values are stored in 12 bits.
         batch: input rows of a product, whose inputs and outputs have the dtype of the weights; 0
             decodes rows instead.
-        to_fp32: whether decoded rows are fp32, not as they are stored.
+        to_fp32: whether decoded rows are converted to fp32; else they keep their dtype.
     """
 
     instructions: str

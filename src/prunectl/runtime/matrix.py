@@ -135,7 +135,7 @@ class Matrix:
         return result.reshape(*inputs.shape[:-1], self.rows)
 
     def decoded(self, order: npt.NDArray[np.int64], *, to_fp32: bool = False) -> torch.Tensor:
-        """Rows ``order`` (all in range) as they are stored, or as fp32: [len(order), columns]."""
+        """Decode rows by their numbers: [len(order), columns], in their dtype or fp32."""
         kind = torch.float32 if to_fp32 else TORCH_TYPES[self.dtype]
         rows = torch.empty(len(order), self.padded, dtype=kind)
         order = np.ascontiguousarray(order)
