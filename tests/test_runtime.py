@@ -19,6 +19,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from llvmlite import ir
+from rich.console import Console
 from torch.nn import functional
 
 import prunectl
@@ -26,7 +27,9 @@ from prunectl import NM, PruneSettings, export, load_model, prune
 from prunectl.benchmarking import limits
 from prunectl.benchmarking.settings import BenchSettings
 from prunectl.cli import run as cli
+from prunectl.cli.bench_screen import bench_screen
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
+from prunectl.loading.compressed import open_model, stored_layouts
 from prunectl.runtime import choice, kernels, selection
 from prunectl.runtime.forms import FORMS, compress, reason_against
 from prunectl.runtime.instructions import INSTRUCTION_SETS, usable
@@ -41,21 +44,28 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
 
 
-def made(rows: int, columns: int, share: float, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Weights with a share of zeros, and with every kind of special value."""
+def made(
+    rows: int, columns: int, share: float | str, dtype: torch.dtype, seed: int
+) -> torch.Tensor:
+    """Weights with a share of zeros, or 2:4, and with every kind of special value."""
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.randn(rows, columns, generator=generator) * 0.02).to(dtype)
-    weight[torch.rand(rows, columns, generator=generator) < share] = 0
+    if share == "2:4":
+        order = torch.rand(rows, -(-columns // 4), 4, generator=generator).argsort(dim=2)
+        weight[order.reshape(rows, -1)[:, :columns] < 2] = 0
+    else:
+        weight[torch.rand(rows, columns, generator=generator) < share] = 0
     special = torch.tensor([-0.0, 1e-40, 6e-8, -300.0, 1e-20, 65000.0]).to(dtype)
     places = torch.randperm(weight.numel(), generator=generator)[: len(special)]
-    weight.view(-1)[places] = special[: len(places)]
+    if share != "2:4":
+        weight.view(-1)[places] = special[: len(places)]
     return weight
 
 
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 200),
-    share=st.sampled_from([0.0, 0.05, 0.4, 0.9, 1.0]),
+    share=st.sampled_from([0.0, 0.05, 0.4, 0.9, 1.0, "2:4"]),
     dtype=st.sampled_from(DTYPES),
     form=st.sampled_from(list(FORMS)),
     name=st.sampled_from(SETS),
@@ -124,6 +134,13 @@ def test_sizes_are_those_of_the_documentation() -> None:
     assert share["bitmask", "pruned"] == pytest.approx(0.663, abs=0.01)
     assert share["coded", "pruned"] == pytest.approx(0.514, abs=0.01)
     assert share["coded", "dense"] == pytest.approx(0.751, abs=0.01)
+    regular = made(64, 4096, "2:4", torch.bfloat16, 0)
+    regular[3][regular[3].nonzero()[5]] = 0  # a zero among the kept weights of a group
+    found = compress(regular, "nm", SETS[0])
+    assert found.form == "nm"
+    assert found.nbytes / regular.nbytes == pytest.approx(0.5625, abs=0.001)
+    assert torch.equal(found.dense(), regular)
+    assert compress(pruned, "nm", SETS[0]).form == "bitmask"
 
 
 def test_weights_that_no_kernel_takes_are_named_with_a_reason() -> None:
@@ -270,13 +287,46 @@ def test_transformers_takes_an_execution_for_compressed_and_dense_folders(
         load_model(pruned("llama"), execution="fast")
 
 
-def test_a_damaged_part_ends_at_loading_with_the_name_of_the_tensor(
-    pruned: Made, tmp_path: Path
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_weights_of_a_bitmask_folder_stay_in_its_file(
+    name: str, pruned: Made, tmp_path: Path
 ) -> None:
-    export(pruned("llama"), tmp_path / "small", "bitmask")
+    export(pruned(name), tmp_path / "small", "bitmask")
+    dense, small = load_model(pruned(name)), load_model(tmp_path / "small", execution="compressed")
+    mapped = set()
+    for key, weight in weights_of(small).items():
+        assert torch.equal(bits(weight.decoded()), bits(dense.get_parameter(key)))
+        values = weight.matrix.values.data
+        while values.base is not None and not isinstance(values, np.memmap):
+            values = values.base
+        if isinstance(values, np.memmap):
+            mapped.add(key)
+    layouts = stored_layouts(open_model(tmp_path / "small"))
+    stored = {
+        key
+        for key, weight in weights_of(small).items()
+        if layouts[key][0] == "bitmask" and weight.shape[1] % 32 == 0
+    }
+    assert stored
+    assert mapped == (set() if name == "gpt2" else stored)  # a Conv1D's rows are its outputs
+    wide = load_model(tmp_path / "small", execution="compressed", dtype=torch.float32)
+    assert {one.dtype for one in wide.parameters()} == {torch.float32}
+    assert type(load_model(tmp_path / "small").lm_head.weight) is torch.nn.Parameter
+
+
+@pytest.mark.parametrize("layout", ["packed", "bitmask"])
+def test_a_damaged_part_ends_at_loading_with_the_name_of_the_tensor(
+    layout: str, pruned: Made, tmp_path: Path
+) -> None:
+    export(pruned("llama"), tmp_path / "small", layout)
     (file,) = (tmp_path / "small").glob("*.safetensors*")
     data = bytearray(file.read_bytes())
-    data[-300] ^= 0x10
+    place = -300
+    if layout == "bitmask":  # mapped: its masks are counted, and no hash is computed
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        begin, _ = header["model.layers.0.mlp.up_proj.weight.mask"]["data_offsets"]
+        place = 8 + int.from_bytes(data[:8], "little") + begin
+    data[place] ^= 0x10
     file.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="tensor 'model"):
         load_model(tmp_path / "small", execution="compressed")
@@ -379,7 +429,7 @@ def test_bench_compares_a_compressed_folder_with_its_own_dense_execution(
     pruned: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(limits._SQUARE, "cpu", 64)  # the machine's rate matters to no assertion
-    export(pruned("llama"), tmp_path / "small", "packed")
+    export(pruned("mixtral"), tmp_path / "small", "packed")
     settings = BenchSettings(
         batch_sizes=(1,),
         prompt_tokens=(4,),
@@ -395,7 +445,12 @@ def test_bench_compares_a_compressed_folder_with_its_own_dense_execution(
     assert [dense.kernels, small.kernels] == ["dense", "compressed"]
     assert small.weight_bytes < dense.weight_bytes
     assert small.zeros == dense.zeros
-    assert small.converted == 15
+    assert small.converted == sum(small.forms.values()) > 0
+    stacked = "model.layers.0.mlp.experts.down_proj"
+    assert small.kept_dense[stacked].startswith("it belongs to neither a linear layer")
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(*bench_screen(result, everything=True))
+    assert f"B dense: {stacked}: it belongs to neither" in screen.export_text()
 
 
 def test_evaluate_scores_compressed_weights_as_dense_ones() -> None:

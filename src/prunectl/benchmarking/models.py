@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -183,7 +184,7 @@ def load_side(
         NotEnoughMemory: it does not fit.
     """
     cost: LoadCost | None = None
-    from prunectl.runtime.models import compress_model, weights_of
+    from prunectl.runtime.models import compress_model, reasons_for_dense, weights_of
 
     with memory_errors(source.name, device, "loading the model"):
         if source.folder is None:
@@ -204,7 +205,14 @@ def load_side(
         side = replace(side, zeros=_as_evaluated(source.checkpoint, side.zeros))
     side = replace(side, disk_bytes=source.disk_bytes, loading=cost)
     if source.execution != DENSE:
-        side = replace(side, kernels=source.execution, converted=len(weights_of(model)))
+        held = weights_of(model)
+        side = replace(
+            side,
+            kernels=source.execution,
+            converted=len(held),
+            forms=dict(Counter(one.matrix.form for one in held.values())),
+            kept_dense=reasons_for_dense(model, source.execution),
+        )
     return LoadedSide(side, model)
 
 

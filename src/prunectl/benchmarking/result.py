@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prunectl.benchmarking.limits import Rates
@@ -51,6 +51,8 @@ class Side:
         zeros: in its prunable weights; without files, in the matrices of its blocks.
         converted: matrices with a sparse or compressed form in memory.
         loading: None where it was not measured.
+        forms: in compressed execution, matrices by the form that they are held in.
+        kept_dense: and why others stayed dense, by name.
     """
 
     label: str
@@ -65,6 +67,8 @@ class Side:
     zeros: Zeros
     converted: int
     loading: LoadCost | None
+    forms: Mapping[str, int] = field(default_factory=dict)
+    kept_dense: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ def bench_screen(result: BenchResult, *, everything: bool = False) -> Iterator[R
     letters = {side.label: chr(ord("A") + number) for number, side in enumerate(result.sides)}
     yield _models(result, letters)
     yield sentence("  zeros: share of the prunable weights")
+    if everything:
+        for side in result.sides:
+            yield from _forms(side, letters[side.label])
     yield _speed(result, letters, everything)
     if result.kernels:
         yield from _kernels(result)
@@ -64,6 +67,15 @@ def _model_row(letter: str, side: Side) -> tuple[str, ...]:
         "" if cost is None else numbers.duration(cost.seconds),
         "" if cost is None else f"+{numbers.size(max(0, cost.peak_bytes - cost.before_bytes))}",
     )
+
+
+def _forms(side: Side, letter: str) -> Iterator[RenderableType]:
+    """The forms of a side's weights, and what stayed dense with the reason."""
+    if side.forms:
+        counted = ", ".join(f"{numbers.count(n)} {form}" for form, n in side.forms.items())
+        yield sentence(f"  {letter} in memory: {counted}")
+    for name, why in side.kept_dense.items():
+        yield sentence(f"  {letter} dense: {visible(name)}: {why}")
 
 
 def _speed(result: BenchResult, letters: dict[str, str], everything: bool) -> RenderableType:

@@ -23,7 +23,7 @@ from prunectl.loading import safe_open
 from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
 from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
-from prunectl.runtime.models import compressed, is_compressible, leave_files
+from prunectl.runtime.models import compressed, decode_others, is_compressible, leave_files
 from prunectl.runtime.weight import CompressedWeight
 
 
@@ -74,6 +74,10 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.quantization_config.weights:
             _check_complete(self._files)
             safe_open.opened.difference_update(self._files)
+            for path in self._files:  # also after a loading that failed
+                safe_open.mapped.pop(path, None)
+                if self.execution == "compressed":
+                    safe_open.mapped[path] = model.dtype
         return model
 
     def _check_places(self, places: Any) -> None:
@@ -98,7 +102,10 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             )
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
+        for path in self._files:
+            safe_open.mapped.pop(path, None)
         if self.execution != DENSE_EXECUTION:
+            decode_others(model)
             leave_files(model)
         if hasattr(model.config, "quantization_config"):  # what is saved is dense
             del model.config.quantization_config

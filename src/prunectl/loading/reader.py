@@ -41,7 +41,7 @@ class PartsReader:
     ) -> None:
         self._folder = stored.folder
         self._inner = WeightReader(stored.folder)
-        self._packed = packed
+        self.packed = packed
         self._dense = dense
         self._decoders: dict[str, Decoder] = {}
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class PartsReader:
         Raises:
             BadCheckpoint: the parts are damaged; the message names the tensor.
         """
-        packed = self._packed.get(tensor.name)
+        packed = self.packed.get(tensor.name)
         if packed is None:
             self._inner.read(self._dense[tensor.name], start, out)
             return
@@ -66,7 +66,7 @@ class PartsReader:
         Raises:
             BadCheckpoint: the sizes do not fit the tensor.
         """
-        if packed := self._packed.get(tensor.name):
+        if packed := self.packed.get(tensor.name):
             with self._named(packed):
                 self._decoder(packed)
 

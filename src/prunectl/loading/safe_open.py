@@ -12,6 +12,8 @@ from prunectl.loading.weights import Weights, open_weights
 if TYPE_CHECKING:
     import torch
 
+    from prunectl.loading.mapped import MappedFile
+
 _USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate")
 """Modules of transformers that hold ``safe_open`` under their own name."""
 
@@ -42,11 +44,16 @@ opened: set[str] = set()
 """Paths of compressed files opened through :class:`SafeOpen`."""
 
 
+mapped: dict[str, torch.dtype] = {}
+"""Paths of compressed files whose weights may stay in them, and the dtype of their model."""
+
+
 class SafeOpen:
     """The part of ``safetensors.safe_open`` that loaders use, for a compressed file."""
 
     def __init__(self, path: Path) -> None:
         self._weights: Weights = open_weights(path)
+        self._file = _mapped_file(path)
         opened.add(str(path))
 
     def keys(self) -> list[str]:
@@ -59,7 +66,7 @@ class SafeOpen:
         return self._weights[name]
 
     def get_slice(self, name: str) -> Slice:
-        return Slice(self._weights, name)
+        return Slice(self._weights, name, self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +75,20 @@ class SafeOpen:
         self._weights.close()
 
 
-class Slice:
-    """A tensor that is decoded when indexed."""
+def _mapped_file(path: Path) -> MappedFile | None:
+    dtype = mapped.get(str(path))
+    if dtype is None:
+        return None
+    from prunectl.loading.mapped import MappedFile
 
-    def __init__(self, weights: Weights, name: str) -> None:
-        self._weights, self._name = weights, name
+    return MappedFile(path, dtype)
+
+
+class Slice:
+    """A tensor that is decoded when indexed, or mapped if all of it is asked for."""
+
+    def __init__(self, weights: Weights, name: str, file: MappedFile | None = None) -> None:
+        self._weights, self._name, self._file = weights, name, file
         self._spec = weights.spec(name)
 
     def get_shape(self) -> list[int]:
@@ -82,6 +98,10 @@ class Slice:
         return self._spec.dtype.name
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        if index is Ellipsis and self._file is not None:
+            weight = self._file.weight(self._weights, self._name)
+            if weight is not None:
+                return weight
         first = index[0] if isinstance(index, tuple) and index else index
         if isinstance(first, slice) and first.step in (None, 1) and self._spec.shape:
             start, stop, _ = first.indices(self._spec.shape[0])

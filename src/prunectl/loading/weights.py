@@ -15,6 +15,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_elements, read_tensor
 from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.loading.compressed import open_model
+from prunectl.loading.reader import Packed, PartsReader
 from prunectl.parallel.run import Run
 from prunectl.tensorspec import TensorSpec
 
@@ -66,6 +67,21 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def spec(self, name: str) -> TensorSpec:
         """Name, dtype and shape, from the header."""
         return self._tensors[name].spec
+
+    def packed(self, name: str) -> Packed | None:
+        """How a tensor is stored in parts; None for a dense one."""
+        reader = self._reader
+        return (
+            reader.packed.get(self._tensors[name].name) if isinstance(reader, PartsReader) else None
+        )
+
+    def check(self, name: str) -> None:
+        """Compare the sizes of a tensor's parts with its shape.
+
+        Raises:
+            BadCheckpoint: they do not fit.
+        """
+        self._reader.check(self._tensors[name])
 
     def _read(
         self,

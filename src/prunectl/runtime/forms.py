@@ -3,6 +3,10 @@
 ``bitmask``: a bit for each weight, and the kept weights. With 40% zeros, bf16 takes 0.66 of the
 dense bytes.
 
+``nm``: as ``bitmask``, where each step of 32 columns keeps as many weights, as N:M patterns do. No
+row needs a start, and a kernel does not wait for the counts of the steps before it. A zero among
+the N weights of a group is kept.
+
 ``coded``: as ``bitmask``, or without a mask where that is smaller, with bf16 weights in 12 bits.
 The high byte of a weight is its sign and the upper seven bits of its exponent; the 16 most frequent
 high bytes of a matrix, its codebook, are nearly all that occur. A weight is kept as its low byte
@@ -12,7 +16,8 @@ row. With 40% zeros, 0.51 of the dense bytes are left; without zeros, 0.75.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from platform import machine
 from typing import Any
@@ -37,16 +42,21 @@ _CODES = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.uint32}
 
 def reason_against(weight: torch.Tensor) -> str:
     """Why a weight cannot be kept in a form; '' if it can."""
-    if weight.dim() != 2 or not weight.numel():
-        return "it is not a matrix"
-    if weight.dtype not in DTYPES:
-        return f"{str(weight.dtype).removeprefix('torch.')} has no kernel"
     if weight.device.type != "cpu":
         return f"it is on {weight.device.type}, and kernels run on the CPU"
-    if weight.dtype == torch.float16 and machine() in X86 and "f16c" not in cpu_features():
+    return reason_against_kind(weight.shape, weight.dtype)
+
+
+def reason_against_kind(shape: Sequence[int], dtype: torch.dtype) -> str:
+    """Why no weight of a shape and dtype can be kept in a form; '' if they can."""
+    if len(shape) != 2 or not math.prod(shape):
+        return "it is not a matrix"
+    if dtype not in DTYPES:
+        return f"{str(dtype).removeprefix('torch.')} has no kernel"
+    if dtype == torch.float16 and machine() in X86 and "f16c" not in cpu_features():
         return "this CPU has no instructions for float16"
-    columns = -(-weight.shape[1] // STEP) * STEP
-    return "it has too many weights" if weight.shape[0] * columns > _MOST else ""
+    columns = -(-shape[1] // STEP) * STEP
+    return "it has too many weights" if shape[0] * columns > _MOST else ""
 
 
 def compress(weight: torch.Tensor, form: str, instructions: str) -> Matrix:
@@ -75,9 +85,30 @@ def _masked(weight: torch.Tensor, instructions: str) -> tuple[Codes, Matrix]:
     data = np.empty(codes.size + spare, codes.dtype)
     kept = int(compact(codes.reshape(-1), mask.reshape(-1), data[: codes.size]))
     data.resize(kept + spare, refcheck=False)
+    return codes, _bitmask(data, mask, dtype, columns, instructions)
+
+
+def mapped_bitmask(
+    values: Codes, mask: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int], instructions: str
+) -> Matrix:
+    """A matrix [rows, columns], columns a multiple of ``STEP``, from the parts of layout bitmask.
+
+    Args:
+        values: the bytes of the kept weights, and ``OVERREAD`` more; not copied.
+        mask: u8 [rows x columns / 8], not copied.
+        dtype: ``bf16``, ``fp16`` or ``fp32``.
+    """
+    rows, columns = shape
+    data = values.view(_CODES[dtype])
+    return _bitmask(data, mask.reshape(rows, columns // 8), dtype, columns, instructions)
+
+
+def _bitmask(
+    data: Codes, mask: npt.NDArray[np.uint8], dtype: str, columns: int, instructions: str
+) -> Matrix:
     counts = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)
     values = Values(data, _starts(counts))
-    return codes, Matrix("bitmask", instructions, dtype, rows, columns, values, mask)
+    return Matrix("bitmask", instructions, dtype, len(mask), columns, values, mask)
 
 
 def _coded(codes: Codes, masked: Matrix) -> Matrix:
@@ -107,8 +138,45 @@ def _coded(codes: Codes, masked: Matrix) -> Matrix:
     return replace(masked, form="coded", values=coded, mask=mask, _calls={})
 
 
+_FILLED = 1.01
+"""Values of the form ``nm`` for each weight that is not zero, at most."""
+
+
+def _nm(codes: Codes, masked: Matrix) -> Matrix:
+    masks = masked.mask.view(np.uint32)  # type: ignore[union-attr]
+    per_step = int(np.bitwise_count(masks).max())
+    size = masks.size * per_step
+    if not size or size > _FILLED * (masked.values.data.size - OVERREAD // codes.itemsize):
+        return masked
+    data = np.zeros(size + OVERREAD // codes.itemsize, codes.dtype)
+    filled = masks.copy()
+    _fill(codes.reshape(-1), filled.reshape(-1), per_step, data)
+    values = Values(data, per_step=per_step)
+    return replace(masked, form="nm", values=values, mask=filled.view(np.uint8), _calls={})
+
+
+@jit
+def _fill(codes, masks, per_step, data):  # type: ignore[no-untyped-def]
+    """Set the lowest zeros of each mask until it has ``per_step`` ones, and keep those codes."""
+    place = 0
+    for step in range(masks.size):
+        mask, missing = masks[step], per_step
+        for bit in range(32):
+            missing -= (mask >> np.uint32(bit)) & np.uint32(1)
+        for bit in range(32):
+            one = np.uint32(1) << np.uint32(bit)
+            if mask & one or missing > 0:
+                if not mask & one:
+                    mask |= one
+                    missing -= 1
+                data[place] = codes[32 * step + bit]
+                place += 1
+        masks[step] = mask
+
+
 FORMS: dict[str, Callable[[Codes, Matrix], Matrix]] = {
     "bitmask": lambda codes, masked: masked,
+    "nm": _nm,
     "coded": _coded,
 }
 """For each form, how it is made of the padded codes [rows, padded] and their form ``bitmask``."""

@@ -43,7 +43,7 @@ BLOCK = 32
 ARGUMENTS = (
     "counter", "slot", "rows", "chunk", "columns", "width", "inputs", "outputs", "mask", "values",
     "starts", "tables", "bias", "bias_step", "scratch", "scratch_bytes", "ranks", "codebook",
-    "escape_starts", "escape_places", "escape_values", "order",
+    "escape_starts", "escape_places", "escape_values", "order", "per_step",
 )  # fmt: skip
 """The i64 arguments of a kernel, in their order; pointers are addresses, 0 if there is none."""
 
@@ -60,6 +60,8 @@ class Kernel:
         instructions: a name in INSTRUCTION_SETS.
         dtype: of the weights: ``bf16``, ``fp16``, ``fp32``.
         is_masked: whether zeros are left out.
+        is_regular: whether each step of a masked row keeps as many weights: ``per_step``. Then a
+            step need not wait for the counts of those before it.
         is_coded: whether bf16 values are stored in 12 bits.
         batch: input rows of a product, whose inputs and outputs have the dtype of the weights; 0
             decodes rows instead.
@@ -72,6 +74,7 @@ class Kernel:
     is_coded: bool
     batch: int = 0
     to_fp32: bool = False
+    is_regular: bool = False
 
     @property
     def bits(self) -> int:
@@ -217,6 +220,9 @@ class _Writer:
         """Index of the first value of a row."""
         if not self.kernel.is_masked:
             return self.builder.mul(row, self.columns)
+        if self.kernel.is_regular:
+            steps = self.builder.udiv(self.columns, ir.Constant(I64, STEP))
+            return self.builder.mul(self.builder.mul(row, steps), self.argument("per_step"))
         start = self.builder.load(self.at(self.argument("starts", I32), row))
         return self.builder.zext(start, I64)
 
@@ -355,6 +361,7 @@ class _Writer:
             ahead = self.at(now[0], ir.Constant(I64, _PREFETCH))
             hint = [ir.Constant(I32, value) for value in (0, 3, 1)]
             intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), ahead, *hint)
+            begun = now[0]
             for group, mask in enumerate(self.masks_of(masks, step)):
                 weights, now[0] = self.expand(mask, now[0], as_floats=True)
                 for j in range(batch):
@@ -367,6 +374,9 @@ class _Writer:
                     k = 1 + j * sums + group % sums
                     name = f"llvm.fma.v{lanes}f32"
                     now[k] = intrinsic(builder, name, weights.type, weights, value, now[k])
+            if self.kernel.is_regular:
+                width = ir.Constant(I64, self.kernel.bits // 8)
+                now[0] = self.at(begun, builder.mul(self.argument("per_step"), width))
         for j in range(batch):
             total = self.total(now[1 + j * sums : 1 + (j + 1) * sums])
             place = builder.add(builder.mul(rows, ir.Constant(I64, j)), row)

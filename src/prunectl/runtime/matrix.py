@@ -22,7 +22,7 @@ MOST_ROWS = 8
 _CHUNK_BYTES = 1 << 15
 """Dense bytes of the rows that a thread takes at a time: few enough that none waits long."""
 
-_PANEL = 1 << 18
+_PANEL = 1 << 20
 """Weights of a panel: as fp32 they fit in a core's share of the cache."""
 
 Array = npt.NDArray[np.generic]
@@ -34,7 +34,9 @@ class Values:
 
     Attributes:
         data: the bits of the weights, or their low bytes if coded, and ``OVERREAD`` bytes more.
-        starts: u32 [rows + 1], the index of each row's first value; None: every column has one.
+        starts: u32 [rows + 1], the index of each row's first value; None: every column has one, or
+            every step has ``per_step``.
+        per_step: values of each step of ``STEP`` columns, if all have as many; else 0.
         ranks: u8, 4 bits for each coded value: the rank of its high byte in the codebook. Those of
             row r begin at byte starts[r] // 2 + 8 r. None if not coded.
         codebook: u8 [16], high bytes.
@@ -49,6 +51,7 @@ class Values:
     escape_starts: Array | None = None
     escape_places: Array | None = None
     escape_values: Array | None = None
+    per_step: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,11 +95,12 @@ class Matrix:
     def copy(self) -> Matrix:
         """The same in other memory."""
         parts: dict[str, Any] = {
-            one.name: None if (part := getattr(self.values, one.name)) is None else part.copy()
+            one.name: part.copy()
             for one in fields(Values)
+            if isinstance(part := getattr(self.values, one.name), np.ndarray)
         }
         mask = None if self.mask is None else self.mask.copy()
-        return replace(self, values=Values(**parts), mask=mask, _calls={})
+        return replace(self, values=replace(self.values, **parts), mask=mask, _calls={})
 
     def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``inputs`` [..., columns] times the transposed matrix, plus ``bias`` [rows].
@@ -122,17 +126,15 @@ class Matrix:
 
     def _many(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         exact = inputs.reshape(-1, self.columns).float()
-        result = torch.empty(exact.shape[0], self.rows, dtype=inputs.dtype)
+        sums = torch.empty(exact.shape[0], self.rows)
         step = max(64, _PANEL // self.padded)
         order = np.arange(self.rows)
         for first in range(0, self.rows, step):
-            last = min(first + step, self.rows)
-            panel = self.decoded(order[first:last], to_fp32=True)
-            if bias is None:
-                result[:, first:last] = exact @ panel.T
-            else:
-                result[:, first:last] = torch.addmm(bias[first:last].float(), exact, panel.T)
-        return result.reshape(*inputs.shape[:-1], self.rows)
+            panel = self.decoded(order[first : first + step], to_fp32=True)
+            torch.mm(exact, panel.T, out=sums[:, first : first + step])
+        if bias is not None:
+            sums += bias.float()
+        return sums.to(inputs.dtype).reshape(*inputs.shape[:-1], self.rows)
 
     def decoded(self, order: npt.NDArray[np.int64], *, to_fp32: bool = False) -> torch.Tensor:
         """Decode rows by their numbers: [len(order), columns], in their dtype or fp32."""
@@ -167,6 +169,7 @@ class _Call:
             is_coded=values.ranks is not None,
             batch=batch,
             to_fp32=to_fp32,
+            is_regular=values.per_step > 0,
         )
         self._function, self._address = compiled(kernel)
         self._chunk = max(1, _CHUNK_BYTES // (matrix.padded * kernel.bits // 8))
@@ -178,6 +181,7 @@ class _Call:
             "mask": _address(matrix.mask),
             "values": _address(values.data),
             "starts": _address(values.starts),
+            "per_step": values.per_step,
             "tables": tables_of(kernel.instructions).ctypes.data,
             "scratch_bytes": self._scratch_bytes,
             "ranks": _address(values.ranks),

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from prunectl.runtime.choice import kept
-from prunectl.runtime.executions import DENSE, check_execution
+from prunectl.runtime.executions import AUTO, DENSE, check_execution
+from prunectl.runtime.forms import reason_against
 from prunectl.runtime.weight import CompressedWeight
 
 
@@ -55,14 +56,24 @@ def compressed(
     weight: torch.Tensor, module: torch.nn.Module, execution: str
 ) -> torch.nn.Parameter | None:
     """A module's weight as a parameter that stays compressed; None if it stays dense."""
-    if isinstance(weight, CompressedWeight):
-        return None
     transposed = _is_conv1d(module)
+    if isinstance(weight, CompressedWeight):
+        if weight.transposed == transposed:
+            return torch.nn.Parameter(weight.again(), requires_grad=False)
+        weight = weight.decoded()
     dense = weight.detach()
     matrix = kept(dense.T.contiguous() if transposed else dense, execution)
     if matrix is None:
         return None
     return torch.nn.Parameter(CompressedWeight(matrix, transposed), requires_grad=False)
+
+
+def decode_others(model: torch.nn.Module) -> None:
+    """Decode compressed weights of modules that are neither linear layers nor embeddings."""
+    for module in model.modules():
+        for name, one in list(module.named_parameters(recurse=False)):
+            if isinstance(one, CompressedWeight) and not is_compressible(module, name):
+                setattr(module, name, torch.nn.Parameter(one.decoded(), requires_grad=False))
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:
@@ -72,6 +83,22 @@ def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:
         for name, parameter in model.named_parameters()
         if isinstance(parameter, CompressedWeight)
     }
+
+
+def reasons_for_dense(model: torch.nn.Module, execution: str) -> dict[str, str]:
+    """Why weights with two or more axes stayed dense, by name."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, one in module.named_parameters(recurse=False):
+            if one.dim() < 2 or isinstance(one, CompressedWeight):
+                continue
+            if is_compressible(module, name):
+                slower = ", or dense is faster" if execution == AUTO else ""
+                why = reason_against(one) or f"no form is smaller{slower}"
+            else:
+                why = "it belongs to neither a linear layer nor an embedding"
+            found[f"{prefix}.{name}".removeprefix(".")] = why
+    return found
 
 
 def leave_files(model: torch.nn.Module) -> None:
