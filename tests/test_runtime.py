@@ -358,6 +358,44 @@ def test_what_a_compressed_model_cannot_do_is_said_in_a_sentence(pruned: Made) -
     assert isinstance(copy.deepcopy(model).lm_head.weight, CompressedWeight)
 
 
+def test_compile_and_export_see_one_operator_for_each_product(pruned: Made) -> None:
+    layer = torch.nn.Sequential(
+        torch.nn.Embedding(50, 64), torch.nn.Linear(64, 96), torch.nn.Linear(96, 64, bias=False)
+    ).to(torch.bfloat16)
+    for parameter in layer.parameters():
+        parameter.data[parameter.abs() < 0.05] = 0
+    places = torch.arange(6).reshape(2, 3)
+    expected = layer(places)
+    prunectl.compress_model(layer)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(places), layer(places))
+    assert torch.allclose(compiled(places), expected, rtol=0.02)
+    with pytest.raises(UnsupportedCheckpoint, match="has no backward pass"):
+        compiled(places).sum().backward()
+    graph = torch.export.export(layer, (places,), strict=True)
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert called == ["prunectl.rows.default", *["prunectl.product.default"] * 2]
+    assert torch.equal(graph.module()(places), layer(places))
+
+    # Other operations decode, in graphs of their own.
+    weight = layer[2].weight
+    functions: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda given: given @ weight.T + weight.sum(),
+        lambda given: torch.mm(given, weight.t()) * weight[3].sum(),
+    ]
+    given = torch.randn(64, 96).to(torch.bfloat16)
+    for one in functions:
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(one, backend="aot_eager")(given), one(given))
+
+    model = load_model(pruned("llama"), execution="compressed")
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+    ids = torch.arange(1, 10)[None]
+    with torch.inference_mode():
+        found, plain = (one(ids, use_cache=False).logits for one in (whole, model))
+    assert torch.allclose(found, plain, rtol=0.05, atol=0.05)
+
+
 def test_auto_keeps_the_smallest_form_that_was_measured_not_to_be_slower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

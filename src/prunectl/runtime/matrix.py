@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,15 @@ _PANEL = 1 << 20
 """Weights of a panel: as fp32 they fit in a core's share of the cache."""
 
 Array = npt.NDArray[np.generic]
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """Keep torch.compile out of a function: traced, addresses of memory would be wrong."""
+    disabled: Function = torch.compiler.disable(function)
+    return disabled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +64,7 @@ class Values:
     per_step: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Matrix:
     """Weights in a form.
 
@@ -102,6 +112,7 @@ class Matrix:
         mask = None if self.mask is None else self.mask.copy()
         return replace(self, values=replace(self.values, **parts), mask=mask, _calls={})
 
+    @untraced
     def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``inputs`` [..., columns] times the transposed matrix, plus ``bias`` [rows].
 
@@ -136,6 +147,7 @@ class Matrix:
             sums += bias.float()
         return sums.to(inputs.dtype).reshape(*inputs.shape[:-1], self.rows)
 
+    @untraced
     def decoded(self, order: npt.NDArray[np.int64], *, to_fp32: bool = False) -> torch.Tensor:
         """Decode rows by their numbers: [len(order), columns], in their dtype or fp32."""
         kind = torch.float32 if to_fp32 else TORCH_TYPES[self.dtype]

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import skip_code
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from prunectl.errors import UnsupportedCheckpoint
-from prunectl.runtime.matrix import Matrix
+from prunectl.runtime.matrix import Matrix, untraced
+from prunectl.runtime.operators import number_of, product, rows, rows_of
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
@@ -27,10 +29,12 @@ class CompressedWeight(torch.Tensor):
     Attributes:
         matrix: what it holds, with a row for each output.
         transposed: whether its own rows are inputs.
+        number: by which the graphs of torch.compile name the matrix.
     """
 
     matrix: Matrix
     transposed: bool
+    number: int
 
     @staticmethod
     def __new__(cls, matrix: Matrix, transposed: bool = False) -> CompressedWeight:
@@ -42,7 +46,7 @@ class CompressedWeight(torch.Tensor):
             device=torch.device("cpu"),
             requires_grad=False,
         )
-        made.matrix, made.transposed = matrix, transposed
+        made.matrix, made.transposed, made.number = matrix, transposed, number_of(matrix)
         return made
 
     def __init__(self, matrix: Matrix, transposed: bool = False) -> None:
@@ -62,6 +66,7 @@ class CompressedWeight(torch.Tensor):
         """Another weight with the same matrix, which nothing changes."""
         return torch.nn.Parameter(self.again(), requires_grad=False)  # type: ignore[return-value]
 
+    @untraced
     def again(self, *, turned: bool = False) -> CompressedWeight:
         """The same weight, or its transpose, as another tensor."""
         return CompressedWeight(self.matrix, self.transposed != turned)
@@ -88,6 +93,7 @@ class CompressedWeight(torch.Tensor):
             return function(*args, **(kwargs or {}))
 
     @classmethod
+    @untraced
     def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -148,27 +154,12 @@ def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor 
     stored = weight.matrix.torch_dtype  # weight.dtype takes longer than a small product
     if inputs.dtype != stored:  # as torch's own product would say
         raise RuntimeError(f"inputs are {inputs.dtype}, the weight is {stored}")
-    if torch.is_grad_enabled() and (
+    needs_gradient = torch.is_grad_enabled() and (
         inputs.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return _NoGradient.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+    )
+    if needs_gradient or torch.compiler.is_compiling():
+        return product(inputs, bias, weight.number, weight.matrix.rows)
     return weight.matrix.product(inputs, bias)
-
-
-class _NoGradient(torch.autograd.Function):
-    """A product whose backward pass says why there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Any, weight: Any, bias: Any) -> Any:
-        return weight.matrix.product(inputs, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise UnsupportedCheckpoint(
-            "a compressed weight",
-            "has no backward pass",
-            hint="load the model with execution='dense' to train it",
-        )
 
 
 def _embedding(
@@ -182,11 +173,9 @@ def _embedding(
 ) -> Any:
     if not isinstance(weight, CompressedWeight) or weight.transposed or max_norm is not None:
         return NotImplemented
-    flat = places.reshape(-1).to(torch.int64)
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < weight.matrix.rows:
-        raise IndexError("index out of range in self")  # torch's own words
-    rows = weight.matrix.decoded(flat.numpy())
-    return rows.reshape(*places.shape, weight.matrix.columns)
+    if torch.compiler.is_compiling():
+        return rows_of(places, weight.number, weight.matrix.columns, weight.matrix.torch_dtype)
+    return rows(places, weight.matrix)
 
 
 def _transposed(weight: CompressedWeight) -> CompressedWeight:
@@ -201,3 +190,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.addmm: _addmm,
     functional.embedding: _embedding,
 }
+
+# Traced as part of a model this is right; compiled alone, it would answer for every function what
+# it did for the first one, since torch.compile does not compare all kinds of functions.
+skip_code(CompressedWeight.__torch_function__.__code__)
