@@ -24,6 +24,11 @@ def number_of(matrix: Matrix) -> int:
     return id(matrix)
 
 
+def held(number: int) -> Matrix:
+    """The matrix of a number."""
+    return _held[number]
+
+
 def rows(places: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     """Rows of a matrix by their numbers, of any shape: [*places, columns].
 
@@ -43,7 +48,7 @@ def rows(places: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 )
 def product(inputs: torch.Tensor, bias: Any, matrix: int, rows: int) -> torch.Tensor:
     """``Matrix.product`` of the matrix of a number; its backward pass raises."""
-    return _held[matrix].product(inputs, bias)
+    return held(matrix).product(inputs, bias)
 
 
 @product.register_fake
@@ -58,12 +63,32 @@ def _(inputs: torch.Tensor, bias: Any, matrix: int, rows: int) -> torch.Tensor:
 )
 def rows_of(places: torch.Tensor, matrix: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
     """:func:`rows` of the matrix of a number."""
-    return rows(places, _held[matrix])
+    return rows(places, held(matrix))
 
 
 @rows_of.register_fake
 def _(places: torch.Tensor, matrix: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
     return places.new_empty((*places.shape, columns), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "prunectl::whole",
+    mutates_args=(),
+    schema="(Tensor anchor, SymInt matrix, SymInt rows, SymInt columns, ScalarType dtype)"
+    " -> Tensor",
+)
+def whole(
+    anchor: torch.Tensor, matrix: int, rows: int, columns: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """``Matrix.dense`` of the matrix of a number, for operations that need all of it."""
+    return held(matrix).dense()
+
+
+@whole.register_fake
+def _(
+    anchor: torch.Tensor, matrix: int, rows: int, columns: int, dtype: torch.dtype
+) -> torch.Tensor:
+    return anchor.new_empty((rows, columns), dtype=dtype)
 
 
 @torch.library.custom_op(

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import skip_code
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from prunectl.errors import UnsupportedCheckpoint
-from prunectl.runtime.matrix import Matrix, untraced
-from prunectl.runtime.operators import number_of, product, rows, rows_of
+from prunectl.runtime.matrix import Matrix
+from prunectl.runtime.operators import held, number_of, product, rows, rows_of, whole
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
@@ -30,14 +29,18 @@ class CompressedWeight(torch.Tensor):
         matrix: what it holds, with a row for each output.
         transposed: whether its own rows are inputs.
         number: by which the graphs of torch.compile name the matrix.
+        anchor: an empty tensor, in whose place a tracer puts its own.
     """
 
     matrix: Matrix
     transposed: bool
     number: int
+    anchor: torch.Tensor
 
     @staticmethod
-    def __new__(cls, matrix: Matrix, transposed: bool = False) -> CompressedWeight:
+    def __new__(
+        cls, matrix: Matrix, transposed: bool = False, anchor: Any = None
+    ) -> CompressedWeight:
         shape = (matrix.rows, matrix.columns)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
@@ -47,10 +50,19 @@ class CompressedWeight(torch.Tensor):
             requires_grad=False,
         )
         made.matrix, made.transposed, made.number = matrix, transposed, number_of(matrix)
+        made.anchor = torch.empty(0) if anchor is None else anchor
         return made
 
-    def __init__(self, matrix: Matrix, transposed: bool = False) -> None:
+    def __init__(self, matrix: Matrix, transposed: bool = False, anchor: Any = None) -> None:
         pass
+
+    def __tensor_flatten__(self) -> Any:
+        return ["anchor"], (self.number, self.transposed)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, context: Any, size: Any, stride: Any) -> Any:
+        number, transposed = context
+        return CompressedWeight(held(number), transposed, inner["anchor"])
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
@@ -66,14 +78,17 @@ class CompressedWeight(torch.Tensor):
         """Another weight with the same matrix, which nothing changes."""
         return torch.nn.Parameter(self.again(), requires_grad=False)  # type: ignore[return-value]
 
-    @untraced
     def again(self, *, turned: bool = False) -> CompressedWeight:
         """The same weight, or its transpose, as another tensor."""
-        return CompressedWeight(self.matrix, self.transposed != turned)
+        return CompressedWeight(self.matrix, self.transposed != turned, self.anchor)
 
     def decoded(self) -> torch.Tensor:
         """The dense weight, bit for bit."""
-        dense = self.matrix.dense()
+        matrix = self.matrix
+        if type(self.anchor) is torch.Tensor:
+            dense = matrix.dense()
+        else:
+            dense = whole(self.anchor, self.number, matrix.rows, matrix.columns, matrix.torch_dtype)
         return dense.T.contiguous() if self.transposed else dense
 
     @classmethod
@@ -93,12 +108,11 @@ class CompressedWeight(torch.Tensor):
             return function(*args, **(kwargs or {}))
 
     @classmethod
-    @untraced
     def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if operation in _SAME:
-            return CompressedWeight(args[0].matrix, args[0].transposed)
+            return CompressedWeight(args[0].matrix, args[0].transposed, args[0].anchor)
         if operation is _aten._to_copy.default:
             return _moved(args[0], kwargs or {})
         if operation._schema.is_mutable:
@@ -190,7 +204,3 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.addmm: _addmm,
     functional.embedding: _embedding,
 }
-
-# Traced as part of a model this is right; compiled alone, it would answer for every function what
-# it did for the first one, since torch.compile does not compare all kinds of functions.
-skip_code(CompressedWeight.__torch_function__.__code__)
