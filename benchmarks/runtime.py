@@ -1,12 +1,15 @@
 """Compressed execution next to dense: products of one matrix, and tokens of whole models.
 
     python benchmarks/runtime.py products [--threads 1] [--size 4096]
-    python benchmarks/runtime.py model FOLDER [--threads 1] [--rounds 5]
+    python benchmarks/runtime.py model FOLDER [--threads 1] [--rounds 5] [--long]
 
 ``products`` times one row of bf16 inputs times matrices that together exceed the cache, each read
 once in turn: an own dense kernel of the same style (the yardstick), both forms, and torch's
-``linear`` in bf16 and fp32. ``model`` times greedy decoding and a prompt of a folder in fresh
-processes, executions in turn, with the memory of each. Both print medians and best times.
+``linear`` in bf16 and fp32. ``model`` times a folder in fresh processes, one side after the other:
+tokens of 1, 8 and 32 sequences, a prompt of 128 tokens (of 1,024 too with ``--long``), and the
+memory and time of loading. Its sides are dense execution by torch in bf16 and fp32, every weight in
+the own dense kernel or in one form, and the executions ``compressed`` and ``auto``. Both print
+medians.
 """
 
 from __future__ import annotations
@@ -27,14 +30,20 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
+from prunectl.runtime.executions import EXECUTIONS
 from prunectl.runtime.forms import FORMS, compress
 from prunectl.runtime.matrix import Matrix, Values
+from prunectl.runtime.models import is_compressible
 from prunectl.runtime.selection import instructions
+from prunectl.runtime.weight import CompressedWeight
 
 COLD = 400_000_000
 """Bytes of the matrices that a measurement goes through."""
 ROUNDS = 7
-PROMPT, NEW = 128, 24
+BATCHES = (1, 8, 32)
+NEW = 16
+OWN = "own dense"
+SIDES = ("dense bf16", "dense fp32", OWN, *FORMS, "compressed", "auto")
 
 
 def own_dense(weight: torch.Tensor) -> Matrix:
@@ -90,69 +99,83 @@ def products(threads: int, size: int) -> None:
     Console(width=100).print(table)
 
 
-def resident() -> int:
-    """Bytes of this process in memory, mapped files included."""
+def memory(name: str) -> int:
+    """Bytes of this process: ``VmRSS`` now or ``VmHWM`` at most, mapped files included."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(next(x.split()[1] for x in status.splitlines() if x.startswith("VmRSS")))
+    return 1024 * int(next(x.split()[1] for x in status.splitlines() if x.startswith(name)))
 
 
-def one_run(folder: str, execution: str, dtype: str, threads: int) -> dict[str, float]:
-    """Seconds and memory of one model; called in a process of its own."""
+def held_as(form: str, model: torch.nn.Module) -> None:
+    """Hold every linear layer and embedding of a model in one form, or in the own dense kernel."""
+    known: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if is_compressible(module, "weight") and isinstance(weight, torch.nn.Parameter):
+            if id(weight) not in known:
+                data = weight.data
+                matrix = own_dense(data) if form == OWN else compress(data, form, instructions())
+                known[id(weight)] = torch.nn.Parameter(CompressedWeight(matrix), False)
+            module.weight = known[id(weight)]
+
+
+def one_run(folder: str, side: str, threads: int, prompts: list[int]) -> dict[str, float]:
+    """Seconds and memory of one side; called in a process of its own."""
     import transformers  # noqa: F401
 
     from prunectl import load_model
 
     torch.set_num_threads(threads)
-    before = resident()
+    before = memory("VmRSS")
     started = time.perf_counter()
-    model = load_model(folder, execution=execution, dtype=getattr(torch, dtype))
-    loading = time.perf_counter() - started
-    prompt = torch.arange(1, 1 + PROMPT)[None] % model.config.vocab_size
+    execution = side if side in EXECUTIONS else "dense"
+    dtype = torch.float32 if side == "dense fp32" else torch.bfloat16
+    model = load_model(folder, execution=execution, dtype=dtype)
+    found = {"loading": time.perf_counter() - started}
+    found["peak"] = memory("VmHWM") - before
+    if side in (OWN, *FORMS):
+        held_as(side, model)
     with torch.inference_mode():
-        model(prompt[:, :2])  # kernels are compiled once
-        started = time.perf_counter()
-        past = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-        prefill = time.perf_counter() - started
-        steps = []
-        for token in range(NEW):
+        model(torch.tensor([[1, 2]]))  # kernels are compiled once, and every weight is read
+        found["resident"] = memory("VmRSS") - before
+        for batch in BATCHES:
+            start = torch.arange(batch * 4).reshape(batch, 4)
+            past = model(start, use_cache=True, logits_to_keep=1).past_key_values
+            steps = []
+            for token in range(NEW):
+                started = time.perf_counter()
+                model(torch.full((batch, 1), token), past_key_values=past, use_cache=True)
+                steps.append(time.perf_counter() - started)
+            found[f"batch {batch}"] = statistics.median(steps)
+        for length in prompts:
+            prompt = torch.arange(length)[None] % model.config.vocab_size
             started = time.perf_counter()
-            model(torch.tensor([[token]]), past_key_values=past, use_cache=True)
-            steps.append(time.perf_counter() - started)
-    return {
-        "token": statistics.median(steps),
-        "prefill": prefill,
-        "resident": resident() - before,
-        "loading": loading,
-    }
+            model(prompt, use_cache=True, logits_to_keep=1)
+            found[f"prompt {length:,}"] = time.perf_counter() - started
+    return found
 
 
-def model(folder: str, threads: int, rounds: int) -> None:
-    """Print a row for each execution."""
-    sides = [("dense", "bfloat16"), ("dense", "float32"), ("compressed", "bfloat16")]
-    sides += [("auto", "bfloat16")]
-    found: dict[tuple[str, str], list[dict[str, float]]] = {side: [] for side in sides}
+def model(folder: str, threads: int, rounds: int, prompts: list[int]) -> None:
+    """Print a row for each side."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
-        for execution, dtype in sides:
-            command = [sys.executable, __file__, "one", folder, execution, dtype, str(threads)]
+        for side, runs in found.items():
+            command = [sys.executable, __file__, "one", folder, side, str(threads)]
+            command += [str(length) for length in prompts]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[execution, dtype].append(json.loads(done.stdout.splitlines()[-1]))
-    table = Table(
-        "execution", "dtype", "ms/token", "speed", f"ms, {PROMPT} tokens", "memory", "load s"
-    )
-    base = statistics.median(run["token"] for run in found[sides[0]])
-    for (execution, dtype), runs in found.items():
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    timed = [f"batch {batch}" for batch in BATCHES] + [f"prompt {one:,}" for one in prompts]
+    table = Table("side", *timed, "memory", "peak", "load s")
+    for side, runs in found.items():
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        is_loaded = side in EXECUTIONS or side.startswith("dense")
         table.add_row(
-            execution,
-            dtype,
-            f"{1000 * median['token']:.1f}",
-            f"{base / median['token']:.2f}x",
-            f"{1000 * median['prefill']:.0f}",
-            f"{median['resident'] / 1e6:.0f} MB",
-            f"{median['loading']:.1f}",
+            side,
+            *(f"{1000 * median[key]:.1f}" for key in timed),
+            *(f"{median[key] / 1e6:.0f}" if is_loaded else "" for key in ("resident", "peak")),
+            f"{median['loading']:.1f}" if is_loaded else "",
         )
-    print(f"{instructions()}, {threads} threads, {folder}")
-    Console(width=100).print(table)
+    print(f"{instructions()}, {threads} threads, {folder}: milliseconds of a step, MB")
+    Console(width=120).print(table)
 
 
 def main() -> None:
@@ -162,14 +185,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long", action="store_true")
     given = parser.parse_args()
     if given.what == "products":
         products(given.threads, given.size)
     elif given.what == "model":
-        model(given.rest[0], given.threads, given.rounds)
+        model(given.rest[0], given.threads, given.rounds, [128, 1024] if given.long else [128])
     else:
-        *words, threads = given.rest
-        print(json.dumps(one_run(*words, threads=int(threads))))
+        folder, side, threads, *prompts = given.rest
+        print(json.dumps(one_run(folder, side, int(threads), [int(one) for one in prompts])))
 
 
 if __name__ == "__main__":
