@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
@@ -50,6 +51,15 @@ for _name, _examples in (("few", 12), ("full", 100)):
         _name, max_examples=_examples, deadline=None, derandomize=IN_CI, print_blob=IN_CI
     )
 settings.load_profile("few")
+
+
+# The libraries make millions of objects that stay: no search for garbage needs to go through them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
@@ -240,3 +250,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_products() -> Iterator[None]:
+    """``bench`` takes the rate of products from small ones: large ones in bf16 take seconds."""
+    from prunectl.benchmarking import limits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(limits._SQUARE, "cpu", 64)
+        yield
