@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,11 +56,21 @@ settings.load_profile("few")
 
 # The libraries make millions of objects that stay: no search for garbage needs to go through them.
 gc.disable()
+_frozen = 0
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()
     gc.enable()
+    pytest_runtest_logfinish()
+
+
+def pytest_runtest_logfinish() -> None:
+    """What is loaded later stays too."""
+    global _frozen
+    if len(sys.modules) > _frozen + 50:
+        _frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:

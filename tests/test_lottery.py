@@ -39,7 +39,7 @@ from prunectl.studies.lottery.settings import schedule
 from prunectl.studies.lottery.verb import verdict
 from prunectl.studies.settings import CompareSettings
 
-TRAINING = Training(epochs=2, learning_rate=1e-2, train_batch_size=8)
+TRAINING = Training(epochs=5, learning_rate=1e-2, train_batch_size=8)
 
 
 @pytest.fixture(scope="module")
