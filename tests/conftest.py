@@ -56,21 +56,25 @@ settings.load_profile("few")
 
 # The libraries make millions of objects that stay: no search for garbage needs to go through them.
 gc.disable()
-_frozen = 0
 
 
 def pytest_collection_finish() -> None:
     gc.enable()
-    pytest_runtest_logfinish()
+    _freeze()
 
 
-def pytest_runtest_logfinish() -> None:
-    """What is loaded later stays too."""
-    global _frozen
-    if len(sys.modules) > _frozen + 50:
-        _frozen = len(sys.modules)
-        gc.collect()
-        gc.freeze()
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a test has loaded, or a file of tests has made, stays too."""
+    if len(sys.modules) > _loaded + 50 or nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    global _loaded
+    _loaded = len(sys.modules)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
