@@ -193,7 +193,7 @@ def test_every_kind_of_model(tiny: Model, name: str, kind: str, phases: tuple[st
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("minilm", "encoder"),
+        pytest.param("minilm", "encoder", marks=pytest.mark.full),
         pytest.param("smollm2", "causal-lm", marks=pytest.mark.slow),
     ],
 )

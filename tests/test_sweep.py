@@ -151,11 +151,6 @@ def test_its_points_are_those_of_pruned_folders(
         assert found.sparsity == point.sparsity
 
 
-def test_a_second_run_finds_the_same(speaker: Path, whole: SweepResult) -> None:
-    again = sweep(speaker, settings_for(speaker), use_cache=False)
-    assert told(again) == told(whole)
-
-
 def test_patterns_and_models_are_curves_of_one_result(speaker: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     own_words.build(other, windows=40, seed=1)
