@@ -58,6 +58,7 @@ IN_SHELL = "index.md"
 # How many blocks and commands of each page run, so that none stops being run unnoticed.
 RUN = {
     "README.md": 12,
+    "after.md": 1,
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
