@@ -31,8 +31,8 @@ demo: $(READY) ## analyze, prune and verify the embedded model: the whole tool i
 # Each process reads all test files first. Files are handed out in the order of tests/conftest.py.
 PYTEST := PRUNECTL_REQUIRE_REAL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-test: models ## test all behaviour, real checkpoints included, with coverage (ARGS="-k name --no-cov" for a part)
-	$(PYTEST) --cov $(ARGS)
+test: models ## test all behaviour, real checkpoints included (ARGS="-k name" for a part, ARGS=--cov for coverage)
+	$(PYTEST) $(ARGS)
 
 test-all: test test-rest ## test, and then every case of everything
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +52,29 @@ for _name, _examples in (("few", 12), ("full", 100)):
         _name, max_examples=_examples, deadline=None, derandomize=IN_CI, print_blob=IN_CI
     )
 settings.load_profile("few")
+
+
+# The libraries make millions of objects that stay: no search for garbage needs to go through them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    _freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a test has loaded, or a file of tests has made, stays too."""
+    if len(sys.modules) > _loaded + 50 or nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    global _loaded
+    _loaded = len(sys.modules)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -240,3 +265,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_products() -> Iterator[None]:
+    """``bench`` takes the rate of products from small ones: large ones in bf16 take seconds."""
+    from prunectl.benchmarking import limits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(limits._SQUARE, "cpu", 64)
+        yield

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
 
 
 def few(cases: Iterable[Any], *kept: Any) -> list[Any]:
@@ -22,3 +24,12 @@ def few(cases: Iterable[Any], *kept: Any) -> list[Any]:
         else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.full)
         for case in cases
     ]
+
+
+def drawn(cases: Iterable[Any], *kept: Any) -> st.SearchStrategy[Any]:
+    """One of the cases; in ``make test`` one of those in ``kept``.
+
+    For what compiles a kernel of its own for each case.
+    """
+    every = settings.get_current_profile_name() == "full"
+    return st.sampled_from(list(cases) if every else kept)

@@ -191,6 +191,7 @@ def check_pattern(analysis: Analysis, tensors: dict[str, np.ndarray], axes, patt
 
 
 PATTERNS = [parse_nm(text) for text in ("2:4", "1:2", "4:8", "1:4", "3:7", "5:16", "6:8", "20:40")]
+SOME = PATTERNS[:3]
 
 
 @pytest.mark.parametrize("dtype", few(FLOATS, DTYPES["BF16"]), ids=str)
@@ -221,12 +222,16 @@ def test_patterns(tmp_path_factory, dtype: DType, shapes, seed, inf) -> None:
 
 @pytest.mark.parametrize(
     ("name", "matrix_axis", "stacked_axis"),
-    [("gpt2", 0, None), ("gpt_oss", 1, 1), ("llama4", 1, 1), ("granitemoe", 1, 2)],
+    few(
+        [("gpt2", 0, None), ("gpt_oss", 1, 1), ("llama4", 1, 1), ("granitemoe", 1, 2)],
+        ("gpt2", 0, None),
+        ("granitemoe", 1, 2),
+    ),
 )
 def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis) -> None:
     tiny_models.build(name, tmp_path, torch.bfloat16)
     tensors = {n: t.double().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
-    analysis = analyze(tmp_path, patterns=PATTERNS)
+    analysis = analyze(tmp_path, patterns=SOME)
     axes = {
         t.name: stacked_axis if len(t.shape) == 3 else matrix_axis
         for t in analysis.tensors
@@ -234,15 +239,15 @@ def test_input_axes(tmp_path: Path, name, matrix_axis, stacked_axis) -> None:
     }
     assert (stacked_axis in axes.values()) or stacked_axis is None
     assert len(axes) >= 8
-    for pattern in PATTERNS:
+    for pattern in SOME:
         check_pattern(analysis, tensors, axes, pattern)
 
 
 def test_groups_across_blocks_of_a_large_tensor(tmp_path: Path) -> None:
     dtype = DTYPES["BF16"]
     tensor = (dtype.name, weights(dtype, 1201 * 1400, 6).reshape(1201, 1400))
-    analysis = analyze(write(tmp_path, {LINEAR.format(0): tensor}), patterns=PATTERNS)
-    for pattern in PATTERNS:
+    analysis = analyze(write(tmp_path, {LINEAR.format(0): tensor}), patterns=SOME)
+    for pattern in SOME:
         check_pattern(
             analysis, {LINEAR.format(0): values_of(tensor)}, {LINEAR.format(0): 1}, pattern
         )

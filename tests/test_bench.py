@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,7 +20,6 @@ from full import few
 import gpu
 import prunectl
 from prunectl import device
-from prunectl.benchmarking import limits
 from prunectl.benchmarking import models as sides
 from prunectl.benchmarking.compare import bench_csv, compare_bench, read_bench
 from prunectl.benchmarking.errors import BadBenchFile, CannotRun, NotEnoughMemory
@@ -44,7 +43,7 @@ from prunectl.errors import BadCheckpoint, InvalidOption
 from prunectl.events import Event, Note
 from prunectl.loading import model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_products")
 
 CPU = torch.device("cpu")
 QUICK = prunectl.BenchSettings(
@@ -58,14 +57,6 @@ QUICK = prunectl.BenchSettings(
 )
 FORWARD = replace(QUICK, new_tokens=None)
 Model = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_products() -> Iterator[None]:
-    """The rate of matrix products is taken from small ones: large ones in bf16 take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(limits._SQUARE, "cpu", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ def test_a_pruned_model_against_its_source(tmp_path: Path, layout: str, tiny: Mo
     if layout != "dense":
         folder = tmp_path / layout
         prunectl.export(pruned, folder, layout)
-    found = prunectl.bench(folder, [tiny("llama")], QUICK)
+    found = prunectl.bench(folder, [tiny("llama")], replace(QUICK, execution="dense"))
     source, mine = found.sides
     assert (source.model, mine.model) == (str(tiny("llama")), str(folder))
     assert (source.zeros.sparsity, mine.zeros.sparsity) == (0.0, 0.5)
@@ -202,7 +193,7 @@ def test_every_kind_of_model(tiny: Model, name: str, kind: str, phases: tuple[st
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("minilm", "encoder"),
+        pytest.param("minilm", "encoder", marks=pytest.mark.full),
         pytest.param("smollm2", "causal-lm", marks=pytest.mark.slow),
     ],
 )

@@ -192,6 +192,7 @@ except BadData as error:
 """
 
 
+@pytest.mark.full
 def test_images_of_the_hub_stay_encoded_and_no_code_of_a_dataset_is_run(tmp_path: Path) -> None:
     paths = save_images(tmp_path / "own", 3)
     ran = tmp_path / "ran"

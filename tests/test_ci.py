@@ -221,6 +221,7 @@ def workspace(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 TOUCH = "touch pwned"
 
 
+@pytest.mark.full
 def test_the_action_prunes_and_says_what_came_out(workspace: Path) -> None:
     # A folder with an odd name is a folder.
     name = f"$({TOUCH}) | <b>`x`"

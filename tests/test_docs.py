@@ -23,7 +23,6 @@ from typer.main import get_command
 
 import make_docs
 import make_screens
-from prunectl.benchmarking import limits
 from prunectl.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +57,7 @@ IN_SHELL = "index.md"
 # How many blocks and commands of each page run, so that none stops being run unnoticed.
 RUN = {
     "README.md": 12,
+    "after.md": 1,
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
@@ -82,14 +82,6 @@ RUN = {
 
 def name_of(page: Path) -> str:
     return page.name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_products() -> Iterator[None]:
-    """``bench`` takes the rate of matrix products from small ones: others take seconds in bf16."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(limits._SQUARE, "cpu", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +122,7 @@ def pushing(shelf: Path) -> Iterator[tuple[Hub, Call]]:
             yield hub, push
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "small_products")
 @pytest.mark.parametrize("page", few(PAGES, ROOT / "docs" / "automation.md"), ids=name_of)
 def test_a_page_can_be_followed(
     page: Path,

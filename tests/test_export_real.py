@@ -159,30 +159,6 @@ def test_smollm2_says_the_same_by_every_loader(
     assert done.stdout.startswith("The capital of France is")
 
 
-PLAIN = """
-import sys
-from transformers import AutoModelForCausalLM
-assert "prunectl" not in sys.modules
-try:
-    AutoModelForCausalLM.from_pretrained(sys.argv[1])
-except Exception as error:
-    print(type(error).__name__, error)
-else:
-    print("LOADED")
-"""
-
-
-@pytest.mark.full
-def test_transformers_alone_refuses(pruned: Pruned, tmp_path: Path) -> None:
-    export(pruned("smollm2", "2:4"), tmp_path / "out", "packed", max_shard_size="100MB")
-    done = child(PLAIN, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "LOADED" not in done.stdout
-    assert "no file named model.safetensors" in done.stdout
-    assert "prunectl" in done.stderr  # an unknown quantization method
-    assert "newly initialized" not in done.stderr
-
-
 # --- all-MiniLM-L6-v2, fp32 ---------------------------------------------------------------------
 
 

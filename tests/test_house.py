@@ -226,12 +226,12 @@ def test_importing_the_library_loads_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_load_nothing_heavy(option: str) -> None:
+@pytest.mark.parametrize("options", [["--help"], ["--version"], []])
+def test_help_version_and_the_beginning_load_nothing_heavy(options: list[str]) -> None:
     if not (HOUSE / "__main__.py").exists():
         pytest.skip("the command line is not there yet")
     loaded = loaded_by(
-        f"sys.argv = ['prunectl', {option!r}]\nfrom prunectl.__main__ import main\nsys.exit(main())"
+        f"sys.argv = ['prunectl', *{options}]\nfrom prunectl.__main__ import main\nsys.exit(main())"
     )
     assert "typer" in loaded
     assert not loaded & HEAVY

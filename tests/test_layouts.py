@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from full import drawn
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts_reference import DECODERS, Part, array, keep_n, survey, weights
@@ -33,7 +34,7 @@ BF16 = DTYPES["BF16"]
 WHOLE = [DTYPES[n] for n in ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I8", "BOOL", "C64")]
 PATTERNS = [NM(1, 2), NM(2, 4), NM(4, 8), NM(1, 16), NM(3, 5), NM(8, 16), NM(2, 64), NM(20, 40)]
 
-dtypes = st.sampled_from(WHOLE)
+dtypes = drawn(WHOLE, BF16, DTYPES["F32"], DTYPES["F8_E4M3"])
 densities = st.sampled_from([0.0, 0.02, 0.5, 0.6, 1.0])
 seeds = st.integers(0, 10_000)
 shapes = st.one_of(

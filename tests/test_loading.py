@@ -501,6 +501,7 @@ assert "prunectl" not in sys.modules
 """
 
 
+@pytest.mark.full
 def test_transformers_alone_refuses(made: Made, tmp_path: Path) -> None:
     """Also where the quantization config was taken out: the names of the weight files are the
     second lock, since they are not those that it looks for."""

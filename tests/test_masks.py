@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from full import few
+from full import drawn, few
 from hypothesis import given
 from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, torch_values, weights
 
 from prunectl.magnitude import masks
 from prunectl.magnitude.codes import code_format
-from prunectl.tensorspec import DType
+from prunectl.tensorspec import DTYPES, DType
 
 dtypes = st.sampled_from(PRUNABLE)
 layouts = st.sampled_from(["flat", "columns", "sliced"])
@@ -101,17 +101,23 @@ def nm_reference(codes: np.ndarray, n: int, m: int) -> np.ndarray:
     return groups.reshape(codes.shape)
 
 
+# Types and patterns, each with kernels of its own.
+kinds = drawn(
+    [(dtype, *nm) for dtype in PRUNABLE for nm in ((2, 4), (4, 8), (1, 4), (6, 8), (2, 3))],
+    (DTYPES["BF16"], 2, 4), (DTYPES["BF16"], 6, 8), (DTYPES["F32"], 1, 4),
+)  # fmt: skip
+
+
 @given(
-    dtype=dtypes,
+    kind=kinds,
     layout=layouts,
     outer=st.integers(1, 3),
     groups=st.sampled_from([1, 3, 40, 600]),
     inner=st.sampled_from([1, 2, 5, 17]),
-    pattern=st.sampled_from([(2, 4), (4, 8), (1, 4), (6, 8), (2, 3)]),
     seed=seeds,
 )
-def test_nm(dtype, layout, outer, groups, inner, pattern, seed) -> None:
-    n, m = pattern
+def test_nm(kind, layout, outer, groups, inner, seed) -> None:
+    dtype, n, m = kind
     codes = shaped(dtype, layout, outer, groups * m, inner, seed)
     want = nm_reference(codes, n, m)
     counts = (magnitudes(codes) != 0).reshape(outer, groups, m, -1).sum(2)

@@ -22,7 +22,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from magnitude_reference import FLOATS, PRUNABLE, blocks, seeds, sizes, weights
 from pretend_device import CUDA, PretendDevice
-from test_masks import layouts, magnitudes, nm_reference, shaped
+from test_masks import kinds, layouts, magnitudes, nm_reference, shaped
 
 from prunectl import Calibration, Method, PruneSettings, analyze, prune, verify
 from prunectl.checkpoint.opening import open_checkpoint
@@ -97,21 +97,17 @@ def test_cut_rows(place, dtype, layout, outer, axis, inner, sparsity, seed) -> N
     assert np.array_equal(back(there, codes), codes)
 
 
-PATTERNS = [(2, 4), (4, 8), (1, 4), (6, 8), (2, 3)]
-
-
 @on_each
 @given(
-    dtype=dtypes,
+    kind=kinds,
     layout=layouts,
     outer=st.integers(1, 3),
     groups=st.sampled_from([1, 3, 40]),
     inner=st.sampled_from([1, 2, 5, 17]),
-    pattern=st.sampled_from(PATTERNS),
     seed=seeds,
 )
-def test_nm(place, dtype, layout, outer, groups, inner, pattern, seed) -> None:
-    n, m = pattern
+def test_nm(place, kind, layout, outer, groups, inner, seed) -> None:
+    dtype, n, m = kind
     codes = shaped(dtype, layout, outer, groups * m, inner, seed)
     there = sent(codes, place)
     assert on_device.nm(there, n, m) == masks.nm(codes, n, m)

@@ -15,7 +15,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import InvalidOption, NothingPrunable
 from prunectl.plan.prunable import prunable_tensors, recorded_prunable, require_prunable
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_products")
 
 SETTINGS = {
     "include": PruneSettings(sparsity=0.4, include=("model.embed_tokens",)),

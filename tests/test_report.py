@@ -194,18 +194,24 @@ def test_scales_that_are_offered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "interactive"), [*((name, True) for name in report_documents.EVERY), ("real", False)]
-)
+    ("name", "interactive"),
+    few(
+        [*((name, True) for name in report_documents.EVERY), ("real", False)],
+        ("accuracy", True), ("bare", True), ("real", False),
+    ),
+)  # fmt: skip
 def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
     document = report_documents.EVERY[name]()
     charts = SweepCharts(document, interactive)
-    found = {**charts.scores(), **charts.losses()}
-    assert bool(found) == (name != "bare")
-    for chart in found.values():
-        strict = name == "accuracy"
-        vega = compiled(finished(chart, charts.datasets(), height=100), strict=strict)
-        rows = next(d["values"] for d in vega["data"] if d["name"] == "points")
-        assert len(rows) == sum(len(curve["points"]) for curve in document["curves"])
+    kinds = [charts.scores(), charts.losses()]
+    assert all(bool(found) == (name != "bare") for found in kinds)
+    for found in kinds:
+        for number, chart in enumerate(found.values()):
+            # Of one kind they differ by a scale.
+            strict = name == "accuracy" and not number
+            vega = compiled(finished(chart, charts.datasets(), height=100), strict=strict)
+            rows = next(d["values"] for d in vega["data"] if d["name"] == "points")
+            assert len(rows) == sum(len(curve["points"]) for curve in document["curves"])
 
 
 # --- sweeps: page and picture ------------------------------------------------------------------
@@ -214,6 +220,11 @@ def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:
 @pytest.fixture(scope="module")
 def real_page() -> str:
     return sweep_page(report_documents.real())
+
+
+@pytest.fixture(scope="module")
+def accuracy_page() -> Read:
+    return Read(sweep_page(report_documents.accuracy()))
 
 
 def test_the_page_of_a_sweep_says_all_of_it(real_page: str) -> None:
@@ -233,12 +244,11 @@ def test_the_page_of_a_sweep_says_all_of_it(real_page: str) -> None:
     assert command == ["prunectl prune demo --sparsity 0.26 -o out/ "]
 
 
-def test_failed_points_seeds_and_parts_are_said() -> None:
-    seen = Read(sweep_page(report_documents.accuracy())).seen
+def test_failed_points_seeds_and_parts_are_said(accuracy_page: Read) -> None:
+    seen = accuracy_page.seen
     assert "org/second, unstructured: no score at 80%: the loss became NaN." in seen
     assert "seed 0: 0.4600, seed 1: 0.4600" in seen
     assert "stem" in seen
-    assert "interrupted" in Read(sweep_page(report_documents.bare())).seen
 
 
 def test_nothing_is_fetched_and_only_our_scripts_may_run(real_page: str) -> None:
@@ -257,9 +267,9 @@ def test_nothing_is_fetched_and_only_our_scripts_may_run(real_page: str) -> None
     assert "@import" not in real_page
 
 
-def test_texts_of_a_document_stay_texts() -> None:
-    texts = [sweep_page(made()) for made in (report_documents.accuracy, report_documents.hostile)]
-    clean, spoilt = map(Read, texts)
+def test_texts_of_a_document_stay_texts(accuracy_page: Read) -> None:
+    text = sweep_page(report_documents.hostile())
+    clean, spoilt = accuracy_page, Read(text)
     # The parser sees the very same elements, and no attribute that only the hostile page has. Each
     # word of a command is a span, and hostile ones have more words.
     seen = [[tag for tag, _ in page.elements if tag != "span"] for page in (clean, spoilt)]
@@ -270,20 +280,20 @@ def test_texts_of_a_document_stay_texts() -> None:
     assert spoilt.seen.count("window.hacked = 1") > 30
     assert "{{ 7 * 7 }}" in spoilt.seen  # a template's words are not followed either
     assert "\\udcff" in spoilt.seen  # and the page can be saved
-    texts[1].encode()
+    text.encode()
     # What reaches Vega as an expression is ours alone.
     charts = json.dumps([s["figures"] for s in spoilt.data["sections"]])
     assert "window.hacked" not in "".join(re.findall(r'"(?:expr|test|filter)": "[^"]*"', charts))
 
 
 def test_pictures() -> None:
-    document = report_documents.accuracy()
-    png = sweep_picture(document, "png")
+    png = sweep_picture(report_documents.two_points(), "png")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", png[16:24])
     assert width > 1640
     assert height > 1300
-    assert len(png) > 50_000
+    assert len(png) > 30_000
+    document = report_documents.accuracy()
     root = ET.fromstring(sweep_picture(document, "svg"))
     words = " ".join(text for element in root.iter() if (text := element.text))
     for label in ("org/first, unstructured", "org/second, 2:4", "essential sparsity", "dense"):
@@ -304,6 +314,7 @@ def test_texts_stay_texts_in_pictures_too() -> None:
 def test_odd_sweeps_have_pages_and_pictures(name: str) -> None:
     document = report_documents.EVERY[name]()
     page = Read(sweep_page(document))
+    assert ("interrupted" in page.seen) == (name == "bare")
     assert len([row for row in page.rows if row[0] == "sparsity"]) == len(document["curves"])
     root = ET.fromstring(sweep_picture(document, "svg"))
     words = " ".join(text for element in root.iter() if (text := element.text))

@@ -241,6 +241,7 @@ def test_ctrl_c_leaves_the_target_absent(
     assert_complete(out, whole)
 
 
+@pytest.mark.full
 def test_ctrl_c_on_the_command_line(source: Path, out: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", "import sys, time; from prunectl.parallel.streaming import Scratch\n"

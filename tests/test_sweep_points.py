@@ -276,6 +276,7 @@ for results, decided in (
 """
 
 
+@pytest.mark.full
 def test_all_hosts_know_the_points_of_the_first(tmp_path: Path) -> None:
     """A point that one of them knew would be left out there, and waited for elsewhere."""
     demo = prunectl.open_checkpoint("demo")

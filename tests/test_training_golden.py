@@ -93,6 +93,7 @@ def check(found: dict[str, Any], seed: int) -> None:
         assert one.get("norm") == pytest.approx(golden[name].get("norm"), rel=1e-5), name
 
 
+@pytest.mark.full
 def test_questions_are_answered_as_before(tmp_path: Path) -> None:
     check(on_questions(tmp_path / "qa", 0), 0)
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from prunectl.checkpoint.remote import RemoteModel as RemoteModel
     from prunectl.checkpoint.remote import open_remote as open_remote
     from prunectl.errors import PrunectlError as PrunectlError
+    from prunectl.evaluation.held_mask import HeldMask as HeldMask
+    from prunectl.evaluation.held_mask import hold_mask as hold_mask
     from prunectl.evaluation.result import Evaluation as Evaluation
     from prunectl.evaluation.settings import EvalSettings as EvalSettings
     from prunectl.evaluation.settings import Training as Training

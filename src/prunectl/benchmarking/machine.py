@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunectl import numbers
 from prunectl.device import memory_stated
 from prunectl.errors import InvalidOption
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+BUSY = 0.25
+"""Load per processor from which a machine is called busy."""
 _PACKAGES = ("prunectl", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -67,6 +70,29 @@ def machine_of(device: torch.device) -> Machine:
         python=platform.python_version(),
         versions={package: _version(package) for package in _PACKAGES},
     )
+
+
+def busy_warning(load: float, processors: int) -> str:
+    """A warning if a machine has other work to do; '' if it has little.
+
+    Args:
+        load: programs that ran or waited to run, on average over the last minute.
+    """
+    if load < BUSY * processors:
+        return ""
+    return (
+        f"this machine is busy: a load of {load:.1f} over the last minute, with "
+        f"{numbers.plural(processors, 'processor')}. Times will be longer and less certain than "
+        "on an idle machine"
+    )
+
+
+def load_now() -> float:
+    """The machine's load over the last minute; 0 where the system does not state it."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
 
 
 @contextmanager

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from prunectl.benchmarking.errors import Interrupted, NotEnoughMemory
 from prunectl.benchmarking.limits import measure_rates
-from prunectl.benchmarking.machine import current_device, machine_of, torch_threads
+from prunectl.benchmarking.machine import (
+    busy_warning,
+    current_device,
+    load_now,
+    machine_of,
+    torch_threads,
+)
 from prunectl.benchmarking.models import (
     SPARSE_ENOUGH,
     LoadedSide,
@@ -78,6 +84,8 @@ def bench(
         SourceError: a checkpoint cannot be read.
     """
     started = time.perf_counter()
+    if warning := busy_warning(load_now(), os.cpu_count() or 1):
+        on_event(Note(warning, warning=True))
     settings = settings or BenchSettings()
     if (model is None) == (not random_weights):
         raise InvalidOption("bench takes a model, or an architecture for random weights")

@@ -106,6 +106,18 @@ EXAMPLES = (
     "prunectl prune --sparsity 0.4 -o out/",
     "prunectl verify out/",
 )
+BEGINNING = """\
+prunectl prunes transformer checkpoints in one shot: streamed, exact, verified.
+
+To begin, with the small model demo that is part of prunectl:
+
+  prunectl analyze demo
+  prunectl prune demo --sparsity 0.3 -o pruned/
+  prunectl verify pruned/
+
+In place of demo, give a Hub id (org/name) or a folder.
+All commands: prunectl --help. Options of one: prunectl prune --help."""
+"""What ``prunectl`` without a command prints."""
 
 
 # The backspace keeps typer from joining the lines of the examples.
@@ -131,4 +143,4 @@ def main(
 ) -> None:
     """Prune transformer checkpoints in one shot: streamed, exact, verified."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(BEGINNING)

@@ -305,7 +305,7 @@ def calibration_of(
     """The calibration settings from the options; None where nothing is calibrated.
 
     Args:
-        model: the model to prune: ``demo`` includes its own calibration text.
+        model: the model to prune: ``demo``, and a folder made from it, need no source.
         refine: whether survivors are refined, which needs calibration with any method.
         device: where the samples are run; None is ``auto``.
         names: names of options that differ from their fields, by field.
@@ -323,7 +323,8 @@ def calibration_of(
             f"--damping is added to second moments, which method {method} does not use",
             hint=f"choose --method {listed(needing(Needs.MOMENTS))}, or add --refine",
         )
-    texts = given.values["source"] or (("demo",) if model == demo.NAME else ())
+    reads_demo = model == demo.NAME or demo.has_its_tokenizer(expanded(model))
+    texts = given.values["source"] or ((demo.NAME,) if reads_demo else ())
     if texts:
         from prunectl.data.source import parse_source
 

@@ -10,7 +10,7 @@ import typer
 from prunectl.cli import options
 from prunectl.cli.command_line import ARGV, recorded_command
 from prunectl.cli.errors import FAILED, INTERRUPTED
-from prunectl.cli.model_argument import choose_model
+from prunectl.cli.model_argument import ModelChoice, choose_model
 from prunectl.cli.output import Output
 from prunectl.cli.signatures import Given
 from prunectl.errors import InvalidOption
@@ -22,7 +22,6 @@ from prunectl.studies.sweep.settings import SweepSettings
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from prunectl.checkpoint.checkpoint import Checkpoint
     from prunectl.studies.sweep.result import SweepResult
 
 EXAMPLES = (
@@ -90,7 +89,6 @@ def sweep(
     from prunectl.studies.sweep.verb import sweep
 
     _check_files(saved, results)
-    given: list[str | None] = list(dict.fromkeys(models)) or [None]
     if "step" in curves.typed and curves.values["sparsity"].strip() != "auto":
         raise InvalidOption(
             "--step is for --sparsity auto, but the points are given",
@@ -98,9 +96,10 @@ def sweep(
         )
     method, refine = pruning.values["method"], pruning.values["refine"]
     device = curves.values["evaluation"].device
-    samples = options.calibration_of(calibration, given[0] or "", method, refine, device, _NAMES)
+    choices = _choose(list(dict.fromkeys(models)) or [None], access, out)
+    samples = options.calibration_of(calibration, choices[0].model, method, refine, device, _NAMES)
     settings = curves.make(pruning=pruning.make(calibration=samples))
-    opened = _open(given, access, out)
+    opened = [access.open(one, out, compressed=True) for one in choices]
     for one in opened:
         options.keep_source(one, saved.named)
     screen = _Live(out, str(settings.tolerance.mode))
@@ -138,14 +137,12 @@ def _check_files(saved: options.Saved, results: Path | None) -> None:
     saved.check(*([results] if results else []))
 
 
-def _open(
+def _choose(
     models: list[str | None], access: options.RevisionAccess, out: Output
-) -> list[Checkpoint]:
+) -> list[ModelChoice]:
     if access.revision is not None and len(models) > 1:
         raise InvalidOption("--revision is for one model", hint="write org/name@revision for each")
-    return [
-        access.open(choose_model(one, access.revision, out), out, compressed=True) for one in models
-    ]
+    return [choose_model(one, access.revision, out) for one in models]
 
 
 def _end(result: SweepResult, out: Output, *, kept: bool) -> None:

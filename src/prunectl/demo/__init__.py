@@ -6,6 +6,7 @@ and what was measured. It is there to try commands on without a download, and no
 
 from __future__ import annotations
 
+import filecmp
 from pathlib import Path
 
 NAME = "demo"
@@ -27,3 +28,15 @@ def heldout_text() -> Path:
 def calibration_text() -> Path:
     """UTF-8 text to calibrate on: not trained on either, and no line of it is held-out."""
     return _HERE / "calibration.txt"
+
+
+def has_its_tokenizer(folder: Path) -> bool:
+    """Whether a folder's model reads text as the demo model does: that model, or one made of it.
+
+    Every output of prunectl holds the tokenizer of its source byte for byte.
+    """
+    try:
+        name = "tokenizer.json"
+        return filecmp.cmp(folder / name, model_folder() / name, shallow=False)
+    except OSError:
+        return False

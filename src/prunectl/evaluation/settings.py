@@ -155,7 +155,7 @@ class EvalSettings:
         tuple[str, ...],
         Option(
             "text:FILE (repeatable), hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], a table (CSV, JSONL, "
-            "Parquet) or a folder of them. The model demo has its own text.",
+            "Parquet) or a folder of them. demo and models made from demo have their own text.",
             "SOURCE",
             MEASURING,
         ),

@@ -20,14 +20,16 @@ _ALL = 1 << 62
 
 
 def source_of(request: Request, *, own: bool = False) -> DataSource:
-    """The data that were named; where none are, the demo model's held-out text, if ``own``.
+    """The data that were named; where none are, of a model with the demo model's tokenizer that
+    model's held-out text, if ``own``.
 
     Raises:
         NoData: none are named.
         InvalidOption: a form that is not known, or a file that is not there.
     """
     given = request.settings.data
-    if given == (demo.NAME,) or (not given and own and request.checkpoint.kind == "demo"):
+    reads_demo = own and demo.has_its_tokenizer(request.checkpoint.folder)
+    if given == (demo.NAME,) or (not given and reads_demo):
         return DataSource(SourceKind.DEMO, (demo.heldout_text(),))
     if not given:
         raise NoData(request.settings.metric, request.checkpoint.model)

@@ -27,6 +27,7 @@ from prunectl.device import is_out_of_memory
 from prunectl.errors import InvalidOption
 from prunectl.evaluation.batches import refusals
 from prunectl.evaluation.errors import EvaluationFailed
+from prunectl.evaluation.held_mask import HeldMask, masks_by_parameter
 from prunectl.evaluation.inputs import Samples
 from prunectl.evaluation.loaded_model import Held
 from prunectl.evaluation.tasks import Recipe
@@ -74,8 +75,8 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
         try:
             model.requires_grad_(True)
-            with torch.enable_grad():
-                _MaskTrainer(model, held, data, recipe, seed, on_event, folder).run()
+            with torch.enable_grad(), HeldMask(masks_by_parameter(model, held)):
+                _StepTrainer(model, data, recipe, seed, on_event, folder).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -91,8 +92,8 @@ def train(
             model.eval()
 
 
-class _MaskTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that holds the mask, and runs each step's samples in passes that fit in memory.
+class _StepTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that runs each step's samples in passes that fit in memory.
 
     The gradient is that of the mean loss of the step's samples, for any number of passes. The
     Trainer's own gradient accumulation would give a smaller last pass the weight of a full one, and
@@ -102,7 +103,6 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         model: Any,
-        held: Sequence[Held],
         data: Samples,
         recipe: Recipe,
         seed: int,
@@ -113,7 +113,6 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         self._on_event = on_event if launched()[0] == 0 else ignore_events
         self._pass_count, self._has_begun = recipe.gradient_accumulation, False
         self._steps_per_epoch = math.ceil(len(data) / recipe.train_batch_size)
-        self._mask = Mask(model, held, self._on_event)
         device = next(model.parameters()).device
         args = _arguments(recipe, self._steps_per_epoch, seed, device, folder)
         groups = [
@@ -124,7 +123,9 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
             for is_matrix in (True, False)
         ]
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
-        super().__init__(model, args, callbacks=[self._mask], optimizers=(optimizer, None))
+        super().__init__(
+            model, args, callbacks=[_Progress(self._on_event)], optimizers=(optimizer, None)
+        )
         self.remove_callback(PrinterCallback)
         kind = self.accelerator.distributed_type
         if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
@@ -175,7 +176,7 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Compute the mean loss of a step's samples, and its gradients: 0 for pruned weights.
+        """Compute the mean loss of a step's samples, and its gradients.
 
         Args:
             inputs: indices of the samples of all processes together.
@@ -195,7 +196,6 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
                 f"the loss is {loss.item()} in step {step:,} of {total:,}",
                 hint="try a lower --learning-rate, --warmup 0.1, or --mixed-precision no",
             )
-        self._mask.clear_gradients()
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -253,48 +253,15 @@ class _MaskTrainer(Trainer):  # type: ignore[misc]
         return torch.stack(losses).sum()
 
 
-class Mask(TrainerCallback):  # type: ignore[misc]
-    """Keep pruned weights at zero, and report each step.
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Report each step."""
 
-    Pruned positions are stored by parameter and not by view: a gradient has the parameter's layout.
-
-    Args:
-        model: the module whose parameters the weights of ``held`` are views of.
-        held: see :meth:`prunectl.evaluation.loaded_model.LoadedModel.held`.
-    """
-
-    def __init__(self, model: torch.nn.Module, held: Sequence[Held], on_event: OnEvent) -> None:
+    def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._pruned: dict[torch.nn.Parameter, torch.Tensor] = {}
-        for one in held:
-            parameter = next(p for p in model.parameters() if _holds(p, one.weight))
-            if parameter not in self._pruned:
-                self._pruned[parameter] = torch.zeros_like(parameter, dtype=torch.bool)
-            pruned = self._pruned[parameter]
-            offset = one.weight.storage_offset() - parameter.storage_offset()
-            pruned.as_strided(one.weight.shape, one.weight.stride(), offset).copy_(one.gone)
-
-    def clear_gradients(self) -> None:
-        """Set the gradients of pruned weights to 0, also where they are NaN or Inf."""
-        for parameter, pruned in self._pruned.items():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(pruned, 0.0)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set pruned weights to +0.0 after the optimizer's moments and decay have changed them."""
-        for parameter, pruned in self._pruned.items():
-            parameter.data.masked_fill_(pruned, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report progress."""
         self._on_event(Advanced(PHASE, 1))
-
-
-def _holds(parameter: torch.Tensor, view: torch.Tensor) -> bool:
-    """Whether the first element of a view is in a (dense) parameter's memory."""
-    if parameter.untyped_storage().data_ptr() != view.untyped_storage().data_ptr():
-        return False
-    return 0 <= view.storage_offset() - parameter.storage_offset() < parameter.numel()
 
 
 def order(samples: int, batch: int, seed: int, epoch: int) -> list[list[int]]:

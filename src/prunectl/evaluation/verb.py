@@ -32,7 +32,8 @@ def evaluate(
 
     Args:
         model: an open checkpoint, or what :func:`prunectl.open_checkpoint` takes.
-        settings: metric and data; by default perplexity, for which ``demo`` has a text of its own.
+        settings: metric and data; by default perplexity, for which ``demo`` and its outputs have a
+            text of their own.
         execution: ``dense``; ``compressed``: weights stay compressed in memory while the model is
             scored; ``auto``: where that is not slower on this machine.
         on_event: receives progress.

@@ -93,7 +93,7 @@ class Calibration:
         tuple[str, ...],
         Option(
             "text:FILE, hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]], images:FOLDER, pairs:FILE, random, "
-            "or demo (repeatable for text). The model demo has its own.",
+            "or demo (repeatable for text). demo and models made from demo have their own.",
             "SOURCE",
             CALIBRATION,
             "--calibration",

@@ -61,7 +61,7 @@ def sweep(
     Args:
         models: one or several open checkpoints, or arguments of :func:`prunectl.open_checkpoint`.
         settings: metric, sparsities and patterns; the default is perplexity, for which only
-            ``demo`` includes text.
+            ``demo`` and its outputs include text.
         results: a file to which each measured point is appended, and whose points are not measured
             again; None is a file in the user's cache for each checkpoint.
         use_cache: whether to use the user's cache where ``results`` is None.
