@@ -126,7 +126,7 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
     from prunectl.runtime.weight import CompressedWeight
 
     if isinstance(tensor, CompressedWeight):
-        return tensor.matrix.nbytes
+        return tensor.held_bytes
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(tensor_bytes(getattr(tensor, name)) for name in names)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from prunectl.benchmarking.errors import CannotRun
 from prunectl.benchmarking.result import LoadCost
@@ -92,13 +93,16 @@ def _touch(model: object) -> None:
     """Read every weight: weights that are only mapped from a file are not loaded yet."""
     import torch
 
-    from prunectl.runtime.weight import CompressedWeight
+    from prunectl.runtime.weight import CompressedStack, CompressedWeight
 
     assert isinstance(model, torch.nn.Module)
     for parameter in model.parameters():
-        if isinstance(parameter, CompressedWeight):  # made from a weight that was read
+        if isinstance(parameter, CompressedStack):  # made from a weight that was read
             continue
-        flat = parameter.detach().reshape(-1)
+        flat: Any = parameter
+        if isinstance(parameter, CompressedWeight):
+            flat = torch.from_numpy(parameter.matrix.values.data.view("u1"))
+        flat = flat.detach().reshape(-1)
         flat[:: max(1, _PAGE // flat.element_size())].sum()
 
 

@@ -210,7 +210,7 @@ def load_side(
             side,
             kernels=source.execution,
             converted=len(held),
-            forms=dict(Counter(one.matrix.form for one in held.values())),
+            forms=dict(Counter(one.form for one in held.values())),
             kept_dense=reasons_for_dense(model, source.execution),
         )
     return LoadedSide(side, model)

@@ -23,7 +23,13 @@ from prunectl.loading import safe_open
 from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
 from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
-from prunectl.runtime.models import compressed, decode_others, is_compressible, leave_files
+from prunectl.runtime.models import (
+    compressed,
+    decode_others,
+    is_compressible,
+    leave_files,
+    run_experts_one_by_one,
+)
 from prunectl.runtime.weight import CompressedWeight
 
 
@@ -58,8 +64,10 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         """Dense weights, for ``save_pretrained``."""
         found = model.state_dict()
         held = {n: one for n, one in found.items() if isinstance(one, CompressedWeight)}
-        dense = {id(one.matrix): one.decoded() for one in held.values()}  # tied weights once
-        return found | {name: dense[id(one.matrix)] for name, one in held.items()}, {}
+        # tied weights are one dense tensor again
+        numbers = {name: one.__tensor_flatten__()[1] for name, one in held.items()}
+        dense = {numbers[name]: one.decoded() for name, one in held.items()}
+        return found | {name: dense[numbers[name]] for name in held}, {}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         places = kwargs.get("device_map") or {}
@@ -106,6 +114,7 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             safe_open.mapped.pop(path, None)
         if self.execution != DENSE_EXECUTION:
             decode_others(model)
+            run_experts_one_by_one(model)
             leave_files(model)
         if hasattr(model.config, "quantization_config"):  # what is saved is dense
             del model.config.quantization_config

@@ -9,7 +9,7 @@ import torch
 from prunectl.runtime.choice import kept
 from prunectl.runtime.executions import AUTO, DENSE, check_execution
 from prunectl.runtime.forms import reason_against
-from prunectl.runtime.weight import CompressedWeight
+from prunectl.runtime.weight import CompressedStack, CompressedWeight
 
 
 def compress_model(model: torch.nn.Module, execution: str = "compressed") -> torch.nn.Module:
@@ -33,29 +33,44 @@ def compress_model(model: torch.nn.Module, execution: str = "compressed") -> tor
         return model
     made: dict[int, tuple[torch.Tensor, torch.nn.Parameter | None]] = {}
     for module in model.modules():
-        if not is_compressible(module, "weight"):
-            continue
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        if id(weight) not in made:
-            made[id(weight)] = weight, compressed(weight, module, execution)
-        parameter = made[id(weight)][1]
-        if parameter is not None:
-            module.weight = parameter
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if not is_compressible(module, name):
+                continue
+            if id(weight) not in made:
+                made[id(weight)] = weight, compressed(weight, module, execution)
+            parameter = made[id(weight)][1]
+            if parameter is not None:
+                setattr(module, name, parameter)
+    run_experts_one_by_one(model)
     return model
 
 
 def is_compressible(module: torch.nn.Module, name: str) -> bool:
-    """Whether a parameter is the matrix of a linear layer or an embedding."""
+    """Whether a parameter is the matrix of a linear layer or an embedding, or those of experts."""
+    if _is_stacked(module):
+        parameter = module._parameters.get(name)
+        return parameter is not None and parameter.dim() == 3
     return name == "weight" and (
         isinstance(module, torch.nn.Linear | torch.nn.Embedding) or _is_conv1d(module)
     )
+
+
+def run_experts_one_by_one(model: Any) -> None:
+    """Choose transformers' loop over experts where they are compressed.
+
+    Its other ways multiply with all experts, or with copies of them, which would be decoded.
+    """
+    is_held = any(isinstance(one, CompressedStack) for one in model.parameters())
+    if is_held and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
 
 
 def compressed(
     weight: torch.Tensor, module: torch.nn.Module, execution: str
 ) -> torch.nn.Parameter | None:
     """A module's weight as a parameter that stays compressed; None if it stays dense."""
+    if weight.dim() == 3:
+        return _stack(weight.detach(), module, execution)
     transposed = _is_conv1d(module)
     if isinstance(weight, CompressedWeight):
         if weight.transposed == transposed:
@@ -66,6 +81,19 @@ def compressed(
     if matrix is None:
         return None
     return torch.nn.Parameter(CompressedWeight(matrix, transposed), requires_grad=False)
+
+
+def _stack(weight: torch.Tensor, module: Any, execution: str) -> torch.nn.Parameter | None:
+    """A stack of which every expert is compressed; None if one stays dense."""
+    if isinstance(weight, CompressedStack):
+        return torch.nn.Parameter(weight.again(), requires_grad=False)
+    experts = []
+    for one in weight:
+        matrix = kept(one.T.contiguous() if module.is_transposed else one, execution)
+        if matrix is None:
+            return None
+        experts.append(CompressedWeight(matrix, module.is_transposed))
+    return torch.nn.Parameter(CompressedStack(tuple(experts)), requires_grad=False)
 
 
 def decode_others(model: torch.nn.Module) -> None:
@@ -94,11 +122,15 @@ def reasons_for_dense(model: torch.nn.Module, execution: str) -> dict[str, str]:
                 continue
             if is_compressible(module, name):
                 slower = ", or dense is faster" if execution == AUTO else ""
-                why = reason_against(one) or f"no form is smaller{slower}"
+                why = _reason(one) or f"no form is smaller{slower}"
             else:
-                why = "it belongs to neither a linear layer nor an embedding"
+                why = "it is no matrix of a linear layer, an embedding or experts"
             found[f"{prefix}.{name}".removeprefix(".")] = why
     return found
+
+
+def _reason(weight: torch.Tensor) -> str:
+    return reason_against(weight[0] if weight.dim() == 3 else weight)
 
 
 def leave_files(model: torch.nn.Module) -> None:
@@ -109,9 +141,14 @@ def leave_files(model: torch.nn.Module) -> None:
     """
     held = weights_of(model)
     dense = [one for name, one in model.named_parameters() if name not in held]
-    if sum(one.nbytes for one in dense) < sum(one.matrix.nbytes for one in held.values()):
+    if sum(one.nbytes for one in dense) < sum(one.held_bytes for one in held.values()):
         for one in dense:
             one.data = one.data.clone()
+
+
+def _is_stacked(module: Any) -> bool:
+    """A module of experts in transformers, whose weights have an axis of experts."""
+    return isinstance(getattr(module, "is_transposed", None), bool)
 
 
 def _is_conv1d(module: Any) -> bool:

@@ -56,6 +56,16 @@ class CompressedWeight(torch.Tensor):
     def __init__(self, matrix: Matrix, transposed: bool = False, anchor: Any = None) -> None:
         pass
 
+    @property
+    def form(self) -> str:
+        """The form of its matrix; of several, the first one's."""
+        return self.matrix.form
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.matrix.nbytes
+
     def __tensor_flatten__(self) -> Any:
         return ["anchor"], (self.number, self.transposed)
 
@@ -65,7 +75,7 @@ class CompressedWeight(torch.Tensor):
         return CompressedWeight(held(number), transposed, inner["anchor"])
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"CompressedWeight({self.matrix.form}, {list(self.shape)}, {self.dtype})"
+        return f"{type(self).__name__}({self.form}, {list(self.shape)}, {self.dtype})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UnsupportedCheckpoint(
@@ -112,7 +122,7 @@ class CompressedWeight(torch.Tensor):
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if operation in _SAME:
-            return CompressedWeight(args[0].matrix, args[0].transposed, args[0].anchor)
+            return args[0].again()
         if operation is _aten._to_copy.default:
             return _moved(args[0], kwargs or {})
         if operation._schema.is_mutable:
@@ -122,7 +132,7 @@ class CompressedWeight(torch.Tensor):
                 hint="load the model with execution='dense'",
             )
         args, kwargs = pytree.tree_map_only(
-            CompressedWeight, CompressedWeight.decoded, (args, kwargs or {})
+            CompressedWeight, lambda one: one.decoded(), (args, kwargs or {})
         )
         return operation(*args, **kwargs)
 
@@ -142,18 +152,70 @@ def _moved(weight: CompressedWeight, wanted: dict[str, Any]) -> CompressedWeight
             f"keeps its dtype {weight.dtype} and cannot become {dtype}",
             hint="load the model with this dtype, or with execution='dense'",
         )
-    return CompressedWeight(weight.matrix, weight.transposed)
+    return weight.again()
+
+
+class CompressedStack(CompressedWeight):
+    """The matrices of a layer's experts: [experts, outputs, inputs], or each of them transposed.
+
+    An expert that is taken out by its number stays compressed.
+
+    Attributes:
+        experts: its matrices.
+    """
+
+    experts: tuple[CompressedWeight, ...]
+
+    @staticmethod
+    def __new__(cls, experts: tuple[CompressedWeight, ...], anchor: Any = None) -> CompressedStack:
+        first = experts[0]
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (len(experts), *first.shape),
+            dtype=first.dtype,
+            device=torch.device("cpu"),
+            requires_grad=False,
+        )
+        made.experts = experts
+        made.anchor = torch.empty(0) if anchor is None else anchor
+        return made
+
+    def __init__(self, experts: tuple[CompressedWeight, ...], anchor: Any = None) -> None:
+        pass
+
+    @property
+    def form(self) -> str:
+        return self.experts[0].form
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(one.held_bytes for one in self.experts)
+
+    def __tensor_flatten__(self) -> Any:
+        return ["anchor"], tuple((one.number, one.transposed) for one in self.experts)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, context: Any, size: Any, stride: Any) -> Any:
+        anchor = inner["anchor"]
+        experts = (CompressedWeight(held(one), turned, anchor) for one, turned in context)
+        return CompressedStack(tuple(experts), anchor)
+
+    def again(self, *, turned: bool = False) -> CompressedStack:
+        return CompressedStack(self.experts, self.anchor)
+
+    def decoded(self) -> torch.Tensor:
+        return torch.stack([one.decoded() for one in self.experts])
 
 
 def _linear(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> Any:
-    if not isinstance(weight, CompressedWeight) or weight.transposed:
+    if not _is_matrix(weight) or weight.transposed:
         return NotImplemented
     return _product(inputs, weight, bias)
 
 
 def _addmm(bias: torch.Tensor, inputs: torch.Tensor, weight: Any, **scales: Any) -> Any:
     """The product of a Conv1D."""
-    if scales or not isinstance(weight, CompressedWeight) or not weight.transposed:
+    if scales or not _is_matrix(weight) or not weight.transposed:
         return NotImplemented
     return _product(inputs, weight, bias)
 
@@ -185,22 +247,46 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    if not isinstance(weight, CompressedWeight) or weight.transposed or max_norm is not None:
+    if not _is_matrix(weight) or weight.transposed or max_norm is not None:
         return NotImplemented
     if torch.compiler.is_compiling():
         return rows_of(places, weight.number, weight.matrix.columns, weight.matrix.torch_dtype)
     return rows(places, weight.matrix)
 
 
-def _transposed(weight: CompressedWeight) -> CompressedWeight:
-    return weight.again(turned=True)
+def _matmul(inputs: Any, weight: Any) -> Any:
+    if isinstance(inputs, CompressedWeight) or not _is_matrix(weight) or not weight.transposed:
+        return NotImplemented
+    return _product(inputs, weight, None)
+
+
+def _transposed(weight: CompressedWeight) -> Any:
+    return weight.again(turned=True) if _is_matrix(weight) else NotImplemented
+
+
+def _item(weight: CompressedWeight, index: Any) -> Any:
+    """An expert of a stack."""
+    is_number = isinstance(index, int) or (
+        isinstance(index, torch.Tensor) and not index.dim() and index.dtype == torch.int64
+    )
+    if not isinstance(weight, CompressedStack) or not is_number:
+        return NotImplemented
+    return weight.experts[int(index)]
+
+
+def _is_matrix(weight: Any) -> bool:
+    return isinstance(weight, CompressedWeight) and not isinstance(weight, CompressedStack)
 
 
 _HANDLERS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.detach: CompressedWeight.again,
+    torch.Tensor.detach: lambda weight: weight.again(),
     torch.Tensor.t: _transposed,
     torch.Tensor.T.__get__: _transposed,  # type: ignore[attr-defined]
     functional.linear: _linear,
     torch.addmm: _addmm,
+    torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.Tensor.__matmul__: _matmul,
+    torch.Tensor.__getitem__: _item,
     functional.embedding: _embedding,
 }
