@@ -175,11 +175,11 @@ def test_any_view_in_tiles_of_any_size(
     assert found == view.reshape(-1).tolist()
 
 
-def test_a_large_transposed_matrix_takes_little_time_and_memory(tmp_path: Path) -> None:
+def test_a_large_transposed_matrix_takes_little_memory(tmp_path: Path) -> None:
     base = torch.arange(4096 * 6144, dtype=torch.int32).reshape(4096, 6144)  # 96 MiB
     torch.save({"v": base.t()}, tmp_path / "m.bin")
     read_in_a_small_process = """
-import sys, time
+import sys
 from pathlib import Path
 import numpy as np
 from prunectl.checkpoint.reader import WeightReader
@@ -191,13 +191,13 @@ def peak():
 
 folder = Path(sys.argv[1])
 (tensor,) = read_torch_file(folder / "m.bin", "m.bin")
-out, before, start, right = np.empty(2**18, np.uint8), peak(), time.process_time(), True
+out, before, right = np.empty(2**18, np.uint8), peak(), True
 with WeightReader(folder) as reader:
     for at in range(0, tensor.spec.nbytes, 2**18):
         reader.read(tensor, at, out)
         i = np.arange(at // 4, at // 4 + 2**16)
         right &= np.array_equal(out.view(np.int32), i % 4096 * 6144 + i // 4096)
-print(int(right), time.process_time() - start, peak() - before)
+print(int(right), peak() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", read_in_a_small_process, str(tmp_path)],
@@ -207,9 +207,8 @@ print(int(right), time.process_time() - start, peak() - before)
         check=True,
         timeout=300,
     )
-    right, seconds, kib = done.stdout.split()
+    right, kib = done.stdout.split()
     assert right == "1"
-    assert float(seconds) < 5
     assert int(kib) < 48 * 1024
 
 
