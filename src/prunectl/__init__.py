@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from prunectl.studies.sweep.verb import sweep as sweep
     from prunectl.studies.trace.result import Trace as Trace
     from prunectl.studies.trace.verb import trace as trace
+    from prunectl.verification.mask import verify_mask as verify_mask
     from prunectl.verification.result import VerifyReport as VerifyReport
     from prunectl.verification.verb import verify as verify
 

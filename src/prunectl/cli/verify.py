@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,9 @@ from prunectl.cli.errors import DIFFERENCE
 from prunectl.cli.model_argument import ModelChoice
 from prunectl.cli.output import Output
 from prunectl.cli.tables import columns, heading, sentence
-from prunectl.errors import InvalidOption
+from prunectl.errors import InvalidOption, ModelNotFound
 from prunectl.option import COMPARING, Option
+from prunectl.userdirs import expanded
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,13 +30,19 @@ EXAMPLES = (
     "prunectl verify out/ --source ./my-model",
     "prunectl verify out/ --no-source -q && echo intact",
     "prunectl verify out/ --json | jq .differences",
+    "prunectl verify dense/ --mask-of out/",
 )
 
 
 def verify(
     context: typer.Context,
     folder: Annotated[
-        Path, Option("A folder that prune or export has written.", "DIR", is_argument=True)
+        Path,
+        Option(
+            "A folder that prune or export has written; with --mask-of, any model made from one.",
+            "DIR",
+            is_argument=True,
+        ),
     ],
     access: options.RevisionAccess,
     out: Output,
@@ -46,19 +54,33 @@ def verify(
         bool,
         Option("Do not compare with the source, only with the manifest.", heading=COMPARING),
     ] = False,
+    mask_of: Annotated[
+        str | None,
+        Option(
+            "Check instead that every zero of this pruned model is zero in DIR, which another tool "
+            "has quantized (compressed-tensors, GPTQ, AWQ, bitsandbytes) or trained.",
+            "MODEL",
+            COMPARING,
+        ),
+    ] = None,
     jobs: options.Jobs = None,
 ) -> None:
     """Read an output again and compare it with its manifest and, where reachable, its source.
 
     Exit code 0: all is as it should be. 3: differences were found; they are listed.
     """
-    if source is not None and no_source:
-        raise InvalidOption("--source and --no-source are both given", hint="leave one of them out")
-    if source is None and access.revision:
+    if sum((source is not None, no_source, mask_of is not None)) > 1:
         raise InvalidOption(
-            "--revision needs --source",
+            "--source, --no-source and --mask-of exclude each other", hint="leave one of them out"
+        )
+    if source is None and mask_of is None and access.revision:
+        raise InvalidOption(
+            "--revision needs --source or --mask-of",
             hint="add --source MODEL",
         )
+    if mask_of is not None:
+        _end(_mask_report(context, folder, mask_of, access, jobs, out), out)
+        return
     compared: Checkpoint | Literal["auto"] | None = None if no_source else "auto"
     if source is not None:
         compared = access.open(ModelChoice(source, access.revision), out)
@@ -76,13 +98,38 @@ def verify(
             ranks=options.ranks_of(context),
             on_event=on_event,
         )
+    _end(report, out)
+
+
+def _mask_report(
+    context: typer.Context,
+    folder: Path,
+    mask_of: str,
+    access: options.RevisionAccess,
+    jobs: int | None,
+    out: Output,
+) -> VerifyReport:
+    from prunectl.verification.mask import verify_mask
+
+    pruned = access.open(ModelChoice(mask_of, access.revision), out, compressed=True)
+    if not expanded(folder).exists():
+        raise ModelNotFound(str(folder), "no such file or folder")
+    model = access.open(ModelChoice(str(expanded(folder).absolute()), None), out, compressed=True)
+    ranks = options.ranks_of(context)
+    with out.progress() as on_event:
+        report = verify_mask(model, pruned, jobs=jobs, ranks=ranks, on_event=on_event)
+    return replace(report, output=folder)
+
+
+def _end(report: VerifyReport, out: Output) -> None:
+    """Show the report, and end with the exit code that it deserves."""
     out.data(report.to_json())
     out.show(*verify_screen(report, everything=out.verbose))
     if not report.ok:
         if out.quiet and not out.json:
             failed = ", ".join(check.name for check in report.checks if check.passed is False)
             count = numbers.plural(len(report.differences), "difference")
-            out.warn(f"{folder}: {count} ({failed})")
+            out.warn(f"{report.output}: {count} ({failed})")
         raise typer.Exit(DIFFERENCE)
 
 
