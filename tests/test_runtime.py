@@ -242,7 +242,9 @@ def outputs(model: torch.nn.Module, rows: int = 1) -> torch.Tensor:
         return model(**inputs)[0].float()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5_gated", "mixtral", "gpt_oss", "vit", "opt"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "bert", "t5_gated", "mixtral", "gpt_oss", "vit", "opt"]
+)
 def test_a_model_runs_from_compressed_weights_and_saves_what_it_was_loaded_from(
     name: str, pruned: Made, tmp_path: Path
 ) -> None:
