@@ -119,4 +119,5 @@ LAYOUT = Layout(
     coding=Coding(("mask", "values"), _Encoder, _Decoder),
     pruned="{}, as a bitmask and values",
     takes_unstructured=True,
+    is_mapped=True,
 )

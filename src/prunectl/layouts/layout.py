@@ -174,6 +174,8 @@ class Layout:
             then.
         takes_unstructured: whether it benefits from zeros that follow no pattern.
         takes_groups: whether it benefits from an N:M pattern.
+        is_mapped: whether its parts are a mask and values that compressed execution reads as they
+            are: bits in row-major order, the lowest first, and the weights at ones.
     """
 
     summary: str
@@ -185,6 +187,7 @@ class Layout:
     pruned: str = ""
     takes_unstructured: bool = False
     takes_groups: bool = False
+    is_mapped: bool = False
 
     @property
     def needs_groups(self) -> bool:

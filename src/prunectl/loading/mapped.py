@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from prunectl.layouts.table import LAYOUTS
 from prunectl.loading.weights import Weights
 from prunectl.runtime.forms import mapped_bitmask, reason_against_kind
 from prunectl.runtime.instructions import OVERREAD
@@ -44,7 +45,7 @@ class MappedFile:
             BadCheckpoint: the sizes of the parts do not fit the tensor.
         """
         packed = weights.packed(name)
-        if packed is None or packed.layout != "bitmask":
+        if packed is None or not LAYOUTS[packed.layout].is_mapped:
             return None
         shape, dtype = packed.spec.shape, _TYPES.get(packed.spec.dtype.name, "")
         if TORCH_TYPES.get(dtype) != self._dtype or reason_against_kind(shape, self._dtype):
