@@ -1,7 +1,7 @@
 """Compressed execution next to dense: products of one matrix, and tokens of whole models.
 
     python benchmarks/runtime.py products [--threads 1] [--size 4096]
-    python benchmarks/runtime.py model FOLDER [--threads 1] [--rounds 5] [--long]
+    python benchmarks/runtime.py model FOLDER [SIDE ...] [--threads 1] [--rounds 5] [--long]
 
 ``products`` times one row of bf16 inputs times matrices that together exceed the cache, each read
 once in turn: an own dense kernel of the same style (the yardstick), both forms, and torch's
@@ -141,7 +141,7 @@ def one_run(folder: str, side: str, threads: int, prompts: list[int]) -> dict[st
             start = torch.arange(batch * 4).reshape(batch, 4)
             past = model(start, use_cache=True, logits_to_keep=1).past_key_values
             steps = []
-            for token in range(NEW):
+            for token in range(NEW if batch == 1 else 4):
                 started = time.perf_counter()
                 model(torch.full((batch, 1), token), past_key_values=past, use_cache=True)
                 steps.append(time.perf_counter() - started)
@@ -154,9 +154,9 @@ def one_run(folder: str, side: str, threads: int, prompts: list[int]) -> dict[st
     return found
 
 
-def model(folder: str, threads: int, rounds: int, prompts: list[int]) -> None:
+def model(folder: str, sides: list[str], threads: int, rounds: int, prompts: list[int]) -> None:
     """Print a row for each side."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, runs in found.items():
             command = [sys.executable, __file__, "one", folder, side, str(threads)]
@@ -190,10 +190,12 @@ def main() -> None:
     if given.what == "products":
         products(given.threads, given.size)
     elif given.what == "model":
-        model(given.rest[0], given.threads, given.rounds, [128, 1024] if given.long else [128])
+        folder, *sides = given.rest
+        prompts = [128, 1024] if given.long else [128]
+        model(folder, sides or list(SIDES), given.threads, given.rounds, prompts)
     else:
-        folder, side, threads, *prompts = given.rest
-        print(json.dumps(one_run(folder, side, int(threads), [int(one) for one in prompts])))
+        folder, side, threads, *lengths = given.rest
+        print(json.dumps(one_run(folder, side, int(threads), [int(one) for one in lengths])))
 
 
 if __name__ == "__main__":
