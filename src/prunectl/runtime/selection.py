@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from functools import cache
 
@@ -53,10 +54,13 @@ def _is_trusted(name: str) -> bool:
 def is_right(name: str) -> bool:
     """Whether kernels with these instructions decode and multiply some matrices as they should."""
     generator = torch.Generator().manual_seed(0)
-    for dtype in TORCH_TYPES.values():
-        weight = torch.randn(9, 70, generator=generator).to(dtype)
-        weight[torch.rand(9, 70, generator=generator) < 0.4] = 0
-        inputs = torch.randn(8, 70, generator=generator).to(dtype)
+    for dtype, columns in itertools.product(TORCH_TYPES.values(), (70, 64)):
+        weight = torch.randn(9, columns, generator=generator).to(dtype)
+        if columns == 64:
+            weight[:, ::2] = 0  # as 2:4
+        else:
+            weight[torch.rand(9, columns, generator=generator) < 0.4] = 0
+        inputs = torch.randn(8, columns, generator=generator).to(dtype)
         for form in FORMS:
             matrix = compress(weight, form, name)
             if not torch.equal(matrix.dense(), weight):
