@@ -23,14 +23,6 @@ from prunectl.loading import safe_open
 from prunectl.loading.execution import Compressed
 from prunectl.output.manifest import read_manifest
 from prunectl.runtime.executions import DENSE as DENSE_EXECUTION
-from prunectl.runtime.models import (
-    compressed,
-    decode_others,
-    is_compressible,
-    leave_files,
-    run_experts_one_by_one,
-)
-from prunectl.runtime.weight import CompressedWeight
 
 
 class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -52,6 +44,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         return config
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        from prunectl.runtime.models import is_compressible
+
         owner, _, name = param_name.rpartition(".")
         return self.execution != DENSE_EXECUTION and is_compressible(
             model.get_submodule(owner), name
@@ -62,6 +56,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """Dense weights, for ``save_pretrained``."""
+        from prunectl.runtime.weight import CompressedWeight
+
         found = model.state_dict()
         held = {n: one for n, one in found.items() if isinstance(one, CompressedWeight)}
         # tied weights are one dense tensor again
@@ -113,6 +109,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         for path in self._files:
             safe_open.mapped.pop(path, None)
         if self.execution != DENSE_EXECUTION:
+            from prunectl.runtime.models import decode_others, leave_files, run_experts_one_by_one
+
             decode_others(model)
             run_experts_one_by_one(model)
             leave_files(model)
@@ -131,6 +129,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 def _compress_operation(execution: str) -> Any:
     """The operation by which transformers replaces a loaded weight."""
     from transformers.core_model_loading import ConversionOps
+
+    from prunectl.runtime.models import compressed
 
     class Compress(ConversionOps):  # type: ignore[misc]
         def convert(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from prunectl.loading.mapped import MappedFile
 
-_USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate")
-"""Modules of transformers that hold ``safe_open`` under their own name."""
+VLLM = "vllm.model_executor.model_loader.weight_utils"
+_USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate", VLLM)
+"""Modules of transformers and vLLM that hold ``safe_open`` under their own name."""
 
 
 def install() -> None:
