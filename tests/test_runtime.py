@@ -30,6 +30,7 @@ from prunectl.cli import run as cli
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.loading.compressed import open_model, stored_layouts
+from prunectl.output.parts import METADATA_KEY
 from prunectl.runtime import choice, kernels, selection
 from prunectl.runtime.forms import FORMS, compress, reason_against
 from prunectl.runtime.instructions import INSTRUCTION_SETS, usable
@@ -333,6 +334,26 @@ def test_a_damaged_part_ends_at_loading_with_the_name_of_the_tensor(
     data[place] ^= 0x10
     file.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="tensor 'model"):
+        load_model(tmp_path / "small", execution="compressed")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"parts": ["mask"]}, "'values' is missing"), ({"shape": [1, 1536]}, "needs \\[48, 32\\]")],
+)
+def test_a_header_that_does_not_fit_the_model_ends_at_loading(changed, words, pruned, tmp_path):
+    export(pruned("llama"), tmp_path / "small", "bitmask")
+    (tmp_path / "small/prunectl.json").unlink()  # which names every shape
+    file = tmp_path / "small/model.prunectl.safetensors"
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    described = json.loads(header["__metadata__"][METADATA_KEY])
+    described["tensors"]["model.layers.0.mlp.up_proj.weight"] |= changed
+    header["__metadata__"][METADATA_KEY] = json.dumps(described)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+    with pytest.raises(BadCheckpoint, match=words):
         load_model(tmp_path / "small", execution="compressed")
 
 
