@@ -20,6 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llvmlite import ir
 from rich.console import Console
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 import prunectl
@@ -30,7 +32,8 @@ from prunectl.cli import run as cli
 from prunectl.cli.bench_screen import bench_screen
 from prunectl.errors import BadCheckpoint, InvalidOption, UnsupportedCheckpoint
 from prunectl.loading.compressed import open_model, stored_layouts
-from prunectl.runtime import choice, kernels, selection
+from prunectl.output.parts import METADATA_KEY
+from prunectl.runtime import choice, kernels, matrix, operators, selection
 from prunectl.runtime.forms import FORMS, compress, reason_against
 from prunectl.runtime.instructions import INSTRUCTION_SETS, usable
 from prunectl.runtime.models import weights_of
@@ -211,6 +214,58 @@ def test_instructions_that_no_test_has_run_are_checked_before_use(
     assert not selection.is_right("wrong")
 
 
+def halved(rows: int, columns: int) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    """A linear layer with half of its weights 0, dense and compressed."""
+    layer = torch.nn.Linear(columns, rows)
+    layer.weight.data = made(rows, columns, 0.5, torch.float32, 0).clamp(-1, 1)
+    layer.requires_grad_(False)
+    return copy.deepcopy(layer), prunectl.compress_model(layer)
+
+
+def test_only_inputs_and_biases_of_the_right_size_reach_a_kernel() -> None:
+    dense, small = halved(48, 32)
+    given = torch.randn(3, 32)
+    for bias in (torch.randn(96)[::2], torch.ones(1), torch.randn(3, 48)):
+        found, expected = (functional.linear(given, one.weight, bias) for one in (small, dense))
+        assert torch.allclose(found, expected, atol=1e-4)
+    both = functional.linear(small.weight, small.weight)
+    assert torch.allclose(both, functional.linear(dense.weight, dense.weight), atol=1e-4)
+    for columns in (64, 16):
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            small(torch.randn(1, columns))
+    with pytest.raises(RuntimeError, match="existing size"):
+        functional.linear(given, small.weight, torch.ones(5))
+
+
+def test_default_dtype_and_device_of_torch_do_not_reach_a_kernel() -> None:
+    dense, small = halved(48, 32)
+    given = torch.randn(20, 32)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        matrix._nothing.cache_clear()
+        assert matrix._nothing().dtype == torch.float32
+        with torch.device("meta"):
+            assert torch.equal(small.weight.decoded(), dense.weight)
+            assert torch.allclose(small(given), dense(given), atol=1e-4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning")
+def test_other_tracers_record_a_product_too() -> None:
+    _, small = halved(48, 32)
+    given = torch.randn(3, 32)
+    traced = torch.jit.trace(small, (given,), check_trace=False)
+    recorded = make_fx(lambda one: small(one))(given)
+    assert torch.equal(traced(given * 2), small(given * 2))
+    assert torch.equal(recorded(given * 2), small(given * 2))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:  # without memory
+        assert small(fake.from_tensor(given)).shape == (3, 48)
+    with pytest.raises(UnsupportedCheckpoint, match="names a compressed weight that is not in"):
+        operators.held(0)
+
+
 # Models.
 
 Made = Callable[[str], Path]
@@ -336,6 +391,26 @@ def test_a_damaged_part_ends_at_loading_with_the_name_of_the_tensor(
         load_model(tmp_path / "small", execution="compressed")
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"parts": ["mask"]}, "'values' is missing"), ({"shape": [1, 1536]}, "needs \\[48, 32\\]")],
+)
+def test_a_header_that_does_not_fit_the_model_ends_at_loading(changed, words, pruned, tmp_path):
+    export(pruned("llama"), tmp_path / "small", "bitmask")
+    (tmp_path / "small/prunectl.json").unlink()  # which names every shape
+    file = tmp_path / "small/model.prunectl.safetensors"
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    described = json.loads(header["__metadata__"][METADATA_KEY])
+    described["tensors"]["model.layers.0.mlp.up_proj.weight"] |= changed
+    header["__metadata__"][METADATA_KEY] = json.dumps(described)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+    with pytest.raises(BadCheckpoint, match=words):
+        load_model(tmp_path / "small", execution="compressed")
+
+
 def test_what_a_compressed_model_cannot_do_is_said_in_a_sentence(pruned: Made) -> None:
     model = load_model(pruned("llama"), execution="compressed")
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -343,6 +418,7 @@ def test_what_a_compressed_model_cannot_do_is_said_in_a_sentence(pruned: Made) -
         (lambda: model.to("meta"), "stays on the CPU and cannot move to meta"),
         (lambda: model.to(torch.float32), "cannot become torch.float32"),
         (lambda: weight.mul_(2), "cannot be changed in place"),
+        (model.share_memory, "cannot be shared between processes"),
         (lambda: load_model(pruned("llama"), execution="compressed", device_map="meta"), "CPU"),
     ):
         with pytest.raises(UnsupportedCheckpoint, match=words):
@@ -359,6 +435,7 @@ def test_what_a_compressed_model_cannot_do_is_said_in_a_sentence(pruned: Made) -
     with pytest.raises(RuntimeError, match="inputs are"):
         functional.linear(torch.randn(1, 32), weight)
     assert torch.equal((weight != 0).sum(), (weight.decoded() != 0).sum())
+    load_model(pruned("llama")).load_state_dict(model.state_dict())  # written to dense ones
     assert isinstance(copy.deepcopy(model).lm_head.weight, CompressedWeight)
 
 

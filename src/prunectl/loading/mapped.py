@@ -50,11 +50,11 @@ class MappedFile:
         shape, dtype = packed.spec.shape, _TYPES.get(packed.spec.dtype.name, "")
         if TORCH_TYPES.get(dtype) != self._dtype or reason_against_kind(shape, self._dtype):
             return None
+        weights.check(name)
         width = packed.spec.dtype.bits // 8
         offset, count = packed.parts["values"].offset, packed.parts["values"].spec.numel
         if shape[1] % STEP or offset % width:
             return None
-        weights.check(name)
         values = self._bytes[offset : offset + count * width + OVERREAD]
         if missing := count * width + OVERREAD - values.size:  # at the end of the file
             values = np.concatenate([values, np.zeros(missing, np.uint8)])

@@ -74,14 +74,15 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
                 "compressed weights cannot be offloaded to disk",
                 hint=f"export them first: prunectl export MODEL --layout {DENSE_LAYOUT} -o DIR",
             )
+        self._shapes = {name: one.shape for name, one in model.named_parameters()}
         self._files = [str(path) for path in kwargs.get("checkpoint_files") or ()]
         if self.quantization_config.weights:
             _check_complete(self._files)
-            safe_open.opened.difference_update(self._files)
+            safe_open.loading.opened.difference_update(self._files)
             for path in self._files:  # also after a loading that failed
-                safe_open.mapped.pop(path, None)
+                safe_open.loading.mapped.pop(path, None)
                 if self.execution == "compressed":
-                    safe_open.mapped[path] = model.dtype
+                    safe_open.loading.mapped[path] = model.dtype
         return model
 
     def _check_places(self, places: Any) -> None:
@@ -97,7 +98,7 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # read another way, the parts fit no weight of the model, which would stay random
-        unread = set(self._files) - safe_open.opened
+        unread = set(self._files) - safe_open.loading.opened
         if unread and self.quantization_config.weights:
             raise UnsupportedCheckpoint(
                 min(unread),
@@ -107,16 +108,31 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         for path in self._files:
-            safe_open.mapped.pop(path, None)
+            safe_open.loading.mapped.pop(path, None)
         if self.execution != DENSE_EXECUTION:
             from prunectl.runtime.models import decode_others, leave_files, run_experts_one_by_one
 
+            self._check_shapes(model)
             decode_others(model)
             run_experts_one_by_one(model)
             leave_files(model)
         if hasattr(model.config, "quantization_config"):  # what is saved is dense
             del model.config.quantization_config
         return model
+
+    def _check_shapes(self, model: Any) -> None:
+        """Refuse weights of other shapes than the model's: transformers leaves this to quantizers.
+
+        Raises:
+            BadCheckpoint: a weight has another shape.
+        """
+        for name, one in model.named_parameters():
+            if one.shape != self._shapes.get(name, one.shape):
+                raise BadCheckpoint(
+                    model.config.name_or_path,
+                    f"tensor '{name}' is {list(one.shape)}, and the model needs "
+                    f"{list(self._shapes[name])}",
+                )
 
     @property
     def is_trainable(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,12 +42,21 @@ def _opener(original: Any) -> Any:
     return safe_open
 
 
-opened: set[str] = set()
-"""Paths of compressed files opened through :class:`SafeOpen`."""
+class _Loading(threading.local):
+    """What a thread loads: threads may load one file side by side.
+
+    Attributes:
+        opened: paths of compressed files opened through :class:`SafeOpen`.
+        mapped: paths of compressed files whose weights may stay in them, and the dtype of their
+            model.
+    """
+
+    def __init__(self) -> None:
+        self.opened: set[str] = set()
+        self.mapped: dict[str, torch.dtype] = {}
 
 
-mapped: dict[str, torch.dtype] = {}
-"""Paths of compressed files whose weights may stay in them, and the dtype of their model."""
+loading = _Loading()
 
 
 class SafeOpen:
@@ -55,7 +65,7 @@ class SafeOpen:
     def __init__(self, path: Path) -> None:
         self._weights: Weights = open_weights(path)
         self._file = _mapped_file(path)
-        opened.add(str(path))
+        loading.opened.add(str(path))
 
     def keys(self) -> list[str]:
         return list(self._weights)
@@ -77,7 +87,7 @@ class SafeOpen:
 
 
 def _mapped_file(path: Path) -> MappedFile | None:
-    dtype = mapped.get(str(path))
+    dtype = loading.mapped.get(str(path))
     if dtype is None:
         return None
     from prunectl.loading.mapped import MappedFile

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,6 +76,7 @@ class Matrix:
         rows, columns: outputs and inputs of the product.
         values: the weights that are kept.
         mask: u8 [rows, padded / 8], bits of kept weights, the lowest first; None: all are.
+        number: by which graphs name it: no other matrix has it, in this process or another.
     """
 
     form: str
@@ -84,6 +86,7 @@ class Matrix:
     columns: int
     values: Values
     mask: Array | None
+    number: int = field(default_factory=partial(secrets.randbits, 48), init=False)
     _calls: dict[tuple[int, bool], _Call] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,7 +127,7 @@ class Matrix:
         inputs = inputs.contiguous()
         result = inputs.new_empty((*inputs.shape[:-1], self.rows))
         if count:
-            added = _nothing() if bias is None else bias.float()
+            added = _nothing() if bias is None else bias.float().contiguous()
             call = self._call(count, to_fp32=False)
             call.run(
                 self.rows,
@@ -137,7 +140,7 @@ class Matrix:
 
     def _many(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         exact = inputs.reshape(-1, self.columns).float()
-        sums = torch.empty(exact.shape[0], self.rows)
+        sums = exact.new_empty(exact.shape[0], self.rows)
         step = max(64, _PANEL // self.padded)
         order = np.arange(self.rows)
         for first in range(0, self.rows, step):
@@ -151,7 +154,7 @@ class Matrix:
     def decoded(self, order: npt.NDArray[np.int64], *, to_fp32: bool = False) -> torch.Tensor:
         """Decode rows by their numbers: [len(order), columns], in their dtype or fp32."""
         kind = torch.float32 if to_fp32 else TORCH_TYPES[self.dtype]
-        rows = torch.empty(len(order), self.padded, dtype=kind)
+        rows = torch.empty(len(order), self.padded, dtype=kind, device="cpu")
         order = np.ascontiguousarray(order)
         call = self._call(0, to_fp32=to_fp32)
         call.run(len(order), outputs=rows.data_ptr(), order=order.ctypes.data)
@@ -233,7 +236,7 @@ def _address(part: Array | None) -> int:
 @cache
 def _nothing() -> torch.Tensor:
     """A bias that changes no sum, not even that of -0.0."""
-    return torch.full((1,), -0.0)
+    return torch.full((1,), -0.0, dtype=torch.float32, device="cpu")
 
 
 _own = threading.local()

@@ -20,13 +20,34 @@ _held: WeakValueDictionary[int, Matrix] = WeakValueDictionary()
 
 def number_of(matrix: Matrix) -> int:
     """The number by which graphs name a matrix."""
-    _held[id(matrix)] = matrix
-    return id(matrix)
+    _held[matrix.number] = matrix
+    return matrix.number
 
 
 def held(number: int) -> Matrix:
-    """The matrix of a number."""
-    return _held[number]
+    """The matrix of a number.
+
+    Raises:
+        UnsupportedCheckpoint: there is none, or no longer.
+    """
+    found = _held.get(number)
+    if found is None:
+        raise UnsupportedCheckpoint(
+            "a graph",
+            "names a compressed weight that is not in memory",
+            hint="keep the model as long as its graph, and run the graph in the same process",
+        )
+    return found
+
+
+def is_traced(given: torch.Tensor) -> bool:
+    """Whether a call is recorded, or its tensor stands for others: the dispatcher must see it."""
+    return (
+        torch.compiler.is_compiling()
+        or type(given) not in (torch.Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def rows(places: torch.Tensor, matrix: Matrix) -> torch.Tensor:

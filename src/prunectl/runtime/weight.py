@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from prunectl.errors import UnsupportedCheckpoint
 from prunectl.runtime.matrix import Matrix
-from prunectl.runtime.operators import held, number_of, product, rows, rows_of, whole
+from prunectl.runtime.operators import held, is_traced, number_of, product, rows, rows_of, whole
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
@@ -50,7 +50,7 @@ class CompressedWeight(torch.Tensor):
             requires_grad=False,
         )
         made.matrix, made.transposed, made.number = matrix, transposed, number_of(matrix)
-        made.anchor = torch.empty(0) if anchor is None else anchor
+        made.anchor = torch.empty(0, device="cpu") if anchor is None else anchor
         return made
 
     def __init__(self, matrix: Matrix, transposed: bool = False, anchor: Any = None) -> None:
@@ -95,7 +95,7 @@ class CompressedWeight(torch.Tensor):
     def decoded(self) -> torch.Tensor:
         """The dense weight, bit for bit."""
         matrix = self.matrix
-        if type(self.anchor) is torch.Tensor:
+        if not is_traced(self.anchor):
             dense = matrix.dense()
         else:
             dense = whole(self.anchor, self.number, matrix.rows, matrix.columns, matrix.torch_dtype)
@@ -125,7 +125,7 @@ class CompressedWeight(torch.Tensor):
             return args[0].again()
         if operation is _aten._to_copy.default:
             return _moved(args[0], kwargs or {})
-        if operation._schema.is_mutable:
+        if _changes_weight(operation, args, kwargs or {}):
             raise UnsupportedCheckpoint(
                 "a compressed weight",
                 "cannot be changed in place",
@@ -135,6 +135,17 @@ class CompressedWeight(torch.Tensor):
             CompressedWeight, lambda one: one.decoded(), (args, kwargs or {})
         )
         return operation(*args, **kwargs)
+
+
+def _changes_weight(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation writes to a compressed weight; others may be read from one."""
+    given = zip(operation._schema.arguments, args, strict=False)
+    written = {one.name: value for one, value in given} | kwargs
+    return any(
+        isinstance(written.get(one.name), CompressedWeight)
+        for one in operation._schema.arguments
+        if one.alias_info is not None and one.alias_info.is_write
+    )
 
 
 def _moved(weight: CompressedWeight, wanted: dict[str, Any]) -> CompressedWeight:
@@ -177,7 +188,7 @@ class CompressedStack(CompressedWeight):
             requires_grad=False,
         )
         made.experts = experts
-        made.anchor = torch.empty(0) if anchor is None else anchor
+        made.anchor = torch.empty(0, device="cpu") if anchor is None else anchor
         return made
 
     def __init__(self, experts: tuple[CompressedWeight, ...], anchor: Any = None) -> None:
@@ -227,15 +238,20 @@ def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor 
             f"takes inputs on the CPU, not on {inputs.device}",
             hint="load the model with execution='dense'",
         )
-    stored = weight.matrix.torch_dtype  # weight.dtype takes longer than a small product
+    matrix = weight.matrix
+    stored = matrix.torch_dtype  # weight.dtype takes longer than a small product
     if inputs.dtype != stored:  # as torch's own product would say
         raise RuntimeError(f"inputs are {inputs.dtype}, the weight is {stored}")
+    if inputs.shape[-1:] != (matrix.columns,) or isinstance(inputs, CompressedWeight):
+        return NotImplemented  # kernels check no size
+    if bias is not None and (bias.shape != (matrix.rows,) or not bias.is_cpu):
+        return NotImplemented
     needs_gradient = torch.is_grad_enabled() and (
         inputs.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if needs_gradient or torch.compiler.is_compiling():
-        return product(inputs, bias, weight.number, weight.matrix.rows)
-    return weight.matrix.product(inputs, bias)
+    if needs_gradient or is_traced(inputs):
+        return product(inputs, bias, weight.number, matrix.rows)
+    return matrix.product(inputs, bias)
 
 
 def _embedding(
@@ -249,9 +265,17 @@ def _embedding(
 ) -> Any:
     if not _is_matrix(weight) or weight.transposed or max_norm is not None:
         return NotImplemented
-    if torch.compiler.is_compiling():
+    if is_traced(places):
         return rows_of(places, weight.number, weight.matrix.columns, weight.matrix.torch_dtype)
     return rows(places, weight.matrix)
+
+
+def _share(weight: CompressedWeight) -> None:
+    raise UnsupportedCheckpoint(
+        "a compressed weight",
+        "cannot be shared between processes",
+        hint="load a folder of layout bitmask in each: they share what is mapped from its files",
+    )
 
 
 def _matmul(inputs: Any, weight: Any) -> Any:
@@ -279,6 +303,7 @@ def _is_matrix(weight: Any) -> bool:
 
 
 _HANDLERS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.share_memory_: _share,
     torch.Tensor.detach: lambda weight: weight.again(),
     torch.Tensor.t: _transposed,
     torch.Tensor.T.__get__: _transposed,  # type: ignore[attr-defined]
