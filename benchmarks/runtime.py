@@ -4,7 +4,7 @@
     python benchmarks/runtime.py model FOLDER [SIDE ...] [--threads 1] [--rounds 5] [--long]
 
 ``products`` times one row of bf16 inputs times matrices that together exceed the cache, each read
-once in turn: an own dense kernel of the same style (the yardstick), both forms, and torch's
+once in turn: an own dense kernel of the same style (the yardstick), each form, and torch's
 ``linear`` in bf16 and fp32. ``model`` times a folder in fresh processes, one side after the other:
 tokens of 1, 8 and 32 sequences, a prompt of 128 tokens (of 1,024 too with ``--long``), and the
 memory and time of loading. Its sides are dense execution by torch in bf16 and fp32, every weight in

@@ -157,7 +157,9 @@ def bnb_int8(weight: torch.Tensor) -> Tensors:
     return {"weight": stored, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}
 
 
-def bnb_4bit(weight: torch.Tensor, kind: str, nested: bool = False) -> Tensors:
+def bnb_4bit(
+    weight: torch.Tensor, kind: str, nested: bool = False, storage: torch.dtype = torch.uint8
+) -> Tensors:
     levels = torch.tensor(NF4 if kind == "nf4" else FP4)
     blocks = weight.float().reshape(-1, 16)
     largest = blocks.abs().amax(1)
@@ -165,7 +167,7 @@ def bnb_4bit(weight: torch.Tensor, kind: str, nested: bool = False) -> Tensors:
     codes = near.flatten().to(torch.uint8)
     facts = {"quant_type": kind, "blocksize": 16, "dtype": "bfloat16", "shape": list(weight.shape)}
     tensors = {
-        "weight": (codes[0::2] << 4 | codes[1::2])[:, None],
+        "weight": (codes[0::2] << 4 | codes[1::2]).view(storage)[:, None],
         "weight.absmax": largest,
         "weight.quant_map": levels,
     }
@@ -203,5 +205,9 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], Tensors]]] = {
     "nf4 of bitsandbytes": (BNB, lambda w: bnb_4bit(w, "nf4")),
     "nf4 of bitsandbytes, nested": (BNB, lambda w: bnb_4bit(w, "nf4", nested=True)),
     "fp4 of bitsandbytes": (BNB, lambda w: bnb_4bit(w, "fp4")),
+    "fp4 of bitsandbytes, in bf16": (
+        BNB,
+        lambda w: bnb_4bit(w, "fp4", storage=torch.bfloat16),
+    ),
 }
 """Formats, with the ``quantization_config`` of each; a name begins with what prunectl calls it."""

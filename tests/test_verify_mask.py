@@ -152,16 +152,16 @@ DAMAGE: list[tuple[str, str, torch.Tensor | None, str]] = [
     (CT4, "weight_scale", torch.ones(32, 1 << 16), "its weight_scale has 65536 groups"),
     (CT4, "weight_scale", torch.ones(0, 3), "its weight_scale is [0, 3], not [32, 3]"),
     (CT4, "weight_zero_point", wide((4, 4)), "its weight_zero_point is [4, 4], not [4, 3]"),
-    (CT4, "weight_g_idx", torch.full((48,), 3).int(), "its weight_g_idx is not of 3 groups"),
+    (CT4, "weight_g_idx", torch.full((48,), 3).int(), "weight_g_idx names other groups"),
     ("int4 of compressed-tensors", "weight_scale", torch.ones(32, 7), "7 groups do not divide 48"),
     (INT8, "weight", wide((32, 48), torch.int64), "it is int64, a form that is not known"),
     (INT8, "weight", wide((48, 32), torch.int8), "its weight is [48, 32], not [32, 48]"),
     (INT8, "weight_zero_point", wide((2, 3), torch.int8), "its weight_zero_point is [2, 3], not"),
     ("fp8-e4m3", "weight", torch.zeros(48, 32).to(torch.float8_e4m3fn), "it is [48, 32], not"),
-    (ACT, "scales", None, "its scales are of 0 groups"),
+    (ACT, "scales", None, "its scales have 0 groups"),
     (ACT, "qzeros", wide((3, 5)), "its qzeros is [3, 5], not [3, 4]"),
     (ACT, "qweight", wide(()), "48 integers of 1 to 8 bits do not take 0 words each"),
-    (ACT, "g_idx", torch.arange(48).int(), "its g_idx is not of 3 groups"),
+    (ACT, "g_idx", torch.arange(48).int(), "its g_idx names other groups than 0 to 2"),
     ("int8 of bitsandbytes", "SCB", torch.ones(31), "its SCB is [31], not [32]"),
     ("int8 of bitsandbytes", "weight_format", torch.tensor(1).byte(), "is not row by row"),
     (NF4, "weight", wide((767, 1), torch.uint8), "it has 767 bytes for 1,536 weights"),
@@ -224,4 +224,4 @@ def test_a_transposed_layer_is_read_in_float_types_only(tmp_path: Path) -> None:
     }
     save_file(state, tmp_path / "other" / "model.safetensors")
     (found,) = prunectl.verify_mask(tmp_path / "other", tmp_path / "pruned").differences
-    assert "its inputs are its first axis" in found.detail
+    assert "its first axis is inputs" in found.detail

@@ -75,8 +75,7 @@ def verify(
         )
     if source is None and mask_of is None and access.revision:
         raise InvalidOption(
-            "--revision needs --source or --mask-of",
-            hint="add --source MODEL",
+            "--revision needs --source or --mask-of", hint="add --source MODEL or --mask-of MODEL"
         )
     if mask_of is not None:
         _end(_mask_report(context, folder, mask_of, access, jobs, out), out)

@@ -31,7 +31,7 @@ def calibration_text() -> Path:
 
 
 def has_its_tokenizer(folder: Path) -> bool:
-    """Whether a folder's model reads text as the demo model does: that model, or one made of it.
+    """Whether a folder holds the demo model's tokenizer: that model, or one made from it.
 
     Every output of prunectl holds the tokenizer of its source byte for byte.
     """

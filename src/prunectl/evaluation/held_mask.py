@@ -35,13 +35,15 @@ class HeldMask:
         self._hooks.append(register_optimizer_step_post_hook(self._after_step))
 
     def restore(self) -> None:
-        """Set the pruned weights to +0.0 now: after something else than an optimizer's step, such
-        as merging adapters, has changed them."""
+        """Set the pruned weights to +0.0 now.
+
+        For changes that no optimizer of torch makes, such as merging adapters.
+        """
         for parameter in self._pruned:
             parameter.data.masked_fill_(self._pruned_in(parameter), 0.0)
 
     def remove(self) -> None:
-        """Hold the weights no longer, and free the mask."""
+        """Stop holding the weights, and free the mask."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -81,12 +83,12 @@ def hold_mask(model: torch.nn.Module) -> HeldMask:
     each weight.
 
     Args:
-        model: with its zeros, before new layers are added. Parameters are to be trainable that will
-            be trained: of others, the gradients are not set to 0.
+        model: with its zeros, before new layers are added. Parameters that will be trained must
+            already require gradients: only theirs are set to 0.
 
     Returns:
-        What ends it: use it in a ``with`` block, or call its ``remove()``. Else the zeros are held
-        as long as the model exists.
+        A handle. The zeros are held until its ``with`` block ends, its ``remove()`` is called, or
+        the model no longer exists.
 
     Raises:
         UsageError: the model has no zeros.

@@ -20,8 +20,10 @@ _ALL = 1 << 62
 
 
 def source_of(request: Request, *, own: bool = False) -> DataSource:
-    """The data that were named; where none are, of a model with the demo model's tokenizer that
-    model's held-out text, if ``own``.
+    """The data that were named, or else the demo model's held-out text.
+
+    Args:
+        own: whether models with the demo model's tokenizer need no data: they get its text.
 
     Raises:
         NoData: none are named.

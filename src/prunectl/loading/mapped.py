@@ -29,7 +29,7 @@ class MappedFile:
 
     Args:
         path: of the file.
-        dtype: of the model; weights of another are not mapped.
+        dtype: of the model; weights of other dtypes are not mapped.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
@@ -37,9 +37,9 @@ class MappedFile:
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, mode="c")
 
     def weight(self, weights: Weights, name: str) -> CompressedWeight | None:
-        """A tensor of the file as a weight for products; None if it must be decoded.
+        """A tensor of the file as a compressed weight; None if it must be decoded.
 
-        Only its mask is read: the kept weights are compared with no hash.
+        Only its mask is read, so damaged kept weights are not found.
 
         Raises:
             BadCheckpoint: the sizes of the parts do not fit the tensor.

@@ -3,9 +3,9 @@
 ``bitmask``: a bit for each weight, and the kept weights. With 40% zeros, bf16 takes 0.66 of the
 dense bytes.
 
-``nm``: as ``bitmask``, where each step of 32 columns keeps as many weights, as N:M patterns do. No
-row needs a start, and a kernel does not wait for the counts of the steps before it. A zero among
-the N weights of a group is kept.
+``nm``: as ``bitmask``, where every step of 32 columns keeps the same number of weights, as N:M
+patterns do. No row needs a start, and a kernel does not wait for the counts of the steps before it.
+A zero among the N weights of a group is kept.
 
 ``coded``: as ``bitmask``, or without a mask where that is smaller, with bf16 weights in 12 bits.
 The high byte of a weight is its sign and the upper seven bits of its exponent; the 16 most frequent

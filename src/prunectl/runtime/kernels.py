@@ -60,8 +60,8 @@ class Kernel:
         instructions: a name in INSTRUCTION_SETS.
         dtype: of the weights: ``bf16``, ``fp16``, ``fp32``.
         is_masked: whether zeros are left out.
-        is_regular: whether each step of a masked row keeps as many weights: ``per_step``. Then a
-            step need not wait for the counts of those before it.
+        is_regular: whether every step of a masked row keeps ``per_step`` weights. Then a step need
+            not wait for the counts of those before it.
         is_coded: whether bf16 values are stored in 12 bits.
         batch: input rows of a product, whose inputs and outputs have the dtype of the weights; 0
             decodes rows instead.

@@ -1,4 +1,4 @@
-"""Whether the zeros of a pruned checkpoint are zero in another one, which was made from it."""
+"""Whether the zeros of a pruned checkpoint are zero in a checkpoint that was made from it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from prunectl.verification.quantized import Unreadable, find_weight
 from prunectl.verification.result import Findings, VerifyReport
 
 _UNIT = 8
-"""Rows that are read together at least: packed formats store eight outputs in a word."""
+"""Rows are read in multiples of this: packed formats store eight outputs in a word."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """A weight: how it is stored, its zeros, and how many of them are not zero any more.
+    """A weight that was compared.
 
-    ``fault`` says why it cannot be compared; '' if it was.
+    Attributes:
+        form: how it is stored.
+        zeros: how many it has in the pruned checkpoint.
+        lost: how many of these are no longer zero.
+        fault: why it cannot be compared; '' if it was.
     """
 
     form: str
@@ -65,7 +69,8 @@ def verify_mask(
         pruned: the pruned checkpoint, dense or compressed.
         token, cache_dir: for models on the Hub.
         trust_remote_code: let the model's own code build its module tree.
-        jobs: threads. ranks: the processes that share the work.
+        jobs: threads.
+        ranks: the processes that share the work; :func:`prunectl.joined_ranks`.
         on_event: receives progress.
 
     Returns:
@@ -73,7 +78,8 @@ def verify_mask(
 
     Raises:
         InvalidOption: the pruned checkpoint has no zeros in its prunable weights.
-        SourceError: one of both cannot be opened, or the pruned one is quantized.
+        NothingPrunable: the pruned checkpoint has no prunable weights.
+        SourceError: either of them cannot be opened, or the pruned checkpoint is quantized.
     """
     started = time.perf_counter()
     run = Run(jobs, ranks, on_event=on_event)

@@ -116,7 +116,7 @@ def find_weight(
     Args:
         reader: of ``model``; must stay open as long as the result is used.
         spec: name and shape of the weight as it was before.
-        transposed: its inputs are its first axis (a Conv1D of GPT-2).
+        transposed: whether its first axis is inputs (a Conv1D of GPT-2).
 
     Raises:
         Unreadable: it is not there, or in no form that can be read.
@@ -124,14 +124,13 @@ def find_weight(
     tensors = model.by_any_name
     same = tensors.get(spec.name)
     stem, _, own = spec.name.rpartition(".")
-    if same is not None and same.spec.dtype.is_float and f"{spec.name}.{_BNB}nf4" not in tensors:
+    kind = next((kind for kind in ("nf4", "fp4") if f"{spec.name}.{_BNB}{kind}" in tensors), "")
+    if same is not None and same.spec.dtype.is_float and not kind:
         return _floats(reader, same, spec)
     if len(spec.shape) != 2 or own != "weight":
-        raise Unreadable(
-            "it is not there as a float type, and only matrices of layers are quantized"
-        )
+        raise Unreadable("it is not there in a float type, and only linear layers are quantized")
     if transposed:
-        raise Unreadable("its inputs are its first axis, which is read in float types only")
+        raise Unreadable("its first axis is inputs, which is read in float types only")
     rows, width = spec.shape
     parts = _Parts(reader, tensors, stem, (rows, width))
     if parts.get("weight_packed") is not None:
@@ -141,9 +140,8 @@ def find_weight(
         return _gptq_or_awq(parts, config if isinstance(config, dict) else {})
     if same is None:
         raise Unreadable("it is not there")
-    for kind in ("nf4", "fp4"):
-        if f"{spec.name}.{_BNB}{kind}" in tensors:
-            return _four_bits(parts, same, kind)
+    if kind:
+        return _four_bits(parts, same, kind)
     if same.spec.dtype.name == "I8":
         return _int8(parts)
     raise Unreadable(f"it is {same.spec.dtype.label}, a form that is not known")
@@ -198,7 +196,7 @@ def _columns(parts: _Parts, name: str, groups: int) -> Array:
         if (stored >= 0).all() and (stored < groups).all():
             return stored
         if not (stored == -1).all():  # -1: it was never set
-            raise Unreadable(f"its {name} is not of {groups} groups")
+            raise Unreadable(f"its {name} names other groups than 0 to {groups - 1}")
     if width % groups:
         raise Unreadable(f"{groups} groups do not divide {width} inputs")
     return np.arange(width) // (width // groups)
@@ -319,7 +317,7 @@ def _gptq_or_awq(parts: _Parts, config: Mapping[str, Any]) -> QuantizedWeight:
     scale = parts.get("scales")
     count = scale.spec.shape[0] if scale and scale.spec.shape else 0
     if not 1 <= count <= width:
-        raise Unreadable(f"its scales are of {count} groups")
+        raise Unreadable(f"its scales have {count} groups")
     scale = parts.expect("scales", (count, rows), dtypes=_SCALES)
     dead = _is_zero(parts.whole(scale), scale).T
     if method == "awq":
