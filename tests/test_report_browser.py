@@ -161,6 +161,32 @@ def test_every_page_is_drawn_quietly(
         assert chart.bounding_box()["width"] > 0.8 * chart.evaluate("e => e.parentNode.clientWidth")
 
 
+HIDDEN = """() => [...document.querySelectorAll("figure svg.marks")].flatMap((svg) => {
+  const frame = svg.getBoundingClientRect();
+  const seen = [...svg.querySelectorAll("text")].filter(
+    (text) => text.textContent.trim() && text.getAttribute("opacity") !== "0");
+  const boxes = seen.map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const cut = boxes.filter(([_, box]) => box.top < frame.top - 1 || box.bottom > frame.bottom + 1
+    || box.left < frame.left - 1 || box.right > frame.right + 1);
+  const over = boxes.filter(([_, a], i) => boxes.slice(0, i).some(([_, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3));
+  return [...cut, ...over].map(([text]) => text);
+})"""
+"""The texts of charts that are outside of their chart, or on another text."""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["many", "analysis", "stacks", *study_documents.NAMES])
+def test_no_text_of_a_chart_is_cut_or_covered(
+    look: Callable[..., Looked], name: str, width: int
+) -> None:
+    looked = look(name, width)
+    assert looked.page.evaluate(HIDDEN) == []
+    looked.page.set_viewport_size({"width": width + 20, "height": 900})
+    looked.becomes(lambda: looked.page.evaluate(HIDDEN), [])
+
+
 @pytest.mark.parametrize("name", study_documents.NAMES)
 def test_every_choice_is_drawn_quietly(look: Callable[..., Looked], name: str) -> None:
     looked = look(name)

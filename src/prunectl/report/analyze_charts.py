@@ -175,7 +175,7 @@ def _losses(rows: list[dict[str, Any]]) -> Chart:
     base = alt.Chart(alt.NamedData("tensors")).encode(
         x=position(
             "X", "layer:Q", "Layer", {"nice": False, "zero": False, "padding": 12}, values=layers,
-            format="d", grid=False, labelOverlap=True,
+            format="d", grid=False, labelOverlap=True, labelSeparation=6,
         ),
         y=position(
             "Y", "lost:Q", "Squared norm lost", {"zero": False, "nice": True}, format=".1~%",
@@ -225,6 +225,8 @@ _FEW = 12
 """Up to this many lines are drawn wider."""
 _TENTHS = (0.1, 0.5, 0.9)
 """Sparsities whose thresholds are marked."""
+_OUTWARD = "{'10%': 'right', '90%': 'left'}[datum.text] || 'center'"
+"""On a narrow screen their marks are close: the texts of the outer ones point away."""
 _LEAST_SHARE = 1e-6
 """The bottom of the logarithmic scale."""
 _HEIGHT = 340
@@ -317,7 +319,7 @@ def _histogram(
     rules = alt.Chart(alt.NamedData("marks"))
     layers = [
         rules.mark_rule(strokeDash=[3, 3], clip=True, tooltip=None).encode(x="threshold:Q"),
-        rules.mark_text(style="note", dy=-7, clip=False).encode(
+        rules.mark_text(style="note", dy=-7, clip=False, align=alt.ExprRef(_OUTWARD)).encode(
             x="threshold:Q", y=alt.value(0), text="text:N"
         ),
         base.mark_line(interpolate="monotone", clip=True, strokeWidth=width, tooltip=None).encode(

@@ -39,6 +39,15 @@
         tooltip: { theme: name },
       });
       await this.section.tell(this.embedded.view);
+      await this.settle();
+    }
+
+    // The columns of a legend depend on the chart's width: once that is known, make room for the rows.
+    async settle() {
+      if (!this.embedded) return;
+      const { view } = this.embedded;
+      await view.runAsync();
+      await view.resize().runAsync();
     }
   }
 
@@ -81,5 +90,7 @@
   const drawAll = () => Promise.all(sections.flatMap((s) => s.charts.map((c) => c.draw())));
   for (const section of sections) section.tellAll();  // a reload keeps where a slider stands
   dark.addEventListener("change", drawAll);
+  const settleAll = () => sections.forEach((s) => s.charts.forEach((c) => c.settle()));
+  addEventListener("resize", () => requestAnimationFrame(settleAll));  // after Vega's own listener
   drawAll().then(() => { document.documentElement.dataset.drawn = "yes"; });
 })();
