@@ -55,7 +55,7 @@ test-lowest: ## run the main tests with the oldest libraries that pyproject.toml
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -W default -n logical --dist loadfile $(MAIN) $(ARGS)
 
 test-beside: ## install prunectl beside vLLM, llm-compressor and lm-eval, and run it there (ARGS=vllm for one)
-	$(PYTHON) scripts/beside.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) scripts/beside.py $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

@@ -19,7 +19,7 @@ NEIGHBOURS = {
     "lm-eval": "lm-eval[hf]",
 }
 BROKEN = ("torchaudio", "torchcodec")
-"""Packages of vLLM's that do not import beside torch's CPU builds; transformers would import them."""
+"""Packages of vLLM that do not import beside torch's CPU builds, and that transformers imports."""
 COMMANDS = (
     "analyze demo -q",
     "prune demo --pattern 2:4 -o pruned -q",
@@ -31,13 +31,12 @@ COMMANDS = (
 )
 
 
-def changed(before: set[str], after: set[str]) -> list[str]:
-    """Lines of ``pip freeze`` that are no longer there."""
-    return sorted(before - after)
+def install_and_run(tool: str, folder: Path) -> None:
+    """Make an environment with a tool, add prunectl, and run its commands.
 
-
-def install_and_run(tool: str, folder: Path) -> list[str]:
-    """Make an environment with a tool, add prunectl, run its commands; what pip changed."""
+    Raises:
+        SystemExit: pip changed or removed a package. CalledProcessError: a command failed.
+    """
 
     def run(*command: str | Path) -> str:
         print("$", *command, flush=True)
@@ -56,19 +55,17 @@ def install_and_run(tool: str, folder: Path) -> list[str]:
     before = frozen()
     run(*pip, ROOT)
     after = frozen()
-    print(f"{tool}: prunectl brought {len(after) - len(before)} packages")
+    if lost := sorted(before - after):
+        sys.exit(f"{tool}: pip changed {', '.join(lost)}")
+    print(f"{tool}: nothing changed, {len(after) - len(before)} packages added", flush=True)
     for command in COMMANDS:
-        print(run(python, "-m", "prunectl", *command.split()), end="")
-    return changed(before, after)
+        print(run(python, "-m", "prunectl", *command.split()), end="", flush=True)
 
 
 def main() -> None:
     for name in sys.argv[1:] or NEIGHBOURS:
         with tempfile.TemporaryDirectory(prefix="prunectl-beside-") as folder:
-            lost = install_and_run(NEIGHBOURS[name], Path(folder))
-        if lost:
-            sys.exit(f"{name}: pip changed {', '.join(lost)}")
-        print(f"{name}: nothing changed, and prunectl runs")
+            install_and_run(NEIGHBOURS[name], Path(folder))
 
 
 if __name__ == "__main__":
