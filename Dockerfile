@@ -1,5 +1,7 @@
-# prunectl on a CPU. Build it in the repository:
+# prunectl on a CPU, of the release below. Build it in the repository:
 #     docker build --tag prunectl .
+# From the repository's own source instead:
+#     docker build --tag prunectl --build-arg PRUNECTL=. .
 # Where the default build of torch is one for CUDA (Linux on x86-64), the image is some GB smaller
 # with torch's own index of CPU builds:
 #     docker build --tag prunectl --build-arg TORCH_INDEX=ADDRESS .
@@ -11,10 +13,12 @@ ENV PATH=/opt/prunectl/bin:$PATH
 # hadolint ignore=DL3013
 RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" torch; fi
 WORKDIR /build
+ARG PRUNECTL=prunectl==0.2.0
 COPY pyproject.toml README.md LICENSE ./
 COPY completions completions
 COPY src src
-RUN pip install --no-cache-dir .
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir "$PRUNECTL"
 
 FROM python:3.12-slim
 COPY --from=build /opt/prunectl /opt/prunectl

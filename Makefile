@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 CODE := src tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo models test test-all test-rest lint format wheel bench completions docs screens clean
+.PHONY: help install demo models test test-all test-rest test-lowest test-beside lint format wheel bench completions docs screens clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s @
@@ -39,6 +39,23 @@ test-all: test test-rest ## test, and then every case of everything
 # Property tests run a second time, with more examples.
 test-rest: models
 	$(PYTEST) --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
+
+# An environment of its own, with the main tests. TORCH_INDEX is an index of torch's CPU builds; without it, torch
+# is the newest, since PyPI's older builds are for CUDA only and have some GB.
+OLD := build/lowest
+MAIN := $(addprefix tests/test_,analysis_thresholds.py bench_plan.py calibrated_counts.py calibrated_matrix.py \
+	checkpoint.py cli_commands.py cli_screens.py demo.py evaluate.py export.py format_reader.py hub.py layouts.py loading.py \
+	modules.py plan.py prune.py prune_calibrated.py public.py remote.py runtime.py sweep.py torch_file.py trace.py verify.py)
+test-lowest: ## run the main tests with the oldest libraries that pyproject.toml admits
+	$(PYTHON) -m venv --clear $(OLD)
+	$(PYTHON) scripts/lowest.py $(if $(TORCH_INDEX),,--without torch) > $(OLD)/constraints.txt
+	$(OLD)/bin/python -m pip install --quiet --upgrade pip
+	$(OLD)/bin/python -m pip install --quiet -c $(OLD)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-e '.[data,report,trace]' pytest pytest-xdist hypothesis jsonschema psutil kneed torchvision
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -W default -n logical --dist loadfile $(MAIN) $(ARGS)
+
+test-beside: ## install prunectl beside vLLM, llm-compressor and lm-eval, and run it there (ARGS=vllm for one)
+	OMP_NUM_THREADS=1 $(PYTHON) scripts/beside.py $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)

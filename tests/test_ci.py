@@ -24,13 +24,17 @@ from hubserver import WRITER, serve
 from safetensors.torch import load_file
 
 import action
+import prunectl
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 SCHEMAS = {
     "action.yml": "vendor.github-actions",
+    ".github/ISSUE_TEMPLATE/bug.yml": "vendor.github-issue-forms",
     ".github/workflows/ci.yml": "vendor.github-workflows",
+    ".github/workflows/lowest.yml": "vendor.github-workflows",
+    ".github/workflows/release.yml": "vendor.github-workflows",
     "docs/ci/github-workflow.yml": "vendor.github-workflows",
     "docs/ci/gitlab-ci.yml": "vendor.gitlab-ci",
 }
@@ -52,7 +56,7 @@ def test_files_follow_the_schemas_of_their_systems(name: str, tmp_path: Path) ->
     # The check sees a misspelled key.
     text = (ROOT / name).read_text(encoding="utf-8")
     broken = tmp_path / Path(name).name
-    for key in ("using:", "runs-on:", "image:"):
+    for key in ("using:", "runs-on:", "image:", "body:"):
         text = text.replace(key, f"x-{key}")
     broken.write_text(text, encoding="utf-8")
     assert check_schema(broken, SCHEMAS[name]).returncode == 1
@@ -127,12 +131,23 @@ def test_the_action_and_its_script_agree() -> None:
     read |= set(re.findall(r'"([A-Z]+)"', script.split("for name in (")[1].split(")")[0]))
     named = {f"INPUT_{name.upper().replace('-', '_')}": name for name in ACTION["inputs"]}
     given = {key: f"${{{{ inputs.{name} }}}}" for key, name in named.items()}
-    del given["INPUT_PYTHON_VERSION"]
+    del given["INPUT_PYTHON_VERSION"], given["INPUT_VERSION"]  # for the step that installs
     assert PRUNE["env"] == given
     assert {f"INPUT_{name}" for name in read} == set(given)
     assert tuple(ACTION["outputs"]) == action.OUTPUTS
     for name, output in ACTION["outputs"].items():
         assert output["value"] == f"${{{{ steps.prune.outputs.{name} }}}}"
+
+
+def test_what_installs_a_release_takes_this_one() -> None:
+    version = prunectl.__version__
+    assert ACTION["inputs"]["version"]["default"] == version
+    assert instructions("ARG")[1] == [f"PRUNECTL=prunectl=={version}"]
+    for name in ("docs/ci/gitlab-ci.yml", "docs/ci/github-workflow.yml", "docs/automation.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert set(re.findall(r"(?:prunectl==|ref: v)([\d.]+)", text)) == {version}, name
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{version}] - " in changes
 
 
 def test_nothing_is_put_into_a_shell_s_text() -> None:

@@ -61,7 +61,7 @@ RUN = {
     "automation.md": 7,
     "bench.md": 5,
     "calibration.md": 9,
-    "commands.md": 53,
+    "commands.md": 55,
     "compare.md": 5,
     "evaluate.md": 7,
     "faq.md": 5,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kneed import KneeLocator
 
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.cli.sweep_screen import HEIGHT, WIDTH, chart
@@ -395,6 +396,18 @@ def test_a_knee_is_one_of_the_points(points: list[tuple[int, float]]) -> None:
     grid = [at / 21 for at, _ in ordered]
     found = knee(grid, [loss for _, loss in ordered])
     assert found is None or found in grid
+
+
+@given(
+    st.lists(st.integers(1, 99), min_size=5, max_size=15, unique=True),
+    st.lists(st.floats(-0.1, 10) | st.just(0.0), min_size=15, max_size=15),
+)
+def test_a_knee_is_that_of_kneed(places: list[int], losses: list[float]) -> None:
+    grid = [at / 100 for at in sorted(places)]
+    heights = np.maximum.accumulate(np.log1p(np.maximum([0.0, *losses[: len(grid)]], 0.0)))
+    if heights[-1] > 0:
+        wanted = KneeLocator([0.0, *grid], heights, curve="convex", direction="increasing").knee
+        assert knee(grid, losses[: len(grid)]) == (None if wanted == grid[-1] else wanted)
 
 
 # --- curves ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunectl import NM, PruneSettings, TraceSettings, open_checkpoint, prune, trace
-from prunectl.errors import InvalidSparsity, NaNWeights
+from prunectl.errors import InvalidSparsity, MissingLibrary, NaNWeights
 from prunectl.events import Event, Note
 from prunectl.studies.errors import DifferentCheckpoints, SameStep, TooFewCheckpoints
 from prunectl.studies.trace.result import LEAST, abrupt, trend
@@ -289,6 +290,12 @@ def test_the_trend_is_kendalls_tau(values: list[float]) -> None:
 
 def test_checkpoints_that_are_no_course(training: Path, tmp_path: Path) -> None:
     one = training / "checkpoint-100"
+    for library in ("ruptures", "scipy"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, library, None)  # as if it were not installed
+            with pytest.raises(MissingLibrary) as caught:
+                trace([training])
+        assert caught.value.hint == "pip install 'prunectl[trace]'"
     with pytest.raises(TooFewCheckpoints, match="1 checkpoint given, and a trace needs at least 2"):
         trace([one])
     with pytest.raises(SameStep, match="both of step 100"):

@@ -1,4 +1,4 @@
-"""The wheel: it builds, holds all that it should, and works alone in an empty environment."""
+"""Wheel and sdist: they build, hold all that they should, and the wheel works alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,12 +18,18 @@ pytestmark = pytest.mark.wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built as users build it: in an isolated environment."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT]
-    subprocess.run(command, check=True)
-    (built,) = folder.glob("*.whl")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was made from it: ``$PRUNECTL_DIST`` if set."""
+    if given := os.environ.get("PRUNECTL_DIST"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(release: Path) -> Path:
+    (built,) = release.glob("*.whl")
     return built
 
 
@@ -58,6 +65,18 @@ def test_the_wheel_holds_the_demo_and_the_completions(wheel: Path) -> None:
         "share/fish/vendor_completions.d/prunectl.fish",
     } <= shared
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "scripts/"))]
+
+
+def test_the_sdist_holds_what_tests_and_docs_need(release: Path) -> None:
+    (built,) = release.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = ("src", "tests", "scripts", "benchmarks", "docs", "completions", ".github")
+    listed = subprocess.run(
+        ["git", "ls-files", *tracked], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(listed.stdout.splitlines()) <= inside
+    assert {"pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"} <= inside
 
 
 def test_it_runs_alone_and_offline(installed: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from prunectl.benchmarking.compare import bench_csv as bench_csv
     from prunectl.benchmarking.compare import compare_bench as compare_bench
     from prunectl.benchmarking.compare import read_bench as read_bench
+    from prunectl.benchmarking.environment import Environment as Environment
+    from prunectl.benchmarking.environment import environment as environment
     from prunectl.benchmarking.generating import Generation as Generation
     from prunectl.benchmarking.generating import generate as generate
     from prunectl.benchmarking.result import BenchResult as BenchResult

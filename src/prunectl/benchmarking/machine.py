@@ -58,7 +58,7 @@ def machine_of(device: torch.device) -> Machine:
         driver = f"CUDA {torch.version.cuda}, compute capability {facts.major}.{facts.minor}"
         driver = ", ".join(filter(None, (_kernel_module(_DRIVER), driver)))
     else:
-        name, memory, driver = _processor(), memory_stated("MemTotal"), ""
+        name, memory, driver = processor(), memory_stated("MemTotal"), ""
     return Machine(
         device=str(device),
         name=name,
@@ -143,7 +143,8 @@ def _kernel_module(path: Path) -> str:
     return f"driver {found[1]}" if found else ""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,7 +274,11 @@ class BlockModel:
             options = LoadStateDictConfig(
                 device_map=dict(self.places), dtype=self.dtype, weight_mapping=mapping
             )
-            info, _ = convert_and_load_state_dict_in_model(self.model, dict(state), options)
+            # transformers before 5.16 has a further argument, without a default
+            old = "tp_plan" in signature(convert_and_load_state_dict_in_model).parameters
+            info, _ = convert_and_load_state_dict_in_model(
+                self.model, dict(state), options, **({"tp_plan": None} if old else {})
+            )
         for module in self.model.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)

@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": "Compare the speed of models.",
     "generate": "Continue a text, and say how fast.",
     "push": "Publish an output on the Hub.",
+    "env": "Show versions and settings, for a bug report.",
 }
 """Command NAME is the function NAME of module ``prunectl.cli.NAME``, which has its EXAMPLES."""
 _CONTEXT_SETTINGS: dict[str, Any] = {

@@ -22,7 +22,7 @@ SHARED = ("analyze", "prune", "export", "verify")
 """Commands whose tensors and files are shared out."""
 TRAINED = ("evaluate", "sweep")
 """Commands that accelerate shares out by itself."""
-ALONE = ("bench", "compare", "generate", "lottery", "push", "trace")
+ALONE = ("bench", "compare", "env", "generate", "lottery", "push", "trace")
 """Commands that run in one process."""
 
 

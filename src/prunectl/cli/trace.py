@@ -64,7 +64,8 @@ def trace(
     """Follow magnitudes over a training: near-zero weights, and what pruning would take.
 
     Finds the steps between which weights abruptly become sparse, and tests whether later
-    checkpoints are more prunable. One checkpoint is looked at at a time.
+    checkpoints are more prunable. One checkpoint is looked at at a time. Needs pip install
+    'prunectl[trace]'.
     """
     from prunectl.report.trace_page import trace_page
     from prunectl.studies.trace.verb import trace

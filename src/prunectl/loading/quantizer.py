@@ -43,6 +43,8 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
             config.transformers_weights = self.quantization_config.weights
         return config
 
+    update_tp_plan = update_attn_implementation  # what transformers before 5.18 calls at this place
+
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         from prunectl.runtime.models import is_compressible
 

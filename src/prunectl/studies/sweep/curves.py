@@ -256,18 +256,37 @@ def knee(sparsities: Sequence[float], losses: Sequence[float]) -> float | None:
     It needs no tolerance, but depends on how far the curve goes: it complements the essential
     sparsity and does not replace it.
     """
-    from kneed import KneeLocator
-
     known = [(s, v) for s, v in zip([0.0, *sparsities], [0.0, *losses], strict=True)
              if math.isfinite(v)]  # fmt: skip
     if len(known) < LEAST_KNEE or max(v for _, v in known) <= 0:
         return None
-    x, y = zip(*known, strict=True)
+    x, y = np.array(known).T
     # On a log scale one exploding point does not hide all others.
-    heights = np.log1p(np.maximum(y, 0.0))
-    locator = KneeLocator(x, np.maximum.accumulate(heights), curve="convex", direction="increasing")
-    found = None if locator.knee is None else float(locator.knee)
-    return None if found == x[-1] else found  # the last point measured is no knee
+    at = _kneedle(x, np.maximum.accumulate(np.log1p(np.maximum(y, 0.0))))
+    # The last point measured is no knee.
+    return None if at is None or x[at] == x[-1] else float(x[at])
+
+
+def _kneedle(x: Floats, y: Floats) -> int | None:
+    """Kneedle's first knee of a convex curve that rises, as an index, with its sensitivity at 1.
+
+    That is a place where the curve is farthest below its chord, if the distance then falls by more
+    than the mean step of x before it grows again; the search begins at the end of the curve.
+    """
+    across, up = (1 - (one[::-1] - one.min()) / (one.max() - one.min()) for one in (x, y))
+    below, step = up - across, np.diff(across).mean()
+    left, right = np.pad(below, 1, mode="edge")[:-2], np.pad(below, 1, mode="edge")[2:]
+    peaks = (below >= left) & (below >= right)
+    valleys = (below <= left) & (below <= right)
+    peak = None
+    for at in range(len(below) - 1):
+        if peaks[at]:
+            peak = at
+        if valleys[at]:
+            peak = None
+        if peak is not None and below[at + 1] < below[peak] - step:
+            return len(x) - 1 - peak
+    return None
 
 
 def _status(at: int, points: int, redrawn: Floats, tolerance: Tolerance, *, sure: bool) -> Status:

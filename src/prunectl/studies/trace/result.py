@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunectl._version import __version__
+from prunectl.errors import MissingLibrary
 from prunectl.measure.model_stats import ModelStats
 from prunectl.to_json import to_json
 
@@ -66,6 +68,17 @@ class Trend:
 
     tau: float
     p: float
+
+
+def check_libraries() -> None:
+    """Check before the work whether changes and trends can be found; loads nothing.
+
+    Raises:
+        MissingLibrary: a library is not installed.
+    """
+    for library in ("ruptures", "scipy"):
+        if find_spec(library) is None:
+            raise MissingLibrary(library, "trace", extra="trace")
 
 
 def abrupt(steps: Sequence[int], values: Sequence[float]) -> Change | None:

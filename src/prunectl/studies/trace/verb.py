@@ -20,7 +20,7 @@ from prunectl.parallel.run import Run
 from prunectl.plan.prunable import require_prunable
 from prunectl.studies.errors import DifferentCheckpoints
 from prunectl.studies.settings import TraceSettings
-from prunectl.studies.trace.result import Trace, TracePoint, findings, series_of
+from prunectl.studies.trace.result import Trace, TracePoint, check_libraries, findings, series_of
 from prunectl.studies.trace.steps import course
 from prunectl.tensorspec import TensorSpec
 
@@ -56,7 +56,9 @@ def trace(
         TooFewCheckpoints: fewer than two. SameStep: two are of one step.
         DifferentCheckpoints: the prunable tensors of one differ from those of the first.
         SourceError, UsageError, NaNWeights: one of them cannot be used.
+        MissingLibrary: a library that finds changes and trends is not installed.
     """
+    check_libraries()
     started = time.perf_counter()
     run, settings = Run(jobs, on_event=on_event), settings or TraceSettings()
     found = course([os.fspath(model) for model in models])
