@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from prunectl.errors import BadCheckpoint
 from prunectl.layouts.table import LAYOUTS
 from prunectl.loading.weights import Weights
 from prunectl.runtime.forms import mapped_bitmask, reason_against_kind
@@ -33,7 +34,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self._path, self._dtype = path, dtype
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, mode="c")
 
     def weight(self, weights: Weights, name: str) -> CompressedWeight | None:
@@ -60,4 +61,7 @@ class MappedFile:
             values = np.concatenate([values, np.zeros(missing, np.uint8)])
         place = packed.parts["mask"].offset
         mask = self._bytes[place : place + shape[0] * shape[1] // 8]
-        return CompressedWeight(mapped_bitmask(values, mask, dtype, shape, instructions()))
+        matrix = mapped_bitmask(values, mask, dtype, shape, instructions())
+        if int(matrix.values.starts[-1]) != count:  # type: ignore[index]
+            raise BadCheckpoint(self._path, f"tensor '{name}' changed while it was loaded")
+        return CompressedWeight(matrix)

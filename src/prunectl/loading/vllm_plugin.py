@@ -9,6 +9,8 @@ stays so (:mod:`prunectl.runtime`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import blake2b
 from importlib import import_module
 from typing import Any
 
@@ -108,6 +110,9 @@ class _Held:
         if matrix is None:
             super().process_weights_after_loading(layer)  # type: ignore[misc]
         else:
+            # vLLM keeps compiled graphs on disk, and each process must know the same numbers
+            digest = blake2b(self._prefix.encode(), digest_size=6).digest()
+            matrix = replace(matrix, number=int.from_bytes(digest, "big"), _calls={})
             layer.weight = torch.nn.Parameter(CompressedWeight(matrix), requires_grad=False)
             self._is_compressed = True
 

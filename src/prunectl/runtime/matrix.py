@@ -86,7 +86,7 @@ class Matrix:
     columns: int
     values: Values
     mask: Array | None
-    number: int = field(default_factory=partial(secrets.randbits, 48), init=False)
+    number: int = field(default_factory=partial(secrets.randbits, 48))
     _calls: dict[tuple[int, bool], _Call] = field(default_factory=dict, repr=False)
 
     @property

@@ -98,10 +98,13 @@ def _stack(weight: torch.Tensor, module: Any, execution: str) -> torch.nn.Parame
 
 def decode_others(model: torch.nn.Module) -> None:
     """Decode compressed weights of modules that are neither linear layers nor embeddings."""
+    made: dict[int, torch.nn.Parameter] = {}  # a weight that several modules share stays shared
     for module in model.modules():
         for name, one in list(module.named_parameters(recurse=False)):
             if isinstance(one, CompressedWeight) and not is_compressible(module, name):
-                setattr(module, name, torch.nn.Parameter(one.decoded(), requires_grad=False))
+                if id(one) not in made:
+                    made[id(one)] = torch.nn.Parameter(one.decoded(), requires_grad=False)
+                setattr(module, name, made[id(one)])
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, CompressedWeight]:

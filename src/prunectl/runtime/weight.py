@@ -218,17 +218,20 @@ class CompressedStack(CompressedWeight):
         return torch.stack([one.decoded() for one in self.experts])
 
 
-def _linear(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> Any:
+# The parameters of handlers have the names that torch gives them: they may be passed by name.
+
+
+def _linear(input: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> Any:
     if not _is_matrix(weight) or weight.transposed:
         return NotImplemented
-    return _product(inputs, weight, bias)
+    return _product(input, weight, bias)
 
 
-def _addmm(bias: torch.Tensor, inputs: torch.Tensor, weight: Any, **scales: Any) -> Any:
+def _addmm(input: torch.Tensor, mat1: torch.Tensor, mat2: Any, **others: Any) -> Any:
     """The product of a Conv1D."""
-    if scales or not _is_matrix(weight) or not weight.transposed:
+    if others or not _is_matrix(mat2) or not mat2.transposed:
         return NotImplemented
-    return _product(inputs, weight, bias)
+    return _product(mat1, mat2, input)
 
 
 def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor | None) -> Any:
@@ -255,7 +258,7 @@ def _product(inputs: torch.Tensor, weight: CompressedWeight, bias: torch.Tensor 
 
 
 def _embedding(
-    places: torch.Tensor,
+    input: torch.Tensor,
     weight: Any,
     padding_idx: int | None = None,
     max_norm: float | None = None,
@@ -265,9 +268,9 @@ def _embedding(
 ) -> Any:
     if not _is_matrix(weight) or weight.transposed or max_norm is not None:
         return NotImplemented
-    if is_traced(places):
-        return rows_of(places, weight.number, weight.matrix.columns, weight.matrix.torch_dtype)
-    return rows(places, weight.matrix)
+    if is_traced(input):
+        return rows_of(input, weight.number, weight.matrix.columns, weight.matrix.torch_dtype)
+    return rows(input, weight.matrix)
 
 
 def _share(weight: CompressedWeight) -> None:
@@ -278,10 +281,10 @@ def _share(weight: CompressedWeight) -> None:
     )
 
 
-def _matmul(inputs: Any, weight: Any) -> Any:
-    if isinstance(inputs, CompressedWeight) or not _is_matrix(weight) or not weight.transposed:
+def _matmul(input: Any, other: Any, **others: Any) -> Any:
+    if others or not _is_matrix(other) or not other.transposed:
         return NotImplemented
-    return _product(inputs, weight, None)
+    return _product(input, other, None)
 
 
 def _transposed(weight: CompressedWeight) -> Any:
