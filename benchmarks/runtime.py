@@ -40,6 +40,8 @@ from prunectl.runtime.weight import CompressedWeight
 COLD = 400_000_000
 """Bytes of the matrices that a measurement goes through."""
 ROUNDS = 7
+TWO_OF_FOUR = -1.0
+"""A share of zeros that stands for the pattern 2:4."""
 BATCHES = (1, 8, 32)
 NEW = 16
 OWN = "own dense"
@@ -71,11 +73,15 @@ def products(threads: int, size: int) -> None:
     table = Table(
         "zeros", "kernel", "bytes", "best ms", "median ms", "to own dense", "to torch bf16"
     )
-    for share in (0.0, 0.3, 0.4, 0.5):
+    for share in (0.0, 0.3, 0.4, 0.5, TWO_OF_FOUR):
         weights = []
         for _ in range(max(2, COLD // (2 * size * size))):
             weight = (torch.randn(size, size, generator=generator) * 0.02).to(torch.bfloat16)
-            weight[torch.rand(size, size, generator=generator) < share] = 0
+            if share == TWO_OF_FOUR:
+                order = torch.rand(size, size // 4, 4, generator=generator).argsort(dim=2)
+                weight[order.reshape(size, size) < 2] = 0
+            else:
+                weight[torch.rand(size, size, generator=generator) < share] = 0
             weights.append(weight)
 
         def multiply(matrix: Matrix) -> object:
@@ -85,6 +91,8 @@ def products(threads: int, size: int) -> None:
         rows["own dense"] = (1.0, *best(multiply, [own_dense(one) for one in weights]))
         for form in FORMS:
             held = [compress(one, form, instructions()) for one in weights]
+            if held[0].form != form:
+                continue
             rows[form] = (held[0].nbytes / weights[0].nbytes, *best(multiply, held))
         rows["torch bf16"] = (1.0, *best(lambda one: functional.linear(inputs, one), weights))
         wide = [one.float() for one in weights[: max(1, len(weights) // 2)]]
@@ -92,7 +100,7 @@ def products(threads: int, size: int) -> None:
         for name, (nbytes, least, median) in rows.items():
             ratios = (rows[other][1] / least for other in ("own dense", "torch bf16"))
             table.add_row(
-                f"{share:.0%}", name, f"{nbytes:.3f}", f"{least:.2f}", f"{median:.2f}",
+                "2:4" if share == TWO_OF_FOUR else f"{share:.0%}", name, f"{nbytes:.3f}", f"{least:.2f}", f"{median:.2f}",
                 *(f"{ratio:.2f}x" for ratio in ratios),
             )  # fmt: skip
     print(f"{instructions()}, {threads} threads, {size} x {size}")
