@@ -97,10 +97,11 @@ def products(threads: int, size: int) -> None:
         rows["torch bf16"] = (1.0, *best(lambda one: functional.linear(inputs, one), weights))
         wide = [one.float() for one in weights[: max(1, len(weights) // 2)]]
         rows["torch fp32"] = (2.0, *best(lambda one: functional.linear(inputs.float(), one), wide))
+        zeros = "2:4" if share == TWO_OF_FOUR else f"{share:.0%}"
         for name, (nbytes, least, median) in rows.items():
             ratios = (rows[other][1] / least for other in ("own dense", "torch bf16"))
             table.add_row(
-                "2:4" if share == TWO_OF_FOUR else f"{share:.0%}", name, f"{nbytes:.3f}", f"{least:.2f}", f"{median:.2f}",
+                zeros, name, f"{nbytes:.3f}", f"{least:.2f}", f"{median:.2f}",
                 *(f"{ratio:.2f}x" for ratio in ratios),
             )  # fmt: skip
     print(f"{instructions()}, {threads} threads, {size} x {size}")
