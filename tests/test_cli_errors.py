@@ -96,7 +96,7 @@ def recipe() -> None:
         ("prune m --sparsty 0.4 -o out", 2, "no such option: --sparsty", "prune --help"),
         ("prune m n -s 0.4 -o out", 2, "unexpected extra argument", "prune --help"),
         ("verify", 2, "missing argument 'DIR'", "verify --help"),
-        ("verify out --source m --no-source", 2, "--source and --no-source", ""),
+        ("verify out --source m --no-source", 2, "--source, --no-source and --mask-of exclude", ""),
         ("verify out --revision v1", 2, "--revision needs", "--source"),
         ("prone", 2, "no such command 'prone'", "prunectl --help"),
         ("--verson", 2, "no such option: --verson", "prunectl --help"),
