@@ -277,7 +277,7 @@ def _share(weight: CompressedWeight) -> None:
     raise UnsupportedCheckpoint(
         "a compressed weight",
         "cannot be shared between processes",
-        hint="load a folder of layout bitmask in each: they share what is mapped from its files",
+        hint="load the model in each process: what is mapped from its files is shared",
     )
 
 
