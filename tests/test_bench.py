@@ -752,6 +752,7 @@ def test_outputs_are_compared_as_the_model_gives_them() -> None:
 # --- benchmarks/gpu.py --------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_benchmark_for_gpus_runs_on_what_there_is(
     tiny: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

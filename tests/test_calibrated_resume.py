@@ -219,7 +219,7 @@ def phases(events: Sequence[Event]) -> list[str]:
 
 
 @pytest.mark.parametrize("blocks", few([0, 2], 2))
-@pytest.mark.parametrize(("options", "phase"), MEASURED.values(), ids=MEASURED)
+@pytest.mark.parametrize(("options", "phase"), few(MEASURED.values()), ids=MEASURED)
 def test_a_measuring_pass_is_not_repeated(
     source: Path, out: Path, options: dict[str, Any], phase: str, blocks: int
 ) -> None:

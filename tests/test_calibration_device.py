@@ -80,7 +80,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.usefixtures("cuda", "one_thread")
 @pytest.mark.parametrize(
     ("name", "method", "options"),
-    few(CASES, CASES[0], CASES[4]),
+    few(CASES),
 )
 def test_a_device_with_room_gives_what_the_cpu_gives(
     tiny: Tiny, tmp_path: Path, name: str, method: str, options: dict[str, Any]
@@ -93,6 +93,7 @@ def test_a_device_with_room_gives_what_the_cpu_gives(
     assert contents(tmp_path / "cuda") == contents(tmp_path / "cpu")
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("cuda", "one_thread")
 @pytest.mark.parametrize(
     "no_room",

@@ -193,6 +193,7 @@ def test_documents_are_tokenized_as_one_text(speaker: Path, tmp_path: Path) -> N
     assert 1 not in all_ids(found)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_rows_of_a_dataset_are_one_text_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from full import few
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunectl import demo
@@ -216,7 +217,7 @@ def prompt_of(row: dict[str, Any], shots: int) -> str:
     return "".join(f"{asked(one)} {one['Answer']:g}\n\n" for one in solved) + asked(row)
 
 
-@pytest.mark.parametrize(("shots", "batch_size"), [(0, 3), (2, 8)])
+@pytest.mark.parametrize(("shots", "batch_size"), few([(2, 8), (0, 3)]))
 def test_answers_are_those_of_a_plain_loop(
     checkpoint: Checkpoint, plain: Plain, shots: int, batch_size: int
 ) -> None:

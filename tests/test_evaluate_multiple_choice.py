@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 import tiny_tokenizers
 import torch
+from full import few
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunectl import demo
@@ -129,7 +130,7 @@ def mmlu_prompt(row: dict[str, str], shots: int) -> str:
     return text + one(row)
 
 
-@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("shots", few([2, 0]))
 def test_letters_are_scored_as_a_plain_loop_does(
     checkpoint: Checkpoint, reference: Reference, shots: int
 ) -> None:

@@ -1070,6 +1070,7 @@ def test_groups_along_the_first_axis_are_found_without_a_manifest(tmp_path: Path
     reference.assert_same(load_state_dict(tmp_path / "nm"), load_state_dict(tmp_path / "pruned"))
 
 
+@pytest.mark.full
 def test_a_header_is_no_longer_than_it_must_be(tmp_path: Path) -> None:
     """Thousands of tiny tensors, all dense: the file once grew sixfold."""
     tensors = {f"layer.{n}.scale": torch.randn(3, 5).bfloat16() for n in range(2000)}

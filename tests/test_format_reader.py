@@ -121,7 +121,8 @@ def test_the_reader_is_short() -> None:
             ("rxnmapper", "40%", "bitmask"),
             ("smollm2", "2:4", "packed"),
             ("smollm2", "2:4", "nm"),
-        ]
+        ],
+        ("rxnmapper", "40%", "bitmask"),
     ),
 )
 def test_reads_real_models(

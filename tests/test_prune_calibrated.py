@@ -353,6 +353,7 @@ def test_zeros_that_were_there_count_for_a_budget_as_they_are(tiny: Tiny, tmp_pa
     assert_sound(tmp_path / "out")
 
 
+@pytest.mark.full
 def test_refine_never_raises_the_recorded_error(tiny: Tiny, tmp_path: Path) -> None:
     source, half = tiny("llama"), tmp_path / "half"
     prune(source, half, PruneSettings(sparsity=0.5))

@@ -212,6 +212,7 @@ def test_smollm2_safetensors_and_pickle_shards_give_the_same_tensors(
     assert all(torch.equal(live[name], expected[name]) for name in names)
 
 
+@pytest.mark.full
 def test_smollm2_2_4_in_shards(real_model: RealModel, tmp_path: Path) -> None:
     folder = real_model("smollm2-bin")
     result = prune(

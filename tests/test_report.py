@@ -197,7 +197,7 @@ def test_scales_that_are_offered() -> None:
     ("name", "interactive"),
     few(
         [*((name, True) for name in report_documents.EVERY), ("real", False)],
-        ("accuracy", True), ("bare", True), ("real", False),
+        ("bare", True), ("real", False),
     ),
 )  # fmt: skip
 def test_charts_of_every_kind_of_sweep(name: str, interactive: bool) -> None:

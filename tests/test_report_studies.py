@@ -17,6 +17,7 @@ import reference
 import study_documents
 import tiny_models
 import torch
+from full import few
 from study_documents import NAMES, Documents
 
 from prunectl import CompareSettings, compare, trace
@@ -44,7 +45,7 @@ class Elements(HTMLParser):
         self.found.append(tag)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "trace", "lottery"))
 def test_texts_of_a_document_are_only_texts(documents: Documents, name: str) -> None:
     """The same elements, whatever names of models, tensors and commands are."""
     make, document = documents[name]
