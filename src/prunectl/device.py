@@ -171,3 +171,10 @@ def _left_in_group(folder: Path) -> int | None:
             continue
         return max(0, most - used + cached) if most < _NO_LIMIT else None
     return None
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

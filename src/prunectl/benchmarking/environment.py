@@ -13,7 +13,7 @@ from typing import Any
 
 from prunectl._version import __version__
 from prunectl.benchmarking.machine import machine_of, processor
-from prunectl.device import left_in_groups, memory_stated
+from prunectl.device import left_in_groups, memory_stated, usable_cores
 from prunectl.hub.errors import without_secrets
 from prunectl.to_json import to_json
 from prunectl.userdirs import cache_dir, expanded
@@ -103,8 +103,6 @@ def environment() -> Environment:
     """Describe the environment of this process, also where libraries are missing or broken."""
     problems: list[str] = []
     instructions, kernels = _instructions(problems)
-    cores = os.cpu_count() or 1
-    affinity = getattr(os, "sched_getaffinity", None)
     free = memory_stated("MemAvailable")
     return Environment(
         prunectl=__version__,
@@ -114,8 +112,8 @@ def environment() -> Environment:
         processor=processor(),
         instructions=instructions,
         kernels=kernels,
-        cores=cores,
-        usable_cores=len(affinity(0)) if affinity else cores,
+        cores=os.cpu_count() or 1,
+        usable_cores=usable_cores(),
         memory=memory_stated("MemTotal"),
         free_memory=min([free, *left_in_groups(Path("/proc/self"))]),
         devices=_devices(problems),

@@ -22,8 +22,6 @@ from prunectl.runtime.matrix import TORCH_TYPES
 from prunectl.runtime.selection import instructions
 from prunectl.runtime.weight import CompressedWeight
 
-_TYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-
 
 class MappedFile:
     """A compressed weights file.
@@ -48,13 +46,15 @@ class MappedFile:
         packed = weights.packed(name)
         if packed is None or not LAYOUTS[packed.layout].is_mapped:
             return None
-        shape, dtype = packed.spec.shape, _TYPES.get(packed.spec.dtype.name, "")
+        shape, dtype = packed.spec.shape, packed.spec.dtype.label
         if TORCH_TYPES.get(dtype) != self._dtype or reason_against_kind(shape, self._dtype):
+            return None
+        if shape[1] % STEP:
             return None
         weights.check(name)
         width = packed.spec.dtype.bits // 8
         offset, count = packed.parts["values"].offset, packed.parts["values"].spec.numel
-        if shape[1] % STEP or offset % width:
+        if offset % width:
             return None
         values = self._bytes[offset : offset + count * width + OVERREAD]
         if missing := count * width + OVERREAD - values.size:  # at the end of the file

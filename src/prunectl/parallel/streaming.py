@@ -7,7 +7,6 @@ journals and progress deterministic.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.stored import StoredTensor
+from prunectl.device import usable_cores
 from prunectl.magnitude.codes import Codes
 
 if TYPE_CHECKING:
@@ -118,9 +118,7 @@ def pieces(codes: Codes, unit: int) -> Iterator[Codes]:
 
 def default_jobs() -> int:
     """One thread per core this process may use, eight at most."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, min(len(os.sched_getaffinity(0)), 8))
-    return max(1, min(os.cpu_count() or 1, 8))
+    return min(usable_cores(), 8)
 
 
 def batches(tensors: Iterable[StoredTensor]) -> Iterator[list[StoredTensor]]:

@@ -84,7 +84,7 @@ def compressed(
 
 
 def _stack(weight: torch.Tensor, module: Any, execution: str) -> torch.nn.Parameter | None:
-    """A stack of which every expert is compressed; None if one stays dense."""
+    """Compress each expert of a stack; None if one of them stays dense."""
     if isinstance(weight, CompressedStack):
         return torch.nn.Parameter(weight.again(), requires_grad=False)
     experts = []

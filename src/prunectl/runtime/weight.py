@@ -42,14 +42,18 @@ class CompressedWeight(torch.Tensor):
         cls, matrix: Matrix, transposed: bool = False, anchor: Any = None
     ) -> CompressedWeight:
         shape = (matrix.rows, matrix.columns)
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            shape[::-1] if transposed else shape,
-            dtype=matrix.torch_dtype,
-            device=torch.device("cpu"),
-            requires_grad=False,
+        made: CompressedWeight = cls._made(
+            shape[::-1] if transposed else shape, matrix.torch_dtype, anchor
         )
         made.matrix, made.transposed, made.number = matrix, transposed, number_of(matrix)
+        return made
+
+    @classmethod
+    def _made(cls, shape: tuple[int, ...], dtype: torch.dtype, anchor: Any) -> Any:
+        """A tensor of this class, without memory of its own."""
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype, device=torch.device("cpu"), requires_grad=False
+        )
         made.anchor = torch.empty(0, device="cpu") if anchor is None else anchor
         return made
 
@@ -180,15 +184,8 @@ class CompressedStack(CompressedWeight):
     @staticmethod
     def __new__(cls, experts: tuple[CompressedWeight, ...], anchor: Any = None) -> CompressedStack:
         first = experts[0]
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            (len(experts), *first.shape),
-            dtype=first.dtype,
-            device=torch.device("cpu"),
-            requires_grad=False,
-        )
+        made: CompressedStack = cls._made((len(experts), *first.shape), first.dtype, anchor)
         made.experts = experts
-        made.anchor = torch.empty(0, device="cpu") if anchor is None else anchor
         return made
 
     def __init__(self, experts: tuple[CompressedWeight, ...], anchor: Any = None) -> None:
