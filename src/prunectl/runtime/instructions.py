@@ -191,12 +191,14 @@ def _compressed_load(lanes: int, bits: int) -> Callable[[Emitted, Any, Any], Any
 
 
 def _avx512_16(emitted: Emitted, mask: Any, pointer: Any) -> Any:
-    """The form that expands a register: the one that expands from memory is microcode."""
+    """The form that expands a register: the one that expands from memory is microcode.
+
+    LLVM would merge its own intrinsic with the load into that one.
+    """
     builder = emitted.builder
     packed = load_vector(builder, pointer, I16, 32)
-    flags = builder.bitcast(mask, vector(I1, 32))
-    name = "llvm.x86.avx512.mask.expand.v32i16"
-    return intrinsic(builder, name, packed.type, packed, splat(I16, 32, 0), flags)
+    kind = ir.FunctionType(packed.type, [packed.type, mask.type])
+    return builder.asm(kind, "vpexpandw $1, $0 {$2} {z}", "=v,v,^Yk", [packed, mask], False)
 
 
 def _avx512_32(emitted: Emitted, mask: Any, pointer: Any) -> Any:
