@@ -81,7 +81,11 @@ class InstructionSet:
         expand16: mask (i8 or i32), pointer to bytes -> <lanes x i16>.
         expand16_high: the same in the upper halves of <lanes x i32>; None: by widening.
         expand32: mask, pointer -> <lanes x i32>.
-        lookup: builder, <16 x i8> codebook, <32 x i8> ranks -> <32 x i8>.
+        lookup: builder, <16 x i8> codebook, <block x i8> ranks -> <block x i8>.
+        block: coded weights that are decoded at a time, 32 or 64.
+        tile: rows of weights that a product takes at a time, if it has more input rows than
+            ``alone``; else 1. Both are measured; the vectors of sums must fit in registers.
+        most: input rows that a kernel takes at a time.
         tables: the bytes of the tables that the expansions read.
         machines: values of ``platform.machine()``; empty for any.
         is_tested: whether the tests have run with it. One that is not is checked before its use.
@@ -96,6 +100,10 @@ class InstructionSet:
     tables: Callable[[], Bytes] = lambda: np.zeros(64, np.uint8)
     machines: tuple[str, ...] = ()
     is_tested: bool = False
+    block: int = 32
+    tile: int = 2
+    alone: int = 1
+    most: int = 8
 
 
 def _bits_before() -> npt.NDArray[np.int64]:
@@ -220,6 +228,12 @@ def _x86_lookup(builder: Any, book: Any, ranks: Any) -> Any:
     return intrinsic(builder, "llvm.x86.avx2.pshuf.b", twice.type, twice, ranks)
 
 
+def _avx512_lookup(builder: Any, book: Any, ranks: Any) -> Any:
+    lanes = ir.Constant(vector(I32, 64), [i % 16 for i in range(64)])
+    whole = builder.shuffle_vector(book, book, lanes)
+    return intrinsic(builder, "llvm.x86.avx512.pshuf.b.512", whole.type, whole, ranks)
+
+
 def _neon_lookup(builder: Any, book: Any, ranks: Any) -> Any:
     halves = []
     for half in range(2):
@@ -246,8 +260,13 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
         needs=("avx512f", "avx512bw", "avx512vl", "avx512vbmi2", "fma", "f16c"),
         expand16=_avx512_16,
         expand32=_avx512_32,
-        lookup=_x86_lookup,
+        lookup=_avx512_lookup,
         machines=X86,
+        is_tested=True,
+        block=64,
+        tile=4,
+        alone=2,
+        most=6,
     ),
     "avx2": InstructionSet(
         lanes=8,
@@ -295,6 +314,11 @@ def usable() -> list[str]:
         if (not one.machines or platform.machine() in one.machines)
         and cpu_features().issuperset(one.needs)
     ]
+
+
+def multiplies_bf16() -> bool:
+    """Whether torch's dense products of many rows are faster in bf16 than in fp32."""
+    return "avx512bf16" in cpu_features()
 
 
 @cache

@@ -27,6 +27,7 @@ from prunectl.runtime.instructions import (
     I64,
     INSTRUCTION_SETS,
     MASK_TYPES,
+    OVERREAD,
     Emitted,
     intrinsic,
     load_vector,
@@ -48,8 +49,11 @@ ARGUMENTS = (
 """The i64 arguments of a kernel, in their order; pointers are addresses, 0 if there is none."""
 
 _PLACE = {name: number for number, name in enumerate(ARGUMENTS)}
-_PREFETCH = 1024
-"""Bytes ahead of the packed values that are asked for: measured best of 0 to 2,048."""
+_AHEAD = 8192
+"""Bytes ahead of the packed values that are asked for: measured best of 512 to 16,384."""
+
+_CODED_AHEAD = 4096
+"""The same for low bytes and for ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,22 @@ class Kernel:
     @property
     def bits(self) -> int:
         return 32 if self.dtype == "fp32" else 16
+
+    @property
+    def lanes(self) -> int:
+        """Sums in a vector of the CPU."""
+        return min(16, INSTRUCTION_SETS[self.instructions].lanes)
+
+    @property
+    def tile(self) -> int:
+        """Rows of weights that are multiplied side by side: they share what is loaded of inputs."""
+        instructions = INSTRUCTION_SETS[self.instructions]
+        return instructions.tile if self.batch > instructions.alone else 1
+
+    @property
+    def sums(self) -> int:
+        """Vectors of sums for a row of weights and one of inputs: an addition takes 4 cycles."""
+        return 4 if self.tile == 1 else 1
 
 
 Function = Callable[[int], None]
@@ -119,6 +139,13 @@ def _target_machine() -> Any:
     )
 
 
+def rank_place(value: int, block: int) -> int:
+    """Where a value's rank is when the low halves of ``block // 2`` bytes precede the high."""
+    part, within = divmod(value, BLOCK)
+    eight, low = divmod(within, 8)
+    return eight % 2 * (block // 2) + BLOCK // 2 * part + 8 * (eight // 2) + low
+
+
 class _Writer:
     """Writes one kernel."""
 
@@ -146,8 +173,16 @@ class _Writer:
     def at(self, pointer: Any, index: Any) -> Any:
         return self.builder.gep(pointer, [index])
 
+    def ask_for(self, pointer: Any, ahead: Any) -> None:
+        """Have memory fetched that will be read soon; it need not exist."""
+        to_read = [ir.Constant(I32, value) for value in (0, 3, 1)]
+        address = self.at(pointer, ahead)
+        intrinsic(self.builder, "llvm.prefetch.p0", ir.VoidType(), address, *to_read)
+
     @contextmanager
-    def loop(self, start: Any, end: Any, carried: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    def loop(
+        self, start: Any, end: Any, carried: list[Any], by: int = 1
+    ) -> Iterator[tuple[Any, list[Any]]]:
         """Run the body for start <= i < end, with values carried from pass to pass.
 
         Yields the index and the carried values; the body replaces the elements of that list, and
@@ -167,7 +202,7 @@ class _Writer:
         builder.position_at_end(body)
         values = list(merged)
         yield index, values
-        following = builder.add(index, ir.Constant(I64, 1))
+        following = builder.add(index, ir.Constant(I64, by))
         index.add_incoming(following, builder.block)
         for phi, value in zip(merged, values, strict=True):
             phi.add_incoming(value, builder.block)
@@ -194,7 +229,7 @@ class _Writer:
         builder.position_at_end(work)
         last = builder.add(first, chunk)
         last = builder.select(builder.icmp_unsigned("<", last, rows), last, rows)
-        with self.loop(first, last, []) as (row, _):
+        with self.loop(first, last, [], self.kernel.tile) as (row, _):
             if self.kernel.batch:
                 self.product(row, rows)
             else:
@@ -213,9 +248,19 @@ class _Writer:
             exact = self.at(self.inputs, builder.mul(self.columns, row))
             with self.loop(ir.Constant(I64, 0), width, []) as (column, _):
                 value = self.floats(builder.load(self.at(given, column)))
-                builder.store(value, self.at(exact, column))
+                builder.store(value, self.at(exact, self.place_of(column)))
             with self.loop(width, self.columns, []) as (column, _):
-                builder.store(ir.Constant(FLOAT, 0.0), self.at(exact, column))
+                builder.store(ir.Constant(FLOAT, 0.0), self.at(exact, self.place_of(column)))
+
+    def place_of(self, column: Any) -> Any:
+        """Where the input of a column is kept."""
+        if not self.splits:
+            return column
+        builder = self.builder
+        first = builder.and_(column, ir.Constant(I64, -STEP))
+        odd = builder.mul(builder.and_(column, ir.Constant(I64, 1)), ir.Constant(I64, STEP // 2))
+        within = builder.lshr(builder.and_(column, ir.Constant(I64, STEP - 1)), ir.Constant(I64, 1))
+        return builder.add(builder.add(first, odd), within)
 
     def start_of(self, row: Any) -> Any:
         """Index of the first value of a row."""
@@ -227,7 +272,7 @@ class _Writer:
         start = self.builder.load(self.at(self.argument("starts", I32), row))
         return self.builder.zext(start, I64)
 
-    def packed_row(self, row: Any) -> Any:
+    def packed_row(self, row: Any, part: int = 0) -> Any:
         """Pointer to the packed values of a row, decoded first if they are coded."""
         builder = self.builder
         start = self.start_of(row)
@@ -235,11 +280,13 @@ class _Writer:
             size = ir.Constant(I64, self.kernel.bits // 8)
             return self.at(self.argument("values", I8), builder.mul(start, size))
         end = self.start_of(builder.add(row, ir.Constant(I64, 1)))
-        self.decode_values(row, start, end)
-        self.put_escapes(row)
-        return self.scratch
+        size = builder.mul(self.columns, ir.Constant(I64, 2 * part))
+        target = self.at(self.scratch, builder.add(size, ir.Constant(I64, 4 * OVERREAD * part)))
+        self.decode_values(row, start, end, target)
+        self.put_escapes(row, target)
+        return target
 
-    def decode_values(self, row: Any, start: Any, end: Any) -> None:
+    def decode_values(self, row: Any, start: Any, end: Any, scratch: Any) -> None:
         """A row's low bytes, and the ranks of its high bytes -> bf16 in the scratch.
 
         The ranks of 32 values are 16 bytes: byte i < 8 holds those of values i (low) and i + 8, and
@@ -252,32 +299,32 @@ class _Writer:
             builder.lshr(start, ir.Constant(I64, 1)), builder.mul(row, ir.Constant(I64, 8))
         )
         ranks, lows = self.at(self.argument("ranks", I8), skipped), self.at(lows, start)
-        count = builder.add(builder.sub(end, start), ir.Constant(I64, BLOCK - 1))
-        blocks = builder.udiv(count, ir.Constant(I64, BLOCK))
-        order = [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]
+        block = self.set.block
+        count = builder.add(builder.sub(end, start), ir.Constant(I64, block - 1))
+        blocks = builder.udiv(count, ir.Constant(I64, block))
+        where = [rank_place(value, block) for value in range(block)]
         with self.loop(ir.Constant(I64, 0), blocks, []) as (number, _):
-            first = builder.mul(number, ir.Constant(I64, BLOCK))
+            first = builder.mul(number, ir.Constant(I64, block))
             place = builder.lshr(first, ir.Constant(I64, 1))
-            pairs = load_vector(builder, self.at(ranks, place), I8, 16)
+            pairs = load_vector(builder, self.at(ranks, place), I8, block // 2)
+            ahead = ir.Constant(I64, _CODED_AHEAD)
+            self.ask_for(self.at(ranks, place), ahead)
+            self.ask_for(self.at(lows, first), ahead)
             both = builder.shuffle_vector(
-                builder.and_(pairs, splat(I8, 16, 15)),
-                builder.lshr(pairs, splat(I8, 16, 4)),
-                ir.Constant(vector(I32, BLOCK), list(range(BLOCK))),
+                builder.and_(pairs, splat(I8, block // 2, 15)),
+                builder.lshr(pairs, splat(I8, block // 2, 4)),
+                ir.Constant(vector(I32, block), list(range(block))),
             )
             high = self.set.lookup(builder, book, both)
-            low = load_vector(builder, self.at(lows, first), I8, BLOCK)
-            low = builder.shuffle_vector(low, low, ir.Constant(vector(I32, BLOCK), order))
-            for half, spots in enumerate((range(8), range(8, 16))):
-                lanes = [*spots, *(16 + spot for spot in spots)]
-                mixed = [lane for spot in lanes for lane in (spot, BLOCK + spot)]
-                codes = builder.shuffle_vector(low, high, ir.Constant(vector(I32, BLOCK), mixed))
-                into = builder.add(
-                    builder.shl(first, ir.Constant(I64, 1)), ir.Constant(I64, BLOCK * half)
-                )
-                target = builder.bitcast(self.at(self.scratch, into), codes.type.as_pointer())
+            low = load_vector(builder, self.at(lows, first), I8, block)
+            for half in range(0, block, 32):
+                mixed = [lane for v in range(half, half + 32) for lane in (v, block + where[v])]
+                codes = builder.shuffle_vector(low, high, ir.Constant(vector(I32, 64), mixed))
+                into = builder.shl(builder.add(first, ir.Constant(I64, half)), ir.Constant(I64, 1))
+                target = builder.bitcast(self.at(scratch, into), codes.type.as_pointer())
                 builder.store(codes, target).align = 1
 
-    def put_escapes(self, row: Any) -> None:
+    def put_escapes(self, row: Any, scratch: Any) -> None:
         """Write the values of a row whose exponents have no rank to their places."""
         builder = self.builder
         starts = self.argument("escape_starts", I32)
@@ -287,7 +334,7 @@ class _Writer:
         first, last = (
             builder.zext(builder.load(self.at(starts, at)), I64) for at in (row, following)
         )
-        target = builder.bitcast(self.scratch, I16.as_pointer())
+        target = builder.bitcast(scratch, I16.as_pointer())
         with self.loop(first, last, []) as (number, _):
             place = builder.zext(builder.load(self.at(places, number)), I64)
             value = builder.load(self.at(values, number))
@@ -311,6 +358,22 @@ class _Writer:
             codes = expand(emitted, mask, pointer)
         return (self.floats(codes) if as_floats else codes), following
 
+    @property
+    def splits(self) -> bool:
+        """Whether products take each step's even columns before the odd ones."""
+        return self.kernel.dtype == "bf16" and self.set.lanes == STEP
+
+    def split(self, codes: Any) -> Any:
+        """bf16 codes of a step -> fp32, even columns first: half the work of widening in order."""
+        builder = self.builder
+        pairs = builder.bitcast(codes, vector(I32, STEP // 2))
+        halves = [
+            builder.shl(pairs, splat(I32, STEP // 2, 16)),
+            builder.and_(pairs, splat(I32, STEP // 2, 0xFFFF0000)),
+        ]
+        both = builder.shuffle_vector(*halves, ir.Constant(vector(I32, STEP), list(range(STEP))))
+        return builder.bitcast(both, vector(FLOAT, STEP))
+
     def floats(self, codes: Any) -> Any:
         """Codes of the weights' dtype, one or a vector, as fp32."""
         builder = self.builder
@@ -328,13 +391,12 @@ class _Writer:
             return builder.fpext(builder.bitcast(codes, like(ir.HalfType())), like(FLOAT))
         return builder.bitcast(codes, like(FLOAT))
 
-    def groups(self, row: Any) -> tuple[Any, Any]:
-        """Pointer to the mask of a row, and the number of steps in it."""
-        steps = self.builder.udiv(self.columns, ir.Constant(I64, STEP))
+    def mask_of(self, row: Any) -> Any:
+        """Pointer to the mask of a row."""
         if not self.kernel.is_masked:
-            return None, steps
+            return None
         size = self.builder.mul(row, self.builder.udiv(self.columns, ir.Constant(I64, 8)))
-        return self.at(self.argument("mask", I8), size), steps
+        return self.at(self.argument("mask", I8), size)
 
     def masks_of(self, masks: Any, step: Any) -> list[Any]:
         """The masks of the groups of a step."""
@@ -350,38 +412,85 @@ class _Writer:
         shifts = (ir.Constant(I32, first) for first in range(0, STEP, lanes))
         return [builder.trunc(builder.lshr(whole, shift), kind) for shift in shifts]
 
-    def product(self, row: Any, rows: Any) -> None:
-        """outputs[j, row] = sum over columns of inputs[j] * the row, + bias[row]."""
-        builder, batch, lanes = self.builder, self.kernel.batch, self.set.lanes
-        masks, steps = self.groups(row)
-        packed = self.packed_row(row)
-        groups = STEP // lanes
-        sums = min(groups, max(1, 4 // batch))
-        carried = [packed] + [splat(FLOAT, lanes, 0.0)] * (batch * sums)
-        with self.loop(ir.Constant(I64, 0), steps, carried) as (step, now):
-            ahead = self.at(now[0], ir.Constant(I64, _PREFETCH))
-            hint = [ir.Constant(I32, value) for value in (0, 3, 1)]
-            intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), ahead, *hint)
-            begun = now[0]
-            for group, mask in enumerate(self.masks_of(masks, step)):
-                weights, now[0] = self.expand(mask, now[0], as_floats=True)
-                for j in range(batch):
-                    column = builder.add(
-                        builder.mul(step, ir.Constant(I64, STEP)),
-                        ir.Constant(I64, group * lanes),
-                    )
-                    place = builder.add(builder.mul(self.columns, ir.Constant(I64, j)), column)
-                    value = load_vector(builder, self.at(self.inputs, place), FLOAT, lanes, 4)
-                    k = 1 + j * sums + group % sums
-                    name = f"llvm.fma.v{lanes}f32"
-                    now[k] = intrinsic(builder, name, weights.type, weights, value, now[k])
-            if self.kernel.is_regular:
-                width = ir.Constant(I64, self.kernel.bits // 8)
-                now[0] = self.at(begun, builder.mul(self.argument("per_step"), width))
-        for j in range(batch):
-            total = self.total(now[1 + j * sums : 1 + (j + 1) * sums])
-            place = builder.add(builder.mul(rows, ir.Constant(I64, j)), row)
-            self.put(total, row, place)
+    def product(self, first: Any, rows: Any) -> None:
+        """outputs[j, row] = sum over columns of inputs[j] * the row, + bias[row], for each j.
+
+        For a tile of rows, the first of which is given. Where it goes beyond the last row, it has
+        that row several times.
+        """
+        builder, kernel = self.builder, self.kernel
+        batch, tile, sums = kernel.batch, kernel.tile, kernel.sums
+        numbers = [first]
+        for i in range(1, tile):
+            row = builder.add(first, ir.Constant(I64, i))
+            is_there = builder.icmp_unsigned("<", row, rows)
+            numbers.append(builder.select(is_there, row, numbers[-1]))
+        masks = [self.mask_of(row) for row in numbers]
+        now = [self.packed_row(row, i) for i, row in enumerate(numbers)]
+        begun = now[0]
+        now += [splat(FLOAT, kernel.lanes, 0.0)] * (tile * batch * sums)
+        ahead = builder.sub(builder.ptrtoint(now[tile - 1], I64), builder.ptrtoint(begun, I64))
+        ahead = builder.add(ahead, ir.Constant(I64, _AHEAD))
+        steps = builder.udiv(self.columns, ir.Constant(I64, STEP))
+        together = max(1, sums * kernel.lanes // STEP)
+        several = ir.Constant(I64, together)
+        whole = builder.udiv(steps, several)
+        with self.loop(ir.Constant(I64, 0), whole, now) as (number, now):
+            for turn in range(together):
+                step = builder.add(builder.mul(number, several), ir.Constant(I64, turn))
+                self.step(step, masks, now, ahead, turn)
+        if together > 1:
+            with self.loop(builder.mul(whole, several), steps, now) as (step, now):
+                self.step(step, masks, now, ahead, 0)
+        for i, row in enumerate(numbers):
+            for j in range(batch):
+                base = tile + (i * batch + j) * sums
+                total = self.total(now[base : base + sums])
+                place = builder.add(builder.mul(rows, ir.Constant(I64, j)), row)
+                self.put(total, row, place)
+
+    def step(self, step: Any, masks: list[Any], now: list[Any], ahead: Any, turn: int) -> None:
+        """Multiply the ``STEP`` columns of a step.
+
+        ``now`` holds the pointers to the packed rows of the tile, then the vectors of sums: those
+        of its first row with the first input row, and so on.
+        """
+        builder, kernel, lanes = self.builder, self.kernel, self.set.lanes
+        batch, tile, sums = kernel.batch, kernel.tile, kernel.sums
+        begun = now[:tile]
+        if not kernel.is_coded:
+            for pointer in begun:
+                self.ask_for(pointer, ahead)
+        step_masks = [self.masks_of(mask, step) for mask in masks]
+        for group in range(STEP // lanes):
+            weights = []
+            for i in range(tile):
+                codes, now[i] = self.expand(step_masks[i][group], now[i], as_floats=not self.splits)
+                weights.append(self.split(codes) if self.splits else codes)
+            first = builder.mul(step, ir.Constant(I64, STEP))
+            column = builder.add(first, ir.Constant(I64, group * lanes))
+            for j in range(batch):
+                place = builder.add(builder.mul(self.columns, ir.Constant(I64, j)), column)
+                value = load_vector(builder, self.at(self.inputs, place), FLOAT, lanes, 4)
+                for i in range(tile):
+                    base = tile + (i * batch + j) * sums
+                    for k in range(0, lanes, kernel.lanes):
+                        part = turn * STEP + group * lanes + k
+                        into = base + part // kernel.lanes % sums
+                        factors = (self.part(one, k) for one in (weights[i], value))
+                        name = f"llvm.fma.v{kernel.lanes}f32"
+                        now[into] = intrinsic(builder, name, now[into].type, *factors, now[into])
+        if kernel.is_regular:
+            width = ir.Constant(I64, kernel.bits // 8)
+            stride = builder.mul(self.argument("per_step"), width)
+            now[:tile] = [self.at(pointer, stride) for pointer in begun]
+
+    def part(self, whole: Any, first: int) -> Any:
+        """The lanes of a vector that a vector of the CPU holds."""
+        chosen = list(range(first, first + self.kernel.lanes))
+        return self.builder.shuffle_vector(
+            whole, whole, ir.Constant(vector(I32, len(chosen)), chosen)
+        )
 
     def total(self, parts: list[Any]) -> Any:
         """The sum of vectors and of their lanes, halves first."""
@@ -421,12 +530,14 @@ class _Writer:
         """outputs[number] = the row order[number]."""
         builder, lanes = self.builder, self.set.lanes
         row = builder.load(self.at(self.argument("order", I64), number))
-        masks, steps = self.groups(row)
-        packed = self.packed_row(row)
+        masks, packed = self.mask_of(row), self.packed_row(row)
+        steps = builder.udiv(self.columns, ir.Constant(I64, STEP))
         as_floats = self.kernel.to_fp32
         kind = FLOAT if as_floats else ir.IntType(self.kernel.bits)
         outputs = self.at(self.argument("outputs", kind), builder.mul(number, self.columns))
         with self.loop(ir.Constant(I64, 0), steps, [packed]) as (step, now):
+            if not self.kernel.is_coded:
+                self.ask_for(now[0], ir.Constant(I64, _AHEAD))
             for group, mask in enumerate(self.masks_of(masks, step)):
                 weights, now[0] = self.expand(mask, now[0], as_floats=as_floats)
                 column = builder.add(

@@ -15,17 +15,25 @@ import numpy.typing as npt
 
 from prunectl.lazy import torch
 from prunectl.runtime import pool
-from prunectl.runtime.instructions import OVERREAD, tables_of
+from prunectl.runtime.instructions import (
+    INSTRUCTION_SETS,
+    OVERREAD,
+    multiplies_bf16,
+    tables_of,
+)
 from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
 
 MOST_ROWS = 8
-"""Input rows that a kernel multiplies while a row of weights is in registers."""
+"""Input rows that kernels multiply; of more, torch does."""
 
-_CHUNK_BYTES = 1 << 15
-"""Dense bytes of the rows that a thread takes at a time: few enough that none waits long."""
+_CHUNK_BYTES = 1 << 19
+"""Dense bytes of a chunk of rows, at most: between chunks, a thread waits for memory."""
 
-_PANEL = 1 << 20
-"""Weights of a panel: as fp32 they fit in a core's share of the cache."""
+_CHUNKS = 4
+"""Chunks for each thread at least, so that none waits long for another."""
+
+_PANEL, _NARROW_PANEL = 1 << 20, 1 << 22
+"""Weights of a panel that torch multiplies in fp32, and in bf16: measured best of 2^18 to 2^23."""
 
 Array = npt.NDArray[np.generic]
 
@@ -122,32 +130,44 @@ class Matrix:
         Sums are fp32; inputs, bias and the result [..., rows] have the dtype of the weights.
         """
         count = inputs.numel() // self.columns
-        if count > MOST_ROWS:
+        most = INSTRUCTION_SETS[self.instructions].most
+        if count > (most if self.values.ranks is not None else MOST_ROWS):
             return self._many(inputs, bias)
         inputs = inputs.contiguous()
         result = inputs.new_empty((*inputs.shape[:-1], self.rows))
-        if count:
-            added = _nothing() if bias is None else bias.float().contiguous()
-            call = self._call(count, to_fp32=False)
-            call.run(
+        added = _nothing() if bias is None else bias.float().contiguous()
+        parts = -(-count // most)
+        size = inputs.element_size()
+        for part in range(parts):
+            first, last = count * part // parts, count * (part + 1) // parts
+            self._call(last - first, to_fp32=False).run(
                 self.rows,
-                inputs=inputs.data_ptr(),
-                outputs=result.data_ptr(),
+                inputs=inputs.data_ptr() + first * self.columns * size,
+                outputs=result.data_ptr() + first * self.rows * size,
                 bias=added.data_ptr(),
                 bias_step=bias is not None,
             )
         return result
 
     def _many(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        exact = inputs.reshape(-1, self.columns).float()
-        sums = exact.new_empty(exact.shape[0], self.rows)
-        step = max(64, _PANEL // self.padded)
+        """Panels of rows are decoded into the cache, and multiplied by torch."""
+        is_narrow = self.dtype == "bf16" and multiplies_bf16()
+        kind = inputs.dtype if is_narrow else torch.float32
+        flat = inputs.reshape(-1, self.columns).to(kind)
+        sums = flat.new_empty(len(flat), self.rows)
+        size = _NARROW_PANEL if is_narrow else _PANEL
+        step = min(self.rows, max(64, size // self.padded))
+        panel = _panel(step * self.padded, kind)
         order = np.arange(self.rows)
         for first in range(0, self.rows, step):
-            panel = self.decoded(order[first : first + step], to_fp32=True)
-            torch.mm(exact, panel.T, out=sums[:, first : first + step])
-        if bias is not None:
-            sums += bias.float()
+            last = min(first + step, self.rows)
+            self._decode(order[first:last], panel, to_fp32=not is_narrow)
+            weights = panel[: (last - first) * self.padded].view(-1, self.padded)
+            weights, into = weights[:, : self.columns].T, sums[:, first:last]
+            if bias is None:
+                torch.mm(flat, weights, out=into)
+            else:
+                torch.addmm(bias[first:last].to(kind), flat, weights, out=into)
         return sums.to(inputs.dtype).reshape(*inputs.shape[:-1], self.rows)
 
     @untraced
@@ -155,10 +175,12 @@ class Matrix:
         """Decode rows by their numbers: [len(order), columns], in their dtype or fp32."""
         kind = torch.float32 if to_fp32 else TORCH_TYPES[self.dtype]
         rows = torch.empty(len(order), self.padded, dtype=kind, device="cpu")
-        order = np.ascontiguousarray(order)
-        call = self._call(0, to_fp32=to_fp32)
-        call.run(len(order), outputs=rows.data_ptr(), order=order.ctypes.data)
+        self._decode(np.ascontiguousarray(order), rows, to_fp32=to_fp32)
         return rows[:, : self.columns]
+
+    def _decode(self, order: npt.NDArray[np.int64], into: torch.Tensor, *, to_fp32: bool) -> None:
+        call = self._call(0, to_fp32=to_fp32)
+        call.run(len(order), outputs=into.data_ptr(), order=order.ctypes.data)
 
     def dense(self) -> torch.Tensor:
         """The whole matrix, bit for bit."""
@@ -187,10 +209,11 @@ class _Call:
             is_regular=values.per_step > 0,
         )
         self._function, self._address = compiled(kernel)
-        self._chunk = max(1, _CHUNK_BYTES // (matrix.padded * kernel.bits // 8))
-        self._scratch_bytes = (4 * batch + 2) * matrix.padded + 4 * OVERREAD
+        self._tile = kernel.tile
+        self._most = _CHUNK_BYTES // (matrix.padded * kernel.bits // 8)
+        scratch = 2 * matrix.padded + 4 * OVERREAD
+        self._scratch_bytes = 4 * batch * matrix.padded + kernel.tile * scratch
         fixed = {
-            "chunk": self._chunk,
             "columns": matrix.padded,
             "width": matrix.columns,
             "mask": _address(matrix.mask),
@@ -213,8 +236,10 @@ class _Call:
         arguments.rows = rows
         for name, value in given.items():
             setattr(arguments, name, value)
-        tasks = -(-rows // self._chunk)
-        threads = min(torch.get_num_threads(), tasks)
+        threads = torch.get_num_threads()
+        chunk = min(rows // (_CHUNKS * threads), self._most) if threads > 1 else self._most
+        chunk = arguments.chunk = max(1, chunk // self._tile) * self._tile
+        threads = min(threads, -(-rows // chunk))
         arguments.scratch = _scratch(threads * self._scratch_bytes)
         pool.run(self._function, self._address, arguments, threads)
 
@@ -248,3 +273,15 @@ def _scratch(size: int) -> int:
         _own.memory, _own.size = np.empty(size + OVERREAD, np.uint8), size
         _own.address = -(-_own.memory.ctypes.data // OVERREAD) * OVERREAD
     return int(_own.address)
+
+
+def _panel(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for weights that only this thread uses, until it asks again.
+
+    New memory would be filled with zeros by the system first, which takes as long as decoding.
+    """
+    room: torch.Tensor | None = getattr(_own, "panel", None)
+    nbytes = size * dtype.itemsize
+    if room is None or len(room) < nbytes:
+        room = _own.panel = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+    return room[:nbytes].view(dtype)
