@@ -19,8 +19,10 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,26 @@ def products(threads: int, size: int) -> None:
 
 
 def memory(name: str) -> int:
-    """Bytes of this process: ``VmRSS`` now or ``VmHWM`` at most, mapped files included."""
+    """Bytes of this process: ``VmRSS``, or ``RssAnon`` without mapped files."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(next(x.split()[1] for x in status.splitlines() if x.startswith(name)))
+
+
+@contextmanager
+def peak(found: dict[str, float]) -> Iterator[None]:
+    """Note the most memory that is not of mapped files, sampled every 2 ms."""
+    before, done = memory("RssAnon"), threading.Event()
+    found["peak"] = 0
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            found["peak"] = max(found["peak"], memory("RssAnon") - before)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    yield
+    done.set()
+    sampler.join()
 
 
 def held_as(form: str, model: torch.nn.Module) -> None:
@@ -135,12 +154,13 @@ def one_run(folder: str, side: str, threads: int, prompts: list[int]) -> dict[st
 
     torch.set_num_threads(threads)
     before = memory("VmRSS")
-    started = time.perf_counter()
     execution = side if side in EXECUTIONS else "dense"
     dtype = torch.float32 if side == "dense fp32" else torch.bfloat16
-    model = load_model(folder, execution=execution, dtype=dtype)
-    found = {"loading": time.perf_counter() - started}
-    found["peak"] = memory("VmHWM") - before
+    found: dict[str, float] = {}
+    started = time.perf_counter()
+    with peak(found):
+        model = load_model(folder, execution=execution, dtype=dtype)
+    found["loading"] = time.perf_counter() - started
     if side in (OWN, *FORMS):
         held_as(side, model)
     with torch.inference_mode():
