@@ -57,13 +57,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 DENSE = "dense"
-REFINE = ["--refine"]
+FITS = {"": [], " + refine": ["--refine"], " + reconstruct": ["--reconstruct"]}
 METHODS = {
-    f"{method}{' + refine' if refine else ''}": [
-        *(["--method", str(method)] if method is not DEFAULT else []), *refine,
-    ]
+    f"{method}{name}": [*(["--method", str(method)] if method is not DEFAULT else []), *options]
     for method in Method
-    for refine in ([], REFINE)
+    for name, options in FITS.items()
 }  # fmt: skip
 PART = ["--pattern", "2:4", "--sparsity", "0.4", "--budget"]
 TARGETS = {

@@ -62,8 +62,8 @@ def axes_of(checkpoint: Checkpoint, block_model: BlockModel) -> dict[str, int | 
     }  # fmt: skip
 
 
-def moments_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
-    """``2/n sum x x^T`` of every linear layer's inputs, by running the whole model, in fp64."""
+def inputs_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
+    """Every linear layer's inputs [tokens, in], by running the whole model, in fp64."""
     from transformers.pytorch_utils import Conv1D
 
     seen: dict[str, list[torch.Tensor]] = {}
@@ -81,7 +81,12 @@ def moments_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[
     with torch.no_grad():
         for sample in samples:
             model(**sample)
-    rows = {name: torch.cat(parts) for name, parts in seen.items()}
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def moments_by_hooks(model: torch.nn.Module, samples: Sequence[Inputs]) -> dict[str, torch.Tensor]:
+    """``2/n sum x x^T`` of every linear layer's inputs."""
+    rows = inputs_by_hooks(model, samples)
     return {name: 2 / len(x) * x.T @ x for name, x in rows.items()}
 
 
@@ -195,6 +200,44 @@ def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
                     diagonals[tensor].double(), expected[parameter_name].diagonal(),
                     rtol=1e-3, atol=1e-5,
                 )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", few(["llama", "t5", "albert"], "llama"))
+def test_aims_are_those_of_the_dense_model_run_beside(name: str, tmp_path: Path) -> None:
+    """Every other weight is set to zero; the reference runs both models as wholes."""
+    dense = tiny_models.build(name, tmp_path)
+    samples = samples_of(name)
+    values: dict[str, torch.Tensor] = {}
+    aims: dict[str, torch.Tensor | None] = {}
+
+    def prune(tensor: str, parts: Sequence[Captured]) -> torch.Tensor:
+        assert parts[0].gram is not None
+        aims[tensor] = parts[0].gram.aim(0.01)
+        values[tensor] = parts[0].matrix.weight.clone()
+        values[tensor][:, ::2] = 0
+        return values[tensor]
+
+    block_model = run(tmp_path, samples, prune, beside=True)
+    parameters = {tensor: block_model.targets[tensor].parameter for tensor in values}
+    wanted = inputs_by_hooks(dense, samples)
+    moved = 0
+    for block in dict.fromkeys(block_model.block_of(one) for one in parameters.values()):
+        model = type(dense).from_pretrained(tmp_path).eval()
+        for tensor, parameter in parameters.items():
+            if block_model.block_of(parameter) == block:
+                break
+            model.get_parameter(parameter).data.copy_(values[tensor])
+        seen = inputs_by_hooks(model, samples)
+        for tensor, parameter in parameters.items():
+            if block_model.block_of(parameter) == block:
+                x, y = seen[parameter], wanted[parameter]
+                pull = 0.01 * x.square().sum(0).mean() * torch.eye(x.shape[1])
+                expected = (y.T @ x + pull) @ torch.linalg.inv(x.T @ x + pull)
+                aim = aims[tensor]
+                assert aim is not None
+                torch.testing.assert_close(aim.double(), expected, rtol=1e-3, atol=1e-3)
+                moved += float((expected - torch.eye(len(aim))).abs().max()) > 0.1
+    assert moved
 
 
 def _put_expert(model: Any, tensor: str, value: torch.Tensor) -> None:

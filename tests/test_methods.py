@@ -40,6 +40,36 @@ def positive_zeros_outside(weight: torch.Tensor, mask: torch.Tensor) -> None:
 # --- statistics -----------------------------------------------------------------------------
 
 
+def test_an_aim_is_the_least_squares_fit_to_the_dense_outputs() -> None:
+    """``W A`` against the normal equations' own solution, from the rows themselves, in fp64."""
+    weight, x = layer(12, 40, 3)
+    weight, x = weight.double(), x.double()
+    dense = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).double()
+    gram = Gram(40, paired=True)
+    for part in (slice(0, 50), slice(50, None)):
+        gram.add(x[part].float(), dense[part].float())
+    aim = gram.aim(0.01)
+    assert aim is not None
+    pull = (0.01 * x.square().sum(0).mean()).sqrt()  # rows that pull to W
+    rows = torch.cat([x, pull * torch.eye(40).double()])
+    outputs = torch.cat([dense @ weight.T, pull * weight.T])
+    expected = torch.linalg.lstsq(rows, outputs).solution.T
+    torch.testing.assert_close(weight @ aim.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_pairs_there_is_no_aim() -> None:
+    x = layer(1, 40, 3)[1]
+    gram = Gram(40, paired=True)
+    gram.add(x, x)
+    gram.add(x)
+    assert gram.aim(0.01) is None
+    gram = Gram(40, paired=True)
+    gram.add(x, torch.zeros_like(x))  # rows of zeros stand for none: x in their place
+    aim = gram.aim(0.01)
+    assert aim is not None
+    torch.testing.assert_close(aim, torch.eye(40), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("full", [True, False])
 def test_gram_is_the_second_moments_in_double_precision(dtype: torch.dtype, full: bool) -> None:

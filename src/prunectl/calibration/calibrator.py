@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunectl.calibration.pruner import Captured
+    from prunectl.calibration.reconstruction import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class CalibratedFacts:
         dead_inputs: inputs that were zero in every sample.
         by_magnitude: matrices that no input reached, pruned by magnitude.
         pattern_rows: row ranges that follow the pattern, as in the manifest; None for all rows.
+        steps: of fitting its block. block_error_before, block_error: of the block, on samples held
+            out; None without that.
     """
 
     survivors: str
@@ -56,6 +59,9 @@ class CalibratedFacts:
     dead_inputs: int
     by_magnitude: int
     pattern_rows: list[tuple[int, int]] | None = None
+    steps: int = 0
+    block_error_before: float | None = None
+    block_error: float | None = None
 
 
 class Calibrator(Pruner):
@@ -89,6 +95,7 @@ class Calibrator(Pruner):
         self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
         self.zeros: dict[str, int] = {}
+        self._new: dict[str, torch.Tensor] = {}  # of the block at hand
 
     def in_turn(self, name: str) -> bool:
         """Whether a tensor's share of a budget depends on the tensors before it."""
@@ -116,12 +123,32 @@ class Calibrator(Pruner):
         return Computed(None if self._store is None else new, (facts, done, missed, zeros))
 
     def take(self, name: str, computed: Computed) -> None:
-        """Record the facts about a tensor and store its new values."""
+        """Record the facts about a tensor and keep its new values."""
         facts, done, missed, self.zeros[name] = computed.facts
         self.facts[name] = facts
         if self._store is not None and computed.values is not None:
             self.notes.tensor(name, facts, missed, done)
-            self._store.put(name, computed.values, asdict(facts))
+            self._new[name] = computed.values
+
+    def fitted(self, name: str, values: torch.Tensor | None, fit: Fit) -> None:
+        """Replace a tensor's values by those that fitting its block gave."""
+        if values is not None:
+            self._new[name] = values.cpu()
+        self.facts[name] = replace(
+            self.facts[name],
+            survivors=self.facts[name].survivors if values is None else "updated",
+            steps=fit.steps,
+            block_error_before=fit.before,
+            block_error=fit.after,
+        )
+
+    def finish(self, block: str) -> None:
+        """Store the new values of a block's tensors."""
+        assert self._store is not None
+        for name, values in self._new.items():
+            self._store.put(name, values, asdict(self.facts[name]))
+        self._new.clear()
+        self._store.finish(block)
 
     def passed(self, values: Mapping[str, torch.Tensor]) -> None:
         """Count the zeros of tensors that an earlier run pruned towards the budget."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
+from prunectl.calibration.reconstruction import LEAST_BATCHES, Reconstruction
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
@@ -33,11 +35,16 @@ class Wanted:
         full: gather whole second moments; False gathers their diagonals.
         true_sequential: measure the inputs of each matrix with those before it, in the same block,
             pruned already.
+        beside: run the dense model too, and aim at its outputs.
+        stored: the dtypes in which the tensors are stored, by name, to fit each block as a whole to
+            the dense one's outputs; None does not.
     """
 
     axes: Mapping[str, int | None]
     full: bool = True
     true_sequential: bool = False
+    beside: bool = False
+    stored: Mapping[str, torch.dtype] | None = None
 
 
 _NOT_SHARED, _FULL = "not shared", "full"
@@ -107,7 +114,8 @@ def calibrate(
         CalibrationFailed: the model fails on the samples, or its outputs hold NaN.
         DeviceFull: there is too little memory for a block.
     """
-    forward = Forward(block_model, samples, spill, _own(run.ranks))
+    least = 1 if wanted.stored is None else LEAST_BATCHES
+    forward = Forward(block_model, samples, spill, _own(run.ranks), least)
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
     groups = (order or _try(forward, run.on_event)).groups
@@ -142,6 +150,7 @@ class _Engine:
         self._pruner, self._ranks, self._on_event = pruner, run.ranks, run.on_event
         self.forward = forward
         self._statistics_device = block_model.device
+        self._dense: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._names: dict[str, list[str]] = {block: [] for block in block_model.blocks}
         for name in wanted.axes:
             target = block_model.targets.get(name)
@@ -163,18 +172,46 @@ class _Engine:
         """Prune the blocks of a group, then recompute their outputs."""
         for block in group.blocks:
             self._block_model.load(block)
+        if self._wanted.beside:
+            names = [name for block in group.blocks for name in self._names[block]]
+            views = self._block_model.views(names)
+            self._dense = {name: (view, view.clone()) for name, view in views.items()}
         steps = self._steps(group, earlier)
         size = sum(self._block_model.nbytes(block) for block in group.blocks)
-        count = (len(steps) + 1) * self.forward.count
+        count = (len(steps) + 1 + self._wanted.beside) * self.forward.count
         tell = _Teller(self._on_event, self._phase, size, count, group.blocks[0])
         for step in steps:
             step(tell)
+        if self._wanted.beside:
+            with self._dense_weights():
+                for index in range(self.forward.count):
+                    self.forward.record(group, index, dense=True)
+                    tell()
+        if self._wanted.stored is not None and steps:
+            self._fit(group, self._wanted.stored)
         for index in range(self.forward.count):
             self.forward.record(group, index)
             tell()
         for block in group.blocks:
             self._block_model.unload(block)
         tell.finish()
+
+    def _fit(self, group: BlockGroup, stored: Mapping[str, torch.dtype]) -> None:
+        """Fit the kept weights of a group to the outputs of the dense one."""
+        views = {name: view for name, (view, _) in self._dense.items()}
+        fit, values = Reconstruction(self.forward, group, views, stored, self._ranks).run()
+        for name in views:
+            self._pruner.fitted(name, values.get(name), fit)
+
+    @contextmanager
+    def _dense_weights(self) -> Iterator[None]:
+        """The dense weights in place of those pruned so far."""
+        pruned = [view.clone() for view, _ in self._dense.values()]
+        for view, dense in self._dense.values():
+            view.copy_(dense)
+        yield
+        for (view, _), values in zip(self._dense.values(), pruned, strict=True):
+            view.copy_(values)
 
     def _steps(
         self, group: BlockGroup, earlier: Mapping[str, Values | None]
@@ -233,6 +270,7 @@ class _Engine:
             device=self._statistics_device,
             shared=shared,
             gathers=gathers,
+            paired=self._wanted.beside and self._wanted.full,
         )
 
     def _collect(
@@ -286,6 +324,9 @@ class _Engine:
     ) -> None:
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
+        if self._wanted.beside and statistics.gathers:
+            with self._dense_weights(), ProductWatcher(watched, statistics.seen_dense):
+                self.forward.run(group, index, dense=True)
         with ProductWatcher(watched, statistics.seen) as watcher:
             self.forward.run(group, index)
         statistics.missed |= watcher.missed

@@ -28,6 +28,10 @@ from prunectl.output.osfiles import allocate
 Inputs = Mapping[str, torch.Tensor]
 
 
+_ROWS = 2048
+"""Tokens in a batch; more make the forward no faster."""
+
+
 class Stop(BaseException):
     """Ends a forward after the last block of interest. Models catch Exception, not this."""
 
@@ -55,6 +59,7 @@ class Forward:
     Args:
         spill: a folder for block outputs; None keeps them in memory.
         own: selects this process's batches.
+        least: batches to make at least, if there are as many samples.
     """
 
     def __init__(
@@ -63,15 +68,16 @@ class Forward:
         samples: Sequence[Inputs],
         spill: Path | None = None,
         own: slice = slice(None),
+        least: int = 1,
     ) -> None:
         self._spill = spill
-        batches = _batched(samples)
+        batches = _batched(samples, least)
         self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
         self.count = len(self.batches)
         # Without the head, where the model class allows: logits of large vocabularies fill memory.
         self._model = block_model.body
-        # By list of blocks and batch: the output of the last block that was run.
-        self._outputs: dict[str, list[Any]] = {}
+        # By model, list of blocks and batch: the output of the last block that was run.
+        self._outputs: dict[bool, dict[str, list[Any]]] = {False: {}, True: {}}
 
     @contextmanager
     def replaced(self, run: Callable[..., Any]) -> Iterator[None]:
@@ -87,8 +93,11 @@ class Forward:
             for module in modules.values():
                 del module.forward
 
-    def go(self, inputs: Inputs) -> bool:
+    def go(self, inputs: Inputs, *, grad: bool = False) -> bool:
         """Run inputs through the model; returns whether a block ended the forward by :class:`Stop`.
+
+        Args:
+            grad: record operations on parameters that ask for it.
 
         Raises:
             CalibrationFailed: the model fails on them.
@@ -99,7 +108,7 @@ class Forward:
             for key, value in inputs.items()
         }
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(grad):
                 self._model(**placed)
         except Stop:
             return True
@@ -113,8 +122,13 @@ class Forward:
             ) from error
         return False
 
-    def run(self, group: BlockGroup, index: int) -> dict[str, Any]:
+    def run(
+        self, group: BlockGroup, index: int, *, dense: bool = False, grad: bool = False
+    ) -> dict[str, Any]:
         """Run one batch through a group; returns the last outputs of its blocks, by list of blocks.
+
+        Args:
+            dense: begin with the outputs that :meth:`record` kept for the dense model.
 
         Raises:
             CalibrationFailed: the model fails, or does not reach the group.
@@ -127,7 +141,7 @@ class Forward:
             nonlocal left
             stack = block.rpartition(".")[0]
             if block not in group.blocks:
-                return self.fresh(self._outputs[stack][index])
+                return self.fresh(self._outputs[dense][stack][index])
             found[stack] = original(*args, **kwargs)
             left -= 1
             if not left:
@@ -135,19 +149,23 @@ class Forward:
             return found[stack]
 
         with self.replaced(run):
-            if self.go(self.batches[index]):
+            if self.go(self.batches[index], grad=grad):
                 return found
         raise CalibrationFailed(f"some samples do not reach block {group.blocks[-1]}")
+
+    def output(self, stack: str, index: int, *, dense: bool = False) -> Any:
+        """What :meth:`record` kept last for a batch, of the last block of a list."""
+        return self._outputs[dense][stack][index]
 
     def fresh(self, output: Any) -> Any:
         """A copy on the device: the model may write into what a block returns."""
         device = self.block_model.device
         return pytree.tree_map_only(torch.Tensor, lambda one: one.to(device, copy=True), output)
 
-    def record(self, group: BlockGroup, index: int) -> None:
-        """Keep a group's outputs for a batch, for later blocks."""
-        for stack, output in self.run(group, index).items():
-            kept = self._outputs.setdefault(stack, [None] * self.count)
+    def record(self, group: BlockGroup, index: int, *, dense: bool = False) -> None:
+        """Keep a group's outputs for a batch, for later blocks; apart for the dense model."""
+        for stack, output in self.run(group, index, dense=dense).items():
+            kept = self._outputs[dense].setdefault(stack, [None] * self.count)
             kept[index] = _on_host(output, kept[index - 1] if index else None, self._spill)
             first = next(
                 (leaf for leaf in pytree.tree_leaves(kept[index]) if torch.is_tensor(leaf)), None
@@ -159,14 +177,14 @@ class Forward:
                 )
 
 
-def _batched(samples: Sequence[Inputs]) -> list[Inputs]:
+def _batched(samples: Sequence[Inputs], least: int) -> list[Inputs]:
     """Batches of samples of equal shapes, large enough for an efficient forward.
 
     Nothing is padded: every row of an input is a token of a sample.
     """
     batches: list[list[Inputs]] = []
     for sample in samples:
-        room = max(1, _ROWS // max(_rows(sample), 1))
+        room = max(1, min(_ROWS // max(_rows(sample), 1), len(samples) // least))
         last = batches[-1] if batches else []
         if last and len(last) < room and _shapes(last[0]) == _shapes(sample):
             last.append(sample)
@@ -174,9 +192,6 @@ def _batched(samples: Sequence[Inputs]) -> list[Inputs]:
             batches.append([sample])
     return [{key: torch.cat([one[key] for one in batch]) for key in batch[0]} for batch in batches]
 
-
-_ROWS = 2048
-"""Tokens in a batch; more make the forward no faster."""
 
 _PATCH = 256
 """Values of an image or a sound for each row of a block's input, roughly."""

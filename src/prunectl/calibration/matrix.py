@@ -14,6 +14,7 @@ from prunectl.methods.refine import gains, refine
 from prunectl.methods.spec import Needs, Pruned
 from prunectl.methods.statistics import Gram
 from prunectl.methods.table import DEFAULT, Method
+from prunectl.plan.settings import PruneSettings
 from prunectl.transform.row_blocks import choose_rows
 
 
@@ -78,6 +79,11 @@ def needs_full(method: Method, refine: bool) -> bool:
     return refine or method.spec.needs is Needs.MOMENTS
 
 
+def runs_dense(settings: PruneSettings) -> bool:
+    """Whether weights are fitted, so that the dense model runs beside the pruned one."""
+    return settings.method.spec.updates or settings.refine or settings.reconstruct
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixPruner:
     """Prunes single matrices.
@@ -111,7 +117,9 @@ class MatrixPruner:
         weight = source.float()
         form = DtypeRounding(source.dtype, unit_of(weight))
         weight = weight if form.unit == 1 else weight / form.unit
-        pruned = self._chosen(weight, gram, hessian, goal)
+        aimed = weight if gram is None or hessian is None else self._aimed(weight, gram)
+        pruned = self._chosen(aimed if self.method.spec.updates else weight, gram, hessian, goal)
+        weight = aimed
         final, before, overflowed = source, None, 0
         if gram is not None and self.method.spec.updates:
             final, overflowed = self._updated(weight, pruned, form)
@@ -137,6 +145,17 @@ class MatrixPruner:
             gram is None, rows, overflowed,
         )  # fmt: skip
         return done, new
+
+    def _aimed(self, weight: torch.Tensor, gram: Gram) -> torch.Tensor:
+        """The weight whose outputs are the dense model's, as far as the inputs' moments tell.
+
+        Zeros stay zero, and weights of inputs that never fired stay as they are.
+        """
+        aim = gram.aim(self.damping)
+        if aim is None or not (self.refine or self.method.spec.updates):
+            return weight
+        as_it_was = (weight == 0) | (gram.diagonal() == 0).to(weight.device)
+        return torch.where(as_it_was, weight, weight @ aim.to(weight.device))
 
     def _updated(
         self, weight: torch.Tensor, pruned: Pruned, form: DtypeRounding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunectl.calibration.matrix import needs_full
+from prunectl.calibration.matrix import needs_full, runs_dense
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.methods.spec import Memory
 from prunectl.plan.job import Job
@@ -25,7 +25,7 @@ class MemoryForecast:
             count twice.
         moments: second moments of the inputs of a block's matrices, if none share an input.
         work: to run a block, or to prune one of its matrices.
-        states: a block's outputs for all samples.
+        states: a block's outputs for all samples, of the dense model too where it runs beside.
         spilled: whether the states are in a file and not in memory.
     """
 
@@ -80,14 +80,24 @@ def forecast(
         width = entry.spec.shape[entry.input_axis]
         stack = entry.spec.numel // (entry.spec.shape[-1] * entry.spec.shape[-2])
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
-    runs = (_running(block_model, block, order) for block in block_model.blocks)
+    runs = [_running(block_model, block, order) for block in block_model.blocks]
+    loaded = max(_loaded(job, block_model, block) for block in block_model.blocks)
+    is_beside = runs_dense(job.settings)
+    if is_beside:  # the dense weights of the block, and the other factor of its moments
+        loaded *= 2
+        if full:
+            moments = {name: 2 * nbytes for name, nbytes in moments.items()}
+    if job.settings.reconstruct:
+        fitting = _FITTED * max(map(block_model.nbytes, block_model.blocks))
+        runs = [fitting * 4 // block_model.dtype.itemsize + _KEPT * nbytes for nbytes in runs]
+    states = order.states * (1 + is_beside)
     return MemoryForecast(
         rest=_outside(block_model),
-        block=max(_loaded(job, block_model, block) for block in block_model.blocks),
+        block=loaded,
         moments=max(moments.values(), default=0),
         work=max(pruning, *runs) + _FREED,
-        states=order.states,
-        spilled=free is not None and order.states > free // 2,
+        states=states,
+        spilled=free is not None and states > free // 2,
     )
 
 
@@ -127,6 +137,12 @@ def _running(block_model: BlockModel, block: str, order: BlockOrder) -> int:
     widths: int = sum(sum(one.shape[-2:]) for one in parameters if one.ndim > 1)
     return order.rows * widths * block_model.dtype.itemsize
 
+
+_FITTED = 6
+"""Copies in fp32 of a block that is fitted: exact and best values, gradients twice, Adam's two."""
+
+_KEPT = 3
+"""Results of operations that gradients need, for each input and output of a parameter, roughly."""
 
 _FREED = 80 * 10**6
 """Freed memory that the C library keeps, roughly; measured."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.methods.statistics import Gram
 from prunectl.methods.table import DEFAULT
 from prunectl.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from prunectl.calibration.reconstruction import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,14 @@ class Pruner(ABC):
     @abstractmethod
     def compute(self, name: str, matrices: Sequence[Captured]) -> Computed:
         """Prune one tensor; called once for each, in one of the processes."""
+
+    def fitted(self, name: str, values: torch.Tensor | None, fit: Fit) -> None:
+        """Record what fitting its block did to a tensor; None changed nothing.
+
+        Args:
+            values: on any device, of the stored dtype and shape.
+        """
+        raise NotImplementedError("this pruner's blocks are not fitted")
 
     @abstractmethod
     def take(self, name: str, computed: Computed) -> None:

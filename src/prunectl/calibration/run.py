@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from prunectl.calibration.calibrator import Calibrator, replaced
-from prunectl.calibration.matrix import needs_full
+from prunectl.calibration.matrix import needs_full, runs_dense
 from prunectl.calibration.memory import forecast
 from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import (
@@ -28,7 +28,7 @@ from prunectl.calibration.targets import (
 )
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.checkpoint.torch_tensors import read_tensor
+from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
 from prunectl.device import free_memory
 from prunectl.parallel.launched import on_this_host
 from prunectl.parallel.run import Run
@@ -130,9 +130,14 @@ def _prune_blocks(
         return values
 
     wanted = _wanted(job, blocks, full=full)
-    passes.calibrate(wanted, calibrator, finished=finished, done=store.finish)
+    wanted = replace(wanted, beside=runs_dense(job.settings))
+    if job.settings.reconstruct:
+        stored = job.checkpoint.by_name
+        dtypes = {name: torch_dtype(stored[name].spec) for name in wanted.axes}
+        wanted = replace(wanted, stored=dtypes)
+    passes.calibrate(wanted, calibrator, finished=finished, done=calibrator.finish)
     _give_outside(blocks.get("", []), passes, calibrator)
-    store.finish("")
+    calibrator.finish("")
     calibrator.notes.end()
 
 

@@ -29,12 +29,12 @@ class Seen:
 
     Attributes:
         leaders: by product, in the order of their first use, the one whose moments it shares.
-        moments: by product that has moments, (inputs, tokens, skipped).
+        moments: by product that has moments, (inputs, tokens, skipped, whether they are paired).
         missed: see :class:`Statistics`.
     """
 
     leaders: dict[Product, Product]
-    moments: dict[Product, tuple[int, int, int]]
+    moments: dict[Product, tuple[int, int, int, bool]]
     missed: list[Place]
 
 
@@ -63,6 +63,7 @@ class Statistics:
         full: whole second moments; False gathers their diagonals only.
         shared: whether products may share moments.
         gathers: whether moments are gathered; False only learns what is used in which order.
+        paired: whether the dense model's inputs are told too, by :meth:`seen_dense`.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Statistics:
         device: torch.device,
         shared: bool = True,
         gathers: bool = True,
+        paired: bool = False,
     ) -> None:
-        self._full, self._device = full, device
-        self._shared, self._gathers = shared, gathers
+        self._full, self._device, self._paired = full, device, paired
+        self._shared, self.gathers = shared, gathers
         self._grams: dict[Key, Gram] = {}
         self._recent: list[tuple[torch.Tensor, Key]] = []
+        self._dense: dict[Key, list[torch.Tensor]] = {}
         self.leader: dict[Key, Key] = {}
         self.order: list[Key] = []
         self._key_of: dict[Matrix, Key] = {}
@@ -85,6 +88,11 @@ class Statistics:
     def next_sample(self) -> None:
         """Forget the tensors of the last one."""
         self._recent.clear()
+        self._dense.clear()
+
+    def seen_dense(self, key: Key, x: torch.Tensor) -> None:
+        """Note the inputs of a product in the dense model, before those of the pruned one."""
+        self._dense.setdefault(key, []).append(x)
 
     def seen(self, key: Key, x: torch.Tensor) -> None:
         """Add ``x`` [..., in], unless it was added already by a product that shares it.
@@ -101,10 +109,16 @@ class Statistics:
                 raise NotShared
             return
         self._recent.append((x, key))  # kept alive: no other tensor can be mistaken for it
-        if self._gathers:
+        if self.gathers:
             if key not in self._grams:
-                self._grams[key] = Gram(x.shape[-1], full=self._full, device=self._device)
-            self._grams[key].add(x)
+                self._grams[key] = Gram(
+                    x.shape[-1], full=self._full, device=self._device, paired=self._paired
+                )
+            dense = self._dense.get(key)
+            pair = dense.pop(0) if dense else None
+            # Experts get other tokens in the dense model: these are no pairs.
+            is_pair = pair is not None and pair.shape == x.shape
+            self._grams[key].add(x, pair if is_pair else None)
 
     def of(self, matrix: Matrix) -> Gram | None:
         """The moments of a matrix's inputs; None where nothing reached it."""
@@ -117,7 +131,10 @@ class Statistics:
         """What was seen here."""
         return Seen(
             {_product(key): _product(self.leader[key]) for key in self.order},
-            {_product(k): (g.inputs, g.tokens, g.skipped) for k, g in self._grams.items()},
+            {
+                _product(k): (g.inputs, g.tokens, g.skipped, g.is_paired)
+                for k, g in self._grams.items()
+            },
             [_place(one) for one in self.missed],
         )
 
@@ -142,10 +159,12 @@ class Statistics:
         for product in leaders:
             found = [seen.moments[product] for seen in everyone if product in seen.moments]
             if found:
-                inputs, tokens, skipped = zip(*found, strict=True)
+                inputs, tokens, skipped, paired = zip(*found, strict=True)
                 key = _key(own, product)
                 if key not in self._grams:
                     self._grams[key] = self._empty(inputs[0])
+                if not all(paired):
+                    self._grams[key].unpair()
                 self._grams[key].unite(all_reduce, tokens=sum(tokens), skipped=sum(skipped))
         self.missed = {own[place] for seen in everyone for place in seen.missed}
 
@@ -157,9 +176,9 @@ class Statistics:
     def _empty(self, inputs: int) -> Gram:
         """Moments of inputs that were seen elsewhere only; the device may have no room for them."""
         try:
-            return Gram(inputs, full=self._full, device=self._device)
+            return Gram(inputs, full=self._full, device=self._device, paired=self._paired)
         except torch.OutOfMemoryError:
-            return Gram(inputs, full=self._full, device="cpu")
+            return Gram(inputs, full=self._full, device="cpu", paired=self._paired)
 
 
 def _place(matrix: Matrix) -> Place:

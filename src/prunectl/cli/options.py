@@ -299,6 +299,7 @@ def calibration_of(
     model: str,
     method: Method,
     refine: bool,
+    reconstruct: bool,
     device: str | None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Calibration | None:
@@ -306,11 +307,11 @@ def calibration_of(
 
     Args:
         model: the model to prune: ``demo``, and a folder made from it, need no source.
-        refine: whether survivors are refined, which needs calibration with any method.
+        refine, reconstruct: whether survivors are fitted, which needs calibration with any method.
         device: where the samples are run; None is ``auto``.
         names: names of options that differ from their fields, by field.
     """
-    if not (method.spec.is_calibrated or refine):
+    if not (method.spec.is_calibrated or refine or reconstruct):
         for name in given.typed:
             option = {"source": "calibration", **names}.get(name, name).replace("_", "-")
             raise InvalidOption(

@@ -139,9 +139,11 @@ def _settings(
     of_recipes = ("sparsity", "pattern", "scope")
     typed: dict[str, Any] = {name: flags.typed.get(name) for name in of_recipes}
     typed |= {name: flags.values[name] for name in ("include", "exclude")}
-    how: dict[str, Any] = {name: flags.values[name] for name in ("method", "refine", "budget")}
+    how: dict[str, Any] = {
+        name: flags.values[name] for name in ("method", "refine", "reconstruct", "budget")
+    }
     how["calibration"] = options.calibration_of(
-        calibration, model, how["method"], how["refine"], device
+        calibration, model, how["method"], how["refine"], how["reconstruct"], device
     )
     if mask := flags.values["mask"]:
         check_mask_alone(**typed, recipe=recipe)

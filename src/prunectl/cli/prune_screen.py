@@ -199,6 +199,7 @@ def _method(result: PruneResult) -> str:
         return ""
     updated = any(record["survivors"] == "updated" for record in calibrated)
     refined = " and refine" if result.refined else ""
+    refined += " and reconstruct" if result.reconstructed else ""
     kept = "the kept weights were updated" if updated else "the kept weights are unchanged"
     return f"{result.method}{refined}; {kept}"
 

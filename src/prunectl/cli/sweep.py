@@ -43,7 +43,7 @@ def sweep(
     curves: Given[SweepSettings],
     pruning: Annotated[
         Given[PruneSettings],
-        Fields(only=("method", "scope", "include", "exclude", "budget", "refine")),
+        Fields(only=("method", "scope", "include", "exclude", "budget", "refine", "reconstruct")),
     ],
     calibration: Annotated[
         Given[Calibration],
@@ -94,10 +94,14 @@ def sweep(
             "--step is for --sparsity auto, but the points are given",
             hint=f"leave one of them out, or write --sparsity 0:0.9:{curves.typed['step']:g}",
         )
-    method, refine = pruning.values["method"], pruning.values["refine"]
+    method, refine, reconstruct = (
+        pruning.values[name] for name in ("method", "refine", "reconstruct")
+    )
     device = curves.values["evaluation"].device
     choices = _choose(list(dict.fromkeys(models)) or [None], access, out)
-    samples = options.calibration_of(calibration, choices[0].model, method, refine, device, _NAMES)
+    samples = options.calibration_of(
+        calibration, choices[0].model, method, refine, reconstruct, device, _NAMES
+    )
     settings = curves.make(pruning=pruning.make(calibration=samples))
     opened = [access.open(one, out, compressed=True) for one in choices]
     for one in opened:

@@ -22,6 +22,7 @@ class Gram:
         inputs: columns of the matrix.
         full: False keeps only the diagonal, which suffices for Wanda.
         device: of the sum and its computation.
+        paired: also sum ``d x^T`` for the inputs d that the dense model has in place of each x.
 
     Attributes:
         inputs: columns.
@@ -32,7 +33,12 @@ class Gram:
     """
 
     def __init__(
-        self, inputs: int, *, full: bool = True, device: torch.device | str = "cpu"
+        self,
+        inputs: int,
+        *,
+        full: bool = True,
+        device: torch.device | str = "cpu",
+        paired: bool = False,
     ) -> None:
         if inputs < 1:
             raise ValueError(f"a matrix needs at least one input, not {inputs}")
@@ -40,11 +46,26 @@ class Gram:
         self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
         self._full, self.inputs = full, inputs
         self._closed: Tensor | None = None  # the sum's diagonal, once the sum has become H
+        self._cross = torch.zeros_like(self._sum) if paired else None
+        self._aim: Tensor | None = None
         self.tokens = 0
         self.skipped = 0
 
-    def add(self, x: Tensor) -> None:
+    @property
+    def is_paired(self) -> bool:
+        """Whether the dense model's inputs are known too."""
+        return self._cross is not None
+
+    def unpair(self) -> None:
+        """Forget the dense model's inputs: some cannot be told."""
+        self._cross = None
+
+    def add(self, x: Tensor, dense: Tensor | None = None) -> None:
         """Add the inputs ``x`` [..., inputs], of any float dtype, on any device.
+
+        Args:
+            dense: the dense model's inputs, of the same shape. A row of zeros stands for none, as
+                for a token that goes to other experts there: x counts in its place.
 
         Raises:
             ValueError: another last axis, not floats, or the sum has become H.
@@ -59,10 +80,21 @@ class Gram:
         # One comparison finds NaN, Inf and values that are too large: none holds for NaN.
         squares = torch.linalg.vecdot(rows, rows)
         sound = squares < _TOO_LARGE
+        pairs = None
+        if self._cross is not None and dense is not None:
+            pairs = dense.detach().reshape(-1, self.inputs).to(self._sum.device, torch.float32)
+            known = torch.linalg.vecdot(pairs, pairs)
+            sound &= known < _TOO_LARGE
+            pairs = torch.where((known == 0)[:, None], rows, pairs)
         counted, sounds = torch.stack([(sound & (squares > 0)).sum(), sound.sum()]).tolist()
         self.skipped += len(rows) - sounds
         if sounds < len(rows):
             rows = rows[sound]
+            pairs = None if pairs is None else pairs[sound]
+        if pairs is not None:
+            self._cross.addmm_(pairs.T, rows)  # type: ignore[union-attr]
+        else:
+            self.unpair()
         self.tokens += counted
         if self._full:
             self._sum.addmm_(rows.T, rows)
@@ -83,6 +115,8 @@ class Gram:
         if self._closed is not None:
             raise ValueError("the second moments were already computed: nothing can be added")
         all_reduce(self._sum)
+        if self._cross is not None:
+            all_reduce(self._cross)
         self.tokens, self.skipped = tokens, skipped
 
     def move(self, device: torch.device) -> None:
@@ -90,6 +124,10 @@ class Gram:
         self._sum = self._sum.to(device)
         if self._closed is not None:
             self._closed = self._closed.to(device)
+        if self._cross is not None:
+            self._cross = self._cross.to(device)
+        if self._aim is not None:
+            self._aim = self._aim.to(device)
 
     def hessian(self) -> Tensor:
         """``H = 2/n * sum x x^T``, fp32 [inputs, inputs], symmetric; zeros if n = 0.
@@ -109,6 +147,32 @@ class Gram:
             self._sum /= max(self.tokens, 1)
         return self._sum
 
+    def aim(self, damping: float) -> Tensor | None:
+        """A, fp32 [inputs, inputs]: with ``W A``, inputs x give what ``W`` gives with the dense d.
+
+        ``W A`` minimizes ``sum |W' x - W d|^2 + p |W' - W|^2`` over W', where p is ``damping``
+        times the mean of x_j^2 (GPTAQ, arXiv 2504.02692):
+        ``A = (sum d x^T + p I) (sum x x^T + p I)^-1``.
+
+        Returns:
+            None where the dense model's inputs are not known, or the sums are singular.
+
+        Raises:
+            ValueError: only the diagonal was kept.
+        """
+        hessian = self.hessian()
+        if self._cross is not None:
+            pull = damping * float(hessian.diagonal().mean())
+            damped, wanted = hessian.clone(), self._cross.mul_(2 / max(self.tokens, 1))
+            wanted.sub_(hessian).mul_(SHARE).add_(hessian)
+            for one in (damped, wanted):
+                one.diagonal().add_(pull)
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            if not int(failed):
+                self._aim = torch.cholesky_solve(wanted.T, factor).T
+            self._cross = None
+        return self._aim
+
     def diagonal(self) -> Tensor:
         """The diagonal of :meth:`hessian`, fp32 [inputs]."""
         return 2 * self._squares() / max(self.tokens, 1)
@@ -127,6 +191,9 @@ class Gram:
             return self._sum
         return self._sum.diagonal() if self._closed is None else self._closed
 
+
+SHARE = 0.75
+"""How far an aim goes from the pruned model's inputs to the dense model's; measured."""
 
 _TOO_LARGE = 2.0**80
 """Largest sum of squares of a row; 10^12 such rows still sum within fp32."""

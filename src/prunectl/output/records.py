@@ -137,6 +137,9 @@ class Calibrated(Document, frozen=True):
     raised: Whole
     dead_inputs: Whole
     by_magnitude: Whole
+    steps: Whole = 0
+    block_error_before: Positive | None = None
+    block_error: Positive | None = None
 
 
 class TensorRecord(Document, frozen=True):

@@ -183,6 +183,7 @@ def _calibration(job: Job) -> dict[str, Any]:
         return {}
     return {
         "refine": job.settings.refine,
+        "reconstruct": job.settings.reconstruct,
         "calibration": {
             **job.samples.record,
             "damping": calibration.damping,

@@ -149,6 +149,7 @@ def combine(
     exclude: tuple[str, ...],
     method: Method = DEFAULT,
     refine: bool = False,
+    reconstruct: bool = False,
     calibration: Calibration | None = None,
     budget: Budget = Budget.MATRIX,
 ) -> PruneSettings:
@@ -180,6 +181,7 @@ def combine(
         scope=scope or recipe.scope or method.spec.scope,
         method=method,
         refine=refine,
+        reconstruct=reconstruct,
         calibration=calibration,
         budget=budget,
         include=include or recipe.include,

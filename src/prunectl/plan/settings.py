@@ -157,6 +157,7 @@ class PruneSettings:
         method: how weights are chosen. All but the default need calibration.
         refine: change the kept weights so that each layer's output changes least under this mask
             (least squares on the calibration's inputs).
+        reconstruct: then change them so that each block's output changes least (gradient steps).
         calibration: the samples, for a method or refinement that needs them.
         budget: what takes an N:M pattern if ``sparsity`` is below the pattern's own.
 
@@ -223,6 +224,14 @@ class PruneSettings:
             heading=CALIBRATION,
         ),
     ] = False
+    reconstruct: Annotated[
+        bool,
+        Option(
+            "Then fit the weights that stay of each block together to the dense block's outputs, "
+            "by gradient steps: the best quality, and the slowest.",
+            heading=CALIBRATION,
+        ),
+    ] = False
     calibration: Calibration | None = None
     budget: Annotated[
         Budget,
@@ -248,7 +257,7 @@ class PruneSettings:
     @property
     def needs_calibration(self) -> bool:
         """Whether the settings need calibration samples."""
-        return self.method.spec.is_calibrated or self.refine
+        return self.method.spec.is_calibrated or self.refine or self.reconstruct
 
 
 def _normalise(settings: Rule | PruneSettings, selectors: tuple[str, ...]) -> None:
@@ -364,14 +373,15 @@ def _check(settings: PruneSettings) -> None:
             _check_target(*rule_target(rule, settings), usual)
 
 
-CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine"
+CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine or --reconstruct"
 """A hint for calibration options without a calibration."""
 
 
 def _check_method(settings: PruneSettings) -> None:
     calibration = settings.calibration
     if settings.needs_calibration and (calibration is None or not calibration.source):
-        what = f"method {settings.method}" if settings.method.spec.is_calibrated else "refine"
+        what = "refine" if settings.refine else "reconstruct"
+        what = f"method {settings.method}" if settings.method.spec.is_calibrated else what
         raise InvalidOption(
             f"{what} needs calibration samples",
             hint="add --calibration text:FILE (or hf:DATASET, images:FOLDER, pairs:FILE)",

@@ -166,6 +166,8 @@ def method_in_words(arguments: dict[str, Any]) -> str:
         words += f", calibrated on {data['samples']:,} samples of {data.get('kind')}"
     if arguments.get("refine"):
         words += ", with the kept weights fitted to the layers' outputs"
+    if arguments.get("reconstruct"):
+        words += ", with the kept weights of each block fitted to its outputs"
     return words
 
 

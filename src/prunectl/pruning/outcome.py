@@ -89,6 +89,7 @@ def build_result(
         predicted_bytes=predict(tensors, written),
         method="mask" if plan.settings.mask is not None else str(plan.settings.method),
         refined=plan.settings.refine,
+        reconstructed=plan.settings.reconstruct,
     )
 
 

@@ -95,7 +95,8 @@ class PruneResult:
         predicted_bytes: of all tensors by layout: ``dense``, ``bitmask``, ``nm`` where a tensor
             follows N:M (these are exact), and ``packed`` (an estimate).
         method: how weights were chosen; ``mask`` where a file of masks did.
-        refined: whether the kept weights were fitted to the layers' outputs.
+        refined: whether the kept weights were fitted to the layers' outputs; reconstructed: to the
+            blocks' outputs.
     """
 
     output: Path
@@ -117,6 +118,7 @@ class PruneResult:
     predicted_bytes: dict[str, int] = field(default_factory=dict)
     method: str = str(DEFAULT)
     refined: bool = False
+    reconstructed: bool = False
 
     @property
     def sparsity(self) -> float:

@@ -151,7 +151,7 @@ def check_calibrated(manifest: Manifest, findings: Findings, on_event: OnEvent) 
     asked = manifest.arguments
     if not asked.get("calibration"):
         findings.add("calibrated", MANIFEST_NAME, "weights were changed without a calibration")
-    elif not asked.get("refine") and asked.get("method") not in UPDATING:
+    elif not (asked.get("refine") or asked.get("reconstruct") or asked.get("method") in UPDATING):
         detail = f"weights were changed, but method {asked.get('method')} changes none"
         findings.add("calibrated", MANIFEST_NAME, detail)
     for record in updated:

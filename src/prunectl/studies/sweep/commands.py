@@ -78,6 +78,7 @@ def prune_command(
     words += [word for one in settings.include for word in ("--include", one)]
     words += [word for one in settings.exclude for word in ("--exclude", one)]
     words += ["--refine"] if settings.refine else []
+    words += ["--reconstruct"] if settings.reconstruct else []
     calibration = settings.calibration
     if calibration is not None and settings.needs_calibration:
         words += [word for one in calibration.source for word in ("--calibration", one)]

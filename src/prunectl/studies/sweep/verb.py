@@ -218,6 +218,8 @@ def _curve(measurer: Measurer, name: str, pattern: Pattern, requested: list[Requ
     method = str(settings.pruning.method)
     if settings.pruning.refine:
         method += " + refine"
+    if settings.pruning.reconstruct:
+        method += " + reconstruct"
     return Curve(
         label=f"{name}, {pattern}",
         model=measurer.checkpoint.model,
@@ -249,6 +251,7 @@ def _empty_result(
             "step": settings.step,
             "method": str(pruning.method),
             "refine": pruning.refine,
+            "reconstruct": pruning.reconstruct,
             "scope": str(pruning.scope),
             "budget": str(pruning.budget),
             "calibration": None if calibration is None else to_json(calibration),

@@ -1,0 +1,129 @@
+"""Blocks fitted as a whole: the mask stays, and the error falls, as a plain run measures it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import tiny_models
+import torch
+from full import few
+from test_calibrated_resume import cut_off
+
+from prunectl import PruneSettings, prune, verify
+from prunectl.calibration import reconstruction
+from prunectl.calibration.samples import gather_samples
+from prunectl.checkpoint.opening import open_checkpoint
+from prunectl.errors import InvalidOption
+from prunectl.plan.settings import Calibration
+
+RANDOM = Calibration(("random",), samples=16, sequence_length=10)
+
+
+STEPS = 28
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "STEPS", STEPS)
+
+
+def settings(method: str, **options: Any) -> PruneSettings:
+    options = {"calibration": RANDOM, "reconstruct": True} | options
+    return PruneSettings(method=method, **options)  # type: ignore[arg-type]
+
+
+def facts(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = json.loads((folder / "prunectl.json").read_text())
+    return {one["name"]: one["calibrated"] for one in manifest["tensors"] if one["calibrated"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "target"),
+    few(
+        [
+            ("llama", "sparsegpt", {"pattern": "2:4"}),
+            ("gpt2", "wanda", {"sparsity": 0.5}),
+            ("mixtral", "admm", {"sparsity": 0.6}),
+            ("t5", "magnitude", {"pattern": "2:4"}),
+            ("bert", "admm", {"pattern": "2:4"}),
+            ("albert", "sparsegpt", {"sparsity": 0.5}),
+            ("opt", "sparsegpt", {"sparsity": 0.5}),
+            ("gpt_oss", "wanda", {"pattern": "2:4"}),
+        ],
+        ("llama", "sparsegpt", {"pattern": "2:4"}),
+        ("t5", "magnitude", {"pattern": "2:4"}),
+    ),
+)
+def test_the_mask_stays_and_no_block_becomes_worse(
+    tmp_path: Path, name: str, method: str, target: dict[str, Any]
+) -> None:
+    tiny_models.build(name, tmp_path / "dense")
+    out = tmp_path / "out"
+    prune(tmp_path / "dense", out, settings(method, **target))
+    dense, found = reference.stored(tmp_path / "dense"), reference.stored(out)
+    fits = facts(out)
+    assert any(one["block_error"] < one["block_error_before"] for one in fits.values())
+    for tensor, one in fits.items():
+        assert one["block_error"] <= one["block_error_before"], tensor
+        if one["block_error"] < one["block_error_before"]:
+            assert one["steps"] >= STEPS
+            assert one["survivors"] == "updated"
+    # Zeros are as many as without.
+    samples = None if method == "magnitude" else RANDOM
+    without = settings(method, reconstruct=False, calibration=samples, **target)
+    prune(tmp_path / "dense", tmp_path / "plain", without)
+    plain = reference.stored(tmp_path / "plain")
+    for tensor, values in found.items():
+        assert int((values == 0).sum()) == int((plain[tensor] == 0).sum()), tensor
+        if tensor not in fits:
+            assert torch.equal(values, dense[tensor]), tensor
+    assert verify(out).ok
+
+
+def test_the_errors_are_those_of_a_plain_run(tmp_path: Path) -> None:
+    """The last block's error, from the outputs of both models on the samples held out."""
+    model: Any = tiny_models.build("llama", tmp_path / "dense")
+    out = tmp_path / "out"
+    prune(tmp_path / "dense", out, settings("sparsegpt", sparsity=0.5))
+    small: Any = type(model).from_pretrained(out).eval()
+    samples = gather_samples(open_checkpoint(tmp_path / "dense"), RANDOM, lambda event: None).inputs
+    outputs: dict[Any, torch.Tensor] = {}
+    for one in (model, small):
+        last = one.model.layers[-1]
+        last.register_forward_hook(lambda _, __, output, one=one: outputs.__setitem__(one, output))
+    errors = []
+    for held_out in samples[7::8]:
+        with torch.no_grad():
+            model(**held_out), small(**held_out)
+        wanted, found = (outputs[one].double() for one in (model, small))
+        errors.append(((found - wanted).square().sum(-1) / wanted.square().sum(-1)).mean())
+    last_block = [one for name, one in facts(out).items() if "layers.1." in name]
+    for one in last_block:
+        assert one["block_error"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-3)
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "dense")
+    wanted = settings("admm", pattern="2:4")
+    prune(tmp_path / "dense", tmp_path / "whole", wanted)
+    cut_off(tmp_path / "dense", tmp_path / "out", wanted, 1)
+    prune(tmp_path / "dense", tmp_path / "out", wanted)
+    whole, found = (reference.stored(tmp_path / one) for one in ("whole", "out"))
+    reference.assert_same(found, whole)
+
+
+def test_it_needs_samples(typed: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="reconstruct needs calibration samples"):
+        PruneSettings(sparsity=0.5, reconstruct=True)
+    tiny_models.build("llama", tmp_path / "dense")
+    code, _, error = typed(
+        "prune", str(tmp_path / "dense"), "--sparsity", "0.5", "--reconstruct", "-o",
+        str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 2
+    assert "--calibration" in error
