@@ -19,7 +19,7 @@ import torch
 import transformers
 from forked import dying_after, forked
 from full import few
-from methods_reference import errors, keep, optimal, second_moments, sparsegpt_reference
+from methods_reference import aimed, errors, keep, optimal, second_moments, sparsegpt_reference
 from PIL import Image
 from reference import Tensors
 from safetensors.torch import load_file, save_file
@@ -41,7 +41,6 @@ from prunectl.exporting.masks import export_masks
 from prunectl.exporting.verb import export
 from prunectl.loading.weights import load_state_dict
 from prunectl.methods.goal import MatrixGoal, PerRow, PerTensor
-from prunectl.methods.statistics import SHARE
 from prunectl.output import target
 from prunectl.output.manifest import read_manifest
 from prunectl.plan.settings import Calibration
@@ -127,7 +126,7 @@ def plain_run(
 ) -> Tensors:
     """A Llama pruned block after block, each behind those before it; ``prune_one(name, w, x)``.
 
-    With ``aims``, w is the weight whose outputs are nearest to those of the dense model.
+    With ``aims``, w is half of the way to the weight whose outputs are the dense model's.
     """
     model: Any = transformers.LlamaForCausalLM.from_pretrained(source).eval()
     dense: Any = transformers.LlamaForCausalLM.from_pretrained(source).eval()
@@ -139,21 +138,11 @@ def plain_run(
         for name, x in inputs_of(model, names, samples).items():
             weight = model.get_parameter(name).detach().clone()
             if aims:
-                weight = aimed(weight.double(), x.double(), beside[name].double()).float()
+                weight = aimed(weight, x, beside[name])
             found[name] = prune_one(name, weight, x)
         for name in names:
             model.get_parameter(name).data.copy_(found[name])
     return found
-
-
-def aimed(weight: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """The weights that give on x what W gives SHARE of the way to the dense model's inputs."""
-    pull = (0.01 * x.square().sum(0).mean()).sqrt()
-    wanted = x + SHARE * (dense - x)
-    rows = torch.cat([x, pull * torch.eye(x.shape[1], dtype=x.dtype)])
-    outputs = torch.cat([wanted @ weight.T, pull * weight.T])
-    fitted: torch.Tensor = torch.linalg.lstsq(rows, outputs).solution.T
-    return fitted
 
 
 def goal_of(weight: torch.Tensor, sparsity: float | None, scope: str, pattern: str) -> MatrixGoal:

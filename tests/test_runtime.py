@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -106,6 +108,22 @@ def test_inf_and_nan_reach_the_result_as_in_a_dense_product(form: str) -> None:
     found = compress(weight, form, SETS[0]).product(inputs, None).float()
     assert torch.equal(found.isnan(), dense.isnan())
     assert torch.equal(found.isinf(), dense.isinf())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_kernels_run_in_the_pool_of_torch_and_in_no_other() -> None:
+    """sentencepiece brings an OpenMP library of its own; two pools would wait for each other."""
+    code = """
+import ctypes, sentencepiece, torch
+from prunectl.runtime import pool
+address = ctypes.cast(pool._openmp(), ctypes.c_void_p).value
+for line in open("/proc/self/maps"):
+    first, last = (int(one, 16) for one in line.split()[0].split("-"))
+    if first <= address < last:
+        print(line.split()[-1])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert Path(ran.stdout.strip()).is_relative_to(Path(torch.__file__).parent)
 
 
 def test_a_result_does_not_depend_on_the_number_of_threads() -> None:

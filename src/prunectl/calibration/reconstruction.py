@@ -24,7 +24,7 @@ from prunectl.calibration.forward import BlockGroup, Forward
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.parallel.ranks import Ranks
 
-STEPS = 256
+STEPS = 160
 """At least this many, in whole passes over the samples that are not held out."""
 
 RATE = 0.004

@@ -22,7 +22,9 @@ class Gram:
         inputs: columns of the matrix.
         full: False keeps only the diagonal, which suffices for Wanda.
         device: of the sum and its computation.
-        paired: also sum ``d x^T`` for the inputs d that the dense model has in place of each x.
+        paired: also sum ``s (d - x) x^T`` for the inputs d that the dense model has in place of
+            each x. s is 1, or less for a token whose square exceeds the median of its batch: a few
+            tokens with huge activations would decide everything.
 
     Attributes:
         inputs: columns.
@@ -80,21 +82,24 @@ class Gram:
         # One comparison finds NaN, Inf and values that are too large: none holds for NaN.
         squares = torch.linalg.vecdot(rows, rows)
         sound = squares < _TOO_LARGE
-        pairs = None
+        moved = None
         if self._cross is not None and dense is not None:
             pairs = dense.detach().reshape(-1, self.inputs).to(self._sum.device, torch.float32)
             known = torch.linalg.vecdot(pairs, pairs)
             sound &= known < _TOO_LARGE
-            pairs = torch.where((known == 0)[:, None], rows, pairs)
+            moved = torch.where((known == 0)[:, None], 0.0, pairs - rows)
         counted, sounds = torch.stack([(sound & (squares > 0)).sum(), sound.sum()]).tolist()
         self.skipped += len(rows) - sounds
         if sounds < len(rows):
-            rows = rows[sound]
-            pairs = None if pairs is None else pairs[sound]
-        if pairs is not None:
-            self._cross.addmm_(pairs.T, rows)  # type: ignore[union-attr]
-        else:
+            rows, squares = rows[sound], squares[sound]
+            moved = None if moved is None else moved[sound]
+        if moved is None:
             self.unpair()
+        elif sounds:
+            largest = torch.maximum(squares, torch.linalg.vecdot(moved, moved))
+            usual = squares[squares > 0]
+            share = (usual.median() / largest).clamp(max=1).nan_to_num(0.0)
+            self._cross.addmm_((moved * share[:, None]).T, rows)  # type: ignore[union-attr]
         self.tokens += counted
         if self._full:
             self._sum.addmm_(rows.T, rows)
@@ -148,11 +153,13 @@ class Gram:
         return self._sum
 
     def aim(self, damping: float) -> Tensor | None:
-        """A, fp32 [inputs, inputs]: with ``W A``, inputs x give what ``W`` gives with the dense d.
+        """A, fp32 [inputs, inputs]: ``W A`` gives on inputs x nearly what W gives on the dense d.
 
-        ``W A`` minimizes ``sum |W' x - W d|^2 + p |W' - W|^2`` over W', where p is ``damping``
-        times the mean of x_j^2 (GPTAQ, arXiv 2504.02692):
-        ``A = (sum d x^T + p I) (sum x x^T + p I)^-1``.
+        ``A = I + SHARE * (sum s (d - x) x^T) (sum x x^T + p I)^-1``, with p of ``damping`` times
+        the mean of the diagonal. With s = SHARE = 1, ``W A`` minimizes the sum over inputs of
+        ``|W' x - W d|^2``, plus ``p |W' - W|^2``, over W' (GPTAQ, arXiv 2504.02692). Half of the
+        way is better than either end: d is known from x in part only, and what the samples tell
+        beyond that is chance.
 
         Returns:
             None where the dense model's inputs are not known, or the sums are singular.
@@ -163,13 +170,13 @@ class Gram:
         hessian = self.hessian()
         if self._cross is not None:
             pull = damping * float(hessian.diagonal().mean())
-            damped, wanted = hessian.clone(), self._cross.mul_(2 / max(self.tokens, 1))
-            wanted.sub_(hessian).mul_(SHARE).add_(hessian)
-            for one in (damped, wanted):
-                one.diagonal().add_(pull)
+            damped = hessian.clone()
+            damped.diagonal().add_(pull)
             factor, failed = torch.linalg.cholesky_ex(damped)
             if not int(failed):
-                self._aim = torch.cholesky_solve(wanted.T, factor).T
+                moved = self._cross.mul_(2 * SHARE / max(self.tokens, 1))
+                self._aim = torch.cholesky_solve(moved.T, factor).T
+                self._aim.diagonal().add_(1)
             self._cross = None
         return self._aim
 
@@ -192,7 +199,7 @@ class Gram:
         return self._sum.diagonal() if self._closed is None else self._closed
 
 
-SHARE = 0.75
+SHARE = 0.5
 """How far an aim goes from the pruned model's inputs to the dense model's; measured."""
 
 _TOO_LARGE = 2.0**80

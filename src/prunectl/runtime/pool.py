@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from prunectl.lazy import torch
@@ -29,23 +28,15 @@ def run(function: Callable[[int], None], address: int, arguments: Any, threads: 
 
 @cache
 def _openmp() -> Callable[[int, int, int, int], None] | None:
-    """``GOMP_parallel`` of the OpenMP library that torch has loaded; None without one.
+    """``GOMP_parallel`` of the OpenMP library that torch is linked to; None without one.
 
-    GNU's library has this function, and LLVM's and Intel's have it for compatibility.
+    Others may be loaded beside it, each with a pool of its own: sentencepiece brings one. GNU's
+    library has this function, and LLVM's and Intel's have it for compatibility.
     """
-    torch.get_num_threads()
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        maps = ""
-    loaded = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "omp" in line}
-    for path in sorted(loaded):
-        if Path(path).name.startswith(("libgomp", "libomp", "libiomp")):
-            try:
-                function = ctypes.CDLL(path).GOMP_parallel
-            except (OSError, AttributeError):
-                continue
-            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-            function.restype = None
-            return function
-    return None
+        function = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # searched in what it is linked to
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    function.restype = None
+    return function
