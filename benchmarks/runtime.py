@@ -128,9 +128,11 @@ def peak(found: dict[str, float]) -> Iterator[None]:
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    yield
-    done.set()
-    sampler.join()
+    try:
+        yield
+    finally:
+        done.set()
+        sampler.join()
 
 
 def held_as(form: str, model: torch.nn.Module) -> None:

@@ -204,7 +204,7 @@ def test_each_block_sees_what_the_pruned_blocks_before_it_put_out(
 
 
 @pytest.mark.parametrize("name", few(["llama", "t5", "albert"], "llama"))
-def test_aims_are_those_of_the_dense_model_run_beside(name: str, tmp_path: Path) -> None:
+def test_aims_are_those_of_a_whole_dense_model(name: str, tmp_path: Path) -> None:
     """Every other weight is set to zero; the reference runs both models as wholes."""
     dense = tiny_models.build(name, tmp_path)
     samples = samples_of(name)
@@ -218,7 +218,7 @@ def test_aims_are_those_of_the_dense_model_run_beside(name: str, tmp_path: Path)
         values[tensor][:, ::2] = 0
         return values[tensor]
 
-    block_model = run(tmp_path, samples, prune, beside=True)
+    block_model = run(tmp_path, samples, prune, with_dense=True)
     parameters = {tensor: block_model.targets[tensor].parameter for tensor in values}
     wanted = inputs_by_hooks(dense, samples)
     moved = 0

@@ -52,6 +52,7 @@ SHARED = [
     job("llama", "by rows", "sparsegpt", ROW, **NM, budget="rows"),
     job("llama", "global", "sparsegpt", ROW, scope="global"),
     job("llama", "refined", "magnitude", ROW, refine=True),
+    job("llama", "reconstructed", "wanda", ROW, reconstruct=True),
     job("t5", "both sides", "sparsegpt", ROW),
     job("gpt_oss", "stacked", "wanda", ROW),
     job("experts", "experts", "sparsegpt", 4, **FEW),

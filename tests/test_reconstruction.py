@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prunectl import PruneSettings, prune, verify
 from prunectl.calibration import reconstruction
 from prunectl.calibration.samples import gather_samples
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import InvalidOption
+from prunectl.errors import CalibrationFailed, InvalidOption
 from prunectl.plan.settings import Calibration
 
 RANDOM = Calibration(("random",), samples=16, sequence_length=10)
@@ -115,6 +116,53 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
     prune(tmp_path / "dense", tmp_path / "out", wanted)
     whole, found = (reference.stored(tmp_path / one) for one in ("whole", "out"))
     reference.assert_same(found, whole)
+
+
+def test_dense_rows_of_a_budget_keep_their_bits(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "dense")
+    out = tmp_path / "out"
+    wanted = settings("sparsegpt", pattern="2:4", sparsity=0.3, budget="rows")
+    prune(tmp_path / "dense", out, wanted)
+    assert any(one["steps"] for one in facts(out).values())
+    assert verify(out).ok
+
+
+def test_what_is_left_out_of_a_fused_weight_keeps_its_bits(tmp_path: Path) -> None:
+    """transformers fuses the matrices of all experts, of which some are not pruned."""
+    tiny_models.build("mixtral", tmp_path / "dense")
+    out = tmp_path / "out"
+    prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5, exclude=("*.w3.weight",)))
+    dense, found = reference.stored(tmp_path / "dense"), reference.stored(out)
+    changed = {name for name, values in found.items() if not torch.equal(values, dense[name])}
+    assert changed == set(facts(out))
+    assert not any(".w3." in name for name in changed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_zeros_are_exact_in_a_forward_of_another_dtype(tmp_path: Path, dtype: str) -> None:
+    """fp16 has no numbers as small as some weights; the mask is that of the stored values."""
+    model: Any = tiny_models.build("llama", tmp_path / "dense")
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data[0] = 1e-9
+    model.save_pretrained(tmp_path / "dense")
+    out = tmp_path / "out"
+    samples = replace(RANDOM, dtype=dtype)
+    prune(tmp_path / "dense", out, settings("wanda", sparsity=0.25, calibration=samples))
+    for name in facts(out):
+        values = reference.stored(out)[name]
+        assert int((values == 0).sum()) == round(0.25 * values.numel())
+    assert verify(out).ok
+
+
+def test_one_sample_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    tiny_models.build("llama", tmp_path / "dense")
+    one = Calibration(("random",), samples=1, sequence_length=10)
+    with pytest.raises(CalibrationFailed, match="there is one"):
+        prune(
+            tmp_path / "dense", tmp_path / "out", settings("wanda", sparsity=0.5, calibration=one)
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_needs_samples(typed: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def made(
     dtype=st.sampled_from(DTYPES),
     form=st.sampled_from(list(FORMS)),
     name=st.sampled_from(SETS),
-    count=st.sampled_from([1, 2, 3, 8, 9, 40]),
+    count=st.sampled_from([1, 2, 3, 5, 6, 7, 8, 9, 40]),
     seed=st.integers(0, 99),
 )
 def test_a_form_holds_the_same_bits_and_multiplies_as_torch_does(
@@ -108,6 +109,30 @@ def test_inf_and_nan_reach_the_result_as_in_a_dense_product(form: str) -> None:
     found = compress(weight, form, SETS[0]).product(inputs, None).float()
     assert torch.equal(found.isnan(), dense.isnan())
     assert torch.equal(found.isinf(), dense.isinf())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_panels_are_put_together(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 rows in panels of 64: the last one is short."""
+    monkeypatch.setattr(matrix, "_PANEL", 1)
+    monkeypatch.setattr(matrix, "_NARROW_PANEL", 1)
+    weight = made(150, 70, 0.4, dtype, 2).clamp(-1, 1)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(3, 5, 70, generator=generator).to(dtype)
+    bias = torch.randn(150, generator=generator).to(dtype)
+    found = compress(weight, "coded", SETS[0]).product(inputs, bias)
+    expected = functional.linear(inputs.double(), weight.double(), bias.double())
+    torch.testing.assert_close(found, expected.to(dtype), rtol=0.02, atol=0.02)
+
+
+def test_python_threads_share_a_matrix() -> None:
+    weight = made(300, 640, 0.4, torch.bfloat16, 1)
+    held = compress(weight, "coded", SETS[0])
+    inputs = [torch.randn(count, 640).to(torch.bfloat16) for count in (1, 4, 20, 2, 33, 8) * 4]
+    alone = [held.product(one, None) for one in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: held.product(one, None), inputs))
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
-from prunectl.calibration.matrix import Done, MatrixPruner
+from prunectl.calibration.matrix import Done, MatrixPruner, inside
 from prunectl.calibration.pruner import Computed, Pruner, refuse_odd
 from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
@@ -26,8 +26,7 @@ from prunectl.transform.row_blocks import merged
 if TYPE_CHECKING:
     import torch
 
-    from prunectl.calibration.pruner import Captured
-    from prunectl.calibration.reconstruction import Fit
+    from prunectl.calibration.pruner import Captured, Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,9 @@ class Calibrator(Pruner):
         self._is_full = False
         self.facts: dict[str, CalibratedFacts] = {}
         self.zeros: dict[str, int] = {}
-        self._new: dict[str, torch.Tensor] = {}  # of the block at hand
+        # Of a block that is reconstructed before it is stored.
+        self._new: dict[str, torch.Tensor] = {}
+        self._done: dict[str, list[Done]] = {}
 
     def in_turn(self, name: str) -> bool:
         """Whether a tensor's share of a budget depends on the tensors before it."""
@@ -123,24 +124,49 @@ class Calibrator(Pruner):
         return Computed(None if self._store is None else new, (facts, done, missed, zeros))
 
     def take(self, name: str, computed: Computed) -> None:
-        """Record the facts about a tensor and keep its new values."""
+        """Record the facts about a tensor and store its new values, or keep them for its block."""
         facts, done, missed, self.zeros[name] = computed.facts
         self.facts[name] = facts
         if self._store is not None and computed.values is not None:
             self.notes.tensor(name, facts, missed, done)
-            self._new[name] = computed.values
+            if self._job.settings.reconstruct:
+                self._new[name], self._done[name] = computed.values, done
+            else:
+                self._store.put(name, computed.values, asdict(facts))
 
-    def fitted(self, name: str, values: torch.Tensor | None, fit: Fit) -> None:
-        """Replace a tensor's values by those that fitting its block gave."""
-        if values is not None:
-            self._new[name] = values.cpu()
-        self.facts[name] = replace(
-            self.facts[name],
-            survivors=self.facts[name].survivors if values is None else "updated",
-            steps=fit.steps,
-            block_error_before=fit.before,
-            block_error=fit.after,
+    def movable(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The new values of a tensor, and its kept weights in rows and matrices that were pruned.
+
+        Matrices that no sample reached stay as they are.
+        """
+        import torch
+
+        if name not in self._new:
+            return None
+        values = self._new[name]
+        moves = torch.zeros_like(values, dtype=torch.bool)
+        axis = self._job.planned[name].input_axis
+        places = zip(
+            as_matrices(moves, axis), as_matrices(values, axis), self._done[name], strict=True
         )
+        for place, part, one in places:
+            if not one.by_magnitude:
+                place.copy_(part != 0)
+                if one.rows is not None:
+                    place &= inside(one.rows, len(part), part.device)
+        return (values, moves) if bool(moves.any()) else None
+
+    def reconstructed(self, name: str, values: torch.Tensor, fit: Fit) -> None:
+        """Replace a tensor's values by those that fitting its block gave."""
+        import torch
+
+        values = values.cpu()
+        facts = replace(
+            self.facts[name], steps=fit.steps, block_error_before=fit.before, block_error=fit.after
+        )
+        if not torch.equal(values, self._new[name]):
+            facts = replace(facts, survivors="updated")
+        self._new[name], self.facts[name] = values, facts
 
     def finish(self, block: str) -> None:
         """Store the new values of a block's tensors."""
@@ -148,6 +174,7 @@ class Calibrator(Pruner):
         for name, values in self._new.items():
             self._store.put(name, values, asdict(self.facts[name]))
         self._new.clear()
+        self._done.clear()
         self._store.finish(block)
 
     def passed(self, values: Mapping[str, torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
-from prunectl.calibration.reconstruction import LEAST_BATCHES, Reconstruction
+from prunectl.calibration.reconstruction import LEAST_BATCHES, Part, Reconstruction, passes_of
 from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
@@ -35,16 +35,15 @@ class Wanted:
         full: gather whole second moments; False gathers their diagonals.
         true_sequential: measure the inputs of each matrix with those before it, in the same block,
             pruned already.
-        beside: run the dense model too, and aim at its outputs.
-        stored: the dtypes in which the tensors are stored, by name, to fit each block as a whole to
-            the dense one's outputs; None does not.
+        with_dense: run the dense model too, to aim at its outputs.
+        reconstruct: then fit each block as a whole to the dense block's outputs.
     """
 
     axes: Mapping[str, int | None]
     full: bool = True
     true_sequential: bool = False
-    beside: bool = False
-    stored: Mapping[str, torch.dtype] | None = None
+    with_dense: bool = False
+    reconstruct: bool = False
 
 
 _NOT_SHARED, _FULL = "not shared", "full"
@@ -114,7 +113,7 @@ def calibrate(
         CalibrationFailed: the model fails on the samples, or its outputs hold NaN.
         DeviceFull: there is too little memory for a block.
     """
-    least = 1 if wanted.stored is None else LEAST_BATCHES
+    least = LEAST_BATCHES if wanted.reconstruct else 1
     forward = Forward(block_model, samples, spill, _own(run.ranks), least)
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
@@ -151,6 +150,7 @@ class _Engine:
         self.forward = forward
         self._statistics_device = block_model.device
         self._dense: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._changed: set[str] = set()
         self._names: dict[str, list[str]] = {block: [] for block in block_model.blocks}
         for name in wanted.axes:
             target = block_model.targets.get(name)
@@ -172,46 +172,60 @@ class _Engine:
         """Prune the blocks of a group, then recompute their outputs."""
         for block in group.blocks:
             self._block_model.load(block)
-        if self._wanted.beside:
+        if self._wanted.with_dense:
             names = [name for block in group.blocks for name in self._names[block]]
             views = self._block_model.views(names)
             self._dense = {name: (view, view.clone()) for name, view in views.items()}
         steps = self._steps(group, earlier)
         size = sum(self._block_model.nbytes(block) for block in group.blocks)
-        count = (len(steps) + 1 + self._wanted.beside) * self.forward.count
+        count = (len(steps) + 1 + self._wanted.with_dense) * self.forward.count
+        reconstructs = self._wanted.reconstruct and bool(steps)
+        if reconstructs:
+            count += passes_of(self.forward.total) * self.forward.total
         tell = _Teller(self._on_event, self._phase, size, count, group.blocks[0])
         for step in steps:
             step(tell)
-        if self._wanted.beside:
+        if self._wanted.with_dense:
             with self._dense_weights():
                 for index in range(self.forward.count):
                     self.forward.record(group, index, dense=True)
                     tell()
-        if self._wanted.stored is not None and steps:
-            self._fit(group, self._wanted.stored)
+        if reconstructs:
+            self._reconstruct(group, tell)
         for index in range(self.forward.count):
             self.forward.record(group, index)
             tell()
+        self._dense.clear()
+        self._changed.clear()
         for block in group.blocks:
             self._block_model.unload(block)
         tell.finish()
 
-    def _fit(self, group: BlockGroup, stored: Mapping[str, torch.dtype]) -> None:
-        """Fit the kept weights of a group to the outputs of the dense one."""
-        views = {name: view for name, (view, _) in self._dense.items()}
-        fit, values = Reconstruction(self.forward, group, views, stored, self._ranks).run()
-        for name in views:
-            self._pruner.fitted(name, values.get(name), fit)
+    def _reconstruct(self, group: BlockGroup, tell: _Teller) -> None:
+        """Fit the kept weights of a group to the dense outputs."""
+        found = {name: self._pruner.movable(name) for name in self._dense}
+        parts = {
+            name: Part(self._dense[name][0], *movable)
+            for name, movable in found.items()
+            if movable is not None
+        }
+        if parts:
+            fit = Reconstruction(self.forward, group, parts, self._ranks, tell).run()
+            for name, part in parts.items():
+                self._pruner.reconstructed(name, part.best, fit)
 
     @contextmanager
     def _dense_weights(self) -> Iterator[None]:
-        """The dense weights in place of those pruned so far."""
-        pruned = [view.clone() for view, _ in self._dense.values()]
-        for view, dense in self._dense.values():
+        """The dense weights in place of those that were pruned so far."""
+        pruned = {name: self._dense[name][0].clone() for name in self._changed}
+        for name in pruned:
+            view, dense = self._dense[name]
             view.copy_(dense)
-        yield
-        for (view, _), values in zip(self._dense.values(), pruned, strict=True):
-            view.copy_(values)
+        try:
+            yield
+        finally:
+            for name, values in pruned.items():
+                self._dense[name][0].copy_(values)
 
     def _steps(
         self, group: BlockGroup, earlier: Mapping[str, Values | None]
@@ -222,6 +236,7 @@ class _Engine:
         known = {k: v for found in earlier.values() for k, v in (found or {}).items()}
         for name, value in known.items():
             views[name].copy_(value)
+            self._changed.add(name)
         todo = {
             name: matrices(name, views[name], self._wanted.axes[name])
             for name in names
@@ -263,6 +278,7 @@ class _Engine:
         for name, new in pruned(self._pruner, seen, self._ranks):
             if new is not None:
                 views[name].copy_(new)
+                self._changed.add(name)
 
     def _statistics(self, *, shared: bool = True, gathers: bool = True) -> Statistics:
         return Statistics(
@@ -270,7 +286,7 @@ class _Engine:
             device=self._statistics_device,
             shared=shared,
             gathers=gathers,
-            paired=self._wanted.beside and self._wanted.full,
+            paired=self._wanted.with_dense and self._wanted.full,
         )
 
     def _collect(
@@ -324,7 +340,7 @@ class _Engine:
     ) -> None:
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
-        if self._wanted.beside and statistics.gathers:
+        if statistics.paired and statistics.gathers:
             with self._dense_weights(), ProductWatcher(watched, statistics.seen_dense):
                 self.forward.run(group, index, dense=True)
         with ProductWatcher(watched, statistics.seen) as watcher:

@@ -54,7 +54,7 @@ class Forward:
 
     Attributes:
         first: the first batch of all processes.
-        batches: of this process. count: of them.
+        batches: of this process. count: of them; total: of all processes.
 
     Args:
         spill: a folder for block outputs; None keeps them in memory.
@@ -73,7 +73,7 @@ class Forward:
         self._spill = spill
         batches = _batched(samples, least)
         self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
-        self.count = len(self.batches)
+        self.count, self.total = len(self.batches), len(batches)
         # Without the head, where the model class allows: logits of large vocabularies fill memory.
         self._model = block_model.body
         # By model, list of blocks and batch: the output of the last block that was run.

@@ -44,15 +44,18 @@ class Done:
 
 def _rows(
     weight: torch.Tensor,
+    aimed: torch.Tensor,
     final: torch.Tensor,
     mask: torch.Tensor,
     gram: Gram | None,
     hessian: torch.Tensor | None,
     zeros: int,
 ) -> Ranges:
-    """The rows that take the pattern: those whose outputs change least, for ``zeros`` zeros."""
+    """The rows that take the pattern: those whose outputs suffer least, for ``zeros`` zeros."""
     if hessian is not None:
-        losses = row_errors(weight, final, hessian)
+        losses = row_errors(aimed, final, hessian)
+        if aimed is not weight:
+            losses = (losses - row_errors(aimed, weight, hessian)).clamp(min=0)
     else:
         lost = (final - weight).square()
         losses = (lost if gram is None else lost * gram.diagonal().to(lost.device)).sum(1)
@@ -66,7 +69,7 @@ def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
     return pruned.mask & (weight != 0)
 
 
-def _inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
+def inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
     """bool [out, 1]: whether each row is among ``rows``."""
     inside = torch.zeros(out, 1, dtype=torch.bool, device=device)
     for start, stop in rows:
@@ -117,29 +120,32 @@ class MatrixPruner:
         weight = source.float()
         form = DtypeRounding(source.dtype, unit_of(weight))
         weight = weight if form.unit == 1 else weight / form.unit
-        aimed = weight if gram is None or hessian is None else self._aimed(weight, gram)
+        aimed = weight
+        if hessian is not None and (self.refine or self.method.spec.updates):
+            assert gram is not None
+            aimed = self._aimed(weight, gram)
         pruned = self._chosen(aimed if self.method.spec.updates else weight, gram, hessian, goal)
-        weight = aimed
         final, before, overflowed = source, None, 0
         if gram is not None and self.method.spec.updates:
             final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
             before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
-            final, overflowed = self._fitted(weight, pruned, before, hessian, form)
+            final, overflowed = self._fitted(aimed, pruned, before, hessian, form)
         survivors = "kept" if final is source else "updated"
         new = torch.where(pruned.mask, final, torch.zeros_like(final))
         del final
         rows = None
         if isinstance(goal, ByRowBlocks):
-            rows = _rows(weight, form.value(new), pruned.mask, gram, hessian, goal.zeros)
-            inside = _inside(rows, len(weight), weight.device)
-            new = torch.where(inside, new, source)
-            before = None if before is None else torch.where(inside, before, source)
+            value = form.value(new)
+            rows = _rows(weight, aimed, value, pruned.mask, gram, hessian, goal.zeros)
+            chosen = inside(rows, len(weight), weight.device)
+            new = torch.where(chosen, new, source)
+            before = None if before is None else torch.where(chosen, before, source)
         error = error_before = None
         if hessian is not None:
-            error = output_error(weight, form.value(new), hessian)
+            error = output_error(aimed, form.value(new), hessian)
             if before is not None:
-                error_before = output_error(weight, form.value(before), hessian)
+                error_before = output_error(aimed, form.value(before), hessian)
         done = Done(
             survivors, pruned.damping, pruned.raised, pruned.dead, error, error_before,
             gram is None, rows, overflowed,
@@ -147,12 +153,12 @@ class MatrixPruner:
         return done, new
 
     def _aimed(self, weight: torch.Tensor, gram: Gram) -> torch.Tensor:
-        """The weight whose outputs are the dense model's, as far as the inputs' moments tell.
+        """The weight to fit to, fp32 [out, in]; see :meth:`Gram.aim`.
 
         Zeros stay zero, and weights of inputs that never fired stay as they are.
         """
         aim = gram.aim(self.damping)
-        if aim is None or not (self.refine or self.method.spec.updates):
+        if aim is None:
             return weight
         as_it_was = (weight == 0) | (gram.diagonal() == 0).to(weight.device)
         return torch.where(as_it_was, weight, weight @ aim.to(weight.device))

@@ -52,6 +52,9 @@ class MemoryForecast:
         )
 
 
+_AIMED = Memory(squares=4, matrices=1)
+"""Copies that an aim needs, before the method runs, and the weight to fit to."""
+
 _REFINED = Memory(squares=2, matrices=18)
 """Copies of a matrix that refinement needs, after any method; measured."""
 
@@ -82,15 +85,18 @@ def forecast(
         moments[block] = moments.get(block, 0) + stack * 4 * width * (width if full else 1)
     runs = [_running(block_model, block, order) for block in block_model.blocks]
     loaded = max(_loaded(job, block_model, block) for block in block_model.blocks)
-    is_beside = runs_dense(job.settings)
-    if is_beside:  # the dense weights of the block, and the other factor of its moments
-        loaded *= 2
+    with_dense = runs_dense(job.settings)
+    if with_dense:
+        # The dense weights, and the pruned ones while these run; the moments of both inputs, which
+        # are kept for a batch.
+        loaded *= 3
         if full:
             moments = {name: 2 * nbytes for name, nbytes in moments.items()}
+            runs = [2 * nbytes for nbytes in runs]
     if job.settings.reconstruct:
         fitting = _FITTED * max(map(block_model.nbytes, block_model.blocks))
         runs = [fitting * 4 // block_model.dtype.itemsize + _KEPT * nbytes for nbytes in runs]
-    states = order.states * (1 + is_beside)
+    states = order.states * (1 + with_dense)
     return MemoryForecast(
         rest=_outside(block_model),
         block=loaded,
@@ -118,6 +124,8 @@ def _pruning(job: Job, entry: TensorPlan) -> int:
         return 4 * entry.spec.nbytes
     axis = len(shape) - 1 if entry.input_axis is None else entry.input_axis
     squares, matrices = job.settings.method.spec.memory
+    if runs_dense(job.settings):
+        squares, matrices = max(squares, _AIMED.squares), matrices + _AIMED.matrices
     if job.settings.refine:
         squares, matrices = max(squares, _REFINED.squares), max(matrices, _REFINED.matrices)
     work = squares * shape[axis] ** 2 + matrices * shape[-1] * shape[-2]
@@ -138,8 +146,9 @@ def _running(block_model: BlockModel, block: str, order: BlockOrder) -> int:
     return order.rows * widths * block_model.dtype.itemsize
 
 
-_FITTED = 6
-"""Copies in fp32 of a block that is fitted: exact and best values, gradients twice, Adam's two."""
+_FITTED = 7
+"""Copies in fp32 of a block that is fitted: its new, exact and best values, two of its gradients,
+and the two of Adam."""
 
 _KEPT = 3
 """Results of operations that gradients need, for each input and output of a parameter, roughly."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from prunectl.errors import NaNWeights, UnsupportedCheckpoint
 from prunectl.methods.statistics import Gram
 from prunectl.methods.table import DEFAULT
 from prunectl.parallel.ranks import Ranks
-
-if TYPE_CHECKING:
-    from prunectl.calibration.reconstruction import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,21 @@ class Computed:
     facts: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What fitting a block did.
+
+    Attributes:
+        steps: of Adam.
+        before, after: the error on the samples held out; see
+            :mod:`prunectl.calibration.reconstruction`.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+
 class Pruner(ABC):
     """Prunes tensors in two steps; another process may do the first."""
 
@@ -64,13 +76,24 @@ class Pruner(ABC):
     def compute(self, name: str, matrices: Sequence[Captured]) -> Computed:
         """Prune one tensor; called once for each, in one of the processes."""
 
-    def fitted(self, name: str, values: torch.Tensor | None, fit: Fit) -> None:
-        """Record what fitting its block did to a tensor; None changed nothing.
+    def movable(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What :meth:`take` recorded last for a tensor, and what may be changed of it.
+
+        Returns:
+            The values as they are stored, and bool of their shape; None if all of it stays.
+        """
+        return None
+
+    def reconstructed(self, name: str, values: torch.Tensor, fit: Fit) -> None:
+        """Record the values of a movable tensor after its block was fitted.
 
         Args:
-            values: on any device, of the stored dtype and shape.
+            values: as they are stored, on any device.
+
+        Raises:
+            NotImplementedError: the pruner has no movable tensors.
         """
-        raise NotImplementedError("this pruner's blocks are not fitted")
+        raise NotImplementedError
 
     @abstractmethod
     def take(self, name: str, computed: Computed) -> None:

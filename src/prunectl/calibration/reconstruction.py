@@ -14,14 +14,17 @@ stored, and a block stays as it was where none has a smaller one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils import _pytree as pytree
 
 from prunectl.calibration.forward import BlockGroup, Forward
 from prunectl.calibration.matrix import DtypeRounding
+from prunectl.calibration.pruner import Fit
+from prunectl.device import is_out_of_memory
+from prunectl.errors import CalibrationFailed
 from prunectl.parallel.ranks import Ranks
 
 STEPS = 160
@@ -37,176 +40,204 @@ HELD_OUT = 8
 """One of this many batches is held out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """What fitting a block did.
-
-    Attributes:
-        steps: of Adam.
-        before, after: the error on the samples held out; see the module.
-    """
-
-    steps: int
-    before: float
-    after: float
-
-
 @dataclass(slots=True)
-class _Part:
+class Part:
     """A tensor that is fitted.
 
     Attributes:
-        view: in the model's memory. kept: bool of its shape.
-        dtype: in which it is stored.
-        best: its values with the smallest error so far.
+        view: in the model's memory, of the stored shape.
+        best: its values with the smallest error so far, as they are stored.
+        moves: bool of its shape: what may change. It stays other than zero.
     """
 
     view: torch.Tensor
-    kept: torch.Tensor
-    dtype: torch.dtype
-    best: torch.Tensor = field(init=False)
+    best: torch.Tensor
+    moves: torch.Tensor
 
-    def __post_init__(self) -> None:
-        self.best = self.view.clone()
+
+def passes_of(batches: int) -> int:
+    """Passes over so many batches, two at least."""
+    return max(2, -(-STEPS // batches))
 
 
 class Reconstruction:
-    """Fits the blocks of a group.
+    """Fits the blocks of a group; the dense model's outputs have been recorded.
 
     Args:
-        views: the pruned tensors in the model's memory, by name.
-        dtypes: in which they are stored, by name.
+        parts: by name; their best values are in the model's memory.
+        tell: called after each step, for progress.
+
+    Raises:
+        CalibrationFailed: there is one batch of samples, of which none can be held out.
     """
 
     def __init__(
         self,
         forward: Forward,
         group: BlockGroup,
-        views: Mapping[str, torch.Tensor],
-        dtypes: Mapping[str, torch.dtype],
+        parts: Mapping[str, Part],
         ranks: Ranks,
+        tell: Callable[[], None],
     ) -> None:
-        self._forward, self._group, self._ranks = forward, group, ranks
-        self._parts = {name: _Part(view, view != 0, dtypes[name]) for name, view in views.items()}
+        if forward.total < 2:
+            raise CalibrationFailed(
+                "--reconstruct holds a part of the samples out, and there is one",
+                hint="give --samples 2 or more; 32 or more are usual",
+            )
+        self._forward, self._group, self._ranks, self._tell = forward, group, ranks, tell
         modules = [forward.block_model.model.get_submodule(block) for block in group.blocks]
-        owners = {p.untyped_storage().data_ptr(): p for m in modules for p in m.parameters()}
+        owners = {_storage(p): p for module in modules for p in module.parameters()}
         self._masks: dict[torch.nn.Parameter, torch.Tensor] = {}
-        for part in self._parts.values():
-            owner = owners[part.view.untyped_storage().data_ptr()]
-            mask = self._masks.setdefault(owner, torch.zeros_like(owner, dtype=torch.bool))
-            _at(mask, part.view, owner).copy_(part.kept)
-        total = sum(ranks.all_gather([forward.count]))
-        self._own = range(ranks.number, total, ranks.count)  # this rank's batches, of all
-        self._held_out = {i for i in range(total) if i % HELD_OUT == HELD_OUT - 1} or {total - 1}
-        self._trained = [i for i in range(total) if i not in self._held_out] or [0]
+        self._exact: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._parts: list[tuple[Part, torch.Tensor]] = []  # with its exact values, in fp32
+        for part in parts.values():
+            owner = owners[_storage(part.view)]
+            if owner not in self._masks:
+                self._masks[owner] = torch.zeros_like(owner, dtype=torch.bool)
+                self._exact[owner] = owner.detach().to(torch.float32, copy=True)
+            part.best, part.moves = (one.to(owner.device) for one in (part.best, part.moves))
+            _at(self._masks[owner], part.view, owner).copy_(part.moves)
+            exact = _at(self._exact[owner], part.view, owner)
+            exact.copy_(part.best)
+            self._parts.append((part, exact))
+        self._own = range(ranks.number, forward.total, ranks.count)  # this rank's batches, of all
+        self._held_out = range(min(HELD_OUT, forward.total) - 1, forward.total, HELD_OUT)
+        self._trained = [i for i in range(forward.total) if i not in self._held_out]
 
-    def run(self) -> tuple[Fit, dict[str, torch.Tensor]]:
-        """Fit the block; returns the new values of its tensors, as they are stored, in its memory.
-
-        None of them is new if the error on the samples held out did not fall.
-        """
-        masters = [parameter.detach().clone().float() for parameter in self._masks]
-        groups = [
-            {"params": [m], "lr": RATE * _rms(m, mask)}
-            for m, mask in zip(masters, self._masks.values(), strict=True)
-        ]
-        optimizer = torch.optim.Adam(groups)
-        passes = max(2, -(-STEPS // len(self._trained)))
-        total = passes * len(self._trained)
+    def run(self) -> Fit:
+        """Move the parts' best values, and the model's memory with them."""
+        exact = list(self._exact.values())
+        optimizer = torch.optim.Adam(
+            {"params": [one], "lr": RATE * _rms(one, mask)}
+            for one, mask in zip(exact, self._masks.values(), strict=True)
+        )
+        passes = passes_of(len(self._trained))
+        steps = passes * len(self._trained)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
         )
         before = best = self._error()
-        steps = 0
+        if not math.isfinite(before):
+            raise CalibrationFailed(
+                f"block {self._group.blocks[-1]} puts out NaN or Inf",
+                hint="--dtype float32 has more range; is the checkpoint damaged?",
+            )
         for _ in range(passes):
             for number in self._trained:
-                self._gradients(number, masters)
-                optimizer.step()
+                if self._set_gradients(number):
+                    optimizer.step()
                 schedule.step()
-                steps += 1
-                self._put(masters)
-            best = self._keep_if_better(best, masters)
-        for part in self._parts.values():
+                self._put_exact()
+                self._tell()
+            best = self._keep_if_better(best)
+        for part, _ in self._parts:
             part.view.copy_(part.best)
-        values = {}
-        if best < before:
-            values = {name: part.best.to(part.dtype) for name, part in self._parts.items()}
-        return Fit(steps, before, best), values
+        return Fit(steps, before, best)
 
-    def _gradients(self, number: int, masters: list[torch.Tensor]) -> None:
-        """Set the gradients of a batch, which one rank has, in all ranks."""
-        for master in masters:
-            master.grad = torch.zeros_like(master)
+    def _set_gradients(self, number: int) -> bool:
+        """Set the gradients of a batch, which one rank has, in all ranks; False if not finite."""
+        parameters = list(self._masks)
+        found: Sequence[torch.Tensor | None] = [None] * len(parameters)
         if number in self._own:
-            index = self._own.index(number)
-            parameters = list(self._masks)
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            try:
-                error = self._error_of(index, grad=True)
-                found = torch.autograd.grad(error, parameters, allow_unused=True)
-            finally:
-                for parameter in parameters:
-                    parameter.requires_grad_(False)
-            for gradient, mask, master in zip(found, self._masks.values(), masters, strict=True):
-                if gradient is not None:
-                    master.grad = gradient.float() * mask
-        if self._ranks.count > 1:
-            for master in masters:
-                assert master.grad is not None
-                self._ranks.all_reduce(master.grad)
+            found = self._gradients(self._own.index(number), parameters)
+        are_finite = True
+        for gradient, parameter in zip(found, parameters, strict=True):
+            exact, mask = self._exact[parameter], self._masks[parameter]
+            exact.grad = torch.zeros_like(exact) if gradient is None else gradient.float() * mask
+            if self._ranks.count > 1:
+                whole = exact.grad.contiguous()
+                self._ranks.all_reduce(whole)
+                exact.grad.copy_(whole)
+            are_finite &= bool(exact.grad.isfinite().all())
+        return are_finite
 
-    def _keep_if_better(self, best: float, masters: list[torch.Tensor]) -> float:
+    def _gradients(
+        self, index: int, parameters: list[torch.nn.Parameter]
+    ) -> Sequence[torch.Tensor | None]:
+        """The gradients of a batch, times a constant that keeps them from underflow in fp16."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            error, size = self._error_of(index, grad=True)
+            if not error.requires_grad:  # nothing that may move was reached
+                return [None] * len(parameters)
+            return torch.autograd.grad(error * math.sqrt(size), parameters, allow_unused=True)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            first = str(error).strip().partition("\n")[0][:200]
+            raise CalibrationFailed(
+                f"block {self._group.blocks[-1]} has no gradients: {first}",
+                hint="leave --reconstruct out",
+            ) from error
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+    def _keep_if_better(self, best: float) -> float:
         """Take the weights as they would be stored, if their error is the smallest so far."""
-        for part in self._parts.values():
-            rounded = DtypeRounding(part.dtype, 1.0).rounded(part.view.float(), part.kept)
-            part.view.copy_(rounded)
+        stored = []
+        for part, exact in self._parts:
+            rounded = DtypeRounding(part.best.dtype, 1.0).rounded(exact, part.moves)
+            stored.append(torch.where(part.moves, rounded, part.best))
+            part.view.copy_(stored[-1])
         error = self._error()
         if error < best:
             best = error
-            for part in self._parts.values():
-                part.best = part.view.clone()
-        self._put(masters)
+            for (part, _), values in zip(self._parts, stored, strict=True):
+                part.best = values
+        self._put_exact()
         return best
 
-    def _put(self, masters: list[torch.Tensor]) -> None:
-        for parameter, master in zip(self._masks, masters, strict=True):
-            parameter.data.copy_(master)
+    def _put_exact(self) -> None:
+        for parameter, exact in self._exact.items():
+            parameter.data.copy_(exact)
 
     def _error(self) -> float:
         """The mean error of the batches held out; Inf if it is not finite."""
         found = torch.zeros(2, dtype=torch.float32)
         for number in self._held_out:
             if number in self._own:
-                found += torch.tensor([float(self._error_of(self._own.index(number))), 1.0])
+                own, _ = self._error_of(self._own.index(number))
+                found += torch.tensor([float(own), 1.0])
         if self._ranks.count > 1:
             self._ranks.all_reduce(found)
         error = float(found[0] / found[1])
         return error if math.isfinite(error) else math.inf
 
-    def _error_of(self, index: int, *, grad: bool = False) -> torch.Tensor:
-        """The mean over tokens of the squared error relative to the dense output's square."""
-        errors = []
+    def _error_of(self, index: int, *, grad: bool = False) -> tuple[torch.Tensor, int]:
+        """The error of a batch, and the number of outputs.
+
+        It is the mean over tokens of the squared error relative to the dense output's square, of
+        each block's first output: its hidden states.
+        """
+        errors, size = [], 0
         outputs = self._forward.run(self._group, index, grad=grad)
         for stack, output in outputs.items():
             wanted = self._forward.output(stack, index, dense=True)
-            for one, dense in zip(*map(pytree.tree_leaves, (output, wanted)), strict=True):
-                if torch.is_tensor(one) and one.is_floating_point() and one.ndim > 1:
-                    dense = dense.to(one.device).float()
-                    size = dense.square().mean(-1)
-                    lost = (one.float() - dense).square().mean(-1)
-                    errors.append((lost / size.clamp(min=_SMALLEST)).mean())
-        return torch.stack(errors).mean()
+            one, dense = (
+                next(leaf for leaf in pytree.tree_leaves(tree) if torch.is_tensor(leaf))
+                for tree in (output, wanted)
+            )
+            dense = dense.to(one.device).float()
+            lost = (one.float() - dense).square().mean(-1)
+            errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).mean())
+            size += one.numel()
+        return torch.stack(errors).mean(), size
 
 
 _SMALLEST = 1e-12
 
 
-def _at(mask: torch.Tensor, view: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """The part of a mask, of the shape of ``owner``, where ``view`` lies in its owner."""
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _at(other: torch.Tensor, view: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """The part of another tensor, laid out as ``owner`` is, where ``view`` lies in its owner."""
     offset = view.storage_offset() - owner.storage_offset()
-    return mask.as_strided(view.shape, view.stride(), int(offset))
+    return other.as_strided(view.shape, view.stride(), int(offset))
 
 
 def _rms(tensor: torch.Tensor, mask: torch.Tensor) -> float:
-    return float((tensor.square().sum() / mask.sum().clamp(min=1)).sqrt())
+    return float(((tensor * mask).square().sum() / mask.sum().clamp(min=1)).sqrt())

@@ -28,7 +28,7 @@ from prunectl.calibration.targets import (
 )
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.reader import TensorReader
-from prunectl.checkpoint.torch_tensors import read_tensor, torch_dtype
+from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import free_memory
 from prunectl.parallel.launched import on_this_host
 from prunectl.parallel.run import Run
@@ -130,11 +130,11 @@ def _prune_blocks(
         return values
 
     wanted = _wanted(job, blocks, full=full)
-    wanted = replace(wanted, beside=runs_dense(job.settings))
-    if job.settings.reconstruct:
-        stored = job.checkpoint.by_name
-        dtypes = {name: torch_dtype(stored[name].spec) for name in wanted.axes}
-        wanted = replace(wanted, stored=dtypes)
+    wanted = replace(
+        wanted,
+        with_dense=runs_dense(job.settings),
+        reconstruct=job.settings.reconstruct,
+    )
     passes.calibrate(wanted, calibrator, finished=finished, done=calibrator.finish)
     _give_outside(blocks.get("", []), passes, calibrator)
     calibrator.finish("")

@@ -63,7 +63,7 @@ class Statistics:
         full: whole second moments; False gathers their diagonals only.
         shared: whether products may share moments.
         gathers: whether moments are gathered; False only learns what is used in which order.
-        paired: whether the dense model's inputs are told too, by :meth:`seen_dense`.
+        paired: whether :meth:`seen_dense` gets the dense model's inputs, to pair with these.
     """
 
     def __init__(
@@ -75,11 +75,12 @@ class Statistics:
         gathers: bool = True,
         paired: bool = False,
     ) -> None:
-        self._full, self._device, self._paired = full, device, paired
+        self._full, self._device, self.paired = full, device, paired
         self._shared, self.gathers = shared, gathers
         self._grams: dict[Key, Gram] = {}
         self._recent: list[tuple[torch.Tensor, Key]] = []
         self._dense: dict[Key, list[torch.Tensor]] = {}
+        self._rows = 0  # of the sample's first product
         self.leader: dict[Key, Key] = {}
         self.order: list[Key] = []
         self._key_of: dict[Matrix, Key] = {}
@@ -89,10 +90,11 @@ class Statistics:
         """Forget the tensors of the last one."""
         self._recent.clear()
         self._dense.clear()
+        self._rows = 0
 
     def seen_dense(self, key: Key, x: torch.Tensor) -> None:
         """Note the inputs of a product in the dense model, before those of the pruned one."""
-        self._dense.setdefault(key, []).append(x)
+        self._dense.setdefault(key, []).append(x.clone())  # the model may write into it
 
     def seen(self, key: Key, x: torch.Tensor) -> None:
         """Add ``x`` [..., in], unless it was added already by a product that shares it.
@@ -112,13 +114,23 @@ class Statistics:
         if self.gathers:
             if key not in self._grams:
                 self._grams[key] = Gram(
-                    x.shape[-1], full=self._full, device=self._device, paired=self._paired
+                    x.shape[-1], full=self._full, device=self._device, paired=self.paired
                 )
-            dense = self._dense.get(key)
-            pair = dense.pop(0) if dense else None
-            # Experts get other tokens in the dense model: these are no pairs.
-            is_pair = pair is not None and pair.shape == x.shape
-            self._grams[key].add(x, pair if is_pair else None)
+            self._grams[key].add(x, self._pair_of(key, x))
+
+    def _pair_of(self, key: Key, x: torch.Tensor) -> torch.Tensor | None:
+        """The dense model's inputs in place of ``x``.
+
+        None for an expert that gets some of the tokens, as a matrix without further axes: in the
+        dense model these are others, even if they are as many.
+        """
+        rows = x.shape[:-1].numel()
+        self._rows = self._rows or rows
+        dense = self._dense.get(key)
+        pair = dense.pop(0) if dense else None
+        if pair is None or pair.shape != x.shape or (x.ndim < 3 and rows != self._rows):
+            return None
+        return pair
 
     def of(self, matrix: Matrix) -> Gram | None:
         """The moments of a matrix's inputs; None where nothing reached it."""
@@ -176,9 +188,9 @@ class Statistics:
     def _empty(self, inputs: int) -> Gram:
         """Moments of inputs that were seen elsewhere only; the device may have no room for them."""
         try:
-            return Gram(inputs, full=self._full, device=self._device, paired=self._paired)
+            return Gram(inputs, full=self._full, device=self._device, paired=self.paired)
         except torch.OutOfMemoryError:
-            return Gram(inputs, full=self._full, device="cpu", paired=self._paired)
+            return Gram(inputs, full=self._full, device="cpu", paired=self.paired)
 
 
 def _place(matrix: Matrix) -> Place:

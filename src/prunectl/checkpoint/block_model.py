@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_UNCALIBRATED = "leave --method and --refine out: prune then works on the files as they are"
+_UNCALIBRATED = (
+    "leave --method, --refine and --reconstruct out: prune then works on the files as they are"
+)
 
 
 class BlockModel:

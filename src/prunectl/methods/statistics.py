@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
+from prunectl.methods.factor import RAISES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,21 +163,25 @@ class Gram:
         beyond that is chance.
 
         Returns:
-            None where the dense model's inputs are not known, or the sums are singular.
+            None where the dense model's inputs are not known, or no damping, raised tenfold
+            repeatedly, lets the sums be inverted.
 
         Raises:
             ValueError: only the diagonal was kept.
         """
         hessian = self.hessian()
         if self._cross is not None:
-            pull = damping * float(hessian.diagonal().mean())
-            damped = hessian.clone()
-            damped.diagonal().add_(pull)
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            if not int(failed):
-                moved = self._cross.mul_(2 * SHARE / max(self.tokens, 1))
-                self._aim = torch.cholesky_solve(moved.T, factor).T
-                self._aim.diagonal().add_(1)
+            mean = hessian.diagonal().mean()
+            for _ in range(RAISES + 1):
+                damped = hessian.clone()
+                damped.diagonal().add_(damping * mean)
+                factor, failed = torch.linalg.cholesky_ex(damped)
+                if not int(failed):
+                    aim = torch.cholesky_solve(self._cross.T, factor).T
+                    aim.mul_(2 * SHARE / max(self.tokens, 1)).diagonal().add_(1)
+                    self._aim = aim
+                    break
+                damping = 10 * damping or 0.001
             self._cross = None
         return self._aim
 

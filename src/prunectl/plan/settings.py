@@ -228,7 +228,7 @@ class PruneSettings:
         bool,
         Option(
             "Then fit the weights that stay of each block together to the dense block's outputs, "
-            "by gradient steps: the best quality, and the slowest.",
+            "by gradient steps (slow).",
             heading=CALIBRATION,
         ),
     ] = False

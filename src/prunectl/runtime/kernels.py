@@ -10,8 +10,7 @@ The function is written as LLVM code for this CPU; no compiler is needed.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from prunectl.runtime.frame import Frame, floats, lanes_of, total_of
 from prunectl.runtime.instructions import (
     FLOAT,
     I8,
@@ -48,12 +48,9 @@ ARGUMENTS = (
 )  # fmt: skip
 """The i64 arguments of a kernel, in their order; pointers are addresses, 0 if there is none."""
 
-_PLACE = {name: number for number, name in enumerate(ARGUMENTS)}
-_AHEAD = 8192
-"""Bytes ahead of the packed values that are asked for: measured best of 512 to 16,384."""
 
-_CODED_AHEAD = 4096
-"""The same for low bytes and for ranks."""
+_AHEAD, _CODED_AHEAD = 8192, 4096
+"""Bytes to fetch ahead: of packed values, best of 512 to 16,384; of low bytes and of ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,69 +143,14 @@ def rank_place(value: int, block: int) -> int:
     return eight % 2 * (block // 2) + BLOCK // 2 * part + 8 * (eight // 2) + low
 
 
-class _Writer:
+class _Writer(Frame):
     """Writes one kernel."""
 
     def __init__(self, kernel: Kernel, module: Any) -> None:
+        super().__init__(module, ARGUMENTS)
         self.kernel = kernel
         self.set = INSTRUCTION_SETS[kernel.instructions]
-        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
-        self.function = ir.Function(module, kind, "work")
-        self.builder = ir.IRBuilder(self.function.append_basic_block())
-        self.arguments = {
-            name: self.builder.load(self.builder.gep(self.function.args[0], [ir.Constant(I64, k)]))
-            for name, k in _PLACE.items()
-        }
         self.columns = self.arguments["columns"]
-
-    def argument(self, name: str, pointed: Any = None) -> Any:
-        value = self.arguments[name]
-        return self.builder.inttoptr(value, pointed.as_pointer()) if pointed else value
-
-    def next_of(self, name: str) -> Any:
-        """Add 1 to an argument that all threads share; what it was."""
-        pointer = self.builder.gep(self.function.args[0], [ir.Constant(I64, _PLACE[name])])
-        return self.builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
-
-    def at(self, pointer: Any, index: Any) -> Any:
-        return self.builder.gep(pointer, [index])
-
-    def ask_for(self, pointer: Any, ahead: Any) -> None:
-        """Have memory fetched that will be read soon; it need not exist."""
-        to_read = [ir.Constant(I32, value) for value in (0, 3, 1)]
-        address = self.at(pointer, ahead)
-        intrinsic(self.builder, "llvm.prefetch.p0", ir.VoidType(), address, *to_read)
-
-    @contextmanager
-    def loop(
-        self, start: Any, end: Any, carried: list[Any], by: int = 1
-    ) -> Iterator[tuple[Any, list[Any]]]:
-        """Run the body for start <= i < end, with values carried from pass to pass.
-
-        Yields the index and the carried values; the body replaces the elements of that list, and
-        afterwards they are what the last pass left.
-        """
-        builder = self.builder
-        before = builder.block
-        head, body, after = (self.function.append_basic_block() for _ in range(3))
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(I64)
-        index.add_incoming(start, before)
-        merged = [builder.phi(value.type) for value in carried]
-        for phi, value in zip(merged, carried, strict=True):
-            phi.add_incoming(value, before)
-        builder.cbranch(builder.icmp_unsigned("<", index, end), body, after)
-        builder.position_at_end(body)
-        values = list(merged)
-        yield index, values
-        following = builder.add(index, ir.Constant(I64, by))
-        index.add_incoming(following, builder.block)
-        for phi, value in zip(merged, values, strict=True):
-            phi.add_incoming(value, builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
-        values[:] = merged
 
     def write(self) -> None:
         """Take chunks of rows until none is left."""
@@ -247,7 +189,7 @@ class _Writer:
             given = self.at(self.argument("inputs", kind), builder.mul(width, row))
             exact = self.at(self.inputs, builder.mul(self.columns, row))
             with self.loop(ir.Constant(I64, 0), width, []) as (column, _):
-                value = self.floats(builder.load(self.at(given, column)))
+                value = floats(builder, self.kernel.dtype, builder.load(self.at(given, column)))
                 builder.store(value, self.at(exact, self.place_of(column)))
             with self.loop(width, self.columns, []) as (column, _):
                 builder.store(ir.Constant(FLOAT, 0.0), self.at(exact, self.place_of(column)))
@@ -356,7 +298,7 @@ class _Writer:
                 return builder.bitcast(placed, vector(FLOAT, lanes)), following
             expand = self.set.expand16 if bits == 16 else self.set.expand32
             codes = expand(emitted, mask, pointer)
-        return (self.floats(codes) if as_floats else codes), following
+        return (floats(builder, self.kernel.dtype, codes) if as_floats else codes), following
 
     @property
     def splits(self) -> bool:
@@ -373,23 +315,6 @@ class _Writer:
         ]
         both = builder.shuffle_vector(*halves, ir.Constant(vector(I32, STEP), list(range(STEP))))
         return builder.bitcast(both, vector(FLOAT, STEP))
-
-    def floats(self, codes: Any) -> Any:
-        """Codes of the weights' dtype, one or a vector, as fp32."""
-        builder = self.builder
-
-        def like(kind: Any) -> Any:
-            return vector(kind, codes.type.count) if hasattr(codes.type, "count") else kind
-
-        if self.kernel.dtype == "bf16":
-            wide = builder.zext(codes, like(I32))
-            sixteen = ir.Constant(I32, 16)
-            if wide.type != I32:
-                sixteen = splat(I32, codes.type.count, 16)
-            return builder.bitcast(builder.shl(wide, sixteen), like(FLOAT))
-        if self.kernel.dtype == "fp16":
-            return builder.fpext(builder.bitcast(codes, like(ir.HalfType())), like(FLOAT))
-        return builder.bitcast(codes, like(FLOAT))
 
     def mask_of(self, row: Any) -> Any:
         """Pointer to the mask of a row."""
@@ -445,7 +370,7 @@ class _Writer:
         for i, row in enumerate(numbers):
             for j in range(batch):
                 base = tile + (i * batch + j) * sums
-                total = self.total(now[base : base + sums])
+                total = total_of(builder, now[base : base + sums])
                 place = builder.add(builder.mul(rows, ir.Constant(I64, j)), row)
                 self.put(total, row, place)
 
@@ -456,7 +381,7 @@ class _Writer:
         of its first row with the first input row, and so on.
         """
         builder, kernel, lanes = self.builder, self.kernel, self.set.lanes
-        batch, tile, sums = kernel.batch, kernel.tile, kernel.sums
+        batch, tile, sums, width = kernel.batch, kernel.tile, kernel.sums, kernel.lanes
         begun = now[:tile]
         if not kernel.is_coded:
             for pointer in begun:
@@ -474,40 +399,17 @@ class _Writer:
                 value = load_vector(builder, self.at(self.inputs, place), FLOAT, lanes, 4)
                 for i in range(tile):
                     base = tile + (i * batch + j) * sums
-                    for k in range(0, lanes, kernel.lanes):
+                    for k in range(0, lanes, width):
                         part = turn * STEP + group * lanes + k
-                        into = base + part // kernel.lanes % sums
-                        factors = (self.part(one, k) for one in (weights[i], value))
+                        into = base + part // width % sums
+                        factors = (
+                            lanes_of(builder, one, k, kernel.lanes) for one in (weights[i], value)
+                        )
                         name = f"llvm.fma.v{kernel.lanes}f32"
                         now[into] = intrinsic(builder, name, now[into].type, *factors, now[into])
         if kernel.is_regular:
-            width = ir.Constant(I64, kernel.bits // 8)
-            stride = builder.mul(self.argument("per_step"), width)
+            stride = builder.mul(self.argument("per_step"), ir.Constant(I64, kernel.bits // 8))
             now[:tile] = [self.at(pointer, stride) for pointer in begun]
-
-    def part(self, whole: Any, first: int) -> Any:
-        """The lanes of a vector that a vector of the CPU holds."""
-        chosen = list(range(first, first + self.kernel.lanes))
-        return self.builder.shuffle_vector(
-            whole, whole, ir.Constant(vector(I32, len(chosen)), chosen)
-        )
-
-    def total(self, parts: list[Any]) -> Any:
-        """The sum of vectors and of their lanes, halves first."""
-        builder = self.builder
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = builder.fadd(whole, part)
-        while (lanes := whole.type.count // 2) > 0:
-            nothing = ir.Constant(whole.type, ir.Undefined)
-            halves = [
-                builder.shuffle_vector(
-                    whole, nothing, ir.Constant(vector(I32, lanes), list(range(k, k + lanes)))
-                )
-                for k in (0, lanes)
-            ]
-            whole = builder.fadd(*halves)
-        return builder.extract_element(whole, ir.Constant(I32, 0))
 
     def put(self, total: Any, row: Any, place: Any) -> None:
         """Add the bias and store one element of the product."""

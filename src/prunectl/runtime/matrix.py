@@ -24,7 +24,7 @@ from prunectl.runtime.instructions import (
 from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
 
 MOST_ROWS = 8
-"""Input rows that kernels multiply; of more, torch does."""
+"""Input rows that kernels multiply, of coded weights fewer on some CPUs; of more, torch does."""
 
 _CHUNK_BYTES = 1 << 19
 """Dense bytes of a chunk of rows, at most: between chunks, a thread waits for memory."""
