@@ -72,7 +72,7 @@ def test_blocks_that_share_weights_are_refused_by_name(tmp_path: Path) -> None:
         pytest.raises(UnsupportedCheckpoint, match=r"block model\.layers\.3 shares weights") as e,
     ):
         try_model(block_model, samples_of("llama"))
-    assert "leave --method and --refine out" in e.value.hint
+    assert "leave --method, --refine and --reconstruct out" in e.value.hint
 
 
 MISSING = [

@@ -24,7 +24,11 @@ from prunectl.runtime.instructions import (
 from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
 
 MOST_ROWS = 8
-"""Input rows that kernels multiply, of coded weights fewer on some CPUs; of more, torch does."""
+"""Input rows that kernels multiply; of more, torch does. See ``_NARROW`` too."""
+
+_NARROW = 1024
+"""Columns up to which coded weights are decoded twice for ``MOST_ROWS`` rows faster than once into
+a panel: measured with 576 and 1,536."""
 
 _CHUNK_BYTES = 1 << 19
 """Dense bytes of a chunk of rows, at most: between chunks, a thread waits for memory."""
@@ -131,7 +135,8 @@ class Matrix:
         """
         count = inputs.numel() // self.columns
         most = INSTRUCTION_SETS[self.instructions].most
-        if count > (most if self.values.ranks is not None else MOST_ROWS):
+        is_slow = self.values.ranks is not None and self.padded > _NARROW
+        if count > (most if is_slow else MOST_ROWS):
             return self._many(inputs, bias)
         inputs = inputs.contiguous()
         result = inputs.new_empty((*inputs.shape[:-1], self.rows))
