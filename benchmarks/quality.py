@@ -7,7 +7,7 @@
     python benchmarks/quality.py --results FILE --table
 
 A row is METHOD@TARGET (or ``dense``), and ``--rows`` takes globs of them, in the order they shall
-be measured. Each is pruned by a fresh process of the command line, whose wall time and peak RSS are
+be measured; those with ``+ reconstruct`` take long, and are named in full. Each is pruned by a fresh process of the command line, whose wall time and peak RSS are
 noted, and then measured in one process beside it that stays. It is appended to FILE at once, so a
 run that was cut off goes on after the last row when the same command is given again. ``--table``
 prints what FILE holds as Markdown.
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 DENSE = "dense"
-FITS = {"": [], " + refine": ["--refine"], " + reconstruct": ["--reconstruct"]}
+LONG = " + reconstruct"
+FITS = {"": [], " + refine": ["--refine"], LONG: ["--reconstruct"]}
 METHODS = {
     f"{method}{name}": [*(["--method", str(method)] if method is not DEFAULT else []), *options]
     for method in Method
@@ -220,7 +221,10 @@ def command(prunectl: list[str], row: str, source: Source, output: Path) -> list
 
 def wanted(globs: list[str]) -> list[str]:
     """The rows that globs mean, in the globs' order, each once."""
-    rows = [[row for row in ROWS if fnmatchcase(row, one)] for one in globs]
+    rows = [
+        [row for row in ROWS if row == one or (LONG not in row and fnmatchcase(row, one))]
+        for one in globs
+    ]
     if [] in rows:
         raise SystemExit(f"no row is called {globs[rows.index([])]}; rows: {', '.join(ROWS)}")
     return list(dict.fromkeys(row for found in rows for row in found))

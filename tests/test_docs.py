@@ -60,7 +60,7 @@ RUN = {
     "after.md": 1,
     "automation.md": 7,
     "bench.md": 5,
-    "calibration.md": 9,
+    "calibration.md": 10,
     "commands.md": 55,
     "compare.md": 5,
     "evaluate.md": 7,
