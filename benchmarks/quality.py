@@ -7,10 +7,11 @@
     python benchmarks/quality.py --results FILE --table
 
 A row is METHOD@TARGET (or ``dense``), and ``--rows`` takes globs of them, in the order they shall
-be measured; those with ``+ reconstruct`` take long, and are named in full. Each is pruned by a fresh process of the command line, whose wall time and peak RSS are
-noted, and then measured in one process beside it that stays. It is appended to FILE at once, so a
-run that was cut off goes on after the last row when the same command is given again. ``--table``
-prints what FILE holds as Markdown.
+be measured; those with ``+ reconstruct`` take long, and are named in full. Each is pruned by a
+fresh process of the command line, whose wall time and peak RSS are noted, and then measured in one
+process beside it that stays. It is appended to FILE at once, so a run that was cut off goes on
+after the last row when the same command is given again. ``--table`` prints what FILE holds as
+Markdown.
 
 *Perplexity*, lower is better: the held-out texts, joined by an empty line, are tokenized without
 special tokens and cut into windows that do not overlap; what is left at the end is dropped. In fp32
