@@ -52,6 +52,19 @@ class DeviceFull(CalibrationFailed):
         self.device, self.what, self.dtype = device, what, dtype
 
 
+def not_finite(block: str) -> CalibrationFailed:
+    """The error of a block whose outputs hold NaN or Inf."""
+    return CalibrationFailed(
+        f"block {block} puts out NaN or Inf",
+        hint="--dtype float32 has more range; is the checkpoint damaged?",
+    )
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters; its type if there is none."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 @contextmanager
 def memory_errors(device: torch.device, dtype: torch.dtype, what: str) -> Iterator[None]:
     """Turn torch's out-of-memory errors into :class:`DeviceFull`."""

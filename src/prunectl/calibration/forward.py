@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from prunectl.calibration.errors import in_short, not_finite
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
@@ -54,7 +55,8 @@ class Forward:
 
     Attributes:
         first: the first batch of all processes.
-        batches: of this process. count: of them; total: of all processes.
+        batches: of this process. count: of them; total: of all processes. numbers: which of all
+            these are.
 
     Args:
         spill: a folder for block outputs; None keeps them in memory.
@@ -74,6 +76,7 @@ class Forward:
         batches = _batched(samples, least)
         self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
         self.count, self.total = len(self.batches), len(batches)
+        self.numbers = range(self.total)[own]
         # Without the head, where the model class allows: logits of large vocabularies fill memory.
         self._model = block_model.body
         # By model, list of blocks and batch: the output of the last block that was run.
@@ -115,9 +118,8 @@ class Forward:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
-            first = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CalibrationFailed(
-                f"the model's forward fails on the samples: {first}",
+                f"the model's forward fails on the samples: {in_short(error)}",
                 hint=f"PRUNECTL_DEBUG=1 shows where; --method {DEFAULT} runs no samples",
             ) from error
         return False
@@ -167,14 +169,14 @@ class Forward:
         for stack, output in self.run(group, index, dense=dense).items():
             kept = self._outputs[dense].setdefault(stack, [None] * self.count)
             kept[index] = _on_host(output, kept[index - 1] if index else None, self._spill)
-            first = next(
-                (leaf for leaf in pytree.tree_leaves(kept[index]) if torch.is_tensor(leaf)), None
-            )
+            first = hidden_states(kept[index])
             if first is not None and first.is_floating_point() and not first.isfinite().all():
-                raise CalibrationFailed(
-                    f"block {group.blocks[-1]} puts out NaN or Inf",
-                    hint="--dtype float32 has more range; is the checkpoint damaged?",
-                )
+                raise not_finite(group.blocks[-1])
+
+
+def hidden_states(output: Any) -> torch.Tensor | None:
+    """The first tensor of a block's output."""
+    return next((leaf for leaf in pytree.tree_leaves(output) if torch.is_tensor(leaf)), None)
 
 
 def _batched(samples: Sequence[Inputs], least: int) -> list[Inputs]:

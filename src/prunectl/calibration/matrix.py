@@ -83,7 +83,7 @@ def needs_full(method: Method, refine: bool) -> bool:
 
 
 def runs_dense(settings: PruneSettings) -> bool:
-    """Whether weights are fitted, so that the dense model runs beside the pruned one."""
+    """Whether the samples run through the dense model too, because weights are fitted to it."""
     return settings.method.spec.updates or settings.refine or settings.reconstruct
 
 

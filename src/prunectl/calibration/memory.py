@@ -25,7 +25,7 @@ class MemoryForecast:
             count twice.
         moments: second moments of the inputs of a block's matrices, if none share an input.
         work: to run a block, or to prune one of its matrices.
-        states: a block's outputs for all samples, of the dense model too where it runs beside.
+        states: a block's outputs for all samples; twice, if the dense model runs too.
         spilled: whether the states are in a file and not in memory.
     """
 

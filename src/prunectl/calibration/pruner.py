@@ -80,7 +80,8 @@ class Pruner(ABC):
         """What :meth:`take` recorded last for a tensor, and what may be changed of it.
 
         Returns:
-            The values as they are stored, and bool of their shape; None if all of it stays.
+            The values in the stored dtype and shape, and a bool mask of that shape, True = may
+            change; None if nothing may.
         """
         return None
 
@@ -88,7 +89,7 @@ class Pruner(ABC):
         """Record the values of a movable tensor after its block was fitted.
 
         Args:
-            values: as they are stored, on any device.
+            values: of the stored dtype and shape, on any device.
 
         Raises:
             NotImplementedError: the pruner has no movable tensors.

@@ -1,9 +1,9 @@
-"""Blocks fitted as a whole: the kept weights move until the block puts out what it did when dense.
+"""Block reconstruction: fit the kept weights of a block to the outputs of the dense block.
 
     min over W with the mask's zeros of the mean over tokens of |f(x; W) - y|^2 / |y|^2
 
 f is the block on the pruned model's inputs x, and y the dense block's output on the dense model's
-inputs, so that what earlier blocks lost is made good where it can be. Each token's error is divided
+inputs, so that the block also compensates for errors of earlier blocks. Each token's error is divided
 by its own size: without that, a few tokens with huge activations would decide everything. Adam with
 steps that fall as a cosine (after BRECQ, arXiv 2102.05426, and EBFT, arXiv 2402.12419).
 
@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils import _pytree as pytree
 
-from prunectl.calibration.forward import BlockGroup, Forward
+from prunectl.calibration.errors import in_short, not_finite
+from prunectl.calibration.forward import BlockGroup, Forward, hidden_states
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.calibration.pruner import Fit
 from prunectl.device import is_out_of_memory
@@ -46,8 +46,8 @@ class Part:
 
     Attributes:
         view: in the model's memory, of the stored shape.
-        best: its values with the smallest error so far, as they are stored.
-        moves: bool of its shape: what may change. It stays other than zero.
+        best: the values with the smallest error so far, in the stored dtype and shape.
+        moves: bool mask of the same shape, True = may change. No such weight becomes zero.
     """
 
     view: torch.Tensor
@@ -68,7 +68,7 @@ class Reconstruction:
         tell: called after each step, for progress.
 
     Raises:
-        CalibrationFailed: there is one batch of samples, of which none can be held out.
+        CalibrationFailed: there is only one batch of samples, so none can be held out.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Reconstruction:
             exact = _at(self._exact[owner], part.view, owner)
             exact.copy_(part.best)
             self._parts.append((part, exact))
-        self._own = range(ranks.number, forward.total, ranks.count)  # this rank's batches, of all
+        self._own = forward.numbers
         self._held_out = range(min(HELD_OUT, forward.total) - 1, forward.total, HELD_OUT)
         self._trained = [i for i in range(forward.total) if i not in self._held_out]
 
@@ -118,10 +118,7 @@ class Reconstruction:
         )
         before = best = self._error()
         if not math.isfinite(before):
-            raise CalibrationFailed(
-                f"block {self._group.blocks[-1]} puts out NaN or Inf",
-                hint="--dtype float32 has more range; is the checkpoint damaged?",
-            )
+            raise not_finite(self._group.blocks[-1])
         for _ in range(passes):
             for number in self._trained:
                 if self._set_gradients(number):
@@ -165,9 +162,8 @@ class Reconstruction:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            first = str(error).strip().partition("\n")[0][:200]
             raise CalibrationFailed(
-                f"block {self._group.blocks[-1]} has no gradients: {first}",
+                f"block {self._group.blocks[-1]} has no gradients: {in_short(error)}",
                 hint="leave --reconstruct out",
             ) from error
         finally:
@@ -215,10 +211,9 @@ class Reconstruction:
         outputs = self._forward.run(self._group, index, grad=grad)
         for stack, output in outputs.items():
             wanted = self._forward.output(stack, index, dense=True)
-            one, dense = (
-                next(leaf for leaf in pytree.tree_leaves(tree) if torch.is_tensor(leaf))
-                for tree in (output, wanted)
-            )
+            one, dense = hidden_states(output), hidden_states(wanted)
+            assert one is not None
+            assert dense is not None
             dense = dense.to(one.device).float()
             lost = (one.float() - dense).square().mean(-1)
             errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).mean())

@@ -380,8 +380,10 @@ CALIBRATED_INSTEAD = f"choose --method {listed(CALIBRATED)}, or add --refine or 
 def _check_method(settings: PruneSettings) -> None:
     calibration = settings.calibration
     if settings.needs_calibration and (calibration is None or not calibration.source):
-        what = "refine" if settings.refine else "reconstruct"
-        what = f"method {settings.method}" if settings.method.spec.is_calibrated else what
+        if settings.method.spec.is_calibrated:
+            what = f"method {settings.method}"
+        else:
+            what = "refine" if settings.refine else "reconstruct"
         raise InvalidOption(
             f"{what} needs calibration samples",
             hint="add --calibration text:FILE (or hf:DATASET, images:FOLDER, pairs:FILE)",

@@ -340,8 +340,8 @@ class _Writer(Frame):
     def product(self, first: Any, rows: Any) -> None:
         """outputs[j, row] = sum over columns of inputs[j] * the row, + bias[row], for each j.
 
-        For a tile of rows, the first of which is given. Where it goes beyond the last row, it has
-        that row several times.
+        Computes a tile of rows from ``first`` on. A tile that ends beyond the last row repeats the
+        last row.
         """
         builder, kernel = self.builder, self.kernel
         batch, tile, sums = kernel.batch, kernel.tile, kernel.sums
@@ -402,11 +402,9 @@ class _Writer(Frame):
                     for k in range(0, lanes, width):
                         part = turn * STEP + group * lanes + k
                         into = base + part // width % sums
-                        factors = (
-                            lanes_of(builder, one, k, kernel.lanes) for one in (weights[i], value)
-                        )
-                        name = f"llvm.fma.v{kernel.lanes}f32"
-                        now[into] = intrinsic(builder, name, now[into].type, *factors, now[into])
+                        both = (lanes_of(builder, one, k, width) for one in (weights[i], value))
+                        name = f"llvm.fma.v{width}f32"
+                        now[into] = intrinsic(builder, name, now[into].type, *both, now[into])
         if kernel.is_regular:
             stride = builder.mul(self.argument("per_step"), ir.Constant(I64, kernel.bits // 8))
             now[:tile] = [self.at(pointer, stride) for pointer in begun]
