@@ -60,7 +60,7 @@ class Gram:
         return self._cross is not None
 
     def unpair(self) -> None:
-        """Drop the sums over pairs, because the dense model's inputs are not known for every token."""
+        """Drop the sums over pairs: the dense model's inputs are not known for every token."""
         self._cross = None
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
