@@ -236,6 +236,19 @@ def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> N
         chosen()
 
 
+def test_an_unknown_instruction_set_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers would report a conversion that failed instead."""
+    monkeypatch.setenv(selection.VARIABLE, "mmx")
+    selection.instructions.cache_clear()
+    try:
+        with pytest.raises(InvalidOption, match="'mmx' is not known"):
+            load_model("demo", execution="compressed")
+    finally:
+        selection.instructions.cache_clear()
+
+
 def test_instructions_that_no_test_has_run_are_checked_before_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

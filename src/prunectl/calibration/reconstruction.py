@@ -5,7 +5,8 @@
 f is the block on the pruned model's inputs x, and y the dense block's output on the dense model's
 inputs, so that the block also compensates for errors of earlier blocks. Each token's error is
 divided by its own size: without that, a few tokens with huge activations would decide everything.
-The optimizer is Adam, with steps that fall as a cosine (after BRECQ, arXiv 2102.05426, and EBFT, arXiv 2402.12419).
+The optimizer is Adam, with steps that fall as a cosine (after BRECQ, arXiv 2102.05426, and EBFT,
+arXiv 2402.12419).
 
 A part of the samples is held out. The weights with the smallest error on it are taken, as they are
 stored, and a block stays as it was where none has a smaller one.

@@ -36,6 +36,10 @@ class CompressedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         safe_open.install()
+        if self.execution != DENSE_EXECUTION:
+            from prunectl.runtime.selection import instructions
+
+            instructions()  # refused here, before transformers would report each weight
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Name the compressed weights in the model's config before transformers looks for files."""
