@@ -44,14 +44,15 @@ test-rest: models
 # is the newest, since PyPI's older builds are for CUDA only and have some GB.
 OLD := build/lowest
 MAIN := $(addprefix tests/test_,analysis_thresholds.py bench_plan.py calibrated_counts.py calibrated_matrix.py \
-	checkpoint.py cli_commands.py cli_screens.py demo.py evaluate.py export.py format_reader.py hub.py layouts.py loading.py \
-	modules.py plan.py prune.py prune_calibrated.py public.py remote.py runtime.py sweep.py torch_file.py trace.py verify.py)
+	checkpoint.py cli_commands.py cli_screens.py demo.py env.py evaluate.py export.py format_reader.py hold_mask.py hub.py \
+	layouts.py loading.py modules.py plan.py prune.py prune_calibrated.py public.py reconstruction.py remote.py runtime.py \
+	sweep.py torch_file.py trace.py verify.py verify_mask.py)
 test-lowest: ## run the main tests with the oldest libraries that pyproject.toml admits
 	$(PYTHON) -m venv --clear $(OLD)
 	$(PYTHON) scripts/lowest.py $(if $(TORCH_INDEX),,--without torch) > $(OLD)/constraints.txt
 	$(OLD)/bin/python -m pip install --quiet --upgrade pip
 	$(OLD)/bin/python -m pip install --quiet -c $(OLD)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-e '.[data,report,trace]' pytest pytest-xdist hypothesis jsonschema psutil kneed torchvision
+		-e '.[data,report,trace]' pytest pytest-xdist hypothesis jsonschema psutil kneed sentencepiece torchvision
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -W default -n logical --dist loadfile $(MAIN) $(ARGS)
 
 test-beside: ## install prunectl beside vLLM, llm-compressor and lm-eval, and run it there (ARGS=vllm for one)
