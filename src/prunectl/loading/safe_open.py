@@ -1,4 +1,4 @@
-"""The stand-in for ``safetensors.safe_open`` by which transformers reads compressed files."""
+"""The stand-in for ``safetensors.safe_open`` by which transformers and vLLM read our files."""
 
 from __future__ import annotations
 

@@ -30,12 +30,30 @@ _COLD = 64 << 20
 _PASSES = 5
 
 
-def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
+Product = Callable[[torch.Tensor], Any]
+
+
+Dense = Callable[[torch.Tensor], Product]
+"""Prepares a dense weight [outputs, inputs] and returns the product with it."""
+
+
+def _product_of_torch(weight: torch.Tensor) -> Product:
+    return lambda inputs: functional.linear(inputs, weight)
+
+
+def kept(
+    weight: torch.Tensor,
+    execution: str,
+    dense: Dense = _product_of_torch,
+    name: str = "",
+) -> Matrix | None:
     """A weight in the form that an execution gives it; None if it stays dense.
 
     Args:
         weight: [outputs, inputs].
         execution: ``compressed`` or ``auto``.
+        dense: the product that ``auto`` compares with; torch's is the default.
+        name: of ``dense``, under which its measurements are cached.
     """
     if reason_against(weight):
         return None
@@ -43,16 +61,18 @@ def kept(weight: torch.Tensor, execution: str) -> Matrix | None:
     made = sorted(smaller, key=lambda one: one.nbytes)
     if execution == "compressed" or not made:
         return next(iter(made), None)
-    return next((one for one in made if one.form in _fast_forms(weight, made)), None)
+    fast = _fast_forms(weight, made, dense, name)
+    return next((one for one in made if one.form in fast), None)
 
 
-def _fast_forms(weight: torch.Tensor, made: list[Matrix]) -> list[str]:
-    """Forms whose product with one row takes no longer than torch's, from the cache or measured."""
+def _fast_forms(weight: torch.Tensor, made: list[Matrix], product: Dense, name: str) -> list[str]:
+    """Forms whose product with one row takes no longer than dense, from the cache or measured."""
     share = round(20 * float(weight.count_nonzero()) / weight.numel()) / 20
-    key = f"{weight.shape[0]}x{weight.shape[1]} {weight.dtype} {share}"
+    key = f"{weight.shape[0]}x{weight.shape[1]} {weight.dtype} {share} {name}".rstrip()
     known = _known()
     if key not in known:
-        dense, *others = _seconds([_dense_copies(weight), *(_copies(one) for one in made)])
+        sides = [_dense_copies(weight, product), *(_copies(one) for one in made)]
+        dense, *others = _seconds(sides)
         known[key] = [
             one.form
             for one, seconds in zip(made, others, strict=True)
@@ -66,10 +86,10 @@ def _fast_forms(weight: torch.Tensor, made: list[Matrix]) -> list[str]:
 Products = list[Callable[[], Any]]
 
 
-def _dense_copies(weight: torch.Tensor) -> Products:
+def _dense_copies(weight: torch.Tensor, product: Dense = _product_of_torch) -> Products:
     inputs = torch.ones(1, weight.shape[1], dtype=weight.dtype)
-    copies = [weight.clone() for _ in range(_copies_of(weight.nbytes))]
-    return [lambda one=one: functional.linear(inputs, one) for one in copies]  # type: ignore[misc]
+    copies = [product(weight.clone()) for _ in range(_copies_of(weight.nbytes))]
+    return [lambda one=one: one(inputs) for one in copies]  # type: ignore[misc]
 
 
 def _copies(matrix: Matrix) -> Products:
