@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,19 @@ def on_grid(
     return Grid(integers, points, scales, group_of, bits)
 
 
-def words_of(integers: np.ndarray, bits: int) -> torch.Tensor:
-    """Each row as one long number, the first integer lowest, cut into int32."""
+def words_of(integers: np.ndarray, bits: int, whole: bool = False) -> torch.Tensor:
+    """Each row as one long number, the first integer lowest, cut into int32.
+
+    ``whole``: no integer is cut; the bits that are left of a word are 0.
+    """
     rows = []
+    each = 32 // bits
     for row in integers.tolist():
-        number = sum(value << (bits * at) for at, value in enumerate(row))
-        size = -(-len(row) * bits // 32) * 4
+        places = [
+            at // each * 32 + at % each * bits if whole else at * bits for at in range(len(row))
+        ]
+        number = sum(value << place for place, value in zip(places, row, strict=True))
+        size = -(-(places[-1] + bits) // 32) * 4
         rows.append(np.frombuffer(number.to_bytes(size, "little"), "<i4"))
     return torch.from_numpy(np.stack(rows).copy())
 
@@ -70,16 +78,20 @@ def words_of(integers: np.ndarray, bits: int) -> torch.Tensor:
 
 
 def ct_packed(
-    weight: torch.Tensor, bits: int = 4, symmetric: bool = True, shuffle: int = 0
+    weight: torch.Tensor,
+    bits: int = 4,
+    symmetric: bool = True,
+    shuffle: int = 0,
+    whole: bool = False,
 ) -> Tensors:
     grid = on_grid(weight, bits, 16, symmetric=symmetric, shuffle=shuffle)
     tensors = {
-        "weight_packed": words_of(grid.integers, bits),
+        "weight_packed": words_of(grid.integers, bits, whole),
         "weight_shape": torch.tensor(weight.shape),
         "weight_scale": torch.from_numpy(grid.scales).to(torch.bfloat16),
     }
     if not symmetric:
-        tensors["weight_zero_point"] = words_of(grid.points.T, bits).T.contiguous()
+        tensors["weight_zero_point"] = words_of(grid.points.T, bits, whole).T.contiguous()
     if shuffle:
         tensors["weight_g_idx"] = torch.from_numpy(grid.group_of).to(torch.int32)
     return tensors
@@ -182,15 +194,33 @@ def bnb_4bit(
 
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}
 CT: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+def ct_config(bits: int, **more: str) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    return CT | {"config_groups": groups} | more
+
+
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "version": "gemm"}
 BNB: dict[str, Any] = {"quant_method": "bitsandbytes"}
 
 FORMATS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], Tensors]]] = {
-    "int4 of compressed-tensors": (CT, ct_packed),
-    "int4 of compressed-tensors, asymmetric": (CT, lambda w: ct_packed(w, symmetric=False)),
-    "int3 of compressed-tensors, asymmetric": (CT, lambda w: ct_packed(w, 3, symmetric=False)),
-    "int8 of compressed-tensors, packed": (CT, lambda w: ct_packed(w, 8)),
-    "int4 of compressed-tensors, g_idx": (CT, lambda w: ct_packed(w, 4, False, shuffle=1)),
+    "int4 of compressed-tensors": (ct_config(4), ct_packed),
+    "int4 of compressed-tensors, asymmetric": (ct_config(4), lambda w: ct_packed(w, 4, False)),
+    "int8 of compressed-tensors, packed": (ct_config(8), lambda w: ct_packed(w, 8)),
+    "int4 of compressed-tensors, g_idx": (
+        ct_config(4),
+        lambda w: ct_packed(w, 4, False, shuffle=1),
+    ),
+    **{
+        f"int{bits} of compressed-tensors, {version}": (
+            ct_config(bits, version=version),
+            partial(ct_packed, bits=bits, symmetric=False, whole=whole),
+        )
+        for bits in (3, 5, 6, 7)
+        for version, whole in (("0.17.1", True), ("0.18.0", False))
+    },
     "int8 of compressed-tensors": (CT, ct_int8),
     "int8 of compressed-tensors, asymmetric": (CT, lambda w: ct_int8(w, symmetric=False)),
     "fp8-e4m3": (CT, fp8),

@@ -143,7 +143,7 @@ ACT, NF4 = "int4 of GPTQ, act-order", "nf4 of bitsandbytes"
 STATE = f"weight.quant_state.{reference.BNB['quant_method']}__nf4"
 DAMAGE: list[tuple[str, str, torch.Tensor | None, str]] = [
     (CT4, "weight_packed", None, "it is not there"),
-    (CT4, "weight_packed", wide((32, 77)), "48 integers of 1 to 8 bits do not take 77 words each"),
+    (CT4, "weight_packed", wide((32, 77)), "48 integers of 4 bits do not take 77 words each"),
     (CT4, "weight_packed", wide((31, 6)), "its weight_packed is [31, 6], not [32, 6]"),
     (CT4, "weight_packed", wide((32, 6), torch.int64), "its weight_packed is int64"),
     (CT4, "weight_shape", torch.tensor([48, 32]), "its weight_shape says [48, 32], not [32, 48]"),
@@ -207,6 +207,26 @@ def test_a_format_that_is_not_known_is_said(
     report = prunectl.verify_mask(folder, pruned)
     assert len(report.differences) == 14
     assert all(words in one.detail for one in report.differences)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("int5 of compressed-tensors, 0.17.1", {}),
+        ("int5 of compressed-tensors, 0.17.1", reference.ct_config(5)),
+        ("int7 of compressed-tensors, 0.17.1", {"version": "0.17.1"}),
+    ],
+)
+def test_integers_that_may_be_packed_in_two_ways(
+    name: str, known: dict[str, Any], pruned: Path, tmp_path: Path
+) -> None:
+    """In 48 columns, integers of 5 bits take as many words in both; those of 7 as those of 8."""
+    folder = quantized(tmp_path / "quantized", pruned, name)
+    own = json.loads((folder / "config.json").read_text())
+    own["quantization_config"] = reference.CT | known
+    (folder / "config.json").write_text(json.dumps(own))
+    details = {one.where: one.detail for one in prunectl.verify_mask(folder, pruned).differences}
+    assert "depends on num_bits and on the version of compressed-tensors" in details[WEIGHT]
 
 
 def test_a_transposed_layer_is_read_in_float_types_only(tmp_path: Path) -> None:

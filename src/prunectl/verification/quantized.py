@@ -19,6 +19,7 @@ bitsandbytes/functional.py.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,9 @@ Zeros = Callable[[int, int], Bools]
 
 _INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 _WORD = 32
+_SPLITTING = (0, 18)
+"""The first release of compressed-tensors that splits an integer between two words. Those before it
+left bits of a word free where no whole integer fitted in."""
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output of each 4-bit field of a word, from the lowest bits up."""
 _MOST_STATE = 1 << 16
@@ -133,11 +137,12 @@ def find_weight(
         raise Unreadable("its first axis is inputs, which is read in float types only")
     rows, width = spec.shape
     parts = _Parts(reader, tensors, stem, (rows, width))
+    stated = model.config.get("quantization_config")
+    config = stated if isinstance(stated, dict) else {}
     if parts.get("weight_packed") is not None:
-        return _packed(parts)
+        return _packed(parts, config)
     if parts.get("qweight") is not None:
-        config = model.config.get("quantization_config")
-        return _gptq_or_awq(parts, config if isinstance(config, dict) else {})
+        return _gptq_or_awq(parts, config)
     if same is None:
         raise Unreadable("it is not there")
     if kind:
@@ -210,7 +215,7 @@ def _is_zero(codes: Array, tensor: StoredTensor) -> Bools:
 _SCALES = ("F16", "BF16", "F32", "F64")
 
 
-def _ct_groups(parts: _Parts, middle: int, bits: int) -> _Groups:
+def _ct_groups(parts: _Parts, middle: int, bits: int, *, whole: bool = False) -> _Groups:
     """The groups of compressed-tensors; ``middle`` is the integer 0 as it is stored."""
     rows, width = parts.shape
     scale = parts.get("weight_scale")
@@ -224,9 +229,9 @@ def _ct_groups(parts: _Parts, middle: int, bits: int) -> _Groups:
     points = np.full((1, 1), middle)
     if (stored := parts.get("weight_zero_point")) is not None:
         if stored.spec.dtype.name == "I32":  # packed along the outputs
-            words = -(-rows * bits // _WORD)
+            words = _words_of(rows, bits, whole=whole)
             stored = parts.expect("weight_zero_point", (words, count), dtypes=("I32",))
-            points = _unpacked(parts.whole(stored).T, bits, rows).T
+            points = _unpacked(parts.whole(stored).T, bits, rows, whole=whole).T
         else:
             stored = parts.expect("weight_zero_point", *shapes[:4], dtypes=("I8",))
             points = np.broadcast_to(
@@ -254,7 +259,7 @@ def _int8(parts: _Parts) -> QuantizedWeight:
     )
 
 
-def _packed(parts: _Parts) -> QuantizedWeight:
+def _packed(parts: _Parts, config: Mapping[str, Any]) -> QuantizedWeight:
     rows, width = parts.shape
     if (shape := parts.get("weight_shape")) is not None:
         shape = parts.expect("weight_shape", (2,), dtypes=("I64", "I32"))
@@ -274,26 +279,72 @@ def _packed(parts: _Parts) -> QuantizedWeight:
 
         return QuantizedWeight("fp4 of compressed-tensors", zeros)
     words = found.spec.shape[-1] if found.spec.shape else 0
-    bits = _bits_of(words, width)
+    bits, whole = _ct_packing(words, width, config)
     tensor = parts.expect("weight_packed", (rows, words), dtypes=("I32",))
-    groups = _ct_groups(parts, 1 << (bits - 1), bits)
+    groups = _ct_groups(parts, 1 << (bits - 1), bits, whole=whole)
 
     def integers(first: int, last: int) -> Bools:
-        return groups.zeros(_unpacked(parts.rows(tensor, first, last), bits, width), first, last)
+        some = _unpacked(parts.rows(tensor, first, last), bits, width, whole=whole)
+        return groups.zeros(some, first, last)
 
     return QuantizedWeight(f"int{bits} of compressed-tensors", integers)
 
 
+def _ct_packing(words: int, count: int, config: Mapping[str, Any]) -> tuple[int, bool]:
+    """The bits of each of ``count`` integers in so many words, and whether each lies in one word.
+
+    By the number of words and the ``num_bits`` in the config, and by the version there if several
+    packings take as many.
+    """
+    stated = _num_bits(config)
+    found = [
+        (bits, whole)
+        for bits in stated or range(1, 9)
+        for whole in ((False, True) if _WORD % bits else (False,))
+        if _words_of(count, bits, whole=whole) == words
+    ]
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.get("version")))
+    if len(found) > 1 and version:
+        old = (int(version[1]), int(version[2])) < _SPLITTING
+        found = [(bits, whole) for bits, whole in found if whole == old or _WORD % bits == 0]
+    if len(found) > 1:
+        raise Unreadable(
+            f"how {count} integers lie in {words} words depends on num_bits and on the version of "
+            "compressed-tensors, and its config does not tell both"
+        )
+    if not found:
+        kinds = " or ".join(map(str, stated)) or "1 to 8"
+        raise Unreadable(f"{count} integers of {kinds} bits do not take {words} words each")
+    return found[0]
+
+
+def _num_bits(config: Mapping[str, Any]) -> list[int]:
+    """Those of the groups of layers in a config of compressed-tensors."""
+    groups = config.get("config_groups")
+    groups = groups.values() if isinstance(groups, dict) else ()
+    weights = [group.get("weights") for group in groups if isinstance(group, dict)]
+    stated = [one.get("num_bits") for one in weights if isinstance(one, dict)]
+    return [bits for bits in range(1, 9) if bits in stated]
+
+
+def _words_of(count: int, bits: int, *, whole: bool) -> int:
+    return -(-count // (_WORD // bits)) if whole else -(-count * bits // _WORD)
+
+
 def _bits_of(words: int, count: int) -> int:
     """The bits of each of ``count`` integers that fill so many words."""
-    found = [bits for bits in range(1, 9) if -(-count * bits // _WORD) == words]
+    found = [bits for bits in range(1, 9) if _words_of(count, bits, whole=False) == words]
     if len(found) != 1:
         raise Unreadable(f"{count} integers of 1 to 8 bits do not take {words} words each")
     return found[0]
 
 
-def _unpacked(words: Array, bits: int, count: int) -> Array:
-    """The first ``count`` integers of each row of words, from the lowest bits up, as uint8."""
+def _unpacked(words: Array, bits: int, count: int, *, whole: bool = False) -> Array:
+    """The first ``count`` integers of each row of words, from the lowest bits up, as uint8.
+
+    Args:
+        whole: no integer lies in two words.
+    """
     stream = np.ascontiguousarray(words).view(np.uint8)
     if 8 % bits == 0:
         each = 8 // bits
@@ -302,8 +353,11 @@ def _unpacked(words: Array, bits: int, count: int) -> Array:
             np.right_shift(stream, at * bits, out=fields[:, :, at])
         fields &= (1 << bits) - 1
         return fields.reshape(len(stream), -1)[:, :count]
-    single = np.unpackbits(stream, axis=1, bitorder="little")[:, : count * bits]
-    groups = single.reshape(len(stream), count, bits)
+    single = np.unpackbits(stream, axis=1, bitorder="little")
+    if whole:
+        used = single.reshape(len(stream), -1, _WORD)[:, :, : _WORD - _WORD % bits]
+        single = used.reshape(len(stream), -1)
+    groups = single[:, : count * bits].reshape(len(stream), count, bits)
     return np.packbits(groups, axis=2, bitorder="little")[:, :, 0]
 
 
