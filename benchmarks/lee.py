@@ -1,4 +1,4 @@
-"""Fetch 1,225 pairs of news items, and how alike people find the two of each.
+"""Fetch news items: 1,225 pairs with how alike people find the two of each, and 300 others.
 
     python benchmarks/lee.py        prints the folder; they are fetched first if they are not there
 
@@ -8,7 +8,8 @@ judgements come as test data in the package ``gensim`` that pip downloads by nam
 SHA-256 is pinned here. Nothing is installed and none of its code runs.
 
 ``test.csv`` has the columns ``sentence1``, ``sentence2`` and ``score`` (0 to 1). An item is in 49
-pairs, so that the pairs tell less than 1,225 of items of their own would.
+pairs, so that the pairs tell less than 1,225 of items of their own would. ``background.txt`` has
+the 300 items that the authors gathered beside these, apart by empty lines.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ DATA = "gensim/test/test_data"
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Write ``test.csv``."""
+    """Write ``test.csv`` and ``background.txt``."""
     with zipfile.ZipFile(archive) as package:
         items = package.read(f"{DATA}/lee.cor").decode("latin-1").splitlines()
+        others = package.read(f"{DATA}/lee_background.cor").decode("latin-1").splitlines()
         judged = package.read(f"{DATA}/similarities0-1.txt").decode("ascii").splitlines()
     scores = [[float(one) for one in line.split()] for line in judged]
     target.mkdir()
@@ -37,11 +39,13 @@ def unpack(archive: Path, target: Path) -> None:
         for first, row in enumerate(scores):
             for second in range(first + 1, len(row)):
                 rows.writerow([items[first], items[second], row[second]])
+    text = "\n\n".join(one.strip() for one in others)
+    (target / "background.txt").write_text(text + "\n", encoding="utf-8")
 
 
 def fetch() -> Path:
-    """The folder that holds ``test.csv``."""
-    return packages.fetch("lee", PACKAGE, SHA256, unpack)
+    """The folder that holds ``test.csv`` and ``background.txt``."""
+    return packages.fetch("lee-news", PACKAGE, SHA256, unpack)
 
 
 if __name__ == "__main__":

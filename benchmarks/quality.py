@@ -17,9 +17,11 @@ Markdown.
 special tokens and cut into windows that do not overlap; what is left at the end is dropped. In fp32
 the model predicts each token of a window from those before it in the window; perplexity is exp of
 the mean negative log likelihood. Of more than ``--windows`` windows, that many are taken, evenly
-spread. The demo model is measured on all of its held-out text in windows of 256 and calibrated on
-32 windows of 256 of its calibration text; other models on the Brown corpus (brown.py): 16 windows
-of 512 of the held-out texts, calibrated on 32 windows of 512 tokens of the others.
+spread. The demo model is measured on its held-out text in windows of 256 and calibrated on 32
+windows of 256 of its calibration text; other models on the Brown corpus (brown.py): windows of 512
+of the held-out texts, calibrated on 32 windows of 512 tokens of the others. These are also measured
+on a text of another kind, news (lee.py), on at most 40 windows. The table's ± is the 95% interval
+of the ratio to the dense model's perplexity, from the differences of single windows.
 
 *Ranking*, higher is better: Spearman's rank correlation, of the pruned with the dense model, of
 the cosine similarities of all pairs of held-out samples, fp32. ``--check encoder``: 128 paragraphs
@@ -36,6 +38,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -48,6 +51,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import brown
+import lee
 import measuring
 import photos
 import ranking
@@ -73,6 +77,7 @@ TARGETS = {
     "40% in 2:4 rows": [*PART, "rows"],
 }
 ROWS = [DENSE, *(f"{method}@{target}" for target in TARGETS for method in METHODS)]
+OTHER_WINDOWS = 40
 PARAGRAPHS, SHORTEST = 128, 60
 """How many held-out paragraphs are ranked, and the characters that each has at least."""
 
@@ -85,6 +90,7 @@ class Protocol:
         model: name in the table. metric: ``perplexity``, ``ranking`` or ``ranking of images``.
         texts: what is held out. calibration, samples: what is calibrated on, and how much of it.
         length: tokens in a window, None of images; windows: how many at most, None for all.
+        seed: of the choice of samples.
     """
 
     model: str
@@ -94,56 +100,60 @@ class Protocol:
     samples: int
     length: int | None
     windows: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """A protocol, and where its files are on this machine."""
+    """A protocol, and where its files are on this machine; ``other`` is a text of another kind."""
 
     protocol: Protocol
     model: str
     folder: Path
     calibration: str
     heldout: tuple[Path, ...]
+    other: tuple[Path, ...] = ()
 
     def options(self) -> list[str]:
         """The options of a calibrated method."""
-        sizes = ["--samples", str(self.protocol.samples), "--seed", "0"]
+        sizes = ["--samples", str(self.protocol.samples), "--seed", str(self.protocol.seed)]
         tokens = self.protocol.length
         length = ["--sequence-length", str(tokens)] if tokens else []
         return ["--calibration", self.calibration, *sizes, *length]
 
 
-def source_for(model: str, check: str, windows: int | None) -> Source:
+def source_for(model: str, check: str, windows: int | None = None, seed: int = 0) -> Source:
     """The model's protocol and files; texts or photographs are fetched if they are not there."""
     if model == "demo":
         if check != "language":
             raise SystemExit(f"demo predicts text, so --check {check} needs another --model FOLDER")
         from prunectl import demo
 
-        protocol = Protocol(model, "perplexity", "demo held-out", "demo", 32, 256, windows)
+        protocol = Protocol(model, "perplexity", "demo held-out", "demo", 32, 256, windows, seed)
         return Source(protocol, model, demo.model_folder(), "demo", (demo.heldout_text(),))
     from prunectl.userdirs import expanded
 
     folder = expanded(model).resolve()
     if check == "vision":
-        return vision_source(folder)
+        return vision_source(folder, seed)
     corpus = brown.fetch()
     heldout = tuple(sorted((corpus / "heldout").glob("*.txt")))
     texts = ("brown held-out", "brown others")
+    other: tuple[Path, ...] = ()
     if check == "encoder":
-        protocol = Protocol(folder.name, "ranking", *texts, 128, 128)
+        protocol = Protocol(folder.name, "ranking", *texts, 128, 128, seed=seed)
     else:
-        protocol = Protocol(folder.name, "perplexity", *texts, 32, 512, windows or 16)
-    return Source(protocol, str(folder), folder, f"text:{corpus / 'calibration'}", heldout)
+        protocol = Protocol(folder.name, "perplexity", *texts, 32, 512, windows, seed)
+        other = (lee.fetch() / "background.txt",)
+    return Source(protocol, str(folder), folder, f"text:{corpus / 'calibration'}", heldout, other)
 
 
-def vision_source(folder: Path) -> Source:
+def vision_source(folder: Path, seed: int) -> Source:
     """The protocol and files of a model of images."""
     squares = photos.fetch()
     heldout = tuple(sorted((squares / "heldout").glob("*.png")))
     kinds = ("ranking of images", "photos held-out", "photos others")
-    protocol = Protocol(folder.name, *kinds, samples=128, length=None)
+    protocol = Protocol(folder.name, *kinds, samples=128, length=None, seed=seed)
     return Source(protocol, str(folder), folder, f"images:{squares / 'calibration'}", heldout)
 
 
@@ -158,17 +168,17 @@ def cut(ids: np.ndarray, length: int, most: int | None) -> np.ndarray:
     return whole[[index * len(whole) // most for index in range(most)]]
 
 
-def perplexity(model: Any, windows: np.ndarray) -> float:
-    """Exp of the mean negative log likelihood of all but the first token of each window."""
+def losses(model: Any, windows: np.ndarray) -> list[float]:
+    """The mean negative log likelihood of all but the first token, of each window."""
     import torch
 
-    total = 0.0
+    found = []
     with torch.inference_mode():
         for window in windows:
             ids = torch.from_numpy(window)
             logits = model(ids[None]).logits[0, :-1].float()
-            total += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
-    return math.exp(total / (windows.size - len(windows)))
+            found.append(torch.nn.functional.cross_entropy(logits, ids[1:]).item())
+    return found
 
 
 def similarities(source: Source, folder: Path) -> np.ndarray:
@@ -200,13 +210,19 @@ def measure(source: Source, folder: Path) -> dict[str, Any]:
     if protocol.metric != "perplexity":
         dense, other = dense_similarities(source), similarities(source, folder)
         return {"score": ranking.spearman(dense, other), "pairs": len(dense)}
-    assert protocol.length is not None
-    texts = [path.read_text(encoding="utf-8").strip() for path in source.heldout]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    windows = cut(np.array(ids), protocol.length, protocol.windows)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return {"score": perplexity(model, windows), "windows": len(windows), "tokens": windows.size}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def of(paths: tuple[Path, ...], most: int | None) -> dict[str, Any]:
+        texts = [path.read_text(encoding="utf-8").strip() for path in paths]
+        ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        windows = cut(np.array(ids), protocol.length, most)
+        found = losses(model, windows)
+        rounded = [round(one, 5) for one in found]
+        return {"score": math.exp(statistics.mean(found)), "losses": rounded}
+
+    other = {"news": of(source.other, OTHER_WINDOWS)} if source.other else {}
+    return of(source.heldout, protocol.windows) | other
 
 
 # --- rows and the file that keeps them ------------------------------------------------------------
@@ -265,7 +281,7 @@ def measured(
 def run(args: argparse.Namespace, log: Console) -> None:
     """Measure the rows that are left, one after the other."""
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    source = source_for(args.model, args.check, args.windows)
+    source = source_for(args.model, args.check, args.windows, args.seed)
     prunectl = [args.prunectl or str(Path(executable).with_name("prunectl"))]
     rows = left(wanted(args.rows), source.protocol, read_results(args.results))
     args.work.mkdir(parents=True, exist_ok=True)
@@ -288,14 +304,18 @@ def run(args: argparse.Namespace, log: Console) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def shown(entry: dict[str, Any] | None) -> str:
-    """A cell: four digits or three places of a score."""
+def shown(entry: dict[str, Any] | None, dense: dict[str, Any] | None = None) -> str:
+    """A cell: four digits or three places of a score, and its interval."""
     if entry is None:
         return ""
     score = entry["score"]
     if entry["protocol"]["metric"] != "perplexity":
         return f"{score:.3f}"
-    return f"{score:.2f}" if score < 100 else f"{score:,.0f}"
+    text = f"{score:.2f}" if score < 100 else f"{score:,.0f}"
+    if dense is None or dense is entry or "losses" not in entry:
+        return text
+    more = [one - other for one, other in zip(entry["losses"], dense["losses"], strict=True)]
+    return f"{text} ±{196 * statistics.stdev(more) / math.sqrt(len(more)):.1f}%"
 
 
 def table(entries: list[dict[str, Any]]) -> str:
@@ -304,20 +324,24 @@ def table(entries: list[dict[str, Any]]) -> str:
     targets = [one for one in TARGETS if any(row.endswith(f"@{one}") for row in by_row)]
     lines = [f"| | {' | '.join(targets)} | seconds | peak MiB |"]
     lines.append("|---|" + "---:|" * (len(targets) + 2))
-    if DENSE in by_row:
-        same = [shown(by_row[DENSE])] * len(targets)
-        lines.append(f"| {DENSE} | {' | '.join(same)} | | |")
+    dense = by_row.get(DENSE)
+    if dense:
+        lines.append(f"| {DENSE} | {' | '.join([shown(dense)] * len(targets))} | | |")
     for method in METHODS:
         found = [by_row.get(f"{method}@{target}") for target in targets]
         some = [entry for entry in found if entry]
         if some:
-            times = [entry["seconds"] for entry in some]
-            spread = (
-                f"{min(times):.0f} to {max(times):.0f}" if len(times) > 1 else f"{times[0]:.0f}"
-            )
+            cells = " | ".join(shown(entry, dense) for entry in found)
+            times = sorted(round(entry["seconds"]) for entry in some)
+            spread = " to ".join(map(str, dict.fromkeys((times[0], times[-1]))))
             peak = max(entry["peak_rss_mib"] for entry in some)
-            lines.append(f"| {method} | {' | '.join(map(shown, found))} | {spread} | {peak:,} |")
+            lines.append(f"| {method} | {cells} | {spread} | {peak:,} |")
     return "\n".join(lines)
+
+
+def on_news(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, with the scores on the other text in place of their own."""
+    return [entry | entry["news"] for entry in entries if "news" in entry]
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
@@ -326,6 +350,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         entries = [entry for entry in results if entry["protocol"] == protocol]
         print(f"\n{', '.join(f'{key} {value}' for key, value in protocol.items())}\n")
         print(table(entries))
+        if other := on_news(entries):
+            print(f"\nOn news:\n\n{table(other)}")
 
 
 def arguments() -> argparse.Namespace:
@@ -333,7 +359,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="demo, or the folder of a checkpoint")
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="default: all")
     parser.add_argument("--check", choices=("language", "encoder", "vision"), default="language")
-    parser.add_argument("--windows", type=int, help="of held-out text, at most")
+    parser.add_argument("--windows", type=int, help="of held-out text, at most (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="JSON lines")
     parser.add_argument("--table", action="store_true", help="print FILE's tables and stop")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of all processes")
