@@ -23,7 +23,8 @@ from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
 from prunectl.parallel.streaming import Scratch
 from prunectl.plan.prunable import input_axis, recorded_prunable, require_prunable
-from prunectl.verification.quantized import Unreadable, find_weight
+from prunectl.verification.integers import Unreadable
+from prunectl.verification.quantized import find_weight
 from prunectl.verification.result import Findings, VerifyReport
 
 _UNIT = 8

@@ -19,7 +19,6 @@ bitsandbytes/functional.py.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from prunectl.checkpoint.stored import StoredTensor
 from prunectl.documents import parse_json
 from prunectl.magnitude.codes import code_format
 from prunectl.tensorspec import TensorSpec
+from prunectl.verification.integers import Unreadable, bits_of, ct_packing, unpacked, words_of
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -40,19 +40,11 @@ Zeros = Callable[[int, int], Bools]
 """Rows [first, last) of a matrix, first a multiple of 8: True where the weight is zero."""
 
 _INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-_WORD = 32
-_SPLITTING = (0, 18)
-"""The first release of compressed-tensors that splits an integer between two words. Those before it
-left bits of a word free where no whole integer fitted in."""
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output of each 4-bit field of a word, from the lowest bits up."""
 _MOST_STATE = 1 << 16
 """Bytes of the JSON that bitsandbytes keeps with a weight; it has about a hundred."""
 _BNB = "quant_state.bitsandbytes__"
-
-
-class Unreadable(Exception):
-    """A weight in a form that is not known, or whose parts do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +221,9 @@ def _ct_groups(parts: _Parts, middle: int, bits: int, *, whole: bool = False) ->
     points = np.full((1, 1), middle)
     if (stored := parts.get("weight_zero_point")) is not None:
         if stored.spec.dtype.name == "I32":  # packed along the outputs
-            words = _words_of(rows, bits, whole=whole)
+            words = words_of(rows, bits, whole=whole)
             stored = parts.expect("weight_zero_point", (words, count), dtypes=("I32",))
-            points = _unpacked(parts.whole(stored).T, bits, rows, whole=whole).T
+            points = unpacked(parts.whole(stored).T, bits, rows, whole=whole).T
         else:
             stored = parts.expect("weight_zero_point", *shapes[:4], dtypes=("I8",))
             points = np.broadcast_to(
@@ -273,92 +265,21 @@ def _packed(parts: _Parts, config: Mapping[str, Any]) -> QuantizedWeight:
             raise Unreadable(f"{width} inputs are not pairs of fp4")
 
         def zeros(first: int, last: int) -> Bools:
-            codes = _unpacked(parts.rows(tensor, first, last), 4, width)
+            codes = unpacked(parts.rows(tensor, first, last), 4, width)
             zero: Bools = codes & 7 == 0  # without the sign
             return zero
 
         return QuantizedWeight("fp4 of compressed-tensors", zeros)
     words = found.spec.shape[-1] if found.spec.shape else 0
-    bits, whole = _ct_packing(words, width, config)
+    bits, whole = ct_packing(words, width, config)
     tensor = parts.expect("weight_packed", (rows, words), dtypes=("I32",))
     groups = _ct_groups(parts, 1 << (bits - 1), bits, whole=whole)
 
     def integers(first: int, last: int) -> Bools:
-        some = _unpacked(parts.rows(tensor, first, last), bits, width, whole=whole)
+        some = unpacked(parts.rows(tensor, first, last), bits, width, whole=whole)
         return groups.zeros(some, first, last)
 
     return QuantizedWeight(f"int{bits} of compressed-tensors", integers)
-
-
-def _ct_packing(words: int, count: int, config: Mapping[str, Any]) -> tuple[int, bool]:
-    """The bits of each of ``count`` integers in so many words, and whether each lies in one word.
-
-    By the number of words and the ``num_bits`` in the config, and by the version there if several
-    packings take as many.
-    """
-    stated = _num_bits(config)
-    found = [
-        (bits, whole)
-        for bits in stated or range(1, 9)
-        for whole in ((False, True) if _WORD % bits else (False,))
-        if _words_of(count, bits, whole=whole) == words
-    ]
-    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.get("version")))
-    if len(found) > 1 and version:
-        old = (int(version[1]), int(version[2])) < _SPLITTING
-        found = [(bits, whole) for bits, whole in found if whole == old or _WORD % bits == 0]
-    if len(found) > 1:
-        raise Unreadable(
-            f"how {count} integers lie in {words} words depends on num_bits and on the version of "
-            "compressed-tensors, and its config does not tell both"
-        )
-    if not found:
-        kinds = " or ".join(map(str, stated)) or "1 to 8"
-        raise Unreadable(f"{count} integers of {kinds} bits do not take {words} words each")
-    return found[0]
-
-
-def _num_bits(config: Mapping[str, Any]) -> list[int]:
-    """Those of the groups of layers in a config of compressed-tensors."""
-    groups = config.get("config_groups")
-    groups = groups.values() if isinstance(groups, dict) else ()
-    weights = [group.get("weights") for group in groups if isinstance(group, dict)]
-    stated = [one.get("num_bits") for one in weights if isinstance(one, dict)]
-    return [bits for bits in range(1, 9) if bits in stated]
-
-
-def _words_of(count: int, bits: int, *, whole: bool) -> int:
-    return -(-count // (_WORD // bits)) if whole else -(-count * bits // _WORD)
-
-
-def _bits_of(words: int, count: int) -> int:
-    """The bits of each of ``count`` integers that fill so many words."""
-    found = [bits for bits in range(1, 9) if _words_of(count, bits, whole=False) == words]
-    if len(found) != 1:
-        raise Unreadable(f"{count} integers of 1 to 8 bits do not take {words} words each")
-    return found[0]
-
-
-def _unpacked(words: Array, bits: int, count: int, *, whole: bool = False) -> Array:
-    """The first ``count`` integers of each row of words, from the lowest bits up, as uint8.
-
-    Args:
-        whole: no integer lies in two words.
-    """
-    stream = np.ascontiguousarray(words).view(np.uint8)
-    if 8 % bits == 0:
-        each = 8 // bits
-        fields = np.empty((len(stream), stream.shape[1], each), np.uint8)
-        for at in range(each):
-            np.right_shift(stream, at * bits, out=fields[:, :, at])
-        fields &= (1 << bits) - 1
-        return fields.reshape(len(stream), -1)[:, :count]
-    single = np.unpackbits(stream, axis=1, bitorder="little")
-    if whole:
-        used = single.reshape(len(stream), -1, _WORD)[:, :, : _WORD - _WORD % bits]
-        single = used.reshape(len(stream), -1)
-    groups = single[:, : count * bits].reshape(len(stream), count, bits)
-    return np.packbits(groups, axis=2, bitorder="little")[:, :, 0]
 
 
 # --- GPTQ and AWQ: inputs along the first axis ----------------------------------------------------
@@ -389,17 +310,17 @@ def _gptq(parts: _Parts, count: int, dead: Bools, above: int) -> QuantizedWeight
     rows, width = parts.shape
     found = parts.get("qweight")
     height = found.spec.shape[0] if found and found.spec.shape else 0
-    bits = _bits_of(height, width)
+    bits = bits_of(height, width)
     words = parts.whole(parts.expect("qweight", (height, rows), dtypes=("I32",)))
-    stored = parts.expect("qzeros", (count, -(-rows * bits // _WORD)), dtypes=("I32",))
-    points = (_unpacked(parts.whole(stored), bits, rows) + np.uint8(above)) & np.uint8(
+    stored = parts.expect("qzeros", (count, words_of(rows, bits)), dtypes=("I32",))
+    points = (unpacked(parts.whole(stored), bits, rows) + np.uint8(above)) & np.uint8(
         (1 << bits) - 1
     )
     columns = _columns(parts, "g_idx", count)
     groups = _Groups(columns, points.T, dead if dead.any() else None)
 
     def zeros(first: int, last: int) -> Bools:
-        return groups.zeros(_unpacked(words[:, first:last].T, bits, width), first, last)
+        return groups.zeros(unpacked(words[:, first:last].T, bits, width), first, last)
 
     return QuantizedWeight(f"int{bits} of GPTQ", zeros)
 
@@ -410,13 +331,13 @@ def _awq(parts: _Parts, count: int, dead: Bools) -> QuantizedWeight:
         raise Unreadable(f"{rows} outputs do not fill words of 8")
     words = parts.whole(parts.expect("qweight", (width, rows // 8), dtypes=("I32",)))
     stored = parts.expect("qzeros", (count, rows // 8), dtypes=("I32",))
-    points = _in_order(_unpacked(parts.whole(stored), 4, rows))
+    points = _in_order(unpacked(parts.whole(stored), 4, rows))
     columns = _columns(parts, "g_idx", count)
     groups = _Groups(columns, points.T, dead if dead.any() else None)
 
     def zeros(first: int, last: int) -> Bools:
         some = words[:, first // 8 : -(-last // 8)]
-        return groups.zeros(_in_order(_unpacked(some, 4, last - first)).T, first, last)
+        return groups.zeros(_in_order(unpacked(some, 4, last - first)).T, first, last)
 
     return QuantizedWeight("int4 of AWQ", zeros)
 
