@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from prunectl.checkpoint.index import COMPRESSED_SUFFIX
-from prunectl.loading.weights import Weights, open_weights
+from prunectl.loading.weights import Weights, load_state_dict, open_weights
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +21,13 @@ _USERS = ("transformers.modeling_utils", "transformers.integrations.accelerate",
 
 
 def install() -> None:
-    """Make transformers' reading of safetensors files handle compressed ones.
+    """Make transformers' and vLLM's reading of safetensors files handle compressed ones.
 
     Called when the first compressed folder is loaded; other files are read as before.
     """
+    loader = sys.modules.get(VLLM)
+    if loader is not None and not hasattr(loader.load_file, "of_prunectl"):
+        loader.load_file = _file_loader(loader.load_file)  # type: ignore[attr-defined]
     for name in _USERS:
         module = sys.modules.get(name)
         original = getattr(module, "safe_open", None)
@@ -40,6 +43,18 @@ def _opener(original: Any) -> Any:
 
     safe_open.of_prunectl = True  # type: ignore[attr-defined]
     return safe_open
+
+
+def _file_loader(original: Any) -> Any:
+    """For ``safetensors.torch.load_file``, which vLLM calls with ``enable_multithread_load``."""
+
+    def load_file(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(filename).endswith(COMPRESSED_SUFFIX):
+            return load_state_dict(filename)
+        return original(filename, *args, **kwargs)
+
+    load_file.of_prunectl = True  # type: ignore[attr-defined]
+    return load_file
 
 
 class _Loading(threading.local):

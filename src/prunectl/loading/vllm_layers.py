@@ -9,8 +9,10 @@ layer is dense or compressed in the process that runs it.
 from __future__ import annotations
 
 import gc
+import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -21,11 +23,42 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-from prunectl.errors import BadCheckpoint, UnsupportedCheckpoint
+from prunectl.errors import UnsupportedCheckpoint
 from prunectl.runtime.executions import DENSE
 
 _named: defaultdict[str, WeakSet[torch.nn.Module]] = defaultdict(WeakSet)
 """The layers of this process by the names that graphs have for them."""
+
+
+_log = logging.getLogger("vllm.plugins.prunectl")  # below the logger that vllm configures
+
+
+@dataclass
+class Tally:
+    """What the layers of a model hold; logged when the last one is finished.
+
+    Attributes:
+        made, finished: layers.
+        compressed: layers whose weights stay compressed.
+        dense_bytes, held_bytes: of the weights of these, dense and in memory.
+    """
+
+    made: int = 0
+    finished: int = 0
+    compressed: int = 0
+    dense_bytes: int = 0
+    held_bytes: int = 0
+
+    def finish(self) -> None:
+        self.finished += 1
+        if self.finished == self.made and self.compressed:
+            _log.info(
+                "%d of %d matrices stay compressed: %.1f MB instead of %.1f MB",
+                self.compressed,
+                self.made,
+                self.held_bytes / 1e6,
+                self.dense_bytes / 1e6,
+            )
 
 
 class _Compressible:
@@ -34,28 +67,20 @@ class _Compressible:
     Args:
         execution: ``auto``, ``compressed`` or ``dense``.
         name: of the layer: no other layer of its model has it.
+        tally: of its model.
     """
 
     supports_pre_processed_weights = False
 
-    def __init__(self, execution: str, name: str) -> None:
+    def __init__(self, execution: str, name: str, tally: Tally) -> None:
         super().__init__()
-        self._execution, self._name = execution, name
+        self._execution, self._name, self._tally = execution, name, tally
+        tally.made += 1
         self._is_operator = self._is_compressed = False
 
-    def create_weights(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
-        super().create_weights(layer, *sizes, **attributes)  # type: ignore[misc]
-        layer.weight.data.fill_(float("nan"))  # what is not loaded is found
-
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Compress the weight, or prepare vLLM's own product.
-
-        Raises:
-            BadCheckpoint: rows of the weight were not loaded.
-        """
+        """Compress the weight, or prepare vLLM's own product."""
         weight = layer.weight
-        if weight.isnan().all(dim=-1).any():
-            raise BadCheckpoint(self._name, "not all of its weights are in the checkpoint")
         self._rows, self._columns = weight.shape
         self._dtype = weight.dtype
         if weight.device.type == "cpu" and self._execution != DENSE:
@@ -65,6 +90,7 @@ class _Compressible:
                 self._compress(layer)
         if not self._is_compressed:
             super().process_weights_after_loading(layer)  # type: ignore[misc]
+        self._tally.finish()
 
     def _compress(self, layer: Any) -> None:
         from prunectl.runtime.choice import kept
@@ -77,9 +103,12 @@ class _Compressible:
             if matrix is not None:
                 made = torch.nn.Parameter(CompressedWeight(matrix), requires_grad=False)
                 weight.of_prunectl = made
+                self._tally.dense_bytes += weight.nbytes
+                self._tally.held_bytes += matrix.nbytes
         if made is not None:
             layer.weight = made
             self._is_compressed = True
+            self._tally.compressed += 1
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
         if self._is_operator and torch.compiler.is_compiling():

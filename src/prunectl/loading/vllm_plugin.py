@@ -61,6 +61,7 @@ class PrunectlConfig(QuantizationConfig):  # type: ignore[misc]
         check_execution(execution)
         self.execution, self.weights = execution, weights
         self._names: Counter[str] = Counter()
+        self._tally: Any = None
 
     def get_name(self) -> str:
         return METHOD
@@ -80,45 +81,60 @@ class PrunectlConfig(QuantizationConfig):  # type: ignore[misc]
     def from_config(cls, config: dict[str, Any]) -> PrunectlConfig:
         return cls(config.get("execution", AUTO), config.get("weights", ""))
 
-    def maybe_update_config(self, model_name: str, *args: Any, **kwargs: Any) -> None:
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
         """Read the headers of a compressed folder, before vLLM starts its processes.
 
         Raises:
             BadCheckpoint: the folder is damaged or not complete.
         """
-        if any(Path(model_name).glob("*" + COMPRESSED_SUFFIX)):
-            open_model(model_name)
+        if not any(Path(model_name).glob("*" + COMPRESSED_SUFFIX)):
+            return
+        tensors = open_model(model_name).tensors
+        # a head of its own, which vLLM would not find among the parts of the files
+        if any(tensor.name.endswith("lm_head.weight") for tensor in tensors):
+            for config in (hf_config, hf_config.get_text_config()):
+                config.tie_word_embeddings = False
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
-        from prunectl.loading.vllm_layers import EmbeddingMethod, LinearMethod
+        from prunectl.loading import vllm_layers
 
-        kinds = {LinearBase: LinearMethod, VocabParallelEmbedding: EmbeddingMethod}
+        if self._tally is None:
+            self._tally = vllm_layers.Tally()
+        kinds = {
+            LinearBase: vllm_layers.LinearMethod,
+            VocabParallelEmbedding: vllm_layers.EmbeddingMethod,
+        }
         for kind, method in kinds.items():
             if isinstance(layer, kind):
                 self._names[prefix] += 1  # some models give several layers the same prefix
                 count = self._names[prefix]
-                return method(self.execution, prefix if count == 1 else f"{prefix}#{count}")
+                name = prefix if count == 1 else f"{prefix}#{count}"
+                return method(self.execution, name, self._tally)
         return None
 
 
 def _checked(original: Any) -> Any:
-    """vLLM's loading, with weights that are not in the checkpoint found."""
+    """vLLM's loading, with weights found that are not in the checkpoint."""
 
     def load_weights(self: Any, model: torch.nn.Module, model_config: Any) -> None:
         if model_config.quantization != METHOD:
             original(self, model, model_config)
             return
+        if self.load_config.safetensors_load_strategy == "eager":  # reads past safe_open
+            self.load_config.safetensors_load_strategy = "lazy"
         unchecked = _unchecked(model)
         for parameter in unchecked.values():
             parameter.data.fill_(float("nan"))
         dense = copy(model_config)
-        object.__setattr__(dense, "quantization", None)  # vLLM checks those of dense models
+        object.__setattr__(dense, "quantization", None)  # vLLM checks the others of dense models
         original(self, model, dense)
         missing = [name for name, one in unchecked.items() if _has_gaps(one)]
         if missing:
-            more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+            more = f", nor of {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadCheckpoint(
-                model_config.model, f"not all weights of {missing[0]} are in it{more}"
+                model_config.model, f"it does not hold all weights of {missing[0]}{more}"
             )
 
     load_weights.of_prunectl = True  # type: ignore[attr-defined]
@@ -126,14 +142,12 @@ def _checked(original: Any) -> Any:
 
 
 def _unchecked(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Biases and experts, which vLLM leaves uninitialized, and does not miss, if not loaded."""
+    """Parameters that vLLM leaves uninitialized, and does not miss, if they are not loaded."""
     found = {}
     for prefix, module in model.named_modules():
-        is_checked = isinstance(module, LinearBase | VocabParallelEmbedding)  # the weight of these
-        if is_checked or _is_exact(module):
+        if isinstance(module, LinearBase | VocabParallelEmbedding) or _is_exact(module):
             for name, parameter in module.named_parameters(recurse=False):
-                if not is_checked or name != "weight":
-                    found[f"{prefix}.{name}"] = parameter
+                found[f"{prefix}.{name}"] = parameter
     return found
 
 
