@@ -112,9 +112,9 @@ SHARES = (0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.82, 0.8, 0.75, 0.7, 0.65, 0.6, 0.
 )
 def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path, no_room: RuntimeError) -> None:
     """Either the result is that of the CPU, or the device is said to be full, by name."""
-    prune(tiny("llama"), tmp_path / "cpu", settings("sparsegpt", "cpu"))
+    prune(tiny("llama"), tmp_path / "cpu", settings("admm", "cpu"))
     with PretendDevice(PLENTY) as device:
-        prune(tiny("llama"), tmp_path / "plenty", settings("sparsegpt", "cuda"))
+        prune(tiny("llama"), tmp_path / "plenty", settings("admm", "cuda"))
     said: list[str] = []
     failed: list[DeviceFull] = []
     for share in SHARES:
@@ -123,7 +123,7 @@ def test_however_little_room_there_is(tiny: Tiny, tmp_path: Path, no_room: Runti
         with PretendDevice(int(device.most * share)) as tight:
             tight.no_room = no_room
             try:
-                prune(tiny("llama"), out, settings("sparsegpt", "cuda"), on_event=events.append)
+                prune(tiny("llama"), out, settings("admm", "cuda"), on_event=events.append)
             except DeviceFull as error:
                 failed.append(error)
         if failed:

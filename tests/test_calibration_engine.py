@@ -222,21 +222,17 @@ def test_aims_are_those_of_a_whole_dense_model(name: str, tmp_path: Path) -> Non
     parameters = {tensor: block_model.targets[tensor].parameter for tensor in values}
     wanted = inputs_by_hooks(dense, samples)
     moved = 0
-    for block in dict.fromkeys(block_model.block_of(one) for one in parameters.values()):
-        model = type(dense).from_pretrained(tmp_path).eval()
-        for tensor, parameter in parameters.items():
-            if block_model.block_of(parameter) == block:
-                break
-            model.get_parameter(parameter).data.copy_(values[tensor])
-        seen = inputs_by_hooks(model, samples)
-        for tensor, parameter in parameters.items():
-            if block_model.block_of(parameter) == block:
-                whole = torch.eye(seen[parameter].shape[1])
-                expected = aimed(whole, seen[parameter], wanted[parameter])
-                aim = aims[tensor]
-                assert aim is not None
-                torch.testing.assert_close(aim, expected, rtol=1e-3, atol=1e-3)
-                moved += float((expected - whole).abs().max()) > 0.1
+    model = type(dense).from_pretrained(tmp_path).eval()
+    for tensor, value in values.items():  # in the order of use: the ones before are pruned
+        parameter = block_model.targets[tensor].parameter
+        seen = inputs_by_hooks(model, samples)[parameter]
+        whole = torch.eye(seen.shape[1])
+        expected = aimed(whole, seen, wanted[parameter])
+        aim = aims[tensor]
+        assert aim is not None
+        torch.testing.assert_close(aim, expected, rtol=1e-3, atol=1e-3)
+        moved += float((expected - whole).abs().max()) > 0.1
+        model.get_parameter(parameter).data.copy_(value)
     assert moved
 
 
@@ -253,8 +249,13 @@ def _put_expert(model: Any, tensor: str, value: torch.Tensor) -> None:
         experts.gate_up_proj.data[number, rows].copy_(value)
 
 
-def test_true_sequential_measures_behind_the_matrices_before(tmp_path: Path) -> None:
+def test_with_the_dense_model_each_matrix_is_measured_behind_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are several batches, and a forward ends when all matrices of a turn were used."""
+    monkeypatch.setattr("prunectl.calibration.forward._ROWS", 1)
     tiny_models.build("llama", tmp_path)
+    samples = samples_of("llama")
     diagonals: dict[bool, dict[str, torch.Tensor]] = {False: {}, True: {}}
     orders: dict[bool, list[str]] = {False: [], True: []}
     for sequential in (False, True):
@@ -263,11 +264,12 @@ def test_true_sequential_measures_behind_the_matrices_before(tmp_path: Path) -> 
             tensor: str, parts: Sequence[Captured], sequential: bool = sequential
         ) -> torch.Tensor:
             assert parts[0].gram is not None
+            assert parts[0].gram.tokens == sum(one["input_ids"].numel() for one in samples)
             orders[sequential].append(tensor)
             diagonals[sequential][tensor] = parts[0].gram.diagonal()
             return parts[0].matrix.weight * 0.5
 
-        run(tmp_path, samples_of("llama"), prune, true_sequential=sequential)
+        run(tmp_path, samples, prune, with_dense=sequential)
     first = [t.split("layers.0.")[1] for t in orders[True] if "layers.0." in t]
     assert [set(first[:3]), first[3], set(first[4:6]), first[6]] == [
         {f"self_attn.{x}_proj.weight" for x in "qkv"}, "self_attn.o_proj.weight",

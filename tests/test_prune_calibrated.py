@@ -126,7 +126,8 @@ def plain_run(
 ) -> Tensors:
     """A Llama pruned block after block, each behind those before it; ``prune_one(name, w, x)``.
 
-    With ``aims``, w is half of the way to the weight whose outputs are the dense model's.
+    With ``aims``, a matrix is behind those before it in its block as well, and w is half of the way
+    to the weight whose outputs are the dense model's.
     """
     model: Any = transformers.LlamaForCausalLM.from_pretrained(source).eval()
     dense: Any = transformers.LlamaForCausalLM.from_pretrained(source).eval()
@@ -134,12 +135,15 @@ def plain_run(
     found: Tensors = {}
     for index in range(len(model.model.layers)):
         names = [n for n, p in model.named_parameters() if f"layers.{index}." in n and p.ndim == 2]
-        beside = inputs_of(dense, names, samples)
-        for name, x in inputs_of(model, names, samples).items():
+        seen, beside = (inputs_of(one, names, samples) for one in (model, dense))
+        for name in names:
             weight = model.get_parameter(name).detach().clone()
             if aims:
-                weight = aimed(weight, x, beside[name])
-            found[name] = prune_one(name, weight, x)
+                seen = inputs_of(model, names, samples)
+                weight = aimed(weight, seen[name], beside[name])
+            found[name] = prune_one(name, weight, seen[name])
+            if aims:
+                model.get_parameter(name).data.copy_(found[name])
         for name in names:
             model.get_parameter(name).data.copy_(found[name])
     return found
@@ -698,7 +702,6 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         ("-s 0.5 --refine", 2, "refine needs calibration samples", "--calibration"),
         ("-s 0.5 --calibration random", 2, "method magnitude has none", "--refine"),
         ("-s 0.5 --samples 4", 2, "--samples is for calibration", "--refine"),
-        ("-s 0.5 --true-sequential", 2, "--true-sequential is for calibration", "--refine"),
         ("-s 0.5 --method wanda --calibration text:missing --dry-run", 2, "no such file", "path"),
         ("-s 0.5 --method wanda --calibration text:empty", 1, "needs the model's tokenizer", ""),
         ("-s 0.5 --method wanda --calibration images:.", 2, "which reads text", "text:FILE"),

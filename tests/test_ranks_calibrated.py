@@ -43,11 +43,10 @@ def job(model: str, name: str, method: str, rows: int, **settings: Any) -> dict[
             "shard": "40KB"}  # fmt: skip
 
 
-TURNS = calibration(true_sequential=True)
 FEW = {"calibration": calibration(2, 4)}
 SHARED = [
     job("llama", "wanda", "wanda", ROW),
-    job("llama", "turns", "sparsegpt", ROW, refine=True, calibration=TURNS),
+    job("llama", "turns", "sparsegpt", ROW, refine=True),
     job("llama", "budget", "admm", ROW, **NM),
     job("llama", "by rows", "sparsegpt", ROW, **NM, budget="rows"),
     job("llama", "global", "sparsegpt", ROW, scope="global"),
@@ -56,12 +55,10 @@ SHARED = [
     job("t5", "both sides", "sparsegpt", ROW),
     job("gpt_oss", "stacked", "wanda", ROW),
     job("experts", "experts", "sparsegpt", 4, **FEW),
-    job(
-        "experts", "experts turns", "wanda", 4, calibration=calibration(2, 4, true_sequential=True)
-    ),
+    job("experts", "experts at once", "wanda", 4, **FEW),
 ]
 ALIKE = [
-    job("llama", "one turns", "sparsegpt", ONE, refine=True, calibration=TURNS),
+    job("llama", "one turns", "sparsegpt", ONE, refine=True),
     job("llama", "one budget", "admm", ONE, **NM),
     job("llama", "one by rows", "sparsegpt", ONE, **NM, budget="rows"),
     job("llama", "one global", "wanda", ONE, scope="global"),

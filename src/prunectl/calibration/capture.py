@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from prunectl.calibration.forward import Stop
+
 _LINEAR = {torch.nn.functional.linear}
 """``f(x, w)`` with w [out, in]."""
 
@@ -81,19 +83,26 @@ class ProductWatcher(TorchFunctionMode):
         watched: the matrices to look for. A product with a fused weight (gate and up in one) counts
             as a product with each of its matrices.
         seen: receives the multiplied matrices and their inputs [..., in].
+        stops: raise :class:`Stop` in place of a product when every matrix has been seen.
 
     Attributes:
         missed: matrices used in an operation that is not a known product.
     """
 
-    def __init__(self, watched: Iterable[Matrix], seen: Seen) -> None:
+    def __init__(self, watched: Iterable[Matrix], seen: Seen, *, stops: bool = False) -> None:
         super().__init__()
-        self._seen = seen
+        self._seen, self._stops = seen, stops
         self.missed: set[Matrix] = set()
+        self._uses = dict.fromkeys(watched, 0)
         self._by_storage: dict[int, list[Matrix]] = {}
-        for one in watched:
+        for one in self._uses:
             self._by_storage.setdefault(_storage(one.weight), []).append(one)
         self._known: dict[tuple[int, ...], tuple[Matrix, ...]] = {}
+
+    @property
+    def is_once(self) -> bool:
+        """Whether every matrix has been used exactly once, in known products."""
+        return not self.missed and all(count == 1 for count in self._uses.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -139,6 +148,10 @@ class ProductWatcher(TorchFunctionMode):
             self._known[key] = found
         if found:
             self._seen(found, x)
+            for one in found:
+                self._uses[one] += 1
+            if self._stops and all(self._uses.values()):
+                raise Stop
         return bool(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
 from prunectl.calibration.reconstruction import LEAST_BATCHES, Part, Reconstruction, passes_of
-from prunectl.calibration.statistics import Key, NotShared, Statistics, agree
+from prunectl.calibration.statistics import NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
 from prunectl.events import Advanced, Note, OnEvent
@@ -33,20 +34,20 @@ class Wanted:
     Attributes:
         axes: input axis by tensor name, in file order.
         full: gather whole second moments; False gathers their diagonals.
-        true_sequential: measure the inputs of each matrix with those before it, in the same block,
-            pruned already.
-        with_dense: run the dense model too, to aim at its outputs.
+        with_dense: run the dense model too, to aim at its outputs, and measure each matrix with
+            those before it in the block pruned already, so that the aim makes up for them as well.
         reconstruct: then fit each block as a whole to the dense block's outputs.
     """
 
     axes: Mapping[str, int | None]
     full: bool = True
-    true_sequential: bool = False
     with_dense: bool = False
     reconstruct: bool = False
 
 
 _NOT_SHARED, _FULL = "not shared", "full"
+
+_DIGITS = re.compile(r"\d+")
 
 
 def _never(block: str) -> Values | None:
@@ -217,15 +218,19 @@ class _Engine:
     @contextmanager
     def _dense_weights(self) -> Iterator[None]:
         """The dense weights in place of those that were pruned so far."""
-        pruned = {name: self._dense[name][0].clone() for name in self._changed}
-        for name in pruned:
-            view, dense = self._dense[name]
-            view.copy_(dense)
+        self._swap()
         try:
             yield
         finally:
-            for name, values in pruned.items():
-                self._dense[name][0].copy_(values)
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the pruned and the dense weights, with room for one tensor more."""
+        for name in self._changed:
+            view, other = self._dense[name]
+            held = view.clone()
+            view.copy_(other)
+            other.copy_(held)
 
     def _steps(
         self, group: BlockGroup, earlier: Mapping[str, Values | None]
@@ -245,7 +250,7 @@ class _Engine:
         if not todo:
             return []
         in_turn = [list(todo)]
-        if self._wanted.true_sequential:
+        if self._wanted.with_dense:
             own = self._order_of_use(group, todo) if self._ranks.is_first else []
             in_turn = self._ranks.broadcast(own)
         return [
@@ -254,18 +259,26 @@ class _Engine:
         ]
 
     def _order_of_use(self, group: BlockGroup, todo: Mapping[str, list[Matrix]]) -> list[list[str]]:
-        """The tensors in order of use by the first batch, grouped by shared input."""
+        """The tensors in order of use by the first batch; those that share an input in one list.
+
+        The same tensors of all experts are in one list too.
+        """
         statistics = self._statistics(gathers=False)
         self._collect_one(group, todo, statistics, 0)
-        groups: dict[Key, list[str]] = {}
-        placed: set[str] = set()
+        turns: list[list[str]] = []
+        turn_of: dict[object, list[str]] = {}
         for key in statistics.order:
             for name in dict.fromkeys(one.name for one in key):
-                if name not in placed:
-                    placed.add(name)
-                    groups.setdefault(statistics.leader[key], []).append(name)
-        unseen = [name for name in todo if name not in placed]
-        return [*groups.values(), *([unseen] if unseen else [])]
+                alike = (statistics.leader[key], _DIGITS.sub("", name), name)
+                turn = next((turn_of[one] for one in alike if one in turn_of), None)
+                if turn is None:
+                    turns.append(turn := [])
+                if name not in turn_of:
+                    turn.append(name)
+                for one in alike:
+                    turn_of.setdefault(one, turn)
+        unseen = [name for name in todo if name not in turn_of]
+        return [*turns, *([unseen] if unseen else [])]
 
     def _measure_and_prune(
         self, group: BlockGroup, todo: Mapping[str, list[Matrix]], views: Values, tell: _Teller
@@ -287,6 +300,7 @@ class _Engine:
             shared=shared,
             gathers=gathers,
             paired=self._wanted.with_dense and self._wanted.full,
+            tokens=lambda: self.forward.rows,
         )
 
     def _collect(
@@ -319,9 +333,11 @@ class _Engine:
         tell: _Teller,
     ) -> str:
         """Gather the statistics of this rank's batches; returns why that failed, or ''."""
+        is_once = False
         try:
             for index in range(self.forward.count):
-                self._collect_one(group, todo, statistics, index)
+                watcher = self._collect_one(group, todo, statistics, index, stops=is_once)
+                is_once |= not index and watcher.is_once
                 tell()
         except NotShared:
             return _NOT_SHARED
@@ -337,15 +353,24 @@ class _Engine:
         todo: Mapping[str, list[Matrix]],
         statistics: Statistics,
         index: int,
-    ) -> None:
+        *,
+        stops: bool = False,
+    ) -> ProductWatcher:
+        """Gather the statistics of one batch.
+
+        Args:
+            stops: end the forward when every matrix has been used once.
+        """
         statistics.next_sample()
         watched = [one for parts in todo.values() for one in parts]
         if statistics.paired and statistics.gathers:
-            with self._dense_weights(), ProductWatcher(watched, statistics.seen_dense):
+            with self._dense_weights(), ProductWatcher(watched, statistics.seen_dense, stops=stops):
                 self.forward.run(group, index, dense=True)
-        with ProductWatcher(watched, statistics.seen) as watcher:
+        watcher = ProductWatcher(watched, statistics.seen, stops=stops)
+        with watcher:
             self.forward.run(group, index)
         statistics.missed |= watcher.missed
+        return watcher
 
     # --- what no sample reaches -----------------------------------------------------------------
 

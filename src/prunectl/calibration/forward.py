@@ -57,6 +57,7 @@ class Forward:
         first: the first batch of all processes.
         batches: of this process. count: of them; total: of all processes. numbers: which of all
             these are.
+        rows: of the hidden states that the last block of a group got, such as tokens.
 
     Args:
         spill: a folder for block outputs; None keeps them in memory.
@@ -77,6 +78,7 @@ class Forward:
         self.block_model, self.first, self.batches = block_model, batches[0], batches[own]
         self.count, self.total = len(self.batches), len(batches)
         self.numbers = range(self.total)[own]
+        self.rows = 0
         # Without the head, where the model class allows: logits of large vocabularies fill memory.
         self._model = block_model.body
         # By model, list of blocks and batch: the output of the last block that was run.
@@ -144,6 +146,8 @@ class Forward:
             stack = block.rpartition(".")[0]
             if block not in group.blocks:
                 return self.fresh(self._outputs[dense][stack][index])
+            states = hidden_states((args, kwargs))
+            self.rows = 0 if states is None else states.shape[:-1].numel()
             found[stack] = original(*args, **kwargs)
             left -= 1
             if not left:
@@ -175,7 +179,7 @@ class Forward:
 
 
 def hidden_states(output: Any) -> torch.Tensor | None:
-    """The first tensor of a block's output."""
+    """The first tensor of a block's output, or of its arguments."""
     return next((leaf for leaf in pytree.tree_leaves(output) if torch.is_tensor(leaf)), None)
 
 

@@ -129,9 +129,8 @@ def _prune_blocks(
         calibrator.passed(values or {})
         return values
 
-    wanted = _wanted(job, blocks, full=full)
     wanted = replace(
-        wanted,
+        _wanted(job, blocks, full=full),
         with_dense=runs_dense(job.settings),
         reconstruct=job.settings.reconstruct,
     )
@@ -226,8 +225,7 @@ def _measure(
 ) -> list[TensorSpec]:
     """Make a pass over the dense model, and return the tensors outside blocks: it skips them."""
     blocks = _blocks(passes.job, targets, passes.block_model)
-    wanted = replace(_wanted(passes.job, blocks, full=full), true_sequential=False)
-    passes.calibrate(wanted, pruner, phase=phase)
+    passes.calibrate(_wanted(passes.job, blocks, full=full), pruner, phase=phase)
     return blocks.get("", [])
 
 
@@ -256,13 +254,11 @@ def _blocks(
 def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> Wanted:
     from prunectl.calibration.engine import Wanted
 
-    assert job.settings.calibration is not None
     inside = {spec.name for block, specs in blocks.items() if block for spec in specs}
     names = [entry.spec.name for entry in job.plan.tensors if entry.spec.name in inside]
     return Wanted(
         {name: job.planned[name].input_axis for name in names},
         full=full,
-        true_sequential=job.settings.calibration.true_sequential,
     )
 
 

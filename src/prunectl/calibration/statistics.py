@@ -64,6 +64,7 @@ class Statistics:
         shared: whether products may share moments.
         gathers: whether moments are gathered; False only learns what is used in which order.
         paired: whether :meth:`seen_dense` gets the dense model's inputs, to pair with these.
+        tokens: of the block's input that is being computed with.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Statistics:
         shared: bool = True,
         gathers: bool = True,
         paired: bool = False,
+        tokens: Callable[[], int] = lambda: 0,
     ) -> None:
         self._full, self._device, self.paired = full, device, paired
         self._shared, self.gathers = shared, gathers
         self._grams: dict[Key, Gram] = {}
         self._recent: list[tuple[torch.Tensor, Key]] = []
         self._dense: dict[Key, list[torch.Tensor]] = {}
-        self._rows = 0  # of the sample's first product
+        self._tokens = tokens
         self.leader: dict[Key, Key] = {}
         self.order: list[Key] = []
         self._key_of: dict[Matrix, Key] = {}
@@ -90,7 +92,6 @@ class Statistics:
         """Forget the tensors of the last one."""
         self._recent.clear()
         self._dense.clear()
-        self._rows = 0
 
     def seen_dense(self, key: Key, x: torch.Tensor) -> None:
         """Note the inputs of a product in the dense model, before those of the pruned one."""
@@ -124,11 +125,9 @@ class Statistics:
         None for an expert that gets some of the tokens, as a matrix without further axes: in the
         dense model these are others, even if they are as many.
         """
-        rows = x.shape[:-1].numel()
-        self._rows = self._rows or rows
         dense = self._dense.get(key)
         pair = dense.pop(0) if dense else None
-        if pair is None or pair.shape != x.shape or (x.ndim < 3 and rows != self._rows):
+        if pair is None or pair.shape != x.shape or (x.ndim < 3 and len(x) != self._tokens()):
             return None
         return pair
 

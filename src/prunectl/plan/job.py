@@ -187,7 +187,6 @@ def _calibration(job: Job) -> dict[str, Any]:
         "calibration": {
             **job.samples.record,
             "damping": calibration.damping,
-            "true_sequential": calibration.true_sequential,
             "dtype": str(dtype_of(calibration, job.checkpoint)).removeprefix("torch."),
             "device": device_of(calibration).type,
         },

@@ -81,7 +81,6 @@ class Calibration:
         samples: how many; sequence_length: tokens in each, at most what the model takes.
         seed: of the choice of samples.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.
-        true_sequential: measure each matrix after the ones before it in its block are pruned.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
 
@@ -110,13 +109,6 @@ class Calibration:
             "Added to the inputs' second moments, as a share of their mean.", "RATIO", CALIBRATION
         ),
     ] = 0.01
-    true_sequential: Annotated[
-        bool,
-        Option(
-            "Measure each matrix after the ones before it in its block are pruned (slower).",
-            heading=CALIBRATION,
-        ),
-    ] = False
     device: str = "auto"
     dtype: Annotated[
         str,

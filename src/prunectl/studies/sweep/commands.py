@@ -86,5 +86,4 @@ def prune_command(
         words += ["--sequence-length", str(calibration.sequence_length)]
         words += ["--seed", str(calibration.seed)] if calibration.seed else []
         words += ["--damping", f"{calibration.damping:g}"] if calibration.damping != 0.01 else []
-        words += ["--true-sequential"] if calibration.true_sequential else []
     return shlex.join([*words, "-o", output])
