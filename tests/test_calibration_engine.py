@@ -219,7 +219,6 @@ def test_aims_are_those_of_a_whole_dense_model(name: str, tmp_path: Path) -> Non
         return values[tensor]
 
     block_model = run(tmp_path, samples, prune, with_dense=True)
-    parameters = {tensor: block_model.targets[tensor].parameter for tensor in values}
     wanted = inputs_by_hooks(dense, samples)
     moved = 0
     model = type(dense).from_pretrained(tmp_path).eval()
