@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from prunectl.calibration.forward import Stop
+from prunectl.methods.products import linear
 
 _LINEAR = {torch.nn.functional.linear}
 """``f(x, w)`` with w [out, in]."""
@@ -159,6 +160,15 @@ _OPERANDS = dict.fromkeys(_LINEAR | _PRODUCT, 0) | dict.fromkeys(_ADDED, 1)
 """By function, the position of the inputs; the weight is the next argument."""
 
 _NAMES = {0: ("input",), 1: ("weight", "mat2", "other", "mat1", "batch1"), 2: ("mat2", "batch2")}
+
+
+class FastLinear(TorchFunctionMode):
+    """Within it, torch's ``linear`` is :func:`prunectl.methods.products.linear`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear:
+            func = linear
+        return func(*args, **(kwargs or {}))
 
 
 def _at(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from prunectl.calibration.block_order import BlockOrder, find_block_order
-from prunectl.calibration.capture import Matrix, ProductWatcher, matrices
+from prunectl.calibration.capture import FastLinear, Matrix, ProductWatcher, matrices
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
@@ -120,7 +120,8 @@ def calibrate(
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
     groups = (order or _try(forward, run.on_event)).groups
     engine.locate()  # refuse before any tensor is pruned
-    with run.phase(phase, sum(block_model.nbytes(b) for group in groups for b in group.blocks)):
+    size = sum(block_model.nbytes(block) for group in groups for block in group.blocks)
+    with run.phase(phase, size), FastLinear():
         for group in groups:
             with memory_errors(
                 block_model.device, block_model.dtype, f"{group.blocks[0]} and its inputs"

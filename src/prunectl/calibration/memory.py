@@ -87,9 +87,8 @@ def forecast(
     loaded = max(_loaded(job, block_model, block) for block in block_model.blocks)
     with_dense = runs_dense(job.settings)
     if with_dense:
-        # The dense weights, and the pruned ones while these run; the moments of both inputs, which
-        # are kept for a batch.
-        loaded *= 3
+        # Dense and pruned weights; the moments of both inputs, which are kept for a batch.
+        loaded *= 2
         if full:
             moments = {name: 2 * nbytes for name, nbytes in moments.items()}
             runs = [2 * nbytes for nbytes in runs]

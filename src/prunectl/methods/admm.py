@@ -28,6 +28,7 @@ from prunectl.lazy import torch
 from prunectl.methods import checks
 from prunectl.methods.factor import RAISES, SingularHessian, woken
 from prunectl.methods.goal import MatrixGoal, check_goal, choose, costless, ranked
+from prunectl.methods.products import linear
 from prunectl.methods.refine import ITERATIONS, descend, gains
 from prunectl.methods.spec import Memory, MethodSpec, Needs, Pruned
 from prunectl.pattern import Scope
@@ -166,13 +167,13 @@ def _alternate(
         D, and its mask.
     """
     values, vectors = spectrum.values, spectrum.vectors
-    wanted = (dense @ (vectors * values)) @ vectors.T
+    wanted = linear(dense, linear(vectors * values, vectors))
     copy, multipliers = torch.where(mask, dense, 0.0), torch.zeros_like(dense)
     penalty, seen, kept = FIRST_PENALTY, mask, max(int(mask.sum()), 1)
     for step in range(1, iterations + 1):
         if step % EVERY == 1:  # rho changes only then
-            inverse = (vectors / (values + penalty)) @ vectors.T
-        moved = (copy * penalty).sub_(multipliers).add_(wanted) @ inverse
+            inverse = linear(vectors / (values + penalty), vectors)
+        moved = linear((copy * penalty).sub_(multipliers).add_(wanted), inverse)  # symmetric
         proposal = moved.add_(multipliers, alpha=1 / penalty)
         mask = choose(ranked(proposal.abs(), free), goal)
         copy = torch.where(_support(mask, free), proposal, 0.0)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from prunectl.lazy import torch
 from prunectl.pattern import NM
 
@@ -117,7 +119,7 @@ def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
     """Prune the ``zeros`` lowest scores of every row; of equal ones the lower index."""
     if zeros == 0 or scores.numel() == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    cut = torch.kthvalue(scores, zeros, dim=1, keepdim=True).values
+    cut = _lowest(scores, zeros)
     mask = scores > cut
     # the remaining zeros are among the weights equal to the cut, and nearly always are all of these
     left = scores.shape[1] - mask.sum(1) - zeros
@@ -127,6 +129,13 @@ def _lowest_pruned(scores: Tensor, zeros: int) -> Tensor:
         quota = tied.sum(1, keepdim=True) - left[rows, None]
         mask[rows] |= tied & (tied.cumsum(1) > quota)
     return mask
+
+
+def _lowest(scores: Tensor, k: int) -> Tensor:
+    """The k-th lowest score of every row, [out, 1]; numpy finds it many times faster than torch."""
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return torch.kthvalue(scores, k, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(scores.numpy(), k - 1, axis=1)[:, k - 1 : k])
 
 
 def _grouped(scores: Tensor, goal: NM) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods import checks
+from prunectl.methods.products import linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +118,7 @@ def gains(dense: Tensor, old: Tensor, new: Tensor, hessian: Tensor) -> Tensor:
 
 
 def _pulled(change: Tensor, hessian: Tensor, pull: float) -> Tensor:
-    return torch.addmm(change, change, hessian, beta=pull)
+    return linear(change, hessian).add_(change, alpha=pull)  # it is symmetric
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods.factor import RAISES
+from prunectl.methods.products import linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,10 +101,10 @@ class Gram:
             largest = torch.maximum(squares, torch.linalg.vecdot(moved, moved))
             usual = squares[squares > 0]
             share = (usual.median() / largest).clamp(max=1).nan_to_num(0.0)
-            self._cross.addmm_((moved * share[:, None]).T, rows)  # type: ignore[union-attr]
+            self._cross += linear((moved * share[:, None]).T, rows.T)  # type: ignore[operator]
         self.tokens += counted
         if self._full:
-            self._sum.addmm_(rows.T, rows)
+            self._sum += linear(rows.T, rows.T)
         else:
             self._sum += rows.square().sum(0)
 

@@ -321,6 +321,10 @@ def multiplies_bf16() -> bool:
     return "avx512bf16" in cpu_features()
 
 
+def is_amd_with_avx512() -> bool:
+    return llvm.get_host_cpu_name().startswith("znver") and "avx512f" in cpu_features()
+
+
 @cache
 def tables_of(name: str) -> Bytes:
     """The tables of an instruction set, on a boundary of 64 bytes."""
