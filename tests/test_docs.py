@@ -199,7 +199,8 @@ def test_every_relative_link_leads_somewhere() -> None:
 
 def options_in(prose: str) -> set[str]:
     """Options that a text names, but for those in code that calls another program."""
-    own = re.sub(r"`(?:python|make|pip|mkdocs|cp|git|hf|torchrun|accelerate) [^`]*`", "", prose)
+    others = "python|make|pip|mkdocs|cp|git|hf|torchrun|accelerate|vllm serve|trtllm-build"
+    own = re.sub(rf"`(?:{others})\s[^`]*`", "", prose)
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", own))
 
 
