@@ -39,6 +39,7 @@ FLOORS: dict[str, set[str]] = {
         "pattern",
         "tensorspec",
         "geometry",
+        "cpu",
         "errors",
         "events",
         "device",

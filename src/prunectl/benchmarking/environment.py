@@ -146,7 +146,8 @@ def _versions() -> dict[str, str]:
 def _instructions(problems: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Vector instructions of the CPU, and the sets of them that kernels can use."""
     try:
-        from prunectl.runtime.instructions import cpu_features, usable
+        from prunectl.cpu import cpu_features
+        from prunectl.runtime.instructions import usable
 
         features = tuple(sorted(name for name in cpu_features() if _VECTOR.match(name)))
         return features, tuple(usable())

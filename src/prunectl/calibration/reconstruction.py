@@ -25,10 +25,10 @@ from prunectl.calibration.errors import in_short, not_finite
 from prunectl.calibration.forward import BlockGroup, Forward, hidden_states
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.calibration.pruner import Fit
+from prunectl.cpu import multiplies_bf16
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed
 from prunectl.parallel.ranks import Ranks
-from prunectl.runtime.instructions import multiplies_bf16
 
 STEPS = 160
 """At least this many, in whole passes over the samples that are not held out."""

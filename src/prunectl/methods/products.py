@@ -42,6 +42,6 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 @cache
 def _is_slow_in_mkl() -> bool:
-    from prunectl.runtime.instructions import is_amd_with_avx512
+    from prunectl.cpu import is_amd_with_avx512
 
     return torch.backends.mkl.is_available() and is_amd_with_avx512()

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prunectl.cpu import cpu_features
 from prunectl.jit import jit
 from prunectl.layouts.kernels.masking import compact
 from prunectl.lazy import torch
-from prunectl.runtime.instructions import OVERREAD, X86, cpu_features
+from prunectl.runtime.instructions import OVERREAD, X86
 from prunectl.runtime.kernels import STEP
 from prunectl.runtime.matrix import DTYPES, Matrix, Values
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
+
+from prunectl.cpu import cpu_features
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -300,12 +301,6 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
 """The fastest first."""
 
 
-@cache
-def cpu_features() -> frozenset[str]:
-    """What the CPU has, in LLVM's names."""
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
-
-
 def usable() -> list[str]:
     """Names of the instruction sets that this CPU has, the fastest first."""
     return [
@@ -314,15 +309,6 @@ def usable() -> list[str]:
         if (not one.machines or platform.machine() in one.machines)
         and cpu_features().issuperset(one.needs)
     ]
-
-
-def multiplies_bf16() -> bool:
-    """Whether torch's dense products of many rows are faster in bf16 than in fp32."""
-    return "avx512bf16" in cpu_features()
-
-
-def is_amd_with_avx512() -> bool:
-    return llvm.get_host_cpu_name().startswith("znver") and "avx512f" in cpu_features()
 
 
 @cache

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from prunectl.cpu import multiplies_bf16
 from prunectl.lazy import torch
 from prunectl.runtime import pool
 from prunectl.runtime.instructions import (
     INSTRUCTION_SETS,
     OVERREAD,
-    multiplies_bf16,
     tables_of,
 )
 from prunectl.runtime.kernels import ARGUMENTS, STEP, Kernel, compiled
