@@ -74,6 +74,7 @@ RUN = {
     "runtime.md": 2,
     "reports.md": 2,
     "scale.md": 1,
+    "serving.md": 2,
     "sweep.md": 3,
     "trace.md": 2,
     "tutorial.md": 8,

@@ -98,7 +98,7 @@ def test_the_errors_are_those_of_a_plain_run(tmp_path: Path) -> None:
         last = one.model.layers[-1]
         last.register_forward_hook(lambda _, __, output, one=one: outputs.__setitem__(one, output))
     errors = []
-    for held_out in samples[7::8]:
+    for held_out in samples[15::16]:
         with torch.no_grad():
             model(**held_out), small(**held_out)
         wanted, found = (outputs[one].double() for one in (model, small))

@@ -39,7 +39,7 @@ RATE = 0.004
 LEAST_BATCHES = 32
 """Batches to make of the samples, if there are as many: each is a step."""
 
-HELD_OUT = 8
+HELD_OUT = 16
 """One of this many batches is held out."""
 
 
