@@ -44,4 +44,5 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _is_slow_in_mkl() -> bool:
     from prunectl.cpu import is_amd_with_avx512
 
-    return torch.backends.mkl.is_available() and is_amd_with_avx512()
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return has_both and is_amd_with_avx512()
