@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from prunectl.lazy import torch
 from prunectl.pattern import NM
 
@@ -135,6 +133,8 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
     """The k-th lowest score of every row, [out, 1]; numpy finds it many times faster than torch."""
     if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
         return torch.kthvalue(scores, k, dim=1, keepdim=True).values
+    import numpy as np
+
     return torch.from_numpy(np.partition(scores.numpy(), k - 1, axis=1)[:, k - 1 : k])
 
 
