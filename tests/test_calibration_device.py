@@ -44,6 +44,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Magnitudes have threads of their own, where nothing is pretended (tests/test_on_device.py).
     monkeypatch.setattr(Run, "on_device", lambda self, wanted, **_: nullcontext(self))
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    # The device that is pretended is the CPU by torch's products, and the CPU must take these too.
+    monkeypatch.setattr("prunectl.methods.products._is_slow_in_mkl", lambda: False)
     return
 
 
