@@ -1,7 +1,7 @@
 """Products in fp32 on CPUs where torch's own are slow.
 
 torch multiplies fp32 by MKL, which does not use AVX-512 on AMD's processors. oneDNN, which comes
-with torch too, does: there it takes a third of the time.
+with torch too, does, and takes less than half of the time there (measured on Zen 5).
 """
 
 from __future__ import annotations
