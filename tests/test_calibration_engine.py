@@ -13,6 +13,7 @@ import torch
 from full import few
 from methods_reference import aimed
 
+from prunectl.calibration import engine
 from prunectl.calibration.engine import Captured, Wanted, calibrate
 from prunectl.calibration.forward import Inputs
 from prunectl.checkpoint.block_model import BlockModel
@@ -280,6 +281,29 @@ def test_with_the_dense_model_each_matrix_is_measured_behind_those_before(
     }  # fmt: skip
     assert all(same[t] for t in same if t.endswith(("q_proj.weight", "v_proj.weight")))
     assert not any(same[t] for t in same if "mlp" in t or "o_proj" in t)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("opt", [{"q_proj", "k_proj", "v_proj"}, {"out_proj"}, {"fc1"}, {"fc2"}]),
+        ("mixtral", [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"w1", "w3"}, {"w2"}]),
+    ],
+)
+def test_a_turn_has_one_input_or_that_of_all_experts(
+    name: str, expected: list[set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[set[str]] = []
+    collect = engine._Engine._collect
+
+    def noted(self: Any, group: Any, todo: Any, tell: Any) -> Any:
+        turns.append({one.split(".")[-2] for one in todo})
+        return collect(self, group, todo, tell)
+
+    monkeypatch.setattr(engine._Engine, "_collect", noted)
+    tiny_models.build(name, tmp_path)
+    run(tmp_path, samples_of(name), lambda tensor, parts: None, with_dense=True)
+    assert turns[: len(expected)] == expected
 
 
 def test_a_sample_alone_and_samples_side_by_side_give_the_same(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Wanted:
 
 _NOT_SHARED, _FULL = "not shared", "full"
 
-_DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def _never(block: str) -> Values | None:
@@ -270,7 +270,7 @@ class _Engine:
         turn_of: dict[object, list[str]] = {}
         for key in statistics.order:
             for name in dict.fromkeys(one.name for one in key):
-                alike = (statistics.leader[key], _DIGITS.sub("", name), name)
+                alike = (statistics.leader[key], _NUMBER.sub("", name), name)
                 turn = next((turn_of[one] for one in alike if one in turn_of), None)
                 if turn is None:
                     turns.append(turn := [])
