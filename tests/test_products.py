@@ -37,3 +37,12 @@ def test_products_are_those_of_torch(
         found = products.linear(x, weight, bias)
         torch.testing.assert_close(found, expected)
         assert found.requires_grad == expected.requires_grad
+
+
+@pytest.mark.parametrize("prefers", [True, False])
+def test_moments_are_added_in_place(prefers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_slow_in_mkl", lambda: prefers)
+    torch.manual_seed(0)
+    total, a, b = torch.ones(7, 8), torch.randn(5, 7), torch.randn(5, 8)
+    products.add_moments(total, a, b)
+    torch.testing.assert_close(total, 1 + a.T @ b)

@@ -28,6 +28,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return found
 
 
+def add_moments(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``a.T @ b`` to ``total`` [n, m], of [rows, n] and [rows, m], in place.
+
+    Only where oneDNN computes it is there another matrix of that size for a moment.
+    """
+    if _suits(a.T, b.T, None):
+        total += linear(a.T, b.T)
+    else:
+        total.addmm_(a.T, b)
+
+
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     operands = (x, weight) if bias is None else (x, weight, bias)
     return (

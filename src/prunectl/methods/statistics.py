@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.lazy import torch
 from prunectl.methods.factor import RAISES
-from prunectl.methods.products import linear
+from prunectl.methods.products import add_moments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,10 +101,10 @@ class Gram:
             largest = torch.maximum(squares, torch.linalg.vecdot(moved, moved))
             usual = squares[squares > 0]
             share = (usual.median() / largest).clamp(max=1).nan_to_num(0.0)
-            self._cross += linear((moved * share[:, None]).T, rows.T)  # type: ignore[operator]
+            add_moments(self._cross, moved * share[:, None], rows)  # type: ignore[arg-type]
         self.tokens += counted
         if self._full:
-            self._sum += linear(rows.T, rows.T)
+            add_moments(self._sum, rows, rows)
         else:
             self._sum += rows.square().sum(0)
 
