@@ -46,6 +46,8 @@ class CalibratedFacts:
         pattern_rows: row ranges that follow the pattern, as in the manifest; None for all rows.
         steps: of fitting its block. block_error_before, block_error: of the block, on samples held
             out; None without that.
+        scale_steps: of fitting scales to the logits. divergence_before, divergence: of the model's
+            logits from the dense model's, on samples held out; None without that.
     """
 
     survivors: str
@@ -61,6 +63,9 @@ class CalibratedFacts:
     steps: int = 0
     block_error_before: float | None = None
     block_error: float | None = None
+    scale_steps: int = 0
+    divergence_before: float | None = None
+    divergence: float | None = None
 
 
 class Calibrator(Pruner):

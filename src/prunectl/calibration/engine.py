@@ -20,6 +20,7 @@ from prunectl.calibration.reconstruction import LEAST_BATCHES, Part, Reconstruct
 from prunectl.calibration.statistics import NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
+from prunectl.errors import CalibrationFailed
 from prunectl.events import Advanced, Note, OnEvent
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.run import PLAIN_RUN, Run
@@ -36,7 +37,8 @@ class Wanted:
         full: gather whole second moments; False gathers their diagonals.
         with_dense: run the dense model too, to aim at its outputs, and measure each matrix with
             those before it in the block pruned already, so that the aim makes up for them as well.
-        reconstruct: then fit each block as a whole to the dense block's outputs.
+        reconstruct: then fit each block as a whole to the dense block's outputs. One of sixteen
+            batches is held out, from the statistics too.
     """
 
     axes: Mapping[str, int | None]
@@ -94,7 +96,7 @@ def calibrate(
     spill: Path | None = None,
     phase: str = "calibrating",
     run: Run = PLAIN_RUN,
-) -> None:
+) -> Forward:
     """Go through the blocks in the order in which the model calls them.
 
     Args:
@@ -110,12 +112,21 @@ def calibrate(
         run: its ranks share the samples, and the tensors; each of them calls ``finished`` and
             ``done``. Progress is in bytes of blocks.
 
+    Returns:
+        It has the outputs of the last blocks, and those of the dense model if that has run too.
+
     Raises:
-        CalibrationFailed: the model fails on the samples, or its outputs hold NaN.
+        CalibrationFailed: the model fails on the samples, or its outputs hold NaN; or there is one
+            batch, and a part is to be held out.
         DeviceFull: there is too little memory for a block.
     """
     least = LEAST_BATCHES if wanted.reconstruct else 1
     forward = Forward(block_model, samples, spill, _own(run.ranks), least)
+    if wanted.reconstruct and forward.total < 2:
+        raise CalibrationFailed(
+            "--reconstruct holds a part of the samples out, and there is one",
+            hint="give --samples 2 or more; 32 or more are usual",
+        )
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
     groups = (order or _try(forward, run.on_event)).groups
@@ -134,6 +145,7 @@ def calibrate(
                 with memory_errors(block_model.device, block_model.dtype, block):
                     engine.prune_unreached(block)
             done(block)
+    return forward
 
 
 class _Engine:
@@ -336,9 +348,10 @@ class _Engine:
         """Gather the statistics of this rank's batches; returns why that failed, or ''."""
         is_once = False
         try:
-            for index in range(self.forward.count):
-                watcher = self._collect_one(group, todo, statistics, index, stops=is_once)
-                is_once |= not index and watcher.is_once
+            for index, number in enumerate(self.forward.numbers):
+                if not (self._wanted.reconstruct and number in self.forward.held_out):
+                    watcher = self._collect_one(group, todo, statistics, index, stops=is_once)
+                    is_once |= not index and watcher.is_once
                 tell()
         except NotShared:
             return _NOT_SHARED

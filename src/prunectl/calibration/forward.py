@@ -33,6 +33,10 @@ _ROWS = 2048
 """Tokens in a batch; more make the forward no faster."""
 
 
+HELD_OUT = 16
+"""One of this many batches is held out."""
+
+
 class Stop(BaseException):
     """Ends a forward after the last block of interest. Models catch Exception, not this."""
 
@@ -80,7 +84,7 @@ class Forward:
         self.numbers = range(self.total)[own]
         self.rows = 0
         # Without the head, where the model class allows: logits of large vocabularies fill memory.
-        self._model = block_model.body
+        self._body = block_model.body
         # By model, list of blocks and batch: the output of the last block that was run.
         self._outputs: dict[bool, dict[str, list[Any]]] = {False: {}, True: {}}
 
@@ -98,8 +102,13 @@ class Forward:
             for module in modules.values():
                 del module.forward
 
+    @property
+    def held_out(self) -> range:
+        """The numbers, among those of all processes, of the batches on which a fit is judged."""
+        return range(min(HELD_OUT, self.total) - 1, self.total, HELD_OUT)
+
     def go(self, inputs: Inputs, *, grad: bool = False) -> bool:
-        """Run inputs through the model; returns whether a block ended the forward by :class:`Stop`.
+        """Run inputs through the body; returns whether a block ended the forward by :class:`Stop`.
 
         Args:
             grad: record operations on parameters that ask for it.
@@ -107,6 +116,10 @@ class Forward:
         Raises:
             CalibrationFailed: the model fails on them.
         """
+        return self._call(self._body, inputs, grad) is None
+
+    def _call(self, model: torch.nn.Module, inputs: Inputs, grad: bool) -> Any:
+        """What a model puts out; None if a block ended its forward."""
         device, dtype = self.block_model.device, self.block_model.dtype
         placed = {
             key: value.to(device, dtype if value.is_floating_point() else None)
@@ -114,9 +127,9 @@ class Forward:
         }
         try:
             with torch.set_grad_enabled(grad):
-                self._model(**placed)
+                return model(**placed)
         except Stop:
-            return True
+            return None
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -124,15 +137,21 @@ class Forward:
                 f"the model's forward fails on the samples: {in_short(error)}",
                 hint=f"PRUNECTL_DEBUG=1 shows where; --method {DEFAULT} runs no samples",
             ) from error
-        return False
 
     def run(
-        self, group: BlockGroup, index: int, *, dense: bool = False, grad: bool = False
+        self,
+        group: BlockGroup,
+        index: int,
+        *,
+        dense: bool = False,
+        grad: bool = False,
+        before: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run one batch through a group; returns the last outputs of its blocks, by list of blocks.
 
         Args:
             dense: begin with the outputs that :meth:`record` kept for the dense model.
+            before: begin with these outputs, by list of blocks, and not with recorded ones.
 
         Raises:
             CalibrationFailed: the model fails, or does not reach the group.
@@ -145,7 +164,9 @@ class Forward:
             nonlocal left
             stack = block.rpartition(".")[0]
             if block not in group.blocks:
-                return self.fresh(self._outputs[dense][stack][index])
+                return self.fresh(
+                    self._outputs[dense][stack][index] if before is None else before[stack]
+                )
             states = hidden_states((args, kwargs))
             self.rows = 0 if states is None else states.shape[:-1].numel()
             found[stack] = original(*args, **kwargs)
@@ -158,6 +179,24 @@ class Forward:
             if self.go(self.batches[index], grad=grad):
                 return found
         raise CalibrationFailed(f"some samples do not reach block {group.blocks[-1]}")
+
+    def logits(self, index: int, last: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """The model's logits for a batch [samples, tokens, vocabulary].
+
+        Args:
+            last: the last outputs of each list of blocks; gradients with respect to them can be
+                computed. None: those that :meth:`record` kept for the dense model.
+        """
+
+        def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            stack = block.rpartition(".")[0]
+            return self.fresh(self._outputs[True][stack][index] if last is None else last[stack])
+
+        with self.replaced(run):
+            found = self._call(self.block_model.model, self.batches[index], last is not None)
+        logits = hidden_states(getattr(found, "logits", found))
+        assert logits is not None
+        return logits
 
     def output(self, stack: str, index: int, *, dense: bool = False) -> Any:
         """What :meth:`record` kept last for a batch, of the last block of a list."""

@@ -27,6 +27,7 @@ class MemoryForecast:
         work: to run a block, or to prune one of its matrices.
         states: a block's outputs for all samples; twice, if the dense model runs too.
         spilled: whether the states are in a file and not in memory.
+        keeps_blocks: whether all blocks stay in memory while the whole model is fitted.
     """
 
     rest: int
@@ -35,6 +36,7 @@ class MemoryForecast:
     work: int
     states: int
     spilled: bool = False
+    keeps_blocks: bool = False
 
     @property
     def total(self) -> int:
@@ -96,6 +98,12 @@ def forecast(
         fitting = _FITTED * max(map(block_model.nbytes, block_model.blocks))
         runs = [fitting * 4 // block_model.dtype.itemsize + _KEPT * nbytes for nbytes in runs]
     states = order.states * (1 + with_dense)
+    sizes = sum(map(block_model.nbytes, block_model.blocks))
+    keeps = job.settings.reconstruct and free is not None and sizes <= free // 4
+    head = block_model.model.get_output_embeddings()
+    if job.settings.reconstruct and head is not None:
+        logits = _LOGITS * 4 * order.rows * len(head.weight)
+        runs.append((sizes if keeps else 0) + max(logits, *runs))
     return MemoryForecast(
         rest=_outside(block_model),
         block=loaded,
@@ -103,6 +111,7 @@ def forecast(
         work=max(pruning, *runs) + _FREED,
         states=states,
         spilled=free is not None and states > free // 2,
+        keeps_blocks=keeps,
     )
 
 
@@ -151,6 +160,9 @@ and the two of Adam."""
 
 _KEPT = 3
 """Results of operations that gradients need, for each input and output of a parameter, roughly."""
+
+_LOGITS = 6
+"""Copies in fp32 of a batch's logits: the dense and the own ones, their logarithms, gradients."""
 
 _FREED = 80 * 10**6
 """Freed memory that the C library keeps, roughly; measured."""

@@ -39,9 +39,6 @@ RATE = 0.004
 LEAST_BATCHES = 32
 """Batches to make of the samples, if there are as many: each is a step."""
 
-HELD_OUT = 16
-"""One of this many batches is held out."""
-
 
 @dataclass(slots=True)
 class Part:
@@ -69,9 +66,6 @@ class Reconstruction:
     Args:
         parts: by name; their best values are in the model's memory.
         tell: called after each step, for progress.
-
-    Raises:
-        CalibrationFailed: there is only one batch of samples, so none can be held out.
     """
 
     def __init__(
@@ -82,11 +76,6 @@ class Reconstruction:
         ranks: Ranks,
         tell: Callable[[], None],
     ) -> None:
-        if forward.total < 2:
-            raise CalibrationFailed(
-                "--reconstruct holds a part of the samples out, and there is one",
-                hint="give --samples 2 or more; 32 or more are usual",
-            )
         self._forward, self._group, self._ranks, self._tell = forward, group, ranks, tell
         modules = [forward.block_model.model.get_submodule(block) for block in group.blocks]
         owners = {_storage(p): p for module in modules for p in module.parameters()}
@@ -99,14 +88,14 @@ class Reconstruction:
                 self._masks[owner] = torch.zeros_like(owner, dtype=torch.bool)
                 self._exact[owner] = owner.detach().to(torch.float32, copy=True)
             part.best, part.moves = (one.to(owner.device) for one in (part.best, part.moves))
-            _at(self._masks[owner], part.view, owner).copy_(part.moves)
-            exact = _at(self._exact[owner], part.view, owner)
+            at(self._masks[owner], part.view, owner).copy_(part.moves)
+            exact = at(self._exact[owner], part.view, owner)
             exact.copy_(part.best)
             self._parts.append((part, exact))
         self._own = forward.numbers
         self._device, dtype = forward.block_model.device.type, forward.block_model.dtype
-        self._in_bf16 = dtype == torch.float32 and _multiplies_bf16(self._device)
-        self._held_out = range(min(HELD_OUT, forward.total) - 1, forward.total, HELD_OUT)
+        self._in_bf16 = dtype == torch.float32 and multiplies_bf16_on(self._device)
+        self._held_out = forward.held_out
         self._trained = [i for i in range(forward.total) if i not in self._held_out]
 
     def run(self) -> Fit:
@@ -231,7 +220,8 @@ class Reconstruction:
 _SMALLEST = 1e-12
 
 
-def _multiplies_bf16(device: str) -> bool:
+def multiplies_bf16_on(device: str) -> bool:
+    """Whether a device of this type multiplies bf16 in hardware."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return multiplies_bf16()
@@ -241,7 +231,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _at(other: torch.Tensor, view: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+def at(other: torch.Tensor, view: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """The part of another tensor, laid out as ``owner`` is, where ``view`` lies in its owner."""
     offset = view.storage_offset() - owner.storage_offset()
     return other.as_strided(view.shape, view.stride(), int(offset))

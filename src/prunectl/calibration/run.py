@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from prunectl.calibration.calibrator import Calibrator, replaced
+from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.matrix import needs_full, runs_dense
 from prunectl.calibration.memory import forecast
 from prunectl.calibration.store import CalibratedStore
@@ -41,6 +42,7 @@ from prunectl.transform.writing import edited
 if TYPE_CHECKING:
     from prunectl.calibration.block_order import BlockOrder
     from prunectl.calibration.engine import Values, Wanted
+    from prunectl.calibration.forward import Forward
     from prunectl.calibration.pruner import Pruner
     from prunectl.checkpoint.block_model import BlockModel
 
@@ -55,7 +57,9 @@ class _Passes:
         free = free_memory(torch.device("cpu"))
         sharing = on_this_host() if run.ranks.count > 1 else 1
         self._free = None if free is None else free // sharing
-        self.block_model = _block_model(job.checkpoint, job.settings.calibration, reader)
+        self.block_model = _block_model(
+            job.checkpoint, job.settings.calibration, reader, heads=job.settings.reconstruct
+        )
         run.ranks.use(self.block_model.device, run.on_event)
         self._samples = job.samples.inputs
 
@@ -67,6 +71,7 @@ class _Passes:
         order = try_model(self.block_model, self._samples, self.run)
         memory = forecast(self.job, self.block_model, order, self._free)
         self.run.note(str(memory))
+        self._keeps_blocks = memory.keeps_blocks
         return order, self.job.target.resolve().parent if memory.spilled else None
 
     def calibrate(
@@ -77,15 +82,56 @@ class _Passes:
         phase: str = "calibrating",
         finished: Callable[[str], Values | None] = lambda block: None,
         done: Callable[[str], object] = lambda block: None,
-    ) -> None:
+    ) -> Forward:
         """Make one pass; see :func:`prunectl.calibration.engine.calibrate`."""
         from prunectl.calibration.engine import calibrate
 
         order, spill = self._prepared
-        calibrate(
+        return calibrate(
             self.block_model, self._samples, wanted, pruner, order=order,
             finished=finished, done=done, spill=spill, phase=phase, run=self.run,
         )  # fmt: skip
+
+    def fit_scales(
+        self, forward: Forward, blocks: Mapping[str, list[TensorSpec]], store: CalibratedStore
+    ) -> None:
+        """Scale the weights in the store to bring the model's logits nearest the dense ones.
+
+        Args:
+            forward: of the pass that pruned all blocks.
+        """
+        from prunectl.calibration.scales import Scaled, Scales
+
+        written = store.written(first=True)
+        tensors = {
+            spec.name: Scaled.of(
+                spec.shape,
+                self.job.planned[spec.name].input_axis,
+                written[spec.name].facts["pattern_rows"],
+            )
+            for block, specs in blocks.items()
+            for spec in specs
+            if block
+        }
+        groups = self._prepared[0].groups
+        scales = Scales(forward, groups, tensors, store.read, keeps=self._keeps_blocks)
+        with memory_errors(
+            self.block_model.device, self.block_model.dtype, "a block, and the model's logits"
+        ):
+            fit = scales.run(self.run)
+        store.again()
+        for block, specs in blocks.items():
+            for spec in specs:
+                values, facts = store.read(spec.name), written[spec.name].facts
+                if fit is not None and spec.name in tensors:
+                    new = tensors[spec.name].applied(values)
+                    if not torch.equal(new, values):
+                        facts["survivors"] = "updated"
+                    values = new
+                    facts |= {"scale_steps": fit.steps, "divergence_before": fit.before}
+                    facts["divergence"] = fit.after
+                store.put(spec.name, values, facts)
+            store.finish(block)
 
 
 @contextmanager
@@ -103,7 +149,7 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
         with CalibratedStore(job.target, fingerprint(job), run) as store:
             resolution, targets = _resolve(passes, resolution, store)
             blocks = _blocks(job, targets, passes.block_model)
-            store.expect(blocks)
+            store.expect(blocks, twice=_fits_scales(job, passes.block_model))
             if not store.complete:
                 _prune_blocks(passes, targets, blocks, store)
             del passes  # frees the model
@@ -134,10 +180,12 @@ def _prune_blocks(
         with_dense=runs_dense(job.settings),
         reconstruct=job.settings.reconstruct,
     )
-    passes.calibrate(wanted, calibrator, finished=finished, done=calibrator.finish)
+    forward = passes.calibrate(wanted, calibrator, finished=finished, done=calibrator.finish)
     _give_outside(blocks.get("", []), passes, calibrator)
     calibrator.finish("")
     calibrator.notes.end()
+    if _fits_scales(job, passes.block_model):
+        passes.fit_scales(forward, blocks, store)
 
 
 def _resolve(
@@ -229,13 +277,20 @@ def _measure(
     return blocks.get("", [])
 
 
-def _block_model(checkpoint: Checkpoint, settings: Calibration, reader: TensorReader) -> BlockModel:
-    from prunectl.calibration.errors import memory_errors
+def _fits_scales(job: Job, block_model: BlockModel) -> bool:
+    """Whether the weights are scaled in the end: the model must put out logits of its own."""
+    has_head = block_model.model.get_output_embeddings() is not None
+    return job.settings.reconstruct and has_head and not block_model.made_up
+
+
+def _block_model(
+    checkpoint: Checkpoint, settings: Calibration, reader: TensorReader, *, heads: bool
+) -> BlockModel:
     from prunectl.checkpoint.block_model import BlockModel
 
     device, dtype = device_of(settings), dtype_of(settings, checkpoint)
     with memory_errors(device, dtype, "the model's weights outside its blocks"):
-        return BlockModel(checkpoint, reader, device=device, dtype=dtype, heads=False)
+        return BlockModel(checkpoint, reader, device=device, dtype=dtype, heads=heads)
 
 
 def _blocks(

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import blake3
 
@@ -57,6 +57,14 @@ def clean_up(target: Path) -> None:
 Value = TypeVar("Value")
 
 
+class Written(NamedTuple):
+    """Where a tensor's new values are, for the store's reader; facts, and the values' BLAKE3."""
+
+    tensor: StoredTensor
+    facts: dict[str, Any]
+    blake3: str
+
+
 class CalibratedStore:
     """New values of tensors, block by block; removed when it is left after :meth:`done_with`.
 
@@ -86,7 +94,8 @@ class CalibratedStore:
         )  # fmt: skip
         self._target, self._fingerprint, self._run = target, fingerprint, run
         self._ranks = run.ranks
-        self._shards: dict[str, Shard] = {}
+        self._passes: list[dict[str, Shard]] = []
+        self._shards: dict[str, Shard] = {}  # of the pass that is being written
         self._block_of: dict[str, str] = {}
         self._writers: dict[str, ShardWriter] = {}
         self._records: dict[str, dict[str, Any]] = {}
@@ -126,20 +135,37 @@ class CalibratedStore:
             self._folder.remember(key, found)
         return self._ranks.broadcast(found)
 
-    def expect(self, blocks: Mapping[str, Iterable[TensorSpec]]) -> None:
-        """Declare which tensors of each block get new values, and check the finished blocks."""
-        for number, (block, specs) in enumerate(blocks.items()):
-            ordered = storage_order(list(specs))
-            name = f"block-{number:05d}.safetensors"
-            self._shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
-            self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
+    def expect(self, blocks: Mapping[str, Iterable[TensorSpec]], *, twice: bool = False) -> None:
+        """Declare which tensors of each block get new values, and check the finished blocks.
+
+        Args:
+            twice: once all are there, :meth:`again` lets them be replaced.
+        """
+        for kind in ("block", "again")[: 1 + twice]:
+            shards = self._shards = {}
+            for number, (block, specs) in enumerate(blocks.items()):
+                ordered = storage_order(list(specs))
+                name = f"{kind}-{number:05d}.safetensors"
+                shards[block] = Shard(name, tuple(ordered), encode_header(ordered))
+                self._block_of.update(dict.fromkeys((spec.name for spec in ordered), block))
+            self._passes.append(shards)
+        self._shards = self._passes[0]
         if self._ranks.is_first:
             check_finished(self._folder, replace(self._run, ranks=ALONE), once=False)
 
     def _missing(self) -> int:
         """Bytes of the blocks that are not there yet, on rank 0."""
-        shards = self._shards.values()
+        shards = [shard for one in self._passes for shard in one.values()]
         return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
+
+    def again(self) -> None:
+        """Let new values of all blocks be put in place of the first; none of an earlier run stay:
+        they would not fit those of this run if it rounds otherwise."""
+        self._shards = self._passes[1]
+        for shard in self._shards.values() if self._ranks.is_first else ():
+            if self._folder.records_of(shard) is not None:
+                self._folder.spoil(shard.name)
+            self._folder.damaged.pop(shard.name, None)
 
     @property
     def complete(self) -> bool:
@@ -185,8 +211,10 @@ class CalibratedStore:
         """Forget the blocks that were computed behind other values of this one."""
         later = [
             shard.name
-            for other, shard in self._shards.items()
-            if other not in self._passed and self._folder.records_of(shard) is not None
+            for shards in self._passes
+            for other, shard in shards.items()
+            if (shards is not self._shards or other not in self._passed)
+            and self._folder.records_of(shard) is not None
         ]
         for name in later:
             self._folder.spoil(name)
@@ -202,30 +230,31 @@ class CalibratedStore:
             return {}
         held: dict[str, torch.Tensor] = {}
         if self._ranks.is_first and self._folder.records_of(shard) is not None:
-            held = {
-                spec.name: read_tensor(self.reader, self._tensor(spec.name)) for spec in shard.specs
-            }
+            held = {spec.name: self.read(spec.name) for spec in shard.specs}
         if not self._ranks.broadcast(bool(held)):
             return None
         names = [spec.name for spec in shard.specs]
         return {name: self._ranks.tensor_of(0, held.get(name)) for name in names}
 
-    def _tensor(self, name: str) -> StoredTensor:
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor's first values, of a finished block; any rank may ask at any time."""
+        return read_tensor(self.reader, self._tensor(name, self._passes[0]))
+
+    def _tensor(self, name: str, shards: Mapping[str, Shard]) -> StoredTensor:
         """Where a tensor's values are, for :attr:`reader`."""
-        shard = self._shards[self._block_of[name]]
+        shard = shards[self._block_of[name]]
         spec = next(spec for spec in shard.specs if spec.name == name)
         return StoredTensor(spec, shard.name, shard.header.offsets[name])
 
-    def written(self) -> dict[str, tuple[StoredTensor, dict[str, Any], str]]:
-        """Of every tensor of all finished blocks, where its values are, the facts, the BLAKE3."""
+    def written(self, *, first: bool = False) -> dict[str, Written]:
+        """The last values of every tensor of all finished blocks, or the first ones."""
+        shards = self._passes[0 if first else -1]
         return self._ranks.broadcast(
             {
-                record["name"]: (
-                    self._tensor(record["name"]),
-                    dict(record["facts"]),
-                    record["blake3"],
+                record["name"]: Written(
+                    self._tensor(record["name"], shards), dict(record["facts"]), record["blake3"]
                 )
-                for shard in (self._shards.values() if self._ranks.is_first else ())
+                for shard in (shards.values() if self._ranks.is_first else ())
                 for record in self._folder.records_of(shard) or ()
             }
         )

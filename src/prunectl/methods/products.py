@@ -45,6 +45,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         all(type(one) in (torch.Tensor, torch.nn.Parameter) for one in operands)
         and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in operands)
         and not (torch.is_grad_enabled() and any(one.requires_grad for one in operands))
+        and not torch.is_autocast_enabled("cpu")
         and min(x.numel(), weight.numel()) > 0
         and weight.ndim == 2
         and _is_slow_in_mkl()

@@ -140,6 +140,9 @@ class Calibrated(Document, frozen=True):
     steps: Whole = 0
     block_error_before: Positive | None = None
     block_error: Positive | None = None
+    scale_steps: Whole = 0
+    divergence_before: Positive | None = None
+    divergence: Positive | None = None
 
 
 class TensorRecord(Document, frozen=True):
