@@ -16,7 +16,7 @@ from full import few
 from test_calibrated_resume import cut_off
 
 from prunectl import PruneSettings, prune, verify
-from prunectl.calibration import reconstruction, run
+from prunectl.calibration import block_order, reconstruction
 from prunectl.calibration.samples import gather_samples
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.errors import CalibrationFailed, InvalidOption
@@ -90,7 +90,7 @@ def test_the_errors_are_those_of_a_plain_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last block's error, from the outputs of both models on the samples held out."""
-    monkeypatch.setattr(run, "_fits_scales", lambda job, block_model: False)
+    monkeypatch.setattr(block_order, "_has_logits", lambda *of: False)
     model: Any = tiny_models.build("llama", tmp_path / "dense")
     out = tmp_path / "out"
     prune(tmp_path / "dense", out, settings("sparsegpt", sparsity=0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModel
 from prunectl import prune, verify
 from prunectl.calibration import memory, reconstruction, scales
 from prunectl.calibration.samples import gather_samples
-from prunectl.calibration.scales import Scaled, Scales
+from prunectl.calibration.scales import ScaleFit, TensorScales
 from prunectl.checkpoint.opening import open_checkpoint
 
 
@@ -48,13 +49,13 @@ def test_gradients_are_those_of_the_whole_model(
 ) -> None:
     """One batch, against autograd through the models as transformers loads them."""
     model: Any = tiny_models.build(name, tmp_path / "dense")
-    seen: dict[str, Scaled] = {}
+    seen: dict[str, TensorScales] = {}
 
-    def only_gradients(self: Scales, run: Any) -> None:
+    def only_gradients(self: ScaleFit, run: Any) -> None:
         seen.update(self._tensors)
         self._set_gradients(3, run.ranks)
 
-    monkeypatch.setattr(Scales, "run", only_gradients)
+    monkeypatch.setattr(ScaleFit, "run", only_gradients)
     out = tmp_path / "out"
     prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5))
     small: Any = type(model).from_pretrained(out, dtype=torch.float32).eval()
@@ -157,7 +158,7 @@ def test_scales_leave_rows_that_may_not_change(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         values = torch.randn(2, 6, 4).to(dtype)
         values[0, 1, 2], values[1, 3, 3] = 0, 1e-7
-        one = Scaled.of(values.shape, 2, [[0, 3], [8, 12]])
+        one = TensorScales.of(values.shape, 2, [[0, 3], [8, 12]])
         for log in one.logs:
             log.normal_(std=0.5)
         new = one.applied(values)
@@ -180,14 +181,51 @@ def test_logits_that_are_not_finite_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a vocabulary whose unused part is masked."""
-    plain = Scales._divergence
+    plain = ScaleFit._divergence
 
-    def divergence(self: Scales, index: int, last: Any) -> torch.Tensor:
-        return plain(self, index, last) * float("nan")
+    def divergence(self: ScaleFit, index: int, last: Any) -> tuple[torch.Tensor, int]:
+        found, tokens = plain(self, index, last)
+        return found * float("nan"), tokens
 
-    monkeypatch.setattr(Scales, "_divergence", divergence)
+    monkeypatch.setattr(ScaleFit, "_divergence", divergence)
     tiny_models.build("llama", tmp_path / "dense")
     out = tmp_path / "out"
     prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5))
     assert all(one["divergence"] is None for one in facts(out).values())
     assert verify(out).ok
+
+
+def test_a_matrix_that_no_sample_is_seen_to_reach_is_not_scaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product by einsum is not recognised, but has gradients."""
+    from transformers.models.llama import modeling_llama
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return torch.einsum("...i,oi->...o", hidden, self.down_proj.weight)
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", forward)
+    tiny_models.build("llama", tmp_path / "dense")
+    out = tmp_path / "out"
+    prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5))
+    found = facts(out)
+    assert {one["survivors"] for k, one in found.items() if "down_proj" in k} == {"kept"}
+    assert {one["survivors"] for k, one in found.items() if "down_proj" not in k} == {"updated"}
+    assert verify(out).ok
+
+
+def test_a_config_that_asks_for_router_logits_and_tuples_does_not_hinder(tmp_path: Path) -> None:
+    tiny_models.build("mixtral", tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    config |= {"output_router_logits": True, "return_dict": False}
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+    prune(tmp_path / "dense", tmp_path / "out", settings("wanda", sparsity=0.5))
+    assert all(one["scale_steps"] for one in facts(tmp_path / "out").values())
+
+
+def test_a_weight_that_the_dtype_cannot_hold_stays() -> None:
+    values = torch.tensor([[60000.0, 1.0]], dtype=torch.float16)
+    one = TensorScales.of(values.shape, 1, None)
+    one.rows[0].fill_(0.5)
+    assert one.applied(values).tolist() == [[60000.0, torch.tensor(0.5).exp().half().item()]]

@@ -38,12 +38,16 @@ class BlockOrder:
     Attributes:
         groups: in the order in which the model calls them.
         states: upper bound of the bytes of block outputs for all samples of this process.
+        batch_states: the same for the largest batch.
         rows: most tokens, or patches, in one batch.
+        has_logits: whether a head that is loaded, and the checkpoint's own, puts out logits.
     """
 
     groups: tuple[BlockGroup, ...]
     states: int
+    batch_states: int
     rows: int
+    has_logits: bool = False
 
 
 def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> BlockOrder:
@@ -98,8 +102,24 @@ def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> Blo
         start += group.calls
     on_event(Advanced(_PHASE, total - done))
     on_event(PhaseDone(_PHASE))
-    states, rows = _sizes(trace, sample, forward.batches)
-    return BlockOrder(tuple(groups), states, rows)
+    return BlockOrder(
+        tuple(groups),
+        *_sizes(trace, sample, forward.batches),
+        has_logits=_has_logits(forward, sample, trace),
+    )
+
+
+def _has_logits(forward: Forward, sample: Inputs, trace: Sequence[_Call]) -> bool:
+    """Whether a head that is loaded, and the checkpoint's own, puts out logits."""
+    head = forward.block_model.model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or weight.is_meta or forward.block_model.made_up:
+        return False
+    latest = {call.block.rpartition(".")[0]: call.output for call in trace}
+    try:
+        return bool(forward.logits_of(sample, latest).shape[-1] == len(weight))
+    except CalibrationFailed:
+        return False
 
 
 _PHASE = "trying the model"
@@ -112,18 +132,21 @@ def _short(inputs: Inputs) -> dict[str, torch.Tensor]:
     }
 
 
-def _sizes(trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]) -> tuple[int, int]:
-    """(Bytes of the last outputs of each list of blocks, scaled to all batches; most rows of a
-    batch.)"""
+def _sizes(
+    trace: Sequence[_Call], sample: Inputs, batches: Sequence[Inputs]
+) -> tuple[int, int, int]:
+    """(Bytes of the last outputs of each list of blocks, scaled to all batches, and to the largest;
+    most rows of a batch.)"""
     outputs = list({call.block.rpartition(".")[0]: call.output for call in trace}.values())
     parts = [  # the size of each batch in trial samples
         max(batch[key].numel() / max(value.numel(), 1) for key, value in sample.items())
         for batch in batches
     ]
-    states = math.ceil(sum(leaf.nbytes for leaf in _tensors(outputs)) * sum(parts))
+    size = sum(leaf.nbytes for leaf in _tensors(outputs))
     leaves = [_tensors(output)[:1] for output in outputs]
     rows = max((one.numel() // max(one.shape[-1], 1) for leaf in leaves for one in leaf), default=1)
-    return states, math.ceil(rows * max(parts, default=0))
+    largest = max(parts, default=0)
+    return math.ceil(size * sum(parts)), math.ceil(size * largest), math.ceil(rows * largest)
 
 
 class _MadeUpReads(TorchFunctionMode):

@@ -187,15 +187,28 @@ class Forward:
             last: the last outputs of each list of blocks; gradients with respect to them can be
                 computed. None: those that :meth:`record` kept for the dense model.
         """
+        if last is not None:
+            return self.logits_of(self.batches[index], last, grad=True)
+        dense = {stack: outputs[index] for stack, outputs in self._outputs[True].items()}
+        return self.logits_of(self.batches[index], dense)
+
+    def logits_of(
+        self, inputs: Inputs, last: Mapping[str, Any], *, grad: bool = False
+    ) -> torch.Tensor:
+        """The model's logits for inputs whose blocks put out ``last``.
+
+        Raises:
+            CalibrationFailed: the model fails, or puts out something else.
+        """
 
         def run(block: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            stack = block.rpartition(".")[0]
-            return self.fresh(self._outputs[True][stack][index] if last is None else last[stack])
+            return self.fresh(last[block.rpartition(".")[0]])
 
         with self.replaced(run):
-            found = self._call(self.block_model.model, self.batches[index], last is not None)
-        logits = hidden_states(getattr(found, "logits", found))
-        assert logits is not None
+            found = self._call(self.block_model.model, inputs, grad)
+        logits = getattr(found, "logits", None)
+        if not torch.is_tensor(logits) or logits.ndim < 2:
+            raise CalibrationFailed("the model puts out no logits")
         return logits
 
     def output(self, stack: str, index: int, *, dense: bool = False) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunectl.calibration.matrix import needs_full, runs_dense
 from prunectl.checkpoint.block_model import BlockModel
+from prunectl.device import free_memory
 from prunectl.methods.spec import Memory
 from prunectl.plan.job import Job
 from prunectl.plan.plan import TensorPlan
@@ -99,11 +100,14 @@ def forecast(
         runs = [fitting * 4 // block_model.dtype.itemsize + _KEPT * nbytes for nbytes in runs]
     states = order.states * (1 + with_dense)
     sizes = sum(map(block_model.nbytes, block_model.blocks))
-    keeps = job.settings.reconstruct and free is not None and sizes <= free // 4
-    head = block_model.model.get_output_embeddings()
-    if job.settings.reconstruct and head is not None:
-        logits = _LOGITS * 4 * order.rows * len(head.weight)
-        runs.append((sizes if keeps else 0) + max(logits, *runs))
+    keeps = False
+    if job.settings.reconstruct and order.has_logits:
+        device = block_model.device
+        room = free if device.type == "cpu" else free_memory(device)
+        keeps = room is not None and sizes <= room // 4
+        logits = _LOGITS * 4 * order.rows * len(block_model.model.get_output_embeddings().weight)
+        outputs = len(block_model.blocks) * order.batch_states
+        runs.append((sizes if keeps else 0) + outputs + max(logits, *runs))
     return MemoryForecast(
         rest=_outside(block_model),
         block=loaded,

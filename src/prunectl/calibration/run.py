@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from prunectl.calibration.calibrator import Calibrator, replaced
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.matrix import needs_full, runs_dense
-from prunectl.calibration.memory import forecast
+from prunectl.calibration.memory import MemoryForecast, forecast
 from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import (
     ByCounts,
@@ -64,15 +63,18 @@ class _Passes:
         self._samples = job.samples.inputs
 
     @cached_property
-    def _prepared(self) -> tuple[BlockOrder, Path | None]:
-        """The model's block order, and a folder for block outputs; None if memory holds them."""
+    def _prepared(self) -> tuple[BlockOrder, MemoryForecast]:
+        """The model's block order, and the memory that is needed."""
         from prunectl.calibration.engine import try_model
 
         order = try_model(self.block_model, self._samples, self.run)
         memory = forecast(self.job, self.block_model, order, self._free)
         self.run.note(str(memory))
-        self._keeps_blocks = memory.keeps_blocks
-        return order, self.job.target.resolve().parent if memory.spilled else None
+        return order, memory
+
+    def puts_out_logits(self) -> bool:
+        """Whether the model puts out logits, so that scales can be fitted to them."""
+        return self._prepared[0].has_logits
 
     def calibrate(
         self,
@@ -86,7 +88,8 @@ class _Passes:
         """Make one pass; see :func:`prunectl.calibration.engine.calibrate`."""
         from prunectl.calibration.engine import calibrate
 
-        order, spill = self._prepared
+        order, memory = self._prepared
+        spill = self.job.target.resolve().parent if memory.spilled else None
         return calibrate(
             self.block_model, self._samples, wanted, pruner, order=order,
             finished=finished, done=done, spill=spill, phase=phase, run=self.run,
@@ -100,25 +103,23 @@ class _Passes:
         Args:
             forward: of the pass that pruned all blocks.
         """
-        from prunectl.calibration.scales import Scaled, Scales
+        from prunectl.calibration.scales import ScaleFit, TensorScales
 
         written = store.written(first=True)
-        tensors = {
-            spec.name: Scaled.of(
-                spec.shape,
-                self.job.planned[spec.name].input_axis,
-                written[spec.name].facts["pattern_rows"],
-            )
-            for block, specs in blocks.items()
-            for spec in specs
-            if block
-        }
-        groups = self._prepared[0].groups
-        scales = Scales(forward, groups, tensors, store.read, keeps=self._keeps_blocks)
+        tensors = {}
+        for spec in (spec for block, specs in blocks.items() if block for spec in specs):
+            facts, axis = written[spec.name].facts, self.job.planned[spec.name].input_axis
+            rows = () if facts["by_magnitude"] else facts["pattern_rows"]
+            tensors[spec.name] = TensorScales.of(spec.shape, axis, rows)
+        order, memory = self._prepared
+        scales = ScaleFit(forward, order.groups, tensors, store.read, keeps=memory.keeps_blocks)
         with memory_errors(
             self.block_model.device, self.block_model.dtype, "a block, and the model's logits"
         ):
             fit = scales.run(self.run)
+        if fit is None:
+            text = "The logits on the samples held out are not finite: weights are not scaled."
+            self.run.note(text, warning=True)
         store.again()
         for block, specs in blocks.items():
             for spec in specs:
@@ -149,7 +150,9 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
         with CalibratedStore(job.target, fingerprint(job), run) as store:
             resolution, targets = _resolve(passes, resolution, store)
             blocks = _blocks(job, targets, passes.block_model)
-            store.expect(blocks, twice=_fits_scales(job, passes.block_model))
+            reconstructs = job.settings.reconstruct
+            twice = reconstructs and store.once("logits", passes.puts_out_logits)
+            store.expect(blocks, twice=twice)
             if not store.complete:
                 _prune_blocks(passes, targets, blocks, store)
             del passes  # frees the model
@@ -181,10 +184,11 @@ def _prune_blocks(
         reconstruct=job.settings.reconstruct,
     )
     forward = passes.calibrate(wanted, calibrator, finished=finished, done=calibrator.finish)
-    _give_outside(blocks.get("", []), passes, calibrator)
-    calibrator.finish("")
+    if finished("") is None:
+        _give_outside(blocks[""], passes, calibrator)
+        calibrator.finish("")
     calibrator.notes.end()
-    if _fits_scales(job, passes.block_model):
+    if store.is_twice:
         passes.fit_scales(forward, blocks, store)
 
 
@@ -275,12 +279,6 @@ def _measure(
     blocks = _blocks(passes.job, targets, passes.block_model)
     passes.calibrate(_wanted(passes.job, blocks, full=full), pruner, phase=phase)
     return blocks.get("", [])
-
-
-def _fits_scales(job: Job, block_model: BlockModel) -> bool:
-    """Whether the weights are scaled in the end: the model must put out logits of its own."""
-    has_head = block_model.model.get_output_embeddings() is not None
-    return job.settings.reconstruct and has_head and not block_model.made_up
 
 
 def _block_model(

@@ -2,13 +2,15 @@
 
     min over r, c of the mean over tokens of KL(p || q)   with W = diag(e^r) W' diag(e^c)
 
-p and q are the distributions of the next token by the dense and the pruned model, and W' the pruned
-weights so far. A block's error counts what later blocks ignore as much as what they use; the logits
-do not. There are few scales, [out] + [in] for a matrix, so few samples determine them. (PERP, arXiv
-2312.15230, retrains norms and biases in the same way; not all models have those.)
+p and q are the distributions over the vocabulary at each token, by the dense and the pruned model,
+and W' the pruned weights so far. A block's error counts what later blocks ignore as much as what
+they use; the logits do not. There are few scales, [out] + [in] for a matrix, so few samples
+determine them. (PERP, arXiv 2312.15230, retrains norms and biases in the same way; not all models
+have those.)
 
 The optimizer is Adam, with steps that fall as a cosine. The scales with the smallest divergence on
-the batches held out are taken, with weights as they are stored; none, if it does not fall.
+the batches held out are taken, with weights as they are stored; if no pass lowers it, the weights
+stay as they were.
 
 One block at a time needs to be in memory: a step runs a batch through block after block, keeping
 their outputs, and runs each block again for its gradients, from the last one to the first.
@@ -43,7 +45,7 @@ _PHASE = "fitting the whole model"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scaled:
+class TensorScales:
     """The scales of a tensor's matrices.
 
     Attributes:
@@ -60,7 +62,7 @@ class Scaled:
     @classmethod
     def of(
         cls, shape: Sequence[int], axis: int | None, ranges: Sequence[Sequence[int]] | None
-    ) -> Scaled:
+    ) -> TensorScales:
         """Scales of 1.
 
         Args:
@@ -80,35 +82,38 @@ class Scaled:
 
     @property
     def logs(self) -> list[torch.Tensor]:
-        """All of them."""
+        """The logarithms of all row and column scales."""
         return [*self.rows, *self.columns]
 
     def applied(self, values: torch.Tensor) -> torch.Tensor:
-        """``values``, of the stored shape and dtype on the CPU, times the scales: the same zeros,
-        and the same bits in rows that may not change."""
-        new = values.to(torch.float32, copy=True)
+        """``values``, of the stored shape and dtype, times the scales.
+
+        Zeros stay, as do rows that may not change, and weights that the dtype cannot hold.
+        """
+        new = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
         kept = values != 0
         places = zip(
             as_matrices(new, self.axis), as_matrices(kept, self.axis),
             self.moves, self.rows, self.columns, strict=True,
         )  # fmt: skip
         for part, inside, moves, rows, columns in places:
-            part.mul_((rows[:, None] + columns).exp())
-            inside &= moves
-        return torch.where(kept, DtypeRounding(values.dtype, 1.0).rounded(new, kept), values)
+            part.mul_(rows.exp()[:, None].to(part)).mul_(columns.exp().to(part))
+            inside &= moves.to(inside.device)
+        new = DtypeRounding(values.dtype, 1.0).rounded(new, kept)
+        return torch.where(kept & new.isfinite(), new, values)
 
     def add_gradient(self, gradient: torch.Tensor, weight: torch.Tensor) -> None:
         """Add the gradient with respect to the scaled weight, of the stored shape."""
-        whole = (gradient.float() * weight.float()).cpu()
+        whole = gradient.float() * weight.float()
         for part, moves, rows, columns in zip(
             as_matrices(whole, self.axis), self.moves, self.rows, self.columns, strict=True
         ):
-            part = part * moves
-            for log, found in ((rows, part.sum(1)), (columns, part.sum(0))):
+            part = part * moves.to(part.device)
+            for log, found in ((rows, part.sum(1).cpu()), (columns, part.sum(0).cpu())):
                 log.grad = found if log.grad is None else log.grad + found
 
 
-class Scales:
+class ScaleFit:
     """Fits the scales of all blocks; :meth:`Forward.record` has kept the dense model's outputs.
 
     Args:
@@ -122,7 +127,7 @@ class Scales:
         self,
         forward: Forward,
         groups: Sequence[BlockGroup],
-        tensors: Mapping[str, Scaled],
+        tensors: Mapping[str, TensorScales],
         read: Callable[[str], torch.Tensor],
         *,
         keeps: bool,
@@ -194,7 +199,7 @@ class Scales:
         with self._autocast():
             states = self._states(index)
             last = _leaves(states.pop())
-            divergence = self._divergence(index, last)
+            divergence, _ = self._divergence(index, last)
         inputs = [leaf for stack in last for leaf in _floats(last[stack])]
         found = iter(torch.autograd.grad(divergence, inputs, allow_unused=True))
         gradients: dict[str, list[torch.Tensor | None]] = {
@@ -210,7 +215,7 @@ class Scales:
         before: Mapping[str, Any],
         gradients: dict[str, list[torch.Tensor | None]],
     ) -> dict[str, list[torch.Tensor | None]]:
-        """The gradients with respect to the outputs before a group, from those behind it."""
+        """The gradients with respect to the outputs before a group, from those after it."""
         self._place(group)
         leaves = _leaves(before)
         names = [name for block in group.blocks for name in self._names[block]]
@@ -233,8 +238,8 @@ class Scales:
         inputs = [leaf for stack in leaves for leaf in _floats(leaves[stack])]
         found: Sequence[torch.Tensor | None] = [None] * (len(inputs) + len(parameters))
         if pairs:
-            ends, given = zip(*pairs, strict=True)
-            found = torch.autograd.grad(ends, [*inputs, *parameters], given, allow_unused=True)
+            ends, of_ends = zip(*pairs, strict=True)
+            found = torch.autograd.grad(ends, [*inputs, *parameters], of_ends, allow_unused=True)
         laid_out = {
             parameter: torch.empty_like(parameter).copy_(gradient)
             for parameter, gradient in zip(parameters, found[len(inputs) :], strict=True)
@@ -247,11 +252,11 @@ class Scales:
                 place = at(laid_out[owner], views[name], owner)
                 self._tensors[name].add_gradient(place, views[name])
         of_input = iter(found[: len(inputs)])
-        behind = {stack: gradients[stack] for stack in leaves if stack not in outputs}
+        later = {stack: gradients[stack] for stack in leaves if stack not in outputs}
         return {
             stack: [
                 _sum(next(of_input), other)
-                for other in behind.get(stack, [None] * len(_floats(leaves[stack])))
+                for other in later.get(stack, [None] * len(_floats(leaves[stack])))
             ]
             for stack in leaves
         }
@@ -259,7 +264,7 @@ class Scales:
     # --- forwards -------------------------------------------------------------------------------
 
     def _states(self, index: int) -> list[dict[str, Any]]:
-        """The last outputs of each list of blocks, before every group and behind the last one."""
+        """The last outputs of each list of blocks, before every group and after the last one."""
         found: list[dict[str, Any]] = [{}]
         for group in self._groups:
             self._place(group)
@@ -268,13 +273,14 @@ class Scales:
             found.append({**found[-1], **kept})
         return found
 
-    def _divergence(self, index: int, last: Mapping[str, Any]) -> torch.Tensor:
-        """The sum over a batch's tokens of KL(p || q)."""
+    def _divergence(self, index: int, last: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+        """The sum over a batch's tokens of KL(p || q), and the number of tokens."""
         with torch.no_grad():
             dense = self._forward.logits(index).float().log_softmax(-1)
         with torch.enable_grad():
             own = self._forward.logits(index, last).float().log_softmax(-1)
-            return torch.nn.functional.kl_div(own, dense, reduction="sum", log_target=True)
+            found = torch.nn.functional.kl_div(own, dense, reduction="sum", log_target=True)
+        return found, dense.shape[:-1].numel()
 
     def _divergence_held_out(self, ranks: Ranks) -> float:
         """The mean of KL(p || q) over the tokens held out; Inf if it is not finite."""
@@ -283,13 +289,12 @@ class Scales:
             if number in self._forward.numbers:
                 index = self._forward.numbers.index(number)
                 with FastLinear():
-                    divergence = float(self._divergence(index, self._states(index)[-1]))
-                tokens = self._forward.logits(index).shape[:-1].numel()
-                total += torch.tensor([divergence, tokens])
+                    divergence, tokens = self._divergence(index, self._states(index)[-1])
+                total += torch.tensor([float(divergence), tokens])
         if ranks.count > 1:
             ranks.all_reduce(total)
-        divergence = max(float(total[0] / total[1]), 0.0)  # rounding may put it below
-        return divergence if math.isfinite(divergence) else math.inf
+        mean = max(float(total[0] / total[1]), 0.0)  # rounding may put it below
+        return mean if math.isfinite(mean) else math.inf
 
     def _place(self, group: BlockGroup) -> None:
         """Have a group's blocks in memory, with their weights scaled as of now."""
@@ -301,7 +306,7 @@ class Scales:
             if self._placed.get(block) != self._version:
                 self._model.load(block)
                 for name, view in self._model.views(self._names[block]).items():
-                    view.copy_(self._tensors[name].applied(self._read(name)))
+                    view.copy_(self._tensors[name].applied(self._read(name).to(view.device)))
                 self._placed[block] = self._version
 
     def _autocast(self) -> AbstractContextManager[None]:

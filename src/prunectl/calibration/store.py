@@ -158,9 +158,16 @@ class CalibratedStore:
         shards = [shard for one in self._passes for shard in one.values()]
         return sum(shard.size for shard in shards if self._folder.records_of(shard) is None)
 
+    @property
+    def is_twice(self) -> bool:
+        """Whether there is a second pass."""
+        return len(self._passes) > 1
+
     def again(self) -> None:
-        """Let new values of all blocks be put in place of the first; none of an earlier run stay:
-        they would not fit those of this run if it rounds otherwise."""
+        """Begin the second pass, whose values replace those of the first.
+
+        Blocks that an earlier run wrote in it are discarded, since this run may round differently.
+        """
         self._shards = self._passes[1]
         for shard in self._shards.values() if self._ranks.is_first else ():
             if self._folder.records_of(shard) is not None:
@@ -169,8 +176,10 @@ class CalibratedStore:
 
     @property
     def complete(self) -> bool:
-        """Whether every block is there."""
-        return self._ranks.broadcast(self._ranks.is_first and not self._missing())
+        """Whether every block is there, of the last pass."""
+        shards = self._passes[-1].values() if self._ranks.is_first else ()
+        found = all(self._folder.records_of(shard) is not None for shard in shards)
+        return self._ranks.broadcast(found)
 
     def check_space(self, more: int) -> None:
         """Check that the blocks that are not there yet fit on the disk, and ``more`` bytes.

@@ -330,5 +330,8 @@ def _build(
 
     # one product for each expert, so that its inputs can be captured
     config._experts_implementation = "eager"
+    config.return_dict = True
+    # they come from the blocks, which may be replaced
+    config.get_text_config().output_router_logits = False
     with local_torch_dtype(dtype):
         return build_on_meta(cls, config, buffers=True).eval()
