@@ -150,8 +150,9 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
         with CalibratedStore(job.target, fingerprint(job), run) as store:
             resolution, targets = _resolve(passes, resolution, store)
             blocks = _blocks(job, targets, passes.block_model)
-            reconstructs = job.settings.reconstruct
-            twice = reconstructs and store.once("logits", passes.puts_out_logits)
+            # The model that scales are fitted in has its dense embeddings and head.
+            may_scale = job.settings.reconstruct and bool(blocks) and "" not in blocks
+            twice = may_scale and store.once("logits", passes.puts_out_logits)
             store.expect(blocks, twice=twice)
             if not store.complete:
                 _prune_blocks(passes, targets, blocks, store)
