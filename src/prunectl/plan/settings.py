@@ -149,7 +149,7 @@ class PruneSettings:
         method: how weights are chosen. All but the default need calibration.
         refine: change the kept weights so that each layer's output changes least under this mask
             (least squares on the calibration's inputs).
-        reconstruct: then change them so that each block's output changes least (gradient steps).
+        reconstruct: then fit them to each block's outputs, and to the logits (gradient steps).
         calibration: the samples, for a method or refinement that needs them.
         budget: what takes an N:M pattern if ``sparsity`` is below the pattern's own.
 
@@ -219,8 +219,8 @@ class PruneSettings:
     reconstruct: Annotated[
         bool,
         Option(
-            "Then fit the weights that stay of each block together to the dense block's outputs, "
-            "by gradient steps (slow).",
+            "Then fit the weights that stay by gradient steps: each block to the dense block's "
+            "outputs, then all rows and columns to the dense logits (slow).",
             heading=CALIBRATION,
         ),
     ] = False
