@@ -184,7 +184,7 @@ def test_the_tables_of_the_docs_are_those_of_the_results_that_are_kept(check: st
     assert quality.table(entries) in (ROOT / "docs/quality.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-earlier", "encoder"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-seed1", "smollm2-earlier", "encoder"])
 def test_the_tables_of_a_model_are_those_of_its_results(name: str) -> None:
     entries = quality.read_results(ROOT / f"benchmarks/results/quality-{name}.jsonl")
     assert len({json.dumps(entry["protocol"]) for entry in entries}) == 1
