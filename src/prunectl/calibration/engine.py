@@ -113,7 +113,7 @@ def calibrate(
             ``done``. Progress is in bytes of blocks.
 
     Returns:
-        It has the outputs of the last blocks, and those of the dense model if that has run too.
+        The forward, with the last outputs of the pruned model, and of the dense model if it ran.
 
     Raises:
         CalibrationFailed: the model fails on the samples, or its outputs hold NaN; or there is one

@@ -107,6 +107,11 @@ class Forward:
         """The numbers, among those of all processes, of the batches on which a fit is judged."""
         return range(min(HELD_OUT, self.total) - 1, self.total, HELD_OUT)
 
+    @property
+    def fitted(self) -> list[int]:
+        """The numbers of all other batches, to which a fit is made."""
+        return [number for number in range(self.total) if number not in self.held_out]
+
     def go(self, inputs: Inputs, *, grad: bool = False) -> bool:
         """Run inputs through the body; returns whether a block ended the forward by :class:`Stop`.
 

@@ -60,6 +60,13 @@ def passes_of(batches: int) -> int:
     return max(2, -(-STEPS // batches))
 
 
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Lets the optimizer's steps fall as a cosine, to zero after ``steps``."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
 class Reconstruction:
     """Fits the blocks of a group; the dense model's outputs have been recorded.
 
@@ -96,7 +103,7 @@ class Reconstruction:
         self._device, dtype = forward.block_model.device.type, forward.block_model.dtype
         self._in_bf16 = dtype == torch.float32 and multiplies_bf16_on(self._device)
         self._held_out = forward.held_out
-        self._trained = [i for i in range(forward.total) if i not in self._held_out]
+        self._trained = forward.fitted
 
     def run(self) -> Fit:
         """Move the parts' best values, and the model's memory with them."""
@@ -108,9 +115,7 @@ class Reconstruction:
         optimizer = torch.optim.Adam(groups, fused=True)
         passes = passes_of(len(self._trained))
         steps = passes * len(self._trained)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
+        schedule = cosine(optimizer, steps)
         before = best = self._error()
         if not math.isfinite(before):
             raise not_finite(self._group.blocks[-1])

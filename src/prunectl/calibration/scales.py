@@ -8,9 +8,9 @@ they use; the logits do not. There are few scales, [out] + [in] for a matrix, so
 determine them. (PERP, arXiv 2312.15230, retrains norms and biases in the same way; not all models
 have those.)
 
-The optimizer is Adam, with steps that fall as a cosine. The scales with the smallest divergence on
-the batches held out are taken, with weights as they are stored; if no pass lowers it, the weights
-stay as they were.
+The optimizer is Adam, with steps that fall as a cosine. After each pass over the batches, the
+divergence on the batches held out is measured with the weights as they would be stored. The scales
+with the smallest divergence are used; if no pass lowers it, the weights do not change.
 
 One block at a time needs to be in memory: a step runs a batch through block after block, keeping
 their outputs, and runs each block again for its gradients, from the last one to the first.
@@ -31,7 +31,7 @@ from prunectl.calibration.capture import FastLinear, as_matrices
 from prunectl.calibration.forward import BlockGroup, Forward
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.calibration.pruner import Fit
-from prunectl.calibration.reconstruction import at, multiplies_bf16_on
+from prunectl.calibration.reconstruction import at, cosine, multiplies_bf16_on
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.run import Run
 
@@ -147,12 +147,10 @@ class ScaleFit:
         """Set the scales; None if the logits are not finite, before any is set."""
         logs = [log for one in self._tensors.values() for log in one.logs]
         optimizer = torch.optim.Adam(logs, lr=RATE)
-        trained = [i for i in range(self._forward.total) if i not in self._forward.held_out]
+        trained = self._forward.fitted
         passes = -(-STEPS // len(trained))
         steps = passes * len(trained)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
+        schedule = cosine(optimizer, steps)
         size = sum(self._model.nbytes(block) for group in self._groups for block in group.blocks)
         before = best = self._divergence_held_out(run.ranks)
         if not math.isfinite(before):
