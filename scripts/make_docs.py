@@ -45,7 +45,7 @@ Environment:
 |---|---|
 | `PRUNECTL_MODEL` | the model where MODEL is left out |
 | `PRUNECTL_CACHE_DIR` | where measurements are kept; deleting them costs only time |
-| `PRUNECTL_DEBUG` | `1` shows the traceback behind an error |
+| `PRUNECTL_DEBUG` | `1` shows the traceback of an error |
 | `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for `hf` |
 | `HF_HUB_DISABLE_PROGRESS_BARS` | `1` prints lines instead of progress bars |
 | `NO_COLOR`, `COLUMNS` | as for other programs: no colours; width of the tables |

@@ -60,5 +60,5 @@ def lottery_document() -> dict[str, Any]:
     return LotteryResult(
         "my-model", None, 100, "classification", "rows", True, 50, {"metric": "classification"},
         {"sparsity": 0.6, "seeds": [0]}, {"cpu": "x"}, scored(0.9), 0.5, rounds, (0.2, 0.4, 0.6),
-        3, "No difference can be told.", "prunectl lottery", 3.0,
+        3, "No difference can be shown.", "prunectl lottery", 3.0,
     ).to_json()  # fmt: skip

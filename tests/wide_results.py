@@ -46,7 +46,7 @@ def lottery() -> LotteryResult:
     )
     return LotteryResult(
         LABEL, None, 100, "perplexity", "windows", False, 50, {}, {"seeds": [0]}, {}, good, None,
-        rounds, (0.2, 0.36), 2, "No difference can be told.", "prunectl lottery", 3.0,
+        rounds, (0.2, 0.36), 2, "No difference can be shown.", "prunectl lottery", 3.0,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def make_sequences(request: Request) -> list[Arrays]:
     _cap(request, tokenizer.limit(request.model_kind.context))
     if request.length <= len(tokenizer.prefix) + len(tokenizer.suffix):
         raise InvalidOption(
-            f"--sequence-length {request.length} leaves no room beside the tokens that begin and "
+            f"--sequence-length {request.length} leaves no room between the tokens that begin and "
             "end a text"
         )
     if request.source.kind is SourceKind.PAIRS:

@@ -1,7 +1,7 @@
-"""Where calibrated weights wait until the output is written: a file a block, hidden beside it.
+"""Where calibrated weights wait until the output is written: a hidden file a block, next to it.
 
 Each block's file is durable before the next block begins, and a later run of the same command goes
-on behind the last one. What it finds it compares with the digests of what was written. A block that
+on after the last one. What it finds it compares with the digests of what was written. A block that
 is damaged is computed anew. The blocks after it were computed from its outputs: they stay if it
 comes out as it was, and are computed anew too if it does not, as may be on another machine.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def clean_up(target: Path) -> None:
-    """Remove what an interrupted calibration left beside an output that is whole by now.
+    """Remove what an interrupted calibration left next to an output that is whole by now.
 
     Best effort. One that goes on meanwhile, in another process, is left alone.
     """
@@ -217,7 +217,7 @@ class CalibratedStore:
         self._folder.wait()
 
     def _give_up_later(self, block: str) -> None:
-        """Forget the blocks that were computed behind other values of this one."""
+        """Forget the blocks that were computed from other values of this one."""
         later = [
             shard.name
             for shards in self._passes

@@ -113,8 +113,8 @@ def compare_screen(result: Comparison, *, everything: bool = False) -> Iterator[
         ("sparsity", "pruned", "", "Jaccard", "chance", "cosine", "chance", "kappa"),
         [_mask_cells(pair) for pair in result.masks],
     )
-    told = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
-    yield from _groups(told[-1], everything=everything)
+    known = [pair for pair in result.masks if pair.sparsity is not None] or list(result.masks)
+    yield from _groups(known[-1], everything=everything)
     yield from _weights(result)
     for text in result.findings:
         yield sentence(visible(text))

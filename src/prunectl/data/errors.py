@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunectl.errors import PrunectlError
 
-TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) next to the weights"
 
 
 class BadData(PrunectlError):
@@ -60,7 +60,7 @@ class WrongTokenizer(PrunectlError):
             why = f"it does not know {unknown:.0%} of the text's tokens"
         super().__init__(
             f"{model}: the wrong tokenizer, or text that it was not made for: {why}",
-            hint="put the model's own tokenizer beside the weights, or give text in its language",
+            hint="put the model's own tokenizer next to the weights, or give text in its language",
         )
         self.model, self.largest = model, largest
         self.vocabulary, self.unknown = vocabulary, unknown

@@ -81,7 +81,7 @@ def refusals(phase: str) -> Iterator[None]:
         raise EvaluationFailed(
             phase,
             f"transformers cannot run the model on these data: {first}",
-            hint="it may be the tokenizer: put the model's own beside the weights",
+            hint="it may be the tokenizer: put the model's own next to the weights",
         ) from error
 
 

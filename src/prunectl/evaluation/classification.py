@@ -210,7 +210,7 @@ def _examples(request: Request, wanted: Columns, table: Table, trained: bool) ->
             found.append(Example(row, columns, name))
     if not found:
         raise BadData(
-            table.name, f"none of its {len(table.rows):,} rows has a class and what it is told by"
+            table.name, f"none of its {len(table.rows):,} rows has both a class and the text of it"
         )
     if lost := len(table.rows) - len(found):
         request.notes.append(

@@ -107,7 +107,7 @@ def _task_folder(request: Request) -> list[Path]:
 
 
 def _parts(request: Request, names: Sequence[str], folders: Sequence[Path]) -> dict[str, Part]:
-    """The tasks behind the names, with their data; later folders come first."""
+    """The tasks of these names, with their data; later folders come first."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(one) for one in folders])

@@ -223,7 +223,7 @@ def length_of(request: Request, tokenizer: Tokenizer, usual: int) -> int:
         )
     if length <= len(tokenizer.prefix) + len(tokenizer.suffix) + 1:
         raise InvalidOption(
-            f"--sequence-length {length} leaves no room beside the tokens that begin and end a text"
+            f"--sequence-length {length} leaves no room between the tokens that begin and end one"
         )
     return length
 

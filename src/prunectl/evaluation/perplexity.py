@@ -3,7 +3,7 @@
 The protocol is fixed. Documents are joined by an empty line and tokenized as one text, without
 special tokens; windows of ``sequence_length`` tokens begin every ``stride`` tokens. Each is begun
 by what the tokenizer begins a text with (nothing, or a token such as ``<s>``), which is not
-predicted. Of the first window all tokens but the first are predicted (all, behind a token that
+predicted. Of the first window all tokens but the first are predicted (all, after a token that
 begins the text), of a later one those that no window before it held; without overlap that is,
 again, all but the first. What is left at the end and fills no window is dropped.
 """

@@ -55,7 +55,7 @@ def pooling_of(request: Request) -> Pooling:
     longest = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     kinds = [str(one.get("type", "")) for one in _modules(folder)]
     if any(kind.endswith(".Dense") for kind in kinds):
-        request.notes.append("the Dense layer behind the model's pooling is left out")
+        request.notes.append("the Dense layer after the model's pooling is left out")
     declared = read_object(folder / "1_Pooling" / "config.json")
     mode = _mode(declared)
     if mode not in (None, MEAN, CLS):

@@ -94,7 +94,7 @@ def read_text(request: Request, source: DataSource, needed: int) -> tuple[str, .
 
 
 def digest(texts: tuple[str, ...]) -> str:
-    """BLAKE3 of documents in order, each as UTF-8 with a zero byte behind it."""
+    """BLAKE3 of documents in order, each as UTF-8 with a zero byte after it."""
     hasher = blake3()
     for one in texts:
         hasher.update(one.encode("utf-8", "surrogatepass") + b"\0")

@@ -96,10 +96,10 @@ def problems_of(table: Table) -> list[Problem]:
 
 def _text(row: dict[str, Any], question: str, body: str | None) -> str:
     asked = str(row.get(question) or "").strip()
-    told = str(row.get(body) or "").strip() if body else ""
-    if not told or asked.startswith(told):
+    story = str(row.get(body) or "").strip() if body else ""
+    if not story or asked.startswith(story):
         return asked
-    return f"{told} {asked}" if asked else ""
+    return f"{story} {asked}" if asked else ""
 
 
 def _filled(text: str, numbers: Any) -> str:

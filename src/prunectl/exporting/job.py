@@ -147,16 +147,16 @@ def _expected(
     A tensor whose pattern covers only some rows counts as pruned without a pattern.
     """
     if pattern is not None:
-        return _as_told(checkpoint, pattern)
+        return _of_all(checkpoint, pattern)
     found = {}
     for record in manifest.tensors if manifest else ():
-        told = parse_pattern(record.pattern) if record.pattern else None
-        if told is None or isinstance(told, Unstructured) or record.input_axis is None:
+        own = parse_pattern(record.pattern) if record.pattern else None
+        if own is None or isinstance(own, Unstructured) or record.input_axis is None:
             continue
         if record.pattern_rows is not None:
             continue
-        if record.shape[record.input_axis] % told.m == 0:
-            found[record.name] = Expected(told, record.input_axis)
+        if record.shape[record.input_axis] % own.m == 0:
+            found[record.name] = Expected(own, record.input_axis)
     return found
 
 
@@ -168,7 +168,7 @@ def _axes(checkpoint: Checkpoint) -> dict[str, int]:
     return {name: axis for name, axis in axes.items() if axis is not None and axis != last[name]}
 
 
-def _as_told(checkpoint: Checkpoint, pattern: NM) -> dict[str, Expected]:
+def _of_all(checkpoint: Checkpoint, pattern: NM) -> dict[str, Expected]:
     found = {}
     for name, spec in prunable_tensors(checkpoint).items():
         role = checkpoint.roles.roles[name]

@@ -19,8 +19,8 @@ def launched() -> tuple[int, int]:
 
 def on_this_host() -> int:
     """How many of these processes share this host's memory, from torchrun or accelerate."""
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(told)) if launched()[1] > 1 and told.isdecimal() else 1
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(local)) if launched()[1] > 1 and local.isdecimal() else 1
 
 
 def is_first_process() -> bool:

@@ -30,7 +30,7 @@ def run(function: Callable[[int], None], address: int, arguments: Any, threads: 
 def _openmp() -> Callable[[int, int, int, int], None] | None:
     """``GOMP_parallel`` of the OpenMP library that torch is linked to; None without one.
 
-    Others may be loaded beside it, each with a pool of its own: sentencepiece brings one. GNU's
+    Others may be loaded with it, each with a pool of its own: sentencepiece brings one. GNU's
     library has this function, and LLVM's and Intel's have it for compatibility.
     """
     try:

@@ -125,4 +125,4 @@ def verdict(result: LotteryResult) -> str:
     if last.gain_high < 0:
         lost = f"{cost} {'is' if result.trainings == 1 else 'are'} lost"
         return f"{at} one-shot pruning, which is free, is better by {by} ({sure}); {lost}.{alone}"
-    return f"{at} no difference can be told: {last.gain:+.4g} ({sure}), after {cost}."
+    return f"{at} no difference can be shown: {last.gain:+.4g} ({sure}), after {cost}."
