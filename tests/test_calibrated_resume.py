@@ -240,6 +240,7 @@ def test_a_measuring_pass_is_not_repeated(
         with pytest.raises(KeyboardInterrupt):
             prune(source, out, choice, on_event=stop)
     assert phases(first).count(phase) == 1
+    assert not [text for text in notes(first) if "earlier run" in text]
     kept = f"{blocks} finished blocks" if blocks else "the measurements"
     assert notes(first)[-1] == f"{out}: kept {kept}; the same command continues from there"
     layers, events = go_on(source, out, choice)

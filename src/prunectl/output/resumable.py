@@ -82,6 +82,7 @@ class ResumableFolder:
         self.finished: dict[str, JsonObject] = {}
         self.damaged: dict[str, JsonObject] = {}
         self._remembered: dict[str, Any] = {}
+        self._is_measured = False  # by an earlier run
         self._writers: dict[str, ShardWriter | PartsWriter] = {}  # shards that are not durable yet
         self._closing: deque[Future[None]] = deque()
         self._discarded = False
@@ -123,7 +124,7 @@ class ResumableFolder:
             self._journal.restart(self._fingerprint, self.work)
             found = Entries()
         self.finished, self.damaged = found.finished, found.damaged
-        self._remembered = found.remembered
+        self._remembered, self._is_measured = found.remembered, bool(found.remembered)
         for entry in self.work.iterdir():
             if entry.name not in self.finished:
                 remove(entry)
@@ -133,7 +134,7 @@ class ResumableFolder:
         texts = []
         if self.finished:
             texts.append(f"continuing from {self._finished()} of an earlier run")
-        elif self._remembered:
+        elif self._is_measured:
             texts.append("continuing from the measurements of an earlier run")
         if len(self.damaged) == 1:
             texts.append(f"one {self.part} was damaged and is written again")
