@@ -102,7 +102,6 @@ class Reconstruction:
         self._own = forward.numbers
         self._device, dtype = forward.block_model.device.type, forward.block_model.dtype
         self._in_bf16 = dtype == torch.float32 and multiplies_bf16_on(self._device)
-        self._held_out = forward.held_out
         self._trained = forward.fitted
 
     def run(self) -> Fit:
@@ -191,15 +190,9 @@ class Reconstruction:
 
     def _error(self) -> float:
         """The mean error of the batches held out; Inf if it is not finite."""
-        found = torch.zeros(2, dtype=torch.float32)
-        for number in self._held_out:
-            if number in self._own:
-                own, _ = self._error_of(self._own.index(number))
-                found += torch.tensor([float(own), 1.0])
-        if self._ranks.count > 1:
-            self._ranks.all_reduce(found)
-        error = float(found[0] / found[1])
-        return error if math.isfinite(error) else math.inf
+        return mean_held_out(
+            self._forward, self._ranks, lambda index: (float(self._error_of(index)[0]), 1)
+        )
 
     def _error_of(self, index: int, *, grad: bool = False) -> tuple[torch.Tensor, int]:
         """The error of a batch, and the number of outputs.
@@ -223,6 +216,23 @@ class Reconstruction:
 
 
 _SMALLEST = 1e-12
+
+
+def mean_held_out(
+    forward: Forward, ranks: Ranks, measure: Callable[[int], tuple[float, int]]
+) -> float:
+    """The mean over the batches held out, of all ranks; Inf if it is not finite.
+
+    Args:
+        measure: takes the index of a batch among this rank's; gives a sum, and of how many.
+    """
+    total = torch.zeros(2, dtype=torch.float32)
+    for number in forward.held_out:
+        if number in forward.numbers:
+            total += torch.tensor(measure(forward.numbers.index(number)))
+    ranks.all_reduce(total)
+    mean = float(total[0] / total[1])
+    return mean if math.isfinite(mean) else math.inf
 
 
 def multiplies_bf16_on(device: str) -> bool:

@@ -31,7 +31,7 @@ from prunectl.calibration.capture import FastLinear, as_matrices
 from prunectl.calibration.forward import BlockGroup, Forward
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.calibration.pruner import Fit
-from prunectl.calibration.reconstruction import at, cosine, multiplies_bf16_on
+from prunectl.calibration.reconstruction import at, cosine, mean_held_out, multiplies_bf16_on
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.run import Run
 
@@ -282,17 +282,13 @@ class ScaleFit:
 
     def _divergence_held_out(self, ranks: Ranks) -> float:
         """The mean of KL(p || q) over the tokens held out; Inf if it is not finite."""
-        total = torch.zeros(2, dtype=torch.float32)
-        for number in self._forward.held_out:
-            if number in self._forward.numbers:
-                index = self._forward.numbers.index(number)
-                with FastLinear():
-                    divergence, tokens = self._divergence(index, self._states(index)[-1])
-                total += torch.tensor([float(divergence), tokens])
-        if ranks.count > 1:
-            ranks.all_reduce(total)
-        mean = max(float(total[0] / total[1]), 0.0)  # rounding may put it below
-        return mean if math.isfinite(mean) else math.inf
+
+        def measure(index: int) -> tuple[float, int]:
+            with FastLinear():
+                divergence, tokens = self._divergence(index, self._states(index)[-1])
+            return float(divergence), tokens
+
+        return max(mean_held_out(self._forward, ranks, measure), 0.0)  # rounding may put it below
 
     def _place(self, group: BlockGroup) -> None:
         """Have a group's blocks in memory, with their weights scaled as of now."""
