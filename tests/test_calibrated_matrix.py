@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_reference import errors, layer, second_moments
+from methods_reference import errors, layer, second_moments, shrunk_moments
 
 from prunectl.calibration.matrix import Done, DtypeRounding, MatrixPruner, unit_of
 from prunectl.calibration.targets import ByRowBlocks, Goal
@@ -31,6 +31,24 @@ def prune(
     source: torch.Tensor, x: torch.Tensor, goal: Goal, method: Method, *, refine: bool = False
 ) -> tuple[Done, torch.Tensor]:
     return MatrixPruner(method, refine, 0.01, full=True).prune(source, gram_of(x), goal)
+
+
+@pytest.mark.parametrize("method", UPDATING)
+def test_few_tokens_shrink_correlations_and_not_the_recorded_error(method: Method) -> None:
+    """The moments come out as they went in, so that other matrices can share them."""
+    weight, x = layer(8, 24, 0)
+    gram, x = gram_of(x[:30]), x[:30]
+    moments = gram.hessian().clone()
+    done, new = MatrixPruner(method, refine=False, damping=0.01, full=True).prune(
+        weight, gram, PerTensor(96)
+    )
+    expected = method.spec.prune(weight, shrunk_moments(x), PerTensor(96), damping=0.01)
+    torch.testing.assert_close(new, expected.weight, rtol=1e-4, atol=1e-5)
+    unshrunk = method.spec.prune(weight, second_moments(x), PerTensor(96), damping=0.01)
+    assert float((new - unshrunk.weight).abs().max()) > 0.01
+    lost, whole = (errors(weight, one, moments).sum() for one in (new, 0 * weight))
+    assert done.error == pytest.approx(float(lost / whole), rel=1e-4)
+    assert torch.equal(gram.hessian(), moments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

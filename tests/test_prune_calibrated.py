@@ -19,7 +19,15 @@ import torch
 import transformers
 from forked import dying_after, forked
 from full import few
-from methods_reference import aimed, errors, keep, optimal, second_moments, sparsegpt_reference
+from methods_reference import (
+    aimed,
+    errors,
+    keep,
+    optimal,
+    second_moments,
+    shrunk_moments,
+    sparsegpt_reference,
+)
 from PIL import Image
 from reference import Tensors
 from safetensors.torch import load_file, save_file
@@ -190,7 +198,7 @@ def test_sparsegpt_is_a_plain_run(
     def sparsegpt(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         hessian = second_moments(x)
         goal = goal_of(weight, sparsity, "tensor", pattern)
-        new, _ = sparsegpt_reference(weight, hessian, goal, 128, 0.01)
+        new, _ = sparsegpt_reference(weight, shrunk_moments(x), goal, 128, 0.01)
         after = torch.from_numpy(new).float()
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
         losses[name] = float(errors(weight, after, hessian).sum() / still)
@@ -221,8 +229,9 @@ def test_refine_finds_the_best_weights_for_the_mask_of_magnitudes(tiny: Tiny, ou
     def compare(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         assert torch.equal(found[name] == 0, masks[name] == 0), name  # the mask is magnitude's own
         hessian = second_moments(x)
-        damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
-        best = errors(weight, optimal(weight, masks[name] != 0, hessian, 0.01), damped)
+        shrunk = shrunk_moments(x)
+        damped = shrunk + 0.01 * shrunk.diagonal().mean() * torch.eye(len(hessian))
+        best = errors(weight, optimal(weight, masks[name] != 0, shrunk, 0.01), damped)
         reached = errors(weight, found[name], damped)
         assert reached.sum() <= best.sum() * 1.003, name
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
@@ -326,7 +335,7 @@ def test_an_nm_budget_goes_where_outputs_change_least(tiny: Tiny, out: Path) -> 
 
     def sparsegpt(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         hessian = second_moments(x)
-        new, _ = sparsegpt_reference(weight, hessian, NM(2, 4), 128, 0.01)
+        new, _ = sparsegpt_reference(weight, shrunk_moments(x), NM(2, 4), 128, 0.01)
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
         lost[name] = float(errors(weight, torch.from_numpy(new), hessian).sum() / still)
         return weight

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +64,20 @@ def _rows(
     present = (weight == 0).sum(1)
     gone = (~mask & (weight != 0)).sum(1)
     return choose_rows(losses.cpu().numpy(), gone.cpu().numpy(), zeros - int(present.sum()))
+
+
+@contextmanager
+def _shrunk(hessian: torch.Tensor, gram: Gram) -> Iterator[None]:
+    """Enlarge the diagonal in place by :attr:`Gram.shrinkage`, without room for a copy of it all.
+
+    Errors that are recorded or compared are by the samples' own moments.
+    """
+    diagonal = hessian.diagonal().clone()
+    hessian.diagonal().mul_(1 + gram.shrinkage)
+    try:
+        yield
+    finally:
+        hessian.diagonal().copy_(diagonal)
 
 
 def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
@@ -130,7 +146,8 @@ class MatrixPruner:
             final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
             before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
-            final, overflowed = self._fitted(aimed, pruned, before, hessian, form)
+            assert gram is not None
+            final, overflowed = self._fitted(aimed, pruned, before, hessian, gram, form)
         survivors = "kept" if final is source else "updated"
         new = torch.where(pruned.mask, final, torch.zeros_like(final))
         del final
@@ -184,6 +201,7 @@ class MatrixPruner:
         pruned: Pruned,
         before: torch.Tensor,
         hessian: torch.Tensor,
+        gram: Gram,
         form: DtypeRounding,
     ) -> tuple[torch.Tensor, int]:
         """As :meth:`_updated`, for weights fitted to the mask.
@@ -192,7 +210,8 @@ class MatrixPruner:
         than fitting gains.
         """
         kept = _kept(weight, pruned)
-        new = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
+        with _shrunk(hessian, gram):
+            new = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
         new = form.rounded(new, kept)
         better = gains(weight, form.value(before), form.value(new), hessian) > 0
         return torch.where(better[:, None], new, before), int((~new.isfinite().all(1)).sum())
@@ -207,13 +226,13 @@ class MatrixPruner:
         target = goal.pattern if isinstance(goal, ByRowBlocks) else goal
         if gram is None:
             return DEFAULT.spec.prune(weight, None, target, damping=self.damping)
-        spec, inputs = self.method.spec, None
-        if spec.needs is Needs.NORMS:
-            inputs = gram.norms().to(weight.device)
-        elif spec.needs is Needs.MOMENTS:
-            assert hessian is not None
-            inputs = hessian
-        return spec.prune(weight, inputs, target, damping=self.damping)
+        spec = self.method.spec
+        if spec.needs is not Needs.MOMENTS:
+            norms = gram.norms().to(weight.device) if spec.needs is Needs.NORMS else None
+            return spec.prune(weight, norms, target, damping=self.damping)
+        assert hessian is not None
+        with _shrunk(hessian, gram):
+            return spec.prune(weight, hessian, target, damping=self.damping)
 
 
 # --- rounding to the checkpoint's dtype -----------------------------------------------------------

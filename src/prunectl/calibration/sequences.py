@@ -63,8 +63,8 @@ def make_sequences(request: Request) -> list[Arrays]:
     _cap(request, tokenizer.limit(request.model_kind.context))
     if request.length <= len(tokenizer.prefix) + len(tokenizer.suffix):
         raise InvalidOption(
-            f"--sequence-length {request.length} leaves no room between the tokens that begin and "
-            "end a text"
+            f"--sequence-length {request.length} leaves no room for text between the tokens "
+            "that begin and end it"
         )
     if request.source.kind is SourceKind.PAIRS:
         made = _of_pairs(request, tokenizer)

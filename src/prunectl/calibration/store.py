@@ -1,4 +1,4 @@
-"""Where calibrated weights wait until the output is written: a hidden file a block, next to it.
+"""Calibrated weights until the output is written: a file for each block, in a hidden folder.
 
 Each block's file is durable before the next block begins, and a later run of the same command goes
 on after the last one. What it finds it compares with the digests of what was written. A block that

@@ -209,9 +209,7 @@ def _examples(request: Request, wanted: Columns, table: Table, trained: bool) ->
         if name is not None and all(_is_there(table, one, row.get(one)) for one in columns.inputs):
             found.append(Example(row, columns, name))
     if not found:
-        raise BadData(
-            table.name, f"none of its {len(table.rows):,} rows has both a class and the text of it"
-        )
+        raise BadData(table.name, f"none of its {len(table.rows):,} rows has a class and an input")
     if lost := len(table.rows) - len(found):
         request.notes.append(
             f"{table.name}: {lost:,} rows without a class or an input are left out"

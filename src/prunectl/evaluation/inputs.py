@@ -223,7 +223,8 @@ def length_of(request: Request, tokenizer: Tokenizer, usual: int) -> int:
         )
     if length <= len(tokenizer.prefix) + len(tokenizer.suffix) + 1:
         raise InvalidOption(
-            f"--sequence-length {length} leaves no room between the tokens that begin and end one"
+            f"--sequence-length {length} leaves no room for text between the tokens that begin and "
+            "end it"
         )
     return length
 

@@ -78,7 +78,7 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A cell of a table with a bar under its text; ``share`` is its length, 0..1."""
+    """A cell of a table with a bar behind its text; ``share`` is its length, 0..1."""
 
     text: str
     share: float

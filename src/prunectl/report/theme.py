@@ -18,7 +18,7 @@ class Theme:
     """Colours as CSS writes them.
 
     Attributes:
-        text, muted: of letters. line, grid: of axes and of rules under the data.
+        text, muted: of letters. line, grid: of axes and of rules behind the data.
         page, card: backgrounds of the page and of what lies on it.
         accent: of controls. good, bad: of areas within and beyond what is tolerated.
         series: one for each curve. ramp: from low to high.
