@@ -146,13 +146,14 @@ def errors(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
     return torch.stack([d @ h @ d for d in weight.double() - dense.double()])
 
 
-def shrunk_moments(x: Tensor) -> Tensor:
-    """Those of the inputs [tokens, in], with each input's own larger by 2 in / tokens."""
-    moments = second_moments(x)
-    return moments + torch.diag(moments.diagonal()) * 2 * x.shape[1] / len(x)
+def default_damping(x: torch.Tensor) -> float:
+    """The damping for the inputs [tokens, in] of a matrix, none of them zero."""
+    return min(0.2, max(0.01, 2 * x.shape[1] / len(x)))
 
 
-def aimed(weight: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+def aimed(
+    weight: torch.Tensor, x: torch.Tensor, dense: torch.Tensor, damping: float = 0.01
+) -> torch.Tensor:
     """The weights that give on x what W gives half of the way from x to the dense model's inputs.
 
     A token goes less far the more its square exceeds the median. Extra rows pull the weights to W.
@@ -162,8 +163,7 @@ def aimed(weight: torch.Tensor, x: torch.Tensor, dense: torch.Tensor) -> torch.T
     squares = x.square().sum(1)
     largest = torch.maximum(squares, moved.square().sum(1))
     wanted = x + 0.5 * moved * (squares.median() / largest).clamp(max=1)[:, None]
-    sums = x.square().sum(0)
-    pull = torch.diag((0.01 * sums.mean() + sums * 2 * x.shape[1] / len(x)).sqrt())
+    pull = (damping * x.square().sum(0).mean()).sqrt() * torch.eye(x.shape[1], dtype=x.dtype)
     rows, outputs = torch.cat([x, pull]), torch.cat([wanted @ given.T, pull @ given.T])
     fitted: torch.Tensor = torch.linalg.lstsq(rows, outputs).solution.T
     return fitted.float()

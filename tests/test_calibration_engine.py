@@ -231,7 +231,7 @@ def test_aims_are_those_of_a_whole_dense_model(name: str, tmp_path: Path) -> Non
         aim = aims[tensor]
         assert aim is not None
         torch.testing.assert_close(aim, expected, rtol=1e-3, atol=1e-3)
-        moved += float((expected - whole).abs().max()) > 0.02
+        moved += float((expected - whole).abs().max()) > 0.1
         model.get_parameter(parameter).data.copy_(value)
     assert moved
 

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from forked import dying_after, forked
 from full import few
 from methods_reference import (
     aimed,
+    default_damping,
     errors,
     keep,
     optimal,
     second_moments,
-    shrunk_moments,
     sparsegpt_reference,
 )
 from PIL import Image
@@ -148,7 +149,9 @@ def plain_run(
             weight = model.get_parameter(name).detach().clone()
             if aims:
                 seen = inputs_of(model, names, samples)
-                weight = aimed(weight, seen[name], beside[name])
+                x = seen[name]
+                damping = calibration.damping or default_damping(x)
+                weight = aimed(weight, x, beside[name], damping)
             found[name] = prune_one(name, weight, seen[name])
             if aims:
                 model.get_parameter(name).data.copy_(found[name])
@@ -189,24 +192,28 @@ def test_wanda_is_a_plain_run_bit_for_bit(
     assert_sound(out)
 
 
-@pytest.mark.parametrize(("sparsity", "pattern"), [(0.5, ""), (None, "2:4")])
+@pytest.mark.parametrize(
+    ("sparsity", "pattern", "damping"), [(0.5, "", None), (0.5, "", 0.01), (None, "2:4", None)]
+)
 def test_sparsegpt_is_a_plain_run(
-    tiny: Tiny, out: Path, sparsity: float | None, pattern: str
+    tiny: Tiny, out: Path, sparsity: float | None, pattern: str, damping: float | None
 ) -> None:
     losses: dict[str, float] = {}
+    calibration = replace(RANDOM, damping=damping)
 
     def sparsegpt(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         hessian = second_moments(x)
         goal = goal_of(weight, sparsity, "tensor", pattern)
-        new, _ = sparsegpt_reference(weight, shrunk_moments(x), goal, 128, 0.01)
+        new, _ = sparsegpt_reference(weight, hessian, goal, 128, damping or default_damping(x))
         after = torch.from_numpy(new).float()
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
         losses[name] = float(errors(weight, after, hessian).sum() / still)
         return after
 
-    options = {"pattern": pattern} if pattern else {}
-    result = prune(tiny("llama"), out, settings("sparsegpt", sparsity, **options))
-    expected = plain_run(tiny("llama"), sparsegpt, aims=True)
+    options: dict[str, Any] = {"pattern": pattern} if pattern else {}
+    chosen = settings("sparsegpt", sparsity, calibration=calibration, **options)
+    result = prune(tiny("llama"), out, chosen)
+    expected = plain_run(tiny("llama"), sparsegpt, calibration, aims=True)
     found = reference.stored(out)
     assert set(pruned(result)) == expected.keys()
     for name, tensor in expected.items():
@@ -229,12 +236,13 @@ def test_refine_finds_the_best_weights_for_the_mask_of_magnitudes(tiny: Tiny, ou
     def compare(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         assert torch.equal(found[name] == 0, masks[name] == 0), name  # the mask is magnitude's own
         hessian = second_moments(x)
-        shrunk = shrunk_moments(x)
-        damped = shrunk + 0.01 * shrunk.diagonal().mean() * torch.eye(len(hessian))
-        best = errors(weight, optimal(weight, masks[name] != 0, shrunk, 0.01), damped)
+        damping = default_damping(x)
+        damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
+        best = errors(weight, optimal(weight, masks[name] != 0, hessian, damping), damped)
         reached = errors(weight, found[name], damped)
         assert reached.sum() <= best.sum() * 1.003, name
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
+        assert facts(result)[name]["damping"] == damping
         for key, tensor in (("error", found[name]), ("error_before_refine", masks[name])):
             error = float(errors(weight, tensor, hessian).sum() / still)
             assert facts(result)[name][key] == pytest.approx(error, rel=1e-3)
@@ -335,7 +343,7 @@ def test_an_nm_budget_goes_where_outputs_change_least(tiny: Tiny, out: Path) -> 
 
     def sparsegpt(name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         hessian = second_moments(x)
-        new, _ = sparsegpt_reference(weight, shrunk_moments(x), NM(2, 4), 128, 0.01)
+        new, _ = sparsegpt_reference(weight, hessian, NM(2, 4), 128, default_damping(x))
         still = errors(weight, torch.zeros_like(weight), hessian).sum()
         lost[name] = float(errors(weight, torch.from_numpy(new), hessian).sum() / still)
         return weight
@@ -718,7 +726,7 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         (f"-s 0.5 {CALIBRATED} --samples 1000000000", 2, "do not fit", "--samples"),
         (f"-s 0.5 {CALIBRATED} --sequence-length 1", 2, "must be at least 2", ""),
         (f"-s 0.5 {CALIBRATED} --damping 0.1", 2, "which method wanda does not use", "--refine"),
-        (f"-s 0.5 {CALIBRATED} --refine --damping 0", 2, "--damping must be above 0", ""),
+        (f"-s 0.5 {CALIBRATED} --refine --damping 0", 2, "--damping must be above 0", "leave it"),
         (f"-s 0.5 {CALIBRATED} --refine --damping nan", 2, "--damping", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping inf", 2, "--damping", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping -1", 2, "--damping", ""),

@@ -604,12 +604,12 @@ def test_the_command_says_all_that_a_point_was_pruned_by() -> None:
         refine=True,
         include=("lm_head",),
         exclude=("re:layers.0.*",),
-        calibration=Calibration(("text:a b.txt",), samples=8, sequence_length=64, seed=3),
+        calibration=Calibration(("text:a b.txt",), 8, 64, seed=3, damping=0.01),
     )
     assert prune_command("org/name", Unstructured(), chosen) == (
         "prunectl prune org/name --sparsity 0.3 --method wanda --scope tensor --include lm_head "
         "--exclude 're:layers.0.*' --refine --calibration 'text:a b.txt' --samples 8 "
-        "--sequence-length 64 --seed 3 -o out/"
+        "--sequence-length 64 --seed 3 --damping 0.01 -o out/"
     )
 
 

@@ -40,7 +40,8 @@ class CalibratedFacts:
         error: squared output error relative to the squared output, on the calibration's inputs,
             of the weights as stored; None where only the inputs' norms were gathered.
         error_before_refine: the error before the survivors were fitted; None without refinement.
-        damping: the largest used. raised: how often it had to be raised tenfold.
+        damping: of the matrix where it was raised most often, or else the largest. raised: how
+            often it was raised tenfold there.
         dead_inputs: inputs that were zero in every sample.
         by_magnitude: matrices that no input reached, pruned by magnitude.
         pattern_rows: row ranges that follow the pattern, as in the manifest; None for all rows.
@@ -220,14 +221,15 @@ class Calibrator(Pruner):
 def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedFacts:
     errors = [one.error for one in done if one.error is not None]
     before = [one.error_before_refine for one in done if one.error_before_refine is not None]
+    damped = max(((one.raised, one.damping) for one in done), default=(0, 0.0))
     return CalibratedFacts(
         survivors="updated" if any(one.survivors == "updated" for one in done) else "kept",
         tokens=min((0 if gram is None else gram.tokens for gram in grams), default=0),
         skipped=sum(0 if gram is None else gram.skipped for gram in grams),
         error=sum(errors) / len(errors) if errors else None,
         error_before_refine=sum(before) / len(before) if before else None,
-        damping=max((one.damping for one in done), default=0.0),
-        raised=max((one.raised for one in done), default=0),
+        damping=damped[1],
+        raised=damped[0],
         dead_inputs=sum(one.dead for one in done),
         by_magnitude=sum(one.by_magnitude for one in done),
         pattern_rows=_all_rows(done, out),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +24,8 @@ class Done:
 
     Attributes:
         survivors: ``kept`` bit for bit, or ``updated``.
-        damping, raised, dead: see :class:`prunectl.methods.spec.Pruned`.
+        damping: used by the method, or to refine. raised, dead: see
+            :class:`prunectl.methods.spec.Pruned`.
         error, error_before_refine: see :class:`prunectl.calibration.calibrator.CalibratedFacts`.
         by_magnitude: whether no input reached the matrix.
         rows: that follow the pattern; None for all.
@@ -66,20 +65,6 @@ def _rows(
     return choose_rows(losses.cpu().numpy(), gone.cpu().numpy(), zeros - int(present.sum()))
 
 
-@contextmanager
-def _shrunk(hessian: torch.Tensor, gram: Gram) -> Iterator[None]:
-    """Enlarge the diagonal in place by :attr:`Gram.shrinkage`, without room for a copy of it all.
-
-    Errors that are recorded or compared are by the samples' own moments.
-    """
-    diagonal = hessian.diagonal().clone()
-    hessian.diagonal().mul_(1 + gram.shrinkage)
-    try:
-        yield
-    finally:
-        hessian.diagonal().copy_(diagonal)
-
-
 def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
     """The mask without weights that are zero already: they stay zero."""
     return pruned.mask & (weight != 0)
@@ -103,6 +88,19 @@ def runs_dense(settings: PruneSettings) -> bool:
     return settings.method.spec.updates or settings.refine or settings.reconstruct
 
 
+LEAST_DAMPING, MOST_DAMPING = 0.01, 0.2
+"""The value of the papers, and the largest that has been measured to help."""
+
+
+def damping_for(gram: Gram) -> float:
+    """The default damping: 2 inputs / tokens, between the least and the most.
+
+    Second moments of few tokens say little about other texts, and damping keeps the new weights
+    nearer to the dense ones.
+    """
+    return min(MOST_DAMPING, max(LEAST_DAMPING, 2 * gram.inputs / gram.tokens))
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixPruner:
     """Prunes single matrices.
@@ -114,7 +112,7 @@ class MatrixPruner:
 
     method: Method
     refine: bool
-    damping: float
+    damping: float | None
     full: bool
 
     def prune(
@@ -136,18 +134,21 @@ class MatrixPruner:
         weight = source.float()
         form = DtypeRounding(source.dtype, unit_of(weight))
         weight = weight if form.unit == 1 else weight / form.unit
+        damping = self.damping or (damping_for(gram) if gram is not None else 0.0)
         aimed = weight
         if hessian is not None and (self.refine or self.method.spec.updates):
             assert gram is not None
-            aimed = self._aimed(weight, gram)
-        pruned = self._chosen(aimed if self.method.spec.updates else weight, gram, hessian, goal)
+            aimed = self._aimed(weight, gram, damping)
+        fitted_to = aimed if self.method.spec.updates else weight
+        pruned = self._chosen(fitted_to, gram, hessian, goal, damping)
+        used = pruned.damping
         final, before, overflowed = source, None, 0
         if gram is not None and self.method.spec.updates:
             final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
             before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
-            assert gram is not None
-            final, overflowed = self._fitted(aimed, pruned, before, hessian, gram, form)
+            final, overflowed = self._fitted(aimed, pruned, before, hessian, form, damping)
+            used = max(used, damping)
         survivors = "kept" if final is source else "updated"
         new = torch.where(pruned.mask, final, torch.zeros_like(final))
         del final
@@ -164,17 +165,17 @@ class MatrixPruner:
             if before is not None:
                 error_before = output_error(aimed, form.value(before), hessian)
         done = Done(
-            survivors, pruned.damping, pruned.raised, pruned.dead, error, error_before,
+            survivors, used, pruned.raised, pruned.dead, error, error_before,
             gram is None, rows, overflowed,
         )  # fmt: skip
         return done, new
 
-    def _aimed(self, weight: torch.Tensor, gram: Gram) -> torch.Tensor:
+    def _aimed(self, weight: torch.Tensor, gram: Gram, damping: float) -> torch.Tensor:
         """The weight to fit to, fp32 [out, in]; see :meth:`Gram.aim`.
 
         Zeros stay zero, and weights of inputs that never fired stay as they are.
         """
-        aim = gram.aim(self.damping)
+        aim = gram.aim(damping)
         if aim is None:
             return weight
         as_it_was = (weight == 0) | (gram.diagonal() == 0).to(weight.device)
@@ -201,8 +202,8 @@ class MatrixPruner:
         pruned: Pruned,
         before: torch.Tensor,
         hessian: torch.Tensor,
-        gram: Gram,
         form: DtypeRounding,
+        damping: float,
     ) -> tuple[torch.Tensor, int]:
         """As :meth:`_updated`, for weights fitted to the mask.
 
@@ -210,14 +211,18 @@ class MatrixPruner:
         than fitting gains.
         """
         kept = _kept(weight, pruned)
-        with _shrunk(hessian, gram):
-            new = refine(weight, pruned.weight, kept, hessian, damping=self.damping)
+        new = refine(weight, pruned.weight, kept, hessian, damping=damping)
         new = form.rounded(new, kept)
         better = gains(weight, form.value(before), form.value(new), hessian) > 0
         return torch.where(better[:, None], new, before), int((~new.isfinite().all(1)).sum())
 
     def _chosen(
-        self, weight: torch.Tensor, gram: Gram | None, hessian: torch.Tensor | None, goal: Goal
+        self,
+        weight: torch.Tensor,
+        gram: Gram | None,
+        hessian: torch.Tensor | None,
+        goal: Goal,
+        damping: float,
     ) -> Pruned:
         """Apply the method to a goal."""
         if isinstance(goal, Masked):
@@ -225,14 +230,14 @@ class MatrixPruner:
             return Pruned(torch.where(mask, weight, torch.zeros_like(weight)), mask)
         target = goal.pattern if isinstance(goal, ByRowBlocks) else goal
         if gram is None:
-            return DEFAULT.spec.prune(weight, None, target, damping=self.damping)
-        spec = self.method.spec
-        if spec.needs is not Needs.MOMENTS:
-            norms = gram.norms().to(weight.device) if spec.needs is Needs.NORMS else None
-            return spec.prune(weight, norms, target, damping=self.damping)
-        assert hessian is not None
-        with _shrunk(hessian, gram):
-            return spec.prune(weight, hessian, target, damping=self.damping)
+            return DEFAULT.spec.prune(weight, None, target, damping=damping)
+        spec, inputs = self.method.spec, None
+        if spec.needs is Needs.NORMS:
+            inputs = gram.norms().to(weight.device)
+        elif spec.needs is Needs.MOMENTS:
+            assert hessian is not None
+            inputs = hessian
+        return spec.prune(weight, inputs, target, damping=damping)
 
 
 # --- rounding to the checkpoint's dtype -----------------------------------------------------------

@@ -154,24 +154,12 @@ class Gram:
             self._sum /= max(self.tokens, 1)
         return self._sum
 
-    @property
-    def shrinkage(self) -> float:
-        """The share by which methods are to enlarge the diagonal of H: 2 inputs / tokens.
-
-        Correlations between inputs that few tokens show are chance in part. A larger diagonal
-        shrinks them by ``1 / (1 + shrinkage)``, whatever the scale of each input (toward "diagonal,
-        unequal variance" of Schäfer and Strimmer, doi 10.2202/1544-6115.1175). The factor is
-        measured: neighbouring tokens are alike, and tell less than as many independent ones.
-        """
-        return 2 * self.inputs / max(self.tokens, 1)
-
     def aim(self, damping: float) -> Tensor | None:
         """A, fp32 [inputs, inputs]: ``W A`` gives on inputs x nearly what W gives on the dense d.
 
         ``A = I + SHARE * (sum s (d - x) x^T) (sum x x^T + p I)^-1``, with p of ``damping`` times
-        the mean of the diagonal, which is larger by :attr:`shrinkage`. With s = SHARE = 1 and no
-        shrinkage, ``W A`` minimizes the sum over inputs of ``|W' x - W d|^2``, plus ``p |W' -
-        W|^2``, over W' (GPTAQ, arXiv 2504.02692). Half of the
+        the mean of the diagonal. With s = SHARE = 1, ``W A`` minimizes the sum over inputs of
+        ``|W' x - W d|^2``, plus ``p |W' - W|^2``, over W' (GPTAQ, arXiv 2504.02692). Half of the
         way is better than either end: d is known from x in part only, and what the samples tell
         beyond that is chance.
 
@@ -187,7 +175,7 @@ class Gram:
             mean = hessian.diagonal().mean()
             for _ in range(RAISES + 1):
                 damped = hessian.clone()
-                damped.diagonal().mul_(1 + self.shrinkage).add_(damping * mean)
+                damped.diagonal().add_(damping * mean)
                 factor, failed = torch.linalg.cholesky_ex(damped)
                 if not int(failed):
                     aim = torch.cholesky_solve(self._cross.T, factor).T

@@ -80,7 +80,8 @@ class Calibration:
         source: as :func:`prunectl.data.source.parse_source` reads it.
         samples: how many; sequence_length: tokens in each, at most what the model takes.
         seed: of the choice of samples.
-        damping: added to the diagonal of the inputs' second moments, as a share of its mean.
+        damping: added to the diagonal of the inputs' second moments, as a share of its mean; None
+            chooses it for each matrix, see :func:`prunectl.calibration.matrix.damping_for`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
 
@@ -104,11 +105,14 @@ class Calibration:
     ] = 2048
     seed: Annotated[int, Option("Seed for choosing the samples.", "N", CALIBRATION)] = 0
     damping: Annotated[
-        float,
+        float | None,
         Option(
-            "Added to the inputs' second moments, as a share of their mean.", "RATIO", CALIBRATION
+            "Share of the mean that is added to the diagonal of the inputs' second moments "
+            "(default: 0.01 to 0.2, by the tokens seen).",
+            "RATIO",
+            CALIBRATION,
         ),
-    ] = 0.01
+    ] = None
     device: str = "auto"
     dtype: Annotated[
         str,
@@ -128,8 +132,11 @@ class Calibration:
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
                 raise InvalidOption(f"--{option} must be at least {least}")
-        if not 0 < self.damping < 100:
-            raise InvalidOption("--damping must be above 0 and below 100", hint="usually 0.01")
+        if self.damping is not None and not 0 < self.damping < 100:
+            raise InvalidOption(
+                "--damping must be above 0 and below 100",
+                hint="leave it out to choose it by the number of tokens",
+            )
 
 
 @dataclass(frozen=True, slots=True)

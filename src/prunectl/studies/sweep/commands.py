@@ -85,5 +85,5 @@ def prune_command(
         words += ["--samples", str(calibration.samples)]
         words += ["--sequence-length", str(calibration.sequence_length)]
         words += ["--seed", str(calibration.seed)] if calibration.seed else []
-        words += ["--damping", f"{calibration.damping:g}"] if calibration.damping != 0.01 else []
+        words += ["--damping", str(calibration.damping)] if calibration.damping else []
     return shlex.join([*words, "-o", output])
