@@ -146,11 +146,6 @@ def errors(dense: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
     return torch.stack([d @ h @ d for d in weight.double() - dense.double()])
 
 
-def default_damping(x: torch.Tensor) -> float:
-    """The damping for the inputs [tokens, in] of a matrix, none of them zero."""
-    return min(0.2, max(0.01, 2 * x.shape[1] / len(x)))
-
-
 def aimed(
     weight: torch.Tensor, x: torch.Tensor, dense: torch.Tensor, damping: float = 0.01
 ) -> torch.Tensor:

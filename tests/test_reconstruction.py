@@ -178,3 +178,14 @@ def test_it_needs_samples(typed: Callable[..., tuple[int, str, str]], tmp_path: 
     )  # fmt: skip
     assert code == 2
     assert "--calibration" in error
+
+
+@pytest.mark.parametrize(("damping", "used"), [(None, 0.2), (0.05, 0.05)])
+def test_few_tokens_are_damped_more_before_a_fit(
+    tmp_path: Path, damping: float | None, used: float
+) -> None:
+    tiny_models.build("llama", tmp_path / "source")
+    chosen = settings("sparsegpt", sparsity=0.5, calibration=replace(RANDOM, damping=damping))
+    prune(tmp_path / "source", tmp_path / "out", chosen)
+    found = [one["damping"] for one in facts(tmp_path / "out").values()]
+    assert set(found) == {used}

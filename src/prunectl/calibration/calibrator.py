@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunectl.calibration.capture import as_matrices
-from prunectl.calibration.matrix import Done, MatrixPruner, inside
+from prunectl.calibration.matrix import LEAST_DAMPING, Done, MatrixPruner, inside
 from prunectl.calibration.pruner import Computed, Pruner, refuse_odd
 from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import ByShare, Goal, TensorTarget, split
@@ -93,6 +93,8 @@ class Calibrator(Pruner):
         assert job.settings.calibration is not None
         self._job, self._targets, self._reader, self._store = job, targets, reader, store
         settings, damping = job.settings, job.settings.calibration.damping
+        if damping is None and not settings.reconstruct:
+            damping = LEAST_DAMPING
         self._pruner = MatrixPruner(settings.method, settings.refine, damping, full)
         self._stored = job.checkpoint.by_name
         self._on_event = on_event

@@ -89,14 +89,14 @@ def runs_dense(settings: PruneSettings) -> bool:
 
 
 LEAST_DAMPING, MOST_DAMPING = 0.01, 0.2
-"""The value of the papers, and the largest that has been measured to help."""
+"""The value of the papers, and the largest that has been measured to help --reconstruct."""
 
 
 def damping_for(gram: Gram) -> float:
-    """The default damping: 2 inputs / tokens, between the least and the most.
+    """The damping before a block is fitted: 2 inputs / tokens, between the least and the most.
 
-    Second moments of few tokens say little about other texts, and damping keeps the new weights
-    nearer to the dense ones.
+    Second moments of few tokens say little about other texts. Damping keeps the new weights nearer
+    to the dense ones, and what that loses on the samples, the fit of the block makes good.
     """
     return min(MOST_DAMPING, max(LEAST_DAMPING, 2 * gram.inputs / gram.tokens))
 
@@ -106,7 +106,8 @@ class MatrixPruner:
     """Prunes single matrices.
 
     Attributes:
-        method, refine, damping: as in the settings.
+        method, refine: as in the settings.
+        damping: None for that of :func:`damping_for`.
         full: whether whole second moments were gathered, so that output errors are known.
     """
 

@@ -81,7 +81,7 @@ class Calibration:
         samples: how many; sequence_length: tokens in each, at most what the model takes.
         seed: of the choice of samples.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean; None
-            chooses it for each matrix, see :func:`prunectl.calibration.matrix.damping_for`.
+            for 0.01, or with ``reconstruct`` :func:`prunectl.calibration.matrix.damping_for`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of the forward: ``auto`` (fp32 on the CPU, the checkpoint's own elsewhere) or a name.
 
@@ -108,7 +108,7 @@ class Calibration:
         float | None,
         Option(
             "Share of the mean that is added to the diagonal of the inputs' second moments "
-            "(default: 0.01 to 0.2, by the tokens seen).",
+            "(default: 0.01; with --reconstruct 0.01 to 0.2, by the tokens seen).",
             "RATIO",
             CALIBRATION,
         ),
@@ -135,7 +135,7 @@ class Calibration:
         if self.damping is not None and not 0 < self.damping < 100:
             raise InvalidOption(
                 "--damping must be above 0 and below 100",
-                hint="leave it out to choose it by the number of tokens",
+                hint="usually 0.01",
             )
 
 
