@@ -20,14 +20,7 @@ import torch
 import transformers
 from forked import dying_after, forked
 from full import few
-from methods_reference import (
-    aimed,
-    errors,
-    keep,
-    optimal,
-    second_moments,
-    sparsegpt_reference,
-)
+from methods_reference import aimed, errors, keep, optimal, second_moments, sparsegpt_reference
 from PIL import Image
 from reference import Tensors
 from safetensors.torch import load_file, save_file
@@ -148,9 +141,7 @@ def plain_run(
             weight = model.get_parameter(name).detach().clone()
             if aims:
                 seen = inputs_of(model, names, samples)
-                x = seen[name]
-                damping = calibration.damping or 0.01
-                weight = aimed(weight, x, beside[name], damping)
+                weight = aimed(weight, seen[name], beside[name], calibration.damping or 0.01)
             found[name] = prune_one(name, weight, seen[name])
             if aims:
                 model.get_parameter(name).data.copy_(found[name])
@@ -724,7 +715,7 @@ CALIBRATED = "--method wanda --calibration random --samples 2"
         (f"-s 0.5 {CALIBRATED} --samples 1000000000", 2, "do not fit", "--samples"),
         (f"-s 0.5 {CALIBRATED} --sequence-length 1", 2, "must be at least 2", ""),
         (f"-s 0.5 {CALIBRATED} --damping 0.1", 2, "which method wanda does not use", "--refine"),
-        (f"-s 0.5 {CALIBRATED} --refine --damping 0", 2, "must be above 0", "usually 0.01"),
+        (f"-s 0.5 {CALIBRATED} --refine --damping 0", 2, "--damping must be above 0", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping nan", 2, "--damping", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping inf", 2, "--damping", ""),
         (f"-s 0.5 {CALIBRATED} --refine --damping -1", 2, "--damping", ""),

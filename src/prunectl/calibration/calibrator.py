@@ -223,15 +223,15 @@ class Calibrator(Pruner):
 def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedFacts:
     errors = [one.error for one in done if one.error is not None]
     before = [one.error_before_refine for one in done if one.error_before_refine is not None]
-    damped = max(((one.raised, one.damping) for one in done), default=(0, 0.0))
+    raised, damping = max(((one.raised, one.damping) for one in done), default=(0, 0.0))
     return CalibratedFacts(
         survivors="updated" if any(one.survivors == "updated" for one in done) else "kept",
         tokens=min((0 if gram is None else gram.tokens for gram in grams), default=0),
         skipped=sum(0 if gram is None else gram.skipped for gram in grams),
         error=sum(errors) / len(errors) if errors else None,
         error_before_refine=sum(before) / len(before) if before else None,
-        damping=damped[1],
-        raised=damped[0],
+        damping=damping,
+        raised=raised,
         dead_inputs=sum(one.dead for one in done),
         by_magnitude=sum(one.by_magnitude for one in done),
         pattern_rows=_all_rows(done, out),

@@ -142,14 +142,12 @@ class MatrixPruner:
             aimed = self._aimed(weight, gram, damping)
         fitted_to = aimed if self.method.spec.updates else weight
         pruned = self._chosen(fitted_to, gram, hessian, goal, damping)
-        used = pruned.damping
         final, before, overflowed = source, None, 0
         if gram is not None and self.method.spec.updates:
             final, overflowed = self._updated(weight, pruned, form)
         if self.refine and hessian is not None:
             before = torch.where(_kept(weight, pruned), final, torch.zeros_like(final))
             final, overflowed = self._fitted(aimed, pruned, before, hessian, form, damping)
-            used = max(used, damping)
         survivors = "kept" if final is source else "updated"
         new = torch.where(pruned.mask, final, torch.zeros_like(final))
         del final
@@ -165,6 +163,7 @@ class MatrixPruner:
             error = output_error(aimed, form.value(new), hessian)
             if before is not None:
                 error_before = output_error(aimed, form.value(before), hessian)
+        used = pruned.damping if before is None else max(pruned.damping, damping)
         done = Done(
             survivors, used, pruned.raised, pruned.dead, error, error_before,
             gram is None, rows, overflowed,

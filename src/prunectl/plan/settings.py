@@ -133,10 +133,7 @@ class Calibration:
                 option = name.replace("_", "-")
                 raise InvalidOption(f"--{option} must be at least {least}")
         if self.damping is not None and not 0 < self.damping < 100:
-            raise InvalidOption(
-                "--damping must be above 0 and below 100",
-                hint="usually 0.01",
-            )
+            raise InvalidOption("--damping must be above 0 and below 100", hint="usually 0.01")
 
 
 @dataclass(frozen=True, slots=True)
