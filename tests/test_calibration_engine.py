@@ -306,6 +306,21 @@ def test_a_turn_has_one_input_or_that_of_all_experts(
     assert turns[: len(expected)] == expected
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("moe.experts.0.w1.weight", "moe.experts.13.w1.weight", True),
+        ("mlp.experts.expert_0.wi.weight", "mlp.experts.expert_1.wi.weight", True),
+        ("moe.experts.0.w1.weight", "moe.experts.0.w2.weight", False),
+        ("moe.experts.w1.weight", "moe.experts.w2.weight", False),
+        ("ffn.0.output.dense.weight", "ffn.1.output.dense.weight", False),
+    ],
+)
+def test_only_numbers_of_experts_are_left_out_of_names(one: str, other: str, alike: bool) -> None:
+    found = [engine._EXPERT.sub("", name) for name in (one, other)]
+    assert (found[0] == found[1]) == alike
+
+
 def test_a_sample_alone_and_samples_side_by_side_give_the_same(tmp_path: Path) -> None:
     tiny_models.build("bert", tmp_path)
     long, short = samples_of("bert", 4), samples_of("bert", 2)

@@ -93,9 +93,7 @@ def test_gram_is_the_second_moments_in_double_precision(dtype: torch.dtype, full
         torch.testing.assert_close(h.double(), expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(h, h.T)
         assert torch.equal(h.diagonal(), gram.diagonal())
-        assert gram.nbytes == 40 * 40 * 4
     else:
-        assert gram.nbytes == 40 * 4
         with pytest.raises(ValueError, match="only the diagonal"):
             gram.hessian()
 

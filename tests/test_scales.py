@@ -16,7 +16,7 @@ from test_reconstruction import RANDOM, facts, settings
 from transformers import AutoModel
 
 from prunectl import prune, verify
-from prunectl.calibration import memory, reconstruction, scales
+from prunectl.calibration import forward, memory, reconstruction, scales
 from prunectl.calibration.samples import gather_samples
 from prunectl.calibration.scales import ScaleFit, TensorScales
 from prunectl.checkpoint.opening import open_checkpoint
@@ -25,8 +25,7 @@ from prunectl.checkpoint.opening import open_checkpoint
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "STEPS", 2)
-    monkeypatch.setattr(reconstruction, "multiplies_bf16_on", lambda device: False)
-    monkeypatch.setattr(scales, "multiplies_bf16_on", lambda device: False)
+    monkeypatch.setattr(forward, "multiplies_bf16_on", lambda device: False)
 
 
 @pytest.fixture
@@ -158,7 +157,7 @@ def test_scales_leave_rows_that_may_not_change(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         values = torch.randn(2, 6, 4).to(dtype)
         values[0, 1, 2], values[1, 3, 3] = 0, 1e-7
-        one = TensorScales.of(values.shape, 2, [[0, 3], [8, 12]])
+        one = TensorScales.of(values.shape, 2, [(0, 3), (8, 12)])
         for log in one.logs:
             log.normal_(std=0.5)
         new = one.applied(values)
@@ -206,11 +205,11 @@ def test_a_matrix_that_no_sample_is_seen_to_reach_is_not_scaled(
     """A product by einsum is not recognised, but has gradients."""
     from transformers.models.llama import modeling_llama
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def by_einsum(self: Any, x: torch.Tensor) -> torch.Tensor:
         hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
         return torch.einsum("...i,oi->...o", hidden, self.down_proj.weight)
 
-    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", forward)
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", by_einsum)
     tiny_models.build("llama", tmp_path / "dense")
     out = tmp_path / "out"
     prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5))
@@ -218,6 +217,26 @@ def test_a_matrix_that_no_sample_is_seen_to_reach_is_not_scaled(
     assert {one["survivors"] for k, one in found.items() if "down_proj" in k} == {"kept"}
     assert {one["survivors"] for k, one in found.items() if "down_proj" not in k} == {"updated"}
     assert verify(out).ok
+
+
+@pytest.mark.usefixtures("fast")
+def test_experts_that_no_token_reaches_are_not_scaled_and_the_others_are(tmp_path: Path) -> None:
+    model: Any = tiny_models.build("gpt_oss", tmp_path / "dense")
+    for layer in model.model.layers:
+        layer.mlp.router.bias.data[0] = -1e4
+    model.save_pretrained(tmp_path / "dense")
+    dense, out = reference.stored(tmp_path / "dense"), tmp_path / "out"
+    prune(tmp_path / "dense", out, settings("wanda", sparsity=0.5))
+    found, stored = facts(out), reference.stored(out)
+    stacks = [name for name in found if "experts" in name]
+    assert stacks
+    for name in stacks:
+        assert found[name]["by_magnitude"] == 1
+        assert found[name]["divergence"] < found[name]["divergence_before"]
+        kept = stored[name] != 0
+        same = (stored[name] == dense[name]) | ~kept
+        assert same[0].all()
+        assert not any(bool(one.all()) for one in same[1:])
 
 
 def test_a_config_that_asks_for_router_logits_and_tuples_does_not_hinder(tmp_path: Path) -> None:
@@ -231,6 +250,6 @@ def test_a_config_that_asks_for_router_logits_and_tuples_does_not_hinder(tmp_pat
 
 def test_a_weight_that_the_dtype_cannot_hold_stays() -> None:
     values = torch.tensor([[60000.0, 1.0]], dtype=torch.float16)
-    one = TensorScales.of(values.shape, 1, None)
+    one = TensorScales.of(values.shape, 1, [(0, 1)])
     one.rows[0].fill_(0.5)
     assert one.applied(values).tolist() == [[60000.0, torch.tensor(0.5).exp().half().item()]]

@@ -15,6 +15,7 @@ from prunectl.checkpoint.reader import TensorReader
 from prunectl.checkpoint.torch_tensors import read_tensor
 from prunectl.device import is_out_of_memory
 from prunectl.events import Note, OnEvent
+from prunectl.geometry import Ranges
 from prunectl.methods.factor import SingularHessian
 from prunectl.methods.spec import Needs
 from prunectl.methods.table import needing
@@ -45,6 +46,8 @@ class CalibratedFacts:
         dead_inputs: inputs that were zero in every sample.
         by_magnitude: matrices that no input reached, pruned by magnitude.
         pattern_rows: row ranges that follow the pattern, as in the manifest; None for all rows.
+        movable_rows: row ranges whose kept weights a fit may change: those that were pruned, of
+            matrices that inputs reached.
         steps: of fitting its block. block_error_before, block_error: of the block, on samples held
             out; None without that.
         scale_steps: of fitting scales to the logits. divergence_before, divergence: of the model's
@@ -61,6 +64,7 @@ class CalibratedFacts:
     dead_inputs: int
     by_magnitude: int
     pattern_rows: list[tuple[int, int]] | None = None
+    movable_rows: Sequence[tuple[int, int]] = ()
     steps: int = 0
     block_error_before: float | None = None
     block_error: float | None = None
@@ -104,7 +108,6 @@ class Calibrator(Pruner):
         self.zeros: dict[str, int] = {}
         # Of a block that is reconstructed before it is stored.
         self._new: dict[str, torch.Tensor] = {}
-        self._done: dict[str, list[Done]] = {}
 
     def in_turn(self, name: str) -> bool:
         """Whether a tensor's share of a budget depends on the tensors before it."""
@@ -137,31 +140,21 @@ class Calibrator(Pruner):
         self.facts[name] = facts
         if self._store is not None and computed.values is not None:
             self.notes.tensor(name, facts, missed, done)
-            if self._job.settings.reconstruct:
-                self._new[name], self._done[name] = computed.values, done
+            if self._job.settings.reconstruct and facts.movable_rows:
+                self._new[name] = computed.values
             else:
                 self._store.put(name, computed.values, asdict(facts))
 
     def movable(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The new values of a tensor, and its kept weights in rows and matrices that were pruned.
-
-        Matrices that no sample reached stay as they are.
-        """
-        import torch
-
+        """The new values of a tensor, and which of its kept weights a fit may change."""
         if name not in self._new:
             return None
         values = self._new[name]
-        moves = torch.zeros_like(values, dtype=torch.bool)
-        axis = self._job.planned[name].input_axis
-        places = zip(
-            as_matrices(moves, axis), as_matrices(values, axis), self._done[name], strict=True
-        )
-        for place, part, one in places:
-            if not one.by_magnitude:
-                place.copy_(part != 0)
-                if one.rows is not None:
-                    place &= inside(one.rows, len(part), part.device)
+        moves = values != 0
+        parts = as_matrices(moves, self._job.planned[name].input_axis)
+        movable = inside(self.facts[name].movable_rows, sum(map(len, parts)), moves.device)
+        for part, rows in zip(parts, movable.split([len(part) for part in parts]), strict=True):
+            part &= rows
         return (values, moves) if bool(moves.any()) else None
 
     def reconstructed(self, name: str, values: torch.Tensor, fit: Fit) -> None:
@@ -182,7 +175,6 @@ class Calibrator(Pruner):
         for name, values in self._new.items():
             self._store.put(name, values, asdict(self.facts[name]))
         self._new.clear()
-        self._done.clear()
         self._store.finish(block)
 
     def passed(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -224,6 +216,7 @@ def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedF
     errors = [one.error for one in done if one.error is not None]
     before = [one.error_before_refine for one in done if one.error_before_refine is not None]
     raised, damping = max(((one.raised, one.damping) for one in done), default=(0, 0.0))
+    pattern = _ranges([one.rows for one in done], out)
     return CalibratedFacts(
         survivors="updated" if any(one.survivors == "updated" for one in done) else "kept",
         tokens=min((0 if gram is None else gram.tokens for gram in grams), default=0),
@@ -234,19 +227,19 @@ def _summed(done: Sequence[Done], grams: Sequence[Any], out: int) -> CalibratedF
         raised=raised,
         dead_inputs=sum(one.dead for one in done),
         by_magnitude=sum(one.by_magnitude for one in done),
-        pattern_rows=_all_rows(done, out),
+        pattern_rows=None if pattern == [(0, out * len(done))] else pattern,
+        movable_rows=_ranges([() if one.by_magnitude else one.rows for one in done], out),
     )
 
 
-def _all_rows(done: Sequence[Done], out: int) -> list[tuple[int, int]] | None:
-    """Row ranges of a stack of matrices that take the pattern; rows are numbered across the stack.
-    None: all rows."""
-    if any(one.rows is None for one in done):
-        return None
-    ranges = merged(
-        (i * out + a, i * out + b) for i, one in enumerate(done) for a, b in one.rows or ()
-    )
-    return None if ranges == ((0, out * len(done)),) else list(ranges)
+def _ranges(rows: Sequence[Ranges | None], out: int) -> list[tuple[int, int]]:
+    """Row ranges of the matrices of a stack, of ``out`` rows each, numbered across the stack.
+
+    Args:
+        rows: of each matrix; None for all.
+    """
+    each = [((0, out),) if one is None else one for one in rows]
+    return list(merged((i * out + a, i * out + b) for i, one in enumerate(each) for a, b in one))
 
 
 def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
@@ -257,6 +250,7 @@ def replaced(resolution: Resolution, store: CalibratedStore) -> Resolution:
     edits, reasons = dict(resolution.edits), dict(resolution.reasons)
     for name, (tensor, record, digest) in stored.items():
         found = record.pop("pattern_rows")
+        del record["movable_rows"]
         rows.pop(name, None)
         reasons.pop(name, None)
         if found == []:
@@ -314,12 +308,12 @@ class CalibrationNotes:
 
     def end(self) -> None:
         """Send the warnings that sum up several tensors."""
-        what = "their survivors are as before" if self._by_mask else "magnitudes decided there"
+        what = "their survivors are as before" if self._by_mask else "pruned by magnitude"
         if self._unreached:
             text = f"No sample reaches {_some(self._unreached)}: {what}."
             self._warn(f"{text} The manifest says which.")
         if self._missed:
-            text = f"How {_some(self._missed)} is multiplied is not recognised: {what}."
+            text = f"The product with {_some(self._missed)} is not recognised: {what}."
             self._warn(f"{text} The manifest says which.")
         if self._dead:
             count = sum(self._dead.values())

@@ -97,7 +97,7 @@ class ProductWatcher(TorchFunctionMode):
         self._uses = dict.fromkeys(watched, 0)
         self._by_storage: dict[int, list[Matrix]] = {}
         for one in self._uses:
-            self._by_storage.setdefault(_storage(one.weight), []).append(one)
+            self._by_storage.setdefault(storage_of(one.weight), []).append(one)
         self._known: dict[tuple[int, ...], tuple[Matrix, ...]] = {}
 
     @property
@@ -120,7 +120,7 @@ class ProductWatcher(TorchFunctionMode):
         """Report a product of two operands; False if it is not a known product."""
         if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor):
             return False
-        if weight.ndim < 2 or _storage(weight) not in self._by_storage:
+        if weight.ndim < 2 or storage_of(weight) not in self._by_storage:
             return False
         if weight.ndim == 2:
             return self._report(weight if out_first else weight.T, x)
@@ -133,15 +133,15 @@ class ProductWatcher(TorchFunctionMode):
 
     def _miss(self, operands: Iterable[Any], result: Any) -> None:
         """Record the matrices that an unknown operation uses. Making a view is no use."""
-        made = {_storage(one) for one in _tensors_in([result])}
+        made = {storage_of(one) for one in _tensors_in([result])}
         for one in _tensors_in(operands) if made else ():
-            storage = _storage(one)
+            storage = storage_of(one)
             if storage not in made and storage in self._by_storage:
                 self.missed.update(m for m in self._by_storage[storage] if _overlap(one, m.weight))
 
     def _report(self, operand: torch.Tensor, x: torch.Tensor) -> bool:
         """Report a product with ``operand`` [out, in]; False if it holds no watched matrix."""
-        key = (_storage(operand), operand.storage_offset(), *operand.stride(), *operand.shape)
+        key = (storage_of(operand), operand.storage_offset(), *operand.stride(), *operand.shape)
         found = self._known.get(key)
         if found is None:
             candidates = self._by_storage[key[0]]
@@ -200,7 +200,7 @@ def _stretch(tensor: torch.Tensor) -> tuple[int, int]:
     return begin, begin + (int(steps) + 1 if tensor.numel() else 0)
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 

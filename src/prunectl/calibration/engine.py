@@ -16,7 +16,7 @@ from prunectl.calibration.capture import FastLinear, Matrix, ProductWatcher, mat
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.forward import BlockGroup, Forward, Inputs
 from prunectl.calibration.pruner import Captured, EachAtOnce, Pruner, PruneTensor, pruned
-from prunectl.calibration.reconstruction import LEAST_BATCHES, Part, Reconstruction, passes_of
+from prunectl.calibration.reconstruction import Part, Reconstruction, steps_for
 from prunectl.calibration.statistics import NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
@@ -49,7 +49,8 @@ class Wanted:
 
 _NOT_SHARED, _FULL = "not shared", "full"
 
-_NUMBER = re.compile(r"\.\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\bexperts\.)(\w+_)?\d+(?=\.)")
+"""The number of an expert in a tensor's name."""
 
 
 def _never(block: str) -> Values | None:
@@ -60,14 +61,19 @@ def try_model(
     block_model: BlockModel,
     samples: Sequence[Inputs],
     run: Run = PLAIN_RUN,
+    *,
+    least: int = 1,
 ) -> BlockOrder:
     """Check with a short sample whether a model can be calibrated block by block.
+
+    Args:
+        least: as for :func:`calibrate`.
 
     Raises:
         CalibrationFailed, BadCheckpoint: it cannot; see :func:`find_block_order`.
         DeviceFull: there is too little memory for a block.
     """
-    return _try(Forward(block_model, samples, own=_own(run.ranks)), run.on_event)
+    return _try(Forward(block_model, samples, None, _own(run.ranks), least), run.on_event)
 
 
 def _try(forward: Forward, on_event: OnEvent) -> BlockOrder:
@@ -91,6 +97,7 @@ def calibrate(
     prune_tensor: PruneTensor | Pruner,
     *,
     order: BlockOrder | None = None,
+    least: int = 1,
     finished: Callable[[str], Values | None] = _never,
     done: Callable[[str], object] = _never,
     spill: Path | None = None,
@@ -106,6 +113,7 @@ def calibrate(
             earlier blocks were pruned. Blocks that no sample reaches come last. With several ranks,
             one of them calls it for each tensor; a :class:`Pruner` passes the result on.
         order: the result of :func:`try_model` for the same samples; None calls it.
+        least: batches to make at least of the samples, if there are as many.
         finished: a block's new values from an earlier run, by tensor; None if there are none.
         done: called when all tensors of a block have been pruned.
         spill: a folder for block outputs; None keeps them in memory.
@@ -120,11 +128,10 @@ def calibrate(
             batch, and a part is to be held out.
         DeviceFull: there is too little memory for a block.
     """
-    least = LEAST_BATCHES if wanted.reconstruct else 1
     forward = Forward(block_model, samples, spill, _own(run.ranks), least)
     if wanted.reconstruct and forward.total < 2:
         raise CalibrationFailed(
-            "--reconstruct holds a part of the samples out, and there is one",
+            "--reconstruct holds out a part of the samples, so one sample is not enough",
             hint="give --samples 2 or more; 32 or more are usual",
         )
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
@@ -195,7 +202,7 @@ class _Engine:
         count = (len(steps) + 1 + self._wanted.with_dense) * self.forward.count
         reconstructs = self._wanted.reconstruct and bool(steps)
         if reconstructs:
-            count += passes_of(self.forward.total) * self.forward.total
+            count += steps_for(self.forward)
         tell = _Teller(self._on_event, self._phase, size, count, group.blocks[0])
         for step in steps:
             step(tell)
@@ -282,7 +289,7 @@ class _Engine:
         turn_of: dict[object, list[str]] = {}
         for key in statistics.order:
             for name in dict.fromkeys(one.name for one in key):
-                alike = (statistics.leader[key], _NUMBER.sub("", name), name)
+                alike = (statistics.leader[key], _EXPERT.sub("", name), name)
                 turn = next((turn_of[one] for one in alike if one in turn_of), None)
                 if turn is None:
                     turns.append(turn := [])
@@ -290,7 +297,10 @@ class _Engine:
                     turn.append(name)
                 for one in alike:
                     turn_of.setdefault(one, turn)
-        unseen = [name for name in todo if name not in turn_of]
+        unseen: list[str] = []
+        for name in todo:
+            if name not in turn_of:
+                turn_of.get(_EXPERT.sub("", name), unseen).append(name)
         return [*turns, *([unseen] if unseen else [])]
 
     def _measure_and_prune(

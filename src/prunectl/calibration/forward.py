@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from prunectl.calibration.errors import in_short, not_finite
 from prunectl.checkpoint.block_model import BlockModel
+from prunectl.cpu import multiplies_bf16
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed, CannotWrite
 from prunectl.methods.table import DEFAULT
@@ -112,6 +113,12 @@ class Forward:
         """The numbers of all other batches, to which a fit is made."""
         return [number for number in range(self.total) if number not in self.held_out]
 
+    def autocast(self, *, enabled: bool = True) -> AbstractContextManager[None]:
+        """Multiply in bf16 what is fp32, if the device does it in hardware: for gradients."""
+        device = self.block_model.device.type
+        enabled = enabled and self.block_model.dtype == torch.float32 and multiplies_bf16_on(device)
+        return torch.autocast(device, torch.bfloat16, enabled=enabled)
+
     def go(self, inputs: Inputs, *, grad: bool = False) -> bool:
         """Run inputs through the body; returns whether a block ended the forward by :class:`Stop`.
 
@@ -185,22 +192,18 @@ class Forward:
                 return found
         raise CalibrationFailed(f"some samples do not reach block {group.blocks[-1]}")
 
-    def logits(self, index: int, last: Mapping[str, Any] | None = None) -> torch.Tensor:
-        """The model's logits for a batch [samples, tokens, vocabulary].
-
-        Args:
-            last: the last outputs of each list of blocks; gradients with respect to them can be
-                computed. None: those that :meth:`record` kept for the dense model.
-        """
-        if last is not None:
-            return self.logits_of(self.batches[index], last, grad=True)
-        dense = {stack: outputs[index] for stack, outputs in self._outputs[True].items()}
-        return self.logits_of(self.batches[index], dense)
+    def dense_outputs(self, index: int) -> dict[str, Any]:
+        """The last outputs of each list of blocks that :meth:`record` kept for the dense model."""
+        return {stack: outputs[index] for stack, outputs in self._outputs[True].items()}
 
     def logits_of(
         self, inputs: Inputs, last: Mapping[str, Any], *, grad: bool = False
     ) -> torch.Tensor:
-        """The model's logits for inputs whose blocks put out ``last``.
+        """The model's logits [samples, tokens, vocabulary].
+
+        Args:
+            last: the last outputs of each list of blocks.
+            grad: record operations on them.
 
         Raises:
             CalibrationFailed: the model fails, or puts out something else.
@@ -233,6 +236,13 @@ class Forward:
             first = hidden_states(kept[index])
             if first is not None and first.is_floating_point() and not first.isfinite().all():
                 raise not_finite(group.blocks[-1])
+
+
+def multiplies_bf16_on(device: str) -> bool:
+    """Whether a device of this type multiplies bf16 in hardware."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return multiplies_bf16()
 
 
 def hidden_states(output: Any) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ def _kept(weight: torch.Tensor, pruned: Pruned) -> torch.Tensor:
     return pruned.mask & (weight != 0)
 
 
-def inside(rows: Ranges, out: int, device: torch.device) -> torch.Tensor:
+def inside(rows: Iterable[tuple[int, int]], out: int, device: torch.device) -> torch.Tensor:
     """bool [out, 1]: whether each row is among ``rows``."""
     inside = torch.zeros(out, 1, dtype=torch.bool, device=device)
     for start, stop in rows:

@@ -21,17 +21,17 @@ from dataclasses import dataclass
 
 import torch
 
+from prunectl.calibration.capture import storage_of
 from prunectl.calibration.errors import in_short, not_finite
 from prunectl.calibration.forward import BlockGroup, Forward, hidden_states
 from prunectl.calibration.matrix import DtypeRounding
 from prunectl.calibration.pruner import Fit
-from prunectl.cpu import multiplies_bf16
 from prunectl.device import is_out_of_memory
 from prunectl.errors import CalibrationFailed
 from prunectl.parallel.ranks import Ranks
 
 STEPS = 160
-"""At least this many, in whole passes over the samples that are not held out."""
+"""At least this many, in whole passes over the batches that are not held out."""
 
 RATE = 0.004
 """The first step of a weight, as a share of the root mean square of its tensor's kept weights."""
@@ -55,9 +55,10 @@ class Part:
     moves: torch.Tensor
 
 
-def passes_of(batches: int) -> int:
-    """Passes over so many batches, two at least."""
-    return max(2, -(-STEPS // batches))
+def steps_for(forward: Forward) -> int:
+    """Steps to fit a block: whole passes over the batches, two at least."""
+    batches = len(forward.fitted)
+    return max(2, -(-STEPS // batches)) * batches
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -85,12 +86,12 @@ class Reconstruction:
     ) -> None:
         self._forward, self._group, self._ranks, self._tell = forward, group, ranks, tell
         modules = [forward.block_model.model.get_submodule(block) for block in group.blocks]
-        owners = {_storage(p): p for module in modules for p in module.parameters()}
+        owners = {storage_of(p): p for module in modules for p in module.parameters()}
         self._masks: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._exact: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._parts: list[tuple[Part, torch.Tensor]] = []  # with its exact values, in fp32
         for part in parts.values():
-            owner = owners[_storage(part.view)]
+            owner = owners[storage_of(part.view)]
             if owner not in self._masks:
                 self._masks[owner] = torch.zeros_like(owner, dtype=torch.bool)
                 self._exact[owner] = owner.detach().to(torch.float32, copy=True)
@@ -100,8 +101,6 @@ class Reconstruction:
             exact.copy_(part.best)
             self._parts.append((part, exact))
         self._own = forward.numbers
-        self._device, dtype = forward.block_model.device.type, forward.block_model.dtype
-        self._in_bf16 = dtype == torch.float32 and multiplies_bf16_on(self._device)
         self._trained = forward.fitted
 
     def run(self) -> Fit:
@@ -112,13 +111,12 @@ class Reconstruction:
             for one, mask in zip(exact, self._masks.values(), strict=True)
         ]
         optimizer = torch.optim.Adam(groups, fused=True)
-        passes = passes_of(len(self._trained))
-        steps = passes * len(self._trained)
+        steps = steps_for(self._forward)
         schedule = cosine(optimizer, steps)
         before = best = self._error()
         if not math.isfinite(before):
             raise not_finite(self._group.blocks[-1])
-        for _ in range(passes):
+        for _ in range(steps // len(self._trained)):
             for number in self._trained:
                 if self._set_gradients(number):
                     optimizer.step()
@@ -139,7 +137,9 @@ class Reconstruction:
         are_finite = True
         for gradient, parameter in zip(found, parameters, strict=True):
             exact, mask = self._exact[parameter], self._masks[parameter]
-            exact.grad = torch.zeros_like(exact) if gradient is None else gradient.float() * mask
+            exact.grad = torch.zeros_like(exact)  # laid out as Adam expects, unlike some gradients
+            if gradient is not None:
+                exact.grad.copy_(gradient).mul_(mask)
             if self._ranks.count > 1:
                 whole = exact.grad.contiguous()
                 self._ranks.all_reduce(whole)
@@ -150,14 +150,14 @@ class Reconstruction:
     def _gradients(
         self, index: int, parameters: list[torch.nn.Parameter]
     ) -> Sequence[torch.Tensor | None]:
-        """The gradients of a batch, times a constant that keeps them from underflow in fp16."""
+        """The gradients of the sum of a batch's errors."""
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            error, size = self._error_of(index, grad=True)
+            error, _ = self._error_of(index, grad=True)
             if not error.requires_grad:  # nothing that may move was reached
                 return [None] * len(parameters)
-            return torch.autograd.grad(error * math.sqrt(size), parameters, allow_unused=True)
+            return torch.autograd.grad(error, parameters, allow_unused=True)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -189,19 +189,22 @@ class Reconstruction:
             parameter.data.copy_(exact)
 
     def _error(self) -> float:
-        """The mean error of the batches held out; Inf if it is not finite."""
-        return mean_held_out(
-            self._forward, self._ranks, lambda index: (float(self._error_of(index)[0]), 1)
-        )
+        """The mean error of the tokens held out; Inf if it is not finite."""
+
+        def measure(index: int) -> tuple[float, int]:
+            error, tokens = self._error_of(index)
+            return float(error), tokens
+
+        return mean_held_out(self._forward, self._ranks, measure)
 
     def _error_of(self, index: int, *, grad: bool = False) -> tuple[torch.Tensor, int]:
-        """The error of a batch, and the number of outputs.
+        """The sum of a batch's errors, and the number of tokens.
 
-        It is the mean over tokens of the squared error relative to the dense output's square, of
-        each block's first output: its hidden states.
+        The error of a token is that of each block's first output, its hidden states: squared, and
+        relative to the dense output's square.
         """
-        errors, size = [], 0
-        with torch.autocast(self._device, torch.bfloat16, enabled=grad and self._in_bf16):
+        errors, tokens = [], 0
+        with self._forward.autocast(enabled=grad):
             outputs = self._forward.run(self._group, index, grad=grad)
         for stack, output in outputs.items():
             wanted = self._forward.output(stack, index, dense=True)
@@ -210,9 +213,9 @@ class Reconstruction:
             assert dense is not None
             dense = dense.to(one.device).float()
             lost = (one.float() - dense).square().mean(-1)
-            errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).mean())
-            size += one.numel()
-        return torch.stack(errors).mean(), size
+            errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).sum())
+            tokens += lost.numel()
+        return torch.stack(errors).sum(), tokens
 
 
 _SMALLEST = 1e-12
@@ -233,17 +236,6 @@ def mean_held_out(
     ranks.all_reduce(total)
     mean = float(total[0] / total[1])
     return mean if math.isfinite(mean) else math.inf
-
-
-def multiplies_bf16_on(device: str) -> bool:
-    """Whether a device of this type multiplies bf16 in hardware."""
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return multiplies_bf16()
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def at(other: torch.Tensor, view: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

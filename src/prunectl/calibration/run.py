@@ -16,6 +16,7 @@ from prunectl.calibration.calibrator import Calibrator, replaced
 from prunectl.calibration.errors import memory_errors
 from prunectl.calibration.matrix import needs_full, runs_dense
 from prunectl.calibration.memory import MemoryForecast, forecast
+from prunectl.calibration.reconstruction import LEAST_BATCHES
 from prunectl.calibration.store import CalibratedStore
 from prunectl.calibration.targets import (
     ByCounts,
@@ -61,13 +62,14 @@ class _Passes:
         )
         run.ranks.use(self.block_model.device, run.on_event)
         self._samples = job.samples.inputs
+        self._least = LEAST_BATCHES if job.settings.reconstruct else 1
 
     @cached_property
     def _prepared(self) -> tuple[BlockOrder, MemoryForecast]:
         """The model's block order, and the memory that is needed."""
         from prunectl.calibration.engine import try_model
 
-        order = try_model(self.block_model, self._samples, self.run)
+        order = try_model(self.block_model, self._samples, self.run, least=self._least)
         memory = forecast(self.job, self.block_model, order, self._free)
         self.run.note(str(memory))
         return order, memory
@@ -91,7 +93,7 @@ class _Passes:
         order, memory = self._prepared
         spill = self.job.target.resolve().parent if memory.spilled else None
         return calibrate(
-            self.block_model, self._samples, wanted, pruner, order=order,
+            self.block_model, self._samples, wanted, pruner, order=order, least=self._least,
             finished=finished, done=done, spill=spill, phase=phase, run=self.run,
         )  # fmt: skip
 
@@ -106,11 +108,16 @@ class _Passes:
         from prunectl.calibration.scales import ScaleFit, TensorScales
 
         written = store.written(first=True)
-        tensors = {}
-        for spec in (spec for block, specs in blocks.items() if block for spec in specs):
-            facts, axis = written[spec.name].facts, self.job.planned[spec.name].input_axis
-            rows = () if facts["by_magnitude"] else facts["pattern_rows"]
-            tensors[spec.name] = TensorScales.of(spec.shape, axis, rows)
+        tensors = {
+            spec.name: TensorScales.of(
+                spec.shape,
+                self.job.planned[spec.name].input_axis,
+                written[spec.name].facts["movable_rows"],
+            )
+            for block, specs in blocks.items()
+            if block
+            for spec in specs
+        }
         order, memory = self._prepared
         scales = ScaleFit(forward, order.groups, tensors, store.read, keeps=memory.keeps_blocks)
         with memory_errors(
@@ -179,8 +186,10 @@ def _prune_blocks(
         calibrator.passed(values or {})
         return values
 
-    wanted = replace(
-        _wanted(job, blocks, full=full),
+    wanted = _wanted(
+        job,
+        blocks,
+        full=full,
         with_dense=runs_dense(job.settings),
         reconstruct=job.settings.reconstruct,
     )
@@ -305,15 +314,12 @@ def _blocks(
     return {block: specs for block, specs in found.items() if specs}
 
 
-def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], *, full: bool) -> Wanted:
+def _wanted(job: Job, blocks: Mapping[str, list[TensorSpec]], **measured: bool) -> Wanted:
     from prunectl.calibration.engine import Wanted
 
     inside = {spec.name for block, specs in blocks.items() if block for spec in specs}
     names = [entry.spec.name for entry in job.plan.tensors if entry.spec.name in inside]
-    return Wanted(
-        {name: job.planned[name].input_axis for name in names},
-        full=full,
-    )
+    return Wanted({name: job.planned[name].input_axis for name in names}, **measured)
 
 
 def _give_outside(specs: list[TensorSpec], passes: _Passes, pruner: Pruner) -> None:

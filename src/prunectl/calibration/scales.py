@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +28,9 @@ from torch.utils import _pytree as pytree
 
 from prunectl.calibration.capture import FastLinear, as_matrices
 from prunectl.calibration.forward import BlockGroup, Forward
-from prunectl.calibration.matrix import DtypeRounding
+from prunectl.calibration.matrix import DtypeRounding, inside
 from prunectl.calibration.pruner import Fit
-from prunectl.calibration.reconstruction import at, cosine, mean_held_out, multiplies_bf16_on
+from prunectl.calibration.reconstruction import at, cosine, mean_held_out
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.run import Run
 
@@ -61,18 +60,15 @@ class TensorScales:
 
     @classmethod
     def of(
-        cls, shape: Sequence[int], axis: int | None, ranges: Sequence[Sequence[int]] | None
+        cls, shape: Sequence[int], axis: int | None, movable: Sequence[tuple[int, int]]
     ) -> TensorScales:
         """Scales of 1.
 
         Args:
-            ranges: the rows [start, stop) that may change, numbered through the matrices; None for
-                all.
+            movable: the rows [start, stop) that may change, numbered across the matrices.
         """
         parts = as_matrices(torch.empty(tuple(shape), device="meta"), axis)
-        moves = torch.full((sum(len(part) for part in parts), 1), ranges is None)
-        for start, stop in ranges or ():
-            moves[start:stop] = True
+        moves = inside(movable, sum(map(len, parts)), torch.device("cpu"))
         return cls(
             axis,
             list(moves.split([len(part) for part in parts])),
@@ -96,9 +92,9 @@ class TensorScales:
             as_matrices(new, self.axis), as_matrices(kept, self.axis),
             self.moves, self.rows, self.columns, strict=True,
         )  # fmt: skip
-        for part, inside, moves, rows, columns in places:
+        for part, place, moves, rows, columns in places:
             part.mul_(rows.exp()[:, None].to(part)).mul_(columns.exp().to(part))
-            inside &= moves.to(inside.device)
+            place &= moves.to(place.device)
         new = DtypeRounding(values.dtype, 1.0).rounded(new, kept)
         return torch.where(kept & new.isfinite(), new, values)
 
@@ -140,8 +136,6 @@ class ScaleFit:
             assert block is not None
             self._names[block].append(name)
         self._version, self._placed = 0, dict[str, int]()
-        device, dtype = self._model.device.type, self._model.dtype
-        self._in_bf16 = dtype == torch.float32 and multiplies_bf16_on(device)
 
     def run(self, run: Run) -> Fit | None:
         """Set the scales; None if the logits are not finite, before any is set."""
@@ -194,7 +188,7 @@ class ScaleFit:
 
     def _backward(self, index: int) -> None:
         """Add a batch's gradients to all scales."""
-        with self._autocast():
+        with self._forward.autocast():
             states = self._states(index)
             last = _leaves(states.pop())
             divergence, _ = self._divergence(index, last)
@@ -225,7 +219,7 @@ class ScaleFit:
         parameters = list(dict.fromkeys(owner_of.values()))
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with self._autocast():
+        with self._forward.autocast():
             outputs = self._forward.run(group, index, grad=True, before=leaves)
         pairs = [
             (leaf, gradient.to(leaf.device))
@@ -273,10 +267,12 @@ class ScaleFit:
 
     def _divergence(self, index: int, last: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         """The sum over a batch's tokens of KL(p || q), and the number of tokens."""
+        inputs = self._forward.batches[index]
         with torch.no_grad():
-            dense = self._forward.logits(index).float().log_softmax(-1)
+            found = self._forward.logits_of(inputs, self._forward.dense_outputs(index))
+            dense = found.float().log_softmax(-1)
         with torch.enable_grad():
-            own = self._forward.logits(index, last).float().log_softmax(-1)
+            own = self._forward.logits_of(inputs, last, grad=True).float().log_softmax(-1)
             found = torch.nn.functional.kl_div(own, dense, reduction="sum", log_target=True)
         return found, dense.shape[:-1].numel()
 
@@ -302,9 +298,6 @@ class ScaleFit:
                 for name, view in self._model.views(self._names[block]).items():
                     view.copy_(self._tensors[name].applied(self._read(name).to(view.device)))
                 self._placed[block] = self._version
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._in_bf16)
 
 
 def _floats(output: Any) -> list[torch.Tensor]:

@@ -79,8 +79,11 @@ def descend(
     diagonal = hessian.diagonal()
     inverse = torch.where(diagonal > 0, 1 / (diagonal + pull), 0.0)
     weight = start.clone()
-    residual = _pulled(dense - start, hessian, pull).mul_(mask)
-    error = float(_dots(dense - start, _pulled(dense - start, hessian, pull)).sum())
+    change = dense - start
+    residual = _pulled(change, hessian, pull)
+    error = float(_dots(change, residual).sum())
+    residual.mul_(mask)
+    del change
     direction = residual * inverse
     slope = _dots(residual, direction)
     for _ in range(iterations):

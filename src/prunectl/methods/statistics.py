@@ -149,9 +149,10 @@ class Gram:
         if not self._full:
             raise ValueError("only the diagonal was gathered, not the full second moments")
         if self._closed is None:
-            self._closed = self._sum.diagonal().clone()
+            diagonal = self._sum.diagonal().clone()
             _symmetrize(self._sum)
             self._sum /= max(self.tokens, 1)
+            self._closed = diagonal
         return self._sum
 
     def aim(self, damping: float) -> Tensor | None:
@@ -160,8 +161,8 @@ class Gram:
         ``A = I + SHARE * (sum s (d - x) x^T) (sum x x^T + p I)^-1``, with p of ``damping`` times
         the mean of the diagonal. With s = SHARE = 1, ``W A`` minimizes the sum over inputs of
         ``|W' x - W d|^2``, plus ``p |W' - W|^2``, over W' (GPTAQ, arXiv 2504.02692). Half of the
-        way is better than either end: d is known from x in part only, and what the samples tell
-        beyond that is chance.
+        way is better than either end: x determines d only in part, and the rest of what the samples
+        show is noise.
 
         Returns:
             None where the dense model's inputs are not known, or no damping, raised tenfold
@@ -193,11 +194,6 @@ class Gram:
     def norms(self) -> Tensor:
         """``||x_j||_2`` of every input over all tokens, fp32 [inputs] (Wanda, arXiv 2306.11695)."""
         return self._squares().sqrt()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the sums, in bytes."""
-        return self._sum.nbytes
 
     def _squares(self) -> Tensor:
         if not self._full:
