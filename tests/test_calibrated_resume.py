@@ -18,11 +18,12 @@ from full import few
 from safetensors import safe_open
 
 from prunectl import NM, PruneSettings, Rule, export, prune, verify
-from prunectl.calibration.store import CalibratedStore, clean_up
+from prunectl.calibration.store import CalibratedStore
 from prunectl.errors import DamagedWork, OutputConflict
 from prunectl.events import Advanced, Event, Note, PhaseStarted
 from prunectl.output import journal as journal_module
-from prunectl.output.target import calibrated_folder, calibrated_journal
+from prunectl.output.resumable import ResumableFolder
+from prunectl.output.target import calibrated_folder, calibrated_journal, clean_up_calibration
 from prunectl.parallel.run import PLAIN_RUN
 from prunectl.plan.settings import Calibration
 
@@ -156,8 +157,8 @@ def test_blocks_behind_one_that_comes_out_otherwise_are_computed_anew(
     layers, events = go_on(source, out)
     assert layers == [1, 2, 3]
     assert notes(events)[1:] == [
-        f"{out}: model.layers.1 did not come out as it was: "
-        "the blocks after it are computed anew too"
+        f"{out}: model.layers.1 was recomputed with other bytes: "
+        "the blocks after it are recomputed too"
     ]
     assert reference.contents(out) == whole
 
@@ -369,7 +370,7 @@ def test_another_prune_for_the_same_output_leaves_a_running_calibration_its_work
             for another in (lambda: prune(source, out, magnitude), lambda: export("demo", out)):
                 with pytest.raises(OutputConflict, match="another prunectl is writing"):
                     another()
-            clean_up(out)
+            clean_up_calibration(out)
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -385,6 +386,39 @@ def test_what_a_calibration_left_is_swept_with_the_output(source: Path, out: Pat
     assert calibrated_folder(out).is_dir()
     prune(source, out, PruneSettings(sparsity=0.5))
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_what_a_run_left_that_was_killed_in_the_end_is_swept_by_the_next(
+    source: Path, out: Path, whole: dict[str, bytes]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResumableFolder, "discard", lambda self: None)
+        patch.setattr("prunectl.pruning.verb.clean_up_calibration", lambda real: None)
+        prune(source, out, SPARSEGPT)
+    assert calibrated_folder(out).is_dir()
+    with pytest.raises(OutputConflict, match="exists and is not empty"):
+        prune(source, out, SPARSEGPT)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert reference.contents(out) == whole
+
+
+def test_a_calibration_that_is_to_replace_an_output_waits_while_others_are_refused(
+    source: Path, out: Path
+) -> None:
+    prune(source, out, PruneSettings(sparsity=0.5))
+    finish = CalibratedStore.finish
+
+    def stop(self: CalibratedStore, block: str) -> None:
+        finish(self, block)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CalibratedStore, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(source, out, SPARSEGPT, force=True)
+    with pytest.raises(OutputConflict, match="exists and is not empty"):
+        prune(source, out, SPARSEGPT)
+    assert go_on(source, out, force=True)[0] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("damaged", few([False, True], True))

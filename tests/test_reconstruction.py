@@ -19,7 +19,7 @@ from prunectl import PruneSettings, prune, verify
 from prunectl.calibration import block_order, reconstruction, scales
 from prunectl.calibration.samples import gather_samples
 from prunectl.checkpoint.opening import open_checkpoint
-from prunectl.errors import CalibrationFailed, InvalidOption
+from prunectl.errors import CalibrationFailed, InvalidOption, UnsupportedCheckpoint
 from prunectl.plan.settings import Calibration
 
 RANDOM = Calibration(("random",), samples=16, sequence_length=10)
@@ -182,7 +182,17 @@ def test_one_sample_leaves_none_to_hold_out(tmp_path: Path) -> None:
         prune(
             tmp_path / "dense", tmp_path / "out", settings("wanda", sparsity=0.5, calibration=one)
         )
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_a_first_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    model: Any = tiny_models.build("llama", tmp_path / "dense")
+    model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = torch.inf
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(UnsupportedCheckpoint, match="holds Inf") as error:
+        prune(tmp_path / "dense", tmp_path / "out", settings("magnitude", sparsity=0.5))
+    assert "without --refine and --reconstruct" in error.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
 def test_it_needs_samples(typed: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

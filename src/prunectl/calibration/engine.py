@@ -20,7 +20,6 @@ from prunectl.calibration.reconstruction import Part, Reconstruction, steps_for
 from prunectl.calibration.statistics import NotShared, Statistics, agree
 from prunectl.checkpoint.block_model import BlockModel
 from prunectl.device import is_out_of_memory
-from prunectl.errors import CalibrationFailed
 from prunectl.events import Advanced, Note, OnEvent
 from prunectl.parallel.ranks import Ranks
 from prunectl.parallel.run import PLAIN_RUN, Run
@@ -38,7 +37,7 @@ class Wanted:
         with_dense: run the dense model too, to aim at its outputs, and measure each matrix with
             those before it in the block pruned already, so that the aim makes up for them as well.
         reconstruct: then fit each block as a whole to the dense block's outputs. One of sixteen
-            batches is held out, from the statistics too.
+            batches is held out, from the statistics too; there are two at least.
     """
 
     axes: Mapping[str, int | None]
@@ -124,16 +123,10 @@ def calibrate(
         The forward, with the last outputs of the pruned model, and of the dense model if it ran.
 
     Raises:
-        CalibrationFailed: the model fails on the samples, or its outputs hold NaN; or there is one
-            batch, and a part is to be held out.
+        CalibrationFailed: the model fails on the samples, or its outputs hold NaN.
         DeviceFull: there is too little memory for a block.
     """
     forward = Forward(block_model, samples, spill, _own(run.ranks), least)
-    if wanted.reconstruct and forward.total < 2:
-        raise CalibrationFailed(
-            "--reconstruct holds out a part of the samples, so one sample is not enough",
-            hint="give --samples 2 or more; 32 or more are usual",
-        )
     pruner = prune_tensor if isinstance(prune_tensor, Pruner) else EachAtOnce(prune_tensor)
     engine = _Engine(block_model, forward, wanted, pruner, phase, run)
     groups = (order or _try(forward, run.on_event)).groups

@@ -147,7 +147,7 @@ class Forward:
                 raise
             raise CalibrationFailed(
                 f"the model's forward fails on the samples: {in_short(error)}",
-                hint=f"PRUNECTL_DEBUG=1 shows where; --method {DEFAULT} runs no samples",
+                hint=f"PRUNECTL_DEBUG=1 shows where; --method {DEFAULT} alone runs no samples",
             ) from error
 
     def run(

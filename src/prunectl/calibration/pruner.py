@@ -161,12 +161,14 @@ def refuse_odd(name: str, tensor: torch.Tensor) -> None:
     """
     nans = int(tensor.isnan().sum())
     if nans:
-        raise NaNWeights(name, nans)
+        error = NaNWeights(name, nans)
+        error.hint = "the checkpoint is damaged: samples cannot run through the model"
+        raise error
     finite = bool(tensor.isfinite().all())
     if not finite or not bool(tensor.float().isfinite().all()):
         what = "numbers beyond the range of float32" if finite else "Inf"
         raise UnsupportedCheckpoint(
             name,
             f"it holds {what}, so its output error is undefined",
-            hint=f"--method {DEFAULT} takes it",
+            hint=f"--method {DEFAULT} takes it, without --refine and --reconstruct",
         )

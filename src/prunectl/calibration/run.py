@@ -159,8 +159,7 @@ def calibrated(job: Job, resolution: Resolution, run: Run) -> Iterator[Resolutio
             blocks = _blocks(job, targets, passes.block_model)
             # The model that scales are fitted in has its dense embeddings and head.
             may_scale = job.settings.reconstruct and bool(blocks) and "" not in blocks
-            twice = may_scale and store.once("logits", passes.puts_out_logits)
-            store.expect(blocks, twice=twice)
+            store.expect(blocks, twice=may_scale and passes.puts_out_logits())
             if not store.complete:
                 _prune_blocks(passes, targets, blocks, store)
             del passes  # frees the model

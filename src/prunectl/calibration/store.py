@@ -8,9 +8,8 @@ comes out as it was, and are computed anew too if it does not, as may be on anot
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +20,8 @@ import blake3
 from prunectl.checkpoint.reader import TensorReader, WeightReader
 from prunectl.checkpoint.stored import StoredTensor
 from prunectl.checkpoint.torch_tensors import read_tensor
-from prunectl.errors import OutputConflict
 from prunectl.loading.finished import check_finished
 from prunectl.output.header import encode_header, storage_order
-from prunectl.output.journal import Journal
 from prunectl.output.osfiles import os_errors, real_path
 from prunectl.output.resumable import ResumableFolder
 from prunectl.output.secondary_rank import seen_outside
@@ -37,21 +34,6 @@ from prunectl.tensorspec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-
-def clean_up(target: Path) -> None:
-    """Remove what an interrupted calibration left next to an output that is whole by now.
-
-    Best effort. One that goes on meanwhile, in another process, is left alone.
-    """
-    real = target.resolve()
-    folder, path = calibrated_folder(real), calibrated_journal(real)
-    if not (folder.exists() or path.exists()):
-        return
-    with suppress(OutputConflict, OSError):
-        journal = Journal(path, target)
-        shutil.rmtree(folder, ignore_errors=True)
-        journal.remove()
 
 
 Value = TypeVar("Value")
@@ -228,7 +210,9 @@ class CalibratedStore:
         for name in later:
             self._folder.spoil(name)
         if later:
-            text = f"{block} did not come out as it was: the blocks after it are computed anew too"
+            text = (
+                f"{block} was recomputed with other bytes: the blocks after it are recomputed too"
+            )
             self._run.note(f"{self._target}: {text}", warning=True)
 
     def values_of(self, block: str) -> dict[str, torch.Tensor] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prunectl.documents import Document, convert, parse_json, read_object, read_regular
 from prunectl.errors import NoSpace, OutputConflict
-from prunectl.output.journal import check_free, clean_up_finished
+from prunectl.output.journal import Journal, check_free, clean_up_finished
 from prunectl.output.osfiles import (
     free_bytes,
     is_mount_point,
@@ -63,6 +65,35 @@ def calibrated_journal(target: Path) -> Path:
     return target.with_name(f".{target.name}.prunectl-calibrated-journal")
 
 
+def clean_up_calibration(real: Path) -> None:
+    """Remove what an interrupted calibration left next to an output that is whole by now.
+
+    Best effort. One that goes on meanwhile, in another process, is left alone.
+
+    Args:
+        real: the output's real path.
+    """
+    folder, path = calibrated_folder(real), calibrated_journal(real)
+    if not (folder.exists() or path.exists()):
+        return
+    with suppress(OutputConflict, OSError):
+        journal = Journal(path, real)
+        shutil.rmtree(folder, ignore_errors=True)
+        journal.remove()
+
+
+def _outdates_calibration(real: Path) -> bool:
+    """Whether an output was finished after the last block of a calibration for it.
+
+    If not, the calibration is of a later run, which --force may continue.
+    """
+    try:
+        finished = (real / MANIFEST_NAME).stat().st_mtime_ns
+        return finished > calibrated_journal(real).stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def check_nobody_writes(target: Path) -> None:
     """Check that no other process writes an output, or calibrates for it, before this one begins.
 
@@ -102,6 +133,8 @@ def check_target(target: Path, *, force: bool, protected: Sequence[Path]) -> Pat
         for path in protected:
             _check_apart(target, real, path)
         clean_up_finished(journal_file(real), real, (work_folder(real), replaced_folder(real)))
+        if _outdates_calibration(real):
+            clean_up_calibration(real)
         if real.exists() and any(real.iterdir()):
             _check_replaceable(target, real, force=force)
     return real

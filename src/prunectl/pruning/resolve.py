@@ -9,6 +9,7 @@ from dataclasses import replace
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.mask_file import check_bits
 from prunectl.checkpoint.reader import TensorReader
+from prunectl.errors import CalibrationFailed
 from prunectl.geometry import Ranges
 from prunectl.measure.cache import measured_of
 from prunectl.measure.measured import Measured, measure_missing, refuse_nans
@@ -273,6 +274,11 @@ def resolved(
         from prunectl.calibration.samples import gather_samples
 
         samples = gather_samples(job.checkpoint, job.settings.calibration, run.on_event)
+        if job.settings.reconstruct and len(samples.inputs) < 2:
+            raise CalibrationFailed(
+                "--reconstruct holds out a part of the samples, so one sample is not enough",
+                hint="give --samples 2 or more, and enough text; 32 or more are usual",
+            )
         run.ranks.check_same("calibration samples", samples.record, hint=_SAMPLES)
         job = replace(job, samples=samples)
     with ExitStack() as stack:  # masks are read until the last weight is written

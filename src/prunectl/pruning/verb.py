@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from prunectl.calibration.store import clean_up
 from prunectl.checkpoint.checkpoint import Checkpoint
 from prunectl.checkpoint.opening import open_checkpoint
 from prunectl.device import check_device
@@ -20,7 +19,7 @@ from prunectl.errors import (
 )
 from prunectl.events import OnEvent, ignore_events
 from prunectl.output.folder import OutputFolder
-from prunectl.output.target import check_nobody_writes
+from prunectl.output.target import check_nobody_writes, clean_up_calibration
 from prunectl.parallel.folder import shared_folder
 from prunectl.parallel.ranks import ALONE, Ranks
 from prunectl.parallel.run import Run
@@ -94,7 +93,7 @@ def prune(
     ):
         result = _write(job, resolution, run, force=force)
     if ranks.is_first:
-        clean_up(job.target)
+        clean_up_calibration(job.target.resolve())
     for text in result.warnings:
         run.note(text, warning=True)
     return replace(result, seconds=time.perf_counter() - started)
