@@ -29,10 +29,11 @@ import ctypes, gc, json, shutil, sys
 from pathlib import Path
 import torch, transformers
 from prunectl import PruneSettings, prune
-from prunectl.calibration import run as calibration_run
+from prunectl.calibration import reconstruction, run as calibration_run, scales
 from prunectl.plan.settings import Calibration
 
 torch.set_num_threads(1)
+reconstruction.STEPS = scales.STEPS = 2
 forecast, told = calibration_run.forecast, []
 def listen(*args):
     told.append(forecast(*args))
@@ -43,9 +44,9 @@ def status(key):
     line = next(x for x in open("/proc/self/status") if x.startswith(key))
     return int(line.split()[1]) * 1024
 
-def run(folder, method, refine, dtype=None):
+def run(folder, method, **options):
     calibration = Calibration(("random",), samples=8, sequence_length=256)
-    settings = PruneSettings(sparsity=0.5, method=method, refine=refine, calibration=calibration)
+    settings = PruneSettings(sparsity=0.5, method=method, calibration=calibration, **options)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
@@ -61,15 +62,16 @@ def save(name, **fields):
     return name
 
 save("Llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1)
-run("Llama", "admm", True)  # what is loaded once is loaded
+run("Llama", "admm", refine=True, reconstruct=True)  # what is loaded once is loaded
 wide = save("Llama", hidden_size=1024, intermediate_size=1024, num_hidden_layers=1)
-found = {"wide": run(wide, "sparsegpt", False)}
+found = {"wide": run(wide, "sparsegpt"), "wide, fitted": run(wide, "wanda", reconstruct=True)}
 experts = save("Mixtral", hidden_size=512, intermediate_size=512, num_hidden_layers=1,
                num_key_value_heads=8, num_local_experts=16)
-found["experts"] = run(experts, "wanda", False)
+found["experts"] = run(experts, "wanda")
 vocabulary = save("Qwen2", vocab_size=200_000, hidden_size=128, intermediate_size=128,
                   num_hidden_layers=1, num_key_value_heads=8, tie_word_embeddings=False)
-found["vocabulary"] = run(vocabulary, "wanda", False)
+found["vocabulary"] = run(vocabulary, "wanda")
+found["vocabulary, fitted"] = run(vocabulary, "wanda", reconstruct=True)
 json.dump(found, sys.stdout)
 """
 

@@ -106,6 +106,8 @@ class Reconstruction:
     def run(self) -> Fit:
         """Move the parts' best values, and the model's memory with them."""
         exact = list(self._exact.values())
+        for one in exact:
+            one.grad = torch.zeros_like(one)
         groups = [
             {"params": [one], "lr": RATE * _rms(one, mask)}
             for one, mask in zip(exact, self._masks.values(), strict=True)
@@ -136,15 +138,16 @@ class Reconstruction:
             found = self._gradients(self._own.index(number), parameters)
         are_finite = True
         for gradient, parameter in zip(found, parameters, strict=True):
-            exact, mask = self._exact[parameter], self._masks[parameter]
-            exact.grad = torch.zeros_like(exact)  # laid out as Adam expects, unlike some gradients
+            own = self._exact[parameter].grad  # laid out as Adam expects, unlike some gradients
+            assert own is not None
+            own.zero_()
             if gradient is not None:
-                exact.grad.copy_(gradient).mul_(mask)
+                own.copy_(gradient).mul_(self._masks[parameter])
             if self._ranks.count > 1:
-                whole = exact.grad.contiguous()
+                whole = own.contiguous()
                 self._ranks.all_reduce(whole)
-                exact.grad.copy_(whole)
-            are_finite &= bool(exact.grad.isfinite().all())
+                own.copy_(whole)
+            are_finite &= bool(own.isfinite().all())
         return are_finite
 
     def _gradients(
