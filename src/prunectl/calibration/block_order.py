@@ -40,7 +40,7 @@ class BlockOrder:
         states: upper bound of the bytes of block outputs for all samples of this process.
         batch_states: the same for the largest batch.
         rows: most tokens, or patches, in one batch.
-        has_logits: whether a head that is loaded, and the checkpoint's own, puts out logits.
+        has_logits: whether the model has a head from the checkpoint that puts out logits.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -110,7 +110,7 @@ def find_block_order(forward: Forward, on_event: OnEvent = ignore_events) -> Blo
 
 
 def _has_logits(forward: Forward, sample: Inputs, trace: Sequence[_Call]) -> bool:
-    """Whether a head that is loaded, and the checkpoint's own, puts out logits."""
+    """Whether the model has a head from the checkpoint, loaded, that puts out logits."""
     head = forward.block_model.model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if weight is None or weight.is_meta or forward.block_model.made_up:

@@ -44,7 +44,8 @@ class DeviceFull(CalibrationFailed):
         where = "this machine" if device == "cpu" else device
         less = "a lower --sequence-length takes less"
         if device == "cpu":
-            hint = f"{less}, and so does --method {listed(needing(Needs.NORMS))}"
+            norms = listed(needing(Needs.NORMS))
+            hint = f"{less}, and so does --method {norms}; --reconstruct takes the most"
         else:
             other = f"--device cpu --dtype {dtype}"
             hint = f"the same command with {other} goes on from the finished blocks; {less}"

@@ -46,12 +46,13 @@ class MemoryForecast:
         return self.rest + self.block + self.moments + self.work + states
 
     def __str__(self) -> str:
-        where = "in a file" if self.spilled else "of memory"
+        where = "in a file" if self.spilled else "in memory"
         rest = f"{_size(self.rest)} for weights outside the blocks, " if self.rest else ""
         return (
             f"Calibration takes up to {_size(self.total)} of memory: {rest}{_size(self.block)} for "
             f"a block, up to {_size(self.moments)} for second moments of its inputs, "
-            f"{_size(self.work)} to work on it; and {_size(self.states)} {where} for block outputs."
+            f"{_size(self.work)} of working memory; and {_size(self.states)} {where} for block "
+            "outputs."
         )
 
 

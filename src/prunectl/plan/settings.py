@@ -107,8 +107,8 @@ class Calibration:
     damping: Annotated[
         float | None,
         Option(
-            "Share of the mean that is added to the diagonal of the inputs' second moments "
-            "(default: 0.01; with --reconstruct 0.01 to 0.2, by the tokens seen).",
+            "Added to the diagonal of the inputs' second moments, as a share of its mean "
+            "(default: 0.01; with --reconstruct 0.01 to 0.2, more if there are fewer tokens).",
             "RATIO",
             CALIBRATION,
         ),
@@ -215,16 +215,16 @@ class PruneSettings:
     refine: Annotated[
         bool,
         Option(
-            "Fit the weights that stay to the layers' outputs on the calibration samples, after "
-            "any method or mask.",
+            "After any method or mask, fit the kept weights to the layers' outputs on the "
+            "calibration samples.",
             heading=CALIBRATION,
         ),
     ] = False
     reconstruct: Annotated[
         bool,
         Option(
-            "Then fit the weights that stay by gradient steps: each block to the dense block's "
-            "outputs, then all rows and columns to the dense logits (slow).",
+            "After pruning, fit the kept weights by gradient steps: each block to the dense "
+            "block's outputs, then a scale for every row and column to the dense logits. Slow.",
             heading=CALIBRATION,
         ),
     ] = False

@@ -167,7 +167,7 @@ def method_in_words(arguments: dict[str, Any]) -> str:
     if arguments.get("refine"):
         words += ", with the kept weights fitted to the layers' outputs"
     if arguments.get("reconstruct"):
-        words += ", with the kept weights of each block fitted to its outputs"
+        words += ", with the kept weights fitted by gradient steps to the dense model's outputs"
     return words
 
 

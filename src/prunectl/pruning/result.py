@@ -95,8 +95,8 @@ class PruneResult:
         predicted_bytes: of all tensors by layout: ``dense``, ``bitmask``, ``nm`` where a tensor
             follows N:M (these are exact), and ``packed`` (an estimate).
         method: how weights were chosen; ``mask`` where a file of masks did.
-        refined: whether the kept weights were fitted to the layers' outputs; reconstructed: to the
-            blocks' outputs.
+        refined: whether the kept weights were fitted to the layers' outputs; reconstructed: by
+            gradient steps to the outputs of blocks, and to the logits if there are any.
     """
 
     output: Path
