@@ -321,23 +321,30 @@ def shown(entry: dict[str, Any] | None, dense: dict[str, Any] | None = None) -> 
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Markdown of the rows of one protocol: a line a method, a column a target."""
-    by_row = {entry["row"]: entry for entry in entries}
-    targets = [one for one in TARGETS if any(row.endswith(f"@{one}") for row in by_row)]
-    lines = [f"| | {' | '.join(targets)} | seconds | peak MiB |"]
-    lines.append("|---|" + "---:|" * (len(targets) + 2))
-    dense = by_row.get(DENSE)
+    """Markdown of the rows of one protocol: a line a method, a column a target and seed."""
+    cells = {(entry["row"], entry["protocol"]["seed"]): entry for entry in entries}
+    seeds = sorted({seed for _, seed in cells})
+    columns = [
+        (target, seed)
+        for seed in seeds
+        for target in TARGETS
+        if any((f"{method}@{target}", seed) in cells for method in METHODS)
+    ]
+    names = [target + (f", seed {seed}" if seed else "") for target, seed in columns]
+    lines = [f"| | {' | '.join(names)} | seconds | peak MiB |"]
+    lines.append("|---|" + "---:|" * (len(columns) + 2))
+    dense = next((entry for entry in entries if entry["row"] == DENSE), None)
     if dense:
-        lines.append(f"| {DENSE} | {' | '.join([shown(dense)] * len(targets))} | | |")
+        lines.append(f"| {DENSE} | {' | '.join([shown(dense)] * len(columns))} | | |")
     for method in METHODS:
-        found = [by_row.get(f"{method}@{target}") for target in targets]
+        found = [cells.get((f"{method}@{target}", seed)) for target, seed in columns]
         some = [entry for entry in found if entry]
         if some:
-            cells = " | ".join(shown(entry, dense) for entry in found)
+            scores = " | ".join(shown(entry, dense) for entry in found)
             times = sorted(round(entry["seconds"]) for entry in some)
             spread = " to ".join(map(str, dict.fromkeys((times[0], times[-1]))))
             peak = max(entry["peak_rss_mib"] for entry in some)
-            lines.append(f"| {method} | {cells} | {spread} | {peak:,} |")
+            lines.append(f"| {method} | {scores} | {spread} | {peak:,} |")
     return "\n".join(lines)
 
 
@@ -347,9 +354,9 @@ def on_news(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    protocols = {json.dumps(entry["protocol"]): entry["protocol"] for entry in results}
-    for protocol in protocols.values():
-        entries = [entry for entry in results if entry["protocol"] == protocol]
+    protocols = [entry["protocol"] | {"seed": 0} for entry in results]
+    for protocol in [one for at, one in enumerate(protocols) if one not in protocols[:at]]:
+        entries = [entry for entry in results if entry["protocol"] | {"seed": 0} == protocol]
         print(f"\n{', '.join(f'{key} {value}' for key, value in protocol.items())}\n")
         print(table(entries))
         if other := on_news(entries):
