@@ -375,6 +375,7 @@ def test_nan_in_a_tensor_that_is_not_pruned_is_copied() -> None:
         ("prunectl prune org/name@v1 -s 0.4 -o out", "prunectl prune org/name@v1 -s 0.4 -o out"),
         ("prunectl prune /home/me/secret/model -o /home/me/out", "prunectl prune model -o out"),
         ("prunectl prune m --output=/home/me/out", "prunectl prune m --output=out"),
+        ("prunectl prune org/name -o runs/of/me", "prunectl prune org/name -o me"),
         ("prunectl prune m -o/home/me/out", "prunectl prune m -oout"),
         ("prunectl prune ../me/m --recipe ~/r.toml", "prunectl prune m --recipe r.toml"),
         ("prunectl prune m --data=text:/me/a.txt", "prunectl prune m --data=text:a.txt"),

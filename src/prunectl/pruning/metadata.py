@@ -190,9 +190,10 @@ def for_others(command: str) -> str:
     except ValueError:  # free text, not a command line
         return command
     short = []
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         option, value = _OPTION.fullmatch(word).groups()  # type: ignore[union-attr]  # fits all
-        short.append(f"{option or ''}{without_folders(value)}")
+        is_output = (option or before).rstrip("=") in ("-o", "--output")  # it may not exist yet
+        short.append(f"{option or ''}{Path(value).name if is_output else without_folders(value)}")
     return command if short == words else shlex.join(short)
 
 
