@@ -198,8 +198,8 @@ def test_a_host_without_memory(
     assert err.splitlines() == [
         "error: calibration failed: this machine has too little free memory for a block of the "
         "model and one short sample",
-        "hint: a lower --sequence-length takes less, and so does --method wanda; --reconstruct takes "
-        "the most",
+        "hint: a lower --sequence-length takes less, and so does --method wanda; --reconstruct "
+        "takes the most",
     ]
     assert list(tmp_path.iterdir()) == []
 
