@@ -153,14 +153,14 @@ class Reconstruction:
     def _gradients(
         self, index: int, parameters: list[torch.nn.Parameter]
     ) -> Sequence[torch.Tensor | None]:
-        """The gradients of the sum of a batch's errors."""
+        """The gradients of a batch's error, times a number against underflow in fp16."""
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            error, _ = self._error_of(index, grad=True)
+            error, _, size = self._error_of(index, grad=True)
             if not error.requires_grad:  # nothing that may move was reached
                 return [None] * len(parameters)
-            return torch.autograd.grad(error, parameters, allow_unused=True)
+            return torch.autograd.grad(error * math.sqrt(size), parameters, allow_unused=True)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -195,18 +195,18 @@ class Reconstruction:
         """The mean error of the tokens held out; Inf if it is not finite."""
 
         def measure(index: int) -> tuple[float, int]:
-            error, tokens = self._error_of(index)
-            return float(error), tokens
+            error, tokens, _ = self._error_of(index)
+            return float(error) * tokens, tokens
 
         return mean_held_out(self._forward, self._ranks, measure)
 
-    def _error_of(self, index: int, *, grad: bool = False) -> tuple[torch.Tensor, int]:
-        """The sum of a batch's errors, and the number of tokens.
+    def _error_of(self, index: int, *, grad: bool = False) -> tuple[torch.Tensor, int, int]:
+        """The mean error of a batch's tokens, and the numbers of tokens and of outputs.
 
         The error of a token is that of each block's first output, its hidden states: squared, and
         relative to the dense output's square.
         """
-        errors, tokens = [], 0
+        errors, tokens, size = [], 0, 0
         with self._forward.autocast(enabled=grad):
             outputs = self._forward.run(self._group, index, grad=grad)
         for stack, output in outputs.items():
@@ -216,9 +216,10 @@ class Reconstruction:
             assert dense is not None
             dense = dense.to(one.device).float()
             lost = (one.float() - dense).square().mean(-1)
-            errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).sum())
+            errors.append((lost / dense.square().mean(-1).clamp(min=_SMALLEST)).mean())
             tokens += lost.numel()
-        return torch.stack(errors).sum(), tokens
+            size += one.numel()
+        return torch.stack(errors).mean(), tokens, size
 
 
 _SMALLEST = 1e-12
