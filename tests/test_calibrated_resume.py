@@ -6,7 +6,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def cut_off(source: Path, out: Path, choice: PruneSettings, blocks: int) -> list[Event]:
-    """Ctrl-C once so many blocks are finished; returns the events."""
-    events: list[Event] = []
+@contextmanager
+def stopped_after(blocks: int) -> Iterator[None]:
+    """Ctrl-C once so many blocks are finished, which ends the ``with`` block."""
     finish, done = CalibratedStore.finish, []
 
     def stop(self: CalibratedStore, block: str) -> None:
@@ -73,7 +74,14 @@ def cut_off(source: Path, out: Path, choice: PruneSettings, blocks: int) -> list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CalibratedStore, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
-            prune(source, out, choice, on_event=events.append)
+            yield
+
+
+def cut_off(source: Path, out: Path, choice: PruneSettings, blocks: int) -> list[Event]:
+    """Ctrl-C once so many blocks are finished; returns the events."""
+    events: list[Event] = []
+    with stopped_after(blocks):
+        prune(source, out, choice, on_event=events.append)
     assert not out.exists()
     return events
 
@@ -406,16 +414,8 @@ def test_a_calibration_that_is_to_replace_an_output_waits_while_others_are_refus
     source: Path, out: Path
 ) -> None:
     prune(source, out, PruneSettings(sparsity=0.5))
-    finish = CalibratedStore.finish
-
-    def stop(self: CalibratedStore, block: str) -> None:
-        finish(self, block)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CalibratedStore, "finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            prune(source, out, SPARSEGPT, force=True)
+    with stopped_after(1):
+        prune(source, out, SPARSEGPT, force=True)
     with pytest.raises(OutputConflict, match="exists and is not empty"):
         prune(source, out, SPARSEGPT)
     assert go_on(source, out, force=True)[0] == [1, 2, 3]

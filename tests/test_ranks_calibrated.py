@@ -16,13 +16,13 @@ import torch
 import transformers
 from ranks_script import parsed
 from safetensors.torch import load_file
+from test_calibrated_resume import stopped_after
 from test_ranks import killed, launched
 
 import prunectl
 from prunectl.calibration import forward
 from prunectl.calibration.capture import Matrix
 from prunectl.calibration.statistics import NotShared, Statistics, agree
-from prunectl.calibration.store import CalibratedStore
 from prunectl.events import Event, Note
 
 ROW, ONE = 16, 2048
@@ -143,16 +143,8 @@ def pruned_alone(one: dict[str, Any], folder: Path, **more: Any) -> prunectl.Pru
 
 def _cut_off(one: dict[str, Any], folder: Path) -> None:
     """Ctrl-C once a block is finished, in one process."""
-    finish = CalibratedStore.finish
-
-    def stop(self: CalibratedStore, block: str) -> None:
-        finish(self, block)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CalibratedStore, "finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pruned_alone(one, folder)
+    with stopped_after(1):
+        pruned_alone(one, folder)
     assert [path for path in folder.iterdir() if path.name.endswith("calibrated")]
 
 

@@ -269,8 +269,8 @@ class ScaleFit:
         """The sum over a batch's tokens of KL(p || q), and the number of tokens."""
         inputs = self._forward.batches[index]
         with torch.no_grad():
-            found = self._forward.logits_of(inputs, self._forward.dense_outputs(index))
-            dense = found.float().log_softmax(-1)
+            logits = self._forward.logits_of(inputs, self._forward.dense_outputs(index))
+            dense = logits.float().log_softmax(-1)
         with torch.enable_grad():
             own = self._forward.logits_of(inputs, last, grad=True).float().log_softmax(-1)
             found = torch.nn.functional.kl_div(own, dense, reduction="sum", log_target=True)
